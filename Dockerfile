@@ -1,0 +1,63 @@
+# Two images from one file: `api` (no torch) and `worker` (torch).
+#
+#   docker build --target api    --tag semples-api .
+#   docker build --target worker --tag semples-worker .
+#   docker build --target worker --tag semples-worker:cpu \
+#       --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu .
+#
+# BASE is any Debian-like image whose `python3` is 3.11 or newer and has venv.
+ARG BASE=python:3.11-slim-bookworm
+
+
+FROM ${BASE} AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+RUN python3 -m venv /opt/semples
+ENV PATH=/opt/semples/bin:${PATH}
+WORKDIR /src
+# The dependencies first, of a package that is still empty: editing the code does not install them
+# again.
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+RUN mkdir service worker models && touch service/__init__.py worker/__init__.py models/__init__.py
+
+
+FROM build AS build-api
+RUN pip install --constraint constraints.txt '.[api]'
+COPY service service
+COPY worker worker
+COPY models models
+RUN pip install --no-deps --force-reinstall .
+
+
+FROM build AS build-worker
+# An index with other builds of torch, such as those for the CPU, which take a fifth of the space.
+ARG TORCH_INDEX=
+RUN pip install --constraint constraints.txt ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} \
+    '.[worker]'
+COPY service service
+COPY worker worker
+COPY models models
+RUN pip install --no-deps --force-reinstall .
+
+
+FROM ${BASE} AS runtime
+RUN groupadd --gid 10001 semples \
+    && useradd --uid 10001 --gid semples --no-create-home --home-dir /tmp \
+        --shell /usr/sbin/nologin semples \
+    && install --directory --owner semples --group semples /data /data/blobs \
+    && install --directory /bundles
+# The root may be read-only: only /tmp and /data/blobs are written to.
+ENV PATH=/opt/semples/bin:${PATH} HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    SEMPLES_BLOBS=/data/blobs
+WORKDIR /data
+USER semples
+
+
+FROM runtime AS api
+COPY --from=build-api /opt/semples /opt/semples
+EXPOSE 8000
+CMD ["python", "-m", "service.main", "--host", "0.0.0.0", "--port", "8000"]
+
+
+FROM runtime AS worker
+COPY --from=build-worker /opt/semples /opt/semples
+CMD ["python", "-m", "worker.main"]

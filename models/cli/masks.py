@@ -1,0 +1,193 @@
+"""Commands that make masks and measure them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from models.cli.options import (
+    BackgroundOption,
+    BundleOption,
+    ConfidenceOption,
+    DeviceOption,
+    ImagesOption,
+    LabelsFileOption,
+    RefineOption,
+    ThreadsOption,
+    pick_device,
+    progress,
+)
+
+if TYPE_CHECKING:
+    from models.data.classes import ClassList
+    from models.metrics import IouReport
+    from models.predictor import Predictor
+
+DEFAULT_BUNDLE = "coco-demo"
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command("predict")(predict)
+    app.command("make-pseudo-masks")(make_masks)
+    app.command("evaluate")(evaluate)
+
+
+def predict(
+    image: Annotated[Path, typer.Argument(help="A JPEG, PNG or WebP photo.")],
+    labels: Annotated[
+        list[str], typer.Option("--labels", help="A class that the photo shows; repeat for more.")
+    ],
+    output: Annotated[Path, typer.Option("--output", help="Folder for the results.")],
+    bundle: BundleOption = DEFAULT_BUNDLE,
+    refine: RefineOption = None,
+    background_threshold: BackgroundOption = None,
+    min_confidence: ConfidenceOption = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = 0,
+) -> None:
+    """Make the pseudo mask of one photo: STEM.png, STEM_overlay.png and STEM.json."""
+    from models.files import describe, provenance, write_atomically, write_json
+    from models.images import read_image
+    from models.pictures import label_map_png, overlay_png
+
+    # The photo and the labels are checked before the model is loaded, so that mistakes answer at once.
+    upright = read_image(image.read_bytes())
+    predictor = _load_predictor(bundle, device, threads)
+    options = predictor.options(
+        refine=refine,
+        background_threshold=background_threshold,
+        min_confidence=min_confidence,
+    )
+    segmentation = predictor.pseudo_mask(upright.pixels, labels, options)
+    mask = label_map_png(segmentation.label_map, text=provenance(predictor.info, options))
+    write_atomically(output / f"{image.stem}.png", mask)
+    overlay = overlay_png(upright.pixels, segmentation.label_map)
+    write_atomically(output / f"{image.stem}_overlay.png", overlay)
+    record = describe(segmentation, predictor.info, options, image=image.name)
+    write_json(
+        output / f"{image.stem}.json", {**record, "exif_orientation": upright.exif_orientation}
+    )
+    for each in segmentation.classes:
+        print(f"{each.name}: {each.area:.1%} of the image, confidence {each.confidence or 0:.2f}")
+    print(f"written to {output / image.stem}.png, _overlay.png and .json")
+
+
+def make_masks(
+    images: ImagesOption,
+    labels: LabelsFileOption,
+    output: Annotated[Path, typer.Option("--output", help="Folder for masks, classes, summary.")],
+    bundle: BundleOption = DEFAULT_BUNDLE,
+    refine: RefineOption = None,
+    background_threshold: BackgroundOption = None,
+    min_confidence: ConfidenceOption = None,
+    save_scores: Annotated[
+        bool, typer.Option("--save-scores", help="Keep soft scores too, to sweep thresholds.")
+    ] = False,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = 0,
+) -> None:
+    """Make pseudo masks of a folder: masks/STEM.png, classes.txt, summary.json. Continues where it stopped."""
+    from models.data.folder import read_folder
+    from models.make_masks import make_pseudo_masks
+
+    predictor = _load_predictor(bundle, device, threads)
+    samples = read_folder(images, labels, predictor.info.classes)
+    options = predictor.options(
+        refine=refine,
+        background_threshold=background_threshold,
+        min_confidence=min_confidence,
+    )
+    labeled = sum(bool(sample.channels) for sample in samples)
+    with progress("pseudo masks", labeled) as (bar, task):
+        outcome = make_pseudo_masks(
+            predictor,
+            samples,
+            output,
+            options,
+            save_scores=save_scores,
+            on_image=lambda: bar.advance(task),
+        )
+    print(f"{outcome.made} masks made, {outcome.kept} kept, {len(outcome.failed)} failed: {output}")
+    for name, reason in outcome.failed:
+        Console(stderr=True).print(f"semples: {name}: {reason}", markup=False)
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+def evaluate(
+    ground_truth: Annotated[
+        Path, typer.Option("--ground-truth", help="Folder of STEM.png label maps.")
+    ],
+    classes: Annotated[Path, typer.Option("--classes", help="File of 'index name' lines.")],
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help="Folder of STEM.png label maps.")
+    ] = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option("--scores", help="Folder of STEM.npz: sweep the threshold (oracle) instead."),
+    ] = None,
+    min_pixels: Annotated[
+        int, typer.Option(min=0, help="Classes with fewer true pixels stay out of the mean.")
+    ] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure label maps, or stored scores at every threshold, against ground truth."""
+    from models.data.classes import read_class_list
+    from models.evaluate import evaluate_label_maps, matching_files, report_to_json, sweep_scores
+
+    class_list = read_class_list(classes)
+    extra: dict[str, object] = {}
+    if scores is None and predictions is not None:
+        pairs = matching_files(predictions, ground_truth, ".png")
+        with progress("evaluate", len(pairs)) as (bar, task):
+            report = evaluate_label_maps(
+                pairs, class_list, min_pixels=min_pixels, on_image=lambda: bar.advance(task)
+            )
+    elif scores is not None and predictions is None:
+        pairs = matching_files(scores, ground_truth, ".npz")
+        with progress("sweep", len(pairs)) as (bar, task):
+            sweep = sweep_scores(
+                pairs,
+                class_list,
+                thresholds=[percent / 100 for percent in range(5, 96)],
+                min_pixels=min_pixels,
+                on_image=lambda: bar.advance(task),
+            )
+        threshold, report = sweep.best
+        curve = [each.mean_iou for each in sweep.reports]
+        extra = {
+            "rule": "oracle",
+            "threshold": threshold,
+            "curve": dict(zip(map(str, sweep.thresholds), curve, strict=True)),
+        }
+    else:
+        raise ValueError("expected one of --predictions and --scores, got both or neither")
+    result = {**report_to_json(report, class_list, images=len(pairs)), **extra}
+    if as_json:
+        print(json.dumps(result, indent=2))
+    else:
+        _print_report(report, class_list, len(pairs))
+
+
+def _print_report(report: IouReport, classes: ClassList, images: int) -> None:
+    table = Table("class", "IoU %", "pixels", title=f"{images} images")
+    for index, name in [(0, "background"), *((each.index, each.name) for each in classes.classes)]:
+        if report.pixels[index]:
+            iou, pixels = float(report.iou[index]), int(report.pixels[index])
+            table.add_row(name, f"{100 * iou:.1f}", f"{pixels:,}")
+    console = Console()
+    console.print(table)
+    console.print(f"mean IoU {100 * report.mean_iou:.2f} %")
+
+
+def _load_predictor(bundle: str, device: str, threads: int) -> Predictor:
+    from models.bundle import find_bundle, load_bundle
+    from models.predictor import Predictor
+
+    return Predictor(load_bundle(find_bundle(bundle), device=pick_device(device, threads)))

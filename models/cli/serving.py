@@ -1,0 +1,35 @@
+"""Commands that hand over to the service and the worker; the library itself knows neither."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+
+import typer
+
+_FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command("serve", context_settings=_FORWARD)(serve)
+    app.command("worker", context_settings=_FORWARD)(worker)
+
+
+def serve(context: typer.Context) -> None:
+    """Serve over HTTP: queue, worker and API in one process tree (see serve --help)."""
+    _become("service.serve", context.args, needs="semples[all]")
+
+
+def worker(context: typer.Context) -> None:
+    """Work for a queue: load a bundle once, then take jobs (see worker --help)."""
+    _become("worker.main", context.args, needs="semples[worker]")
+
+
+def _become(module: str, arguments: list[str], *, needs: str) -> None:
+    """Replace this process, so that signals reach the server itself."""
+    if find_spec(module) is None or find_spec("rq") is None:
+        raise ValueError(f"expected the packages of {needs}, got an installation without them")
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])

@@ -1,0 +1,211 @@
+"""A frozen CLIP over open_clip: embeddings of images, texts and soft prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CLASS_TEMPLATE = "a photo of {}."
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_TEXT_BATCH = 256
+_LOCAL = "local-dir:"
+
+Tokenizer = Callable[[list[str]], Tensor]
+
+
+class FrozenImageTower(nn.Module):
+    """CLIP's image tower without gradients to its own parameters, always in evaluation mode.
+
+    Gradients still flow through to the images.
+
+    Args:
+        visual: open_clip's image tower.
+        mean: of the input normalization, per RGB channel.
+        std: of the input normalization, per RGB channel.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, visual: nn.Module, *, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.visual: Any = visual.eval().requires_grad_(False)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode: batch statistics of a frozen network must not move."""
+        return super().train(False)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(H, W) in pixels that the image tower was trained at."""
+        size = self.visual.image_size
+        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Return images in [0, 1], (B, 3, H, W), as the image tower takes them: 0 is the mean color."""
+        return (images - self.mean) / self.std
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Embed normalized images of the input size, (B, 3, H, W) → (B, D), L2-normalized.
+
+        No image gives an empty result that keeps its gradient.
+        """
+        if images.shape[0] == 0:
+            # Networks differ in what they do with an empty batch, so it never reaches them.
+            width = self.visual(images.new_zeros((1, 3, *self.input_size))).shape[-1]
+            return images.new_zeros((0, width)) + images.sum()
+        return F.normalize(self.visual(images), dim=-1)
+
+
+class FrozenClip(FrozenImageTower):
+    """Both towers of a CLIP; gradients flow through to images and to soft prompts.
+
+    Args:
+        model: an open_clip model with a causal text transformer (OpenAI's CLIP and its kin).
+        tokenizer: open_clip's tokenizer of that model.
+        mean: of the input normalization, per RGB channel.
+        std: of the input normalization, per RGB channel.
+    """
+
+    def __init__(
+        self, model: nn.Module, tokenizer: Tokenizer, *, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        network: Any = model.eval().requires_grad_(False)
+        super().__init__(network.visual, mean=mean, std=std)
+        self.model: Any = network
+        self.tokenizer = tokenizer
+
+    @property
+    def prompt_width(self) -> int:
+        """Width of a token embedding, and so of a soft prompt's tokens."""
+        return int(self._text.token_embedding.weight.shape[1])
+
+    @property
+    def _text(self) -> Any:
+        # open_clip keeps the text tower's parts on the model itself (CLIP) or under .text (CustomTextCLIP).
+        return getattr(self.model, "text", self.model)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Embed texts, → (N, D), L2-normalized.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        if not texts:
+            raise ValueError("expected at least one text, got none")
+        chunks = [list(texts[at : at + _TEXT_BATCH]) for at in range(0, len(texts), _TEXT_BATCH)]
+        tokens = [self.tokenizer(chunk).to(self.mean.device) for chunk in chunks]
+        return torch.cat([F.normalize(self.model.encode_text(each), dim=-1) for each in tokens])
+
+    def embed_classes(self, names: Sequence[str]) -> Tensor:
+        """Embed the class texts "a photo of {name}.", → (K, D), L2-normalized."""
+        return self.embed_texts([CLASS_TEMPLATE.format(name) for name in names])
+
+    def embed_prompts(self, contexts: Tensor) -> Tensor:
+        """Embed soft prompts: [start] a photo of P_1 … P_M . [end], → (N, D), L2-normalized, with gradient.
+
+        Args:
+            contexts: token embeddings P, (N, M, width).
+
+        Raises:
+            ValueError: if contexts has another form, or the prompt exceeds the context length.
+        """
+        if contexts.ndim != 3 or contexts.shape[-1] != self.prompt_width:
+            raise ValueError(
+                f"expected contexts (N, M, {self.prompt_width}), got {tuple(contexts.shape)}"
+            )
+        # The period is the ordinary one, with the end-of-word mark; the released experiments have the one without.
+        fixed = self.tokenizer([CLASS_TEMPLATE.format("")])[0].to(contexts.device)
+        fixed = fixed[: int(fixed.argmax()) + 1]
+        embedded = self._text.token_embedding(fixed).expand(contexts.shape[0], -1, -1)
+        sequence = torch.cat([embedded[:, :4], contexts, embedded[:, 4:]], dim=1)
+        return F.normalize(self._encode(sequence), dim=-1)
+
+    def _encode(self, sequence: Tensor) -> Tensor:
+        """Run the text tower on token embeddings (N, L, width) that end with [end]; → (N, D)."""
+        text, length = self._text, sequence.shape[1]
+        available = text.positional_embedding.shape[0]
+        if length > available:
+            raise ValueError(f"expected at most {available} tokens, got {length}")
+        # With a causal mask, what follows [end] cannot matter: cropping is exact and several times faster.
+        hidden = text.transformer(
+            sequence + text.positional_embedding[:length],
+            attn_mask=text.attn_mask[:length, :length],
+        )
+        end = text.ln_final(hidden)[:, -1]
+        projection = text.text_projection
+        embedding: Tensor = (
+            projection(end) if isinstance(projection, nn.Module) else end @ projection
+        )
+        return embedding
+
+
+def load_clip(model: str, pretrained: str | None, *, normalization: str = "clip") -> FrozenClip:
+    """Load an open_clip model on the CPU.
+
+    Args:
+        model: open_clip's model name, or ``local-dir:PATH`` of a folder with config and weights.
+        pretrained: open_clip's weights tag or a file; None where model says it all.
+        normalization: "clip" for the mean and std that the model was trained with; "imagenet" for what the released
+            SemPLeS experiments feed it.
+
+    Raises:
+        ValueError: if the model cannot be loaded, is not causal, or the normalization is unknown.
+    """
+    if normalization not in ("clip", "imagenet"):
+        raise ValueError(f"expected normalization 'clip' or 'imagenet', got {normalization!r}")
+    try:
+        network = open_clip.create_model(model, pretrained=pretrained)
+        tokenizer = open_clip.get_tokenizer(model)
+    except (OSError, RuntimeError, KeyError) as error:
+        raise ValueError(
+            f"expected a CLIP that open_clip loads, got {model!r} ({error})"
+        ) from error
+    if getattr(getattr(network, "text", network), "attn_mask", None) is None:
+        raise ValueError(f"expected a CLIP with a causal text transformer, got {model!r}")
+    mean, std = network.visual.image_mean, network.visual.image_std
+    if normalization == "imagenet":
+        mean, std = _IMAGENET_MEAN, _IMAGENET_STD
+    return FrozenClip(network, tokenizer, mean=mean, std=std)
+
+
+def vision_config(model: str) -> dict[str, Any]:
+    """Return open_clip's description of a model's image tower, enough to build it again without its text tower.
+
+    Args:
+        model: as ``load_clip`` takes it.
+
+    Raises:
+        ValueError: if open_clip has no such configuration.
+    """
+    if model.startswith(_LOCAL):
+        path = Path(model.removeprefix(_LOCAL)) / "open_clip_config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+    else:
+        config = open_clip.get_model_config(model)
+    if config is None:
+        raise ValueError(f"expected a model that open_clip has a configuration of, got {model!r}")
+    return {key: config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in config}
+
+
+def build_image_tower(
+    config: Mapping[str, Any], *, mean: Sequence[float], std: Sequence[float]
+) -> FrozenImageTower:
+    """Build an image tower with random weights from what ``vision_config`` returned."""
+    # open_clip builds towers only in pairs; the smallest text tower costs nothing and is dropped.
+    text = {"context_length": 8, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
+    vision = {**config["vision_cfg"], "timm_model_pretrained": False}
+    model = open_clip.CLIP(
+        config["embed_dim"], vision, text, quick_gelu=config.get("quick_gelu", False)
+    )
+    return FrozenImageTower(model.visual, mean=mean, std=std)

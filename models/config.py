@@ -1,0 +1,177 @@
+"""The numbers of a run: frozen, checked, read from YAML that holds only what differs. Free of torch."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from models.refine.names import parse_chain
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ClipConfig(_Frozen):
+    """Which CLIP supervises."""
+
+    model: str = "ViT-B-32"
+    pretrained: str | None = "openai"
+    # CLIP's own mean and std; the released experiments feed it ImageNet's ("imagenet" reproduces them).
+    normalization: Literal["clip", "imagenet"] = "clip"
+
+
+class CnnConfig(_Frozen):
+    """A timm backbone with a random 1×1 head."""
+
+    kind: Literal["cnn"] = "cnn"
+    backbone: str = "resnet50"
+    pretrained: bool = True
+    output_stride: Literal[8, 16, 32] = 16
+
+
+class ZeroShotConfig(_Frozen):
+    """CLIP's image trunk with a head written by the class texts; needs a CLIP with a timm trunk."""
+
+    kind: Literal["zero_shot"]
+    output_stride: Literal[8, 16, 32] = 16
+
+
+GeneratorConfig = Annotated[CnnConfig | ZeroShotConfig, Field(discriminator="kind")]
+
+
+class PromptsConfig(_Frozen):
+    """The learnable background prompts."""
+
+    tokens: Annotated[int, Field(ge=1, le=70)] = 30
+    # The released experiments draw from [0, 1); CLIP's own token embeddings are near a normal of 0.02.
+    initialization: Literal["uniform", "normal"] = "uniform"
+
+
+class _StageConfig(_Frozen):
+    epochs: Annotated[int, Field(ge=0)] = 60
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    learning_rate: Positive
+    weight_decay: Annotated[float, Field(ge=0)] = 0.03
+    crop_size: Annotated[int, Field(ge=32)] = 224
+    crop_min_area: Annotated[float, Field(gt=0, le=1)] = 0.08
+    epsilon: Positive
+
+
+class GeneratorStageConfig(_StageConfig):
+    """Stages (a) and (c): the mask generator learns."""
+
+    learning_rate: Positive = 6.4e-5
+    epsilon: Positive = 0.1
+    background_weight: Annotated[float, Field(ge=0)] = 2.4
+    refinement_weight: Annotated[float, Field(ge=0)] = 0.05  # used by (c) only
+    mask: Literal["minmax", "sigmoid"] = "minmax"
+    trainable: Literal["head", "all"] = "all"
+    augmentation: Literal["strong", "light"] = "strong"
+
+
+class PromptStageConfig(_StageConfig):
+    """Stage (b): the background prompts learn, on cached region embeddings."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    learning_rate: Positive = 0.025
+    epsilon: Positive = 1e-4
+    text_weight: Annotated[float, Field(ge=0)] = 0.02
+    views: Annotated[int, Field(ge=1)] = 10
+
+
+class InferenceConfig(_Frozen):
+    """From image to pseudo mask."""
+
+    image_size: Annotated[int, Field(ge=32, le=2048)] = 448  # longer side of the working image
+    scales: Annotated[tuple[Annotated[float, Field(gt=0, le=4)], ...], Field(min_length=1)] = (1.0,)
+    flip: bool = True
+    refine: str = "pamr"
+    background_threshold: Share = 0.4
+    min_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class Config(_Frozen):
+    """One run of the method."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    seed: int = 0
+    clip: ClipConfig = ClipConfig()
+    generator: GeneratorConfig = CnnConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    train_generator: GeneratorStageConfig = GeneratorStageConfig()
+    learn_prompts: PromptStageConfig = PromptStageConfig()
+    refine_generator: GeneratorStageConfig = GeneratorStageConfig()
+    inference: InferenceConfig = InferenceConfig()
+    # Names for CLIP where the data set's are not what a caption would say ("person": "player").
+    clip_names: dict[str, str] = {}
+    # Other names that requests may use for a class.
+    synonyms: dict[str, tuple[str, ...]] = {}
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message says where and why."""
+
+
+def load_config(name_or_path: str) -> Config:
+    """Read a configuration: one of the project's own by name, or a YAML file.
+
+    Raises:
+        ConfigError: if there is no such configuration, or a key or value in it is wrong (with its location).
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        shipped = files("models").joinpath("configs", f"{name_or_path}.yaml")
+        if not shipped.is_file():
+            known = ", ".join(config_names())
+            raise ConfigError(f"expected a YAML file or one of {known}, got {name_or_path!r}")
+        return parse_config(shipped.read_text(encoding="utf-8"), source=name_or_path)
+    try:
+        return parse_config(path.read_text(encoding="utf-8"), source=str(path))
+    except OSError as error:
+        raise ConfigError(
+            f"expected a readable YAML file, got {name_or_path!r} ({error})"
+        ) from error
+
+
+def parse_config(text: str, *, source: str) -> Config:
+    """Parse YAML into a configuration.
+
+    Args:
+        text: the YAML.
+        source: what messages call it.
+
+    Raises:
+        ConfigError: if it is not YAML, or a key or value is wrong.
+    """
+    try:
+        config = Config.model_validate(yaml.safe_load(text))
+        parse_chain(config.inference.refine)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: expected YAML, got {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the top level"
+        raise ConfigError(f"{source}: {place}: {first['msg']}") from error
+    except ValueError as error:
+        raise ConfigError(f"{source}: inference.refine: {error}") from error
+    return config
+
+
+def config_names() -> tuple[str, ...]:
+    """Return the names of the project's own configurations, sorted."""
+    folder = files("models").joinpath("configs")
+    return tuple(sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".yaml")))
+
+
+def dump_config(config: Config) -> str:
+    """Return a configuration as YAML, every value written out."""
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return text

@@ -1,0 +1,1 @@
+"""Samples, classes and data sets."""

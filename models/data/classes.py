@@ -1,0 +1,160 @@
+"""Class lists and label names; free of torch, so that the service can use them too."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+BACKGROUND_INDEX = 0
+IGNORE_INDEX = 255
+MAX_LABELS = 32
+
+
+class UnknownLabelError(ValueError):
+    """A label that no class or synonym is called by.
+
+    Attributes:
+        label: the label as given.
+        nearest: known names most like it, best first, at most three.
+    """
+
+    def __init__(self, label: str, nearest: tuple[str, ...]) -> None:
+        hint = f"; nearest known: {', '.join(nearest)}" if nearest else ""
+        super().__init__(f"expected a known label, got {label[:80]!r}{hint}")
+        self.label = label
+        self.nearest = nearest
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """One foreground class: its index in label maps, its name and other names people use."""
+
+    index: int
+    name: str
+    synonyms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """Foreground classes in channel order.
+
+    Channel k of a model is ``classes[k]``; its index in label maps is ``classes[k].index``, which need not be k + 1
+    (COCO's category ids have gaps).
+
+    Raises:
+        ValueError: if there is no class, an index is outside 1…254, or an index or a name occurs twice.
+    """
+
+    classes: tuple[ClassInfo, ...]
+
+    def __post_init__(self) -> None:
+        if not self.classes:
+            raise ValueError("expected at least one class, got none")
+        for info in self.classes:
+            if not BACKGROUND_INDEX < info.index < IGNORE_INDEX:
+                raise ValueError(
+                    f"expected a class index from 1 to 254, got {info.index} for {info.name!r}"
+                )
+        indices = [info.index for info in self.classes]
+        if len(set(indices)) != len(indices):
+            raise ValueError("expected distinct class indices, got a repeated one")
+        if len(self._channels) != sum(1 + len(info.synonyms) for info in self.classes):
+            raise ValueError("expected distinct class names and synonyms, got a repeated one")
+
+    @cached_property
+    def _channels(self) -> Mapping[str, int]:
+        return {
+            normalize(name): channel
+            for channel, info in enumerate(self.classes)
+            for name in (info.name, *info.synonyms)
+        }
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names in channel order."""
+        return tuple(info.name for info in self.classes)
+
+    def channel(self, label: str) -> int:
+        """Return the channel of a class by its name or a synonym, whatever its case.
+
+        Raises:
+            UnknownLabelError: if nothing is called so.
+        """
+        key = normalize(label)
+        if key not in self._channels:
+            raise UnknownLabelError(label, self._nearest(key))
+        return self._channels[key]
+
+    def resolve(self, labels: Sequence[str]) -> tuple[ClassInfo, ...]:
+        """Return the classes that labels name, each once, in channel order.
+
+        Raises:
+            UnknownLabelError: if a label is not known.
+            ValueError: if there are no labels, or more than 32.
+        """
+        if not labels:
+            raise ValueError("expected at least one label, got none")
+        if len(labels) > MAX_LABELS:
+            raise ValueError(f"expected at most {MAX_LABELS} labels, got {len(labels)}")
+        return tuple(
+            self.classes[channel] for channel in sorted({self.channel(label) for label in labels})
+        )
+
+    def with_synonyms(self, synonyms: Mapping[str, Sequence[str]]) -> ClassList:
+        """Return the same classes with other names that people may use, by class name.
+
+        Raises:
+            ValueError: if a class is unknown, or a synonym is taken already.
+        """
+        added = {self.channel(name): tuple(others) for name, others in synonyms.items()}
+        return ClassList(
+            tuple(
+                replace(info, synonyms=info.synonyms + added.get(channel, ()))
+                for channel, info in enumerate(self.classes)
+            )
+        )
+
+    def _nearest(self, key: str) -> tuple[str, ...]:
+        # difflib is quadratic in the length of its input, and the label comes from outside.
+        known = difflib.get_close_matches(key[:80], list(self._channels), n=6, cutoff=0.4)
+        channels = dict.fromkeys(self._channels[name] for name in known)
+        return tuple(self.classes[channel].name for channel in channels)[:3]
+
+
+def normalize(label: str) -> str:
+    """Return a label's comparison key: lower case, single spaces, underscores and hyphens as spaces."""
+    return " ".join(label.lower().replace("_", " ").replace("-", " ").split())
+
+
+def read_class_list(path: Path) -> ClassList:
+    """Read ``classes.txt``: a line "index name" for each class; index 0 and blank lines are skipped.
+
+    Raises:
+        ValueError: if a line has another form, or the list breaks a rule of ClassList.
+        OSError: if the file cannot be read.
+    """
+    classes = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        index, _, name = line.strip().partition(" ")
+        if not index.isdigit() or not name.strip():
+            raise ValueError(f"{path}:{number}: expected 'index name', got {line!r}")
+        if int(index) != BACKGROUND_INDEX:
+            classes.append(ClassInfo(int(index), name.strip()))
+    return ClassList(tuple(classes))
+
+
+def write_class_list(path: Path, classes: ClassList) -> None:
+    """Write ``classes.txt`` with the background first, as VOC-style tools expect."""
+    lines = [
+        f"{BACKGROUND_INDEX} background",
+        *(f"{info.index} {info.name}" for info in classes.classes),
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,0 +1,156 @@
+"""Label maps, or stored scores over a range of thresholds, against ground truth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from models.data.classes import BACKGROUND_INDEX, ClassList
+from models.metrics import IouReport, confusion_matrix, iou_report
+from models.pseudo_masks import decide
+
+OnImage = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Mean IoU at each background threshold.
+
+    Attributes:
+        thresholds: ascending.
+        reports: one a threshold.
+    """
+
+    thresholds: tuple[float, ...]
+    reports: tuple[IouReport, ...]
+
+    @property
+    def best(self) -> tuple[float, IouReport]:
+        """The threshold that the ground truth likes best ("oracle"), and its report."""
+        at = max(range(len(self.reports)), key=lambda index: self.reports[index].mean_iou)
+        return self.thresholds[at], self.reports[at]
+
+
+def matching_files(predictions: Path, ground_truth: Path, suffix: str) -> list[tuple[Path, Path]]:
+    """Pair the files of two folders by stem.
+
+    Args:
+        predictions: folder of ``<stem><suffix>``.
+        ground_truth: folder of ``<stem>.png``.
+        suffix: of the predictions.
+
+    Raises:
+        ValueError: if there is no prediction, or one lacks a ground truth.
+    """
+    pairs = [
+        (path, ground_truth / f"{path.stem}.png") for path in sorted(predictions.glob(f"*{suffix}"))
+    ]
+    if not pairs:
+        raise ValueError(f"expected *{suffix} files in {predictions}, got none")
+    missing = [truth.name for _, truth in pairs if not truth.is_file()]
+    if missing:
+        raise ValueError(
+            f"expected {missing[0]} in {ground_truth}, got no such file ({len(missing)} missing)"
+        )
+    return pairs
+
+
+def evaluate_label_maps(
+    pairs: Sequence[tuple[Path, Path]], classes: ClassList, *, min_pixels: int, on_image: OnImage
+) -> IouReport:
+    """Compare label maps with ground truth; indices in both mean what the class list says.
+
+    Raises:
+        ValueError: if a file is not a label map, sizes differ, or the ground truth has an unknown index.
+    """
+    indices = _count(classes)
+    matrix = torch.zeros(indices, indices + 1, dtype=torch.int64)
+    for prediction, truth in pairs:
+        matrix += _compare(_read(truth), _read(prediction), indices, prediction)
+        on_image()
+    return iou_report(matrix, min_pixels=min_pixels)
+
+
+def sweep_scores(
+    pairs: Sequence[tuple[Path, Path]],
+    classes: ClassList,
+    *,
+    thresholds: Sequence[float],
+    min_pixels: int,
+    on_image: OnImage,
+) -> Sweep:
+    """Compare stored scores with ground truth at every background threshold.
+
+    Raises:
+        ValueError: as ``evaluate_label_maps``.
+    """
+    indices = _count(classes)
+    matrices = torch.zeros(len(thresholds), indices, indices + 1, dtype=torch.int64)
+    for scores_file, truth_file in pairs:
+        truth = _read(truth_file)
+        with np.load(scores_file, allow_pickle=False) as stored:
+            scores = torch.from_numpy(stored["scores"])
+            labels = torch.from_numpy(stored["class_indices"].astype(np.int64))
+        for number, threshold in enumerate(thresholds):
+            decision = decide(
+                scores,
+                labels,
+                size=(truth.shape[0], truth.shape[1]),
+                background_threshold=threshold,
+                min_confidence=0.0,
+            )
+            matrices[number] += _compare(truth, decision.label_map, indices, scores_file)
+        on_image()
+    reports = tuple(iou_report(matrix, min_pixels=min_pixels) for matrix in matrices)
+    return Sweep(tuple(thresholds), reports)
+
+
+def report_to_json(report: IouReport, classes: ClassList, *, images: int) -> dict[str, Any]:
+    """Return a report in JSON's types; IoU in [0, 1], null where a class does not occur."""
+    names = {BACKGROUND_INDEX: "background"} | {each.index: each.name for each in classes.classes}
+    return {
+        "images": images,
+        "mean_iou": _number(report.mean_iou),
+        "classes": [
+            {
+                "index": index,
+                "name": name,
+                "iou": _number(float(report.iou[index])),
+                "pixels": int(report.pixels[index]),
+            }
+            for index, name in names.items()
+        ],
+    }
+
+
+def _compare(truth: Tensor, prediction: Tensor, indices: int, path: Path) -> Tensor:
+    try:
+        return confusion_matrix(truth, prediction, indices=indices)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _count(classes: ClassList) -> int:
+    return max(each.index for each in classes.classes) + 1
+
+
+def _read(path: Path) -> Tensor:
+    try:
+        picture = Image.open(path)
+        if picture.mode not in ("L", "P"):
+            raise ValueError(f"expected a label map in mode L or P in {path}, got {picture.mode}")
+        return torch.from_numpy(np.array(picture))
+    except OSError as error:
+        raise ValueError(f"expected a label map in {path}, got {error}") from error
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value  # JSON has no NaN

@@ -1,0 +1,118 @@
+"""From a run's work directory to a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from models.build import build_generator
+from models.bundle import write_bundle
+from models.bundle_info import (
+    BundleInfo,
+    GeneratorSpec,
+    ImageTowerSpec,
+    Manifest,
+    Measurement,
+    Noun,
+)
+from models.clip import FrozenClip, vision_config
+from models.config import CnnConfig, Config
+from models.generators.cnn import CnnGenerator
+from models.generators.zero_shot import trunk_name
+from models.prompts import nearest_nouns, read_nouns
+from models.run import Run
+from models.stages import supervision
+
+# Which generator a bundle can hold: the initial one, of stage (a), or of stage (c).
+STAGES = ("zero-shot", "train-generator", "refine-generator")
+_NOUNS = 8
+
+
+def export_bundle(
+    run: Run,
+    folder: Path,
+    *,
+    stage: str,
+    licence: str,
+    trained_on: str,
+    metrics: Sequence[Measurement] = (),
+) -> BundleInfo:
+    """Write a bundle of what a run has trained so far.
+
+    Args:
+        run: with the stage's files in its work directory.
+        folder: the bundle's.
+        stage: one of STAGES; "zero-shot" is the generator before training.
+        licence: under which others may use the weights.
+        trained_on: the data, in words.
+        metrics: measured figures that the bundle shall carry.
+
+    Raises:
+        ValueError: if the stage is unknown or its files are missing.
+    """
+    if stage not in STAGES:
+        raise ValueError(f"expected a stage of {', '.join(STAGES)}, got {stage!r}")
+    clip, class_text = supervision(run)
+    generator = build_generator(run.config, clip, class_text, device=run.device)
+    if stage != "zero-shot":
+        generator.load_state_dict(load_file(run.existing(stage, "generator.safetensors")))
+    texts = {"class_text": class_text}
+    nouns: dict[str, tuple[Noun, ...]] = {}
+    if (run.work / "learn-prompts" / "prompts.safetensors").is_file():
+        learned = load_file(run.existing("learn-prompts", "prompts.safetensors"))
+        texts |= {key: learned[key] for key in ("embeddings", "context")}
+        nouns = explain(run, clip, learned["embeddings"].to(run.device))
+    manifest = Manifest(
+        format=1,
+        name=run.config.name,
+        licence=licence,
+        trained_on=trained_on,
+        stage=stage,
+        classes=run.classes.with_synonyms(run.config.synonyms),
+        inference=run.config.inference,
+        generator=_generator_spec(run.config, clip, generator),
+        image_tower=ImageTowerSpec(
+            config=vision_config(run.config.clip.model),
+            mean=_channels(clip.mean),
+            std=_channels(clip.std),
+        ),
+        metrics=tuple(metrics),
+        nearest_nouns=nouns,
+        files={},
+    )
+    return write_bundle(
+        folder,
+        manifest,
+        generator=generator.state_dict(),
+        texts=texts,
+        image_tower=clip.visual.state_dict(),
+    )
+
+
+def explain(run: Run, clip: FrozenClip, prompts: Tensor) -> dict[str, tuple[Noun, ...]]:
+    """Return the nouns nearest to each class's learned background prompt, nearest first, by class name."""
+    nouns = read_nouns()
+    near = nearest_nouns(prompts, nouns, clip.embed_classes(nouns), count=_NOUNS)
+    return {
+        name: tuple(Noun(noun=each.noun, similarity=round(each.similarity, 4)) for each in nouns_of)
+        for name, nouns_of in zip(run.classes.names, near, strict=True)
+    }
+
+
+def _generator_spec(config: Config, clip: FrozenClip, generator: CnnGenerator) -> GeneratorSpec:
+    settings = config.generator
+    return GeneratorSpec(
+        kind=settings.kind,
+        backbone=settings.backbone if isinstance(settings, CnnConfig) else trunk_name(clip),
+        output_stride=settings.output_stride,
+        mean=_channels(generator.mean),
+        std=_channels(generator.std),
+    )
+
+
+def _channels(values: Tensor) -> tuple[float, float, float]:
+    red, green, blue = values.flatten().tolist()
+    return red, green, blue

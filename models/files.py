@@ -1,0 +1,71 @@
+"""What a pseudo mask leaves on disk: one writer for a single photo and for a folder of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.bundle_info import BundleInfo
+from models.predictor import MaskOptions, Segmentation
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all; its folder is made if missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON for people and programs, whole or not at all."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    write_atomically(path, (text + "\n").encode())
+
+
+def describe(
+    segmentation: Segmentation, info: BundleInfo, options: MaskOptions, *, image: str
+) -> dict[str, Any]:
+    """Return what is worth knowing about a pseudo mask in JSON's types: classes, model, thresholds."""
+    height, width = segmentation.label_map.shape
+    return {
+        "image": image,
+        "size": {"width": width, "height": height},
+        "model": {"name": info.name, "version": info.version},
+        "options": asdict(options),
+        "classes": [asdict(each) for each in segmentation.classes],
+        "ignored": segmentation.ignored,
+    }
+
+
+def provenance(info: BundleInfo, options: MaskOptions) -> dict[str, str]:
+    """Return the PNG text chunks that say where a mask comes from."""
+    return {
+        "Software": "semples",
+        "Model": f"{info.name} {info.version}",
+        "Options": json.dumps(asdict(options), sort_keys=True),
+    }
+
+
+def write_scores(path: Path, segmentation: Segmentation) -> None:
+    """Write soft scores as ``.npz``: scores and cams (n, h, w) float16, class indices and names, image size (H, W)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial.npz")
+    np.savez_compressed(partial, **scores_arrays(segmentation))
+    partial.replace(path)
+
+
+def scores_arrays(segmentation: Segmentation) -> dict[str, Any]:
+    """Return the arrays of ``scores.npz`` by name."""
+    return {
+        "scores": segmentation.scores,
+        "cams": segmentation.cams,
+        "class_indices": np.array([each.index for each in segmentation.classes], dtype=np.uint8),
+        "class_names": np.array([each.name for each in segmentation.classes]),
+        "image_size": np.array(segmentation.label_map.shape, dtype=np.int32),
+    }

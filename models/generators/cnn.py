@@ -1,0 +1,89 @@
+"""A CAM network on any timm backbone: features, a 1×1 convolution without bias, ReLU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import timm
+import torch
+from torch import Tensor, nn
+
+
+class CnnGenerator(nn.Module):
+    """The CAM network that CLIMS-like methods use.
+
+    Args:
+        backbone: maps normalized images (B, 3, H, W) to features (B, C, h, w).
+        head: weights of the 1×1 convolution, one row a class, (K, C).
+        mean: of the backbone's input normalization, per RGB channel.
+        std: of the backbone's input normalization, per RGB channel.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, backbone: nn.Module, head: Tensor, *, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        classes, channels = head.shape
+        self.backbone = backbone
+        self.head = nn.Conv2d(channels, classes, kernel_size=1, bias=False)
+        with torch.no_grad():
+            self.head.weight.copy_(head[:, :, None, None])
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return signed class evidence, (B, K, h, w), for images in [0, 1], (B, 3, H, W)."""
+        evidence: Tensor = self.head(self.backbone((images - self.mean) / self.std))
+        return evidence
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return non-negative CAMs, (B, K, h, w), for images in [0, 1], (B, 3, H, W)."""
+        return self.logits(images).relu()
+
+
+class _LastStage(nn.Module):
+    """The last feature map of a timm ``features_only`` network, channels first."""
+
+    def __init__(self, features: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.features = features
+        self.channels = channels
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps: Tensor = self.features(images)[-1]
+        # Swin and its kin answer channels last.
+        return maps if maps.shape[1] == self.channels else maps.permute(0, 3, 1, 2)
+
+
+def cnn_generator(
+    name: str, *, classes: int, pretrained: bool, output_stride: int, generator: torch.Generator
+) -> CnnGenerator:
+    """Build a CAM network from any timm backbone that has ``features_only``, with a random head.
+
+    Args:
+        name: timm's model name.
+        classes: K.
+        pretrained: load timm's weights, from the model hub or its cache.
+        output_stride: 8, 16 or 32; networks that cannot dilate keep their own.
+        generator: source of randomness of the head.
+
+    Raises:
+        ValueError: if timm does not know the name or cannot fetch its weights.
+    """
+    options = {"pretrained": pretrained, "features_only": True, "out_indices": (-1,)}
+    try:
+        try:
+            features = timm.create_model(name, output_stride=output_stride, **options)
+        except TypeError:  # no dilation in this family
+            features = timm.create_model(name, **options)
+    except (RuntimeError, OSError) as error:
+        raise ValueError(
+            f"expected a backbone that timm can build, got {name!r} ({error})"
+        ) from error
+    channels = int(features.feature_info.channels()[-1])
+    head = torch.empty(classes, channels).normal_(0, 0.01, generator=generator)
+    data = timm.data.resolve_data_config({}, model=features)
+    return CnnGenerator(_LastStage(features, channels), head, mean=data["mean"], std=data["std"])

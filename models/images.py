@@ -1,0 +1,203 @@
+"""One decoding policy for photos: bytes in, upright RGB pixels out. Free of torch.
+
+JPEG, PNG and WebP only, at most 40 megapixels, complete and still. Whatever the file holds
+(palette, gray, alpha, 16 bits, CMYK, an EXIF orientation), the caller gets 8-bit RGB in the upright
+frame. Embedded color profiles are not applied.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+MAX_PIXELS = 40_000_000
+FORMATS = ("JPEG", "PNG", "WEBP")
+
+ImageErrorKind = Literal["unsupported", "too_large", "unreadable"]
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_QUARTER_TURNS = (5, 6, 7, 8)
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+
+# What Pillow's parsers raise on damaged bytes. Not Exception: a job's timeout, raised in the middle
+# of decoding, and MemoryError must not look like a broken picture.
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Warning,  # of damaged metadata, where the process turns warnings into errors
+)
+
+
+class ImageError(ValueError):
+    """Bytes that are not a picture we take.
+
+    Attributes:
+        kind: "unsupported" (another format, or animated), "too_large" (pixels) or "unreadable"
+            (damaged).
+    """
+
+    def __init__(self, kind: ImageErrorKind, message: str) -> None:
+        super().__init__(message)
+        self.kind: ImageErrorKind = kind
+
+
+@dataclass(frozen=True)
+class UprightImage:
+    """A decoded photo.
+
+    Attributes:
+        pixels: RGB, (H, W, 3), in the upright frame.
+        exif_orientation: the file's EXIF orientation, 1 to 8, already applied.
+    """
+
+    pixels: NDArray[np.uint8]
+    exif_orientation: int
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What a photo is, without its pixels; the size is that of the upright frame."""
+
+    width: int
+    height: int
+    exif_orientation: int
+    format: str
+
+
+def read_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> UprightImage:
+    """Decode a photo to upright 8-bit RGB; transparency is laid on white.
+
+    Args:
+        data: the file's bytes.
+        max_pixels: largest width times height, checked on the header before anything is decoded.
+
+    Raises:
+        ImageError: if the bytes are not a complete, still JPEG, PNG or WebP within the limit.
+    """
+    image = _open(data, max_pixels=max_pixels)
+    try:
+        image.load()
+        orientation = _orientation(image)
+        # A copy: an array that views Pillow's memory is read-only, and torch warns of those.
+        pixels = np.array(_to_rgb(image))
+    except _DECODER_ERRORS as error:
+        raise ImageError("unreadable", f"cannot read the image: {error}") from error
+    return UprightImage(_turn_upright(pixels, orientation), orientation)
+
+
+def check_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageHeader:
+    """Refuse what ``read_image`` would refuse, for less work, and say what the photo is.
+
+    A JPEG is decoded at an eighth of its size: that still walks through all of its data, which is
+    what tells a truncated file from a whole one.
+
+    Raises:
+        ImageError: as ``read_image`` does.
+    """
+    image = _open(data, max_pixels=max_pixels)
+    width, height = image.size
+    try:
+        image.draft("L", (1, 1))
+        image.load()
+        _to_rgb(image.crop((0, 0, 1, 1)))  # a missing palette shows only here
+        orientation = _orientation(image)
+    except _DECODER_ERRORS as error:
+        raise ImageError("unreadable", f"cannot read the image: {error}") from error
+    if orientation in _QUARTER_TURNS:
+        width, height = height, width
+    return ImageHeader(
+        width, height, orientation, "JPEG" if image.format == "MPO" else str(image.format)
+    )
+
+
+def _open(data: bytes, *, max_pixels: int) -> Image.Image:
+    """Open a picture's header, without decoding, and refuse what is too large or moves."""
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        frames = getattr(image, "n_frames", 1)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(
+            "too_large", f"expected at most {max_pixels} pixels, got far more"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise _unidentified(data) from error
+    except _DECODER_ERRORS as error:
+        raise ImageError("unreadable", f"cannot read the image: {error}") from error
+    width, height = image.size
+    # Beyond its own limit Pillow only warns: here that is an error, whatever the caller allows.
+    limit = min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)
+    if width * height > limit:
+        raise ImageError("too_large", f"expected at most {limit} pixels, got {width} x {height}")
+    # Phones write a second picture (a preview, a gain map) into a JPEG: its first one is the photo.
+    if frames > 1 and image.format != "MPO":
+        raise ImageError(
+            "unsupported", f"expected a still image, got an animation of {frames} frames"
+        )
+    return image
+
+
+def _unidentified(data: bytes) -> ImageError:
+    known = data.startswith(_SIGNATURES) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+    if known or not data:
+        return ImageError(
+            "unreadable", "cannot read the image: its header is damaged or incomplete"
+        )
+    return ImageError("unsupported", "expected a JPEG, PNG or WebP image, got something else")
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, or 1 where there is none or the EXIF block is damaged."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except _DECODER_ERRORS:
+        return 1
+    return value if isinstance(value, int) and value in _UPRIGHT else 1
+
+
+def _turn_upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    if orientation not in _UPRIGHT:
+        return pixels
+    return np.array(Image.fromarray(pixels).transpose(_UPRIGHT[orientation]))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        return _sixteen_bits_to_rgb(image)
+    if image.has_transparency_data:
+        opaque = Image.new("RGBA", image.size, "white")
+        opaque.alpha_composite(image.convert("RGBA"))
+        return opaque.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _sixteen_bits_to_rgb(image: Image.Image) -> Image.Image:
+    # Pillow's own conversion from 16 bits clips at 255 instead of scaling. 65535 / 255 = 257.
+    values = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
+    gray = ((values + 128) // 257).astype(np.uint8)
+    return Image.fromarray(gray).convert("RGB")

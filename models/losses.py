@@ -1,0 +1,103 @@
+"""The three losses of SemPLeS, on L2-normalized embeddings. Pure functions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_MIN_COSINE, _MAX_COSINE = 1e-4, 0.9999
+
+
+def segment_label_matching(
+    foreground: Tensor, background: Tensor, class_text: Tensor, *, background_weight: float
+) -> Tensor:
+    """Pull foreground regions towards their class text and push background regions away.
+
+    L_match of SemPLeS: ``mean(-log cos(f, t)) + w_b * mean(-log(1 - cos(b, t)))``.
+
+    Args:
+        foreground: embeddings of ``mask * image``, (N, D), L2-normalized.
+        background: embeddings of ``(1 - mask) * image``, (N, D), L2-normalized.
+        class_text: embedding of each region's class text, (N, D), L2-normalized.
+        background_weight: w_b, dimensionless.
+
+    Returns:
+        Scalar, in nats. No region gives 0 with a gradient.
+
+    Raises:
+        ValueError: if the three shapes differ.
+    """
+    _check_same_shape(foreground=foreground, background=background, class_text=class_text)
+    attraction = _attract(_cosine(foreground, class_text))
+    return attraction + background_weight * _repel(_cosine(background, class_text))
+
+
+def contrastive_prompt_learning(
+    background: Tensor, prompt: Tensor, class_text: Tensor, *, text_weight: float
+) -> Tensor:
+    """Pull each background prompt towards its class's background regions and away from the class text.
+
+    L_prompt of SemPLeS: ``mean(-log cos(b, p)) + w_t * mean(log cos(t, p))``. The second term is plus log, so its
+    gradient is 1/cos: it drives the cosine to 0 rather than away from 1.
+
+    Args:
+        background: embeddings of ``(1 - mask) * image``, (N, D), L2-normalized.
+        prompt: embedding of each region's background prompt, (N, D), L2-normalized.
+        class_text: embedding of each region's class text, (N, D), L2-normalized.
+        text_weight: w_t, dimensionless.
+
+    Returns:
+        Scalar, in nats, negative when the second term dominates. No region gives 0 with a gradient.
+
+    Raises:
+        ValueError: if the three shapes differ.
+    """
+    _check_same_shape(background=background, prompt=prompt, class_text=class_text)
+    attraction = _attract(_cosine(background, prompt))
+    return attraction + text_weight * _mean(torch.log(_cosine(class_text, prompt)))
+
+
+def semantic_refinement(foreground: Tensor, prompt: Tensor, *, refinement_weight: float) -> Tensor:
+    """Push foreground regions away from what the background prompts learned.
+
+    L_refine of SemPLeS: ``w_r * mean(-log(1 - cos(f, p)))``; stage (c) adds it to L_match.
+
+    Args:
+        foreground: embeddings of ``mask * image``, (N, D), L2-normalized.
+        prompt: embedding of each region's background prompt, (N, D), L2-normalized.
+        refinement_weight: w_r, dimensionless.
+
+    Returns:
+        Scalar, in nats. No region gives 0 with a gradient.
+
+    Raises:
+        ValueError: if the two shapes differ.
+    """
+    _check_same_shape(foreground=foreground, prompt=prompt)
+    return refinement_weight * _repel(_cosine(foreground, prompt))
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    # Both clamps bound the gradient of the logarithms; a cosine outside gets none.
+    return (a * b).sum(dim=-1).clamp(_MIN_COSINE, _MAX_COSINE)
+
+
+def _attract(cosine: Tensor) -> Tensor:
+    return _mean(-torch.log(cosine))
+
+
+def _repel(cosine: Tensor) -> Tensor:
+    return _mean(-torch.log1p(-cosine))
+
+
+def _mean(values: Tensor) -> Tensor:
+    # Not .mean(): a batch without a present class must give 0 with a gradient, never NaN.
+    return values.sum() / max(values.numel(), 1)
+
+
+def _check_same_shape(**tensors: Tensor) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    first = next(iter(shapes.values()))
+    if len(first) != 2 or any(shape != first for shape in shapes.values()):
+        got = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"expected equal shapes (N, D), got {got}")

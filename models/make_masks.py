@@ -1,0 +1,170 @@
+"""Pseudo masks of a whole folder; interrupted, it continues where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.data.classes import write_class_list
+from models.data.sample import Sample
+from models.files import describe, provenance, write_atomically, write_json, write_scores
+from models.images import ImageError, read_image
+from models.pictures import label_map_png
+from models.predictor import MaskOptions, Predictor
+
+_RESULTS, _SETTINGS, _SUMMARY = "results.jsonl", "settings.json", "summary.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a folder.
+
+    Attributes:
+        made: masks written by this call.
+        kept: masks that an earlier call had written.
+        failed: (image, reason) of those that could not be read.
+    """
+
+    made: int
+    kept: int
+    failed: tuple[tuple[str, str], ...]
+
+
+def make_pseudo_masks(
+    predictor: Predictor,
+    samples: Sequence[Sample],
+    output: Path,
+    options: MaskOptions,
+    *,
+    save_scores: bool,
+    on_image: Callable[[], None],
+) -> Outcome:
+    """Write ``masks/<stem>.png`` for every labeled image, ``classes.txt`` and ``summary.json``.
+
+    Args:
+        predictor: makes the masks.
+        samples: images with their labels; those without a label are passed over.
+        output: the folder.
+        options: from ``predictor.options``.
+        save_scores: also write ``scores/<stem>.npz``, to sweep thresholds over.
+        on_image: called after each image.
+
+    Raises:
+        ValueError: if the folder holds masks of another model or other options.
+        OSError: if it cannot be written.
+    """
+    _claim(output, predictor, options, save_scores=save_scores)
+    write_class_list(output / "classes.txt", predictor.info.classes)
+    names = predictor.info.classes.names
+    done = _read_results(output / _RESULTS)
+    labeled = [sample for sample in samples if sample.channels]
+    kept = {
+        sample.stem for sample in labeled
+        if sample.stem in done and (output / "masks" / f"{sample.stem}.png").is_file()
+    }  # fmt: skip
+    failed: list[tuple[str, str]] = []
+    with (output / _RESULTS).open("a", encoding="utf-8") as results:
+        for sample in labeled:
+            if sample.stem not in kept:
+                try:
+                    record = _make_one(
+                        predictor, sample, [names[each] for each in sample.channels], output, options,
+                        save_scores=save_scores,
+                    )  # fmt: skip
+                except ImageError as error:
+                    failed.append((sample.path.name, str(error)))
+                else:
+                    done[sample.stem] = record
+                    results.write(json.dumps({"stem": sample.stem, **record}) + "\n")
+                    results.flush()
+            on_image()
+    records = [done[sample.stem] for sample in labeled if sample.stem in done]
+    outcome = Outcome(len(labeled) - len(kept) - len(failed), len(kept), tuple(failed))
+    settings = json.loads((output / _SETTINGS).read_text(encoding="utf-8"))
+    write_json(output / _SUMMARY, {**settings, **_summarize(records, samples, outcome)})
+    return outcome
+
+
+def _make_one(
+    predictor: Predictor,
+    sample: Sample,
+    labels: Sequence[str],
+    output: Path,
+    options: MaskOptions,
+    *,
+    save_scores: bool,
+) -> dict[str, Any]:
+    image = read_image(sample.path.read_bytes()).pixels
+    segmentation = predictor.pseudo_mask(image, labels, options)
+    if save_scores:
+        write_scores(output / "scores" / f"{sample.stem}.npz", segmentation)
+    png = label_map_png(segmentation.label_map, text=provenance(predictor.info, options))
+    write_atomically(output / "masks" / f"{sample.stem}.png", png)
+    return describe(segmentation, predictor.info, options, image=sample.path.name)
+
+
+def _claim(output: Path, predictor: Predictor, options: MaskOptions, *, save_scores: bool) -> None:
+    """Note in the folder what its masks are made with, or check that it is the same as before."""
+    info = predictor.info
+    settings = {
+        "model": {"name": info.name, "version": info.version},
+        "options": vars(options),
+        "scores": save_scores,
+    }
+    path = output / _SETTINGS
+    if not path.exists():
+        write_json(path, settings)
+    elif json.loads(path.read_text(encoding="utf-8")) != settings:
+        raise ValueError(
+            f"expected {output} to be new or made with the same model and options, see {path}"
+        )
+
+
+def _read_results(path: Path) -> dict[str, dict[str, Any]]:
+    """Read what earlier calls did, by stem; a line cut off by a kill is as good as not there."""
+    records: dict[str, dict[str, Any]] = {}
+    if not path.exists():
+        return records
+    text = path.read_text(encoding="utf-8")
+    whole, _, rest = text.rpartition("\n")
+    if rest:
+        path.write_text(whole + "\n" if whole else "", encoding="utf-8")
+    for line in whole.splitlines():
+        record = json.loads(line)
+        records[record.pop("stem")] = record
+    return records
+
+
+def _summarize(
+    records: Sequence[dict[str, Any]], samples: Sequence[Sample], outcome: Outcome
+) -> dict[str, Any]:
+    by_class: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        for each in record["classes"]:
+            by_class.setdefault(each["name"], []).append({**each, "image": record["image"]})
+    return {
+        "images": len(samples),
+        "masks": len(records),
+        "unlabeled": sum(not sample.channels for sample in samples),
+        "failed": [{"image": name, "reason": reason} for name, reason in outcome.failed],
+        "classes": {name: _summarize_class(found) for name, found in sorted(by_class.items())},
+    }
+
+
+def _summarize_class(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "images": len(found),
+        "mean_area": _mean([each["area"] for each in found]),
+        "mean_confidence": _mean([each["confidence"] for each in found]),
+        "mean_alignment_class": _mean([each["alignment_class"] for each in found]),
+        "mean_alignment_background": _mean([each["alignment_background"] for each in found]),
+        "empty": [each["image"] for each in found if each["box"] is None],
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

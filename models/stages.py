@@ -1,0 +1,150 @@
+"""The three training stages, from files of a work directory to files of a work directory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from models.build import (
+    build_clip,
+    build_generator,
+    build_masks,
+    build_prompts,
+    build_transform,
+    class_captions,
+    freeze_for,
+    load_generator,
+)
+from models.clip import FrozenClip
+from models.config import GeneratorStageConfig
+from models.data.batches import Crops, ordered_batches, shuffled_batches
+from models.data.sample import Sample
+from models.data.transforms import light_augmentation
+from models.run import OnStep, Run, seed_everything
+from models.training.generator import Refinement, generator_losses
+from models.training.loop import fit
+from models.training.prompts import (
+    RegionBatches,
+    RegionEmbeddings,
+    embed_backgrounds,
+    prompt_losses,
+)
+
+_EMBEDDING_BATCH = 32  # images at a time when regions are embedded once
+
+
+def supervision(run: Run) -> tuple[FrozenClip, Tensor]:
+    """Return the frozen CLIP and the class text embeddings, (K, D)."""
+    clip = build_clip(run.config.clip, device=run.device)
+    return clip, clip.embed_classes(class_captions(run.config, run.classes))
+
+
+def train_generator(run: Run, samples: Sequence[Sample], on_step: OnStep) -> Path:
+    """Stage (a): fit the mask generator to L_match; returns its weights' file."""
+    return _fit_generator(run, samples, on_step, stage="train-generator", prompts=None)
+
+
+def refine_generator(run: Run, samples: Sequence[Sample], on_step: OnStep) -> Path:
+    """Stage (c): fit the mask generator, from its initial weights, to L_match + L_refine; returns its weights' file.
+
+    Raises:
+        MissingStageError: if the prompts of stage (b) are not there.
+    """
+    prompts = load_file(run.existing("learn-prompts", "prompts.safetensors"))["embeddings"]
+    return _fit_generator(
+        run, samples, on_step, stage="refine-generator", prompts=prompts.to(run.device)
+    )
+
+
+def learn_prompts(run: Run, samples: Sequence[Sample], on_step: OnStep) -> Path:
+    """Stage (b): fit the background prompts to L_prompt; returns their file.
+
+    Raises:
+        MissingStageError: if the generator of stage (a) is not there.
+    """
+    seed_everything(run.config.seed)
+    settings = run.config.learn_prompts
+    clip, class_text = supervision(run)
+    weights = run.existing("train-generator", "generator.safetensors")
+    regions = _background_regions(run, samples, clip, class_text, weights)
+    prompts = build_prompts(run.config, clip, run.classes.names)
+    batches = RegionBatches(
+        len(regions.channels),
+        batch_size=settings.batch_size,
+        generator=torch.Generator().manual_seed(run.config.seed),
+    )
+    with run.logged("learn-prompts", on_step) as report:
+        fit(
+            prompts.parameters(),
+            batches,
+            prompt_losses(prompts, clip, regions, class_text, text_weight=settings.text_weight),
+            epochs=settings.epochs,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            on_step=report,
+        )
+    context = prompts.context.detach()
+    with torch.no_grad():
+        embeddings = clip.embed_prompts(context)
+    tensors = {"context": context, "embeddings": embeddings, "class_text": class_text}
+    return run.save("learn-prompts", "prompts.safetensors", tensors)
+
+
+def _fit_generator(
+    run: Run, samples: Sequence[Sample], on_step: OnStep, *, stage: str, prompts: Tensor | None
+) -> Path:
+    settings: GeneratorStageConfig = getattr(run.config, stage.replace("-", "_"))
+    seed_everything(run.config.seed)
+    clip, class_text = supervision(run)
+    generator = build_generator(run.config, clip, class_text, device=run.device)
+    freeze_for(generator, trainable=settings.trainable)
+    batches = shuffled_batches(
+        Crops(_labeled(samples), classes=len(run.classes), transform=build_transform(settings)),
+        batch_size=settings.batch_size,
+        workers=run.workers,
+        generator=torch.Generator().manual_seed(run.config.seed),
+    )
+    losses_of = generator_losses(
+        build_masks(generator, clip, mask=settings.mask, epsilon=settings.epsilon),
+        clip,
+        class_text,
+        background_weight=settings.background_weight,
+        refinement=None if prompts is None else Refinement(prompts, settings.refinement_weight),
+    )
+    with run.logged(stage, on_step) as report:
+        fit(
+            generator.parameters(),
+            batches,
+            losses_of,
+            epochs=settings.epochs,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            on_step=report,
+        )
+    return run.save(stage, "generator.safetensors", generator.state_dict())
+
+
+def _background_regions(
+    run: Run, samples: Sequence[Sample], clip: FrozenClip, class_text: Tensor, weights: Path
+) -> RegionEmbeddings:
+    """Embed the background regions of several augmented views of every labeled photo."""
+    settings = run.config.learn_prompts
+    generator = load_generator(run.config, clip, class_text, weights, device=run.device)
+    masks_of = build_masks(generator, clip, mask="minmax", epsilon=settings.epsilon)
+    transform = light_augmentation(settings.crop_size, min_area=settings.crop_min_area)
+    crops = Crops(_labeled(samples), classes=len(run.classes), transform=transform)
+    views = (
+        ordered_batches(crops, batch_size=_EMBEDDING_BATCH, workers=run.workers)
+        for _ in range(settings.views)
+    )
+    return embed_backgrounds(chain.from_iterable(views), masks_of, clip, device=run.device)
+
+
+def _labeled(samples: Sequence[Sample]) -> list[Sample]:
+    # A photo without a label has no region, so it teaches nothing.
+    return [sample for sample in samples if sample.channels]

@@ -1,0 +1,1 @@
+"""The training stages: one loop, one module per kind of parameter."""

@@ -1,0 +1,113 @@
+"""Stage (b): background prompts learn from region embeddings that never change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.cam import resize_images
+from models.clip import FrozenClip
+from models.data.batches import Batch
+from models.losses import contrastive_prompt_learning
+from models.prompts import BackgroundPrompts
+from models.regions import present_pairs, split_regions
+from models.training.generator import MasksOf
+
+
+@dataclass(frozen=True)
+class RegionEmbeddings:
+    """Every background region of a data set, embedded.
+
+    Attributes:
+        background: (N, D), L2-normalized.
+        channels: class channel of each, (N,).
+    """
+
+    background: Tensor
+    channels: Tensor
+
+
+@torch.no_grad()
+def embed_backgrounds(
+    batches: Iterable[Batch], masks_of: MasksOf, clip: FrozenClip, *, device: torch.device
+) -> RegionEmbeddings:
+    """Embed the background region of every (image, present class) pair of the batches.
+
+    Nothing upstream of the prompts learns in stage (b), so these are constants: embedding them once turns each epoch
+    into a few matrix products.
+
+    Raises:
+        ValueError: if the batches hold no present class.
+    """
+    backgrounds, channels = [], []
+    for images, labels in batches:
+        present = present_pairs(labels.to(device))
+        on_device = images.to(device)
+        seen = clip.normalize(resize_images(on_device, clip.input_size))
+        regions = split_regions(seen, masks_of(on_device, present), present)
+        backgrounds.append(clip.embed_images(regions.background))
+        channels.append(present[:, 1])
+    if not sum(len(each) for each in channels):
+        raise ValueError("expected at least one labeled image, got none")
+    return RegionEmbeddings(torch.cat(backgrounds), torch.cat(channels))
+
+
+class RegionBatches:
+    """Region indices in random batches; the last incomplete one is dropped unless it is the only one.
+
+    Args:
+        count: N.
+        batch_size: images of the paper's batch; a region counts as one.
+        generator: source of randomness.
+    """
+
+    def __init__(self, count: int, *, batch_size: int, generator: torch.Generator) -> None:
+        self.count = count
+        self.batch_size = min(batch_size, count)
+        self.generator = generator
+
+    def __len__(self) -> int:
+        return self.count // self.batch_size
+
+    def __iter__(self) -> Iterator[Tensor]:
+        order = torch.randperm(self.count, generator=self.generator)
+        for number in range(len(self)):
+            yield order[number * self.batch_size : (number + 1) * self.batch_size]
+
+
+def prompt_losses(
+    prompts: BackgroundPrompts,
+    clip: FrozenClip,
+    regions: RegionEmbeddings,
+    class_text: Tensor,
+    *,
+    text_weight: float,
+) -> Callable[[Tensor], Mapping[str, Tensor]]:
+    """Return the loss of a batch of region indices, L_prompt.
+
+    Only the prompts of the classes in the batch are embedded, each once.
+
+    Args:
+        prompts: what learns.
+        clip: the frozen judge.
+        regions: embedded background regions.
+        class_text: class text embeddings, (K, D).
+        text_weight: w_t.
+    """
+
+    def losses_of(batch: Tensor) -> Mapping[str, Tensor]:
+        rows = batch.to(regions.channels.device)
+        channels, back = torch.unique(regions.channels[rows], return_inverse=True)
+        embedded = clip.embed_prompts(prompts.context[channels])[back]
+        loss = contrastive_prompt_learning(
+            regions.background[rows],
+            embedded,
+            class_text[regions.channels[rows]],
+            text_weight=text_weight,
+        )
+        return {"prompt": loss}
+
+    return losses_of

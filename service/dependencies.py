@@ -1,0 +1,28 @@
+"""What routes are given: made once in ``create_app``, found again through the request."""
+
+from __future__ import annotations
+
+from typing import Annotated, cast
+
+from anyio import CapacityLimiter
+from fastapi import Depends, Request
+
+from service.jobs import Jobs
+from service.waiting import ResultWaiter
+
+
+async def _jobs(request: Request) -> Jobs:
+    return cast("Jobs", request.app.state.jobs)
+
+
+async def _waiter(request: Request) -> ResultWaiter:
+    return cast("ResultWaiter", request.app.state.waiter)
+
+
+async def _decoders(request: Request) -> CapacityLimiter:
+    return cast("CapacityLimiter", request.app.state.decoders)
+
+
+JobsDependency = Annotated[Jobs, Depends(_jobs)]
+WaiterDependency = Annotated[ResultWaiter, Depends(_waiter)]
+DecodersDependency = Annotated[CapacityLimiter, Depends(_decoders)]

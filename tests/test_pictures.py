@@ -1,0 +1,40 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.pictures import label_map_png, overlay_png, voc_palette
+
+
+def test_voc_colors() -> None:
+    colors = voc_palette()
+    assert colors[[0, 1, 2, 15, 20, 255]].tolist() == [
+        [0, 0, 0],
+        [128, 0, 0],
+        [0, 128, 0],
+        [192, 128, 128],
+        [0, 64, 128],
+        [224, 224, 192],
+    ]
+    assert len(np.unique(colors, axis=0)) == 256
+
+
+def test_a_label_map_survives_exactly() -> None:
+    label_map = np.arange(256, dtype=np.uint8).reshape(8, 32)
+    picture = Image.open(io.BytesIO(label_map_png(label_map, text={"Model": "tiny 1"})))
+    assert picture.mode == "P"
+    assert np.array_equal(np.array(picture), label_map)
+    assert picture.info["Model"] == "tiny 1"
+    assert picture.convert("RGB").getpixel((1, 0)) == (128, 0, 0)
+
+
+def test_overlay_colors_only_the_object() -> None:
+    image = np.full((20, 20, 3), 100, dtype=np.uint8)
+    label_map = np.zeros((20, 20), dtype=np.uint8)
+    label_map[5:15, 5:15] = 1
+    shown = np.array(Image.open(io.BytesIO(overlay_png(image, label_map))))
+    assert shown[0, 0].tolist() == [100, 100, 100]
+    assert shown[10, 10].tolist() == [177, 50, 50]
+    with pytest.raises(ValueError, match="expected a label map of"):
+        overlay_png(image, label_map[1:])

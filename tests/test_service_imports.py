@@ -1,0 +1,22 @@
+"""What the API's image must not need."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.service_fixtures import ROOT
+
+
+@pytest.mark.parametrize(
+    "module", ["service.app", "service.main", "service.serve", "worker.queues", "worker.run"]
+)
+def test_no_torch(module: str) -> None:
+    heavy = ("torch", "torchvision", "timm", "open_clip", "worker.tasks", "models.predictor")
+    code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

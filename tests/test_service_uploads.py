@@ -1,0 +1,58 @@
+"""Reading what a client wishes from its form and headers."""
+
+from __future__ import annotations
+
+import pytest
+
+from service.uploads import parse_wait, split_labels, wants_png
+
+
+@pytest.mark.parametrize(
+    ("fields", "labels"),
+    [
+        (["cat", "bowl"], ("cat", "bowl")),
+        (["cat,bowl"], ("cat", "bowl")),
+        ([" cat , dining table ", "", "bowl,"], ("cat", "dining table", "bowl")),
+        ([], ()),
+        ([",,"], ()),
+    ],
+)
+def test_split_labels(fields: list[str], labels: tuple[str, ...]) -> None:
+    assert split_labels(fields) == labels
+
+
+@pytest.mark.parametrize(
+    ("query", "prefer", "seconds"),
+    [
+        (None, None, 0),
+        (5.5, None, 5.5),
+        (5.0, "wait=20", 5),
+        (0.0, "wait=20", 0),
+        (None, "wait=20", 20),
+        (None, "respond-async, wait=20", 20),
+        (None, 'handling=lenient; wait="7"', 7),
+        (None, "Wait = 3", 3),
+        (None, "wait=1000", 60),
+        (None, "wait=soon", 0),
+        (None, "nowait=3", 0),
+        (None, "wait=" + "9" * 500, 60),
+    ],
+)
+def test_parse_wait(query: float | None, prefer: str | None, seconds: float) -> None:
+    assert parse_wait(query, prefer, most=60) == seconds
+
+
+@pytest.mark.parametrize(
+    ("accept", "wanted"),
+    [
+        ("*/*", False),
+        ("application/json", False),
+        ("image/png", True),
+        ("Image/PNG;q=0.9", True),
+        ("image/png, */*;q=0.1", True),
+        ("application/json, image/png", False),
+        ("image/*", False),
+    ],
+)
+def test_wants_png(accept: str, wanted: bool) -> None:
+    assert wants_png(accept) is wanted

@@ -1,0 +1,205 @@
+"""The stages: what each may change, what it reports, where it stops."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from models import stages
+from models.build import build_generator, freeze_for
+from models.clip import FrozenClip
+from models.config import Config
+from models.data.folder import read_folder
+from models.run import MissingStageError, Run, open_run, start_run
+from models.training.generator import Refinement, generator_losses
+from models.training.loop import Step, fit
+from models.training.prompts import RegionBatches, RegionEmbeddings, embed_backgrounds
+from tests.conftest import CLASSES, CPU
+
+
+def digest(module: nn.Module) -> str:
+    state = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        state.update(name.encode() + tensor.numpy().tobytes())
+    return state.hexdigest()
+
+
+def quadratic(epochs: int = 3, rate: float = 0.1, factor: float = 1.0) -> tuple[float, list[Step]]:
+    weight = nn.Parameter(torch.tensor(1.0))
+    steps: list[Step] = []
+    fit(
+        [weight],
+        [factor, factor],
+        lambda batch: {"square": weight.square() * batch, "zero": weight * 0},
+        epochs=epochs,
+        learning_rate=rate,
+        weight_decay=0.0,
+        on_step=steps.append,
+    )
+    return weight.item(), steps
+
+
+def test_loop_minimizes_and_reports() -> None:
+    weight, steps = quadratic()
+    assert weight < 1
+    assert [(step.epoch, step.step) for step in steps] == [
+        (epoch, number) for epoch in range(3) for number in range(2)
+    ]
+    assert steps[0].losses == {"square": 1.0, "zero": 0.0, "loss": 1.0}
+    # Cosine decay, stepped per epoch: 0.1 (1 + cos(π e / 3)) / 2
+    assert [step.learning_rate for step in steps[::2]] == pytest.approx([0.1, 0.075, 0.025])
+
+
+def test_no_epoch_changes_nothing() -> None:
+    assert quadratic(epochs=0) == (1.0, [])
+
+
+def test_loop_refuses_what_cannot_learn() -> None:
+    with pytest.raises(FloatingPointError, match="expected a finite loss in epoch 0, got .*nan"):
+        quadratic(factor=float("nan"))
+    frozen = nn.Parameter(torch.ones(1), requires_grad=False)
+    with pytest.raises(ValueError, match="got 0 parameters, 1 batches"):
+        fit([frozen], [0], lambda _: {}, epochs=1, learning_rate=1, weight_decay=0, on_step=print)
+
+
+def masks_of_everything(images: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    return torch.full((len(present), 64, 64), 0.5)
+
+
+def test_stage_c_adds_refinement_to_stage_a(tiny_clip: FrozenClip) -> None:
+    text = tiny_clip.embed_classes(CLASSES.names)
+    batch = torch.rand(2, 3, 64, 64), torch.tensor([[1.0, 0, 0, 1], [0, 0, 1, 0]])
+    a = generator_losses(masks_of_everything, tiny_clip, text, background_weight=1.0)(batch)
+    c = generator_losses(
+        masks_of_everything, tiny_clip, text, background_weight=1.0,
+        refinement=Refinement(text, 0.5),
+    )(batch)  # fmt: skip
+    assert set(a) == {"match"}
+    assert set(c) == {"match", "refine"}
+    assert torch.equal(a["match"], c["match"])
+
+
+def test_a_batch_without_labels_is_zero_not_nan(tiny_clip: FrozenClip, tiny_config: Config) -> None:
+    text = tiny_clip.embed_classes(CLASSES.names)
+    losses = generator_losses(
+        masks_of_everything, tiny_clip, text, background_weight=1.0,
+        refinement=Refinement(text, 0.5),
+    )((torch.rand(2, 3, 64, 64), torch.zeros(2, 4)))  # fmt: skip
+    assert {name: loss.item() for name, loss in losses.items()} == {"match": 0, "refine": 0}
+
+
+def test_backgrounds_are_embedded_once_each(tiny_clip: FrozenClip) -> None:
+    batches = [(torch.rand(2, 3, 64, 64), torch.tensor([[1.0, 0, 0, 1], [0, 0, 1, 0]]))] * 2
+    regions = embed_backgrounds(batches, masks_of_everything, tiny_clip, device=CPU)
+    assert regions.channels.tolist() == [0, 3, 2] * 2
+    # The mask is one half everywhere, so the background is half the normalized image.
+    halved = tiny_clip.embed_images(tiny_clip.normalize(batches[0][0]) / 2)
+    torch.testing.assert_close(regions.background[:3], halved[[0, 0, 1]])
+    with pytest.raises(ValueError, match="expected at least one labeled image"):
+        embed_backgrounds(
+            [(torch.rand(1, 3, 64, 64), torch.zeros(1, 4))], masks_of_everything, tiny_clip, device=CPU
+        )  # fmt: skip
+
+
+def test_region_batches_cover_each_region_once() -> None:
+    batches = RegionBatches(10, batch_size=3, generator=torch.Generator().manual_seed(0))
+    epoch = [batch.tolist() for batch in batches]
+    assert len(epoch) == len(batches) == 3
+    seen = [each for batch in epoch for each in batch]
+    assert len(set(seen)) == 9
+    assert epoch != [batch.tolist() for batch in batches]  # a new order each epoch
+    assert len(RegionBatches(2, batch_size=3, generator=torch.Generator())) == 1
+    assert RegionEmbeddings(torch.zeros(1, 2), torch.zeros(1)).background.shape == (1, 2)
+
+
+def test_only_the_head_learns_if_so_configured(tiny_config: Config, tiny_clip: FrozenClip) -> None:
+    text = tiny_clip.embed_classes(CLASSES.names)
+    generator = build_generator(tiny_config, tiny_clip, text, device=CPU)
+    freeze_for(generator, trainable="head")
+    learning = [name for name, each in generator.named_parameters() if each.requires_grad]
+    assert learning == ["head.weight"]
+
+
+def test_each_stage_changes_its_own_parameters_only(
+    tiny_run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_data: Path
+) -> None:
+    """Hash everything before and after each stage: (b) changes prompts only, (a) and (c) the generator only."""
+    run = start_run(tiny_run.config, CLASSES, tmp_path, device=CPU)
+    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
+    watched: dict[str, nn.Module] = {}
+
+    def watch(name: str, module_of: object) -> None:
+        build = getattr(stages, name)
+
+        def keep(*args: object, **kwargs: object) -> nn.Module:
+            watched[name] = build(*args, **kwargs)
+            before[name] = digest(watched[name])
+            return watched[name]
+
+        monkeypatch.setattr(stages, name, keep)
+
+    for name in ("build_clip", "build_generator", "load_generator", "build_prompts"):
+        watch(name, None)
+
+    def changed(stage: object) -> set[str]:
+        watched.clear()
+        before.clear()
+        stage(run, samples, lambda step: None)  # type: ignore[operator]
+        return {name for name, module in watched.items() if digest(module) != before[name]}
+
+    before: dict[str, str] = {}
+    assert changed(stages.train_generator) == {"build_generator"}
+    assert changed(stages.learn_prompts) == {"build_prompts"}
+    initial = before
+    assert changed(stages.refine_generator) == {"build_generator"}
+    assert initial is before
+
+
+def test_a_and_c_start_from_the_same_weights(tiny_config: Config, tiny_clip: FrozenClip) -> None:
+    text = tiny_clip.embed_classes(CLASSES.names)
+    builds = [build_generator(tiny_config, tiny_clip, text, device=CPU) for _ in range(2)]
+    assert digest(builds[0]) == digest(builds[1])
+
+
+def test_a_stage_leaves_its_log_and_files(tiny_run: Run) -> None:
+    log = (tiny_run.work / "learn-prompts" / "log.jsonl").read_text().splitlines()
+    steps = [json.loads(line) for line in log]
+    # 8 photos × 2 views in batches of 4, twice
+    assert [(step["epoch"], step["step"]) for step in steps] == [
+        (epoch, number) for epoch in range(2) for number in range(4)
+    ]
+    assert set(steps[0]["losses"]) == {"prompt", "loss"}
+    learned = load_file(tiny_run.existing("learn-prompts", "prompts.safetensors"))
+    assert learned["context"].shape == (4, 4, 16)
+    torch.testing.assert_close(learned["embeddings"].norm(dim=1), torch.ones(4))
+
+
+def test_the_same_seed_gives_the_same_weights(
+    tiny_run: Run, tmp_path: Path, tiny_data: Path
+) -> None:
+    run = start_run(tiny_run.config, CLASSES, tmp_path, device=CPU)
+    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
+    again = load_file(stages.train_generator(run, samples, lambda step: None))
+    first = load_file(tiny_run.existing("train-generator", "generator.safetensors"))
+    assert all(torch.equal(first[name], tensor) for name, tensor in again.items())
+
+
+def test_stages_in_the_wrong_order(tiny_config: Config, tmp_path: Path, tiny_data: Path) -> None:
+    with pytest.raises(MissingStageError, match="expected a work directory"):
+        open_run(tmp_path, device=CPU)
+    run = start_run(tiny_config, CLASSES, tmp_path, device=CPU)
+    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
+    with pytest.raises(MissingStageError, match="from 'semples train-generator', got no such file"):
+        stages.learn_prompts(run, samples, lambda step: None)
+    with pytest.raises(MissingStageError, match="from 'semples learn-prompts', got no such file"):
+        stages.refine_generator(run, samples, lambda step: None)
+
+
+def test_another_configuration_needs_another_folder(tiny_run: Run) -> None:
+    other = tiny_run.config.model_copy(update={"seed": 5})
+    with pytest.raises(ValueError, match="to be new, or of this configuration"):
+        start_run(other, CLASSES, tiny_run.work, device=CPU)

@@ -1,0 +1,207 @@
+"""A worker's life and death: nothing that was accepted is lost, and nothing is left behind."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+from rq.utils import now
+
+from tests.service_doubles import Info
+from tests.service_fixtures import LEASE, NOTHING, Place, WorkerProcess, wait_for
+from worker.loop import STUCK_EXIT_CODE, STUCK_GRACE_SECONDS, LeaseWorker
+from worker.presence import known_models, live_workers
+from worker.protocol import ModelInfo, WorkerInfo, worker_key
+from worker.pulse import Pulse
+from worker.queues import LeasedIntermediateQueue
+
+
+def test_a_killed_workers_job_is_finished_by_the_next(place: Place, worker: WorkerProcess) -> None:
+    job = place.post("slow", "cat")
+    wait_for(lambda: job.get_meta().get("progress", {}).get("stage") == "cam", what="the start")
+    assert len(place.leftovers()["wip"]) == 1
+    worker.kill()
+    assert job.get_status() == "started"  # nobody has noticed yet
+    worker.start()
+    assert place.wait_done(job).get_status() == "finished"
+    assert job.retries_left == 1
+    assert job.return_value()["classes"][0]["name"] == "cat"
+    assert place.leftovers() == NOTHING
+
+
+def test_a_job_that_kills_workers_is_failed_after_three(
+    place: Place, worker: WorkerProcess
+) -> None:
+    pids = set()
+    job = place.post("kills")
+    other = place.post("cat")
+    deadline = time.monotonic() + 60
+    while job.get_status() != "failed" and time.monotonic() < deadline:
+        pids.add(worker.ensure().pid)
+        time.sleep(0.05)
+    job.refresh()
+    assert job.get_status() == "failed"
+    assert job.meta["failure"]["code"] == "worker_died"
+    assert place.wait_done(other).get_status() == "finished"
+    assert len(pids) == 4  # three that died, and the one that found out
+    assert place.leftovers() == NOTHING
+
+
+def test_a_worker_that_died_between_queue_and_hand(place: Place, worker: WorkerProcess) -> None:
+    worker.stop()
+    job = place.post("cat")
+    place.redis.lmove(place.queue.key, place.queue.intermediate_queue_key)
+    worker.start()
+    assert place.wait_done(job).get_status() == "finished"
+    assert place.leftovers() == NOTHING
+
+
+def test_sigterm_finishes_the_job_in_hand_and_takes_no_other(
+    place: Place, worker: WorkerProcess
+) -> None:
+    job, other = place.post("slow"), place.post("cat")
+    wait_for(lambda: job.get_status() == "started")
+    assert worker.stop() == 0
+    assert job.get_status() == "finished"
+    assert other.get_status() == "queued"
+    assert live_workers(place.redis) == ()
+    assert [model.name for model in known_models(place.redis)] == ["double"]
+    worker.start()
+    assert place.wait_done(other).get_status() == "finished"
+
+
+def test_sigterm_while_idle(place: Place, worker: WorkerProcess) -> None:
+    assert worker.stop() == 0
+    assert live_workers(place.redis) == ()
+
+
+@pytest.mark.parametrize(
+    ("label", "code"), [("raises", "model_error"), ("huge", "out_of_memory"), ("hangs", "timeout")]
+)
+def test_a_misbehaving_job_fails_alone_and_once(
+    place: Place, worker: WorkerProcess, label: str, code: str
+) -> None:
+    pid = worker.ensure().pid
+    job = place.wait_done(place.post(label, timeout=1))
+    assert job.meta == {"failure": job.meta["failure"]}
+    assert job.meta["failure"]["code"] == code
+    assert len(job.results()) == 1
+    assert place.wait_done(place.post("cat")).get_status() == "finished"
+    assert worker.ensure().pid == pid
+    assert place.leftovers() == NOTHING
+
+
+def test_a_bundle_that_cannot_be_loaded_is_one_line(place: Place, worker: WorkerProcess) -> None:
+    del worker
+    before = {each.name for each in live_workers(place.redis)}
+    broken = WorkerProcess(place, bundle="broken")
+    child = broken.start(ready=False)
+    wait_for(lambda: child.exit_code is not None)
+    assert child.exit_code == 3
+    assert child.last_words() == (
+        "semples worker: cannot load bundle 'broken': expected a bundle, got a broken one"
+    )
+    assert {each.name for each in live_workers(place.redis)} == before
+
+
+def test_the_lease_runs_out_by_itself(place: Place, worker: WorkerProcess) -> None:
+    worker.kill()
+    assert len(live_workers(place.redis)) == 1  # the lease holds for a while
+    wait_for(lambda: not live_workers(place.redis), seconds=LEASE + 5)
+
+
+@pytest.fixture
+def lone_worker(place: Place) -> Iterator[LeaseWorker]:
+    """A worker in this process, whose parts are called one by one."""
+    place.redis.flushdb()
+    worker = LeaseWorker(
+        place.redis,
+        name="lone",
+        model=ModelInfo.model_validate(Info().to_json()),
+        device="cpu",
+        lease=LEASE,
+        exit_process=_raise_exit,
+    )
+    worker.register_birth()
+    yield worker
+    place.redis.flushdb()
+
+
+class ProcessEndedError(Exception):
+    """Instead of the end of this process."""
+
+
+def _raise_exit(code: int) -> None:
+    raise ProcessEndedError(code)
+
+
+def test_a_beat_renews_the_lease_of_worker_and_job(place: Place, lone_worker: LeaseWorker) -> None:
+    job = place.post("cat", timeout=1)
+    execution = lone_worker.prepare_execution(job)
+    place.redis.expire(execution.key, 1)
+    lone_worker.beat()
+    assert place.redis.ttl(execution.key) > 1
+    [announced] = [each for each in live_workers(place.redis) if each.name == "lone"]
+    assert announced.jobs_in_hand == 1
+    assert 0 < place.redis.ttl(worker_key("lone")) <= LEASE
+
+
+def test_a_job_stuck_in_c_code_ends_the_process(place: Place, lone_worker: LeaseWorker) -> None:
+    job = place.post("cat", timeout=1)
+    execution = lone_worker.prepare_execution(job)
+    execution.created_at = now() - timedelta(seconds=1 + STUCK_GRACE_SECONDS - 0.5)
+    lone_worker.beat()
+    execution.created_at = now() - timedelta(seconds=1 + STUCK_GRACE_SECONDS + 0.5)
+    with pytest.raises(ProcessEndedError, match=str(STUCK_EXIT_CODE)):
+        lone_worker.beat()
+
+
+def test_a_passage_through_the_intermediate_list_is_no_stay(place: Place) -> None:
+    queue = LeasedIntermediateQueue(place.queue.key, place.redis, lease=LEASE)
+    assert queue.set_first_seen("j")
+    assert not queue.set_first_seen("j")
+    assert not queue.should_be_cleaned_up("j")
+    assert not queue.should_be_cleaned_up("never seen")
+    # Forgotten soon, so that the job's next passage is a first one again.
+    assert place.redis.ttl(queue.get_first_seen_key("j")) <= 3 * LEASE
+    place.redis.set(queue.get_first_seen_key("j"), now().timestamp() - LEASE - 1)
+    assert queue.should_be_cleaned_up("j")
+
+
+def test_presence_forgets_what_is_over(place: Place) -> None:
+    place.redis.flushdb()
+    place.redis.sadd("semples:workers", "ghost")
+    assert live_workers(place.redis) == ()
+    assert place.redis.smembers("semples:workers") == set()
+    assert known_models(place.redis) == ()
+    info = WorkerInfo.model_validate(
+        {"name": "w", "model": {"name": "m", "version": "1"}, "device": "", "host": "", "pid": 1}
+    )
+    assert info.jobs_in_hand == 0
+
+
+def test_a_pulse_outlives_outages_and_reports_its_own_death() -> None:
+    calls: list[int] = []
+    deaths: list[Exception] = []
+    died = threading.Event()
+
+    def action() -> None:
+        calls.append(1)
+        if len(calls) < 3:
+            raise OSError("away")
+        if len(calls) == 5:
+            raise LookupError("a bug")
+
+    def on_death(error: Exception) -> None:
+        deaths.append(error)
+        died.set()
+
+    pulse = Pulse(action, interval=0.001, name="test", on_death=on_death)
+    pulse.start()
+    assert died.wait(10)
+    pulse.stop()
+    assert len(calls) == 5
+    assert str(deaths[0]) == "a bug"

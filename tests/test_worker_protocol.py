@@ -1,0 +1,71 @@
+"""Records and names on the wire."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from pydantic import ValidationError
+
+from models.bundle import read_info
+from tests.service_doubles import Info
+from worker.protocol import JobRequest, ModelInfo, ModelRef, Options, Progress
+
+
+def request(**changes: object) -> JobRequest:
+    base: dict[str, object] = {
+        "image": "uploads/00/" + "0" * 64,
+        "labels": ("cat", "bowl"),
+        "options": Options(refine="none", background_threshold=0.4, min_confidence=0.0),
+        "model": ModelRef(name="m", version="1"),
+    }
+    return JobRequest.model_validate({**base, **changes})
+
+
+def test_equal_requests_are_one_job_and_survive_json() -> None:
+    copy = JobRequest.model_validate(json.loads(request().model_dump_json()))
+    assert copy == request()
+    assert copy.job_id() == request().job_id()
+    assert len(copy.job_id()) == 32
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image": "uploads/00/" + "1" * 64},
+        {"labels": ("cat",)},
+        {"options": Options(refine="pamr", background_threshold=0.4, min_confidence=0.0)},
+        {"options": Options(refine="none", background_threshold=0.41, min_confidence=0.0)},
+        {"options": Options(refine="none", background_threshold=0.4, min_confidence=0.1)},
+        {"model": ModelRef(name="m", version="2")},
+        {"model": ModelRef(name="n", version="1")},
+    ],
+)
+def test_whatever_decides_the_result_decides_the_job(change: dict[str, object]) -> None:
+    assert request(**change).job_id() != request().job_id()
+
+
+def test_records_are_frozen_and_take_fields_of_later_versions() -> None:
+    progress = Progress.model_validate({"stage": "cam", "fraction": 0.5, "new": 1})
+    with pytest.raises(ValidationError, match="frozen"):
+        progress.stage = "x"
+
+
+def test_a_model_is_announced_with_all_that_the_service_asks_of_it() -> None:
+    info = ModelInfo.model_validate(Info().to_json())
+    assert info.class_list().resolve(["Kitty", "dining_table"]) == (
+        Info().classes.classes[0],
+        Info().classes.classes[2],
+    )
+    assert info.ref == ModelRef(name="double", version="0123456789ab")
+
+
+def test_a_real_bundle_can_be_announced(tiny_bundle: object) -> None:
+    info = read_info(tiny_bundle)  # type: ignore[arg-type]
+    announced = ModelInfo.model_validate_json(
+        ModelInfo.model_validate(info.to_json()).model_dump_json()
+    )
+    assert announced.class_list() == info.classes
+    assert (announced.name, announced.version) == (info.name, info.version)
+    assert announced.background_threshold == info.background_threshold
+    assert announced.licence == "Apache-2.0"

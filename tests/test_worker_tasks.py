@@ -1,0 +1,167 @@
+"""From a request to stored files: the task itself, without a queue."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import uuid
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models import predictor as real
+from models.images import ImageError
+from tests import service_doubles as doubles
+from tests.service_fixtures import png
+from worker.blobs import BlobMissingError, BlobStore
+from worker.protocol import JobRequest, JobResult, ModelRef, Options
+from worker.runtime import Runtime
+from worker.tasks import progress_writer, pseudo_mask, run
+
+
+@pytest.fixture
+def runtime() -> Runtime:
+    blobs = BlobStore.open(f"memory://{uuid.uuid4().hex}")
+    return Runtime(predictor=doubles.DoublePredictor(), blobs=blobs, worker="w")  # type: ignore[arg-type]
+
+
+def request(runtime: Runtime, image: bytes, *labels: str) -> JobRequest:
+    return JobRequest(
+        image=runtime.blobs.put("uploads", image),
+        labels=labels,
+        options=Options(refine="none", background_threshold=0.3, min_confidence=0.1),
+        model=ModelRef(name="double", version="asked"),
+    )
+
+
+def work(runtime: Runtime, job: JobRequest) -> JobResult:
+    return run(job, runtime, waited=1.5, report=lambda _stage, _fraction: None)
+
+
+def test_files_and_record(runtime: Runtime) -> None:
+    result = work(runtime, request(runtime, png(width=30, height=20), "cat", "dining table"))
+
+    assert (result.image.width, result.image.height) == (30, 20)
+    assert [(c.index, c.name, c.area) for c in result.classes] == [
+        (1, "cat", pytest.approx(1 / 3)),
+        (3, "dining table", pytest.approx(1 / 3)),
+    ]
+    assert result.classes[0].box == (0, 0, 10, 20)
+    assert result.model.version == "0123456789ab"  # of the one that did it, not of the one asked
+    assert result.timings.queue == 1.5
+    assert result.worker == "w"
+    assert JobResult.model_validate_json(result.model_dump_json()) == result
+
+    mask = Image.open(io.BytesIO(runtime.blobs.get(result.blobs.mask)))
+    assert mask.mode == "P"
+    assert sorted(set(np.asarray(mask).ravel().tolist())) == [0, 1, 3]
+    overlay = Image.open(io.BytesIO(runtime.blobs.get(result.blobs.overlay)))
+    assert (overlay.mode, overlay.size) == ("RGB", (30, 20))
+
+
+def test_the_mask_says_how_it_was_made(runtime: Runtime) -> None:
+    result = work(runtime, request(runtime, png(), "cat"))
+    mask = Image.open(io.BytesIO(runtime.blobs.get(result.blobs.mask)))
+    mask.load()
+    assert mask.info["Model"] == "double 0123456789ab"
+    assert mask.info["Labels"] == "cat"
+    assert '"background_threshold": 0.3' in mask.info["Options"]
+    assert mask.info["Software"].startswith("semples ")
+
+
+def test_scores_load_without_pickle(runtime: Runtime) -> None:
+    result = work(runtime, request(runtime, png(width=30, height=20), "cat", "bowl"))
+    content = io.BytesIO(runtime.blobs.get(result.blobs.scores))
+    with np.load(content, allow_pickle=False) as scores:
+        assert scores["cams"].dtype == np.float16
+        assert scores["cams"].shape == scores["scores"].shape == (2, 2, 3)
+        assert scores["class_index"].tolist() == [1, 2]
+        assert scores["class_name"].tolist() == ["cat", "bowl"]
+        assert scores["image_size"].tolist() == [20, 30]
+
+
+def test_equal_requests_make_equal_files(runtime: Runtime) -> None:
+    job = request(runtime, png(), "cat")
+    assert work(runtime, job).blobs == work(runtime, job).blobs
+    assert len(runtime.blobs.keys("results")) == 3
+
+
+def test_exif_orientation_is_undone_before_the_model(runtime: Runtime) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.new("RGB", (30, 20)).save(buffer, "JPEG", exif=exif)
+    result = work(runtime, request(runtime, buffer.getvalue(), "cat"))
+    assert (result.image.width, result.image.height) == (20, 30)
+    assert result.image.exif_orientation == 6
+
+
+def test_a_lost_upload_and_a_damaged_one(runtime: Runtime) -> None:
+    job = request(runtime, png(), "cat")
+    lost = job.model_copy(update={"image": "uploads/00/" + "0" * 64})
+    with pytest.raises(BlobMissingError):
+        work(runtime, lost)
+    with pytest.raises(ImageError):
+        work(runtime, request(runtime, b"not an image", "cat"))
+
+
+def test_progress_goes_from_0_to_1_through_named_stages(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doubles, "SLOW_SECONDS", 0.02)
+    seen: list[tuple[str, float]] = []
+    job = request(runtime, png(), "slow")
+    run(job, runtime, waited=0, report=lambda stage, fraction: seen.append((stage, fraction)))
+    fractions = [fraction for _, fraction in seen]
+    assert fractions == sorted(fractions)
+    assert 0 <= fractions[0] <= fractions[-1] < 1
+    assert list(dict.fromkeys(stage for stage, _ in seen)) == ["decode", "cam", "encode"]
+
+
+def test_progress_is_written_at_stages_and_tenths_only() -> None:
+    written: list[Any] = []
+
+    class JobDouble:
+        meta: dict[str, Any] = {}  # noqa: RUF012
+
+        def save_meta(self) -> None:
+            written.append(self.meta["progress"]["fraction"])
+
+    write = progress_writer(JobDouble())  # type: ignore[arg-type]
+    for step in range(100):
+        write("cam", step / 100)
+    write("refine", 0.991)
+    assert written[0] == 0
+    assert written[-1] == 0.991
+    assert 9 <= len(written) <= 12
+
+
+def test_a_task_outside_our_worker_says_so() -> None:
+    with pytest.raises(RuntimeError, match=r"expected a worker started by worker\.main"):
+        pseudo_mask(
+            {
+                "image": "uploads/00/" + "0" * 64,
+                "labels": ["cat"],
+                "options": {"refine": "none", "background_threshold": 0.4, "min_confidence": 0},
+                "model": {"name": "double", "version": "1"},
+            }
+        )
+
+
+@pytest.mark.parametrize(
+    ("double", "original"),
+    [
+        (doubles.Options, real.MaskOptions),
+        (doubles.ClassOutcome, real.ClassResult),
+        (doubles.Outcome, real.Segmentation),
+    ],
+)
+def test_the_doubles_are_shaped_as_the_real_thing(double: Any, original: Any) -> None:
+    names = [[field.name for field in dataclasses.fields(kind)] for kind in (double, original)]
+    assert names[0] == names[1]
+
+
+def test_the_wire_takes_all_of_the_real_things_fields() -> None:
+    assert {f.name for f in dataclasses.fields(real.MaskOptions)} == set(Options.model_fields)

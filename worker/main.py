@@ -1,0 +1,98 @@
+"""``python -m worker.main``: load a bundle once, then work on its queue until told to stop."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+import typer
+
+from worker.protocol import LEASE_SECONDS
+from worker.run import Load, WorkerStartError, run
+from worker.runtime import PredictorLike
+from worker.settings import WorkerSettings, default_name
+
+EXIT_CANNOT_START = 3
+EXIT_LOST = 1
+
+
+def load_predictor(settings: WorkerSettings) -> PredictorLike:
+    """Load the bundle onto its device.
+
+    Raises:
+        BundleError: if there is no such bundle, or it is damaged.
+        RuntimeError: if torch does not know the device.
+    """
+    # torch takes seconds to import, which --help and a wrong option should not.
+    import torch  # noqa: PLC0415
+
+    from models.bundle import find_bundle, load_bundle  # noqa: PLC0415
+    from models.predictor import Predictor  # noqa: PLC0415
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Predictor(load_bundle(find_bundle(settings.bundle), device=torch.device(device)))
+
+
+def make_app(load: Load) -> typer.Typer:
+    """Return the command line.
+
+    Args:
+        load: makes the predictor; a seam for tests, whose predictors misbehave.
+    """
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+    @app.command()
+    def worker(
+        redis_url: Annotated[
+            str, typer.Option(envvar=["SEMPLES_REDIS_URL", "REDIS_URL"], help="redis:// or unix://")
+        ],
+        blobs: Annotated[
+            str, typer.Option(envvar="SEMPLES_BLOBS", help="Blob store: a folder or a URL.")
+        ],
+        bundle: Annotated[
+            str, typer.Option(envvar="SEMPLES_BUNDLE", help="Name or folder of the bundle.")
+        ] = "coco-demo",
+        device: Annotated[
+            str, typer.Option(envvar="SEMPLES_DEVICE", help="cpu, cuda, cuda:1 or auto.")
+        ] = "auto",
+        threads: Annotated[
+            int,
+            typer.Option(envvar="SEMPLES_THREADS", min=0, help="CPU threads; 0: torch decides."),
+        ] = 0,
+        name: Annotated[
+            str | None, typer.Option(envvar="SEMPLES_NAME", help="Unique among workers.")
+        ] = None,
+        lease: Annotated[
+            int, typer.Option(min=2, help="Seconds of silence after which others take its jobs.")
+        ] = LEASE_SECONDS,
+    ) -> None:
+        """Take jobs from Redis and make pseudo masks; one worker for each device."""
+        logging.basicConfig(
+            level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        )
+        settings = WorkerSettings(
+            redis_url=redis_url,
+            blobs=blobs,
+            bundle=bundle,
+            device=device,
+            threads=threads,
+            name=name or default_name(),
+            lease=lease,
+        )
+        try:
+            stopped_on_request = run(settings, load=load)
+        except WorkerStartError as error:
+            typer.echo(f"semples worker: {error}", err=True)
+            raise typer.Exit(EXIT_CANNOT_START) from error
+        if not stopped_on_request:
+            raise typer.Exit(EXIT_LOST)
+
+    return app
+
+
+if __name__ == "__main__":
+    make_app(load_predictor)()

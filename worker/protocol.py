@@ -1,0 +1,235 @@
+"""What service and worker say to each other: names, keys and records. No torch, no FastAPI."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.data.classes import ClassInfo, ClassList
+
+PSEUDO_MASK = "worker.tasks.pseudo_mask"
+TASKS = frozenset({PSEUDO_MASK})
+"""The only import paths that a queued job may name."""
+
+LEASE_SECONDS = 15
+"""A worker renews its own lease and that of each job in hand; without it both count as dead."""
+
+MAX_ATTEMPTS = 3
+"""A job that has taken this many workers down with it is failed."""
+
+QUEUE_SECONDS = 24 * 3600
+RESULT_SECONDS = 24 * 3600
+FAILURE_SECONDS = 7 * 24 * 3600
+MODEL_SECONDS = 600
+"""How long a model is known after its last worker was seen: a restart must not turn jobs away."""
+
+BLOB_SECONDS = QUEUE_SECONDS + RESULT_SECONDS
+"""An upload must outlive the wait in the queue; a result, the record that names it."""
+
+WORKERS_KEY = "semples:workers"
+MODELS_KEY = "semples:models"
+
+FailureCode = Literal[
+    "image_unreadable",
+    "unknown_label",
+    "input_missing",
+    "storage_full",
+    "storage_unavailable",
+    "out_of_memory",
+    "timeout",
+    "worker_died",
+    "task_not_allowed",
+    "model_error",
+]
+
+
+def queue_name(model: str) -> str:
+    """Return the queue that a model's workers read: one queue for each model name."""
+    return f"semples-{model}"
+
+
+def worker_key(worker: str) -> str:
+    """Return the key that holds a worker's lease and description."""
+    return f"semples:worker:{worker}"
+
+
+def model_key(model: str) -> str:
+    """Return the key that holds what a model's workers say of it."""
+    return f"semples:model:{model}"
+
+
+def idempotency_key(token: str) -> str:
+    """Return the key that holds the job of a client's ``Idempotency-Key``."""
+    return f"semples:idempotency:{hashlib.sha256(token.encode()).hexdigest()}"
+
+
+class Record(BaseModel):
+    """A frozen message. Unknown fields are ignored, so that old and new processes can talk."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ModelRef(Record):
+    """Which model: its bundle's name and the hash of what is in it."""
+
+    name: str
+    version: str
+
+
+class Options(Record):
+    """How scores become a mask, with nothing left to a default."""
+
+    refine: str
+    background_threshold: float
+    min_confidence: float
+
+
+class JobRequest(Record):
+    """The argument of a job: references and choices, never pixels.
+
+    Attributes:
+        image: blob key of the upload, which holds the hash of its content.
+        labels: class names in canonical order.
+        options: see Options.
+        model: see ModelRef.
+    """
+
+    image: str
+    labels: tuple[str, ...]
+    options: Options
+    model: ModelRef
+
+    def job_id(self) -> str:
+        """Return the job's id: 32 hex digits of the hash of everything that decides its result."""
+        content = json.dumps([PSEUDO_MASK, self.model_dump(mode="json")], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+class ImageRecord(Record):
+    """The image as it was worked on: upright, after its EXIF orientation was applied."""
+
+    width: int
+    height: int
+    exif_orientation: int
+
+
+class ClassRecord(Record):
+    """What came out for one class.
+
+    Attributes:
+        index: its value in the label map.
+        name: its name.
+        area: share of the image's pixels, 0 to 1.
+        confidence: mean confidence of its pixels, or None without any.
+        alignment_class: cosine of its region with its class text, if the bundle holds CLIP.
+        alignment_background: cosine of its region with its background prompt, likewise.
+        box: left, top, right, bottom in pixels, or None without any.
+    """
+
+    index: int
+    name: str
+    area: float
+    confidence: float | None = None
+    alignment_class: float | None = None
+    alignment_background: float | None = None
+    box: tuple[int, int, int, int] | None = None
+
+
+class Timings(Record):
+    """Seconds: waiting in the queue, decoding, the model with refinement, encoding and storing."""
+
+    queue: float
+    decode: float
+    model: float
+    encode: float
+
+
+class ResultBlobs(Record):
+    """Blob keys of a job's files."""
+
+    mask: str
+    overlay: str
+    scores: str
+
+
+class JobResult(Record):
+    """What a finished job says; its files are in ``blobs``."""
+
+    model: ModelRef
+    image: ImageRecord
+    labels: tuple[str, ...]
+    options: Options
+    classes: tuple[ClassRecord, ...]
+    ignored: float
+    timings: Timings
+    blobs: ResultBlobs
+    worker: str
+
+
+class Progress(Record):
+    """How far a running job is: the stage's name, and the fraction of the whole job, 0 to 1."""
+
+    stage: str
+    fraction: float
+
+
+class JobFailure(Record):
+    """Why a job failed.
+
+    Attributes:
+        code: one of a few words.
+        detail: a sentence for a person.
+        repeatable: whether posting the same again runs it again.
+    """
+
+    code: FailureCode
+    detail: str
+    repeatable: bool
+
+
+class ClassEntry(Record):
+    """A class of a model: index in label maps, name, other names that are taken."""
+
+    index: int
+    name: str
+    synonyms: tuple[str, ...] = ()
+
+
+class ModelInfo(Record):
+    """What a worker announces of its bundle: the service has neither torch nor the files."""
+
+    name: str
+    version: str
+    kind: str
+    classes: tuple[ClassEntry, ...]
+    background_threshold: float
+    min_confidence: float
+    refine: str
+    stage: str = ""
+    licence: str = ""
+    trained_on: str = ""
+    metrics: tuple[dict[str, Any], ...] = ()
+    nearest_nouns: dict[str, tuple[dict[str, Any], ...]] = Field(default_factory=dict)
+
+    @property
+    def ref(self) -> ModelRef:
+        """The model's name and version."""
+        return ModelRef(name=self.name, version=self.version)
+
+    def class_list(self) -> ClassList:
+        """Return the classes as the library knows them."""
+        return ClassList(tuple(ClassInfo(c.index, c.name, c.synonyms) for c in self.classes))
+
+
+class WorkerInfo(Record):
+    """A live worker with a warm model; its key expires when the lease does."""
+
+    name: str
+    model: ModelRef
+    device: str
+    host: str
+    pid: int
+    jobs_in_hand: int = 0

@@ -1,0 +1,96 @@
+"""What a task needs and no job can carry: the model in memory and the blob store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.data.classes import ClassList
+from worker.blobs import BlobStore
+
+if TYPE_CHECKING:
+    from models.predictor import MaskOptions, Segmentation
+
+
+class Described(Protocol):
+    """A bundle's description."""
+
+    @property
+    def classes(self) -> ClassList:
+        """The classes that can be asked for."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it in JSON's types."""
+        ...
+
+
+class PredictorLike(Protocol):
+    """What the worker needs of ``models.predictor.Predictor``, so that torch stays out of here."""
+
+    @property
+    def info(self) -> Described:
+        """What the model says of itself."""
+        ...
+
+    def options(
+        self,
+        *,
+        refine: str | None = None,
+        background_threshold: float | None = None,
+        min_confidence: float | None = None,
+    ) -> MaskOptions:
+        """Return options with the model's defaults filled in."""
+        ...
+
+    def pseudo_mask(
+        self,
+        image: NDArray[np.uint8],
+        labels: Sequence[str],
+        options: MaskOptions,
+        *,
+        on_progress: Callable[[str, float], None] = ...,
+    ) -> Segmentation:
+        """Segment the labeled classes of an image, (H, W, 3)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One process's model, store and name; made once, before the first job.
+
+    Attributes:
+        predictor: warm.
+        blobs: shared with the service.
+        worker: this worker's name.
+    """
+
+    predictor: PredictorLike
+    blobs: BlobStore
+    worker: str
+
+
+class _Holder:
+    """Holds the one runtime of this process: RQ calls a task by its import path, with JSON alone."""
+
+    runtime: Runtime | None = None
+
+
+def install(runtime: Runtime) -> None:
+    """Make a runtime the one that this process's tasks use."""
+    _Holder.runtime = runtime
+
+
+def installed() -> Runtime:
+    """Return the process's runtime.
+
+    Raises:
+        RuntimeError: if there is none: the task was not run by our worker.
+    """
+    if _Holder.runtime is None:
+        raise RuntimeError("expected a worker started by worker.main, got no installed runtime")
+    return _Holder.runtime

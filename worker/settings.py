@@ -1,0 +1,42 @@
+"""The worker's settings; the command line in ``worker.main`` fills them, environment included."""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from dataclasses import dataclass, field
+
+from worker.protocol import LEASE_SECONDS
+
+
+def default_name() -> str:
+    """Return a name that no other worker has, nor this one's predecessor.
+
+    Host and process alone would not do: a restarted container has the same of both, and Redis
+    remembers a killed worker's name for minutes.
+    """
+    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """Where the worker finds its jobs, blobs and model.
+
+    Attributes:
+        redis_url: redis://, rediss:// or unix://.
+        blobs: directory or fsspec URL of the blob store.
+        bundle: name of a shipped bundle, or a folder.
+        device: "cpu", "cuda", "cuda:1"…; "auto" takes a GPU if there is one.
+        threads: CPU threads of the model; 0 leaves the choice to torch.
+        name: unique among workers.
+        lease: seconds of silence after which this worker counts as dead.
+    """
+
+    redis_url: str
+    blobs: str
+    bundle: str = "coco-demo"
+    device: str = "auto"
+    threads: int = 0
+    name: str = field(default_factory=default_name)
+    lease: int = LEASE_SECONDS

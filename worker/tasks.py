@@ -1,0 +1,200 @@
+"""Tasks that a job may name: job → bytes → model → blobs and a result record."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rq import get_current_job
+from rq.job import Job
+from rq.utils import now
+
+from models.images import UprightImage, read_image
+from models.pictures import label_map_png, overlay_png
+from worker.protocol import (
+    ClassRecord,
+    ImageRecord,
+    JobRequest,
+    JobResult,
+    ModelInfo,
+    Options,
+    Progress,
+    ResultBlobs,
+    Timings,
+)
+from worker.runtime import Runtime, installed
+
+if TYPE_CHECKING:
+    from models.predictor import MaskOptions, Segmentation
+
+OnProgress = Callable[[str, float], None]
+
+# Shares of a job's work, for its progress: the model's part begins and ends at these fractions.
+_DECODED, _SEGMENTED = 0.05, 0.85
+
+
+def pseudo_mask(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a queued request in this worker; the task that RQ calls.
+
+    Args:
+        request: a JobRequest in JSON's types.
+
+    Returns:
+        A JobResult in JSON's types.
+    """
+    job = get_current_job()
+    waited = _waited(job) if job is not None else 0.0
+    report = progress_writer(job) if job is not None else _ignore_progress
+    parsed = JobRequest.model_validate(request)
+    return run(parsed, installed(), waited=waited, report=report).model_dump(mode="json")
+
+
+def run(request: JobRequest, runtime: Runtime, *, waited: float, report: OnProgress) -> JobResult:
+    """Make a pseudo mask and store its files.
+
+    Decoding, the model and encoding are functions of their own, so that a batch can share the
+    middle one.
+
+    Args:
+        request: what to do.
+        runtime: what to do it with.
+        waited: seconds in the queue.
+        report: told the stage and the fraction of the whole job.
+
+    Raises:
+        BlobError: if the upload cannot be read or the results not stored.
+        ImageError: if the upload is no readable image.
+        UnknownLabelError: if this worker's model does not know a label.
+    """
+    started = time.perf_counter()
+    report("decode", 0.0)
+    image = read_image(runtime.blobs.get(request.image))
+    decoded = time.perf_counter()
+    options, segmentation = segment(image, request, runtime, report)
+    segmented = time.perf_counter()
+    report("encode", _SEGMENTED)
+    model = ModelInfo.model_validate(runtime.predictor.info.to_json())
+    done = Options(**asdict(options))
+    blobs = store(image, segmentation, runtime, text=provenance(model, request.labels, done))
+    encoded = time.perf_counter()
+    height, width = segmentation.label_map.shape
+    return JobResult(
+        model=model.ref,
+        image=ImageRecord(width=width, height=height, exif_orientation=image.exif_orientation),
+        labels=request.labels,
+        options=done,
+        classes=tuple(ClassRecord(**asdict(each)) for each in segmentation.classes),
+        ignored=segmentation.ignored,
+        timings=Timings(
+            queue=waited,
+            decode=decoded - started,
+            model=segmented - decoded,
+            encode=encoded - segmented,
+        ),
+        blobs=blobs,
+        worker=runtime.worker,
+    )
+
+
+def segment(
+    image: UprightImage, request: JobRequest, runtime: Runtime, report: OnProgress
+) -> tuple[MaskOptions, Segmentation]:
+    """Run the model on one image; its progress is the middle part of the job's."""
+    options = runtime.predictor.options(**request.options.model_dump())
+
+    def on_progress(stage: str, fraction: float) -> None:
+        report(stage, _DECODED + (_SEGMENTED - _DECODED) * fraction)
+
+    return options, runtime.predictor.pseudo_mask(
+        image.pixels, request.labels, options, on_progress=on_progress
+    )
+
+
+def store(
+    image: UprightImage, segmentation: Segmentation, runtime: Runtime, *, text: Mapping[str, str]
+) -> ResultBlobs:
+    """Encode and store a segmentation's files.
+
+    Args:
+        image: what lies under the overlay.
+        segmentation: what to store.
+        runtime: where to.
+        text: provenance for the mask's text chunks.
+
+    Raises:
+        BlobError: if they cannot be stored.
+    """
+    put = runtime.blobs.put
+    return ResultBlobs(
+        mask=put("results", label_map_png(segmentation.label_map, text=text)),
+        overlay=put("results", overlay_png(image.pixels, segmentation.label_map)),
+        scores=put("results", scores_npz(segmentation)),
+    )
+
+
+def scores_npz(segmentation: Segmentation) -> bytes:
+    """Encode a segmentation's soft maps as an npz that loads without pickle.
+
+    ``cams`` (n, h', w') float16 at CAM resolution, ``scores`` (n, h, w) float16 after refinement,
+    ``class_index`` (n,), ``class_name`` (n,) and ``image_size`` (height, width). Not compressed: soft
+    maps hardly shrink, and deflating them takes longer than making them.
+    """
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        cams=segmentation.cams,
+        scores=segmentation.scores,
+        class_index=np.array([each.index for each in segmentation.classes], dtype=np.int64),
+        class_name=np.array([each.name for each in segmentation.classes], dtype=np.str_),
+        image_size=np.array(segmentation.label_map.shape, dtype=np.int64),
+    )
+    return buffer.getvalue()
+
+
+def provenance(model: ModelInfo, labels: tuple[str, ...], options: Options) -> dict[str, str]:
+    """Return what a mask file says of its making; no time and no place: equal jobs, equal files."""
+    return {
+        "Software": f"semples {software_version()}",
+        "Model": f"{model.name} {model.version}",
+        "Licence": model.licence,
+        "Labels": ", ".join(labels),
+        "Options": json.dumps(options.model_dump(), sort_keys=True),
+    }
+
+
+def software_version() -> str:
+    """Return this distribution's version, or "unknown" where it is not installed."""
+    try:
+        return version("semples")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def progress_writer(job: Job) -> OnProgress:
+    """Return a function that writes progress into a job's meta, at each stage and each tenth."""
+    written = Progress(stage="", fraction=-1.0)
+
+    def write(stage: str, fraction: float) -> None:
+        nonlocal written
+        if stage == written.stage and fraction - written.fraction < 0.1:
+            return
+        written = Progress(stage=stage, fraction=round(fraction, 3))
+        job.meta["progress"] = written.model_dump()
+        job.save_meta()  # type: ignore[no-untyped-call]
+
+    return write
+
+
+def _waited(job: Job) -> float:
+    """Seconds since a job was queued, not below 0 where two hosts' clocks differ."""
+    return max(0.0, (now() - job.enqueued_at).total_seconds()) if job.enqueued_at else 0.0
+
+
+def _ignore_progress(stage: str, fraction: float) -> None:
+    del stage, fraction
