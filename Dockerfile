@@ -10,9 +10,9 @@ ARG BASE=python:3.11-slim-bookworm
 
 
 FROM ${BASE} AS build
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
-RUN python3 -m venv /opt/semples
-ENV PATH=/opt/semples/bin:${PATH}
+# pip has its own environment and stays behind here.
+RUN python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/semples
+ENV PATH=/opt/pip/bin:${PATH} PIP_PYTHON=/opt/semples/bin/python PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 # The dependencies first, of a package that is still empty: editing the code does not install them
 # again.
@@ -21,7 +21,8 @@ RUN mkdir service worker models && touch service/__init__.py worker/__init__.py 
 
 
 FROM build AS build-api
-RUN pip install --constraint constraints.txt '.[api]'
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --constraint constraints.txt '.[api]'
 COPY service service
 COPY worker worker
 COPY models models
@@ -31,8 +32,9 @@ RUN pip install --no-deps --force-reinstall .
 FROM build AS build-worker
 # An index with other builds of torch, such as those for the CPU, which take a fifth of the space.
 ARG TORCH_INDEX=
-RUN pip install --constraint constraints.txt ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} \
-    '.[worker]'
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --constraint constraints.txt \
+        ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} '.[worker]'
 COPY service service
 COPY worker worker
 COPY models models
@@ -43,8 +45,8 @@ FROM ${BASE} AS runtime
 RUN groupadd --gid 10001 semples \
     && useradd --uid 10001 --gid semples --no-create-home --home-dir /tmp \
         --shell /usr/sbin/nologin semples \
-    && install --directory --owner semples --group semples /data /data/blobs \
-    && install --directory /bundles
+    && install --directory /data /bundles \
+    && install --directory --owner semples --group semples /data/blobs
 # The root may be read-only: only /tmp and /data/blobs are written to.
 ENV PATH=/opt/semples/bin:${PATH} HOME=/tmp PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     SEMPLES_BLOBS=/data/blobs

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from models.data.classes import BACKGROUND_INDEX, ClassList
-from models.metrics import IouReport, confusion_matrix, iou_report
-from models.pseudo_masks import decide
+from models.metrics import IouReport, confusion_matrix, count_pairs, iou_report
+from models.pseudo_masks import upsample_rows
 
 OnImage = Callable[[], None]
 
@@ -74,7 +75,8 @@ def evaluate_label_maps(
     indices = _count(classes)
     matrix = torch.zeros(indices, indices + 1, dtype=torch.int64)
     for prediction, truth in pairs:
-        matrix += _compare(_read(truth), _read(prediction), indices, prediction)
+        with _naming(prediction):
+            matrix += confusion_matrix(_read(truth), _read(prediction), indices=indices)
         on_image()
     return iou_report(matrix, min_pixels=min_pixels)
 
@@ -93,24 +95,35 @@ def sweep_scores(
         ValueError: as ``evaluate_label_maps``.
     """
     indices = _count(classes)
-    matrices = torch.zeros(len(thresholds), indices, indices + 1, dtype=torch.int64)
+    levels = torch.tensor(thresholds)
+    # counts[i, j, b]: pixels of class i whose best class is j, with a score above exactly b of the thresholds
+    counts = torch.zeros(indices, indices, len(levels) + 1, dtype=torch.int64)
     for scores_file, truth_file in pairs:
         truth = _read(truth_file)
         with np.load(scores_file, allow_pickle=False) as stored:
             scores = torch.from_numpy(stored["scores"])
-            labels = torch.from_numpy(stored["class_indices"].astype(np.int64))
-        for number, threshold in enumerate(thresholds):
-            decision = decide(
-                scores,
-                labels,
-                size=(truth.shape[0], truth.shape[1]),
-                background_threshold=threshold,
-                min_confidence=0.0,
-            )
-            matrices[number] += _compare(truth, decision.label_map, indices, scores_file)
+            labels = torch.from_numpy(stored["class_index"].astype(np.int64))
+        best, winner = upsample_rows(scores, _size(truth), 0, truth.shape[0]).max(dim=0)
+        # One count for all thresholds: a label that also tells how many of them the score is above.
+        leveled = labels[winner] * (len(levels) + 1) + torch.bucketize(best, levels)
+        with _naming(scores_file):
+            counts += count_pairs(truth, leveled, indices, counts[0].numel()).view(counts.shape)
         on_image()
-    reports = tuple(iou_report(matrix, min_pixels=min_pixels) for matrix in matrices)
-    return Sweep(tuple(thresholds), reports)
+    return Sweep(
+        tuple(thresholds),
+        tuple(
+            iou_report(_at_level(counts, level), min_pixels=min_pixels)
+            for level in range(len(levels))
+        ),
+    )
+
+
+def _at_level(counts: Tensor, level: int) -> Tensor:
+    """The confusion matrix at one threshold: what is not above it is background."""
+    matrix = torch.zeros(counts.shape[0], counts.shape[0] + 1, dtype=torch.int64)
+    matrix[:, :-1] = counts[..., level + 1 :].sum(dim=-1)
+    matrix[:, BACKGROUND_INDEX] += counts[..., : level + 1].sum(dim=(1, 2))
+    return matrix
 
 
 def report_to_json(report: IouReport, classes: ClassList, *, images: int) -> dict[str, Any]:
@@ -131,11 +144,17 @@ def report_to_json(report: IouReport, classes: ClassList, *, images: int) -> dic
     }
 
 
-def _compare(truth: Tensor, prediction: Tensor, indices: int, path: Path) -> Tensor:
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the file's name before a complaint about its content."""
     try:
-        return confusion_matrix(truth, prediction, indices=indices)
+        yield
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _size(label_map: Tensor) -> tuple[int, int]:
+    return label_map.shape[0], label_map.shape[1]
 
 
 def _count(classes: ClassList) -> int:
@@ -144,10 +163,12 @@ def _count(classes: ClassList) -> int:
 
 def _read(path: Path) -> Tensor:
     try:
-        picture = Image.open(path)
-        if picture.mode not in ("L", "P"):
-            raise ValueError(f"expected a label map in mode L or P in {path}, got {picture.mode}")
-        return torch.from_numpy(np.array(picture))
+        with Image.open(path) as picture:
+            if picture.mode not in ("L", "P"):
+                raise ValueError(
+                    f"expected a label map in mode L or P in {path}, got {picture.mode}"
+                )
+            return torch.from_numpy(np.array(picture))
     except OSError as error:
         raise ValueError(f"expected a label map in {path}, got {error}") from error
 

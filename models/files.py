@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from models.bundle_info import BundleInfo
-from models.predictor import MaskOptions, Segmentation
+if TYPE_CHECKING:  # at run time they would bring torch, which a check of the input does not need
+    from models.bundle_info import BundleInfo
+    from models.predictor import MaskOptions, Segmentation
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -65,7 +66,7 @@ def scores_arrays(segmentation: Segmentation) -> dict[str, Any]:
     return {
         "scores": segmentation.scores,
         "cams": segmentation.cams,
-        "class_indices": np.array([each.index for each in segmentation.classes], dtype=np.uint8),
-        "class_names": np.array([each.name for each in segmentation.classes]),
+        "class_index": np.array([each.index for each in segmentation.classes], dtype=np.uint8),
+        "class_name": np.array([each.name for each in segmentation.classes]),
         "image_size": np.array(segmentation.label_map.shape, dtype=np.int32),
     }

@@ -39,6 +39,15 @@ def confusion_matrix(ground_truth: Tensor, prediction: Tensor, *, indices: int) 
     Raises:
         ValueError: if the shapes differ, or the ground truth has an index out of range.
     """
+    return count_pairs(ground_truth, prediction.clamp(max=indices), indices, indices + 1)
+
+
+def count_pairs(ground_truth: Tensor, prediction: Tensor, rows: int, columns: int) -> Tensor:
+    """Count pixels by (ground truth, prediction) below (rows, columns), but for those whose ground truth is 255.
+
+    Raises:
+        ValueError: if the shapes differ, or the ground truth has an index out of range.
+    """
     if ground_truth.shape != prediction.shape:
         raise ValueError(
             f"expected a prediction of the ground truth's size {tuple(ground_truth.shape)}, "
@@ -46,10 +55,9 @@ def confusion_matrix(ground_truth: Tensor, prediction: Tensor, *, indices: int) 
         )
     counted = ground_truth != IGNORE_INDEX
     truth, guess = ground_truth[counted].long(), prediction[counted].long()
-    if truth.numel() and int(truth.max()) >= indices:
-        raise ValueError(f"expected ground truth below {indices}, got {int(truth.max())}")
-    cells = truth * (indices + 1) + guess.clamp(max=indices)
-    return torch.bincount(cells, minlength=indices * (indices + 1)).view(indices, indices + 1)
+    if truth.numel() and int(truth.max()) >= rows:
+        raise ValueError(f"expected ground truth below {rows}, got {int(truth.max())}")
+    return torch.bincount(truth * columns + guess, minlength=rows * columns).view(rows, columns)
 
 
 def iou_report(matrix: Tensor, *, min_pixels: int = 0) -> IouReport:

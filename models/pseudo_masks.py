@@ -63,7 +63,7 @@ def decide(
     rows = max(1, _BAND_PIXELS // width)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
-        band = _upsample_band(scores.float(), size, top, bottom)
+        band = upsample_rows(scores, size, top, bottom)
         best, winner = band.max(dim=0)
         # The background is a strict threshold: a score that only equals it is not yet the object.
         background = best <= background_threshold
@@ -82,8 +82,9 @@ def check_thresholds(background_threshold: float, min_confidence: float) -> None
         raise ValueError(f"expected min_confidence in [0, 1), got {min_confidence}")
 
 
-def _upsample_band(scores: Tensor, size: tuple[int, int], top: int, bottom: int) -> Tensor:
-    """Rows top…bottom of the bilinear (corners not aligned) upsampling of (n, h, w) to size."""
+def upsample_rows(scores: Tensor, size: tuple[int, int], top: int, bottom: int) -> Tensor:
+    """Return rows top…bottom of scores, (n, h, w), resized bilinearly (corners not aligned) to size (H, W)."""
+    scores = scores.float()
     height, width = size
     source = (
         (torch.arange(top, bottom, device=scores.device) + 0.5) * (scores.shape[1] / height)

@@ -69,7 +69,7 @@ class Run:
         """Give a callback that writes each step to the stage's log.jsonl before it calls on_step."""
         path = self.work / stage / "log.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8") as log:
+        with path.open("w", encoding="utf-8", buffering=1) as log:
 
             def report(step: Step) -> None:
                 log.write(json.dumps(asdict(step)) + "\n")

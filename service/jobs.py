@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, cast
 
+import numpy as np
+from PIL import Image
 from redis import Redis
-from rq.exceptions import DuplicateJobError
+from rq.exceptions import DuplicateJobError, InvalidJobOperation
 from rq.job import Job
 
-from models.images import MAX_PIXELS
+from models.images import MAX_PIXELS, read_image
+from models.pictures import overlay_png
 from service.errors import ProblemError
 from service.schemas import failure_of, request_of, status_of
 from worker.blobs import BlobStore
@@ -26,7 +31,7 @@ from worker.protocol import (
 )
 from worker.queues import TaskQueue, fetch_job, make_job, open_queue
 
-ResultFile = Literal["mask", "overlay", "scores"]
+ResultFile = Literal["mask", "scores"]
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,8 @@ class Jobs:
         if queue.count >= self.limits.max_queue:
             raise ProblemError("queue-full", f"{self.limits.max_queue} jobs are waiting already")
         if job is not None:
-            job.delete()
+            with suppress(InvalidJobOperation):  # it expired just now
+                job.delete()
         # The image goes first: a worker may take the job at once.
         self._blobs.put("uploads", data)
         job = make_job(self._redis, request, timeout=self.limits.job_timeout)
@@ -159,13 +165,31 @@ class Jobs:
             ProblemError: if the job is not finished, or has failed.
             BlobMissingError: if the file has expired.
         """
+        return self._blobs.get(cast("str", getattr(self._finished(job).blobs, file)))
+
+    def overlay(self, job: Job) -> bytes:
+        """Draw a finished job's mask over its image, as a PNG.
+
+        Raises:
+            ProblemError: if the job is not finished, or has failed.
+            BlobMissingError: if image or mask have expired.
+        """
+        mask = self.file(job, "mask")
+        image = read_image(
+            self._blobs.get(request_of(job).image), max_pixels=self.limits.max_pixels
+        )
+        return overlay_png(image.pixels, np.array(Image.open(io.BytesIO(mask))))
+
+    def _finished(self, job: Job) -> JobResult:
         result = self.result(job)
         if result is not None:
-            return self._blobs.get(cast("str", getattr(result.blobs, file)))
+            return result
         status = status_of(job)
         if status == "failed":
             failure = failure_of(job)
             raise ProblemError("job-failed", failure.detail, code=failure.code)
+        if status == "finished":
+            raise ProblemError("unknown-job", "the job's result has expired")
         raise ProblemError("job-not-ready", f"the job is {status}", job_status=status)
 
     def _queue(self, model: str) -> TaskQueue:
@@ -179,10 +203,13 @@ class Jobs:
             return failure_of(job).repeatable
         if status == "finished":
             result = self.result(job)
-            return result is None or not all(
-                self._blobs.exists(key) for key in result.blobs.model_dump().values()
-            )
+            return result is None or not self._has_files(request_of(job), result)
         return status == "canceled"
+
+    def _has_files(self, request: JobRequest, result: JobResult) -> bool:
+        """Whether all is still there that a finished job's answers are made from."""
+        keys = (request.image, *result.blobs.model_dump().values())
+        return all(map(self._blobs.exists, keys))
 
     def _remembered(self, token: str, request: JobRequest) -> str | None:
         """Return the id of the job that a token stands for, if it was used before."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import http.client
 import os
 import socket
 import sys
@@ -20,10 +21,10 @@ from redis.exceptions import RedisError
 from service import embedded
 from service.processes import Command
 from service.supervisor import StopRequestedError, Supervisor, SupervisorError
-from worker.presence import live_workers
 from worker.queues import open_redis
 
 EXIT_CANNOT_START = 3
+READY_SECONDS = 1.0
 REDIS_SECONDS = 60.0
 WORKER_SECONDS = 600.0
 WORKER_GRACE_SECONDS = 60.0
@@ -66,10 +67,9 @@ def run(stack: Stack) -> None:
         supervisor.start(lambda: _worker_command(stack, environment))
         supervisor.start(lambda: _api_command(stack, environment, listener.fileno()))
         _say(f"starting; the API is at {stack.url}, data and logs in {stack.data}")
-        redis = open_redis(redis_url)
         try:
             supervisor.wait_until(
-                lambda: bool(live_workers(redis)), what="loading the model", seconds=WORKER_SECONDS
+                lambda: _is_ready(stack), what="loading the model", seconds=WORKER_SECONDS
             )
             _say(f"ready: {stack.url} (Ctrl-C stops everything)")
             supervisor.watch()
@@ -98,6 +98,18 @@ def _start_redis(stack: Stack, supervisor: Supervisor) -> str:
         lambda: embedded.answers(path), what="starting the queue", seconds=REDIS_SECONDS
     )
     return embedded.socket_url(path)
+
+
+def _is_ready(stack: Stack) -> bool:
+    """Ask the API itself: it knows of the queue and of the worker."""
+    connection = http.client.HTTPConnection(stack.host, stack.port, timeout=READY_SECONDS)
+    try:
+        connection.request("GET", "/ready")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def _worker_command(stack: Stack, environment: Mapping[str, str]) -> Command:

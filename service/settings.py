@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import AliasChoices, Field
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -10,7 +10,7 @@ class Settings(BaseSettings):
     """Where the queue and the blobs are, and how much the API takes.
 
     Attributes:
-        redis_url: redis://, rediss:// or unix://; read from ``REDIS_URL`` too.
+        redis_url: redis://, rediss:// or unix://; from ``REDIS_URL``.
         blobs: directory or fsspec URL of the blob store, shared with the workers.
         model: the model of requests that name none; empty for the one that is alive.
         max_body_bytes: largest request body.
@@ -23,10 +23,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SEMPLES_", frozen=True, populate_by_name=True)
 
-    redis_url: str = Field(
-        default="redis://127.0.0.1:6379/0",
-        validation_alias=AliasChoices("SEMPLES_REDIS_URL", "REDIS_URL"),
-    )
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", validation_alias="REDIS_URL")
     blobs: str = "blobs"
     model: str = ""
     max_body_bytes: int = Field(default=32 * 2**20, gt=0)

@@ -1,4 +1,4 @@
-"""Seams for all tests: a tiny CLIP, a synthetic data set, a tiny trained run and its bundle; the shared data if present."""
+"""Seams for all tests: a tiny CLIP, a synthetic data set, a tiny run, its bundle, shared data."""
 
 from __future__ import annotations
 
@@ -21,9 +21,13 @@ from models.data.folder import read_folder
 from models.export import export_bundle
 from models.run import Run, start_run
 
-pytest_plugins = ["tests.service_fixtures"] if (Path(__file__).parent / "service_fixtures.py").exists() else []
+pytest_plugins = (
+    ["tests.service_fixtures"] if (Path(__file__).parent / "service_fixtures.py").exists() else []
+)
 
-torch.set_num_threads(2)
+torch.set_num_threads(
+    1
+)  # tests run beside servers and workers: more threads only wait for each other
 
 CLASSES = ClassList(
     (
@@ -60,7 +64,13 @@ def tiny_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "timm_proj": "linear",
             "image_size": 64,
         },
-        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+        "text_cfg": {
+            "context_length": 77,
+            "vocab_size": 49408,
+            "width": 16,
+            "heads": 2,
+            "layers": 2,
+        },
     }
     torch.manual_seed(0)
     model = open_clip.CLIP(**config)

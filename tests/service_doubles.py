@@ -85,6 +85,7 @@ class DoublePredictor:
     """Each label gets a vertical stripe of the image; the last stripe is background."""
 
     info = Info()
+    device = "cpu"
 
     def options(
         self,

@@ -67,7 +67,7 @@ def test_a_changed_file_is_refused(copy: Path) -> None:
 
 def test_a_missing_file_is_refused(copy: Path) -> None:
     (copy / "prompts.safetensors").unlink()
-    with pytest.raises(BundleError, match="prompts.safetensors"):
+    with pytest.raises(BundleError, match=r"prompts.safetensors"):
         load_bundle(copy, device=CPU)
 
 
@@ -105,5 +105,5 @@ def test_unknown_bundles_name_the_shipped() -> None:
 
 
 def test_unknown_stages_are_refused(tiny_run: Run, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="expected a stage of zero-shot, .* got 'final'"):
+    with pytest.raises(ValueError, match=r"expected a stage of zero-shot, .* got 'final'"):
         export_bundle(tiny_run, tmp_path, stage="final", licence="", trained_on="")

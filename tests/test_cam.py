@@ -43,9 +43,7 @@ def test_an_image_is_the_same_alone_and_in_a_batch() -> None:
 def test_scales_report_and_can_stop() -> None:
     seen: list[float] = []
     images = torch.rand(1, 3, 64, 64)
-    multi_scale_cams(
-        blocks, images, CHANNELS, scales=(1.0, 0.5), flip=False, on_scale=seen.append
-    )
+    multi_scale_cams(blocks, images, CHANNELS, scales=(1.0, 0.5), flip=False, on_scale=seen.append)
     assert seen == [0, 0.5]
     with pytest.raises(ValueError, match="expected at least one scale, got none"):
         cams(images, ())
@@ -61,7 +59,12 @@ def test_constant_maps_become_zero() -> None:
 
 @pytest.mark.parametrize(
     ("size", "expected"),
-    [((480, 640), (320, 448)), ((640, 480), (448, 320)), ((1, 1), (448, 448)), ((1, 9000), (32, 448))],
+    [
+        ((480, 640), (320, 448)),
+        ((640, 480), (448, 320)),
+        ((1, 1), (448, 448)),
+        ((1, 9000), (32, 448)),
+    ],
 )
 def test_grid_size(size: tuple[int, int], expected: tuple[int, int]) -> None:
     assert grid_size(*size, longer_side=448) == expected

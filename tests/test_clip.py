@@ -83,7 +83,9 @@ def test_a_named_model_takes_the_same_path() -> None:
     )
 
 
-def test_the_image_tower_alone_embeds_as_the_whole(tiny_clip: FrozenClip, tiny_clip_folder: Path) -> None:
+def test_the_image_tower_alone_embeds_as_the_whole(
+    tiny_clip: FrozenClip, tiny_clip_folder: Path
+) -> None:
     config = vision_config(f"local-dir:{tiny_clip_folder}")
     tower = build_image_tower(config, mean=[0.5] * 3, std=[0.25] * 3)
     tower.visual.load_state_dict(tiny_clip.visual.state_dict())

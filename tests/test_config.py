@@ -7,7 +7,10 @@ def test_defaults_are_the_papers() -> None:
     config = parse_config("name: voc", source="here")
     assert config.clip.model == "ViT-B-32"
     assert config.clip.pretrained == "openai"
-    assert (config.train_generator.background_weight, config.learn_prompts.text_weight) == (2.4, 0.02)
+    assert (config.train_generator.background_weight, config.learn_prompts.text_weight) == (
+        2.4,
+        0.02,
+    )
     assert config.prompts.tokens == 30
 
 
@@ -21,7 +24,10 @@ def test_round_trip() -> None:
     [
         ("name: a\ntrain_generator: {epoch: 3}", r"f.yaml: train_generator.epoch: Extra inputs"),
         ("name: a\ngenerator: {kind: gan}", "f.yaml: generator: .*'cnn', 'zero_shot'"),
-        ("name: a\ninference: {refine: crf9}", "f.yaml: inference.refine: expected one of none, pamr"),
+        (
+            "name: a\ninference: {refine: crf9}",
+            "f.yaml: inference.refine: expected one of none, pamr",
+        ),
         ("name: a\ninference: {scales: []}", "f.yaml: inference.scales"),
         ("name: A B", "f.yaml: name: String should match"),
         ("- a", "f.yaml: the top level"),
@@ -34,9 +40,11 @@ def test_mistakes_have_a_place(text: str, message: str) -> None:
 
 
 def test_unknown_configurations_name_the_known() -> None:
-    with pytest.raises(ConfigError, match="expected a YAML file or one of .*coco-demo.*, got 'vog'"):
+    with pytest.raises(
+        ConfigError, match=r"expected a YAML file or one of .*coco-demo.*, got 'vog'"
+    ):
         load_config("vog")
-    with pytest.raises(ConfigError, match="expected a readable YAML file, got 'no.yaml'"):
+    with pytest.raises(ConfigError, match=r"expected a readable YAML file, got 'no.yaml'"):
         load_config("no.yaml")
 
 

@@ -74,7 +74,7 @@ def test_class_files(tmp_path: Path) -> None:
     write_class_list(path, CLASSES)
     assert path.read_text().splitlines()[:2] == ["0 background", "3 bowl"]
     assert read_class_list(path).names == CLASSES.names
-    with pytest.raises(ValueError, match="classes.txt:2: expected 'index name', got 'cat'"):
+    with pytest.raises(ValueError, match=r"classes.txt:2: expected 'index name', got 'cat'"):
         read_class_list(write(path, "1 bowl\ncat\n"))
 
 
@@ -96,7 +96,10 @@ def test_folder(tmp_path: Path) -> None:
         ("image,labels\na.jpg,cat,cup\n", ":2: expected 'image,label;label'"),
         ("image,labels\na.jpg,dog\n", "a.jpg: expected a known label, got 'dog'"),
         ("image,labels\nz.jpg,cat\n", "expected an image 'z.jpg'"),
-        ("image,labels\na.jpg,cat\na.png,cat\n", "expected distinct stems, got 'a.jpg' and 'a.png'"),
+        (
+            "image,labels\na.jpg,cat\na.png,cat\n",
+            "expected distinct stems, got 'a.jpg' and 'a.png'",
+        ),
         ("image,labels\na.jpg,\n", "expected at least one labeled image"),
     ],
 )
@@ -134,7 +137,9 @@ def test_a_broken_photo_is_named(tmp_path: Path) -> None:
     write(tmp_path / "a.jpg", "not a photo")
     labels = write(tmp_path / "labels.csv", "image,labels\na.jpg,cat\n")
     crops = Crops(
-        read_folder(tmp_path, labels, CLASSES), classes=4, transform=light_augmentation(32, min_area=1)
+        read_folder(tmp_path, labels, CLASSES),
+        classes=4,
+        transform=light_augmentation(32, min_area=1),
     )
     with pytest.raises(ValueError, match=r"a\.jpg: "):
         crops[0]

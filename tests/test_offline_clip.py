@@ -13,7 +13,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from torchvision.transforms import Normalize
 
-from benchmarks.offline_clip import evaluate, folder, image_tower, text_tower, vocabulary
+from benchmarks.offline_clip import anchor, evaluate, folder, image_tower, text_tower, vocabulary
 
 
 def test_every_weight_finds_its_place_in_timm() -> None:
@@ -133,6 +133,49 @@ def test_saved_folder_is_an_ordinary_open_clip_model(
         "open_clip_config.json",
         "open_clip_model.safetensors",
     ]
+
+
+def test_weakest_direction_by_hand() -> None:
+    projection = torch.tensor([[0.0, 2.0, 0.0], [0.0, 0.0, 0.5]])
+    weak = anchor.weakest_direction(projection)
+    assert weak.direction.abs().tolist() == pytest.approx([0, 0, 1])
+    torch.testing.assert_close(weak.shift @ projection, weak.direction)
+    assert weak.shift.abs().tolist() == pytest.approx([0, 2])
+
+
+def test_anchor_adds_one_constant_to_all_embeddings() -> None:
+    config = folder.model_config(
+        text_tower.text_config(width=32, heads=2, layers=2), embedding_width=48
+    )
+    torch.manual_seed(0)
+    plain = open_clip.CLIP(**config).eval()
+    wider_config, anchored = anchor.with_projection_bias(config, plain)
+    assert wider_config["vision_cfg"]["timm_proj_bias"] is True
+    anchor.anchor(anchored, text_shift=2.0, image_shift=3.0)
+    direction = anchor.anchor_direction(anchored)
+    assert direction is not None
+    assert anchor.anchor_direction(plain) is None
+    encode = text_tower.full_length_encoder(plain, SimpleTokenizer())
+    shifted = text_tower.full_length_encoder(anchored, SimpleTokenizer())
+    texts = ["a photo of a cat.", "snow"]
+    torch.testing.assert_close(shifted(texts), encode(texts) + 2 * direction, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        evaluate.without(direction, shifted)(texts) @ direction, torch.zeros(2), atol=1e-4, rtol=0
+    )
+    images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before, after = plain.encode_image(images), anchored.encode_image(images)
+    rest = before - torch.outer(before @ direction, direction)
+    torch.testing.assert_close(after, rest + 3 * direction, atol=1e-4, rtol=0)
+
+
+def test_anchor_is_given_once() -> None:
+    config = folder.model_config(
+        text_tower.text_config(width=32, heads=2, layers=1), embedding_width=48
+    )
+    config, anchored = anchor.with_projection_bias(config, open_clip.CLIP(**config))
+    with pytest.raises(ValueError, match="expected a CLIP without an anchor"):
+        anchor.with_projection_bias(config, anchored)
 
 
 def test_average_precision_by_hand() -> None:

@@ -95,9 +95,7 @@ def test_progress_can_stop_the_work(predictor: Predictor) -> None:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        predictor.pseudo_mask(
-            photo(), ["cat"], predictor.options(), on_progress=stop_at_refine
-        )
+        predictor.pseudo_mask(photo(), ["cat"], predictor.options(), on_progress=stop_at_refine)
     assert [stage for stage, _ in seen] == ["cam", "refine"]
     assert [fraction for _, fraction in seen] == sorted(fraction for _, fraction in seen)
 

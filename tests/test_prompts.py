@@ -17,7 +17,7 @@ def test_initializations() -> None:
     assert normal.std().item() == pytest.approx(0.02, rel=0.05)
     assert torch.equal(uniform, prompts("uniform"))
     assert not torch.equal(uniform, prompts("uniform", seed=1))
-    with pytest.raises(ValueError, match="expected initialization in .* got 'zeros'"):
+    with pytest.raises(ValueError, match=r"expected initialization in .* got 'zeros'"):
         prompts("zeros")
 
 

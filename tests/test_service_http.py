@@ -71,7 +71,10 @@ def test_post_then_ask(api: httpx.Client, photo: bytes) -> None:
     assert mask.headers["content-type"] == "image/png"
     assert np.unique(np.asarray(Image.open(io.BytesIO(mask.content)))).tolist() == [0, 1, 3]
     overlay = api.get(document["links"]["overlay"])
-    assert Image.open(io.BytesIO(overlay.content)).size == (30, 20)
+    drawn = np.asarray(Image.open(io.BytesIO(overlay.content)))
+    assert drawn.shape == (20, 30, 3)
+    assert drawn[10, 5].tolist() != drawn[10, 28].tolist()  # the cat is painted over
+    assert drawn[10, 28].tolist() == list(Image.open(io.BytesIO(photo)).getpixel((28, 10)))
     with np.load(io.BytesIO(api.get(document["links"]["scores"]).content)) as scores:
         assert scores["class_name"].tolist() == ["cat", "dining table"]
 
@@ -110,12 +113,14 @@ def test_a_wait_that_is_too_short(api: httpx.Client, photo: bytes) -> None:
     assert "progress" not in finished(api, location)
 
 
-def test_queue_position(api: httpx.Client) -> None:
-    jobs = [post(api, png(color=next(COLORS)), "slow") for _ in range(3)]
-    positions = [api.get(job.headers["Location"]).json().get("position") for job in jobs]
-    assert positions[1:] in ([0, 1], [1, 2])  # the first one may be running already
-    for job in jobs:
-        finished(api, job.headers["Location"])
+def test_queue_position(api: httpx.Client, worker: WorkerProcess) -> None:
+    worker.stop()
+    jobs = [post(api, png(color=next(COLORS))) for _ in range(3)]
+    assert [job.json()["position"] for job in jobs] == [0, 1, 2]
+    locations = [job.headers["Location"] for job in jobs]
+    assert [api.get(location).json()["position"] for location in locations] == [0, 1, 2]
+    worker.start()
+    assert all("position" not in finished(api, location) for location in locations)
 
 
 def test_equal_posts_are_one_job_that_runs_once(

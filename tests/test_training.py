@@ -59,7 +59,7 @@ def test_no_epoch_changes_nothing() -> None:
 
 
 def test_loop_refuses_what_cannot_learn() -> None:
-    with pytest.raises(FloatingPointError, match="expected a finite loss in epoch 0, got .*nan"):
+    with pytest.raises(FloatingPointError, match=r"expected a finite loss in epoch 0, got .*nan"):
         quadratic(factor=float("nan"))
     frozen = nn.Parameter(torch.ones(1), requires_grad=False)
     with pytest.raises(ValueError, match="got 0 parameters, 1 batches"):

@@ -70,6 +70,7 @@ def test_callbacks_and_webhooks_are_dropped(place: Place) -> None:
     callback = Callback("os.getcwd")
     job = Job.create(
         PSEUDO_MASK,
+        id="0" * 32,
         connection=place.redis,
         serializer=JSONSerializer,
         on_success=callback,
@@ -126,8 +127,9 @@ def test_a_maintenance_lock_does_not_outlive_its_worker_for_long(place: Place) -
     place.queue.release_maintenance_lock()
 
 
-def test_unknown_jobs_are_none(place: Place) -> None:
-    assert fetch_job(place.redis, "0" * 32) is None
+@pytest.mark.parametrize("job_id", ["1" * 32, "a b", "", "x" * 10_000, "A" * 32, "0:1"])
+def test_unknown_jobs_are_none(place: Place, job_id: str) -> None:
+    assert fetch_job(place.redis, job_id) is None
 
 
 def test_a_redis_that_is_away_is_said_soon(tmp_path: Path) -> None:

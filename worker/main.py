@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from models.images import MAX_PIXELS
 from worker.protocol import LEASE_SECONDS
 from worker.run import Load, WorkerStartError, run
 from worker.runtime import PredictorLike
@@ -46,10 +47,8 @@ def make_app(load: Load) -> typer.Typer:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
     @app.command()
-    def worker(
-        redis_url: Annotated[
-            str, typer.Option(envvar=["SEMPLES_REDIS_URL", "REDIS_URL"], help="redis:// or unix://")
-        ],
+    def worker(  # noqa: PLR0913, PLR0917 - one argument an option
+        redis_url: Annotated[str, typer.Option(envvar="REDIS_URL", help="redis:// or unix://")],
         blobs: Annotated[
             str, typer.Option(envvar="SEMPLES_BLOBS", help="Blob store: a folder or a URL.")
         ],
@@ -63,6 +62,9 @@ def make_app(load: Load) -> typer.Typer:
             int,
             typer.Option(envvar="SEMPLES_THREADS", min=0, help="CPU threads; 0: torch decides."),
         ] = 0,
+        max_pixels: Annotated[
+            int, typer.Option(envvar="SEMPLES_MAX_PIXELS", min=1, help="Largest image.")
+        ] = MAX_PIXELS,
         name: Annotated[
             str | None, typer.Option(envvar="SEMPLES_NAME", help="Unique among workers.")
         ] = None,
@@ -82,6 +84,7 @@ def make_app(load: Load) -> typer.Typer:
             threads=threads,
             name=name or default_name(),
             lease=lease,
+            max_pixels=max_pixels,
         )
         try:
             stopped_on_request = run(settings, load=load)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -44,6 +45,9 @@ FailureCode = Literal[
     "task_not_allowed",
     "model_error",
 ]
+
+
+JOB_ID = re.compile(r"[0-9a-f]{32}")
 
 
 def queue_name(model: str) -> str:
@@ -148,10 +152,9 @@ class Timings(Record):
 
 
 class ResultBlobs(Record):
-    """Blob keys of a job's files."""
+    """Blob keys of a job's files; the overlay is drawn from the mask and the upload when asked for."""
 
     mask: str
-    overlay: str
     scores: str
 
 

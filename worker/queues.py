@@ -23,6 +23,7 @@ from rq.utils import now
 
 from worker.protocol import (
     FAILURE_SECONDS,
+    JOB_ID,
     LEASE_SECONDS,
     MAX_ATTEMPTS,
     PSEUDO_MASK,
@@ -166,7 +167,9 @@ def make_job(redis: Redis, request: JobRequest, *, timeout: int) -> Job:
 
 
 def fetch_job(redis: Redis, job_id: str) -> Job | None:
-    """Return a job, or None if it is unknown or expired."""
+    """Return a job, or None if it is unknown or expired, or no job of ours can have this id."""
+    if not JOB_ID.fullmatch(job_id):
+        return None
     try:
         return AllowedJob.fetch(job_id, connection=redis, serializer=JSONSerializer)
     except NoSuchJobError:

@@ -51,12 +51,12 @@ def run(settings: WorkerSettings, *, load: Load) -> bool:
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         reason = str(error).partition("\n")[0]
         raise WorkerStartError(f"cannot load bundle {settings.bundle!r}: {reason}") from error
-    install(Runtime(predictor=predictor, blobs=blobs, worker=settings.name))
+    install(Runtime(predictor, model, blobs, settings.name, settings.max_pixels))
     worker = LeaseWorker(
         open_redis(settings.redis_url),
         name=settings.name,
         model=model,
-        device=settings.device,
+        device=str(predictor.device),
         lease=settings.lease,
     )
     # Not in the worker's own pulse: a large store takes longer to walk than a lease lasts.

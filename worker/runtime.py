@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.data.classes import ClassList
+from models.images import MAX_PIXELS
 from worker.blobs import BlobStore
+from worker.protocol import ModelInfo
 
 if TYPE_CHECKING:
     from models.predictor import MaskOptions, Segmentation
@@ -31,6 +33,11 @@ class Described(Protocol):
 
 class PredictorLike(Protocol):
     """What the worker needs of ``models.predictor.Predictor``, so that torch stays out of here."""
+
+    @property
+    def device(self) -> object:
+        """Where the work is done; its text is a device's name."""
+        ...
 
     @property
     def info(self) -> Described:
@@ -65,13 +72,17 @@ class Runtime:
 
     Attributes:
         predictor: warm.
+        model: what the predictor says of itself.
         blobs: shared with the service.
         worker: this worker's name.
+        max_pixels: largest image.
     """
 
     predictor: PredictorLike
+    model: ModelInfo
     blobs: BlobStore
     worker: str
+    max_pixels: int = MAX_PIXELS
 
 
 class _Holder:

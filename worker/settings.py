@@ -7,6 +7,7 @@ import socket
 import uuid
 from dataclasses import dataclass, field
 
+from models.images import MAX_PIXELS
 from worker.protocol import LEASE_SECONDS
 
 
@@ -30,6 +31,7 @@ class WorkerSettings:
         device: "cpu", "cuda", "cuda:1"…; "auto" takes a GPU if there is one.
         threads: CPU threads of the model; 0 leaves the choice to torch.
         name: unique among workers.
+        max_pixels: largest image, width times height; as the service's.
         lease: seconds of silence after which this worker counts as dead.
     """
 
@@ -40,3 +42,4 @@ class WorkerSettings:
     threads: int = 0
     name: str = field(default_factory=default_name)
     lease: int = LEASE_SECONDS
+    max_pixels: int = MAX_PIXELS

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from rq.job import Job
 from rq.utils import now
 
 from models.images import UprightImage, read_image
-from models.pictures import label_map_png, overlay_png
+from models.pictures import label_map_png
 from worker.protocol import (
     ClassRecord,
     ImageRecord,
@@ -74,14 +75,14 @@ def run(request: JobRequest, runtime: Runtime, *, waited: float, report: OnProgr
     """
     started = time.perf_counter()
     report("decode", 0.0)
-    image = read_image(runtime.blobs.get(request.image))
+    image = read_image(runtime.blobs.get(request.image), max_pixels=runtime.max_pixels)
     decoded = time.perf_counter()
     options, segmentation = segment(image, request, runtime, report)
     segmented = time.perf_counter()
     report("encode", _SEGMENTED)
-    model = ModelInfo.model_validate(runtime.predictor.info.to_json())
+    model = runtime.model
     done = Options(**asdict(options))
-    blobs = store(image, segmentation, runtime, text=provenance(model, request.labels, done))
+    blobs = store(segmentation, runtime, text=provenance(model, request.labels, done))
     encoded = time.perf_counter()
     height, width = segmentation.label_map.shape
     return JobResult(
@@ -116,13 +117,12 @@ def segment(
     )
 
 
-def store(
-    image: UprightImage, segmentation: Segmentation, runtime: Runtime, *, text: Mapping[str, str]
-) -> ResultBlobs:
+def store(segmentation: Segmentation, runtime: Runtime, *, text: Mapping[str, str]) -> ResultBlobs:
     """Encode and store a segmentation's files.
 
+    No overlay: encoding that takes longer than all the rest, and few ask for it.
+
     Args:
-        image: what lies under the overlay.
         segmentation: what to store.
         runtime: where to.
         text: provenance for the mask's text chunks.
@@ -133,7 +133,6 @@ def store(
     put = runtime.blobs.put
     return ResultBlobs(
         mask=put("results", label_map_png(segmentation.label_map, text=text)),
-        overlay=put("results", overlay_png(image.pixels, segmentation.label_map)),
         scores=put("results", scores_npz(segmentation)),
     )
 
@@ -168,6 +167,7 @@ def provenance(model: ModelInfo, labels: tuple[str, ...], options: Options) -> d
     }
 
 
+@cache
 def software_version() -> str:
     """Return this distribution's version, or "unknown" where it is not installed."""
     try:

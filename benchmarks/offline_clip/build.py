@@ -135,12 +135,14 @@ def main(  # noqa: PLR0913, PLR0917 - a command's options
 
         def embed(kind: str, texts: list[str]) -> Tensor:
             bar = bars.add_task(f"embed {kind}", total=len(texts))
-            return embed_cached(
+            embeddings = embed_cached(
                 texts,
                 cache,
                 load=installed_encoder,
                 on_progress=lambda done, total: bars.update(bar, completed=done, total=total),
             )
+            bars.update(bar, completed=len(texts))
+            return embeddings
 
         classes = embed("ImageNet names", [SENTENCE.format(name) for name in imagenet_names()])
         mean = classes.mean(dim=0)

@@ -130,9 +130,12 @@ def get_mask(job_id: JobId, jobs: JobsDependency) -> Response:
 
 
 @router.get("/jobs/{job_id}/overlay.png", response_class=Response, responses=_FILE)
-def get_overlay(job_id: JobId, jobs: JobsDependency) -> Response:
+async def get_overlay(
+    job_id: JobId, jobs: JobsDependency, decoders: DecodersDependency
+) -> Response:
     """Return the image with the mask's colors laid over it."""
-    return _file(job_id, jobs, "overlay", "image/png")
+    draw = partial(_overlay, jobs, job_id)
+    return Response(await run_sync(draw, limiter=decoders), media_type="image/png")
 
 
 @router.get("/jobs/{job_id}/scores.npz", response_class=Response, responses=_FILE)
@@ -148,6 +151,10 @@ def _check(upload: Upload, jobs: Jobs) -> JobRequest:
 
 def _describe(job: Job, jobs: Jobs, path: str) -> JobDocument:
     return job_document(job, jobs.result(job), position=jobs.position(job), path=path)
+
+
+def _overlay(jobs: Jobs, job_id: str) -> bytes:
+    return jobs.overlay(jobs.find(job_id))
 
 
 def _file(job_id: str, jobs: Jobs, file: ResultFile, media_type: str) -> Response:

@@ -1,0 +1,119 @@
+"""``make demo``: start the whole stack, post real photos over HTTP, keep the masks, stop everything.
+
+``python -m benchmarks.demo --output build/demo`` writes ``<stem>.png`` and ``<stem>_overlay.png`` for each photo of
+``benchmarks/photos`` and prints one table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+PHOTOS = Path(__file__).parent / "photos"
+LABELS = {"cat": ["cat"], "coffee": ["cup", "dining table"], "astronaut": ["person"]}
+READY_SECONDS = 120.0
+WAIT_SECONDS = 60
+
+
+def main() -> None:
+    """Run the demo; exit code 0 once every mask is written and every process has ended."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--bundle", default="coco-demo")
+    arguments = parser.parse_args()
+    output: Path = arguments.output
+    output.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    table = Table("photo", "label", "area", "confidence", "queue ms", "model ms")
+    with serving(arguments.bundle) as url, httpx.Client(base_url=url, timeout=90) as client:
+        for stem, labels in LABELS.items():
+            job = post(client, PHOTOS / f"{stem}.jpg", labels)
+            save(client, job, stem, output)
+            for each in job["classes"]:
+                timings = job["timings"]
+                table.add_row(
+                    stem,
+                    each["name"],
+                    f"{each['area']:.1%}",
+                    f"{each['confidence']:.2f}" if each.get("confidence") else "–",
+                    f"{1000 * timings['queue_seconds']:.0f}",
+                    f"{1000 * timings['model_seconds']:.0f}",
+                )
+        console.print(table)
+        console.print(f"masks and overlays are in {output}", highlight=False)
+        console.print(
+            f"the API's pages were at {url}/docs; `.venv/bin/semples serve` brings them back",
+            highlight=False,
+        )
+
+
+def post(client: httpx.Client, photo: Path, labels: list[str]) -> dict[str, Any]:
+    """Post one photo and wait for its job."""
+    answer = client.post(
+        "/pseudo-mask",
+        params={"wait": WAIT_SECONDS},
+        files={"image": (photo.name, photo.read_bytes(), "image/jpeg")},
+        data={"labels": labels},
+    )
+    if answer.status_code != 200 or answer.json()["status"] != "finished":
+        sys.exit(
+            f"expected a finished job for {photo.name}, got {answer.status_code}: {answer.text}"
+        )
+    job: dict[str, Any] = answer.json()
+    return job
+
+
+def save(client: httpx.Client, job: dict[str, Any], stem: str, output: Path) -> None:
+    """Fetch a finished job's mask and overlay."""
+    for link, suffix in (("mask", ""), ("overlay", "_overlay")):
+        answer = client.get(job["links"][link]).raise_for_status()
+        (output / f"{stem}{suffix}.png").write_bytes(answer.content)
+
+
+@contextmanager
+def serving(bundle: str) -> Iterator[str]:
+    """Run ``semples serve`` in a temporary data directory on a free port; yield its URL once it is ready."""
+    with tempfile.TemporaryDirectory(prefix="semples-demo-") as data:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "service.serve", "--port", str(port), "--data", data]
+        server = subprocess.Popen([*command, "--bundle", bundle], stdout=subprocess.DEVNULL)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_until_ready(url, server)
+            yield url
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.wait(timeout=60)
+
+
+def wait_until_ready(url: str, server: subprocess.Popen[bytes]) -> None:
+    """Poll /ready until it is 200."""
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            sys.exit(f"expected semples serve to run, got exit code {server.returncode}")
+        try:
+            if httpx.get(f"{url}/ready", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    sys.exit(f"expected {url}/ready within {READY_SECONDS:.0f} s, got nothing")
+
+
+if __name__ == "__main__":
+    main()
