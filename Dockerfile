@@ -61,5 +61,7 @@ CMD ["python", "-m", "service.main", "--host", "0.0.0.0", "--port", "8000"]
 
 
 FROM runtime AS worker
+# Waiting OpenMP threads sleep: spinning ones make torch ten times slower where cores are shared.
+ENV OMP_WAIT_POLICY=passive
 COPY --from=build-worker /opt/semples /opt/semples
 CMD ["python", "-m", "worker.main"]

@@ -49,8 +49,8 @@ def main() -> None:
                     each["name"],
                     f"{each['area']:.1%}",
                     f"{each['confidence']:.2f}" if each.get("confidence") else "–",
-                    f"{1000 * timings['queue_seconds']:.0f}",
-                    f"{1000 * timings['model_seconds']:.0f}",
+                    f"{1000 * timings['queue']:.0f}",
+                    f"{1000 * timings['model']:.0f}",
                 )
         console.print(table)
         console.print(f"masks and overlays are in {output}", highlight=False)

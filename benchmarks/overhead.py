@@ -22,6 +22,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -125,8 +126,8 @@ def measure(
     rows: dict[str, list[float]] = {}
     for number, photo in enumerate(photos):
         pixels = read_image(photo).pixels
-        bare, _ = seconds(lambda pixels=pixels: predictor.pseudo_mask(pixels, [label], options))
-        total, document = seconds(lambda photo=photo: post(port, photo, label, refine))
+        bare, _ = seconds(partial(predictor.pseudo_mask, pixels, [label], options))
+        total, document = seconds(partial(post, port, photo, label, refine))
         if number < WARM_UP:
             continue
         parts = document["timings"]

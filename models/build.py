@@ -60,10 +60,16 @@ def build_generator(
             classes=class_text.shape[0],
             pretrained=settings.pretrained,
             output_stride=settings.output_stride,
+            affinity_steps=settings.affinity_steps,
             generator=torch.Generator().manual_seed(config.seed),
         )
     else:
-        built = zero_shot_generator(clip, class_text, output_stride=settings.output_stride)
+        built = zero_shot_generator(
+            clip,
+            class_text,
+            output_stride=settings.output_stride,
+            affinity_steps=settings.affinity_steps,
+        )
     return built.to(device).eval()
 
 

@@ -162,11 +162,14 @@ def _build_generator(spec: GeneratorSpec, *, classes: int) -> CnnGenerator:
             classes=classes,
             pretrained=False,
             output_stride=spec.output_stride,
+            affinity_steps=spec.affinity_steps,
             generator=torch.Generator(),
         )
     backbone = classifier_backbone(spec.backbone, output_stride=spec.output_stride)
     head = torch.zeros(classes, int(backbone.num_features))  # type: ignore[arg-type]
-    return CnnGenerator(backbone, head, mean=spec.mean, std=spec.std)
+    return CnnGenerator(
+        backbone, head, mean=spec.mean, std=spec.std, affinity_steps=spec.affinity_steps
+    )
 
 
 def _load_tower(

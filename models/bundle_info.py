@@ -46,6 +46,7 @@ class GeneratorSpec(_Frozen):
     kind: Literal["cnn", "zero_shot"]
     backbone: str
     output_stride: int
+    affinity_steps: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 

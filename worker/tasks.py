@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -11,11 +10,11 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from rq import get_current_job
 from rq.job import Job
 from rq.utils import now
 
+from models.files import scores_npz
 from models.images import UprightImage, read_image
 from models.pictures import label_map_png
 from worker.protocol import (
@@ -135,25 +134,6 @@ def store(segmentation: Segmentation, runtime: Runtime, *, text: Mapping[str, st
         mask=put("results", label_map_png(segmentation.label_map, text=text)),
         scores=put("results", scores_npz(segmentation)),
     )
-
-
-def scores_npz(segmentation: Segmentation) -> bytes:
-    """Encode a segmentation's soft maps as an npz that loads without pickle.
-
-    ``cams`` (n, h', w') float16 at CAM resolution, ``scores`` (n, h, w) float16 after refinement,
-    ``class_index`` (n,), ``class_name`` (n,) and ``image_size`` (height, width). Not compressed: soft
-    maps hardly shrink, and deflating them takes longer than making them.
-    """
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        cams=segmentation.cams,
-        scores=segmentation.scores,
-        class_index=np.array([each.index for each in segmentation.classes], dtype=np.int64),
-        class_name=np.array([each.name for each in segmentation.classes], dtype=np.str_),
-        image_size=np.array(segmentation.label_map.shape, dtype=np.int64),
-    )
-    return buffer.getvalue()
 
 
 def provenance(model: ModelInfo, labels: tuple[str, ...], options: Options) -> dict[str, str]:

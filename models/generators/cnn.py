@@ -8,6 +8,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from models.generators.affinity import propagate
+
 
 class CnnGenerator(nn.Module):
     """The CAM network that CLIMS-like methods use.
@@ -17,17 +19,25 @@ class CnnGenerator(nn.Module):
         head: weights of the 1×1 convolution, one row a class, (K, C).
         mean: of the backbone's input normalization, per RGB channel.
         std: of the backbone's input normalization, per RGB channel.
+        affinity_steps: how often the CAMs are spread by the features' affinity; 0 for never.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, backbone: nn.Module, head: Tensor, *, mean: Sequence[float], std: Sequence[float]
+        self,
+        backbone: nn.Module,
+        head: Tensor,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        affinity_steps: int = 0,
     ) -> None:
         super().__init__()
         classes, channels = head.shape
-        self.backbone = backbone
+        self.backbone = backbone.to(memory_format=torch.channels_last)  # as in models.clip
+        self.affinity_steps = affinity_steps
         self.head = nn.Conv2d(channels, classes, kernel_size=1, bias=False)
         with torch.no_grad():
             self.head.weight.copy_(head[:, :, None, None])
@@ -36,12 +46,17 @@ class CnnGenerator(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """Return signed class evidence, (B, K, h, w), for images in [0, 1], (B, 3, H, W)."""
-        evidence: Tensor = self.head(self.backbone((images - self.mean) / self.std))
+        evidence: Tensor = self.head(self._features(images))
         return evidence
 
     def forward(self, images: Tensor) -> Tensor:
         """Return non-negative CAMs, (B, K, h, w), for images in [0, 1], (B, 3, H, W)."""
-        return self.logits(images).relu()
+        features = self._features(images)
+        return propagate(self.head(features).relu(), features, steps=self.affinity_steps)
+
+    def _features(self, images: Tensor) -> Tensor:
+        features: Tensor = self.backbone((images - self.mean) / self.std)
+        return features
 
 
 class _LastStage(nn.Module):
@@ -59,7 +74,13 @@ class _LastStage(nn.Module):
 
 
 def cnn_generator(
-    name: str, *, classes: int, pretrained: bool, output_stride: int, generator: torch.Generator
+    name: str,
+    *,
+    classes: int,
+    pretrained: bool,
+    output_stride: int,
+    affinity_steps: int,
+    generator: torch.Generator,
 ) -> CnnGenerator:
     """Build a CAM network from any timm backbone that has ``features_only``, with a random head.
 
@@ -68,6 +89,7 @@ def cnn_generator(
         classes: K.
         pretrained: load timm's weights, from the model hub or its cache.
         output_stride: 8, 16 or 32; networks that cannot dilate keep their own.
+        affinity_steps: as CnnGenerator takes it.
         generator: source of randomness of the head.
 
     Raises:
@@ -86,4 +108,10 @@ def cnn_generator(
     channels = int(features.feature_info.channels()[-1])
     head = torch.empty(classes, channels).normal_(0, 0.01, generator=generator)
     data = timm.data.resolve_data_config({}, model=features)
-    return CnnGenerator(_LastStage(features, channels), head, mean=data["mean"], std=data["std"])
+    return CnnGenerator(
+        _LastStage(features, channels),
+        head,
+        mean=data["mean"],
+        std=data["std"],
+        affinity_steps=affinity_steps,
+    )

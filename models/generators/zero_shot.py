@@ -60,7 +60,7 @@ def text_initialized_head(clip: FrozenClip, class_text: Tensor) -> Tensor:
 
 
 def zero_shot_generator(
-    clip: FrozenClip, class_text: Tensor, *, output_stride: int
+    clip: FrozenClip, class_text: Tensor, *, output_stride: int, affinity_steps: int = 0
 ) -> CnnGenerator:
     """Build a mask generator from a CLIP and class texts alone; the baseline that training must beat.
 
@@ -70,6 +70,7 @@ def zero_shot_generator(
         clip: a CLIP that ``trunk_name`` accepts.
         class_text: class text embeddings, (K, D), L2-normalized.
         output_stride: 8, 16 or 32.
+        affinity_steps: as CnnGenerator takes it.
 
     Raises:
         ValueError: if the image tower has another form.
@@ -77,6 +78,5 @@ def zero_shot_generator(
     backbone = classifier_backbone(trunk_name(clip), output_stride=output_stride)
     backbone.load_state_dict(clip.model.visual.trunk.state_dict())
     mean, std = (buffer.flatten().tolist() for buffer in (clip.mean, clip.std))
-    return CnnGenerator(
-        backbone, text_initialized_head(clip, class_text), mean=mean, std=std
-    ).eval()
+    head = text_initialized_head(clip, class_text)
+    return CnnGenerator(backbone, head, mean=mean, std=std, affinity_steps=affinity_steps).eval()

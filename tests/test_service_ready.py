@@ -1,0 +1,43 @@
+"""What the API says of itself: models, health, readiness, documentation."""
+
+from __future__ import annotations
+
+import httpx
+
+from tests.service_fixtures import WorkerProcess
+
+
+def test_models(api: httpx.Client, worker: WorkerProcess) -> None:
+    del worker
+    listed = api.get("/models").json()
+    assert listed["default"] == "double"
+    [summary] = listed["models"]
+    assert summary["ready"] is True
+    model = summary["model"]
+    assert model["classes"][0] == {"index": 1, "name": "cat", "synonyms": ["kitty"]}
+    assert model["background_threshold"] == 0.4
+    assert model["metrics"][0]["name"] == "mean_iou"
+    assert model["nearest_nouns"]["cat"][0]["noun"] == "sofa"
+
+
+def test_health_and_readiness(api: httpx.Client, worker: WorkerProcess) -> None:
+    assert api.get("/health").json()["status"] == "ok"
+    ready = api.get("/ready")
+    assert ready.status_code == 200
+    assert ready.json()["workers"][0]["pid"] == worker.ensure().pid
+    worker.stop()
+    unready = api.get("/ready")
+    assert unready.status_code == 503
+    assert unready.json()["type"] == "/problems/not-ready"
+    assert unready.headers["Retry-After"]
+    assert api.get("/health").status_code == 200
+    assert api.get("/models").json()["models"][0]["ready"] is False
+    worker.start()
+    assert api.get("/ready").status_code == 200
+
+
+def test_the_root_leads_to_the_docs(api: httpx.Client) -> None:
+    root = api.get("/", follow_redirects=True)
+    assert root.status_code == 200
+    assert "swagger" in root.text.lower()
+    assert "/pseudo-mask" in api.get("/openapi.json").json()["paths"]
