@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DATA ?= ../shared/data/coco100
 CLIP := build/offline-clip
+# Idle OpenMP threads that spin stall everything else on a small machine.
+export OMP_WAIT_POLICY ?= passive
 
 .PHONY: setup demo test check format offline-clip demo-bundle clean
 

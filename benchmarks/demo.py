@@ -1,7 +1,7 @@
 """``make demo``: start the whole stack, post real photos over HTTP, keep the masks, stop everything.
 
 ``python -m benchmarks.demo --output build/demo`` writes ``<stem>.png`` and ``<stem>_overlay.png`` for each photo of
-``benchmarks/photos`` and prints one table.
+``benchmarks/photos`` and prints one table. ``--sheet docs/demo.png`` also makes README's picture.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 PHOTOS = Path(__file__).parent / "photos"
-LABELS = {"cat": ["cat"], "coffee": ["cup", "dining table"], "astronaut": ["person"]}
+LABELS = {"cat": ["cat"], "coffee": ["cup"], "clock": ["clock"]}
 READY_SECONDS = 120.0
 WAIT_SECONDS = 60
 
@@ -33,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--bundle", default="coco-demo")
+    parser.add_argument("--sheet", type=Path)
     arguments = parser.parse_args()
     output: Path = arguments.output
     output.mkdir(parents=True, exist_ok=True)
@@ -52,6 +54,8 @@ def main() -> None:
                     f"{1000 * timings['queue']:.0f}",
                     f"{1000 * timings['model']:.0f}",
                 )
+        if arguments.sheet:
+            make_sheet(output).save(arguments.sheet, optimize=True)
         console.print(table)
         console.print(f"masks and overlays are in {output}", highlight=False)
         console.print(
@@ -81,6 +85,27 @@ def save(client: httpx.Client, job: dict[str, Any], stem: str, output: Path) -> 
     for link, suffix in (("mask", ""), ("overlay", "_overlay")):
         answer = client.get(job["links"][link]).raise_for_status()
         (output / f"{stem}{suffix}.png").write_bytes(answer.content)
+
+
+def make_sheet(output: Path, *, height: int = 220) -> Image.Image:
+    """Return all photos in a row, their overlays below them."""
+    rows = [
+        [PHOTOS / f"{stem}.jpg" for stem in LABELS],
+        [output / f"{stem}_overlay.png" for stem in LABELS],
+    ]
+    pictures = [[_at_height(path, height) for path in row] for row in rows]
+    sheet = Image.new("RGB", (sum(each.width for each in pictures[0]), height * len(rows)))
+    for number, row in enumerate(pictures):
+        left = 0
+        for each in row:
+            sheet.paste(each, (left, number * height))
+            left += each.width
+    return sheet
+
+
+def _at_height(path: Path, height: int) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.convert("RGB").resize((picture.width * height // picture.height, height))
 
 
 @contextmanager

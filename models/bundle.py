@@ -147,6 +147,9 @@ def write_bundle(
         parts[_TOWER] = {key: value for key, value in tower.items() if key not in shared}
     for name, tensors in parts.items():
         save_file(tensors, folder / name)
+        (folder / name).chmod(
+            0o644
+        )  # safetensors writes 0600, which a container's user could not read
     hashes = {name: _hash(folder / name) for name in parts}
     content = manifest.model_copy(update={"files": hashes}).model_dump(mode="json")
     (folder / _MANIFEST).write_text(

@@ -63,7 +63,12 @@ def run(stack: Stack) -> None:
     """
     with _locked(stack.data), _listening(stack) as listener, Supervisor(_say) as supervisor:
         redis_url = _start_redis(stack, supervisor)
-        environment = {"REDIS_URL": redis_url, "SEMPLES_BLOBS": str(stack.data / "blobs")}
+        environment = {
+            "REDIS_URL": redis_url,
+            "SEMPLES_BLOBS": str(stack.data / "blobs"),
+            # Idle OpenMP threads of the worker that spin would stall queue and API on a small machine.
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
+        }
         supervisor.start(lambda: _worker_command(stack, environment))
         supervisor.start(lambda: _api_command(stack, environment, listener.fileno()))
         _say(f"starting; the API is at {stack.url}, data and logs in {stack.data}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -22,6 +23,8 @@ for module in (masks, training, bundles, serving):
 
 def main() -> None:
     """Run a command. Wrong input ends in one line on standard error and exit code 2, never in a traceback."""
+    # Before torch is imported: idle OpenMP threads that spin stall the other processes of a small machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app()
     except (ValueError, OSError) as error:
