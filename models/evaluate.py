@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.data.classes import BACKGROUND_INDEX, ClassList
 from models.metrics import IouReport, confusion_matrix, count_pairs, iou_report
-from models.pseudo_masks import upsample_rows
+from models.pseudo_masks import upsample_columns, upsample_rows
 
 OnImage = Callable[[], None]
 
@@ -103,7 +103,9 @@ def sweep_scores(
         with np.load(scores_file, allow_pickle=False) as stored:
             scores = torch.from_numpy(stored["scores"])
             labels = torch.from_numpy(stored["class_index"].astype(np.int64))
-        best, winner = upsample_rows(scores, _size(truth), 0, truth.shape[0]).max(dim=0)
+        height, width = truth.shape
+        columns = upsample_columns(scores, width)
+        best, winner = upsample_rows(columns, height, 0, height).max(dim=0)
         # One count for all thresholds: a label that also tells how many of them the score is above.
         leveled = labels[winner] * (len(levels) + 1) + torch.bucketize(best, levels)
         with _naming(scores_file):
@@ -151,10 +153,6 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _size(label_map: Tensor) -> tuple[int, int]:
-    return label_map.shape[0], label_map.shape[1]
 
 
 def _count(classes: ClassList) -> int:

@@ -63,7 +63,8 @@ def make_pseudo_masks(
     labeled = [sample for sample in samples if sample.channels]
     kept = {
         sample.stem for sample in labeled
-        if sample.stem in done and (output / "masks" / f"{sample.stem}.png").is_file()
+        if _labels_of(done.get(sample.stem)) == [names[each] for each in sample.channels]
+        and (output / "masks" / f"{sample.stem}.png").is_file()
     }  # fmt: skip
     failed: list[tuple[str, str]] = []
     with (output / _RESULTS).open("a", encoding="utf-8") as results:
@@ -136,6 +137,11 @@ def _read_results(path: Path) -> dict[str, dict[str, Any]]:
         record = json.loads(line)
         records[record.pop("stem")] = record
     return records
+
+
+def _labels_of(record: dict[str, Any] | None) -> list[str]:
+    """The labels that a record's mask was made for; a photo whose labels changed since is made anew."""
+    return [each["name"] for each in record["classes"]] if record else []
 
 
 def _summarize(

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from models.data.classes import BACKGROUND_INDEX, IGNORE_INDEX
 
-_BAND_PIXELS = (
-    2**21
-)  # rows are decided in bands of about this many pixels, so memory does not grow with the image
+_BAND_VALUES = (
+    2**24
+)  # rows are decided in bands of about this many scores: memory hardly grows with the image
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,11 @@ def decide(
     palette = torch.cat([indices.new_tensor([BACKGROUND_INDEX]), indices]).to(torch.uint8)
     label_map = torch.empty(size, dtype=torch.uint8)
     confidence = torch.empty(size, dtype=torch.float16)
-    rows = max(1, _BAND_PIXELS // width)
+    columns = upsample_columns(scores, width)
+    rows = max(1, _BAND_VALUES // (width * len(indices)))
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
-        band = upsample_rows(scores, size, top, bottom)
+        band = upsample_rows(columns, height, top, bottom)
         best, winner = band.max(dim=0)
         # The background is a strict threshold: a score that only equals it is not yet the object.
         background = best <= background_threshold
@@ -82,18 +83,18 @@ def check_thresholds(background_threshold: float, min_confidence: float) -> None
         raise ValueError(f"expected min_confidence in [0, 1), got {min_confidence}")
 
 
-def upsample_rows(scores: Tensor, size: tuple[int, int], top: int, bottom: int) -> Tensor:
-    """Return rows top…bottom of scores, (n, h, w), resized bilinearly (corners not aligned) to size (H, W)."""
-    scores = scores.float()
-    height, width = size
-    source = (
-        (torch.arange(top, bottom, device=scores.device) + 0.5) * (scores.shape[1] / height)
-    ) - 0.5
-    source = source.clamp(0, scores.shape[1] - 1)
-    below = source.floor().long()
-    above = (below + 1).clamp(max=scores.shape[1] - 1)
-    weight = (source - below)[:, None]
-    wide = F.interpolate(
-        scores[None], size=(scores.shape[1], width), mode="bilinear", align_corners=False
+def upsample_columns(scores: Tensor, width: int) -> Tensor:
+    """Stretch scores, (n, h, w), to a width bilinearly (corners not aligned), → (n, h, width) float32."""
+    return F.interpolate(
+        scores.float()[None], size=(scores.shape[1], width), mode="bilinear", align_corners=False
     )[0]
-    return torch.lerp(wide[:, below], wide[:, above], weight)
+
+
+def upsample_rows(scores: Tensor, height: int, top: int, bottom: int) -> Tensor:
+    """Return rows top…bottom of scores, (n, h, W), stretched to a height as ``upsample_columns`` does to a width."""
+    rows = scores.shape[1]
+    centers = torch.arange(top, bottom, device=scores.device) + 0.5
+    source = (centers * (rows / height) - 0.5).clamp(0, rows - 1)
+    below = source.floor().long()
+    above = (below + 1).clamp(max=rows - 1)
+    return torch.lerp(scores[:, below], scores[:, above], (source - below)[:, None])

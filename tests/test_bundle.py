@@ -5,9 +5,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from models.build import build_generator
 from models.bundle import BundleError, find_bundle, load_bundle, read_info
+from models.config import CnnConfig, Config
 from models.export import export_bundle
-from models.run import Run
+from models.run import Run, start_run
 from models.stages import supervision
 from tests.conftest import CLASSES, CPU
 
@@ -44,6 +46,26 @@ def test_what_is_shared_is_stored_once(tiny_run: Run, tmp_path: Path) -> None:
     export_bundle(tiny_run, tmp_path, stage="zero-shot", **options)
     assert set(load_file(tmp_path / "clip_image.safetensors")) == {"head.proj.weight"}
     assert load_bundle(tmp_path, device=CPU).image_tower is not None
+
+
+def test_any_timm_backbone_goes_into_a_bundle(tiny_config: Config, tmp_path: Path) -> None:
+    """The CNN generator shares nothing with CLIP's tower, and comes back as it went in."""
+    plain = CnnConfig(backbone="test_resnet", pretrained=False, affinity_steps=1)
+    config = tiny_config.model_copy(update={"generator": plain})
+    run = start_run(config, CLASSES, tmp_path / "work", device=CPU)
+    export_bundle(run, tmp_path / "out", stage="zero-shot", licence="CC0", trained_on="nothing")
+    bundle = load_bundle(tmp_path / "out", device=CPU)
+    clip, text = supervision(run)
+    built = build_generator(config, clip, text, device=CPU)
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        cams, expected = bundle.generator(images), built(images)
+    # Half precision is what a bundle stores.
+    torch.testing.assert_close(cams, expected, atol=0.02 * float(expected.max()), rtol=0)
+    assert expected.max() > 0
+    assert bundle.info.kind == "cnn"
+    assert bundle.prompts is None
+    assert bundle.image_tower is not None
 
 
 def test_info(tiny_bundle: Path, copy: Path) -> None:

@@ -32,7 +32,7 @@ def test_upsampling_is_bilinear(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = torch.rand(2, 5, 7)
     full = torch.nn.functional.interpolate(scores[None], size=(64, 90), mode="bilinear")[0]
     whole = run(full, (64, 90))
-    monkeypatch.setattr(pseudo_masks, "_BAND_PIXELS", 1000)  # several bands
+    monkeypatch.setattr(pseudo_masks, "_BAND_VALUES", 1000)  # several bands
     banded = run(scores, (64, 90))
     torch.testing.assert_close(banded.confidence, whole.confidence, atol=1e-3, rtol=0)
     assert (banded.label_map == whole.label_map).float().mean() > 0.999

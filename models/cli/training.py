@@ -111,6 +111,7 @@ def _open(
 def _report(stage: Stage, run: Run, samples: Sequence[Sample], name: str) -> None:
     epochs = getattr(run.config, name.replace("-", "_")).epochs
     with progress(name, epochs) as (bar, task):
+        bar.update(task, note="preparing")
 
         def on_step(step: Step) -> None:
             terms = "  ".join(f"{key} {value:.4f}" for key, value in step.losses.items())
