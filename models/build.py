@@ -55,14 +55,17 @@ def build_generator(
     """
     settings = config.generator
     if isinstance(settings, CnnConfig):
-        built = cnn_generator(
-            settings.backbone,
-            classes=class_text.shape[0],
-            pretrained=settings.pretrained,
-            output_stride=settings.output_stride,
-            affinity_steps=settings.affinity_steps,
-            generator=torch.Generator().manual_seed(config.seed),
-        )
+        # timm draws what is not pre-trained from the global state.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            built = cnn_generator(
+                settings.backbone,
+                classes=class_text.shape[0],
+                pretrained=settings.pretrained,
+                output_stride=settings.output_stride,
+                affinity_steps=settings.affinity_steps,
+                generator=torch.Generator().manual_seed(config.seed),
+            )
     else:
         built = zero_shot_generator(
             clip,
