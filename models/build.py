@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
 from models.clip import FrozenClip, load_clip
@@ -18,6 +17,7 @@ from models.generators.cnn import CnnGenerator, cnn_generator
 from models.generators.zero_shot import zero_shot_generator
 from models.prompts import BackgroundPrompts
 from models.regions import soft_masks
+from models.tensors import read_tensors
 from models.training.generator import MasksOf
 
 
@@ -87,7 +87,7 @@ def load_generator(
     """
     generator = build_generator(config, clip, class_text, device=device)
     try:
-        generator.load_state_dict(load_file(path, device=str(device)))
+        generator.load_state_dict(read_tensors(path, device=device))
     except RuntimeError as error:
         raise ValueError(
             f"expected weights of this configuration's generator in {path} ({error})"

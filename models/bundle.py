@@ -5,29 +5,39 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import torch
 import yaml
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from models.bundle_info import BundleError, BundleInfo, GeneratorSpec, Manifest
+from models.bundle_info import (
+    GENERATOR_FILE,
+    MANIFEST,
+    PROMPTS_FILE,
+    TOWER_FILE,
+    BundleError,
+    BundleInfo,
+    GeneratorSpec,
+    Manifest,
+    find_bundle,
+    read_info,
+)
 from models.clip import FrozenImageTower, build_image_tower
 from models.generators.cnn import CnnGenerator, cnn_generator
 from models.generators.zero_shot import classifier_backbone
+from models.tensors import read_tensors
 
-__all__ = ["Bundle", "BundleError", "BundleInfo", "find_bundle", "load_bundle", "write_bundle"]
-
-_MANIFEST = "bundle.yaml"
-_GENERATOR, _PROMPTS, _TOWER = (
-    "generator.safetensors",
-    "prompts.safetensors",
-    "clip_image.safetensors",
-)
+__all__ = [
+    "Bundle",
+    "BundleError",
+    "BundleInfo",
+    "find_bundle",
+    "load_bundle",
+    "read_info",
+    "write_bundle",
+]
 
 
 @dataclass(frozen=True)
@@ -51,41 +61,6 @@ class Bundle:
     image_tower: FrozenImageTower | None
 
 
-def find_bundle(name_or_path: str) -> Path:
-    """Return the folder of a shipped bundle by name, or of any bundle by path.
-
-    Raises:
-        BundleError: if there is neither.
-    """
-    root = Path(str(files("models").joinpath("bundles")))
-    for folder in (root / name_or_path, Path(name_or_path)):
-        if (folder / _MANIFEST).is_file():
-            return folder
-    shipped = sorted(path.parent.name for path in root.glob(f"*/{_MANIFEST}"))
-    raise BundleError(
-        f"expected a folder with {_MANIFEST} or one of {', '.join(shipped) or 'none shipped'}, got {name_or_path!r}"
-    )
-
-
-def read_info(folder: Path) -> BundleInfo:
-    """Read and check ``bundle.yaml`` alone.
-
-    Raises:
-        BundleError: if it is missing or malformed.
-    """
-    try:
-        content = (folder / _MANIFEST).read_bytes()
-        manifest = yaml.safe_load(content)
-        version = hashlib.sha256(content).hexdigest()[:12]
-        return BundleInfo.model_validate({**manifest, "version": version})
-    except (OSError, yaml.YAMLError, TypeError) as error:
-        raise BundleError(f"expected a readable {_MANIFEST} in {folder}, got {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{folder / _MANIFEST}: {place}: {first['msg']}") from error
-
-
 def load_bundle(folder: Path, *, device: torch.device) -> Bundle:
     """Load a bundle; every file's hash is checked first.
 
@@ -97,12 +72,16 @@ def load_bundle(folder: Path, *, device: torch.device) -> Bundle:
         _check_hash(folder / name, expected)
     try:
         generator = _build_generator(info.generator, classes=len(info.classes))
-        weights = _load(folder / _GENERATOR)
+        weights = _load(folder / GENERATOR_FILE)
         generator.load_state_dict(weights)
         tower = _load_tower(info, folder, weights)
-    except (KeyError, RuntimeError, SafetensorError, ValueError) as error:
-        raise BundleError(f"expected weights that fit {folder / _MANIFEST}, got {error}") from error
-    texts = _load(folder / _PROMPTS, device)
+        texts = _load(folder / PROMPTS_FILE, "class_text", device=device)
+        if len(texts["class_text"]) != len(info.classes):
+            raise ValueError(
+                f"{len(texts['class_text'])} class texts for {len(info.classes)} classes"
+            )
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise BundleError(f"expected weights that fit {folder / MANIFEST}, got {error}") from error
     # Half precision is how embeddings are stored; their unit length comes back here.
     unit = {
         key: torch.nn.functional.normalize(texts[key], dim=-1) for key in texts if key != "context"
@@ -140,11 +119,11 @@ def write_bundle(
         OSError: if the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    parts = {_GENERATOR: _halved(generator), _PROMPTS: _halved(texts)}
+    parts = {GENERATOR_FILE: _halved(generator), PROMPTS_FILE: _halved(texts)}
     if image_tower is not None:
         tower = _halved(image_tower)
-        shared = _shared_with(tower, parts[_GENERATOR])
-        parts[_TOWER] = {key: value for key, value in tower.items() if key not in shared}
+        shared = _shared_with(tower, parts[GENERATOR_FILE])
+        parts[TOWER_FILE] = {key: value for key, value in tower.items() if key not in shared}
     for name, tensors in parts.items():
         save_file(tensors, folder / name)
         (folder / name).chmod(
@@ -152,7 +131,7 @@ def write_bundle(
         )  # safetensors writes 0600, which a container's user could not read
     hashes = {name: _hash(folder / name) for name in parts}
     content = manifest.model_copy(update={"files": hashes}).model_dump(mode="json")
-    (folder / _MANIFEST).write_text(
+    (folder / MANIFEST).write_text(
         yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8"
     )
     return read_info(folder)
@@ -182,7 +161,7 @@ def _load_tower(
         return None
     spec = info.image_tower
     tower = build_image_tower(spec.config, mean=spec.mean, std=spec.std)
-    stored = _load(folder / _TOWER)
+    stored = _load(folder / TOWER_FILE)
     missing = {key: _counterpart(key) for key in tower.visual.state_dict() if key not in stored}
     tower.visual.load_state_dict(
         {**stored, **{key: generator[other] for key, other in missing.items()}}
@@ -214,8 +193,8 @@ def _halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _load(path: Path, device: torch.device | None = None) -> dict[str, Tensor]:
-    tensors = load_file(path, device=str(device or "cpu"))
+def _load(path: Path, *required: str, device: torch.device | None = None) -> dict[str, Tensor]:
+    tensors = read_tensors(path, *required, device=device)
     return {
         key: value.float() if value.is_floating_point() else value for key, value in tensors.items()
     }

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import hashlib
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from models.config import InferenceConfig
 from models.data.classes import ClassInfo, ClassList
 
-FORMAT = 1
+MANIFEST = "bundle.yaml"
+GENERATOR_FILE = "generator.safetensors"
+PROMPTS_FILE = "prompts.safetensors"
+TOWER_FILE = "clip_image.safetensors"
 
 
 class BundleError(ValueError):
@@ -20,12 +36,13 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+_CLASSES = TypeAdapter(list[ClassInfo])
+
+
 def _to_class_list(value: Any) -> Any:
     if not isinstance(value, list):
         return value
-    return ClassList(
-        tuple(ClassInfo(**{**item, "synonyms": tuple(item["synonyms"])}) for item in value)
-    )
+    return ClassList(tuple(_CLASSES.validate_python(value)))
 
 
 def _from_class_list(value: ClassList) -> list[dict[str, Any]]:
@@ -45,8 +62,8 @@ class GeneratorSpec(_Frozen):
 
     kind: Literal["cnn", "zero_shot"]
     backbone: str
-    output_stride: int
-    affinity_steps: int
+    output_stride: Literal[8, 16, 32]
+    affinity_steps: Annotated[int, Field(ge=0, le=10)]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
@@ -91,6 +108,14 @@ class Manifest(_Frozen):
     nearest_nouns: dict[str, tuple[Noun, ...]] = {}
     files: dict[str, str]  # file name → SHA-256
 
+    @model_validator(mode="after")
+    def _lists_its_files(self) -> Self:
+        needed = {GENERATOR_FILE, PROMPTS_FILE} | ({TOWER_FILE} if self.image_tower else set())
+        # A manifest that is being written lists none yet; one that is read must list all, or none would be checked.
+        if self.files and set(self.files) != needed:
+            raise ValueError(f"expected files {sorted(needed)}, got {sorted(self.files)}")
+        return self
+
 
 class BundleInfo(Manifest):
     """A manifest and the version that its content gives.
@@ -132,3 +157,40 @@ class BundleInfo(Manifest):
             "refine": self.refine,
         }
         return {**shown, "kind": self.kind, **defaults}
+
+
+def find_bundle(name_or_path: str) -> Path:
+    """Return the folder of a shipped bundle by name, or of any bundle by path.
+
+    Raises:
+        BundleError: if there is neither.
+    """
+    root = Path(str(files("models").joinpath("bundles")))
+    for folder in (root / name_or_path, Path(name_or_path)):
+        if (folder / MANIFEST).is_file():
+            return folder
+    shipped = sorted(path.parent.name for path in root.glob(f"*/{MANIFEST}"))
+    raise BundleError(
+        f"expected a folder with {MANIFEST} or one of {', '.join(shipped) or 'none shipped'}, got {name_or_path!r}"
+    )
+
+
+def read_info(folder: Path) -> BundleInfo:
+    """Read and check ``bundle.yaml`` alone.
+
+    Raises:
+        BundleError: if it is missing or malformed.
+    """
+    try:
+        content = (folder / MANIFEST).read_bytes()
+        manifest = yaml.safe_load(content)
+        version = hashlib.sha256(content).hexdigest()[:12]
+        if not manifest.get("files"):
+            raise TypeError("no hashes of its files")
+        return BundleInfo.model_validate({**manifest, "version": version})
+    except (AttributeError, OSError, RecursionError, TypeError, yaml.YAMLError) as error:
+        raise BundleError(f"expected a readable {MANIFEST} in {folder}, got {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{folder / MANIFEST}: {place}: {first['msg']}") from error

@@ -10,6 +10,7 @@ from typing import Any, Self
 import open_clip
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 CLASS_TEMPLATE = "a photo of {}."
@@ -167,9 +168,16 @@ def load_clip(model: str, pretrained: str | None, *, normalization: str = "clip"
     if normalization not in ("clip", "imagenet"):
         raise ValueError(f"expected normalization 'clip' or 'imagenet', got {normalization!r}")
     try:
-        network = open_clip.create_model(model, pretrained=pretrained)
+        network = open_clip.create_model(
+            model,
+            pretrained=pretrained,
+            # open_clip only warns when weights were trained with the other activation.
+            force_quick_gelu=_needs_quick_gelu(model, pretrained),
+            # A folder without its weights would give a random network.
+            require_pretrained=model.startswith(_LOCAL),
+        )
         tokenizer = open_clip.get_tokenizer(model)
-    except (OSError, RuntimeError, KeyError) as error:
+    except (OSError, RuntimeError, KeyError, SafetensorError) as error:
         raise ValueError(
             f"expected a CLIP that open_clip loads, got {model!r} ({error})"
         ) from error
@@ -181,11 +189,18 @@ def load_clip(model: str, pretrained: str | None, *, normalization: str = "clip"
     return FrozenClip(network, tokenizer, mean=mean, std=std)
 
 
-def vision_config(model: str) -> dict[str, Any]:
+def _needs_quick_gelu(model: str, pretrained: str | None) -> bool:
+    """Whether weights, such as OpenAI's, were trained with QuickGELU though the model's name does not say so."""
+    known = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else None
+    return bool(known and known.get("quick_gelu", False))
+
+
+def vision_config(model: str, pretrained: str | None) -> dict[str, Any]:
     """Return open_clip's description of a model's image tower, enough to build it again without its text tower.
 
     Args:
         model: as ``load_clip`` takes it.
+        pretrained: as ``load_clip`` takes it; the weights may ask for another activation.
 
     Raises:
         ValueError: if open_clip has no such configuration.
@@ -197,7 +212,11 @@ def vision_config(model: str) -> dict[str, Any]:
         config = open_clip.get_model_config(model)
     if config is None:
         raise ValueError(f"expected a model that open_clip has a configuration of, got {model!r}")
-    return {key: config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in config}
+    return {
+        "embed_dim": config["embed_dim"],
+        "vision_cfg": config["vision_cfg"],
+        "quick_gelu": config.get("quick_gelu", False) or _needs_quick_gelu(model, pretrained),
+    }
 
 
 def build_image_tower(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,11 @@ class Sweep:
         """The threshold that the ground truth likes best ("oracle"), and its report."""
         at = max(range(len(self.reports)), key=lambda index: self.reports[index].mean_iou)
         return self.thresholds[at], self.reports[at]
+
+
+def count_missing(pairs: Sequence[tuple[Path, Path]], ground_truth: Path) -> int:
+    """Return how many ground truths have no prediction: they are not counted, which may flatter."""
+    return len(list(ground_truth.glob("*.png"))) - len(pairs)
 
 
 def matching_files(predictions: Path, ground_truth: Path, suffix: str) -> list[tuple[Path, Path]]:
@@ -100,9 +106,7 @@ def sweep_scores(
     counts = torch.zeros(indices, indices, len(levels) + 1, dtype=torch.int64)
     for scores_file, truth_file in pairs:
         truth = _read(truth_file)
-        with np.load(scores_file, allow_pickle=False) as stored:
-            scores = torch.from_numpy(stored["scores"])
-            labels = torch.from_numpy(stored["class_index"].astype(np.int64))
+        scores, labels = _read_scores(scores_file, indices)
         height, width = truth.shape
         columns = upsample_columns(scores, width)
         best, winner = upsample_rows(columns, height, 0, height).max(dim=0)
@@ -155,6 +159,20 @@ def _naming(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: {error}") from error
 
 
+def _read_scores(path: Path, indices: int) -> tuple[Tensor, Tensor]:
+    """Read soft scores, (n, h, w), and their indices in label maps, (n,)."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            scores, labels = stored["scores"], stored["class_index"].astype(np.int64)
+    except (KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"expected soft scores in {path}, got {error}") from error
+    if scores.ndim != 3 or labels.shape != scores.shape[:1] or not (labels < indices).all():
+        raise ValueError(
+            f"expected maps of known classes in {path}, got {scores.shape} for {labels.tolist()}"
+        )
+    return torch.from_numpy(scores), torch.from_numpy(labels)
+
+
 def _count(classes: ClassList) -> int:
     return max(each.index for each in classes.classes) + 1
 
@@ -167,7 +185,7 @@ def _read(path: Path) -> Tensor:
                     f"expected a label map in mode L or P in {path}, got {picture.mode}"
                 )
             return torch.from_numpy(np.array(picture))
-    except OSError as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"expected a label map in {path}, got {error}") from error
 
 

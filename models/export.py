@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors.torch import load_file
 from torch import Tensor
 
-from models.build import build_generator
+from models.build import build_generator, load_generator
 from models.bundle import write_bundle
 from models.bundle_info import (
     BundleInfo,
@@ -24,7 +23,7 @@ from models.generators.cnn import CnnGenerator
 from models.generators.zero_shot import trunk_name
 from models.prompts import nearest_nouns, read_nouns
 from models.run import Run
-from models.stages import supervision
+from models.stages import learned_prompts, supervision
 
 # Which generator a bundle can hold: the initial one, of stage (a), or of stage (c).
 STAGES = ("zero-shot", "train-generator", "refine-generator")
@@ -56,15 +55,17 @@ def export_bundle(
     if stage not in STAGES:
         raise ValueError(f"expected a stage of {', '.join(STAGES)}, got {stage!r}")
     clip, class_text = supervision(run)
-    generator = build_generator(run.config, clip, class_text, device=run.device)
-    if stage != "zero-shot":
-        generator.load_state_dict(load_file(run.existing(stage, "generator.safetensors")))
+    if stage == "zero-shot":
+        generator = build_generator(run.config, clip, class_text, device=run.device)
+    else:
+        weights = run.existing(stage, "generator.safetensors")
+        generator = load_generator(run.config, clip, class_text, weights, device=run.device)
     texts = {"class_text": class_text}
     nouns: dict[str, tuple[Noun, ...]] = {}
     if (run.work / "learn-prompts" / "prompts.safetensors").is_file():
-        learned = load_file(run.existing("learn-prompts", "prompts.safetensors"))
+        learned = learned_prompts(run)
         texts |= {key: learned[key] for key in ("embeddings", "context")}
-        nouns = explain(run, clip, learned["embeddings"].to(run.device))
+        nouns = explain(run, clip, learned["embeddings"])
     manifest = Manifest(
         format=1,
         name=run.config.name,
@@ -75,7 +76,7 @@ def export_bundle(
         inference=run.config.inference,
         generator=_generator_spec(run.config, clip, generator),
         image_tower=ImageTowerSpec(
-            config=vision_config(run.config.clip.model),
+            config=vision_config(run.config.clip.model, run.config.clip.pretrained),
             mean=_channels(clip.mean),
             std=_channels(clip.std),
         ),

@@ -26,8 +26,12 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON for people and programs, whole or not at all."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    write_atomically(path, (text + "\n").encode())
+    write_atomically(path, to_json(value).encode())
+
+
+def to_json(value: Mapping[str, Any]) -> str:
+    """Return JSON for people and programs."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def describe(

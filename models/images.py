@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 40_000_000
+MAX_SIDE = 32_768
+"""A longer strip of few pixels would be stretched to an enormous map in between."""
 FORMATS = ("JPEG", "PNG", "WEBP")
 
 ImageErrorKind = Literal["unsupported", "too_large", "unreadable"]
@@ -152,8 +154,11 @@ def _open(data: bytes, *, max_pixels: int) -> Image.Image:
     width, height = image.size
     # Beyond its own limit Pillow only warns: here that is an error, whatever the caller allows.
     limit = min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)
-    if width * height > limit:
-        raise ImageError("too_large", f"expected at most {limit} pixels, got {width} x {height}")
+    if width * height > limit or max(width, height) > MAX_SIDE:
+        raise ImageError(
+            "too_large",
+            f"expected at most {limit} pixels and {MAX_SIDE} a side, got {width} x {height}",
+        )
     # Phones write a second picture (a preview, a gain map) into a JPEG: its first one is the photo.
     if frames > 1 and image.format != "MPO":
         raise ImageError(

@@ -10,7 +10,7 @@ from typing import Any
 
 from models.data.classes import write_class_list
 from models.data.sample import Sample
-from models.files import describe, provenance, scores_npz, write_atomically, write_json
+from models.files import describe, provenance, scores_npz, to_json, write_atomically, write_json
 from models.images import ImageError, read_image
 from models.pictures import label_map_png
 from models.predictor import MaskOptions, Predictor
@@ -56,7 +56,10 @@ def make_pseudo_masks(
         ValueError: if the folder holds masks of another model or other options.
         OSError: if it cannot be written.
     """
-    _claim(output, predictor, options, save_scores=save_scores)
+    masks = (output / "masks").resolve()
+    if any(sample.path.parent.resolve() == masks for sample in samples):
+        raise ValueError(f"expected an output folder that keeps the images, got theirs: {output}")
+    settings = _claim(output, predictor, options, save_scores=save_scores)
     write_class_list(output / "classes.txt", predictor.info.classes)
     names = predictor.info.classes.names
     done = _read_results(output / _RESULTS)
@@ -77,6 +80,7 @@ def make_pseudo_masks(
                     )  # fmt: skip
                 except ImageError as error:
                     failed.append((sample.path.name, str(error)))
+                    done.pop(sample.stem, None)
                 else:
                     done[sample.stem] = record
                     results.write(json.dumps({"stem": sample.stem, **record}) + "\n")
@@ -84,7 +88,6 @@ def make_pseudo_masks(
             on_image()
     records = [done[sample.stem] for sample in labeled if sample.stem in done]
     outcome = Outcome(len(labeled) - len(kept) - len(failed), len(kept), tuple(failed))
-    settings = json.loads((output / _SETTINGS).read_text(encoding="utf-8"))
     write_json(output / _SUMMARY, {**settings, **_summarize(records, samples, outcome)})
     return outcome
 
@@ -98,7 +101,11 @@ def _make_one(
     *,
     save_scores: bool,
 ) -> dict[str, Any]:
-    image = read_image(sample.path.read_bytes()).pixels
+    try:
+        data = sample.path.read_bytes()
+    except OSError as error:
+        raise ImageError("unreadable", f"cannot read the file: {error.strerror}") from error
+    image = read_image(data).pixels
     segmentation = predictor.pseudo_mask(image, labels, options)
     if save_scores:
         write_atomically(output / "scores" / f"{sample.stem}.npz", scores_npz(segmentation))
@@ -107,8 +114,10 @@ def _make_one(
     return describe(segmentation, predictor.info, options, image=sample.path.name)
 
 
-def _claim(output: Path, predictor: Predictor, options: MaskOptions, *, save_scores: bool) -> None:
-    """Note in the folder what its masks are made with, or check that it is the same as before."""
+def _claim(
+    output: Path, predictor: Predictor, options: MaskOptions, *, save_scores: bool
+) -> dict[str, Any]:
+    """Note in the folder what its masks are made with, or check that it is the same as before; return it."""
     info = predictor.info
     settings = {
         "model": {"name": info.name, "version": info.version},
@@ -118,10 +127,11 @@ def _claim(output: Path, predictor: Predictor, options: MaskOptions, *, save_sco
     path = output / _SETTINGS
     if not path.exists():
         write_json(path, settings)
-    elif json.loads(path.read_text(encoding="utf-8")) != settings:
+    elif path.read_text(encoding="utf-8") != to_json(settings):
         raise ValueError(
             f"expected {output} to be new or made with the same model and options, see {path}"
         )
+    return settings
 
 
 def _read_results(path: Path) -> dict[str, dict[str, Any]]:
@@ -134,8 +144,11 @@ def _read_results(path: Path) -> dict[str, dict[str, Any]]:
     if rest:
         path.write_text(whole + "\n" if whole else "", encoding="utf-8")
     for line in whole.splitlines():
-        record = json.loads(line)
-        records[record.pop("stem")] = record
+        try:
+            record = json.loads(line)
+            records[record.pop("stem")] = record
+        except (ValueError, KeyError):  # a power loss can leave zeros: that photo is made anew
+            continue
     return records
 
 

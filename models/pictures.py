@@ -54,9 +54,12 @@ def overlay_png(
     """
     if image.shape[:2] != label_map.shape:
         raise ValueError(f"expected a label map of {image.shape[:2]}, got {label_map.shape}")
-    colors = _vivid_palette()[label_map]
-    shown = (label_map != BACKGROUND_INDEX)[..., None]
-    mixed = np.where(shown, image * (1 - opacity) + colors * opacity, image).astype(np.uint8)
+    mixed = image.copy()
+    shown = label_map != BACKGROUND_INDEX
+    weight = round(opacity * 256)
+    # Integers of 16 bits, and only where something is shown: photos may have 40 million pixels.
+    colors = _vivid_palette().astype(np.uint16)[label_map[shown]] * weight
+    mixed[shown] = (image[shown] * np.uint16(256 - weight) + colors) >> 8
     mixed[_outline(label_map)] = 255
     return _png(Image.fromarray(mixed), {}, compress_level=1)  # to look at: speed before size
 

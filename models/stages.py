@@ -7,7 +7,6 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from models.build import (
@@ -26,6 +25,7 @@ from models.data.batches import Crops, ordered_batches, shuffled_batches
 from models.data.sample import Sample
 from models.data.transforms import light_augmentation
 from models.run import OnStep, Run, seed_everything
+from models.tensors import read_tensors
 from models.training.generator import Refinement, generator_losses
 from models.training.loop import fit
 from models.training.prompts import (
@@ -44,6 +44,16 @@ def supervision(run: Run) -> tuple[FrozenClip, Tensor]:
     return clip, clip.embed_classes(class_captions(run.config, run.classes))
 
 
+def learned_prompts(run: Run) -> dict[str, Tensor]:
+    """Return what stage (b) left: embeddings (K, D) and context (K, M, width), on the run's device.
+
+    Raises:
+        MissingStageError: if it has not run.
+    """
+    path = run.existing("learn-prompts", "prompts.safetensors")
+    return read_tensors(path, "embeddings", "context", device=run.device)
+
+
 def train_generator(run: Run, samples: Sequence[Sample], on_step: OnStep) -> Path:
     """Stage (a): fit the mask generator to L_match; returns its weights' file."""
     return _fit_generator(run, samples, on_step, stage="train-generator", prompts=None)
@@ -55,10 +65,8 @@ def refine_generator(run: Run, samples: Sequence[Sample], on_step: OnStep) -> Pa
     Raises:
         MissingStageError: if the prompts of stage (b) are not there.
     """
-    prompts = load_file(run.existing("learn-prompts", "prompts.safetensors"))["embeddings"]
-    return _fit_generator(
-        run, samples, on_step, stage="refine-generator", prompts=prompts.to(run.device)
-    )
+    prompts = learned_prompts(run)["embeddings"]
+    return _fit_generator(run, samples, on_step, stage="refine-generator", prompts=prompts)
 
 
 def learn_prompts(run: Run, samples: Sequence[Sample], on_step: OnStep) -> Path:

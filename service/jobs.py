@@ -116,6 +116,8 @@ class Jobs:
         job_id = self._remembered(token, request) if token else None
         job = fetch_job(self._redis, job_id or request.job_id())
         if job is not None and not self._runs_again(job):
+            if token:
+                self._remember(token, request)
             return job
         queue = self._queue(request.model.name)
         if queue.count >= self.limits.max_queue:
@@ -223,7 +225,9 @@ class Jobs:
 
     def _remember(self, token: str, request: JobRequest) -> None:
         memory = {"job": request.job_id(), "request": _fingerprint(request)}
-        self._redis.set(idempotency_key(token), json.dumps(memory), ex=RESULT_SECONDS)
+        key = idempotency_key(token)
+        if not self._redis.set(key, json.dumps(memory), ex=RESULT_SECONDS, nx=True):
+            self._remembered(token, request)  # another request was faster: it must be the same
 
 
 def _fingerprint(request: JobRequest) -> str:

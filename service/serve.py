@@ -130,7 +130,7 @@ def _worker_command(stack: Stack, environment: Mapping[str, str]) -> Command:
 def _api_command(stack: Stack, environment: Mapping[str, str], fd: int) -> Command:
     return Command(
         name="api",
-        arguments=[sys.executable, "-m", "service.main", "--fd", str(fd)],
+        arguments=[sys.executable, "-P", "-m", "service.main", "--fd", str(fd)],
         environment=environment,
         log=_log(stack, "api"),
         pass_fds=(fd,),
@@ -201,7 +201,7 @@ def main(
 
     With REDIS_URL set, that Redis is used; otherwise a server of its own runs in the data directory.
     """
-    worker = [sys.executable, "-m", "worker.main", "--bundle", bundle, "--device", device]
+    worker = [sys.executable, "-P", "-m", "worker.main", "--bundle", bundle, "--device", device]
     serve(
         Stack(
             host=host,

@@ -1,5 +1,7 @@
+import shutil
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 
@@ -68,6 +70,30 @@ def test_normalization_is_clips_own_or_imagenets(tiny_clip_folder: Path) -> None
         load_clip(model, None, normalization="voc")
 
 
+def test_openais_weights_get_their_activation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """open_clip's ViT-B-32 is built with GELU; OpenAI's weights were trained with QuickGELU."""
+    create = open_clip.create_model
+
+    def without_download(model: str, **options: object) -> object:
+        return create(model, **{**options, "pretrained": None, "require_pretrained": False})
+
+    monkeypatch.setattr(open_clip, "create_model", without_download)
+    clip = load_clip("ViT-B-32", "openai")
+    tower = build_image_tower(vision_config("ViT-B-32", "openai"), mean=[0.5] * 3, std=[0.5] * 3)
+    for network in (clip.visual, clip.model.transformer, tower.visual):
+        kinds = {type(each).__name__ for each in network.modules()}
+        assert "QuickGELU" in kinds
+        assert "GELU" not in kinds
+    plain = vision_config("ViT-B-32", "laion2b_s34b_b79k")
+    assert plain["quick_gelu"] is False
+
+
+def test_a_folder_without_weights_is_refused(tiny_clip_folder: Path, tmp_path: Path) -> None:
+    shutil.copy(tiny_clip_folder / "open_clip_config.json", tmp_path)
+    with pytest.raises(ValueError, match="expected a CLIP that open_clip loads"):
+        load_clip(f"local-dir:{tmp_path}", None)
+
+
 def test_an_unknown_model_is_refused() -> None:
     with pytest.raises(ValueError, match="expected a CLIP that open_clip loads, got 'ViT-Z'"):
         load_clip("ViT-Z", None)
@@ -86,7 +112,7 @@ def test_a_named_model_takes_the_same_path() -> None:
 def test_the_image_tower_alone_embeds_as_the_whole(
     tiny_clip: FrozenClip, tiny_clip_folder: Path
 ) -> None:
-    config = vision_config(f"local-dir:{tiny_clip_folder}")
+    config = vision_config(f"local-dir:{tiny_clip_folder}", None)
     tower = build_image_tower(config, mean=[0.5] * 3, std=[0.25] * 3)
     tower.visual.load_state_dict(tiny_clip.visual.state_dict())
     images = torch.rand(2, 3, 64, 64)

@@ -40,6 +40,16 @@ def test_contract(mask_generator: MaskGenerator) -> None:
     torch.testing.assert_close(cams[1:], single, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "name", ["swin_tiny_patch4_window7_224", "deit_tiny_patch16_224", "vgg11_bn"]
+)
+def test_families_that_dislike_other_sizes_or_dilation(name: str) -> None:
+    with torch.no_grad():
+        cams = random_cnn(name)(torch.rand(1, 3, 96, 128))
+    assert cams.shape[:2] == (1, 3)
+    assert cams.shape[2] * 4 == cams.shape[3] * 3
+
+
 def test_unknown_backbone() -> None:
     with pytest.raises(ValueError, match="expected a backbone that timm can build, got 'resnet-x'"):
         random_cnn("resnet-x")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,16 @@ from torch import nn
 from models import stages
 from models.build import build_generator, freeze_for
 from models.clip import FrozenClip
-from models.config import Config
+from models.config import CnnConfig, Config
 from models.data.folder import read_folder
-from models.run import MissingStageError, Run, open_run, start_run
+from models.data.sample import Sample
+from models.run import MissingStageError, OnStep, Run, open_run, start_run
 from models.training.generator import Refinement, generator_losses
 from models.training.loop import Step, fit
 from models.training.prompts import RegionBatches, RegionEmbeddings, embed_backgrounds
 from tests.conftest import CLASSES, CPU
+
+Stage = Callable[[Run, Sequence[Sample], OnStep], Path]
 
 
 def digest(module: nn.Module) -> str:
@@ -132,7 +136,9 @@ def test_each_stage_changes_its_own_parameters_only(
     samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
     watched: dict[str, nn.Module] = {}
 
-    def watch(name: str, module_of: object) -> None:
+    before: dict[str, str] = {}
+
+    def watch(name: str) -> None:
         build = getattr(stages, name)
 
         def keep(*args: object, **kwargs: object) -> nn.Module:
@@ -143,20 +149,47 @@ def test_each_stage_changes_its_own_parameters_only(
         monkeypatch.setattr(stages, name, keep)
 
     for name in ("build_clip", "build_generator", "load_generator", "build_prompts"):
-        watch(name, None)
+        watch(name)
 
-    def changed(stage: object) -> set[str]:
+    def changed(stage: Stage) -> tuple[set[str], set[str]]:
+        """Return what a stage changed and what it built."""
         watched.clear()
         before.clear()
-        stage(run, samples, lambda step: None)  # type: ignore[operator]
-        return {name for name, module in watched.items() if digest(module) != before[name]}
+        stage(run, samples, lambda step: None)
+        differing = {name for name, module in watched.items() if digest(module) != before[name]}
+        return differing, set(watched)
 
-    before: dict[str, str] = {}
-    assert changed(stages.train_generator) == {"build_generator"}
-    assert changed(stages.learn_prompts) == {"build_prompts"}
-    initial = before
-    assert changed(stages.refine_generator) == {"build_generator"}
-    assert initial is before
+    assert changed(stages.train_generator) == (
+        {"build_generator"},
+        {"build_clip", "build_generator"},
+    )
+    assert changed(stages.learn_prompts) == (
+        {"build_prompts"},
+        {"build_clip", "load_generator", "build_prompts"},
+    )
+    assert changed(stages.refine_generator) == (
+        {"build_generator"},
+        {"build_clip", "build_generator"},
+    )
+
+
+@pytest.mark.parametrize("mask", ["minmax", "sigmoid"])
+def test_any_backbone_trains_with_either_mask(
+    tiny_config: Config, tmp_path: Path, tiny_data: Path, mask: str
+) -> None:
+    stage = tiny_config.train_generator.model_copy(update={"mask": mask, "learning_rate": 0.01})
+    plain = CnnConfig(backbone="test_resnet", pretrained=False)
+    config = tiny_config.model_copy(update={"generator": plain, "train_generator": stage})
+    run = start_run(config, CLASSES, tmp_path, device=CPU)
+    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
+    trained = load_file(stages.train_generator(run, samples, lambda step: None))
+    clip, text = stages.supervision(run)
+    initial = build_generator(config, clip, text, device=CPU).state_dict()
+    moved = {name for name, tensor in trained.items() if not torch.equal(tensor, initial[name])}
+    assert "head.weight" in moved
+    assert any(name.startswith("backbone") for name in moved)
+    # Statistics stay those of the pre-training.
+    assert not any("running" in name for name in moved)
 
 
 def test_a_and_c_start_from_the_same_weights(tiny_config: Config, tiny_clip: FrozenClip) -> None:

@@ -7,6 +7,7 @@ import sys
 
 import typer
 from rich.console import Console
+from typer.exceptions import TyperException
 
 from models.cli import bundles, masks, serving, training
 
@@ -26,14 +27,23 @@ def main() -> None:
     # Before torch is imported: idle OpenMP threads that spin stall the other processes of a small machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        app()
+        code = app(standalone_mode=False)
+    except TyperException as error:  # a wrong option or argument
+        message = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
+        _fail(message, 2)
     except (ValueError, OSError) as error:
-        Console(stderr=True, soft_wrap=True).print(
-            f"semples: {' '.join(str(error).split())}", markup=False, highlight=False
-        )
-        sys.exit(2)
+        _fail(str(error), 2)
     except FloatingPointError as error:
-        Console(stderr=True, soft_wrap=True).print(
-            f"semples: {error}", markup=False, highlight=False
-        )
-        sys.exit(1)
+        _fail(str(error), 1)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", 130)
+    else:
+        sys.exit(code)
+
+
+def _fail(message: str, code: int) -> None:
+    line = " ".join(message.split())
+    if line:  # without any command typer has shown the help already
+        console = Console(stderr=True, soft_wrap=True)
+        console.print(f"semples: {line}", markup=False, highlight=False)
+    sys.exit(code)

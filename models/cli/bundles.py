@@ -66,7 +66,7 @@ def explain_prompts(
     if (Path(bundle_or_work) / "learn-prompts").is_dir():
         nouns = _explain_run(Path(bundle_or_work), device, threads)
     else:
-        from models.bundle import find_bundle, read_info
+        from models.bundle_info import find_bundle, read_info
 
         nouns = read_info(find_bundle(bundle_or_work)).nearest_nouns
     if not nouns:
@@ -82,16 +82,14 @@ def explain_prompts(
 
 
 def _explain_run(work: Path, device: str, threads: int) -> dict[str, tuple[Noun, ...]]:
-    from safetensors.torch import load_file
-
     from models.export import explain
     from models.run import open_run
-    from models.stages import supervision
+    from models.stages import learned_prompts, supervision
 
     run = open_run(work, device=pick_device(device, threads))
-    learned = load_file(run.existing("learn-prompts", "prompts.safetensors"))
+    learned = learned_prompts(run)
     clip, _ = supervision(run)
-    return explain(run, clip, learned["embeddings"].to(run.device))
+    return explain(run, clip, learned["embeddings"])
 
 
 def _read_metrics(path: Path) -> list[Measurement]:

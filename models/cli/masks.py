@@ -52,12 +52,16 @@ def predict(
     threads: ThreadsOption = 0,
 ) -> None:
     """Make the pseudo mask of one photo: STEM.png, STEM_overlay.png and STEM.json."""
+    from models.bundle_info import find_bundle, read_info
     from models.files import describe, provenance, write_atomically, write_json
     from models.images import read_image
     from models.pictures import label_map_png, overlay_png
 
     # The photo and the labels are checked before the model is loaded, so that mistakes answer at once.
     upright = read_image(image.read_bytes())
+    if (output / f"{image.stem}.png").resolve() == image.resolve():
+        raise ValueError(f"expected an output folder that keeps {image}, got its own")
+    read_info(find_bundle(bundle)).classes.resolve(labels)
     predictor = _load_predictor(bundle, device, threads)
     options = predictor.options(
         refine=refine,
@@ -139,7 +143,13 @@ def evaluate(
 ) -> None:
     """Measure label maps, or stored scores at every threshold, against ground truth."""
     from models.data.classes import read_class_list
-    from models.evaluate import evaluate_label_maps, matching_files, report_to_json, sweep_scores
+    from models.evaluate import (
+        count_missing,
+        evaluate_label_maps,
+        matching_files,
+        report_to_json,
+        sweep_scores,
+    )
 
     class_list = read_class_list(classes)
     extra: dict[str, object] = {}
@@ -168,6 +178,10 @@ def evaluate(
         }
     else:
         raise ValueError("expected one of --predictions and --scores, got both or neither")
+    missing = count_missing(pairs, ground_truth)
+    if missing:
+        Console(stderr=True).print(f"semples: {missing} ground truths have no prediction")
+    extra |= {"missing_predictions": missing}
     result = {**report_to_json(report, class_list, images=len(pairs)), **extra}
     if as_json:
         print(json.dumps(result, indent=2))
@@ -187,7 +201,8 @@ def _print_report(report: IouReport, classes: ClassList, images: int) -> None:
 
 
 def _load_predictor(bundle: str, device: str, threads: int) -> Predictor:
-    from models.bundle import find_bundle, load_bundle
+    from models.bundle import load_bundle
+    from models.bundle_info import find_bundle
     from models.predictor import Predictor
 
     return Predictor(load_bundle(find_bundle(bundle), device=pick_device(device, threads)))

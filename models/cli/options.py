@@ -62,6 +62,8 @@ def pick_device(name: str, threads: int) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type == "meta" or (device.type == "cpu" and device.index):
+            raise RuntimeError("not a device that computes")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"expected a usable device such as cpu or cuda, got {name!r}") from error

@@ -28,8 +28,11 @@ def worker(context: typer.Context) -> None:
 
 
 def _become(module: str, arguments: list[str], *, needs: str) -> None:
-    """Replace this process, so that signals reach the server itself."""
+    """Replace this process, so that signals reach the server itself.
+
+    -P: a models.py or worker.py in the user's directory must not stand in for ours.
+    """
     if find_spec(module) is None or find_spec("rq") is None:
         raise ValueError(f"expected the packages of {needs}, got an installation without them")
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", module, *arguments])

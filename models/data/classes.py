@@ -140,11 +140,15 @@ def read_class_list(path: Path) -> ClassList:
         OSError: if the file cannot be read.
     """
     classes = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8, got {error}") from error
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         index, _, name = line.strip().partition(" ")
-        if not index.isdigit() or not name.strip():
+        if not index.isdecimal() or not name.strip():
             raise ValueError(f"{path}:{number}: expected 'index name', got {line!r}")
         if int(index) != BACKGROUND_INDEX:
             classes.append(ClassInfo(int(index), name.strip()))

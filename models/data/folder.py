@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from models.data.classes import ClassInfo, ClassList, UnknownLabelError
+from models.data.classes import MAX_LABELS, ClassInfo, ClassList, UnknownLabelError
 from models.data.sample import Sample
 
 _SEPARATOR = ";"
@@ -24,12 +25,12 @@ def read_label_rows(path: Path) -> dict[str, tuple[str, ...]]:
     """
     rows: dict[str, tuple[str, ...]] = {}
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
+        reader = csv.DictReader(_decoded(file, path))
         if reader.fieldnames is None or list(reader.fieldnames)[:2] != _COLUMNS:
             raise ValueError(
                 f"{path}:1: expected the header 'image,labels', got {reader.fieldnames}"
             )
-        for row in reader:
+        for row in _rows(reader, path):
             name, labels = (row["image"] or "").strip(), row["labels"]
             if not name or labels is None or None in row:
                 raise ValueError(
@@ -41,6 +42,21 @@ def read_label_rows(path: Path) -> dict[str, tuple[str, ...]]:
                 )
             rows[name] = tuple(label.strip() for label in labels.split(_SEPARATOR) if label.strip())
     return rows
+
+
+def _rows(reader: csv.DictReader[str], path: Path) -> Iterator[dict[str, str | None]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise ValueError(f"{path}:{reader.line_num}: expected CSV, got {error}") from error
+
+
+def _decoded(lines: Iterable[str], path: Path) -> Iterator[str]:
+    """Pass lines on; what is not UTF-8 is said with the file's name."""
+    try:
+        yield from lines
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8, got {error}") from error
 
 
 def read_folder(images: Path, labels: Path, classes: ClassList) -> list[Sample]:
@@ -65,6 +81,10 @@ def read_folder(images: Path, labels: Path, classes: ClassList) -> list[Sample]:
             channels = tuple(sorted({classes.channel(label) for label in names}))
         except UnknownLabelError as error:
             raise ValueError(f"{labels}: {name}: {error}") from error
+        if len(channels) > MAX_LABELS:
+            raise ValueError(
+                f"{labels}: {name}: expected at most {MAX_LABELS} labels, got {len(channels)}"
+            )
         samples.append(Sample(path, channels))
     if not any(sample.channels for sample in samples):
         raise ValueError(f"{labels}: expected at least one labeled image, got none")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import timm
 import torch
@@ -73,6 +74,20 @@ class _LastStage(nn.Module):
         return maps if maps.shape[1] == self.channels else maps.permute(0, 3, 1, 2)
 
 
+def _first_accepted(name: str, attempts: Sequence[Mapping[str, Any]], *, pretrained: bool) -> Any:
+    """Build a ``features_only`` network with the first options that its family knows."""
+    for options in attempts[:-1]:
+        try:
+            return timm.create_model(
+                name, pretrained=pretrained, features_only=True, out_indices=(-1,), **options
+            )
+        except (TypeError, AssertionError):  # not of this family
+            continue
+    return timm.create_model(
+        name, pretrained=pretrained, features_only=True, out_indices=(-1,), **attempts[-1]
+    )
+
+
 def cnn_generator(
     name: str,
     *,
@@ -95,13 +110,16 @@ def cnn_generator(
     Raises:
         ValueError: if timm does not know the name or cannot fetch its weights.
     """
-    options = {"pretrained": pretrained, "features_only": True, "out_indices": (-1,)}
+    # Families differ in what they take: dilation, or leave to see images of other sizes than their own.
+    attempts: tuple[dict[str, Any], ...] = (
+        {"output_stride": output_stride},
+        {"dynamic_img_size": True},
+        {"strict_img_size": False},
+        {},
+    )
     try:
-        try:
-            features = timm.create_model(name, output_stride=output_stride, **options)
-        except TypeError:  # no dilation in this family
-            features = timm.create_model(name, **options)
-    except (RuntimeError, OSError) as error:
+        features = _first_accepted(name, attempts, pretrained=pretrained)
+    except (AssertionError, RuntimeError, OSError) as error:
         raise ValueError(
             f"expected a backbone that timm can build, got {name!r} ({error})"
         ) from error

@@ -1,0 +1,34 @@
+"""Safetensors files, with messages that say which file and what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+def read_tensors(
+    path: Path, *required: str, device: torch.device | None = None
+) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Args:
+        path: of the file.
+        required: names that must be in it.
+        device: where the tensors go; None is the CPU.
+
+    Raises:
+        ValueError: if it is damaged or lacks a tensor, with its path.
+        OSError: if it cannot be read.
+    """
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"expected a safetensors file, got a damaged {path} ({error})") from error
+    missing = [name for name in required if name not in tensors]
+    if missing:
+        raise ValueError(f"expected {', '.join(missing)} in {path}, got {', '.join(tensors)}")
+    return {name: tensor.to(device or "cpu") for name, tensor in tensors.items()}
