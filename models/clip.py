@@ -107,8 +107,13 @@ class FrozenClip(FrozenImageTower):
         if not texts:
             raise ValueError("expected at least one text, got none")
         chunks = [list(texts[at : at + _TEXT_BATCH]) for at in range(0, len(texts), _TEXT_BATCH)]
-        tokens = [self.tokenizer(chunk).to(self.mean.device) for chunk in chunks]
-        return torch.cat([F.normalize(self.model.encode_text(each), dim=-1) for each in tokens])
+        return torch.cat([self._embed_chunk(chunk) for chunk in chunks])
+
+    def _embed_chunk(self, texts: list[str]) -> Tensor:
+        tokens = self.tokenizer(texts).to(self.mean.device)
+        ends = tokens.argmax(dim=1)  # [end] is the highest token
+        sequence = self._text.token_embedding(tokens[:, : int(ends.max()) + 1])
+        return F.normalize(self._encode(sequence, ends), dim=-1)
 
     def embed_classes(self, names: Sequence[str]) -> Tensor:
         """Embed the class texts "a photo of {name}.", → (K, D), L2-normalized."""
@@ -132,10 +137,11 @@ class FrozenClip(FrozenImageTower):
         fixed = fixed[: int(fixed.argmax()) + 1]
         embedded = self._text.token_embedding(fixed).expand(contexts.shape[0], -1, -1)
         sequence = torch.cat([embedded[:, :4], contexts, embedded[:, 4:]], dim=1)
-        return F.normalize(self._encode(sequence), dim=-1)
+        ends = torch.full((len(sequence),), sequence.shape[1] - 1, device=sequence.device)
+        return F.normalize(self._encode(sequence, ends), dim=-1)
 
-    def _encode(self, sequence: Tensor) -> Tensor:
-        """Run the text tower on token embeddings (N, L, width) that end with [end]; → (N, D)."""
+    def _encode(self, sequence: Tensor, ends: Tensor) -> Tensor:
+        """Run the text tower on token embeddings (N, L, width), [end] at the places ends (N,); → (N, D)."""
         text, length = self._text, sequence.shape[1]
         available = text.positional_embedding.shape[0]
         if length > available:
@@ -145,7 +151,7 @@ class FrozenClip(FrozenImageTower):
             sequence + text.positional_embedding[:length],
             attn_mask=text.attn_mask[:length, :length],
         )
-        end = text.ln_final(hidden)[:, -1]
+        end = text.ln_final(hidden)[torch.arange(len(hidden), device=ends.device), ends]
         projection = text.text_projection
         embedding: Tensor = (
             projection(end) if isinstance(projection, nn.Module) else end @ projection
@@ -179,7 +185,7 @@ def load_clip(model: str, pretrained: str | None, *, normalization: str = "clip"
         tokenizer = open_clip.get_tokenizer(model)
     except (OSError, RuntimeError, KeyError, SafetensorError) as error:
         raise ValueError(
-            f"expected a CLIP that open_clip loads, got {model!r} ({error})"
+            f"expected a CLIP that open_clip loads (by name it is downloaded once), got {model!r}: {error}"
         ) from error
     if getattr(getattr(network, "text", network), "attn_mask", None) is None:
         raise ValueError(f"expected a CLIP with a causal text transformer, got {model!r}")

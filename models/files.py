@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -49,13 +51,46 @@ def describe(
     }
 
 
-def provenance(info: BundleInfo, options: MaskOptions) -> dict[str, str]:
-    """Return the PNG text chunks that say where a mask comes from."""
+class Model(Protocol):
+    """What provenance says of a model; bundles and their announcements fit."""
+
+    @property
+    def name(self) -> str:
+        """The bundle's name."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """The hash of its content."""
+        ...
+
+    @property
+    def licence(self) -> str:
+        """Of its weights."""
+        ...
+
+
+def provenance(model: Model, labels: Sequence[str], options: Mapping[str, Any]) -> dict[str, str]:
+    """Return the PNG text chunks that say where a mask comes from.
+
+    No time and no place: equal requests give equal files.
+    """
     return {
-        "Software": "semples",
-        "Model": f"{info.name} {info.version}",
-        "Options": json.dumps(asdict(options), sort_keys=True),
+        "Software": f"semples {software_version()}",
+        "Model": f"{model.name} {model.version}",
+        "Licence": model.licence,
+        "Labels": ", ".join(labels),
+        "Options": json.dumps(options, sort_keys=True),
     }
+
+
+@cache
+def software_version() -> str:
+    """Return the installed version; "unknown" where the package is not installed."""
+    try:
+        return version("semples")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def scores_npz(segmentation: Segmentation) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,8 @@ def _make_one(
     segmentation = predictor.pseudo_mask(image, labels, options)
     if save_scores:
         write_atomically(output / "scores" / f"{sample.stem}.npz", scores_npz(segmentation))
-    png = label_map_png(segmentation.label_map, text=provenance(predictor.info, options))
+    text = provenance(predictor.info, labels, asdict(options))
+    png = label_map_png(segmentation.label_map, text=text)
     write_atomically(output / "masks" / f"{sample.stem}.png", png)
     return describe(segmentation, predictor.info, options, image=sample.path.name)
 

@@ -87,7 +87,8 @@ def start_run(
         ValueError: if the directory belongs to a run with another configuration or other classes.
         OSError: if it cannot be written.
     """
-    if (work / "config.yaml").exists():
+    # Without any result nothing is lost: a start that failed must not block its own directory.
+    if any(work.glob("*/*.safetensors")):
         before = open_run(work, device=device)
         if before.config != config or before.classes != classes:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -69,8 +69,15 @@ def refine_generator(run: Run, samples: Sequence[Sample], on_step: OnStep) -> Pa
     return _fit_generator(run, samples, on_step, stage="refine-generator", prompts=prompts)
 
 
-def learn_prompts(run: Run, samples: Sequence[Sample], on_step: OnStep) -> Path:
+def learn_prompts(
+    run: Run,
+    samples: Sequence[Sample],
+    on_step: OnStep,
+    on_images: Callable[[int], None] = lambda _: None,
+) -> Path:
     """Stage (b): fit the background prompts to L_prompt; returns their file.
+
+    Before the first step the background regions of all views are embedded; on_images counts the images.
 
     Raises:
         MissingStageError: if the generator of stage (a) is not there.
@@ -79,7 +86,7 @@ def learn_prompts(run: Run, samples: Sequence[Sample], on_step: OnStep) -> Path:
     settings = run.config.learn_prompts
     clip, class_text = supervision(run)
     weights = run.existing("train-generator", "generator.safetensors")
-    regions = _background_regions(run, samples, clip, class_text, weights)
+    regions = _background_regions(run, samples, clip, class_text, weights, on_images)
     prompts = build_prompts(run.config, clip, run.classes.names)
     batches = RegionBatches(
         len(regions.channels),
@@ -138,7 +145,12 @@ def _fit_generator(
 
 
 def _background_regions(
-    run: Run, samples: Sequence[Sample], clip: FrozenClip, class_text: Tensor, weights: Path
+    run: Run,
+    samples: Sequence[Sample],
+    clip: FrozenClip,
+    class_text: Tensor,
+    weights: Path,
+    on_images: Callable[[int], None],
 ) -> RegionEmbeddings:
     """Embed the background regions of several augmented views of every labeled photo."""
     settings = run.config.learn_prompts
@@ -150,7 +162,9 @@ def _background_regions(
         ordered_batches(crops, batch_size=_EMBEDDING_BATCH, workers=run.workers)
         for _ in range(settings.views)
     )
-    return embed_backgrounds(chain.from_iterable(views), masks_of, clip, device=run.device)
+    return embed_backgrounds(
+        chain.from_iterable(views), masks_of, clip, device=run.device, on_images=on_images
+    )
 
 
 def _labeled(samples: Sequence[Sample]) -> list[Sample]:

@@ -21,9 +21,7 @@ from models.data.folder import read_folder
 from models.export import export_bundle
 from models.run import Run, start_run
 
-pytest_plugins = (
-    ["tests.service_fixtures"] if (Path(__file__).parent / "service_fixtures.py").exists() else []
-)
+pytest_plugins = ["tests.service_fixtures"]
 
 torch.set_num_threads(
     1

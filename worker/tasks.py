@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from rq import get_current_job
 from rq.job import Job
 from rq.utils import now
 
-from models.files import scores_npz
+from models.files import provenance, scores_npz
 from models.images import UprightImage, read_image
 from models.pictures import label_map_png
 from worker.protocol import (
@@ -22,7 +19,6 @@ from worker.protocol import (
     ImageRecord,
     JobRequest,
     JobResult,
-    ModelInfo,
     Options,
     Progress,
     ResultBlobs,
@@ -81,7 +77,7 @@ def run(request: JobRequest, runtime: Runtime, *, waited: float, report: OnProgr
     report("encode", _SEGMENTED)
     model = runtime.model
     done = Options(**asdict(options))
-    blobs = store(segmentation, runtime, text=provenance(model, request.labels, done))
+    blobs = store(segmentation, runtime, text=provenance(model, request.labels, done.model_dump()))
     encoded = time.perf_counter()
     height, width = segmentation.label_map.shape
     return JobResult(
@@ -134,26 +130,6 @@ def store(segmentation: Segmentation, runtime: Runtime, *, text: Mapping[str, st
         mask=put("results", label_map_png(segmentation.label_map, text=text)),
         scores=put("results", scores_npz(segmentation)),
     )
-
-
-def provenance(model: ModelInfo, labels: tuple[str, ...], options: Options) -> dict[str, str]:
-    """Return what a mask file says of its making; no time and no place: equal jobs, equal files."""
-    return {
-        "Software": f"semples {software_version()}",
-        "Model": f"{model.name} {model.version}",
-        "Licence": model.licence,
-        "Labels": ", ".join(labels),
-        "Options": json.dumps(options.model_dump(), sort_keys=True),
-    }
-
-
-@cache
-def software_version() -> str:
-    """Return this distribution's version, or "unknown" where it is not installed."""
-    try:
-        return version("semples")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def progress_writer(job: Job) -> OnProgress:

@@ -31,7 +31,9 @@ def main() -> None:
     except TyperException as error:  # a wrong option or argument
         message = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
         _fail(message, 2)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        _fail(f"{error.strerror}: {error.filename}" if error.filename else str(error), 2)
+    except ValueError as error:
         _fail(str(error), 2)
     except FloatingPointError as error:
         _fail(str(error), 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,7 +42,10 @@ def register(app: typer.Typer) -> None:
 def predict(
     image: Annotated[Path, typer.Argument(help="A JPEG, PNG or WebP photo.")],
     labels: Annotated[
-        list[str], typer.Option("--labels", help="A class that the photo shows; repeat for more.")
+        list[str],
+        typer.Option(
+            "--labels", help="A class that the photo shows; repeat for more, or separate by commas."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", help="Folder for the results.")],
     bundle: BundleOption = DEFAULT_BUNDLE,
@@ -58,6 +62,7 @@ def predict(
     from models.pictures import label_map_png, overlay_png
 
     # The photo and the labels are checked before the model is loaded, so that mistakes answer at once.
+    labels = [part.strip() for label in labels for part in label.split(",")]
     upright = read_image(image.read_bytes())
     if (output / f"{image.stem}.png").resolve() == image.resolve():
         raise ValueError(f"expected an output folder that keeps {image}, got its own")
@@ -69,7 +74,8 @@ def predict(
         min_confidence=min_confidence,
     )
     segmentation = predictor.pseudo_mask(upright.pixels, labels, options)
-    mask = label_map_png(segmentation.label_map, text=provenance(predictor.info, options))
+    text = provenance(predictor.info, [each.name for each in segmentation.classes], asdict(options))
+    mask = label_map_png(segmentation.label_map, text=text)
     write_atomically(output / f"{image.stem}.png", mask)
     overlay = overlay_png(upright.pixels, segmentation.label_map)
     write_atomically(output / f"{image.stem}_overlay.png", overlay)
@@ -79,7 +85,8 @@ def predict(
     )
     for each in segmentation.classes:
         print(f"{each.name}: {each.area:.1%} of the image, confidence {each.confidence or 0:.2f}")
-    print(f"written to {output / image.stem}.png, _overlay.png and .json")
+    stem = output / image.stem
+    print(f"written to {stem}.png, {stem}_overlay.png and {stem}.json")
 
 
 def make_masks(
@@ -187,6 +194,8 @@ def evaluate(
         print(json.dumps(result, indent=2))
     else:
         _print_report(report, class_list, len(pairs))
+        if "threshold" in extra:
+            print(f"at the best threshold for this ground truth (oracle): {extra['threshold']}")
 
 
 def _print_report(report: IouReport, classes: ClassList, images: int) -> None:

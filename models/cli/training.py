@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,10 +21,10 @@ from models.cli.options import (
 
 if TYPE_CHECKING:
     from models.data.sample import Sample
-    from models.run import OnStep, Run
+    from models.run import Run
     from models.training.loop import Step
 
-    Stage = Callable[[Run, Sequence[Sample], OnStep], Path]
+    Stage = Callable[..., Path]  # of models.stages
 
 WorkersOption = Annotated[
     int, typer.Option(min=0, help="Processes that load photos; 0 loads in this one.")
@@ -80,7 +81,9 @@ def learn_prompts(
     from models import stages
 
     run, samples = _open(work, images, labels, device, threads, workers)
-    _report(stages.learn_prompts, run, samples, "learn-prompts")
+    labeled = sum(bool(each.channels) for each in samples)
+    views = run.config.learn_prompts.views * labeled
+    _report(stages.learn_prompts, run, samples, "learn-prompts", images_first=views)
 
 
 def refine_generator(
@@ -108,15 +111,20 @@ def _open(
     return run, read_folder(images, labels, run.classes)
 
 
-def _report(stage: Stage, run: Run, samples: Sequence[Sample], name: str) -> None:
+def _report(
+    stage: Stage, run: Run, samples: Sequence[Sample], name: str, *, images_first: int = 0
+) -> None:
+    """Run a stage under a progress bar, and under one more if it first looks at images."""
     epochs = getattr(run.config, name.replace("-", "_")).epochs
     with progress(name, epochs) as (bar, task):
-        bar.update(task, note="preparing")
 
         def on_step(step: Step) -> None:
             terms = "  ".join(f"{key} {value:.4f}" for key, value in step.losses.items())
             bar.update(task, completed=step.epoch, note=terms)
 
+        if images_first:
+            first = bar.add_task("embed regions", total=images_first, note="")
+            stage = partial(stage, on_images=lambda count: bar.advance(first, count))
         path = stage(run, samples, on_step)
         bar.update(task, completed=epochs)
     print(f"written to {path}")

@@ -32,12 +32,24 @@ class RegionEmbeddings:
 
 @torch.no_grad()
 def embed_backgrounds(
-    batches: Iterable[Batch], masks_of: MasksOf, clip: FrozenClip, *, device: torch.device
+    batches: Iterable[Batch],
+    masks_of: MasksOf,
+    clip: FrozenClip,
+    *,
+    device: torch.device,
+    on_images: Callable[[int], None] = lambda _: None,
 ) -> RegionEmbeddings:
     """Embed the background region of every (image, present class) pair of the batches.
 
     Nothing upstream of the prompts learns in stage (b), so these are constants: embedding them once turns each epoch
     into a few matrix products.
+
+    Args:
+        batches: images (B, 3, H, W) in [0, 1] and labels (B, K).
+        masks_of: soft masks of the present classes.
+        clip: the frozen judge.
+        device: where the work is done.
+        on_images: called after each batch with how many images it had.
 
     Raises:
         ValueError: if the batches hold no present class.
@@ -50,6 +62,7 @@ def embed_backgrounds(
         regions = split_regions(seen, masks_of(on_device, present), present)
         backgrounds.append(clip.embed_images(regions.background))
         channels.append(present[:, 1])
+        on_images(len(images))
     if not sum(len(each) for each in channels):
         raise ValueError("expected at least one labeled image, got none")
     return RegionEmbeddings(torch.cat(backgrounds), torch.cat(channels))
