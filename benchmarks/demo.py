@@ -59,7 +59,7 @@ def main() -> None:
         console.print(table)
         console.print(f"masks and overlays are in {output}", highlight=False)
         console.print(
-            f"the API's pages were at {url}/docs; `.venv/bin/semples serve` brings them back",
+            f"the API's pages were at {url}/docs; after `.venv/bin/semples serve` at http://127.0.0.1:8000/docs",
             highlight=False,
         )
 
