@@ -38,6 +38,12 @@ CLASSES = ClassList(
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test draws the same numbers, alone or after others."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The reference data beside the repository; CI must have it."""
