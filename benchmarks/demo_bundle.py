@@ -26,7 +26,7 @@ LICENCE = (
 )
 TRAINED_ON = (
     "Image-level labels of 98 photos of COCO train2017 (annotations CC BY 4.0, photos under their Flickr licences); "
-    "Label maps were used for measuring, and for choosing learning rates, input size and affinity steps by hand."
+    "Label maps were used for measuring, and for choosing learning rates, text weight, input sizes and affinity steps by hand."
 )
 
 
