@@ -25,8 +25,9 @@ LICENCE = (
     "all-MiniLM-L6-v2 (Apache-2.0)."
 )
 TRAINED_ON = (
-    "Image-level labels of 98 photos of COCO train2017 (annotations CC BY 4.0, photos under their Flickr licences); "
-    "Label maps were used for measuring, and for choosing learning rates, text weight, input sizes and affinity steps by hand."
+    "Image-level labels of 98 photos of COCO train2017 (annotations CC BY 4.0, photos under their Flickr licences). "
+    "Label maps were used for measuring, and for choosing learning rates, text weight, input sizes and affinity steps "
+    "by hand."
 )
 
 
