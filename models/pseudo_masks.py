@@ -10,9 +10,8 @@ from torch import Tensor
 
 from models.data.classes import BACKGROUND_INDEX, IGNORE_INDEX
 
-_BAND_VALUES = (
-    2**24
-)  # rows are decided in bands of about this many scores: memory hardly grows with the image
+# Rows are decided in bands of about this many scores, so that memory hardly grows with the image.
+_BAND_VALUES = 2**24
 
 
 @dataclass(frozen=True)
