@@ -153,6 +153,7 @@ class BundleInfo(Manifest):
         )
         defaults = {
             "background_threshold": self.background_threshold,
+            "class_thresholds": self.inference.class_thresholds,
             "min_confidence": self.min_confidence,
             "refine": self.refine,
         }

@@ -97,6 +97,7 @@ class InferenceConfig(_Frozen):
     flip: bool = True
     refine: str = "pamr"
     background_threshold: Share = 0.4
+    class_thresholds: dict[str, Share] = {}  # by class name, in place of background_threshold
     min_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 

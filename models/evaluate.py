@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from models.data.classes import BACKGROUND_INDEX, ClassList
+from models.files import read_soft_maps
 from models.metrics import IouReport, confusion_matrix, count_pairs, iou_report
-from models.pseudo_masks import upsample_columns, upsample_rows
+from models.pseudo_masks import stretch
 
 OnImage = Callable[[], None]
 
@@ -106,12 +106,9 @@ def sweep_scores(
     counts = torch.zeros(indices, indices, len(levels) + 1, dtype=torch.int64)
     for scores_file, truth_file in pairs:
         truth = _read(truth_file)
-        scores, labels = _read_scores(scores_file, indices)
-        height, width = truth.shape
-        columns = upsample_columns(scores, width)
-        best, winner = upsample_rows(columns, height, 0, height).max(dim=0)
+        winner, best = _best_class(scores_file, indices, truth.shape)
         # One count for all thresholds: a label that also tells how many of them the score is above.
-        leveled = labels[winner] * (len(levels) + 1) + torch.bucketize(best, levels)
+        leveled = winner * (len(levels) + 1) + torch.bucketize(best, levels)
         with _naming(scores_file):
             counts += count_pairs(truth, leveled, indices, counts[0].numel()).view(counts.shape)
         on_image()
@@ -159,18 +156,16 @@ def _naming(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _read_scores(path: Path, indices: int) -> tuple[Tensor, Tensor]:
-    """Read soft scores, (n, h, w), and their indices in label maps, (n,)."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            scores, labels = stored["scores"], stored["class_index"].astype(np.int64)
-    except (KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"expected soft scores in {path}, got {error}") from error
-    if scores.ndim != 3 or labels.shape != scores.shape[:1] or not (labels < indices).all():
-        raise ValueError(
-            f"expected maps of known classes in {path}, got {scores.shape} for {labels.tolist()}"
-        )
-    return torch.from_numpy(scores), torch.from_numpy(labels)
+def _best_class(path: Path, indices: int, size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Read each pixel's best class, as an index in label maps, and its score, both (H, W)."""
+    maps = read_soft_maps(path)
+    if not maps.names:
+        return torch.zeros(*size, dtype=torch.int64), torch.zeros(*size)
+    if maps.indices.max() >= indices:
+        raise ValueError(f"expected known classes in {path}, got {maps.indices.tolist()}")
+    height, width = size
+    band = stretch(stretch(maps.scores, width, axis=2), height, axis=1)
+    return torch.from_numpy(maps.indices[band.argmax(axis=0)]), torch.from_numpy(band.max(axis=0))
 
 
 def _count(classes: ClassList) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
@@ -13,9 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from models.pseudo_masks import SoftMaps
+
 if TYPE_CHECKING:  # at run time they would bring torch, which a check of the input does not need
     from models.bundle_info import BundleInfo
-    from models.predictor import MaskOptions, Segmentation
+    from models.segmentation import MaskOptions, Segmentation
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -96,17 +99,37 @@ def software_version() -> str:
 def scores_npz(segmentation: Segmentation) -> bytes:
     """Encode a segmentation's soft maps as an npz that loads without pickle.
 
-    ``cams`` (n, h', w') float16 at CAM resolution, ``scores`` (n, h, w) float16 after refinement,
-    ``class_index`` (n,), ``class_name`` (n,) and ``image_size`` (height, width). Not compressed: soft
+    ``cams`` (n, h', w') float16 at CAM resolution (not from a segmenter), ``scores`` (n, h, w) float16 after
+    refinement, ``class_index`` (n,), ``class_name`` (n,) and ``image_size`` (height, width). Not compressed: soft
     maps hardly shrink, and deflating them takes longer than making them.
     """
+    arrays: dict[str, Any] = {
+        "scores": segmentation.scores,
+        "class_index": np.array([each.index for each in segmentation.classes], dtype=np.int64),
+        "class_name": np.array([each.name for each in segmentation.classes], dtype=np.str_),
+        "image_size": np.array(segmentation.label_map.shape, dtype=np.int64),
+    }
+    if segmentation.cams is not None:
+        arrays["cams"] = segmentation.cams
     buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        cams=segmentation.cams,
-        scores=segmentation.scores,
-        class_index=np.array([each.index for each in segmentation.classes], dtype=np.int64),
-        class_name=np.array([each.name for each in segmentation.classes], dtype=np.str_),
-        image_size=np.array(segmentation.label_map.shape, dtype=np.int64),
-    )
+    np.savez(buffer, **arrays)
     return buffer.getvalue()
+
+
+def read_soft_maps(path: Path) -> SoftMaps:
+    """Read what ``scores_npz`` wrote, but for the CAMs.
+
+    Raises:
+        ValueError: if the file holds something else.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            height, width = stored["image_size"].tolist()
+            return SoftMaps(
+                scores=stored["scores"],
+                indices=stored["class_index"].astype(np.int64),
+                names=tuple(stored["class_name"].tolist()),
+                size=(height, width),
+            )
+    except (KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"expected soft scores in {path}, got {error}") from error

@@ -13,7 +13,8 @@ from models.data.sample import Sample
 from models.files import describe, provenance, scores_npz, to_json, write_atomically, write_json
 from models.images import ImageError, read_image
 from models.pictures import label_map_png
-from models.predictor import MaskOptions, Predictor
+from models.predictor import Predictor
+from models.segmentation import MaskOptions
 
 _RESULTS, _SETTINGS, _SUMMARY = "results.jsonl", "settings.json", "summary.json"
 

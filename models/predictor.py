@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,69 +16,11 @@ from models.alignment import Alignment, score_alignment
 from models.bundle import Bundle, BundleInfo
 from models.cam import grid_size, multi_scale_cams
 from models.data.classes import IGNORE_INDEX, ClassInfo
-from models.pseudo_masks import check_thresholds, decide
+from models.pseudo_masks import SoftMaps, decide
 from models.refine import build_refiner, parse_chain
+from models.segmentation import ClassResult, MaskOptions, Segmentation
 
 OnProgress = Callable[[str, float], None]
-
-
-@dataclass(frozen=True)
-class MaskOptions:
-    """How a pseudo mask is made.
-
-    Attributes:
-        refine: refiner chain, "none" for no refinement.
-        background_threshold: the background's score, in (0, 1).
-        min_confidence: pixels less sure become 255, in [0, 1).
-    """
-
-    refine: str
-    background_threshold: float
-    min_confidence: float
-
-
-@dataclass(frozen=True)
-class ClassResult:
-    """What became of one label.
-
-    Attributes:
-        index: in the label map.
-        name: canonical.
-        area: share of the image's pixels, in [0, 1].
-        confidence: mean over its pixels, in (0, 1]; None if it has none.
-        alignment_class: cosine of the masked region to the class text; None without pixels or without CLIP.
-        alignment_background: cosine of the masked region to the learned background prompt; likewise.
-        box: left, top, right, bottom in pixels, right and bottom exclusive; None if it has no pixel.
-    """
-
-    index: int
-    name: str
-    area: float
-    confidence: float | None
-    alignment_class: float | None
-    alignment_background: float | None
-    box: tuple[int, int, int, int] | None
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """A pseudo mask and how it came about.
-
-    Attributes:
-        label_map: class index per pixel, (H, W) uint8, in the image's own size.
-        confidence: per pixel, (H, W) float16.
-        scores: refined soft maps of the labeled classes, (n, h, w) float16, before any threshold.
-        cams: their CAMs before refinement on the mask generator's grid, (n, h', w') float16.
-        classes: one result a label, in channel order, as scores and cams.
-        ignored: share of pixels that are 255, in [0, 1].
-    """
-
-    label_map: NDArray[np.uint8]
-    confidence: NDArray[np.float16]
-    scores: NDArray[np.float16]
-    cams: NDArray[np.float16]
-    classes: tuple[ClassResult, ...]
-    ignored: float
 
 
 class Predictor:
@@ -102,23 +44,28 @@ class Predictor:
         *,
         refine: str | None = None,
         background_threshold: float | None = None,
+        background_power: float | None = None,
         min_confidence: float | None = None,
     ) -> MaskOptions:
-        """Fill in the bundle's defaults.
+        """Fill in the bundle's defaults; a background of one's own replaces all that the bundle says of it.
 
         Raises:
-            ValueError: if the refiner is unknown or a threshold is out of range.
+            ValueError: if the refiner is unknown or a number is out of range.
         """
-        info = self.info
+        inference = self.info.inference
         options = MaskOptions(
-            refine=info.refine if refine is None else refine,
-            background_threshold=info.background_threshold
-            if background_threshold is None
-            else background_threshold,
-            min_confidence=info.min_confidence if min_confidence is None else min_confidence,
+            refine=inference.refine if refine is None else refine,
+            min_confidence=inference.min_confidence if min_confidence is None else min_confidence,
+            background_threshold=background_threshold,
+            background_power=background_power,
         )
         parse_chain(options.refine)
-        check_thresholds(options.background_threshold, options.min_confidence)
+        if background_threshold is None and background_power is None:
+            return replace(
+                options,
+                background_threshold=inference.background_threshold,
+                class_thresholds=inference.class_thresholds,
+            )
         return options
 
     @torch.inference_mode()
@@ -159,20 +106,20 @@ class Predictor:
         on_progress("refine", 0.7)
         scores = build_refiner(options.refine)(working, cams)[0].half()
         on_progress("mask", 0.9)
-        decision = decide(
-            scores,
-            torch.tensor([each.index for each in chosen], device=self.device),
+        maps = SoftMaps(
+            scores=scores.cpu().numpy(),
+            indices=np.array([each.index for each in chosen], dtype=np.int64),
+            names=tuple(each.name for each in chosen),
             size=(image.shape[0], image.shape[1]),
-            background_threshold=options.background_threshold,
-            min_confidence=options.min_confidence,
         )
-        label_map, confidence = decision.label_map.numpy(), decision.confidence.numpy()
+        decision = decide(maps, options)
+        label_map, confidence = decision.label_map, decision.confidence
         alignment = score_alignment(self.bundle, working, label_map, channels)
         coarse = F.interpolate(cams, size=self._cam_size(working), mode="area")[0]
         return Segmentation(
             label_map=label_map,
             confidence=confidence,
-            scores=scores.cpu().numpy(),
+            scores=maps.scores,
             cams=coarse.half().cpu().numpy(),
             classes=tuple(
                 _class_result(each, label_map, confidence, score)

@@ -1,17 +1,17 @@
-"""From soft scores to a label map with doubt."""
+"""From soft scores to a label map with doubt. NumPy alone, so that whoever has the scores can decide anew."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from models.data.classes import BACKGROUND_INDEX, IGNORE_INDEX
+from models.segmentation import MaskOptions
 
 # Rows are decided in bands of about this many scores, so that memory hardly grows with the image.
-_BAND_VALUES = 2**24
+_BAND_VALUES = 2**22
 
 
 @dataclass(frozen=True)
@@ -20,80 +20,89 @@ class Decision:
 
     Attributes:
         label_map: class index per pixel, 0 background, 255 ignore, (H, W) uint8.
-        confidence: the winner's share of all scores at a pixel, in (0, 1], (H, W) float16.
+        confidence: the winner's share of all scores at a pixel, in [0, 1], (H, W) float16.
     """
 
-    label_map: Tensor
-    confidence: Tensor
+    label_map: NDArray[np.uint8]
+    confidence: NDArray[np.float16]
 
 
-def decide(
-    scores: Tensor,
-    indices: Tensor,
-    *,
-    size: tuple[int, int],
-    background_threshold: float,
-    min_confidence: float,
-) -> Decision:
-    """Upsample soft scores, put a constant background beside them, and let the best win.
+@dataclass(frozen=True)
+class SoftMaps:
+    """All that a decision needs, as it is stored.
 
-    The background enters last, so other thresholds can be tried on stored scores and give what a fresh run would. (For
-    refiners that keep a constant channel constant, as PAMR does, this equals refining the background too.)
-
-    Args:
-        scores: refined CAMs of the labeled classes in [0, 1], (n, h, w).
-        indices: their indices in label maps, (n,).
+    Attributes:
+        scores: refined soft maps in [0, 1], (n, h, w) float16; n may be 0.
+        indices: the classes' values in label maps, (n,).
+        names: the classes' names.
         size: (H, W) of the image in pixels.
-        background_threshold: the background's score everywhere, in (0, 1).
-        min_confidence: pixels less sure become 255, in [0, 1); 0 keeps all.
-
-    Raises:
-        ValueError: if a threshold is out of range, or scores and indices differ in number.
     """
-    check_thresholds(background_threshold, min_confidence)
-    if scores.ndim != 3 or scores.shape[0] != len(indices) or not len(indices):
-        raise ValueError(
-            f"expected one map for each of {len(indices)} classes, got {tuple(scores.shape)}"
-        )
-    height, width = size
-    palette = torch.cat([indices.new_tensor([BACKGROUND_INDEX]), indices]).to(torch.uint8)
-    label_map = torch.empty(size, dtype=torch.uint8)
-    confidence = torch.empty(size, dtype=torch.float16)
-    columns = upsample_columns(scores, width)
-    rows = max(1, _BAND_VALUES // (width * len(indices)))
+
+    scores: NDArray[np.float16]
+    indices: NDArray[np.int64]
+    names: tuple[str, ...]
+    size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        shape, count = self.scores.shape, len(self.names)
+        if len(shape) != 3 or shape[0] != count or self.indices.shape != (count,):
+            raise ValueError(f"expected one map for each of {count} classes, got {shape}")
+
+
+def decide(maps: SoftMaps, options: MaskOptions) -> Decision:
+    """Upsample soft scores, put the background beside them, and let the best win.
+
+    The background enters last, so other options can be tried on stored scores and give exactly what a fresh run would.
+    A class wins where it has the highest score and that is above the background's (see MaskOptions) against it.
+    """
+    height, width = maps.size
+    label_map = np.full(maps.size, BACKGROUND_INDEX, dtype=np.uint8)
+    confidence = np.ones(maps.size, dtype=np.float16)
+    if not maps.names:
+        return Decision(label_map, confidence)
+    thresholds = options.thresholds_of(maps.names)
+    palette = maps.indices.astype(np.uint8)
+    columns = stretch(maps.scores, width, axis=2)
+    rows = max(1, _BAND_VALUES // (width * len(palette)))
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
-        band = upsample_rows(columns, height, top, bottom)
-        best, winner = band.max(dim=0)
-        # The background is a strict threshold: a score that only equals it is not yet the object.
-        background = best <= background_threshold
-        share = best.clamp(min=background_threshold) / (band.sum(dim=0) + background_threshold)
-        labels = palette.to(band.device)[torch.where(background, 0, winner + 1)]
-        label_map[top:bottom] = labels.masked_fill(share < min_confidence, IGNORE_INDEX).cpu()
-        confidence[top:bottom] = share.cpu()
-    return Decision(label_map=label_map, confidence=confidence)
+        band = stretch(columns, height, axis=1, part=slice(top, bottom))
+        winner, best, total = band.argmax(axis=0), band.max(axis=0), band.sum(axis=0)
+        if thresholds is not None:
+            background = thresholds[winner]
+        elif options.background_power is not None:
+            background = (1 - best).clip(min=0) ** np.float32(options.background_power)
+        else:
+            background = (1 - total).clip(min=0)
+        # A strict threshold: a score that only equals the background's is not yet the object.
+        labels = np.where(best > background, palette[winner], np.uint8(BACKGROUND_INDEX))
+        share = np.maximum(best, background) / np.maximum(total + background, 1e-12)
+        label_map[top:bottom] = np.where(share < options.min_confidence, IGNORE_INDEX, labels)
+        confidence[top:bottom] = share
+    return Decision(label_map, confidence)
 
 
-def check_thresholds(background_threshold: float, min_confidence: float) -> None:
-    """Raise ValueError unless 0 < background_threshold < 1 and 0 <= min_confidence < 1."""
-    if not 0 < background_threshold < 1:
-        raise ValueError(f"expected background_threshold in (0, 1), got {background_threshold}")
-    if not 0 <= min_confidence < 1:
-        raise ValueError(f"expected min_confidence in [0, 1), got {min_confidence}")
+def stretch(
+    maps: NDArray[np.floating], length: int, *, axis: int, part: slice = slice(None)
+) -> NDArray[np.float32]:
+    """Stretch one axis of (n, h, w) maps bilinearly (corners not aligned).
 
+    Args:
+        maps: floating point.
+        length: of the stretched axis, in pixels.
+        axis: 1 for rows, 2 for columns.
+        part: which of the stretched axis's places to return.
 
-def upsample_columns(scores: Tensor, width: int) -> Tensor:
-    """Stretch scores, (n, h, w), to a width bilinearly (corners not aligned), → (n, h, width) float32."""
-    return F.interpolate(
-        scores.float()[None], size=(scores.shape[1], width), mode="bilinear", align_corners=False
-    )[0]
-
-
-def upsample_rows(scores: Tensor, height: int, top: int, bottom: int) -> Tensor:
-    """Return rows top…bottom of scores, (n, h, W), stretched to a height as ``upsample_columns`` does to a width."""
-    rows = scores.shape[1]
-    centers = torch.arange(top, bottom, device=scores.device) + 0.5
-    source = (centers * (rows / height) - 0.5).clamp(0, rows - 1)
-    below = source.floor().long()
-    above = (below + 1).clamp(max=rows - 1)
-    return torch.lerp(scores[:, below], scores[:, above], (source - below)[:, None])
+    Returns:
+        float32; the axis has the part's length.
+    """
+    count = maps.shape[axis]
+    centers = np.arange(length, dtype=np.float64)[part] + 0.5
+    source = (centers * (count / length) - 0.5).clip(0, count - 1)
+    below = source.astype(np.int64)
+    weight = (source - below).astype(np.float32)
+    weight = weight.reshape((-1, 1) if axis == 1 else (-1,))
+    near = maps.take(below, axis=axis).astype(np.float32)
+    far = maps.take(np.minimum(below + 1, count - 1), axis=axis).astype(np.float32)
+    stretched: NDArray[np.float32] = near + (far - near) * weight
+    return stretched

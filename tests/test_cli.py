@@ -60,7 +60,8 @@ def test_predict(tiny_bundle: Path, tmp_path: Path) -> None:
     assert [each["name"] for each in record["classes"]] == ["cat", "cup"]
     assert record["model"]["name"] == "tiny"
     assert record["options"] == {
-        "refine": "none", "background_threshold": 0.4, "min_confidence": 0.0
+        "refine": "none", "min_confidence": 0.0, "background_threshold": 0.4,
+        "background_power": None, "class_thresholds": {},
     }  # fmt: skip
     assert record["exif_orientation"] == 6
     assert {"area", "confidence", "alignment_class", "alignment_background"} <= set(

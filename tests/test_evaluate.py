@@ -7,7 +7,8 @@ from PIL import Image
 
 from models.data.classes import ClassInfo, ClassList
 from models.evaluate import evaluate_label_maps, matching_files, report_to_json, sweep_scores
-from models.pseudo_masks import decide
+from models.pseudo_masks import SoftMaps, decide
+from models.segmentation import MaskOptions
 
 CLASSES = ClassList((ClassInfo(3, "bowl"), ClassInfo(4, "cat")))
 THRESHOLDS = [0.2, 0.5, 0.8]
@@ -23,16 +24,17 @@ def folders(tmp_path: Path) -> Path:
         truth = random.choice(np.array([0, 3, 4, 255], dtype=np.uint8), (40, 50))
         Image.fromarray(truth).save(tmp_path / "truth" / f"{stem}.png")
         scores = random.random((2, 9, 7)).astype(np.float16)
-        np.savez(tmp_path / "scores" / f"{stem}.npz", scores=scores, class_index=np.array([3, 4]))
+        np.savez(
+            tmp_path / "scores" / f"{stem}.npz",
+            scores=scores,
+            class_index=np.array([3, 4]),
+            class_name=np.array(["bowl", "cat"]),
+            image_size=np.array([40, 50]),
+        )
+        maps = SoftMaps(scores, np.array([3, 4]), ("bowl", "cat"), (40, 50))
         for threshold in THRESHOLDS:
-            decision = decide(
-                torch.from_numpy(scores),
-                torch.tensor([3, 4]),
-                size=(40, 50),
-                background_threshold=threshold,
-                min_confidence=0,
-            )
-            picture = Image.fromarray(decision.label_map.numpy())
+            decision = decide(maps, MaskOptions("none", 0, background_threshold=threshold))
+            picture = Image.fromarray(decision.label_map)
             picture.save(tmp_path / str(threshold) / f"{stem}.png")
     return tmp_path
 

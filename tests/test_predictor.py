@@ -2,13 +2,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from models.bundle import load_bundle
 from models.data.classes import UnknownLabelError
-from models.predictor import MaskOptions, Predictor
-from models.pseudo_masks import decide
+from models.predictor import Predictor
+from models.pseudo_masks import SoftMaps, decide
+from models.segmentation import MaskOptions
 from tests.conftest import CPU
 
 
@@ -47,15 +47,9 @@ def test_stored_scores_give_the_fresh_result_at_any_threshold(predictor: Predict
     first = predictor.pseudo_mask(photo(), ["cat", "cup"], predictor.options())
     other = predictor.options(background_threshold=0.7, min_confidence=0.5)
     fresh = predictor.pseudo_mask(photo(), ["cat", "cup"], other)
-    again = decide(
-        torch.from_numpy(first.scores),
-        torch.tensor([4, 7]),
-        size=(60, 80),
-        background_threshold=0.7,
-        min_confidence=0.5,
-    )
+    again = decide(SoftMaps(first.scores, np.array([4, 7]), ("cat", "cup"), (60, 80)), other)
     assert (fresh.label_map == 255).any()
-    assert np.array_equal(again.label_map.numpy(), fresh.label_map)
+    assert np.array_equal(again.label_map, fresh.label_map)
     assert fresh.ignored == pytest.approx((fresh.label_map == 255).mean())
 
 
@@ -110,4 +104,4 @@ def test_wrong_input(predictor: Predictor) -> None:
         predictor.options(background_threshold=2)
     with pytest.raises(ValueError, match="expected one of none, pamr"):
         predictor.options(refine="magic")
-    assert predictor.options() == MaskOptions("pamr", 0.4, 0.0)
+    assert predictor.options() == MaskOptions("pamr", 0.0, background_threshold=0.4)
