@@ -12,9 +12,10 @@ export OMP_WAIT_POLICY ?= passive
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt tests/readers.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-deps --requirement tests/readers.txt
 	touch $(READY)
 
 demo: $(READY) ## serve, post three photos over HTTP, look at build/demo

@@ -12,11 +12,22 @@ from torch import Tensor
 from models.clip import FrozenClip, load_clip
 from models.config import ClipConfig, CnnConfig, Config, GeneratorStageConfig
 from models.data.classes import ClassList
+from models.data.mask_crops import MaskTransform, mask_augmentation
 from models.data.transforms import Transform, light_augmentation, strong_augmentation
 from models.generators.cnn import CnnGenerator, cnn_generator
-from models.generators.zero_shot import zero_shot_generator
+from models.generators.zero_shot import trunk_name, zero_shot_generator
 from models.prompts import BackgroundPrompts
 from models.regions import soft_masks
+from models.segmenter_config import (
+    LightConfig,
+    LightSpec,
+    Mask2FormerSpec,
+    SegmenterSpec,
+    SegmenterStageConfig,
+)
+from models.segmenters import Segmenter
+from models.segmenters.light import light_segmenter
+from models.segmenters.mask2former import Mask2FormerSegmenter, build_mask2former
 from models.tensors import read_tensors
 from models.training.generator import MasksOf
 
@@ -63,7 +74,6 @@ def build_generator(
                 classes=class_text.shape[0],
                 pretrained=settings.pretrained,
                 output_stride=settings.output_stride,
-                affinity_steps=settings.affinity_steps,
                 generator=torch.Generator().manual_seed(config.seed),
             )
     else:
@@ -71,7 +81,6 @@ def build_generator(
             clip,
             class_text,
             output_stride=settings.output_stride,
-            affinity_steps=settings.affinity_steps,
         )
     return built.to(device).eval()
 
@@ -132,3 +141,61 @@ def build_prompts(config: Config, clip: FrozenClip, classes: Sequence[str]) -> B
         initialization=config.prompts.initialization,
         generator=torch.Generator().manual_seed(config.seed),
     ).to(clip.mean.device)
+
+
+def build_segmenter(config: Config, *, classes: int, device: torch.device) -> Segmenter:
+    """Build the segmenter as training starts it.
+
+    Raises:
+        ValueError: if it cannot be built, or is to start from a CLIP whose trunk is another network.
+        OSError: if its weights cannot be fetched.
+    """
+    settings = config.segmenter
+    # What is not pre-trained is drawn from the global state.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        if isinstance(settings, LightConfig):
+            return _build_light(settings, config.clip, classes=classes).to(device)
+        architecture = {**settings.architecture, "num_queries": settings.queries}
+        return build_mask2former(architecture, classes=classes, weights=settings.weights).to(device)
+
+
+def _build_light(settings: LightConfig, clip: ClipConfig, *, classes: int) -> Segmenter:
+    if settings.weights != "clip":
+        pretrained = settings.weights == "pretrained"
+        return light_segmenter(
+            settings.decoder, settings.backbone, classes=classes, pretrained=pretrained
+        )
+    judge = build_clip(clip, device=torch.device("cpu"))
+    if trunk_name(judge) != settings.backbone:
+        raise ValueError(
+            f"expected the backbone of CLIP's trunk, {trunk_name(judge)}, got {settings.backbone!r}"
+        )
+    return light_segmenter(
+        settings.decoder,
+        settings.backbone,
+        classes=classes,
+        trunk=judge.visual.trunk,
+        normalization=(judge.mean.flatten().tolist(), judge.std.flatten().tolist()),
+    )
+
+
+def segmenter_spec(config: Config, segmenter: Segmenter) -> SegmenterSpec:
+    """Return what a bundle needs to build a configuration's segmenter again."""
+    if isinstance(segmenter, Mask2FormerSegmenter):
+        return Mask2FormerSpec(kind="mask2former", architecture=segmenter.architecture)
+    settings = config.segmenter
+    if not isinstance(settings, LightConfig):
+        raise ValueError(f"expected a mask2former, got {type(segmenter).__name__}")
+    return LightSpec(
+        kind="light",
+        decoder=settings.decoder,
+        backbone=settings.backbone,
+        mean=segmenter.mean.flatten().tolist(),
+        std=segmenter.std.flatten().tolist(),
+    )
+
+
+def build_mask_transform(config: SegmenterStageConfig) -> MaskTransform:
+    """Return the augmentation of photos with their pseudo masks."""
+    return mask_augmentation(config.crop_size, scale=config.scale, color_jitter=config.color_jitter)

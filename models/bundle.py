@@ -16,6 +16,7 @@ from models.bundle_info import (
     GENERATOR_FILE,
     MANIFEST,
     PROMPTS_FILE,
+    SEGMENTER_FILE,
     TOWER_FILE,
     BundleError,
     BundleInfo,
@@ -27,6 +28,10 @@ from models.bundle_info import (
 from models.clip import FrozenImageTower, build_image_tower
 from models.generators.cnn import CnnGenerator, cnn_generator
 from models.generators.zero_shot import classifier_backbone
+from models.segmenter_config import SegmenterSpec
+from models.segmenters import Segmenter
+from models.segmenters.light import light_segmenter
+from models.segmenters.mask2former import build_mask2former
 from models.tensors import read_tensors
 
 __all__ = [
@@ -51,6 +56,7 @@ class Bundle:
         prompts: embeddings of the learned background prompts, (K, D), L2-normalized; None without stage (b).
         context: their parameters, (K, M, width); None without stage (b).
         image_tower: CLIP's, to score alignment; None if the bundle has none.
+        segmenter: the segmentation network, in evaluation mode; None if the bundle has none.
     """
 
     info: BundleInfo
@@ -59,6 +65,7 @@ class Bundle:
     prompts: Tensor | None
     context: Tensor | None
     image_tower: FrozenImageTower | None
+    segmenter: Segmenter | None = None
 
 
 def load_bundle(folder: Path, *, device: torch.device) -> Bundle:
@@ -75,6 +82,7 @@ def load_bundle(folder: Path, *, device: torch.device) -> Bundle:
         weights = _load(folder / GENERATOR_FILE)
         generator.load_state_dict(weights)
         tower = _load_tower(info, folder, weights)
+        segmenter = _load_segmenter(info, folder)
         texts = _load(folder / PROMPTS_FILE, "class_text", device=device)
         if len(texts["class_text"]) != len(info.classes):
             raise ValueError(
@@ -93,6 +101,7 @@ def load_bundle(folder: Path, *, device: torch.device) -> Bundle:
         prompts=unit.get("embeddings"),
         context=texts.get("context"),
         image_tower=tower.to(device) if tower is not None else None,
+        segmenter=segmenter.to(device) if segmenter is not None else None,
     )
 
 
@@ -103,6 +112,7 @@ def write_bundle(
     generator: Mapping[str, Tensor],
     texts: Mapping[str, Tensor],
     image_tower: Mapping[str, Tensor] | None,
+    segmenter: Mapping[str, Tensor] | None = None,
 ) -> BundleInfo:
     """Write a bundle in half precision (vectors stay in single), and return its info.
 
@@ -114,6 +124,7 @@ def write_bundle(
         generator: the generator's state dict.
         texts: "class_text" (K, D), and "embeddings" (K, D) and "context" (K, M, width) if prompts were learned.
         image_tower: the tower's state dict; None leaves alignment out.
+        segmenter: the segmenter's state dict, if the manifest has one.
 
     Raises:
         OSError: if the folder cannot be written.
@@ -124,6 +135,8 @@ def write_bundle(
         tower = _halved(image_tower)
         shared = _shared_with(tower, parts[GENERATOR_FILE])
         parts[TOWER_FILE] = {key: value for key, value in tower.items() if key not in shared}
+    if segmenter is not None:
+        parts[SEGMENTER_FILE] = _halved(segmenter)
     for name, tensors in parts.items():
         save_file(tensors, folder / name)
         (folder / name).chmod(
@@ -144,14 +157,11 @@ def _build_generator(spec: GeneratorSpec, *, classes: int) -> CnnGenerator:
             classes=classes,
             pretrained=False,
             output_stride=spec.output_stride,
-            affinity_steps=spec.affinity_steps,
             generator=torch.Generator(),
         )
     backbone = classifier_backbone(spec.backbone, output_stride=spec.output_stride)
     head = torch.zeros(classes, int(backbone.num_features))  # type: ignore[arg-type]
-    return CnnGenerator(
-        backbone, head, mean=spec.mean, std=spec.std, affinity_steps=spec.affinity_steps
-    )
+    return CnnGenerator(backbone, head, mean=spec.mean, std=spec.std)
 
 
 def _load_tower(
@@ -167,6 +177,22 @@ def _load_tower(
         {**stored, **{key: generator[other] for key, other in missing.items()}}
     )
     return tower
+
+
+def _build_segmenter(spec: SegmenterSpec, *, classes: int) -> Segmenter:
+    if spec.kind == "mask2former":
+        return build_mask2former(spec.architecture, classes=classes)
+    return light_segmenter(
+        spec.decoder, spec.backbone, classes=classes, normalization=(spec.mean, spec.std)
+    )
+
+
+def _load_segmenter(info: BundleInfo, folder: Path) -> Segmenter | None:
+    if info.segmenter is None:
+        return None
+    segmenter = _build_segmenter(info.segmenter, classes=len(info.classes))
+    segmenter.load_state_dict(_load(folder / SEGMENTER_FILE))
+    return segmenter.eval().requires_grad_(False)
 
 
 def _counterpart(tower_key: str) -> str:

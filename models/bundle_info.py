@@ -12,7 +12,6 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    Field,
     PlainSerializer,
     TypeAdapter,
     ValidationError,
@@ -21,11 +20,13 @@ from pydantic import (
 
 from models.config import InferenceConfig
 from models.data.classes import ClassInfo, ClassList
+from models.segmenter_config import SegmentConfig, SegmenterSpec
 
 MANIFEST = "bundle.yaml"
 GENERATOR_FILE = "generator.safetensors"
 PROMPTS_FILE = "prompts.safetensors"
 TOWER_FILE = "clip_image.safetensors"
+SEGMENTER_FILE = "segmenter.safetensors"
 
 
 class BundleError(ValueError):
@@ -63,7 +64,6 @@ class GeneratorSpec(_Frozen):
     kind: Literal["cnn", "zero_shot"]
     backbone: str
     output_stride: Literal[8, 16, 32]
-    affinity_steps: Annotated[int, Field(ge=0, le=10)]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
@@ -104,6 +104,8 @@ class Manifest(_Frozen):
     inference: InferenceConfig
     generator: GeneratorSpec
     image_tower: ImageTowerSpec | None
+    segmenter: SegmenterSpec | None = None
+    segment: SegmentConfig | None = None
     metrics: tuple[Measurement, ...] = ()
     nearest_nouns: dict[str, tuple[Noun, ...]] = {}
     files: dict[str, str]  # file name → SHA-256
@@ -111,6 +113,10 @@ class Manifest(_Frozen):
     @model_validator(mode="after")
     def _lists_its_files(self) -> Self:
         needed = {GENERATOR_FILE, PROMPTS_FILE} | ({TOWER_FILE} if self.image_tower else set())
+        if (self.segmenter is None) != (self.segment is None):
+            raise ValueError("expected segmenter and segment together, got one of them")
+        if self.segmenter:
+            needed.add(SEGMENTER_FILE)
         # A manifest that is being written lists none yet; one that is read must list all, or none would be checked.
         if self.files and set(self.files) != needed:
             raise ValueError(f"expected files {sorted(needed)}, got {sorted(self.files)}")
@@ -146,16 +152,24 @@ class BundleInfo(Manifest):
         """The refiner chain, unless a request says otherwise."""
         return self.inference.refine
 
+    @property
+    def can_segment(self) -> bool:
+        """Whether it segments photos without labels."""
+        return self.segmenter is not None
+
     def to_json(self) -> dict[str, Any]:
         """Return what users may want to know, in JSON's types; not how to build it."""
-        shown = self.model_dump(
-            mode="json", exclude={"format", "generator", "image_tower", "files"}
-        )
+        hidden = {"format", "generator", "image_tower", "segmenter", "segment", "files"}
+        shown = self.model_dump(mode="json", exclude=hidden)
+        segment = self.segment
         defaults = {
             "background_threshold": self.background_threshold,
             "class_thresholds": self.inference.class_thresholds,
             "min_confidence": self.min_confidence,
             "refine": self.refine,
+            "can_segment": self.can_segment,
+            "segment": segment
+            and {"refine": segment.refine, "min_confidence": segment.min_confidence},
         }
         return {**shown, "kind": self.kind, **defaults}
 

@@ -10,6 +10,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.refine.names import parse_chain
+from models.segmenter_config import (
+    LightConfig,
+    SegmentConfig,
+    SegmenterConfig,
+    SegmenterStageConfig,
+)
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -35,7 +41,6 @@ class CnnConfig(_Frozen):
     backbone: str = "resnet50"
     pretrained: bool = True
     output_stride: Literal[8, 16, 32] = 16
-    affinity_steps: Annotated[int, Field(ge=0, le=10)] = 0
 
 
 class ZeroShotConfig(_Frozen):
@@ -43,7 +48,6 @@ class ZeroShotConfig(_Frozen):
 
     kind: Literal["zero_shot"]
     output_stride: Literal[8, 16, 32] = 16
-    affinity_steps: Annotated[int, Field(ge=0, le=10)] = 0
 
 
 GeneratorConfig = Annotated[CnnConfig | ZeroShotConfig, Field(discriminator="kind")]
@@ -113,6 +117,9 @@ class Config(_Frozen):
     learn_prompts: PromptStageConfig = PromptStageConfig()
     refine_generator: GeneratorStageConfig = GeneratorStageConfig()
     inference: InferenceConfig = InferenceConfig()
+    segmenter: SegmenterConfig = LightConfig()
+    train_segmenter: SegmenterStageConfig = SegmenterStageConfig()
+    segment: SegmentConfig = SegmentConfig()
     # Names for CLIP where the data set's are not what a caption would say ("person": "player").
     clip_names: dict[str, str] = {}
     # Other names that requests may use for a class.
@@ -156,7 +163,10 @@ def parse_config(text: str, *, source: str) -> Config:
     """
     try:
         config = Config.model_validate(yaml.safe_load(text))
+        place = "inference.refine"
         parse_chain(config.inference.refine)
+        place = "segment.refine"
+        parse_chain(config.segment.refine)
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: expected YAML, got {error}") from error
     except ValidationError as error:
@@ -164,7 +174,7 @@ def parse_config(text: str, *, source: str) -> Config:
         place = ".".join(str(part) for part in first["loc"]) or "the top level"
         raise ConfigError(f"{source}: {place}: {first['msg']}") from error
     except ValueError as error:
-        raise ConfigError(f"{source}: inference.refine: {error}") from error
+        raise ConfigError(f"{source}: {place}: {error}") from error
     return config
 
 

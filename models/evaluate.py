@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch import Tensor
 from models.data.classes import BACKGROUND_INDEX, ClassList
 from models.files import read_soft_maps
 from models.metrics import IouReport, confusion_matrix, count_pairs, iou_report
-from models.pseudo_masks import stretch
+from models.pseudo_masks import SoftMaps, stretch
 
 OnImage = Callable[[], None]
 
@@ -100,25 +102,59 @@ def sweep_scores(
     Raises:
         ValueError: as ``evaluate_label_maps``.
     """
-    indices = _count(classes)
-    levels = torch.tensor(thresholds)
-    # counts[i, j, b]: pixels of class i whose best class is j, with a score above exactly b of the thresholds
-    counts = torch.zeros(indices, indices, len(levels) + 1, dtype=torch.int64)
-    for scores_file, truth_file in pairs:
-        truth = _read(truth_file)
-        winner, best = _best_class(scores_file, indices, truth.shape)
-        # One count for all thresholds: a label that also tells how many of them the score is above.
-        leveled = winner * (len(levels) + 1) + torch.bucketize(best, levels)
+
+    def counted(scores_file: Path, truth_file: Path) -> Tensor:
         with _naming(scores_file):
-            counts += count_pairs(truth, leveled, indices, counts[0].numel()).view(counts.shape)
+            maps = read_soft_maps(scores_file)
+            counts = _count_levels(_read(truth_file), maps, _count(classes), thresholds)
         on_image()
-    return Sweep(
-        tuple(thresholds),
-        tuple(
-            iou_report(_at_level(counts, level), min_pixels=min_pixels)
-            for level in range(len(levels))
-        ),
+        return counts
+
+    return _as_sweep((counted(*pair) for pair in pairs), thresholds, min_pixels=min_pixels)
+
+
+def sweep_soft_maps(
+    items: Iterable[tuple[Tensor, SoftMaps]],
+    classes: ClassList,
+    *,
+    thresholds: Sequence[float],
+    min_pixels: int,
+) -> Sweep:
+    """Compare soft maps with their ground truth, (H, W), at every constant background.
+
+    Args:
+        items: ground truth and soft maps of each image.
+        classes: what the indices mean.
+        thresholds: ascending.
+        min_pixels: as ``iou_report`` takes it.
+
+    Raises:
+        ValueError: if sizes differ, or an index is unknown.
+    """
+    indices = _count(classes)
+    counts = (_count_levels(truth, maps, indices, thresholds) for truth, maps in items)
+    return _as_sweep(counts, thresholds, min_pixels=min_pixels)
+
+
+def _count_levels(
+    truth: Tensor, maps: SoftMaps, indices: int, thresholds: Sequence[float]
+) -> Tensor:
+    """Count, at [i, j, b], the pixels of class i whose best class is j, with a score above exactly b thresholds."""
+    levels = torch.tensor(thresholds)
+    winner, best = _best_class(maps, indices)
+    # One count for all thresholds: a label that also tells how many of them the score is above.
+    leveled = winner * (len(levels) + 1) + torch.bucketize(best, levels)
+    columns = indices * (len(levels) + 1)
+    return count_pairs(truth, leveled, indices, columns).view(indices, indices, len(levels) + 1)
+
+
+def _as_sweep(counts: Iterable[Tensor], thresholds: Sequence[float], *, min_pixels: int) -> Sweep:
+    total = reduce(operator.add, counts)
+    reports = (
+        iou_report(_at_level(total, level), min_pixels=min_pixels)
+        for level in range(len(thresholds))
     )
+    return Sweep(tuple(thresholds), tuple(reports))
 
 
 def _at_level(counts: Tensor, level: int) -> Tensor:
@@ -156,14 +192,13 @@ def _naming(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _best_class(path: Path, indices: int, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Read each pixel's best class, as an index in label maps, and its score, both (H, W)."""
-    maps = read_soft_maps(path)
+def _best_class(maps: SoftMaps, indices: int) -> tuple[Tensor, Tensor]:
+    """Return each pixel's best class, as an index in label maps, and its score, both (H, W)."""
+    height, width = maps.size
     if not maps.names:
-        return torch.zeros(*size, dtype=torch.int64), torch.zeros(*size)
+        return torch.zeros(maps.size, dtype=torch.int64), torch.zeros(maps.size)
     if maps.indices.max() >= indices:
-        raise ValueError(f"expected known classes in {path}, got {maps.indices.tolist()}")
-    height, width = size
+        raise ValueError(f"expected scores of known classes, got {maps.indices.tolist()}")
     band = stretch(stretch(maps.scores, width, axis=2), height, axis=1)
     return torch.from_numpy(maps.indices[band.argmax(axis=0)]), torch.from_numpy(band.max(axis=0))
 

@@ -23,6 +23,7 @@ from models.generators.cnn import CnnGenerator
 from models.generators.zero_shot import trunk_name
 from models.prompts import nearest_nouns, read_nouns
 from models.run import Run
+from models.segmenter_stage import trained_segmenter
 from models.stages import learned_prompts, supervision
 
 # Which generator a bundle can hold: the initial one, of stage (a), or of stage (c).
@@ -38,6 +39,7 @@ def export_bundle(
     licence: str,
     trained_on: str,
     metrics: Sequence[Measurement] = (),
+    with_segmenter: bool = True,
 ) -> BundleInfo:
     """Write a bundle of what a run has trained so far.
 
@@ -48,6 +50,7 @@ def export_bundle(
         licence: under which others may use the weights.
         trained_on: the data, in words.
         metrics: measured figures that the bundle shall carry.
+        with_segmenter: take along the segmenter, if the run has one.
 
     Raises:
         ValueError: if the stage is unknown or its files are missing.
@@ -66,6 +69,7 @@ def export_bundle(
         learned = learned_prompts(run)
         texts |= {key: learned[key] for key in ("embeddings", "context")}
         nouns = explain(run, clip, learned["embeddings"])
+    segmenter = trained_segmenter(run) if with_segmenter else None
     manifest = Manifest(
         format=1,
         name=run.config.name,
@@ -80,6 +84,8 @@ def export_bundle(
             mean=_channels(clip.mean),
             std=_channels(clip.std),
         ),
+        segmenter=segmenter[0] if segmenter else None,
+        segment=run.config.segment if segmenter else None,
         metrics=tuple(metrics),
         nearest_nouns=nouns,
         files={},
@@ -90,6 +96,7 @@ def export_bundle(
         generator=generator.state_dict(),
         texts=texts,
         image_tower=clip.visual.state_dict(),
+        segmenter=segmenter[1] if segmenter else None,
     )
 
 
@@ -109,7 +116,6 @@ def _generator_spec(config: Config, clip: FrozenClip, generator: CnnGenerator) -
         kind=settings.kind,
         backbone=settings.backbone if isinstance(settings, CnnConfig) else trunk_name(clip),
         output_stride=settings.output_stride,
-        affinity_steps=settings.affinity_steps,
         mean=_channels(generator.mean),
         std=_channels(generator.std),
     )

@@ -1,8 +1,9 @@
-"""The three losses of SemPLeS, on L2-normalized embeddings. Pure functions."""
+"""The three losses of SemPLeS, on L2-normalized embeddings, and means over noisy pixels. Pure functions."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _MIN_COSINE, _MAX_COSINE = 1e-4, 0.9999
@@ -75,6 +76,56 @@ def semantic_refinement(foreground: Tensor, prompt: Tensor, *, refinement_weight
     """
     _check_same_shape(foreground=foreground, prompt=prompt)
     return refinement_weight * _repel(_cosine(foreground, prompt))
+
+
+def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
+    """Return the mean of the valid values; none valid gives 0 with a gradient.
+
+    Args:
+        values: (B, H, W).
+        valid: (B, H, W) bool.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    if values.shape != valid.shape or values.ndim != 3:
+        raise ValueError(
+            f"expected equal shapes (B, H, W), got {tuple(values.shape)} and {tuple(valid.shape)}"
+        )
+    return (values * valid).sum() / valid.sum().clamp(min=1)
+
+
+def noise_aware_mean(
+    values: Tensor, valid: Tensor, *, trusted_below: float = 1.2, tile: int = 120
+) -> Tensor:
+    """Return the mean of pixel losses, each clipped at what is usual around it.
+
+    WeakTr's gradient clipping: pixels that cost more than the mean of their tile and the mean of the batch are taken
+    for wrong labels. They count with the larger of the two means and teach nothing. While the mean of the batch is
+    high, the network knows too little to doubt the labels, and nothing is clipped.
+
+    Args:
+        values: non-negative losses of pixels, (B, H, W).
+        valid: pixels that count, (B, H, W) bool.
+        trusted_below: mean of the batch from which on losses are clipped, in nats.
+        tile: side of the square tiles in pixels; those at the right and bottom edges may be smaller.
+
+    Returns:
+        Scalar. No valid pixel gives 0 with a gradient.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    mean = masked_mean(values, valid)
+    if mean.item() > trusted_below:
+        return mean
+    with torch.no_grad():
+        counted = torch.stack([values * valid, valid.to(values)], dim=1)
+        loss, share = F.avg_pool2d(counted, tile, ceil_mode=True).unbind(dim=1)
+        usual = torch.maximum(loss / share.clamp(min=1e-12), mean)
+        limits = usual.repeat_interleave(tile, dim=1).repeat_interleave(tile, dim=2)
+        limits = limits[:, : values.shape[1], : values.shape[2]]
+    return masked_mean(torch.where(values > limits, limits, values), valid)
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:

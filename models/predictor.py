@@ -12,15 +12,23 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from models.alignment import Alignment, score_alignment
 from models.bundle import Bundle, BundleInfo
 from models.cam import grid_size, multi_scale_cams
-from models.data.classes import IGNORE_INDEX, ClassInfo
-from models.pseudo_masks import SoftMaps, decide
-from models.refine import build_refiner, parse_chain
-from models.segmentation import ClassResult, MaskOptions, Segmentation
+from models.conclude import conclude
+from models.data.classes import ClassInfo
+from models.generators.affinity import RememberingGenerator
+from models.pseudo_masks import SoftMaps
+from models.refine import Surroundings, build_refiner, parse_chain
+from models.refine.background import power_background, rest
+from models.refine.regions import superpixels
+from models.segmentation import MaskOptions, Segmentation
+from models.segmenters.inference import keep_winners, segment_images
 
 OnProgress = Callable[[str, float], None]
+
+
+class CannotSegmentError(ValueError):
+    """A bundle without a segmenter was asked to segment without labels."""
 
 
 class Predictor:
@@ -33,6 +41,7 @@ class Predictor:
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         self.device = bundle.class_text.device
+        self._proposals = superpixels
 
     @property
     def info(self) -> BundleInfo:
@@ -89,14 +98,14 @@ class Predictor:
             UnknownLabelError: if a label is not known.
             ValueError: if the image has another form or there are no labels.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-            raise ValueError(f"expected an image (H, W, 3) uint8, got {image.shape} {image.dtype}")
+        _check_image(image)
         chosen = self.info.classes.resolve(labels)
         inference = self.info.inference
         channels = torch.tensor([self.info.classes.channel(each.name) for each in chosen])
-        working = self._working_image(image)
+        working = self._working_image(image, inference.image_size)
+        generator = RememberingGenerator(self.bundle.generator)
         cams = multi_scale_cams(
-            self.bundle.generator,
+            generator,
             working,
             channels.to(self.device),
             scales=inference.scales,
@@ -104,33 +113,90 @@ class Predictor:
             on_scale=lambda done: on_progress("cam", 0.7 * done),
         )
         on_progress("refine", 0.7)
-        scores = build_refiner(options.refine)(working, cams)[0].half()
-        on_progress("mask", 0.9)
-        maps = SoftMaps(
-            scores=scores.cpu().numpy(),
-            indices=np.array([each.index for each in chosen], dtype=np.int64),
-            names=tuple(each.name for each in chosen),
-            size=(image.shape[0], image.shape[1]),
+        surroundings = Surroundings(
+            generator.affinity, power_background(inference.background_threshold), self._proposals
         )
-        decision = decide(maps, options)
-        label_map, confidence = decision.label_map, decision.confidence
-        alignment = score_alignment(self.bundle, working, label_map, channels)
+        scores = build_refiner(options.refine, surroundings)(working, cams)[0].half()
+        on_progress("mask", 0.9)
         coarse = F.interpolate(cams, size=self._cam_size(working), mode="area")[0]
-        return Segmentation(
-            label_map=label_map,
-            confidence=confidence,
-            scores=maps.scores,
-            cams=coarse.half().cpu().numpy(),
-            classes=tuple(
-                _class_result(each, label_map, confidence, score)
-                for each, score in zip(chosen, alignment, strict=True)
-            ),
-            ignored=float((label_map == IGNORE_INDEX).mean()),
+        maps = _soft_maps(scores, chosen, image)
+        return conclude(self.bundle, working, maps, options, cams=coarse)
+
+    def segment_options(
+        self, *, refine: str | None = None, min_confidence: float | None = None
+    ) -> MaskOptions:
+        """Fill in the bundle's defaults for segmenting without labels.
+
+        Raises:
+            CannotSegmentError: if the bundle has no segmenter.
+            ValueError: if the refiner is unknown or a number is out of range.
+        """
+        settings = self.info.segment
+        if settings is None:
+            raise self._cannot_segment()
+        options = MaskOptions(
+            refine=settings.refine if refine is None else refine,
+            min_confidence=settings.min_confidence if min_confidence is None else min_confidence,
+        )
+        parse_chain(options.refine)
+        return options
+
+    @torch.inference_mode()
+    def segment(
+        self,
+        image: NDArray[np.uint8],
+        options: MaskOptions,
+        *,
+        on_progress: OnProgress = lambda _stage, _fraction: None,
+    ) -> Segmentation:
+        """Segment an image with the segmenter, without being told what it shows.
+
+        The result's classes are those that are the best somewhere; their scores are the segmenter's probabilities over
+        them and the background, which is what they leave of 1.
+
+        Args:
+            image: RGB in the upright frame, (H, W, 3).
+            options: from ``segment_options``.
+            on_progress: called with a stage's name and the fraction of all work done; what it raises stops the work.
+
+        Raises:
+            CannotSegmentError: if the bundle has no segmenter.
+            ValueError: if the image has another form.
+        """
+        segmenter, settings = self.bundle.segmenter, self.info.segment
+        if segmenter is None or settings is None:
+            raise self._cannot_segment()
+        _check_image(image)
+        working = self._working_image(image, settings.image_size)
+        probabilities = segment_images(
+            segmenter,
+            working,
+            scales=settings.scales,
+            flip=settings.flip,
+            window=settings.window,
+            on_scale=lambda done: on_progress("segment", 0.7 * done),
+        )
+        on_progress("refine", 0.7)
+        found, channels = keep_winners(probabilities)
+        generator = RememberingGenerator(self.bundle.generator)
+        surroundings = Surroundings(generator.affinity, rest, self._proposals)
+        classes_found = build_refiner(options.refine, surroundings)(working, found[:, 1:])
+        remaining = rest(classes_found[0])[None, None]
+        kept, winners = keep_winners(torch.cat([remaining, classes_found.clamp(min=0)], dim=1))
+        on_progress("mask", 0.9)
+        classes = self.info.classes.classes
+        chosen = tuple(classes[channel] for channel in channels[winners].tolist())
+        maps = _soft_maps(kept[0, 1:].half(), chosen, image)
+        return conclude(self.bundle, working, maps, options, cams=None)
+
+    def _cannot_segment(self) -> CannotSegmentError:
+        return CannotSegmentError(
+            f"expected a bundle with a segmenter, got {self.info.name!r} without one"
         )
 
-    def _working_image(self, image: NDArray[np.uint8]) -> Tensor:
-        """The image at the size that CAMs and refinement work on, (1, 3, H, W) in [0, 1]."""
-        height, width = grid_size(*image.shape[:2], longer_side=self.info.inference.image_size)
+    def _working_image(self, image: NDArray[np.uint8], longer_side: int) -> Tensor:
+        """The image at the size that networks and refinement work on, (1, 3, H, W) in [0, 1]."""
+        height, width = grid_size(*image.shape[:2], longer_side=longer_side)
         small = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(small)).to(self.device)
         return pixels.permute(2, 0, 1)[None].float() / 255
@@ -140,23 +206,15 @@ class Predictor:
         return working.shape[-2] // stride, working.shape[-1] // stride
 
 
-def _class_result(
-    info: ClassInfo,
-    label_map: NDArray[np.uint8],
-    confidence: NDArray[np.float16],
-    alignment: Alignment,
-) -> ClassResult:
-    region = label_map == info.index
-    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
-    found = rows.size > 0
-    return ClassResult(
-        index=info.index,
-        name=info.name,
-        area=float(region.mean()),
-        confidence=float(confidence[region].mean(dtype=np.float64)) if found else None,
-        alignment_class=alignment.to_class,
-        alignment_background=alignment.to_background,
-        box=(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-        if found
-        else None,
+def _check_image(image: NDArray[np.uint8]) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise ValueError(f"expected an image (H, W, 3) uint8, got {image.shape} {image.dtype}")
+
+
+def _soft_maps(scores: Tensor, classes: Sequence[ClassInfo], image: NDArray[np.uint8]) -> SoftMaps:
+    return SoftMaps(
+        scores=scores.cpu().numpy(),
+        indices=np.array([each.index for each in classes], dtype=np.int64),
+        names=tuple(each.name for each in classes),
+        size=(image.shape[0], image.shape[1]),
     )

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.config import Config, dump_config, load_config
 from models.data.classes import ClassList, read_class_list, write_class_list
+from models.training.checkpoint import Checkpoint
 from models.training.loop import Step
+from models.training.processes import Processes
 
 OnStep = Callable[[Step], None]
+
+
+_CHECKPOINT = "checkpoint.pt"
 
 
 class MissingStageError(ValueError):
@@ -35,6 +41,7 @@ class Run:
         work: the work directory.
         device: where tensors live.
         workers: processes that load images; 0 loads in this one.
+        processes: this process among those that train together; only the first writes.
     """
 
     config: Config
@@ -42,6 +49,7 @@ class Run:
     work: Path
     device: torch.device
     workers: int = 0
+    processes: Processes = field(default_factory=Processes)
 
     def existing(self, stage: str, name: str) -> Path:
         """Return the path of a file that a stage left.
@@ -55,23 +63,57 @@ class Run:
         return path
 
     def save(self, stage: str, name: str, tensors: Mapping[str, Tensor]) -> Path:
-        """Write a stage's tensors, whole or not at all, and return their path."""
+        """Write a stage's result, whole or not at all, and return its path; its checkpoint has served."""
         path = self.work / stage / name
+        if not self.processes.leads:
+            return path
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         save_file(
             {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, partial
         )
-        return partial.replace(path)
+        partial.replace(path)
+        (path.parent / _CHECKPOINT).unlink(missing_ok=True)
+        return path
+
+    def checkpoint(self, stage: str, module: nn.Module, samples: Sequence[object]) -> Checkpoint:
+        """Return where a stage keeps its state from epoch to epoch.
+
+        Args:
+            stage: its name.
+            module: that learns.
+            samples: that it learns from; another run's state is not taken up.
+        """
+        content = f"{dump_config(self.config)}{self.classes}{samples}"
+        (self.work / stage).mkdir(parents=True, exist_ok=True)
+        return Checkpoint(
+            self.work / stage / _CHECKPOINT,
+            module,
+            fingerprint=hashlib.sha256(content.encode()).hexdigest(),
+            writes=self.processes.leads,
+        )
 
     @contextmanager
     def logged(self, stage: str, on_step: OnStep) -> Iterator[OnStep]:
-        """Give a callback that writes each step to the stage's log.jsonl before it calls on_step."""
+        """Give a callback that writes each step to the stage's log.jsonl before it calls on_step.
+
+        The log of a run that goes on keeps the epochs that are not made again.
+        """
+        if not self.processes.leads:
+            yield on_step
+            return
         path = self.work / stage / "log.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8", buffering=1) as log:
+        with path.open("a+", encoding="utf-8", buffering=1) as log:
+            begun = False
 
             def report(step: Step) -> None:
+                nonlocal begun
+                if not begun:
+                    kept = _steps_before(path, step.epoch)
+                    log.truncate(0)
+                    log.writelines(kept)
+                    begun = True
                 log.write(json.dumps(asdict(step)) + "\n")
                 on_step(step)
 
@@ -113,6 +155,12 @@ def open_run(work: Path, *, device: torch.device, workers: int = 0) -> Run:
         )
     config = load_config(str(work / "config.yaml"))
     return Run(config, read_class_list(work / "classes.txt"), work, device, workers)
+
+
+def _steps_before(path: Path, epoch: int) -> list[str]:
+    """The lines of a log of earlier epochs; one that a kill cut off belongs to a later one."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] < epoch]
 
 
 def seed_everything(seed: int) -> None:

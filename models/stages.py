@@ -27,7 +27,7 @@ from models.data.transforms import light_augmentation
 from models.run import OnStep, Run, seed_everything
 from models.tensors import read_tensors
 from models.training.generator import Refinement, generator_losses
-from models.training.loop import fit
+from models.training.loop import Group, Optimization, fit
 from models.training.prompts import (
     RegionBatches,
     RegionEmbeddings,
@@ -95,13 +95,12 @@ def learn_prompts(
     )
     with run.logged("learn-prompts", on_step) as report:
         fit(
-            prompts.parameters(),
+            [Group(prompts.parameters())],
             batches,
             prompt_losses(prompts, clip, regions, class_text, text_weight=settings.text_weight),
-            epochs=settings.epochs,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
+            Optimization(settings.epochs, settings.learning_rate, settings.weight_decay),
             on_step=report,
+            checkpoint=run.checkpoint("learn-prompts", prompts, samples),
         )
     context = prompts.context.detach()
     with torch.no_grad():
@@ -133,13 +132,12 @@ def _fit_generator(
     )
     with run.logged(stage, on_step) as report:
         fit(
-            generator.parameters(),
+            [Group(generator.parameters())],
             batches,
             losses_of,
-            epochs=settings.epochs,
-            learning_rate=settings.learning_rate,
-            weight_decay=settings.weight_decay,
+            Optimization(settings.epochs, settings.learning_rate, settings.weight_decay),
             on_step=report,
+            checkpoint=run.checkpoint(stage, generator, samples),
         )
     return run.save(stage, "generator.safetensors", generator.state_dict())
 

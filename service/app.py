@@ -11,16 +11,18 @@ from fastapi.responses import RedirectResponse
 from redis import Redis
 
 from service import errors
+from service.catalog import Catalog
 from service.jobs import Jobs, Limits
 from service.limits import BodyLimit
-from service.routes import health, jobs, models
+from service.routes import health, jobs, models, posts
 from service.settings import Settings
 from service.waiting import ResultWaiter
 from worker.blobs import BlobStore
 
 DESCRIPTION = """Images with class labels go in, pixel masks come out.
 
-Post an image with the labels of what it shows, then ask for its job, or wait for the mask itself.
+Post an image with the labels of what it shows (`/pseudo-mask`), or without any to a model that finds out itself
+(`/segment`); then ask for its job, or wait for the mask itself.
 Errors are `application/problem+json`; their types are explained under `/problems/…`.
 """
 
@@ -49,10 +51,11 @@ def create_app(settings: Settings, redis: Redis, blobs: BlobStore) -> FastAPI:
         form_limits={"max_files": 1, "max_fields": 100, "max_part_size": 2**17},
     )
     limits = Limits(settings.max_queue, settings.job_timeout, settings.max_pixels)
-    app.state.jobs = Jobs(redis, blobs, limits, default_model=settings.model)
+    app.state.jobs = Jobs(redis, blobs, limits)
+    app.state.catalog = Catalog(redis, default=settings.model)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     errors.install(app)
-    for router in (jobs.router, models.router, health.router):
+    for router in (posts.router, jobs.router, models.router, health.router):
         app.include_router(router)
 
     @app.get("/", include_in_schema=False)

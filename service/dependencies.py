@@ -7,12 +7,17 @@ from typing import Annotated, cast
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
+from service.catalog import Catalog
 from service.jobs import Jobs
 from service.waiting import ResultWaiter
 
 
 async def _jobs(request: Request) -> Jobs:
     return cast("Jobs", request.app.state.jobs)
+
+
+async def _catalog(request: Request) -> Catalog:
+    return cast("Catalog", request.app.state.catalog)
 
 
 async def _waiter(request: Request) -> ResultWaiter:
@@ -24,5 +29,6 @@ async def _decoders(request: Request) -> CapacityLimiter:
 
 
 JobsDependency = Annotated[Jobs, Depends(_jobs)]
+CatalogDependency = Annotated[Catalog, Depends(_catalog)]
 WaiterDependency = Annotated[ResultWaiter, Depends(_waiter)]
 DecodersDependency = Annotated[CapacityLimiter, Depends(_decoders)]

@@ -45,6 +45,7 @@ PROBLEMS: Final = _table(
     ProblemType("method-not-allowed", 405, "Method not allowed", "See the Allow header."),
     ProblemType("job-not-ready", 409, "Job not finished", "Ask again, or post with ?wait=.", 1),
     ProblemType("job-failed", 409, "Job failed", "Read the detail; the job has no files."),
+    ProblemType("cannot-segment", 409, "No segmenter", "Name a model of GET /models that can."),
     ProblemType("body-too-large", 413, "Request too large", "Send a smaller file."),
     ProblemType("image-too-large", 413, "Image too large", "Scale the image down."),
     ProblemType("not-multipart", 415, "Wrong content type", "Send multipart/form-data."),
@@ -72,6 +73,7 @@ _OUTAGES: Final[tuple[tuple[type[Exception], str, str], ...]] = (
     (BlobError, "storage-unavailable", "the blob store cannot be read or written"),
     (RedisError, "queue-unreachable", "the queue cannot be reached"),
 )
+_PSEUDO_MASK_FIELDS: Final = ("labels", "background_threshold", "background_power")
 _HTTP: Final = {
     404: "not-found",
     405: "method-not-allowed",
@@ -127,29 +129,39 @@ def to_problem(error: Exception) -> ProblemError:
 
 def _http_problem(error: Exception) -> ProblemError:
     if isinstance(error, RequestValidationError):
-        return _invalid(error)
+        return _invalid_form(error)
     if isinstance(error, HTTPException):
         name = _HTTP.get(error.status_code, "malformed")
         return ProblemError(name, str(error.detail), headers=error.headers)
     return ProblemError("internal-error", "an unexpected error; the server's log has the details")
 
 
-def _invalid(error: RequestValidationError) -> ProblemError:
-    errors = [
-        {
-            "field": ".".join(str(part) for part in each["loc"][1:]) or str(each["loc"][0]),
-            "message": _words(each["type"], each["msg"]),
-        }
-        for each in error.errors()
-    ]
+def invalid_field(field: str, message: str) -> ProblemError:
+    """Return the problem of a field that is well-formed, but whose value will not do."""
+    return _invalid([{"field": field, "message": message}])
+
+
+def _invalid(errors: list[dict[str, str]]) -> ProblemError:
     first = errors[0]
     return ProblemError("invalid-request", f"{first['field']}: {first['message']}", errors=errors)
 
 
-def _words(kind: str, message: str) -> str:
+def _invalid_form(error: RequestValidationError) -> ProblemError:
+    return _invalid(
+        [_field_error(each["loc"], each["type"], each["msg"]) for each in error.errors()]
+    )
+
+
+def _field_error(location: tuple[int | str, ...], kind: str, message: str) -> dict[str, str]:
+    field = ".".join(map(str, location[1:])) or str(location[0])
+    return {"field": field, "message": _words(field, kind, message)}
+
+
+def _words(field: str, kind: str, message: str) -> str:
     """Say what pydantic found wrong without speaking of Python."""
     if kind == "extra_forbidden":
-        return "this request takes no such field"
+        hint = "; POST /pseudo-mask does" if field in _PSEUDO_MASK_FIELDS else ""
+        return f"this request takes no such field{hint}"
     if "UploadFile" in message:
         return "expected a file"
     return message.removeprefix("Value error, ")

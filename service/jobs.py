@@ -20,15 +20,7 @@ from models.pictures import overlay_png
 from service.errors import ProblemError
 from service.schemas import failure_of, request_of, status_of
 from worker.blobs import BlobStore
-from worker.presence import known_models, live_workers
-from worker.protocol import (
-    RESULT_SECONDS,
-    JobRequest,
-    JobResult,
-    ModelInfo,
-    WorkerInfo,
-    idempotency_key,
-)
+from worker.protocol import RESULT_SECONDS, JobRequest, JobResult, idempotency_key
 from worker.queues import TaskQueue, fetch_job, make_job, open_queue
 
 ResultFile = Literal["mask", "scores"]
@@ -50,54 +42,15 @@ class Jobs:
         redis: where jobs and announcements are.
         blobs: where uploads go and results come from.
         limits: how much is taken on.
-        default_model: what requests get that name no model; empty for the one that is alive.
 
     All methods raise RedisError if Redis is away and BlobError if the store is.
     """
 
-    def __init__(
-        self, redis: Redis, blobs: BlobStore, limits: Limits, *, default_model: str = ""
-    ) -> None:
+    def __init__(self, redis: Redis, blobs: BlobStore, limits: Limits) -> None:
         self.limits = limits
         self._redis = redis
         self._blobs = blobs
-        self._default_model = default_model
         self._queues: dict[str, TaskQueue] = {}
-
-    def workers(self) -> tuple[WorkerInfo, ...]:
-        """Return the live workers, each with a warm model."""
-        return live_workers(self._redis)
-
-    def models(self) -> tuple[ModelInfo, ...]:
-        """Return the models that can be asked for."""
-        return known_models(self._redis)
-
-    def default_model(self) -> ModelInfo | None:
-        """Return the model of requests that name none: as configured, else a live one, else any."""
-        models = self.models()
-        named = [model for model in models if model.name == self._default_model]
-        alive = {worker.model for worker in self.workers()}
-        live = [model for model in models if model.ref in alive]
-        return next(iter([*named, *live, *models]), None)
-
-    def choose_model(self, name: str | None) -> ModelInfo:
-        """Return the model that a request asks for.
-
-        Raises:
-            ProblemError: if there is none of that name, or none at all yet.
-        """
-        model = self.default_model()
-        if model is None:
-            raise ProblemError("not-ready", "no worker has announced a model yet")
-        if name is None:
-            return model
-        models = {model.name: model for model in self.models()}
-        if name not in models:
-            known = ", ".join(models)
-            message = f"expected one of {known}, got {name[:80]!r}"
-            errors = [{"field": "model", "message": message}]
-            raise ProblemError("invalid-request", f"model: {message}", errors=errors)
-        return models[name]
 
     def submit(self, request: JobRequest, data: bytes, *, token: str | None = None) -> Job:
         """Return the job of a request: a new one, or the one that there is already.

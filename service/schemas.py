@@ -8,18 +8,18 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel
 from rq.job import Job, JobStatus
 
+from worker.presence import ModelInfo, WorkerInfo
 from worker.protocol import (
     ClassRecord,
     ImageRecord,
     JobFailure,
     JobRequest,
     JobResult,
-    ModelInfo,
     ModelRef,
     Options,
     Progress,
+    Task,
     Timings,
-    WorkerInfo,
 )
 
 Status = Literal["queued", "running", "finished", "failed", "canceled"]
@@ -43,9 +43,13 @@ class Links(BaseModel):
 
 
 class JobDocument(BaseModel):
-    """A job: where it stands and, once finished, what came out for each class."""
+    """A job: where it stands and, once finished, what came out for each class.
+
+    To segment takes no ``labels``; ``classes`` are then those that were found.
+    """
 
     id: str
+    task: Task
     status: Status
     position: int | None = None
     progress: Progress | None = None
@@ -71,9 +75,10 @@ class ModelSummary(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All models, and which one a request gets that names none."""
+    """All models, and which ones ``POST /pseudo-mask`` and ``POST /segment`` take unless one is named."""
 
     default: str | None
+    default_segment: str | None
     models: tuple[ModelSummary, ...]
 
 
@@ -133,6 +138,7 @@ def job_document(
     progress = job.meta.get("progress") if status == "running" else None
     return JobDocument(
         id=job.id,
+        task=request.task,
         status=status,
         position=position,
         progress=Progress.model_validate(progress) if progress else None,

@@ -3,60 +3,65 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import ClassVar
 
 from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.data.classes import UnknownLabelError
 from models.images import check_image
-from models.refine.names import parse_chain
-from service.errors import ProblemError
+from models.refine.names import REFINERS, parse_chain
+from service.errors import invalid_field
 from worker.blobs import blob_key
-from worker.protocol import JobRequest, ModelInfo, Options
+from worker.presence import ModelInfo, SegmentDefaults
+from worker.protocol import JobRequest, Options, Task
 
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})\"?", re.IGNORECASE)
 
 
-class PseudoMaskForm(BaseModel):
-    """The fields of ``POST /pseudo-mask``; an unknown one is an error, not a silent default."""
+class ImageForm(BaseModel):
+    """What every post of an image takes; an unknown field is an error, not a silent default."""
 
     model_config = ConfigDict(extra="forbid")
+    task: ClassVar[Task]
 
     image: UploadFile = Field(description="A still JPEG, PNG or WebP.")
+    model: str | None = Field(
+        default=None, description="A name from GET /models, which says what is taken without one."
+    )
+    refine: str | None = Field(
+        default=None,
+        description=f'"none", or one or several of {", ".join(REFINERS)}, joined by "+".',
+        examples=["pamr"],
+    )
+    min_confidence: float | None = Field(
+        default=None, ge=0, lt=1, description="Pixels less sure than this become 255, ignore."
+    )
+
+
+class PseudoMaskForm(ImageForm):
+    """The fields of ``POST /pseudo-mask``."""
+
+    task = "pseudo_mask"
+
     labels: list[str] = Field(
         description="What the image shows: the field repeated, or names with commas between them."
     )
-    model: str | None = Field(default=None, description="A name from GET /models.")
-    refine: str | None = Field(
-        default=None, description='"none", "pamr", or several joined by "+".', examples=["pamr"]
+    background_threshold: float | None = Field(
+        default=None, gt=0, lt=1, description="The background's score everywhere."
     )
-    background_threshold: float | None = Field(default=None, gt=0, lt=1)
-    min_confidence: float | None = Field(default=None, ge=0, lt=1)
-
-
-@dataclass(frozen=True)
-class Upload:
-    """A form's content: the image's bytes and the raw choices."""
-
-    data: bytes
-    labels: tuple[str, ...]
-    model: str | None
-    refine: str | None
-    background_threshold: float | None
-    min_confidence: float | None
-
-
-async def read_form(form: PseudoMaskForm) -> Upload:
-    """Take the bytes and the choices out of a form."""
-    return Upload(
-        data=await form.image.read(),
-        labels=split_labels(form.labels),
-        model=form.model or None,
-        refine=form.refine or None,
-        background_threshold=form.background_threshold,
-        min_confidence=form.min_confidence,
+    background_power: float | None = Field(
+        default=None,
+        gt=0,
+        le=10,
+        description="p of the background's score (1 - max)^p, instead of background_threshold.",
     )
+
+
+class SegmentForm(ImageForm):
+    """The fields of ``POST /segment``."""
+
+    task = "segment"
 
 
 def split_labels(fields: list[str]) -> tuple[str, ...]:
@@ -64,25 +69,32 @@ def split_labels(fields: list[str]) -> tuple[str, ...]:
     return tuple(label for field in fields for part in field.split(",") if (label := part.strip()))
 
 
-def build_request(upload: Upload, model: ModelInfo, *, max_pixels: int) -> JobRequest:
-    """Check an upload against a model and return what its worker is asked to do.
+def build_request(form: ImageForm, data: bytes, model: ModelInfo, *, max_pixels: int) -> JobRequest:
+    """Check a form against a model and return what its worker is asked to do.
+
+    Args:
+        form: the choices.
+        data: the image's bytes.
+        model: one that can do the form's task.
+        max_pixels: largest image, width times height.
 
     Raises:
-        ProblemError: if a label list or an option is out of range.
+        ProblemError: if the labels are too many or none, or an option is out of range.
         UnknownLabelError: if the model knows a label not.
         ImageError: if the image is not one that we take.
     """
-    try:
-        classes = model.class_list().resolve(upload.labels)
-    except UnknownLabelError:
-        raise
-    except ValueError as error:
-        raise _invalid("labels", error) from error
-    options = _options(upload, model)
-    check_image(upload.data, max_pixels=max_pixels)
+    labels: tuple[str, ...] = ()
+    if isinstance(form, PseudoMaskForm):
+        labels = _labels(form, model)
+        options = _pseudo_mask_options(form, model, labels)
+    else:
+        defaults = model.segment or SegmentDefaults()
+        options = _options(form, defaults.refine, defaults.min_confidence)
+    check_image(data, max_pixels=max_pixels)
     return JobRequest(
-        image=blob_key("uploads", upload.data),
-        labels=tuple(each.name for each in classes),
+        task=form.task,
+        image=blob_key("uploads", data),
+        labels=labels,
         options=options,
         model=model.ref,
     )
@@ -105,20 +117,42 @@ def wants_png(accept: str) -> bool:
     return "image/png" in kinds and "application/json" not in kinds
 
 
-def _options(upload: Upload, model: ModelInfo) -> Options:
-    refine = upload.refine if upload.refine is not None else model.refine
+def _labels(form: PseudoMaskForm, model: ModelInfo) -> tuple[str, ...]:
+    """Return the names of the classes that a form's labels mean, in canonical order."""
     try:
-        parse_chain(refine)
+        classes = model.class_list().resolve(split_labels(form.labels))
+    except UnknownLabelError:
+        raise
     except ValueError as error:
-        raise _invalid("refine", error) from error
-    threshold, confidence = upload.background_threshold, upload.min_confidence
-    return Options(
-        refine=refine,
-        background_threshold=model.background_threshold if threshold is None else threshold,
-        min_confidence=model.min_confidence if confidence is None else confidence,
-    )
+        raise invalid_field("labels", str(error)) from error
+    return tuple(each.name for each in classes)
 
 
-def _invalid(field: str, error: ValueError) -> ProblemError:
-    errors = [{"field": field, "message": str(error)}]
-    return ProblemError("invalid-request", f"{field}: {error}", errors=errors)
+def _pseudo_mask_options(
+    form: PseudoMaskForm, model: ModelInfo, labels: tuple[str, ...]
+) -> Options:
+    """Return the options with the model's background rule, unless the form names its own."""
+    threshold, power = form.background_threshold, form.background_power
+    if threshold is not None and power is not None:
+        raise invalid_field(
+            "background_power", "expected background_threshold or background_power, got both"
+        )
+    by_class: dict[str, float] = {}
+    if threshold is None and power is None:
+        threshold, known = model.background_threshold, model.class_thresholds
+        # Of the labels alone: what others would get has no part in the result, nor in the job's id.
+        by_class = {name: known[name] for name in labels if name in known}
+    background = {"background_threshold": threshold, "background_power": power}
+    options = _options(form, model.refine, model.min_confidence)
+    return options.model_copy(update={**background, "class_thresholds": by_class})
+
+
+def _options(form: ImageForm, refine: str, min_confidence: float) -> Options:
+    """Return what all posts have in common, with defaults where the form says nothing."""
+    chain = form.refine or refine
+    try:
+        parse_chain(chain)
+    except ValueError as error:
+        raise invalid_field("refine", str(error)) from error
+    confidence = min_confidence if form.min_confidence is None else form.min_confidence
+    return Options(refine=chain, min_confidence=confidence)

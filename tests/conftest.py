@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ from safetensors.torch import save_file
 from models import stages
 from models.clip import FrozenClip, load_clip
 from models.config import Config, parse_config
-from models.data.classes import ClassInfo, ClassList
+from models.data.classes import ClassInfo, ClassList, write_class_list
 from models.data.folder import read_folder
+from models.data.mask_folder import read_mask_folder
 from models.export import export_bundle
-from models.run import Run, start_run
+from models.run import Run, open_run, start_run
+from models.segmenter_stage import train_segmenter
 
 pytest_plugins = ["tests.service_fixtures"]
 
@@ -107,6 +110,9 @@ def tiny_config(tiny_clip_folder: Path) -> Config:
         learn_prompts: {{epochs: 2, batch_size: 4, crop_size: 64, views: 2}}
         refine_generator: {{epochs: 1, batch_size: 4, crop_size: 64, augmentation: strong}}
         inference: {{image_size: 64, scales: [1.0], background_threshold: 0.4}}
+        segmenter: {{kind: light, backbone: test_efficientnet, weights: clip}}
+        train_segmenter: {{epochs: 2, batch_size: 4, crop_size: 64, learning_rate: 0.01}}
+        segment: {{image_size: 64}}
         """,
         source="tiny",
     )
@@ -134,6 +140,15 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_masks(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The true masks of the tiny data, laid out as make-pseudo-masks writes its own."""
+    folder = tmp_path_factory.mktemp("masks")
+    shutil.copytree(tiny_data / "masks", folder / "masks")
+    write_class_list(folder / "classes.txt", CLASSES)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_run(tiny_config: Config, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run through all three stages."""
     work = tmp_path_factory.mktemp("work")
@@ -151,4 +166,19 @@ def tiny_bundle(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path
     export_bundle(
         tiny_run, folder, stage="refine-generator", licence="Apache-2.0", trained_on="squares"
     )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_segmenter_bundle(
+    tiny_run: Run, tiny_data: Path, tiny_masks: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The tiny bundle with a segmenter that has seen two epochs."""
+    work = tmp_path_factory.mktemp("segmenter") / "work"
+    shutil.copytree(tiny_run.work, work)
+    run = open_run(work, device=CPU)
+    samples = read_mask_folder(tiny_data / "images", tiny_masks, CLASSES)
+    train_segmenter(run, samples, lambda step: None)
+    folder = tmp_path_factory.mktemp("bundle") / "tiny"
+    export_bundle(run, folder, stage="refine-generator", licence="Apache-2.0", trained_on="squares")
     return folder

@@ -2,6 +2,7 @@
 
 What a job does is said by its labels: "cat" and "bowl" are segmented, "slow" takes its time,
 "raises" raises, "hangs" never comes back, "kills" takes the process down, "huge" has no memory.
+Without labels the blue of the first pixel is the index of the class that it finds, 0 for none.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.data.classes import ClassInfo, ClassList
+from models.segmentation import ClassResult, MaskOptions, Segmentation
 from worker.main import make_app
-from worker.runtime import PredictorLike
+from worker.runtime import OnProgress, PredictorLike
 from worker.settings import WorkerSettings
 
 NAMES = ("cat", "bowl", "dining table", "slow", "raises", "hangs", "kills", "huge")
@@ -27,37 +29,10 @@ SLOW_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Options:
-    refine: str
-    background_threshold: float
-    min_confidence: float
-
-
-@dataclass(frozen=True)
-class ClassOutcome:
-    index: int
-    name: str
-    area: float
-    confidence: float | None
-    alignment_class: float | None
-    alignment_background: float | None
-    box: tuple[int, int, int, int] | None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    label_map: NDArray[np.uint8]
-    confidence: NDArray[np.float16]
-    scores: NDArray[np.float16]
-    cams: NDArray[np.float16]
-    classes: tuple[ClassOutcome, ...]
-    ignored: float
-
-
-@dataclass(frozen=True)
 class Info:
     name: str = "double"
     version: str = "0123456789ab"
+    can_segment: bool = True
 
     @property
     def classes(self) -> ClassList:
@@ -75,6 +50,9 @@ class Info:
             "background_threshold": 0.4,
             "min_confidence": 0.0,
             "refine": "none",
+            "class_thresholds": {"bowl": 0.6},
+            "can_segment": self.can_segment,
+            "segment": {"refine": "pamr", "min_confidence": 0.1} if self.can_segment else None,
             "licence": "none",
             "metrics": [{"name": "mean_iou", "value": 0.5, "data": "none", "rule": "fixed"}],
             "nearest_nouns": {"cat": [{"noun": "sofa", "similarity": 0.5}]},
@@ -82,60 +60,94 @@ class Info:
 
 
 class DoublePredictor:
-    """Each label gets a vertical stripe of the image; the last stripe is background."""
+    """Each class gets a vertical stripe of the image; the last stripe is background."""
 
     info = Info()
     device = "cpu"
 
-    def options(
-        self,
-        *,
-        refine: str | None = None,
-        background_threshold: float | None = None,
-        min_confidence: float | None = None,
-    ) -> Options:
-        return Options(refine or "none", background_threshold or 0.4, min_confidence or 0.0)
+    def options(self) -> MaskOptions:
+        return MaskOptions("none", 0.0, background_threshold=0.4)
 
     def pseudo_mask(
         self,
         image: NDArray[np.uint8],
         labels: Sequence[str],
-        options: Options,
+        options: MaskOptions,
         *,
-        on_progress: Callable[[str, float], None] = lambda _stage, _fraction: None,
-    ) -> Outcome:
+        on_progress: OnProgress = lambda _stage, _fraction: None,
+    ) -> Segmentation:
         del options
         chosen = self.info.classes.resolve(labels)
-        for each in chosen:
-            _misbehave(each.name, on_progress)
-        height, width = image.shape[:2]
-        label_map = np.zeros((height, width), dtype=np.uint8)
-        edges = np.linspace(0, width, len(chosen) + 2).astype(int)
-        outcomes = []
-        for each, left, right in zip(chosen, edges, edges[1:], strict=False):
-            label_map[:, left:right] = each.index
-            area = float((label_map == each.index).mean())
-            box = (int(left), 0, int(right), height) if right > left else None
-            outcomes.append(ClassOutcome(each.index, each.name, area, 0.9, 0.3, 0.1, box))
-        maps = np.zeros((len(chosen), 2, 3), dtype=np.float16)
-        return Outcome(
-            label_map=label_map,
-            confidence=np.ones((height, width), dtype=np.float16),
-            scores=maps,
-            cams=maps,
-            classes=tuple(outcomes),
-            ignored=0.0,
-        )
+        return _stripes(image, chosen, on_progress, has_cams=True)
+
+    def segment_options(self) -> MaskOptions:
+        return MaskOptions("pamr", 0.1)
+
+    def segment(
+        self,
+        image: NDArray[np.uint8],
+        options: MaskOptions,
+        *,
+        on_progress: OnProgress = lambda _stage, _fraction: None,
+    ) -> Segmentation:
+        del options
+        blue = int(image[0, 0, 2])
+        found = tuple(each for each in self.info.classes.classes if each.index == blue)
+        return _stripes(image, found, on_progress, has_cams=False)
+
+
+class PlainPredictor(DoublePredictor):
+    """A model without a segmenter."""
+
+    info = Info(name="plain", can_segment=False)
 
 
 class CrookedPredictor(DoublePredictor):
     """A model that loads and does not work: whatever it is shown, its masks have one pixel."""
 
-    def pseudo_mask(self, image: NDArray[np.uint8], *arguments: Any, **options: Any) -> Outcome:
+    def pseudo_mask(
+        self, image: NDArray[np.uint8], *arguments: Any, **options: Any
+    ) -> Segmentation:
         return super().pseudo_mask(image[:1, :1], *arguments, **options)
 
 
-def _misbehave(name: str, on_progress: Callable[[str, float], None]) -> None:
+class CrookedSegmenter(DoublePredictor):
+    """As crooked, but in its segmenter alone."""
+
+    def segment(self, image: NDArray[np.uint8], *arguments: Any, **options: Any) -> Segmentation:
+        return super().segment(image[:1, :1], *arguments, **options)
+
+
+def _stripes(
+    image: NDArray[np.uint8],
+    classes: Sequence[ClassInfo],
+    on_progress: OnProgress,
+    *,
+    has_cams: bool,
+) -> Segmentation:
+    for each in classes:
+        _misbehave(each.name, on_progress)
+    height, width = image.shape[:2]
+    label_map = np.zeros((height, width), dtype=np.uint8)
+    edges = np.linspace(0, width, len(classes) + 2).astype(int)
+    results = []
+    for each, left, right in zip(classes, edges, edges[1:], strict=False):
+        label_map[:, left:right] = each.index
+        area = float((label_map == each.index).mean())
+        box = (int(left), 0, int(right), height) if right > left else None
+        results.append(ClassResult(each.index, each.name, area, 0.9, 0.3, 0.1, box))
+    maps = np.zeros((len(classes), 2, 3), dtype=np.float16)
+    return Segmentation(
+        label_map=label_map,
+        confidence=np.ones((height, width), dtype=np.float16),
+        scores=maps,
+        cams=maps if has_cams else None,
+        classes=tuple(results),
+        ignored=0.0,
+    )
+
+
+def _misbehave(name: str, on_progress: OnProgress) -> None:
     if name == "slow":
         for step in range(20):
             on_progress("cam", step / 20)
@@ -150,12 +162,18 @@ def _misbehave(name: str, on_progress: Callable[[str, float], None]) -> None:
         raise MemoryError
 
 
+PREDICTORS: Mapping[str, Callable[[], PredictorLike]] = {
+    "double": DoublePredictor,
+    "plain": PlainPredictor,
+    "crooked": CrookedPredictor,
+    "crooked-segmenter": CrookedSegmenter,
+}
+
+
 def load(settings: WorkerSettings) -> PredictorLike:
     if settings.bundle == "broken":
         raise ValueError("expected a bundle, got a broken one\nand more lines")
-    return cast(
-        "PredictorLike", CrookedPredictor() if settings.bundle == "crooked" else DoublePredictor()
-    )
+    return PREDICTORS[settings.bundle]()
 
 
 if __name__ == "__main__":

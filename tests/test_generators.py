@@ -16,7 +16,6 @@ def random_cnn(name: str) -> CnnGenerator:
         classes=3,
         pretrained=False,
         output_stride=16,
-        affinity_steps=2,
         generator=torch.Generator().manual_seed(0),
     ).eval()
 

@@ -4,12 +4,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.refine import REFINERS, Chain, Refiner, build_refiner
+from models.refine import REFINERS, Chain, Refiner, Surroundings, build_refiner
+from models.refine.background import power_background
+from models.refine.regions import superpixels
+
+
+def color_affinity(images: Tensor) -> Tensor:
+    """How alike the colors of a 4 × 4 grid are, (B, 4, 4, 4, 4)."""
+    colors = torch.nn.functional.adaptive_avg_pool2d(images, 4).flatten(2)
+    return (-torch.cdist(colors.transpose(1, 2), colors.transpose(1, 2))).exp().view(-1, 4, 4, 4, 4)
+
+
+SURROUNDINGS = Surroundings(color_affinity, power_background(0.4), superpixels)
 
 
 @pytest.fixture(params=sorted(REFINERS))
 def refiner(request: pytest.FixtureRequest) -> Refiner:
-    return build_refiner(request.param)
+    return build_refiner(request.param, SURROUNDINGS)
 
 
 def example(
@@ -102,7 +113,7 @@ def test_integers_are_refused(refiner: Refiner) -> None:
 
 def test_none_returns_the_scores() -> None:
     image, scores = example()
-    assert build_refiner("none")(image, scores) is scores
+    assert build_refiner("none", SURROUNDINGS)(image, scores) is scores
 
 
 def test_a_chain_runs_first_to_last() -> None:

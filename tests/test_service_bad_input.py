@@ -27,6 +27,10 @@ def send(api: httpx.Client, image: bytes = png(), **data: Any) -> httpx.Response
     )
 
 
+def segment(api: httpx.Client, image: bytes = png(), **data: Any) -> httpx.Response:
+    return api.post("/segment", files={"image": ("photo.png", image)}, data=data)
+
+
 def raw(api: httpx.Client, content: Any, content_type: str = MULTIPART) -> httpx.Response:
     return api.post("/pseudo-mask", content=content, headers={"Content-Type": content_type})
 
@@ -63,6 +67,25 @@ TABLE: list[tuple[str, Send, int, str]] = [
     ("threshold nan", lambda api: send(api, background_threshold="nan"), 422, "invalid-request"),
     ("threshold text", lambda api: send(api, background_threshold="high"), 422, "invalid-request"),
     ("confidence -1", lambda api: send(api, min_confidence=-1), 422, "invalid-request"),
+    ("power 0", lambda api: send(api, background_power=0), 422, "invalid-request"),
+    ("power 11", lambda api: send(api, background_power=11), 422, "invalid-request"),
+    (
+        "threshold and power",
+        lambda api: send(api, background_threshold=0.4, background_power=2),
+        422,
+        "invalid-request",
+    ),
+    ("labels to segment", lambda api: segment(api, labels="cat"), 422, "invalid-request"),
+    (
+        "segment: threshold",
+        lambda api: segment(api, background_threshold=0.4),
+        422,
+        "invalid-request",
+    ),
+    ("segment: unknown model", lambda api: segment(api, model="nope"), 422, "invalid-request"),
+    ("segment: confidence 1", lambda api: segment(api, min_confidence=1), 422, "invalid-request"),
+    ("segment: not an image", lambda api: segment(api, b"hello"), 415, "unsupported-image"),
+    ("segment: no body", lambda api: api.post("/segment"), 415, "not-multipart"),
     ("callback", lambda api: send(api, callback_url="http://x/"), 422, "invalid-request"),
     ("misspelt field", lambda api: send(api, treshold=0.4), 422, "invalid-request"),
     ("wait for ever", lambda api: api.post("/pseudo-mask?wait=1e9"), 415, "not-multipart"),
@@ -217,3 +240,11 @@ def test_unknown_label_names_the_nearest(small_api: httpx.Client) -> None:
 def test_invalid_fields_are_named(small_api: httpx.Client) -> None:
     problem = send(small_api, callback_url="http://x/", min_confidence=2).json()
     assert {error["field"] for error in problem["errors"]} == {"callback_url", "min_confidence"}
+
+
+def test_what_belongs_to_pseudo_masks_is_sent_there(small_api: httpx.Client) -> None:
+    problem = segment(small_api, labels="cat", treshold=0.4).json()
+    assert {error["field"]: error["message"] for error in problem["errors"]} == {
+        "labels": "this request takes no such field; POST /pseudo-mask does",
+        "treshold": "this request takes no such field",
+    }

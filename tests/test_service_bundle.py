@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -18,13 +19,28 @@ from models.predictor import Predictor
 from tests.test_service_serve import Serving, free_port, serving
 
 
-@pytest.fixture(scope="module")
-def stack(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    data, port = tmp_path_factory.mktemp("stack") / "data", free_port()
+@contextmanager
+def serving_bundle(bundle: Path, data: Path) -> Iterator[Serving]:
+    port = free_port()
     arguments = ("--data", str(data), "--port", str(port), "--device", "cpu")
-    command = ("service.serve", *arguments, "--bundle", str(tiny_bundle))
+    command = ("service.serve", *arguments, "--bundle", str(bundle))
     with serving(data, *command, port=port) as running:
         running.wait_ready()
+        yield running
+
+
+@pytest.fixture(scope="module")
+def stack(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    with serving_bundle(tiny_bundle, tmp_path_factory.mktemp("stack") / "data") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def segmenting_stack(
+    tiny_segmenter_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Serving]:
+    data = tmp_path_factory.mktemp("segmenting") / "data"
+    with serving_bundle(tiny_segmenter_bundle, data) as running:
         yield running
 
 
@@ -60,6 +76,39 @@ def test_the_service_gives_what_the_library_gives(
         assert tuple(shown.get("box", ())) == (known.box or ())
         assert shown.get("alignment_class") == pytest.approx(known.alignment_class, abs=1e-4)
     assert document["model"]["version"] == predictor.info.version
+
+
+@pytest.mark.parametrize("refine", ["none", "pamr"])
+def test_it_segments_as_the_library_does(
+    segmenting_stack: Serving, tiny_segmenter_bundle: Path, tiny_data: Path, refine: str
+) -> None:
+    photo = (tiny_data / "images" / "photo2.jpg").read_bytes()
+    predictor = Predictor(load_bundle(tiny_segmenter_bundle, device=torch.device("cpu")))
+    options = predictor.segment_options(refine=refine)
+    expected = predictor.segment(read_image(photo).pixels, options)
+    assert len(expected.classes) > 1
+
+    url = f"{segmenting_stack.url}/segment?wait=60"
+    document = httpx.post(url, files={"image": photo}, data={"refine": refine}, timeout=70).json()
+    assert (document["status"], document["task"]) == ("finished", "segment")
+    mask = httpx.get(f"{segmenting_stack.url}{document['links']['mask']}").content
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(mask))), expected.label_map)
+    content = httpx.get(f"{segmenting_stack.url}{document['links']['scores']}").content
+    with np.load(io.BytesIO(content)) as scores:
+        np.testing.assert_allclose(scores["scores"], expected.scores, atol=1e-3)
+        assert scores["class_name"].tolist() == [each.name for each in expected.classes]
+    shown = [(each["index"], each["area"]) for each in document["classes"]]
+    assert shown == [(each.index, pytest.approx(each.area)) for each in expected.classes]
+    assert {key: document["options"].get(key) for key in ("refine", "min_confidence")} == {
+        "refine": refine,
+        "min_confidence": predictor.info.segment.min_confidence,
+    }
+
+
+def test_a_bundle_without_a_segmenter_is_asked_in_vain(stack: Serving, tiny_data: Path) -> None:
+    photo = (tiny_data / "images" / "photo2.jpg").read_bytes()
+    problem = httpx.post(f"{stack.url}/segment", files={"image": photo}).json()
+    assert (problem["status"], problem["type"]) == (409, "/problems/cannot-segment")
 
 
 def test_the_model_is_listed_with_its_synonyms(stack: Serving) -> None:

@@ -59,6 +59,7 @@ def test_post_then_ask(api: httpx.Client, photo: bytes) -> None:
     assert location == f"/jobs/{response.json()['id']}" == response.json()["links"]["self"]
 
     document = finished(api, location)
+    assert document["task"] == "pseudo_mask"
     assert document["model"] == {"name": "double", "version": "0123456789ab"}
     assert document["image"] == {"width": 30, "height": 20, "exif_orientation": 1}
     assert [each["name"] for each in document["classes"]] == ["cat", "dining table"]
@@ -142,6 +143,7 @@ def test_equal_posts_are_one_job_that_runs_once(
     [
         {"labels": "bowl"},
         {"background_threshold": 0.5},
+        {"background_power": 2},
         {"min_confidence": 0.2},
         {"refine": "pamr"},
     ],
@@ -151,8 +153,8 @@ def test_another_choice_is_another_job(
 ) -> None:
     first = post(api, photo).json()["id"]
     # Spelling out the model's defaults changes nothing.
-    spelled = post(api, photo, refine="none", background_threshold=0.4, min_confidence=0)
-    assert spelled.json()["id"] == first
+    spelled = {"refine": "none", "background_threshold": 0.4, "min_confidence": 0}
+    assert post(api, photo, **spelled).json()["id"] == first
     assert post(api, photo, **change).json()["id"] != first
 
 

@@ -44,7 +44,11 @@ def test_no_model_was_ever_announced(place: Place, api: httpx.Client) -> None:
     place.redis.flushdb()
     assert_outage(post(api), "not-ready")
     assert_outage(api.get("/ready"), "not-ready")
-    assert api.get("/models").json() == {"default": None, "models": []}
+    assert api.get("/models").json() == {
+        "default": None,
+        "default_segment": None,
+        "models": [],
+    }
 
 
 def test_the_queue_is_full(calm: Place) -> None:

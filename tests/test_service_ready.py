@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import httpx
+import pytest
 
 from tests.service_fixtures import WorkerProcess
 
@@ -10,12 +11,14 @@ from tests.service_fixtures import WorkerProcess
 def test_models(api: httpx.Client, worker: WorkerProcess) -> None:
     del worker
     listed = api.get("/models").json()
-    assert listed["default"] == "double"
+    assert listed["default"] == listed["default_segment"] == "double"
     [summary] = listed["models"]
     assert summary["ready"] is True
     model = summary["model"]
     assert model["classes"][0] == {"index": 1, "name": "cat", "synonyms": ["kitty"]}
     assert model["background_threshold"] == 0.4
+    assert model["can_segment"] is True
+    assert model["segment"] == {"refine": "pamr", "min_confidence": 0.1}
     assert model["metrics"][0]["name"] == "mean_iou"
     assert model["nearest_nouns"]["cat"][0]["noun"] == "sofa"
 
@@ -40,4 +43,29 @@ def test_the_root_leads_to_the_docs(api: httpx.Client) -> None:
     root = api.get("/", follow_redirects=True)
     assert root.status_code == 200
     assert "swagger" in root.text.lower()
-    assert "/pseudo-mask" in api.get("/openapi.json").json()["paths"]
+
+
+@pytest.mark.parametrize(
+    ("path", "required", "optional"),
+    [
+        (
+            "/pseudo-mask",
+            {"image", "labels"},
+            {"model", "refine", "min_confidence", "background_threshold", "background_power"},
+        ),
+        ("/segment", {"image"}, {"model", "refine", "min_confidence"}),
+    ],
+)
+def test_the_documentation_names_all_fields_and_answers(
+    api: httpx.Client, path: str, required: set[str], optional: set[str]
+) -> None:
+    document = api.get("/openapi.json").json()
+    post = document["paths"][path]["post"]
+    [(kind, body)] = post["requestBody"]["content"].items()
+    assert kind == "multipart/form-data"
+    form = document["components"]["schemas"][body["schema"]["$ref"].rpartition("/")[2]]
+    assert set(form["required"]) == required
+    assert set(form["properties"]) == required | optional
+    assert form["additionalProperties"] is False
+    assert set(post["responses"]) == {"200", "202", "400", "409", "413", "415", "422", "503"}
+    assert set(post["responses"]["200"]["content"]) == {"application/json", "image/png"}

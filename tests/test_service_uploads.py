@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+import io
+from typing import Any
 
-from service.uploads import parse_wait, split_labels, wants_png
+import pytest
+from fastapi import UploadFile
+
+from service.uploads import PseudoMaskForm, build_request, parse_wait, split_labels, wants_png
+from tests.service_doubles import Info
+from tests.service_fixtures import png
+from worker.presence import ModelInfo
+from worker.protocol import Options
 
 
 @pytest.mark.parametrize(
@@ -56,3 +64,24 @@ def test_parse_wait(query: float | None, prefer: str | None, seconds: float) -> 
 )
 def test_wants_png(accept: str, wanted: bool) -> None:
     assert wants_png(accept) is wanted
+
+
+@pytest.mark.parametrize(
+    ("fields", "background"),
+    [
+        # Of the model's class thresholds, those of the labels alone.
+        ({}, {"background_threshold": 0.4, "class_thresholds": {"bowl": 0.6}}),
+        ({"labels": ["cat"]}, {"background_threshold": 0.4}),
+        # Who names a rule means it for every class.
+        ({"background_threshold": 0.4}, {"background_threshold": 0.4}),
+        ({"background_power": 2}, {"background_power": 2.0}),
+    ],
+)
+def test_the_background_is_the_models_unless_named(
+    fields: dict[str, Any], background: dict[str, Any]
+) -> None:
+    model = ModelInfo.model_validate(Info().to_json())
+    image = UploadFile(io.BytesIO(png()))
+    form = PseudoMaskForm.model_validate({"image": image, "labels": ["bowl,cat"], **fields})
+    request = build_request(form, png(), model, max_pixels=10**6)
+    assert request.options == Options(refine="none", min_confidence=0.0, **background)

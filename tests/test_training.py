@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from models.data.folder import read_folder
 from models.data.sample import Sample
 from models.run import MissingStageError, OnStep, Run, open_run, start_run
 from models.training.generator import Refinement, generator_losses
-from models.training.loop import Step, fit
+from models.training.loop import Step
 from models.training.prompts import RegionBatches, RegionEmbeddings, embed_backgrounds
 from tests.conftest import CLASSES, CPU
 
@@ -30,44 +31,6 @@ def digest(module: nn.Module) -> str:
     for name, tensor in sorted(module.state_dict().items()):
         state.update(name.encode() + tensor.numpy().tobytes())
     return state.hexdigest()
-
-
-def quadratic(epochs: int = 3, rate: float = 0.1, factor: float = 1.0) -> tuple[float, list[Step]]:
-    weight = nn.Parameter(torch.tensor(1.0))
-    steps: list[Step] = []
-    fit(
-        [weight],
-        [factor, factor],
-        lambda batch: {"square": weight.square() * batch, "zero": weight * 0},
-        epochs=epochs,
-        learning_rate=rate,
-        weight_decay=0.0,
-        on_step=steps.append,
-    )
-    return weight.item(), steps
-
-
-def test_loop_minimizes_and_reports() -> None:
-    weight, steps = quadratic()
-    assert weight < 1
-    assert [(step.epoch, step.step) for step in steps] == [
-        (epoch, number) for epoch in range(3) for number in range(2)
-    ]
-    assert steps[0].losses == {"square": 1.0, "zero": 0.0, "loss": 1.0}
-    # Cosine decay, stepped per epoch: 0.1 (1 + cos(π e / 3)) / 2
-    assert [step.learning_rate for step in steps[::2]] == pytest.approx([0.1, 0.075, 0.025])
-
-
-def test_no_epoch_changes_nothing() -> None:
-    assert quadratic(epochs=0) == (1.0, [])
-
-
-def test_loop_refuses_what_cannot_learn() -> None:
-    with pytest.raises(FloatingPointError, match=r"expected a finite loss in epoch 0, got .*nan"):
-        quadratic(factor=float("nan"))
-    frozen = nn.Parameter(torch.ones(1), requires_grad=False)
-    with pytest.raises(ValueError, match="got 0 parameters, 1 batches"):
-        fit([frozen], [0], lambda _: {}, epochs=1, learning_rate=1, weight_decay=0, on_step=print)
 
 
 def masks_of_everything(images: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
@@ -209,6 +172,29 @@ def test_a_stage_leaves_its_log_and_files(tiny_run: Run) -> None:
     learned = load_file(tiny_run.existing("learn-prompts", "prompts.safetensors"))
     assert learned["context"].shape == (4, 4, 16)
     torch.testing.assert_close(learned["embeddings"].norm(dim=1), torch.ones(4))
+
+
+def test_a_killed_stage_goes_on_as_if_nothing_had_been(
+    tiny_run: Run, tmp_path: Path, tiny_data: Path
+) -> None:
+    run = start_run(tiny_run.config, CLASSES, tmp_path, device=CPU)
+    shutil.copytree(tiny_run.work / "train-generator", tmp_path / "train-generator")
+    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
+
+    def kill(step: Step) -> None:
+        if (step.epoch, step.step) == (1, 2):
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        stages.learn_prompts(run, samples, kill)
+    resumed = load_file(stages.learn_prompts(run, samples, lambda step: None))
+    whole = load_file(tiny_run.existing("learn-prompts", "prompts.safetensors"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    logs = [
+        (work / "learn-prompts" / "log.jsonl").read_text() for work in (run.work, tiny_run.work)
+    ]
+    assert logs[0] == logs[1]
+    assert not (tmp_path / "learn-prompts" / "checkpoint.pt").exists()
 
 
 def test_the_same_seed_gives_the_same_weights(

@@ -12,7 +12,7 @@ from rq.timeouts import JobTimeoutException
 from models.data.classes import UnknownLabelError
 from models.images import ImageError
 from worker.blobs import BlobError, BlobMissingError, BlobStoreFullError
-from worker.failures import describe, note_failure
+from worker.failures import CannotSegmentError, describe, note_failure
 from worker.queues import TaskNotAllowedError
 
 
@@ -38,6 +38,7 @@ class JobDouble:
 TABLE: list[tuple[Exception, str, str, bool, int]] = [
     (ImageError("unreadable", "cannot read the image: x"), "image_unreadable", "x", False, 0),
     (UnknownLabelError("cta", ("cat",)), "unknown_label", "nearest known: cat", True, 0),
+    (CannotSegmentError("no segmenter"), "cannot_segment", "no segmenter", True, 0),
     (BlobMissingError("k"), "input_missing", "no longer stored", True, 0),
     (BlobStoreFullError("k"), "storage_full", "no room", True, 0),
     (BlobError("k"), "storage_unavailable", "blob store", True, 2),

@@ -10,17 +10,19 @@ from datetime import timedelta
 import pytest
 from rq.utils import now
 
-from tests.service_doubles import Info
+from tests.service_doubles import NAMES, Info
 from tests.service_fixtures import LEASE, NOTHING, Place, WorkerProcess, wait_for
 from worker.loop import STUCK_EXIT_CODE, STUCK_GRACE_SECONDS, LeaseWorker
-from worker.presence import known_models, live_workers
-from worker.protocol import ModelInfo, WorkerInfo, worker_key
+from worker.presence import ModelInfo, WorkerInfo, known_models, live_workers, worker_key
 from worker.pulse import Pulse
 from worker.queues import LeasedIntermediateQueue
 
 
-def test_a_killed_workers_job_is_finished_by_the_next(place: Place, worker: WorkerProcess) -> None:
-    job = place.post("slow", "cat")
+@pytest.mark.parametrize("labels", [("slow", "cat"), ()], ids=["pseudo mask", "segment"])
+def test_a_killed_workers_job_is_finished_by_the_next(
+    place: Place, worker: WorkerProcess, labels: tuple[str, ...]
+) -> None:
+    job = place.post(*labels, finds=NAMES.index("slow") + 1)
     wait_for(lambda: job.get_meta().get("progress", {}).get("stage") == "cam", what="the start")
     assert len(place.leftovers()["wip"]) == 1
     worker.kill()
@@ -28,7 +30,7 @@ def test_a_killed_workers_job_is_finished_by_the_next(place: Place, worker: Work
     worker.start()
     assert place.wait_done(job).get_status() == "finished"
     assert job.retries_left == 1
-    assert job.return_value()["classes"][0]["name"] == "cat"
+    assert job.return_value()["classes"][-1]["name"] == "slow"
     assert place.leftovers() == NOTHING
 
 
@@ -99,6 +101,7 @@ def test_a_misbehaving_job_fails_alone_and_once(
     [
         ("broken", "expected a bundle, got a broken one"),
         ("crooked", "expected a label map of (64, 96), got (1, 1)"),
+        ("crooked-segmenter", "expected a label map of (64, 96), got (1, 1)"),
     ],
 )
 def test_a_model_that_does_not_work_is_one_line_and_never_ready(

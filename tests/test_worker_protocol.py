@@ -7,9 +7,10 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from models.bundle import read_info
+from models.bundle_info import read_info
 from tests.service_doubles import Info
-from worker.protocol import JobRequest, ModelInfo, ModelRef, Options, Progress
+from worker.presence import ModelInfo, SegmentDefaults
+from worker.protocol import JobRequest, ModelRef, Options, Progress
 
 
 def request(**changes: object) -> JobRequest:
@@ -37,12 +38,34 @@ def test_equal_requests_are_one_job_and_survive_json() -> None:
         {"options": Options(refine="pamr", background_threshold=0.4, min_confidence=0.0)},
         {"options": Options(refine="none", background_threshold=0.41, min_confidence=0.0)},
         {"options": Options(refine="none", background_threshold=0.4, min_confidence=0.1)},
+        {"options": Options(refine="none", min_confidence=0.0, background_power=0.4)},
+        {
+            "options": Options(
+                refine="none",
+                min_confidence=0.0,
+                background_threshold=0.4,
+                class_thresholds={"cat": 0.5},
+            )
+        },
+        {"task": "segment"},
         {"model": ModelRef(name="m", version="2")},
         {"model": ModelRef(name="n", version="1")},
     ],
 )
 def test_whatever_decides_the_result_decides_the_job(change: dict[str, object]) -> None:
     assert request(**change).job_id() != request().job_id()
+
+
+def test_a_record_from_before_there_were_two_tasks_is_a_pseudo_mask() -> None:
+    record = {
+        "image": "uploads/00/" + "0" * 64,
+        "labels": ["cat"],
+        "options": {"refine": "none", "background_threshold": 0.3, "min_confidence": 0.0},
+        "model": {"name": "m", "version": "1"},
+    }
+    old = JobRequest.model_validate(record)
+    assert old.task == "pseudo_mask"
+    assert old.options == Options(refine="none", min_confidence=0.0, background_threshold=0.3)
 
 
 def test_records_are_frozen_and_take_fields_of_later_versions() -> None:
@@ -58,6 +81,16 @@ def test_a_model_is_announced_with_all_that_the_service_asks_of_it() -> None:
         Info().classes.classes[2],
     )
     assert info.ref == ModelRef(name="double", version="0123456789ab")
+    assert info.segment == SegmentDefaults(refine="pamr", min_confidence=0.1)
+    assert (info.can("segment"), info.can("pseudo_mask")) == (True, True)
+
+
+def test_a_model_of_an_older_worker_cannot_segment() -> None:
+    shown = Info().to_json()
+    old = {key: shown[key] for key in shown if key not in ("can_segment", "segment")}
+    info = ModelInfo.model_validate(old)
+    assert (info.can("segment"), info.can("pseudo_mask")) == (False, True)
+    assert info.segment is None
 
 
 def test_a_real_bundle_can_be_announced(tiny_bundle: object) -> None:

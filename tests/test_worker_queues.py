@@ -19,6 +19,7 @@ from worker.protocol import (
     PSEUDO_MASK,
     QUEUE_SECONDS,
     RESULT_SECONDS,
+    SEGMENT,
 )
 from worker.queues import (
     MAINTENANCE_LOCK_SECONDS,
@@ -61,9 +62,12 @@ def test_a_method_of_a_value_is_refused(place: Place) -> None:
         job.perform()
 
 
-def test_our_task_is_allowed(place: Place) -> None:
-    job = AllowedJob.create(PSEUDO_MASK, connection=place.redis, serializer=JSONSerializer)
-    assert job.func.__name__ == "pseudo_mask"
+@pytest.mark.parametrize(
+    ("path", "name"), [(PSEUDO_MASK, "pseudo_mask"), (SEGMENT, "segment_image")]
+)
+def test_our_tasks_are_allowed(place: Place, path: str, name: str) -> None:
+    job = AllowedJob.create(path, connection=place.redis, serializer=JSONSerializer)
+    assert job.func.__name__ == name
 
 
 def test_callbacks_and_webhooks_are_dropped(place: Place) -> None:
@@ -103,6 +107,16 @@ def test_a_worker_refuses_a_smuggled_job_and_goes_on(
     assert place.leftovers() == NOTHING
 
 
+def test_a_job_of_an_older_service_is_a_pseudo_mask(place: Place, worker: WorkerProcess) -> None:
+    del worker
+    record = place.request("cat").model_dump(mode="json")
+    options = {"refine": "none", "background_threshold": 0.4, "min_confidence": 0.0}
+    old = {key: record[key] for key in ("image", "labels", "model")}
+    job = place.wait_done(smuggle(place, PSEUDO_MASK, {**old, "options": options}))
+    assert job.get_status() == "finished"
+    assert job.return_value()["classes"][0]["name"] == "cat"
+
+
 def test_pickled_jobs_are_refused(place: Place, worker: WorkerProcess) -> None:
     job = Job.create(PSEUDO_MASK, args=({},), connection=place.redis, failure_ttl=60, timeout=30)
     place.queue.enqueue_job(job)
@@ -112,6 +126,8 @@ def test_pickled_jobs_are_refused(place: Place, worker: WorkerProcess) -> None:
 
 
 def test_a_job_is_json_and_bounded_in_every_way(place: Place) -> None:
+    segmenting = make_job(place.redis, place.request(), timeout=30)
+    assert JSONSerializer.loads(segmenting.data)[0] == SEGMENT
     job = make_job(place.redis, place.request("cat"), timeout=30)
     assert JSONSerializer.loads(job.data)[0] == PSEUDO_MASK
     assert job.retries_left == MAX_ATTEMPTS - 1

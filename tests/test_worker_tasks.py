@@ -11,29 +11,35 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models import predictor as real
 from models.images import ImageError
+from models.segmentation import MaskOptions
 from tests import service_doubles as doubles
 from tests.service_fixtures import png
 from worker.blobs import BlobMissingError, BlobStore
-from worker.protocol import JobRequest, JobResult, ModelInfo, ModelRef, Options
-from worker.runtime import Runtime
+from worker.failures import CannotSegmentError
+from worker.presence import ModelInfo
+from worker.protocol import JobRequest, JobResult, ModelRef, Options
+from worker.runtime import PredictorLike, Runtime
 from worker.tasks import progress_writer, pseudo_mask, run
 
 
-@pytest.fixture
-def runtime() -> Runtime:
+def runtime_of(predictor: PredictorLike) -> Runtime:
     blobs = BlobStore.open(f"memory://{uuid.uuid4().hex}")
-    predictor: Any = doubles.DoublePredictor()
     model = ModelInfo.model_validate(predictor.info.to_json())
     return Runtime(predictor=predictor, model=model, blobs=blobs, worker="w")
 
 
+@pytest.fixture
+def runtime() -> Runtime:
+    return runtime_of(doubles.DoublePredictor())
+
+
 def request(runtime: Runtime, image: bytes, *labels: str) -> JobRequest:
     return JobRequest(
+        task="pseudo_mask" if labels else "segment",
         image=runtime.blobs.put("uploads", image),
         labels=labels,
-        options=Options(refine="none", background_threshold=0.3, min_confidence=0.1),
+        options=Options(refine="none", min_confidence=0.1, background_threshold=0.3),
         model=ModelRef(name="double", version="asked"),
     )
 
@@ -80,6 +86,64 @@ def test_scores_load_without_pickle(runtime: Runtime) -> None:
         assert scores["class_index"].tolist() == [1, 2]
         assert scores["class_name"].tolist() == ["cat", "bowl"]
         assert scores["image_size"].tolist() == [20, 30]
+
+
+def test_to_segment_needs_no_labels(runtime: Runtime) -> None:
+    job = request(runtime, png(width=30, height=20, color=(0, 0, 2)))
+    result = work(runtime, job)
+    assert result.labels == ()
+    assert [(c.index, c.name, c.area) for c in result.classes] == [(2, "bowl", 0.5)]
+    assert result.options == job.options
+    mask = np.asarray(Image.open(io.BytesIO(runtime.blobs.get(result.blobs.mask))))
+    assert mask.shape == (20, 30)
+    assert np.unique(mask).tolist() == [0, 2]
+    with np.load(io.BytesIO(runtime.blobs.get(result.blobs.scores)), allow_pickle=False) as scores:
+        assert "cams" not in scores
+        assert scores["scores"].shape == (1, 2, 3)
+        assert scores["class_name"].tolist() == ["bowl"]
+
+
+def test_nothing_found_is_a_result_as_well(runtime: Runtime) -> None:
+    result = work(runtime, request(runtime, png(color=(0, 0, 0))))
+    assert result.classes == ()
+    with np.load(io.BytesIO(runtime.blobs.get(result.blobs.scores)), allow_pickle=False) as scores:
+        assert scores["scores"].shape == (0, 2, 3)
+        assert scores["class_name"].shape == (0,)
+
+
+def test_a_model_without_a_segmenter_says_so() -> None:
+    runtime = runtime_of(doubles.PlainPredictor())
+    with pytest.raises(CannotSegmentError, match="expected a model with a segmenter, got 'plain'"):
+        work(runtime, request(runtime, png()))
+
+
+def test_the_options_reach_the_model() -> None:
+    seen: list[MaskOptions] = []
+
+    class Listening(doubles.DoublePredictor):
+        def pseudo_mask(self, image: Any, labels: Any, options: Any, **rest: Any) -> Any:
+            seen.append(options)
+            return super().pseudo_mask(image, labels, options, **rest)
+
+        def segment(self, image: Any, options: Any, **rest: Any) -> Any:
+            seen.append(options)
+            return super().segment(image, options, **rest)
+
+    runtime = runtime_of(Listening())
+    job = request(runtime, png(), "cat")
+    chosen = Options(refine="pamr", min_confidence=0.2, background_power=2.0)
+    work(runtime, job.model_copy(update={"options": chosen}))
+    by_class = Options(
+        refine="none", min_confidence=0, background_threshold=0.4, class_thresholds={"cat": 0.5}
+    )
+    work(runtime, job.model_copy(update={"options": by_class}))
+    plain = Options(refine="none", min_confidence=0.3)
+    work(runtime, request(runtime, png()).model_copy(update={"options": plain}))
+    assert seen == [
+        MaskOptions("pamr", 0.2, background_power=2.0),
+        MaskOptions("none", 0, background_threshold=0.4, class_thresholds={"cat": 0.5}),
+        MaskOptions("none", 0.3),
+    ]
 
 
 def test_equal_requests_make_equal_files(runtime: Runtime) -> None:
@@ -150,18 +214,5 @@ def test_a_task_outside_our_worker_says_so() -> None:
         )
 
 
-@pytest.mark.parametrize(
-    ("double", "original"),
-    [
-        (doubles.Options, real.MaskOptions),
-        (doubles.ClassOutcome, real.ClassResult),
-        (doubles.Outcome, real.Segmentation),
-    ],
-)
-def test_the_doubles_are_shaped_as_the_real_thing(double: Any, original: Any) -> None:
-    names = [[field.name for field in dataclasses.fields(kind)] for kind in (double, original)]
-    assert names[0] == names[1]
-
-
-def test_the_wire_takes_all_of_the_real_things_fields() -> None:
-    assert {f.name for f in dataclasses.fields(real.MaskOptions)} == set(Options.model_fields)
+def test_the_wire_takes_all_of_the_options() -> None:
+    assert {field.name for field in dataclasses.fields(MaskOptions)} == set(Options.model_fields)

@@ -18,10 +18,16 @@ from worker.queues import TaskNotAllowedError
 
 log = logging.getLogger(__name__)
 
+
+class CannotSegmentError(Exception):
+    """A job wants a segmenter that this worker's model does not have."""
+
+
 # type → code, sentence (None: the exception's own words, which are meant for users), repeatable.
 _KNOWN: tuple[tuple[type[BaseException], FailureCode, str | None, bool], ...] = (
     (ImageError, "image_unreadable", None, False),
     (UnknownLabelError, "unknown_label", None, True),
+    (CannotSegmentError, "cannot_segment", None, True),
     (BlobMissingError, "input_missing", "the uploaded image is no longer stored", True),
     (BlobStoreFullError, "storage_full", "there is no room to store the result", True),
     (BlobError, "storage_unavailable", "the blob store cannot be read or written", True),

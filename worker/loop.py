@@ -23,8 +23,8 @@ from rq.utils import now
 from rq.worker_registration import clean_worker_registry
 
 from worker.failures import note_failure
-from worker.presence import announce, withdraw
-from worker.protocol import LEASE_SECONDS, ModelInfo, WorkerInfo
+from worker.presence import ModelInfo, WorkerInfo, announce, withdraw
+from worker.protocol import LEASE_SECONDS
 from worker.pulse import Pulse
 from worker.queues import AllowedJob, TaskQueue, open_queue
 

@@ -72,7 +72,7 @@ def make_app(load: Load) -> typer.Typer:
             int, typer.Option(min=2, help="Seconds of silence after which others take its jobs.")
         ] = LEASE_SECONDS,
     ) -> None:
-        """Take jobs from Redis and make pseudo masks; one worker for each device."""
+        """Take jobs from Redis and make masks; one worker for each device."""
         logging.basicConfig(
             level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
         )

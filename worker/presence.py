@@ -3,23 +3,97 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
+from pydantic import Field
 from redis import Redis
 
-from worker.protocol import (
-    LEASE_SECONDS,
-    MODEL_SECONDS,
-    MODELS_KEY,
-    WORKERS_KEY,
-    ModelInfo,
-    Record,
-    WorkerInfo,
-    model_key,
-    worker_key,
-)
+from models.data.classes import ClassInfo, ClassList
+from worker.protocol import LEASE_SECONDS, ModelRef, Record, Task
+
+WORKERS_KEY = "semples:workers"
+MODELS_KEY = "semples:models"
+
+MODEL_SECONDS = 600
+"""How long a model is known after its last worker was seen: a restart must not turn jobs away."""
 
 R = TypeVar("R", bound=Record)
+
+
+def worker_key(worker: str) -> str:
+    """Return the key that holds a worker's lease and description."""
+    return f"semples:worker:{worker}"
+
+
+def model_key(model: str) -> str:
+    """Return the key that holds what a model's workers say of it."""
+    return f"semples:model:{model}"
+
+
+class ClassEntry(Record):
+    """A class of a model: index in label maps, name, other names that are taken."""
+
+    index: int
+    name: str
+    synonyms: tuple[str, ...] = ()
+
+
+class SegmentDefaults(Record):
+    """How a model segments unless a request says otherwise."""
+
+    refine: str = "none"
+    min_confidence: float = 0.0
+
+
+class ModelInfo(Record):
+    """What a worker announces of its bundle: the service has neither torch nor the files.
+
+    Attributes:
+        refine, min_confidence, background_threshold, class_thresholds: how its pseudo masks are made unless a request
+            says otherwise.
+        can_segment: whether it has a segmenter, which needs no labels.
+        segment: how that works unless a request says otherwise.
+    """
+
+    name: str
+    version: str
+    kind: str
+    classes: tuple[ClassEntry, ...]
+    refine: str
+    min_confidence: float
+    background_threshold: float
+    class_thresholds: dict[str, float] = Field(default_factory=dict)
+    can_segment: bool = False
+    segment: SegmentDefaults | None = None
+    stage: str = ""
+    licence: str = ""
+    trained_on: str = ""
+    metrics: tuple[dict[str, Any], ...] = ()
+    nearest_nouns: dict[str, tuple[dict[str, Any], ...]] = Field(default_factory=dict)
+
+    @property
+    def ref(self) -> ModelRef:
+        """The model's name and version."""
+        return ModelRef(name=self.name, version=self.version)
+
+    def can(self, task: Task) -> bool:
+        """Return whether this model does a task."""
+        return task == "pseudo_mask" or self.can_segment
+
+    def class_list(self) -> ClassList:
+        """Return the classes as the library knows them."""
+        return ClassList(tuple(ClassInfo(c.index, c.name, c.synonyms) for c in self.classes))
+
+
+class WorkerInfo(Record):
+    """A live worker with a warm model; its key expires when the lease does."""
+
+    name: str
+    model: ModelRef
+    device: str
+    host: str
+    pid: int
+    jobs_in_hand: int = 0
 
 
 def announce(

@@ -5,14 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Any, Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.data.classes import ClassInfo, ClassList
+Task = Literal["pseudo_mask", "segment"]
 
-PSEUDO_MASK = "worker.tasks.pseudo_mask"
-TASKS = frozenset({PSEUDO_MASK})
+PSEUDO_MASK: Final = "worker.tasks.pseudo_mask"
+SEGMENT: Final = "worker.tasks.segment_image"
+PATHS: Final[Mapping[Task, str]] = MappingProxyType(
+    {"pseudo_mask": PSEUDO_MASK, "segment": SEGMENT}
+)
+TASKS: Final = frozenset(PATHS.values())
 """The only import paths that a queued job may name."""
 
 LEASE_SECONDS = 15
@@ -24,18 +30,13 @@ MAX_ATTEMPTS = 3
 QUEUE_SECONDS = 24 * 3600
 RESULT_SECONDS = 24 * 3600
 FAILURE_SECONDS = 7 * 24 * 3600
-MODEL_SECONDS = 600
-"""How long a model is known after its last worker was seen: a restart must not turn jobs away."""
-
 BLOB_SECONDS = QUEUE_SECONDS + RESULT_SECONDS
 """An upload must outlive the wait in the queue; a result, the record that names it."""
-
-WORKERS_KEY = "semples:workers"
-MODELS_KEY = "semples:models"
 
 FailureCode = Literal[
     "image_unreadable",
     "unknown_label",
+    "cannot_segment",
     "input_missing",
     "storage_full",
     "storage_unavailable",
@@ -53,16 +54,6 @@ JOB_ID = re.compile(r"[0-9a-f]{32}")
 def queue_name(model: str) -> str:
     """Return the queue that a model's workers read: one queue for each model name."""
     return f"semples-{model}"
-
-
-def worker_key(worker: str) -> str:
-    """Return the key that holds a worker's lease and description."""
-    return f"semples:worker:{worker}"
-
-
-def model_key(model: str) -> str:
-    """Return the key that holds what a model's workers say of it."""
-    return f"semples:model:{model}"
 
 
 def idempotency_key(token: str) -> str:
@@ -84,23 +75,27 @@ class ModelRef(Record):
 
 
 class Options(Record):
-    """How scores become a mask, with nothing left to a default."""
+    """How scores become a mask, with nothing left to a default; see models.segmentation."""
 
     refine: str
-    background_threshold: float
     min_confidence: float
+    background_threshold: float | None = None
+    background_power: float | None = None
+    class_thresholds: dict[str, float] = Field(default_factory=dict)
 
 
 class JobRequest(Record):
     """The argument of a job: references and choices, never pixels.
 
     Attributes:
+        task: what to do; jobs from before there were two are about pseudo masks.
         image: blob key of the upload, which holds the hash of its content.
-        labels: class names in canonical order.
+        labels: class names in canonical order; none to segment, which finds them itself.
         options: see Options.
         model: see ModelRef.
     """
 
+    task: Task = "pseudo_mask"
     image: str
     labels: tuple[str, ...]
     options: Options
@@ -108,7 +103,7 @@ class JobRequest(Record):
 
     def job_id(self) -> str:
         """Return the job's id: 32 hex digits of the hash of everything that decides its result."""
-        content = json.dumps([PSEUDO_MASK, self.model_dump(mode="json")], sort_keys=True)
+        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
@@ -191,48 +186,3 @@ class JobFailure(Record):
     code: FailureCode
     detail: str
     repeatable: bool
-
-
-class ClassEntry(Record):
-    """A class of a model: index in label maps, name, other names that are taken."""
-
-    index: int
-    name: str
-    synonyms: tuple[str, ...] = ()
-
-
-class ModelInfo(Record):
-    """What a worker announces of its bundle: the service has neither torch nor the files."""
-
-    name: str
-    version: str
-    kind: str
-    classes: tuple[ClassEntry, ...]
-    background_threshold: float
-    min_confidence: float
-    refine: str
-    stage: str = ""
-    licence: str = ""
-    trained_on: str = ""
-    metrics: tuple[dict[str, Any], ...] = ()
-    nearest_nouns: dict[str, tuple[dict[str, Any], ...]] = Field(default_factory=dict)
-
-    @property
-    def ref(self) -> ModelRef:
-        """The model's name and version."""
-        return ModelRef(name=self.name, version=self.version)
-
-    def class_list(self) -> ClassList:
-        """Return the classes as the library knows them."""
-        return ClassList(tuple(ClassInfo(c.index, c.name, c.synonyms) for c in self.classes))
-
-
-class WorkerInfo(Record):
-    """A live worker with a warm model; its key expires when the lease does."""
-
-    name: str
-    model: ModelRef
-    device: str
-    host: str
-    pid: int
-    jobs_in_hand: int = 0

@@ -26,7 +26,7 @@ from worker.protocol import (
     JOB_ID,
     LEASE_SECONDS,
     MAX_ATTEMPTS,
-    PSEUDO_MASK,
+    PATHS,
     QUEUE_SECONDS,
     RESULT_SECONDS,
     TASKS,
@@ -151,11 +151,11 @@ def make_job(redis: Redis, request: JobRequest, *, timeout: int) -> Job:
         timeout: seconds that one attempt may take.
     """
     return AllowedJob.create(
-        PSEUDO_MASK,
+        PATHS[request.task],
         args=(request.model_dump(mode="json"),),
         connection=redis,
         id=request.job_id(),
-        description="pseudo mask",
+        description=request.task,
         timeout=timeout,
         ttl=QUEUE_SECONDS,
         result_ttl=RESULT_SECONDS,

@@ -11,7 +11,8 @@ from redis.exceptions import RedisError
 
 from worker.blobs import BlobError, BlobStore
 from worker.loop import LeaseWorker
-from worker.protocol import BLOB_SECONDS, ModelInfo
+from worker.presence import ModelInfo
+from worker.protocol import BLOB_SECONDS
 from worker.pulse import Pulse
 from worker.queues import open_redis
 from worker.runtime import PredictorLike, Runtime, install
@@ -72,17 +73,20 @@ def run(settings: WorkerSettings, *, load: Load) -> bool:
 
 
 def canary(predictor: PredictorLike) -> None:
-    """Send a small gray image through the model, which also warms it up.
+    """Send a small gray image through all that the model can do, which also warms it up.
 
     Raises:
         RuntimeError: if what comes out has another size.
     """
     image = np.full((64, 96, 3), 128, dtype=np.uint8)
     first = predictor.info.classes.names[:1]
-    segmentation = predictor.pseudo_mask(image, first, predictor.options())
-    if segmentation.label_map.shape != image.shape[:2]:
+    outcomes = [predictor.pseudo_mask(image, first, predictor.options())]
+    if predictor.info.can_segment:
+        outcomes.append(predictor.segment(image, predictor.segment_options()))
+    for segmentation in outcomes:
         shape = segmentation.label_map.shape
-        raise RuntimeError(f"expected a label map of {image.shape[:2]}, got {shape}")
+        if shape != image.shape[:2]:
+            raise RuntimeError(f"expected a label map of {image.shape[:2]}, got {shape}")
 
 
 def _reach_stores(settings: WorkerSettings) -> BlobStore:

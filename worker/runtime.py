@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.data.classes import ClassList
 from models.images import MAX_PIXELS
+from models.segmentation import MaskOptions, Segmentation
 from worker.blobs import BlobStore
-from worker.protocol import ModelInfo
+from worker.presence import ModelInfo
 
-if TYPE_CHECKING:
-    from models.predictor import MaskOptions, Segmentation
+OnProgress = Callable[[str, float], None]
 
 
 class Described(Protocol):
@@ -24,6 +24,11 @@ class Described(Protocol):
     @property
     def classes(self) -> ClassList:
         """The classes that can be asked for."""
+        ...
+
+    @property
+    def can_segment(self) -> bool:
+        """Whether it holds a segmenter."""
         ...
 
     def to_json(self) -> dict[str, Any]:
@@ -44,14 +49,8 @@ class PredictorLike(Protocol):
         """What the model says of itself."""
         ...
 
-    def options(
-        self,
-        *,
-        refine: str | None = None,
-        background_threshold: float | None = None,
-        min_confidence: float | None = None,
-    ) -> MaskOptions:
-        """Return options with the model's defaults filled in."""
+    def options(self) -> MaskOptions:
+        """Return the model's own options for pseudo masks."""
         ...
 
     def pseudo_mask(
@@ -60,9 +59,19 @@ class PredictorLike(Protocol):
         labels: Sequence[str],
         options: MaskOptions,
         *,
-        on_progress: Callable[[str, float], None] = ...,
+        on_progress: OnProgress = ...,
     ) -> Segmentation:
         """Segment the labeled classes of an image, (H, W, 3)."""
+        ...
+
+    def segment_options(self) -> MaskOptions:
+        """Return the model's own options for segmenting."""
+        ...
+
+    def segment(
+        self, image: NDArray[np.uint8], options: MaskOptions, *, on_progress: OnProgress = ...
+    ) -> Segmentation:
+        """Segment whatever classes an image shows, (H, W, 3)."""
         ...
 
 

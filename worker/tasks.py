@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rq import get_current_job
 from rq.job import Job
@@ -14,29 +14,25 @@ from rq.utils import now
 from models.files import provenance, scores_npz
 from models.images import UprightImage, read_image
 from models.pictures import label_map_png
+from models.segmentation import MaskOptions, Segmentation
+from worker.failures import CannotSegmentError
 from worker.protocol import (
     ClassRecord,
     ImageRecord,
     JobRequest,
     JobResult,
-    Options,
     Progress,
     ResultBlobs,
     Timings,
 )
-from worker.runtime import Runtime, installed
-
-if TYPE_CHECKING:
-    from models.predictor import MaskOptions, Segmentation
-
-OnProgress = Callable[[str, float], None]
+from worker.runtime import OnProgress, Runtime, installed
 
 # Shares of a job's work, for its progress: the model's part begins and ends at these fractions.
 _DECODED, _SEGMENTED = 0.05, 0.85
 
 
 def pseudo_mask(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Run a queued request in this worker; the task that RQ calls.
+    """Segment the classes that a queued request names; a task that RQ calls.
 
     Args:
         request: a JobRequest in JSON's types.
@@ -44,6 +40,15 @@ def pseudo_mask(request: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         A JobResult in JSON's types.
     """
+    return _work(request)
+
+
+def segment_image(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Segment whatever a queued request's image shows; a task that RQ calls, as ``pseudo_mask``."""
+    return _work(request)
+
+
+def _work(request: Mapping[str, Any]) -> dict[str, Any]:
     job = get_current_job()
     waited = _waited(job) if job is not None else 0.0
     report = progress_writer(job) if job is not None else _ignore_progress
@@ -52,7 +57,7 @@ def pseudo_mask(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run(request: JobRequest, runtime: Runtime, *, waited: float, report: OnProgress) -> JobResult:
-    """Make a pseudo mask and store its files.
+    """Do what a request asks for and store the files.
 
     Decoding, the model and encoding are functions of their own, so that a batch can share the
     middle one.
@@ -66,25 +71,26 @@ def run(request: JobRequest, runtime: Runtime, *, waited: float, report: OnProgr
     Raises:
         BlobError: if the upload cannot be read or the results not stored.
         ImageError: if the upload is no readable image.
+        CannotSegmentError: if this worker's model has no segmenter and needs one.
         UnknownLabelError: if this worker's model does not know a label.
     """
     started = time.perf_counter()
     report("decode", 0.0)
     image = read_image(runtime.blobs.get(request.image), max_pixels=runtime.max_pixels)
     decoded = time.perf_counter()
-    options, segmentation = segment(image, request, runtime, report)
+    segmentation = segment(image, request, runtime, report)
     segmented = time.perf_counter()
     report("encode", _SEGMENTED)
     model = runtime.model
-    done = Options(**asdict(options))
-    blobs = store(segmentation, runtime, text=provenance(model, request.labels, done.model_dump()))
+    text = provenance(model, request.labels, request.options.model_dump())
+    blobs = store(segmentation, runtime, text=text)
     encoded = time.perf_counter()
     height, width = segmentation.label_map.shape
     return JobResult(
         model=model.ref,
         image=ImageRecord(width=width, height=height, exif_orientation=image.exif_orientation),
         labels=request.labels,
-        options=done,
+        options=request.options,
         classes=tuple(ClassRecord(**asdict(each)) for each in segmentation.classes),
         ignored=segmentation.ignored,
         timings=Timings(
@@ -100,16 +106,20 @@ def run(request: JobRequest, runtime: Runtime, *, waited: float, report: OnProgr
 
 def segment(
     image: UprightImage, request: JobRequest, runtime: Runtime, report: OnProgress
-) -> tuple[MaskOptions, Segmentation]:
+) -> Segmentation:
     """Run the model on one image; its progress is the middle part of the job's."""
-    options = runtime.predictor.options(**request.options.model_dump())
+    predictor, pixels = runtime.predictor, image.pixels
+    options = MaskOptions(**request.options.model_dump())
 
     def on_progress(stage: str, fraction: float) -> None:
         report(stage, _DECODED + (_SEGMENTED - _DECODED) * fraction)
 
-    return options, runtime.predictor.pseudo_mask(
-        image.pixels, request.labels, options, on_progress=on_progress
-    )
+    if request.task == "pseudo_mask":
+        return predictor.pseudo_mask(pixels, request.labels, options, on_progress=on_progress)
+    # The API has seen to it, but the bundle may have been another one then.
+    if not runtime.model.can_segment:
+        raise CannotSegmentError(f"expected a model with a segmenter, got {runtime.model.name!r}")
+    return predictor.segment(pixels, options, on_progress=on_progress)
 
 
 def store(segmentation: Segmentation, runtime: Runtime, *, text: Mapping[str, str]) -> ResultBlobs:

@@ -34,6 +34,9 @@ def export(
         Path | None,
         typer.Option(help="JSON list of {name, value, data, rule: fixed|oracle} to carry along."),
     ] = None,
+    segmenter: Annotated[
+        bool, typer.Option(help="Take along the segmenter, if the run has one.")
+    ] = True,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
@@ -49,6 +52,7 @@ def export(
         licence=licence,
         trained_on=trained_on,
         metrics=_read_metrics(metrics) if metrics else (),
+        with_segmenter=segmenter,
     )
     size = sum(path.stat().st_size for path in output.iterdir())
     print(f"{info.name} {info.version}: {size / 1e6:.1f} MB in {output}")

@@ -1,9 +1,10 @@
-"""Options that several commands share, and the progress bar."""
+"""Options that several commands share, and the progress bars."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,11 @@ from rich.progress import (
 
 if TYPE_CHECKING:
     import torch
+
+    from models.run import Run
+    from models.training.loop import Step
+
+    Stage = Callable[..., Path]  # of models.stages and models.segmenter_stage
 
 BundleOption = Annotated[
     str, typer.Option("--bundle", help="Name of a shipped bundle, or a bundle's folder.")
@@ -44,6 +50,9 @@ ThreadsOption = Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves t
 ImagesOption = Annotated[Path, typer.Option("--images", help="Folder of photos.")]
 LabelsFileOption = Annotated[
     Path, typer.Option("--labels", help="CSV: a header 'image,labels', then 'photo.jpg,cat;bowl'.")
+]
+WorkersOption = Annotated[
+    int, typer.Option(min=0, help="Processes that load photos; 0 loads in this one.")
 ]
 WorkArgument = Annotated[Path, typer.Argument(help="Work directory of the run.")]
 
@@ -84,3 +93,41 @@ def progress(title: str, total: int | None) -> Iterator[tuple[Progress, TaskID]]
     )
     with bar:
         yield bar, bar.add_task(title, total=total, note="")
+
+
+def report_stage(
+    stage: Stage,
+    run: Run,
+    samples: Sequence[object],
+    name: str,
+    *,
+    epochs: int,
+    images_first: int = 0,
+    quiet: bool = False,
+) -> None:
+    """Run a stage under a progress bar, and under one more if it first looks at images.
+
+    Args:
+        stage: run, samples and a callback → the file it wrote.
+        run: it belongs to.
+        samples: that it learns from.
+        name: of the stage.
+        epochs: that it takes.
+        images_first: how many images it looks at before its first step.
+        quiet: show nothing, as suits all but one of several processes.
+    """
+    if quiet:
+        stage(run, samples, lambda _: None)
+        return
+    with progress(name, epochs) as (bar, task):
+
+        def on_step(step: Step) -> None:
+            terms = "  ".join(f"{key} {value:.4f}" for key, value in step.losses.items())
+            bar.update(task, completed=step.epoch, note=terms)
+
+        if images_first:
+            first = bar.add_task("embed regions", total=images_first, note="")
+            stage = partial(stage, on_images=lambda count: bar.advance(first, count))
+        path = stage(run, samples, on_step)
+        bar.update(task, completed=epochs)
+    print(f"written to {path}")

@@ -1,8 +1,7 @@
-"""Commands of the three training stages."""
+"""Commands of the three training stages, and of all stages at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,20 +14,18 @@ from models.cli.options import (
     LabelsFileOption,
     ThreadsOption,
     WorkArgument,
+    WorkersOption,
     pick_device,
     progress,
+    report_stage,
 )
 
 if TYPE_CHECKING:
+    import torch
+    from rich.progress import Progress, TaskID
+
     from models.data.sample import Sample
     from models.run import Run
-    from models.training.loop import Step
-
-    Stage = Callable[..., Path]  # of models.stages
-
-WorkersOption = Annotated[
-    int, typer.Option(min=0, help="Processes that load photos; 0 loads in this one.")
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -36,37 +33,36 @@ def register(app: typer.Typer) -> None:
     app.command("train-generator")(train_generator)
     app.command("learn-prompts")(learn_prompts)
     app.command("refine-generator")(refine_generator)
+    app.command("run-all")(run_all)
+
+
+ConfigOption = Annotated[
+    str, typer.Option(help="A YAML file, or the name of one of the project's own.")
+]
+ClassesOption = Annotated[
+    Path | None,
+    typer.Option(help="File of 'index name' lines. Default: the labels' names, from 1."),
+]
 
 
 def train_generator(
     work: WorkArgument,
     images: ImagesOption,
     labels: LabelsFileOption,
-    config: Annotated[
-        str, typer.Option(help="A YAML file, or the name of one of the project's own.")
-    ],
-    classes: Annotated[
-        Path | None,
-        typer.Option(help="File of 'index name' lines. Default: the labels' names, from 1."),
-    ] = None,
+    config: ConfigOption,
+    classes: ClassesOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
     workers: WorkersOption = 0,
 ) -> None:
     """Stage (a): fit the mask generator to the class texts, and start a work directory."""
     from models import stages
-    from models.config import load_config
-    from models.data.classes import read_class_list
-    from models.data.folder import classes_of, read_folder
-    from models.run import start_run
 
-    settings = load_config(config)
-    class_list = read_class_list(classes) if classes else classes_of(labels)
-    samples = read_folder(images, labels, class_list)
-    run = start_run(
-        settings, class_list, work, device=pick_device(device, threads), workers=workers
+    run, samples = _start(
+        work, images, labels, config, classes, pick_device(device, threads), workers
     )
-    _report(stages.train_generator, run, samples, "train-generator")
+    epochs = run.config.train_generator.epochs
+    report_stage(stages.train_generator, run, samples, "train-generator", epochs=epochs)
 
 
 def learn_prompts(
@@ -83,7 +79,10 @@ def learn_prompts(
     run, samples = _open(work, images, labels, device, threads, workers)
     labeled = sum(bool(each.channels) for each in samples)
     views = run.config.learn_prompts.views * labeled
-    _report(stages.learn_prompts, run, samples, "learn-prompts", images_first=views)
+    epochs = run.config.learn_prompts.epochs
+    report_stage(
+        stages.learn_prompts, run, samples, "learn-prompts", epochs=epochs, images_first=views
+    )
 
 
 def refine_generator(
@@ -98,7 +97,70 @@ def refine_generator(
     from models import stages
 
     run, samples = _open(work, images, labels, device, threads, workers)
-    _report(stages.refine_generator, run, samples, "refine-generator")
+    epochs = run.config.refine_generator.epochs
+    report_stage(stages.refine_generator, run, samples, "refine-generator", epochs=epochs)
+
+
+def run_all(
+    work: WorkArgument,
+    images: ImagesOption,
+    labels: LabelsFileOption,
+    config: ConfigOption,
+    classes: ClassesOption = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="The bundle's folder. Default: WORK/bundle.")
+    ] = None,
+    licence: Annotated[
+        str, typer.Option(help="Under which others may use the weights.")
+    ] = "unspecified",
+    trained_on: Annotated[
+        str, typer.Option(help="What it was trained on, in words.")
+    ] = "unspecified",
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = 0,
+    workers: WorkersOption = 0,
+) -> None:
+    """From photos with labels to a bundle that segments: all stages, leaving out what is done already."""
+    from models.run_all import plan
+
+    run, samples = _start(
+        work, images, labels, config, classes, pick_device(device, threads), workers
+    )
+    target = output or work / "bundle"
+    redone = False
+    for stage in plan(run, samples, images, target, licence=licence, trained_on=trained_on):
+        if stage.done and not redone:
+            print(f"{stage.name}: done before, see {stage.result}")
+            continue
+        redone = True  # what comes later was made of something else
+        with progress(f"{stage.name} (percent)", 100) as (bar, task):
+            stage.start(partial(_show_share, bar, task))
+            bar.update(task, completed=100)
+        print(f"{stage.name}: written to {stage.result}")
+
+
+def _show_share(bar: Progress, task: TaskID, share: float) -> None:
+    bar.update(task, completed=round(100 * share))
+
+
+def _start(
+    work: Path,
+    images: Path,
+    labels: Path,
+    config: str,
+    classes: Path | None,
+    device: torch.device,
+    workers: int,
+) -> tuple[Run, list[Sample]]:
+    from models.config import load_config
+    from models.data.classes import read_class_list
+    from models.data.folder import classes_of, read_folder
+    from models.run import start_run
+
+    settings = load_config(config)
+    class_list = read_class_list(classes) if classes else classes_of(labels)
+    samples = read_folder(images, labels, class_list)
+    return start_run(settings, class_list, work, device=device, workers=workers), samples
 
 
 def _open(
@@ -109,22 +171,3 @@ def _open(
 
     run = open_run(work, device=pick_device(device, threads), workers=workers)
     return run, read_folder(images, labels, run.classes)
-
-
-def _report(
-    stage: Stage, run: Run, samples: Sequence[Sample], name: str, *, images_first: int = 0
-) -> None:
-    """Run a stage under a progress bar, and under one more if it first looks at images."""
-    epochs = getattr(run.config, name.replace("-", "_")).epochs
-    with progress(name, epochs) as (bar, task):
-
-        def on_step(step: Step) -> None:
-            terms = "  ".join(f"{key} {value:.4f}" for key, value in step.losses.items())
-            bar.update(task, completed=step.epoch, note=terms)
-
-        if images_first:
-            first = bar.add_task("embed regions", total=images_first, note="")
-            stage = partial(stage, on_images=lambda count: bar.advance(first, count))
-        path = stage(run, samples, on_step)
-        bar.update(task, completed=epochs)
-    print(f"written to {path}")

@@ -13,3 +13,15 @@ class MaskGenerator(Protocol):
     def __call__(self, images: Tensor) -> Tensor:
         """Map images in [0, 1], (B, 3, H, W), to non-negative CAMs (B, K, h, w) on a coarser grid."""
         ...
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return what the network knows of images before its head, one row an image."""
+        ...
+
+    def cams(self, features: Tensor) -> Tensor:
+        """Read the CAMs from features."""
+        ...
+
+    def affinity(self, features: Tensor) -> Tensor:
+        """Read from features how alike the places of the grid are, (B, h, w, h, w), not negative."""
+        ...

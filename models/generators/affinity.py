@@ -1,42 +1,45 @@
-"""Class evidence that travels between places which look alike to the backbone."""
+"""How alike places look to a mask generator."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
 
-# Cosines of ReLU features are high everywhere; this power leaves only near neighbors in feature space.
-SHARPNESS = 4
+from models.generators import MaskGenerator
 
 
-def propagate(cams: Tensor, features: Tensor, *, steps: int) -> Tensor:
-    """Spread CAMs by the cosine affinity of features: each step replaces a place by the mean of its likes.
+def cosine_affinity(features: Tensor) -> Tensor:
+    """Return the positive cosines between all places of a feature map, (B, C, h, w) → (B, h, w, h, w).
 
-    The counterpart for convolutional networks of a transformer's patch affinity (as in WeakTr's fine CAM). Rows of the
-    transition matrix are positive cosines to the power of 4, divided by their sum.
+    The counterpart for convolutional networks of a transformer's patch affinity (as in WeakTr's fine CAM). Memory grows
+    with (h w)² an image.
+    """
+    unit = F.normalize(features.flatten(2), dim=1)
+    grid = features.shape[-2:]
+    return (unit.transpose(1, 2) @ unit).relu().view(-1, *grid, *grid)
+
+
+class RememberingGenerator:
+    """A mask generator that keeps its features of a batch for the affinity, which would compute them again.
+
+    One is made for each batch of images; it must not see others.
 
     Args:
-        cams: (B, K, h, w).
-        features: the backbone's map that the CAMs were read from, (B, C, h, w).
-        steps: how often; 0 returns the CAMs as they are.
-
-    Returns:
-        (B, K, h, w); a constant map stays constant. Memory grows with (h w)² an image.
-
-    Raises:
-        ValueError: if the grids differ.
+        generator: the mask generator.
     """
-    if cams.shape[-2:] != features.shape[-2:] or cams.shape[0] != features.shape[0]:
-        raise ValueError(
-            f"expected CAMs on the features' grid {tuple(features.shape)}, got {tuple(cams.shape)}"
-        )
-    if not steps:
-        return cams
-    unit = F.normalize(features.flatten(2), dim=1)
-    affinity = (unit.transpose(1, 2) @ unit).relu() ** SHARPNESS
-    # A place without any feature has no likes; it keeps nothing rather than turning into NaN.
-    transition = affinity / affinity.sum(dim=2, keepdim=True).clamp(min=1e-12)
-    spread = cams.flatten(2)
-    for _ in range(steps):
-        spread = spread @ transition.transpose(1, 2)
-    return spread.view_as(cams)
+
+    def __init__(self, generator: MaskGenerator) -> None:
+        self._generator = generator
+        self._features: dict[tuple[int, ...], Tensor] = {}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return CAMs, (B, K, h, w); see MaskGenerator."""
+        features = self._generator.features(images)
+        self._features[tuple(images.shape[-2:])] = features
+        return self._generator.cams(features)
+
+    def affinity(self, images: Tensor) -> Tensor:
+        """Return the affinity of images that came first in a batch of their size, or that are new, (B, h, w, h, w)."""
+        known = self._features.get(tuple(images.shape[-2:]))
+        features = self._generator.features(images) if known is None else known[: len(images)]
+        return self._generator.affinity(features)

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from models.generators.affinity import propagate
+from models.generators.affinity import cosine_affinity
 
 
 class CnnGenerator(nn.Module):
@@ -20,7 +20,6 @@ class CnnGenerator(nn.Module):
         head: weights of the 1×1 convolution, one row a class, (K, C).
         mean: of the backbone's input normalization, per RGB channel.
         std: of the backbone's input normalization, per RGB channel.
-        affinity_steps: how often the CAMs are spread by the features' affinity; 0 for never.
     """
 
     mean: Tensor
@@ -33,12 +32,10 @@ class CnnGenerator(nn.Module):
         *,
         mean: Sequence[float],
         std: Sequence[float],
-        affinity_steps: int = 0,
     ) -> None:
         super().__init__()
         classes, channels = head.shape
         self.backbone = backbone.to(memory_format=torch.channels_last)  # as in models.clip
-        self.affinity_steps = affinity_steps
         self.head = nn.Conv2d(channels, classes, kernel_size=1, bias=False)
         with torch.no_grad():
             self.head.weight.copy_(head[:, :, None, None])
@@ -47,17 +44,26 @@ class CnnGenerator(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """Return signed class evidence, (B, K, h, w), for images in [0, 1], (B, 3, H, W)."""
-        evidence: Tensor = self.head(self._features(images))
+        evidence: Tensor = self.head(self.features(images))
         return evidence
 
     def forward(self, images: Tensor) -> Tensor:
         """Return non-negative CAMs, (B, K, h, w), for images in [0, 1], (B, 3, H, W)."""
-        features = self._features(images)
-        return propagate(self.head(features).relu(), features, steps=self.affinity_steps)
+        return self.cams(self.features(images))
 
-    def _features(self, images: Tensor) -> Tensor:
+    def features(self, images: Tensor) -> Tensor:
+        """Return the backbone's map, (B, C, h, w), for images in [0, 1], (B, 3, H, W)."""
         features: Tensor = self.backbone((images - self.mean) / self.std)
         return features
+
+    def cams(self, features: Tensor) -> Tensor:
+        """Return non-negative CAMs, (B, K, h, w), of the backbone's map."""
+        evidence: Tensor = self.head(features)
+        return evidence.relu()
+
+    def affinity(self, features: Tensor) -> Tensor:
+        """Return the positive cosines between the places of the backbone's map, (B, h, w, h, w)."""
+        return cosine_affinity(features)
 
 
 class _LastStage(nn.Module):
@@ -94,7 +100,6 @@ def cnn_generator(
     classes: int,
     pretrained: bool,
     output_stride: int,
-    affinity_steps: int,
     generator: torch.Generator,
 ) -> CnnGenerator:
     """Build a CAM network from any timm backbone that has ``features_only``, with a random head.
@@ -104,7 +109,6 @@ def cnn_generator(
         classes: K.
         pretrained: load timm's weights, from the model hub or its cache.
         output_stride: 8, 16 or 32; networks that cannot dilate keep their own.
-        affinity_steps: as CnnGenerator takes it.
         generator: source of randomness of the head.
 
     Raises:
@@ -131,5 +135,4 @@ def cnn_generator(
         head,
         mean=data["mean"],
         std=data["std"],
-        affinity_steps=affinity_steps,
     )

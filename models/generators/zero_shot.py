@@ -60,7 +60,7 @@ def text_initialized_head(clip: FrozenClip, class_text: Tensor) -> Tensor:
 
 
 def zero_shot_generator(
-    clip: FrozenClip, class_text: Tensor, *, output_stride: int, affinity_steps: int = 0
+    clip: FrozenClip, class_text: Tensor, *, output_stride: int
 ) -> CnnGenerator:
     """Build a mask generator from a CLIP and class texts alone; the baseline that training must beat.
 
@@ -70,7 +70,6 @@ def zero_shot_generator(
         clip: a CLIP that ``trunk_name`` accepts.
         class_text: class text embeddings, (K, D), L2-normalized.
         output_stride: 8, 16 or 32.
-        affinity_steps: as CnnGenerator takes it.
 
     Raises:
         ValueError: if the image tower has another form.
@@ -79,4 +78,4 @@ def zero_shot_generator(
     backbone.load_state_dict(clip.model.visual.trunk.state_dict())
     mean, std = (buffer.flatten().tolist() for buffer in (clip.mean, clip.std))
     head = text_initialized_head(clip, class_text)
-    return CnnGenerator(backbone, head, mean=mean, std=std, affinity_steps=affinity_steps).eval()
+    return CnnGenerator(backbone, head, mean=mean, std=std).eval()

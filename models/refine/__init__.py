@@ -15,7 +15,17 @@ from models.refine.names import NO_REFINER, REFINERS, parse_chain
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["NO_REFINER", "REFINERS", "Chain", "Refiner", "build_refiner", "parse_chain"]
+    from models.refine.regions import Regions
+
+__all__ = [
+    "NO_REFINER",
+    "REFINERS",
+    "Chain",
+    "Refiner",
+    "Surroundings",
+    "build_refiner",
+    "parse_chain",
+]
 
 
 class Refiner(Protocol):
@@ -26,7 +36,7 @@ class Refiner(Protocol):
 
         Args:
             image: (B, 3, H, W) in [0, 1].
-            scores: (B, C, H, W), floating point, on the image's device.
+            scores: of the foreground classes, (B, C, H, W) in [0, 1], floating point, on the image's device.
 
         Returns:
             (B, C, H, W), of the scores' dtype and device; each item independent of the batch.
@@ -35,6 +45,22 @@ class Refiner(Protocol):
             ValueError: if the shapes do not fit together.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What some refiners need beside image and scores.
+
+    Attributes:
+        affinity: images (B, 3, H, W) → how alike the places of a coarse grid are to the mask generator,
+            (B, h, w, h, w), not negative.
+        background: scores (C, H, W) → the background's score, (H, W).
+        proposals: image (3, H, W) → regions that probably belong together.
+    """
+
+    affinity: Callable[[Tensor], Tensor]
+    background: Callable[[Tensor], Tensor]
+    proposals: Callable[[Tensor], Regions]
 
 
 @dataclass(frozen=True)
@@ -50,15 +76,15 @@ class Chain:
         return scores
 
 
-def build_refiner(chain: str) -> Refiner:
+def build_refiner(chain: str, surroundings: Surroundings) -> Refiner:
     """Build the refiner that a chain such as ``"pamr"``, ``"a+b"`` or ``"none"`` names.
 
     Raises:
         ValueError: as `parse_chain`.
     """
-    return Chain(tuple(_load(REFINERS[name])() for name in parse_chain(chain)))
+    return Chain(tuple(_load(REFINERS[name])(surroundings) for name in parse_chain(chain)))
 
 
-def _load(path: str) -> Callable[[], Refiner]:
+def _load(path: str) -> Callable[[Surroundings], Refiner]:
     module, _, factory = path.partition(":")
-    return cast("Callable[[], Refiner]", getattr(import_module(module), factory))
+    return cast("Callable[[Surroundings], Refiner]", getattr(import_module(module), factory))

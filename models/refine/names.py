@@ -6,11 +6,14 @@ from typing import Final
 
 NO_REFINER: Final = "none"
 
-# Name → "module:factory"; the factory takes no argument and returns a Refiner. A new refiner is
+# Name → "module:factory"; the factory takes the image's `Surroundings` and returns a Refiner. A new refiner is
 # one file and one line here: the command line, the service and the contract tests read this table.
 REFINERS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "pamr": "models.refine.pamr:Pamr",
+        "pamr": "models.refine.pamr:build",
+        "dense_crf": "models.refine.dense_crf:build",
+        "random_walk": "models.refine.random_walk:build",
+        "region_vote": "models.refine.region_vote:build",
     }
 )
 

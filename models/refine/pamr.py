@@ -18,6 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.refine import Surroundings
+from models.refine.checks import check_pair
+
 DILATIONS: Final = (1, 2, 4, 8, 12, 24)
 ITERATIONS: Final = 10
 CHUNK: Final = 1 << 15
@@ -36,6 +39,12 @@ class Pamr:
     def __call__(self, image: Tensor, scores: Tensor) -> Tensor:
         """Refine (B, C, H, W) scores by (B, 3, H, W) images in [0, 1]."""
         return pamr(image, scores, iterations=self.iterations, dilations=self.dilations)
+
+
+def build(surroundings: Surroundings) -> Pamr:
+    """Build the refiner; it needs nothing beside the image."""
+    del surroundings
+    return Pamr()
 
 
 @torch.no_grad()
@@ -66,7 +75,8 @@ def pamr(
     Raises:
         ValueError: if the shapes or the parameters are not as above.
     """
-    _check(image, scores, iterations=iterations, dilations=dilations)
+    check_pair(image, scores)
+    _check_parameters(iterations, dilations)
     if scores.numel() == 0 or iterations == 0:
         return scores.clone()
     refined = torch.empty_like(scores)
@@ -132,17 +142,7 @@ def affinities(image: Tensor, index: Tensor, *, chunk: int = CHUNK) -> Tensor:
     return weights
 
 
-def _check(image: Tensor, scores: Tensor, *, iterations: int, dilations: Sequence[int]) -> None:
-    if image.dim() != 4 or image.shape[1] != 3:
-        raise ValueError(f"expected an image of shape (B, 3, H, W), got {tuple(image.shape)}")
-    batch, _, height, width = image.shape
-    if scores.dim() != 4 or (len(scores), *scores.shape[2:]) != (batch, height, width):
-        raise ValueError(
-            f"expected scores of shape ({batch}, C, {height}, {width}), as the image's, "
-            f"got {tuple(scores.shape)}"
-        )
-    if not (image.is_floating_point() and scores.is_floating_point()):
-        raise ValueError(f"expected floating point tensors, got {image.dtype} and {scores.dtype}")
+def _check_parameters(iterations: int, dilations: Sequence[int]) -> None:
     if iterations < 0:
         raise ValueError(f"expected iterations of at least 0, got {iterations}")
     if not dilations or min(dilations) < 1:

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from service.dependencies import JobsDependency
+from service.dependencies import CatalogDependency
 from service.errors import PROBLEMS, ProblemDocument, ProblemError
 from service.schemas import Health, Readiness
 
@@ -33,9 +33,9 @@ async def get_health() -> Health:
 
 
 @router.get("/ready", responses={503: {"model": ProblemDocument}})
-def get_ready(jobs: JobsDependency) -> Readiness:
+def get_ready(catalog: CatalogDependency) -> Readiness:
     """Say that Redis answers and that a live worker has a warm model."""
-    workers = jobs.workers()
+    workers = catalog.workers()
     if not workers:
         raise ProblemError("not-ready", "no live worker has a warm model")
     return Readiness(workers=workers)

@@ -1,0 +1,168 @@
+"""Compare refiners and their chains: mean IoU, boundary F-score and seconds per photo.
+
+For each set of scales the CAMs are made once; each chain then refines them. Scores are stored in half precision and
+decided as `semples make-pseudo-masks` does it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from models.boundary import boundary_scores
+from models.bundle import find_bundle, load_bundle
+from models.data.classes import ClassList, read_class_list
+from models.data.folder import read_folder
+from models.evaluate import sweep_soft_maps
+from models.images import read_image
+from models.predictor import Predictor
+from models.pseudo_masks import SoftMaps
+from models.segmentation import Segmentation
+
+CHAINS = (
+    "none",
+    "pamr",
+    "dense_crf",
+    "random_walk",
+    "region_vote",
+    "pamr+dense_crf",
+    "pamr+region_vote",
+    "random_walk+pamr",
+    "random_walk+dense_crf",
+    "random_walk+region_vote",
+    "random_walk+pamr+region_vote",
+    "random_walk+region_vote+pamr",
+    "random_walk+region_vote+dense_crf",
+)
+SCALES = ((1.0,), (0.8, 1.0), (0.7, 1.0, 1.4))
+MIN_PIXELS = 30_000
+THRESHOLDS = [percent / 100 for percent in range(5, 96)]
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A labeled photo and its label map."""
+
+    pixels: np.ndarray
+    labels: tuple[str, ...]
+    truth: np.ndarray
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a chain is worth: mean IoU by both rules, boundary F by the fixed rule, all in [0, 1]."""
+
+    fixed: float
+    oracle: float
+    threshold: float
+    boundary: float
+    seconds: float
+
+
+def main() -> None:
+    """Print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--bundle", default="coco-demo")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--chains", nargs="*", default=CHAINS)
+    parser.add_argument("--scales", nargs="*", help="e.g. 0.8,1.0")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    predictor = Predictor(load_bundle(find_bundle(arguments.bundle), device=torch.device("cpu")))
+    classes = predictor.info.classes
+    photos = list(read_photos(arguments.data, classes))
+    chosen = [tuple(map(float, each.split(","))) for each in arguments.scales or ()] or SCALES
+    print(
+        "| scales | refine | fixed | oracle (t) | boundary F | s per photo |\n|---|---|---|---|---|---|"
+    )
+    for scales in chosen:
+        scaled = with_scales(predictor, scales)
+        for chain in arguments.chains:
+            row = measure(scaled, photos, chain)
+            print(
+                f"| {', '.join(map(str, scales))} | {chain} | {100 * row.fixed:.1f} | "
+                f"{100 * row.oracle:.1f} ({row.threshold:.2f}) | {100 * row.boundary:.1f} | {row.seconds:.2f} |",
+                flush=True,
+            )
+
+
+def read_photos(data: Path, classes: ClassList) -> Iterator[Photo]:
+    """Read the labeled photos of a folder with labels.csv and masks."""
+    if read_class_list(data / "classes.txt").names != classes.names:
+        raise ValueError("expected a bundle of the data's own classes")
+    for sample in read_folder(data / "images", data / "labels.csv", classes):
+        if sample.channels:
+            yield Photo(
+                read_image(sample.path.read_bytes()).pixels,
+                tuple(classes.names[channel] for channel in sample.channels),
+                np.array(Image.open(data / "masks" / f"{sample.stem}.png")),
+            )
+
+
+def with_scales(predictor: Predictor, scales: tuple[float, ...]) -> Predictor:
+    """Return the same predictor at other scales."""
+    info = predictor.info
+    inference = info.inference.model_copy(update={"scales": scales})
+    return Predictor(
+        replace(predictor.bundle, info=info.model_copy(update={"inference": inference}))
+    )
+
+
+def measure(predictor: Predictor, photos: list[Photo], chain: str) -> Row:
+    """Segment all photos with a chain and compare with their label maps."""
+    options = predictor.options(refine=chain)
+    started = time.perf_counter()
+    made = [predictor.pseudo_mask(photo.pixels, photo.labels, options) for photo in photos]
+    seconds = (time.perf_counter() - started) / len(photos)
+    default = options.background_threshold or 0.0
+    sweep = sweep_soft_maps(
+        zip((torch.from_numpy(photo.truth) for photo in photos), map(soft_maps, made), strict=True),
+        predictor.info.classes,
+        thresholds=sorted({default, *THRESHOLDS}),
+        min_pixels=MIN_PIXELS,
+    )
+    threshold, oracle = sweep.best
+    fixed = sweep.reports[sweep.thresholds.index(default)]
+    return Row(
+        fixed=fixed.mean_iou,
+        oracle=oracle.mean_iou,
+        threshold=threshold,
+        boundary=mean_boundary(photos, made, lambda index: oracle.pixels[index] >= MIN_PIXELS),
+        seconds=seconds,
+    )
+
+
+def soft_maps(made: Segmentation) -> SoftMaps:
+    """Return what a segmentation was decided from."""
+    height, width = made.label_map.shape
+    return SoftMaps(
+        made.scores,
+        np.array([each.index for each in made.classes]),
+        tuple(each.name for each in made.classes),
+        (height, width),
+    )
+
+
+def mean_boundary(
+    photos: list[Photo], made: list[Segmentation], counts: Callable[[int], bool | torch.Tensor]
+) -> float:
+    """Return the boundary F-score, mean over photos and then over classes."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for photo, each in zip(photos, made, strict=True):
+        for index, score in boundary_scores(photo.truth, each.label_map).items():
+            if counts(index):
+                found[index].append(score)
+    return float(np.mean([np.mean(scores) for scores in found.values()]))
+
+
+if __name__ == "__main__":
+    main()

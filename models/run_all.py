@@ -1,0 +1,115 @@
+"""All stages of a run in order, each left out if its result is there already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from models import stages
+from models.bundle import load_bundle
+from models.bundle_info import MANIFEST
+from models.data.mask_folder import read_mask_folder
+from models.data.sample import Sample
+from models.export import export_bundle
+from models.make_masks import make_pseudo_masks
+from models.predictor import Predictor
+from models.run import Run
+from models.segmenter_stage import STAGE, WEIGHTS, epochs_of, train_segmenter
+
+OnShare = Callable[[float], None]  # the share of a stage that is done, in [0, 1]
+
+_GENERATOR = "refine-generator"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the whole run.
+
+    Attributes:
+        name: of the command that does it alone.
+        result: the file that it leaves last.
+        start: does it; whatever an earlier call did of it is not done again.
+    """
+
+    name: str
+    result: Path
+    start: Callable[[OnShare], object]
+
+    @property
+    def done(self) -> bool:
+        """Whether its result is there."""
+        return self.result.is_file()
+
+
+def plan(
+    run: Run,
+    samples: Sequence[Sample],
+    images: Path,
+    output: Path,
+    *,
+    licence: str,
+    trained_on: str,
+) -> tuple[Stage, ...]:
+    """Return the stages from photos with labels to a bundle that can segment.
+
+    Args:
+        run: a work directory, new or begun.
+        samples: labeled photos.
+        images: their folder.
+        output: the bundle's folder.
+        licence: under which others may use the weights.
+        trained_on: the data, in words.
+    """
+    work, config = run.work, run.config
+    masks = work / "pseudo-masks"
+
+    def segmenter(on_share: OnShare) -> Path:
+        found = read_mask_folder(images, masks, run.classes)
+        settings = config.train_segmenter
+        epochs = epochs_of(settings, photos=len(found))
+        return train_segmenter(run, found, lambda step: on_share(step.epoch / epochs))
+
+    def export(_: OnShare) -> object:
+        return export_bundle(run, output, stage=_GENERATOR, licence=licence, trained_on=trained_on)
+
+    def fitting(
+        name: str, stage: Callable[..., Path], epochs: int, weights: str = "generator.safetensors"
+    ) -> Stage:
+        def start(on_share: OnShare) -> Path:
+            return stage(run, samples, lambda step: on_share(step.epoch / epochs))
+
+        return Stage(name, work / name / weights, start)
+
+    return (
+        fitting("train-generator", stages.train_generator, config.train_generator.epochs),
+        fitting("learn-prompts", stages.learn_prompts, config.learn_prompts.epochs, "prompts.safetensors"),
+        fitting(_GENERATOR, stages.refine_generator, config.refine_generator.epochs),
+        Stage(
+            "make-pseudo-masks",
+            masks / "summary.json",
+            lambda on_share: _make_masks(run, samples, masks, on_share),
+        ),
+        Stage(STAGE, work / STAGE / WEIGHTS, segmenter),
+        Stage("export-bundle", output / MANIFEST, export),
+    )  # fmt: skip
+
+
+def _make_masks(run: Run, samples: Sequence[Sample], output: Path, on_share: OnShare) -> None:
+    """Make the pseudo masks with the same code that serves bundles, and so with a bundle."""
+    folder = run.work / "generator-bundle"
+    export_bundle(
+        run, folder, stage=_GENERATOR, licence="internal", trained_on="see the run", with_segmenter=False
+    )  # fmt: skip
+    predictor = Predictor(load_bundle(folder, device=run.device))
+    labeled = sum(bool(sample.channels) for sample in samples)
+    seen = 0
+
+    def on_image() -> None:
+        nonlocal seen
+        seen += 1
+        on_share(seen / labeled)
+
+    make_pseudo_masks(
+        predictor, samples, output, predictor.options(), save_scores=False, on_image=on_image
+    )

@@ -1,0 +1,94 @@
+"""The segmenter's training stage, from pseudo masks to a file of the work directory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from models.build import build_mask_transform, build_segmenter, segmenter_spec
+from models.data.mask_crops import MaskBatches
+from models.data.mask_folder import MaskSample
+from models.files import write_atomically
+from models.run import OnStep, Run, seed_everything
+from models.segmenter_config import SegmenterSpec, SegmenterStageConfig
+from models.tensors import read_tensors
+from models.training.loop import Optimization, fit
+from models.training.processes import in_parallel
+from models.training.segmenter import SegmenterLosses, losses_on, segmenter_groups
+
+STAGE = "train-segmenter"
+WEIGHTS, _SPEC = "segmenter.safetensors", "segmenter.json"
+_SPECS: TypeAdapter[SegmenterSpec] = TypeAdapter(SegmenterSpec)
+
+
+def train_segmenter(run: Run, samples: Sequence[MaskSample], on_step: OnStep) -> Path:
+    """Fit the segmenter to pseudo masks; returns its weights' file, beside which is how to build it.
+
+    A run that was killed goes on after its last whole epoch, and ends as if it had not been.
+    """
+    settings = run.config.train_segmenter
+    seed_everything(run.config.seed)
+    segmenter = build_segmenter(run.config, classes=len(run.classes), device=run.device).train()
+    batches = MaskBatches(
+        samples,
+        build_mask_transform(settings),
+        batch_size=settings.batch_size,
+        generator=torch.Generator().manual_seed(run.config.seed),
+        workers=run.workers,
+        share=(run.processes.rank, run.processes.count),
+    )
+    losses = SegmenterLosses(segmenter, noise_aware=settings.noise_aware)
+    parallel = in_parallel(losses, run.processes, device=run.device)
+    with run.logged(STAGE, on_step) as report:
+        fit(
+            segmenter_groups(segmenter, backbone_rate=settings.backbone_rate),
+            batches,
+            losses_on(parallel, run.device),
+            _optimization(settings, photos=len(samples)),
+            on_step=report,
+            checkpoint=run.checkpoint(STAGE, segmenter, samples),
+        )
+    if run.processes.leads:
+        spec = segmenter_spec(run.config, segmenter)
+        write_atomically(run.work / STAGE / _SPEC, spec.model_dump_json(indent=2).encode())
+    return run.save(STAGE, WEIGHTS, segmenter.state_dict())
+
+
+def epochs_of(settings: SegmenterStageConfig, *, photos: int) -> int:
+    """Return how many epochs the stage takes with so many photos; iterations are rounded up to whole ones."""
+    if settings.iterations is None:
+        return settings.epochs
+    return math.ceil(settings.iterations / max(photos // settings.batch_size, 1))
+
+
+def trained_segmenter(run: Run) -> tuple[SegmenterSpec, dict[str, Tensor]] | None:
+    """Return how to build the segmenter of a run, and its weights; None if it was not trained.
+
+    Raises:
+        ValueError: if a file is damaged.
+        OSError: if one cannot be read.
+    """
+    if not (run.work / STAGE / WEIGHTS).is_file():
+        return None
+    path = run.existing(STAGE, _SPEC)
+    try:
+        spec = _SPECS.validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"expected a description of a segmenter in {path}, got {error}") from error
+    return spec, read_tensors(run.work / STAGE / WEIGHTS)
+
+
+def _optimization(settings: SegmenterStageConfig, *, photos: int) -> Optimization:
+    return Optimization(
+        epochs_of(settings, photos=photos),
+        settings.learning_rate,
+        settings.weight_decay,
+        schedule=settings.schedule,
+        max_gradient_norm=settings.max_gradient_norm,
+        precision=settings.precision,
+    )

@@ -1,0 +1,53 @@
+"""Segmenters: networks that segment a photo without being told what it shows."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Segmenter(nn.Module, ABC):
+    """What every segmentation network is: it takes images in [0, 1] and normalizes inside.
+
+    Sides of images are multiples of 32. Channel 0 of all outputs is the background, channel k + 1 is class k.
+
+    Args:
+        mean: of the input normalization, per RGB channel.
+        std: of the input normalization, per RGB channel.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, *, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Return images in [0, 1], (B, 3, H, W), as the backbone was trained to see them."""
+        return (images - self.mean) / self.std
+
+    @property
+    @abstractmethod
+    def backbone(self) -> nn.Module:
+        """The pre-trained part, which learns more slowly than the rest."""
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Return probabilities (B, K + 1, h, w) on a coarser grid, which sum to 1 over the channels."""
+
+    @abstractmethod
+    def loss(
+        self, images: Tensor, label_maps: Tensor, *, noise_aware: bool = False
+    ) -> Mapping[str, Tensor]:
+        """Return the loss terms by name; their sum is what training minimizes.
+
+        Args:
+            images: in [0, 1], (B, 3, H, W).
+            label_maps: channel per pixel, (B, H, W) int64; 255 teaches nothing.
+            noise_aware: leave out what the network finds hard, since pseudo masks are partly wrong.
+        """

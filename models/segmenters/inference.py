@@ -1,0 +1,119 @@
+"""Segmentation over several scales, a flip and sliding windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.cam import GRID, grid_size, resize_images
+
+Probabilities = Callable[[Tensor], Tensor]  # what a segmenter does; see Segmenter.forward
+
+_OVERLAP = 1 / 3  # share of a window that it has in common with the next one, at least
+
+
+def segment_images(
+    segmenter: Probabilities,
+    images: Tensor,
+    *,
+    scales: Sequence[float],
+    flip: bool,
+    window: int | None,
+    on_scale: Callable[[float], None] = lambda _: None,
+) -> Tensor:
+    """Average a segmenter's probabilities over scales, with and without flip, at the images' size.
+
+    Args:
+        segmenter: images (B, 3, H, W) → probabilities (B, K + 1, h, w).
+        images: in [0, 1], (B, 3, H, W).
+        scales: relative to the images' size; sides are rounded to multiples of 32.
+        flip: add the mirrored image's probabilities.
+        window: side of the windows in pixels, for scaled images that exceed it; None sees every image whole.
+        on_scale: called before each scale with the share done so far; what it raises stops the work.
+
+    Returns:
+        Probabilities, (B, K + 1, H, W), background first; they sum to 1 over the channels.
+
+    Raises:
+        ValueError: if there is no scale.
+    """
+    if not scales:
+        raise ValueError("expected at least one scale, got none")
+    height, width = images.shape[-2:]
+    total = images.new_zeros(())
+    for number, scale in enumerate(scales):
+        on_scale(number / len(scales))
+        size = grid_size(height, width, longer_side=round(scale * max(height, width)))
+        scaled = resize_images(images, size)
+        batch = torch.cat([scaled, scaled.flip(-1)]) if flip else scaled
+        found = in_windows(segmenter, batch, window=window)
+        if flip:
+            straight, mirrored = found.chunk(2)
+            found = (straight + mirrored.flip(-1)) / 2
+        total = total + _stretch(found, (height, width))
+    return total / len(scales)
+
+
+def in_windows(segmenter: Probabilities, images: Tensor, *, window: int | None) -> Tensor:
+    """Return a segmenter's probabilities at the images' size; large images are seen through overlapping windows.
+
+    Where windows overlap, their probabilities are averaged.
+
+    Args:
+        segmenter: images (B, 3, H, W) → probabilities (B, K + 1, h, w).
+        images: (B, 3, H, W), sides multiples of 32.
+        window: a multiple of 32; images no larger are seen whole, and so are all without a window.
+
+    Returns:
+        (B, K + 1, H, W).
+    """
+    height, width = images.shape[-2:]
+    if window is None or max(height, width) <= window:
+        return _stretch(segmenter(images), (height, width))
+    total, count = images.new_zeros(()), images.new_zeros((height, width))
+    for top in window_starts(height, window=window):
+        for left in window_starts(width, window=window):
+            rows, columns = slice(top, top + window), slice(left, left + window)
+            part = images[..., rows, columns]
+            found = _stretch(segmenter(part), (part.shape[-2], part.shape[-1]))
+            if not total.ndim:
+                total = images.new_zeros((*found.shape[:2], height, width))
+            total[..., rows, columns] += found
+            count[rows, columns] += 1
+    return total / count
+
+
+def window_starts(length: int, *, window: int) -> list[int]:
+    """Return where windows along a side begin: evenly, at multiples of 32, a third overlapping, up to both ends."""
+    room = length - window
+    if room <= 0:
+        return [0]
+    steps = math.ceil(room / (window * (1 - _OVERLAP)))
+    return sorted({room * step // steps // GRID * GRID for step in range(steps)} | {room})
+
+
+def _stretch(probabilities: Tensor, size: tuple[int, int]) -> Tensor:
+    if probabilities.shape[-2:] == size:
+        return probabilities
+    return F.interpolate(probabilities, size=size, mode="bilinear", align_corners=False)
+
+
+def keep_winners(probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """Drop the classes that win nowhere; what the others have at a pixel is scaled to sum to 1 again.
+
+    So the best class of every pixel stays the best.
+
+    Args:
+        probabilities: background first, (1, K + 1, H, W).
+
+    Returns:
+        Probabilities of the background and the n winners, (1, n + 1, H, W), and the winners' class channels, (n,).
+    """
+    numbers = torch.unique(probabilities.argmax(dim=1))
+    numbers = numbers[numbers > 0]
+    kept = probabilities[:, torch.cat([numbers.new_zeros(1), numbers])]
+    return kept / kept.sum(dim=1, keepdim=True).clamp(min=1e-12), numbers - 1

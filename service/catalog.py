@@ -1,0 +1,65 @@
+"""Which models there are, which of them are alive, and which one a request gets."""
+
+from __future__ import annotations
+
+from redis import Redis
+
+from service.errors import ProblemError, invalid_field
+from worker.presence import ModelInfo, WorkerInfo, known_models, live_workers
+from worker.protocol import Task
+
+
+class Catalog:
+    """The models that workers announce.
+
+    Args:
+        redis: where they announce them.
+        default: name of the model for requests that name none; empty for one that is alive.
+
+    All methods raise RedisError if Redis is away.
+    """
+
+    def __init__(self, redis: Redis, *, default: str = "") -> None:
+        self._redis = redis
+        self._default = default
+
+    def workers(self) -> tuple[WorkerInfo, ...]:
+        """Return the live workers, each with a warm model."""
+        return live_workers(self._redis)
+
+    def models(self) -> tuple[ModelInfo, ...]:
+        """Return the models that can be asked for."""
+        return known_models(self._redis)
+
+    def default(self, task: Task) -> ModelInfo | None:
+        """Return the model of requests that name none: as configured, else a live one, else any.
+
+        Models that cannot do the task do not count.
+        """
+        models = [model for model in self.models() if model.can(task)]
+        named = [model for model in models if model.name == self._default]
+        alive = {worker.model for worker in self.workers()}
+        live = [model for model in models if model.ref in alive]
+        return next(iter([*named, *live, *models]), None)
+
+    def choose(self, name: str | None, task: Task) -> ModelInfo:
+        """Return the model that a request asks for.
+
+        Raises:
+            ProblemError: if there is none of that name, it cannot do the task, or there is none yet.
+        """
+        models = {model.name: model for model in self.models()}
+        if not models:
+            raise ProblemError("not-ready", "no worker has announced a model yet")
+        if name is not None and name not in models:
+            raise invalid_field("model", f"expected one of {', '.join(models)}, got {name[:80]!r}")
+        model = models[name] if name is not None else self.default(task)
+        if model is None or not model.can(task):
+            raise _cannot_segment(name, [each.name for each in models.values() if each.can(task)])
+        return model
+
+
+def _cannot_segment(name: str | None, able: list[str]) -> ProblemError:
+    subject = f"model {name!r} has no segmenter" if name is not None else "no segmenter is served"
+    others = f"; these models have one: {', '.join(able)}" if able else ""
+    return ProblemError("cannot-segment", subject + others, models=able)

@@ -1,0 +1,167 @@
+"""Post an image: the answer is its job or, with some patience, its mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Depends, Form, Header, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from service.catalog import Catalog
+from service.dependencies import (
+    CatalogDependency,
+    DecodersDependency,
+    JobsDependency,
+    WaiterDependency,
+)
+from service.errors import ProblemDocument, ProblemError
+from service.jobs import Jobs
+from service.routes.jobs import describe, job_path
+from service.schemas import JobDocument, status_of
+from service.uploads import (
+    ImageForm,
+    PseudoMaskForm,
+    SegmentForm,
+    build_request,
+    parse_wait,
+    wants_png,
+)
+from service.waiting import ResultWaiter
+from worker.protocol import JobRequest
+
+router = APIRouter(tags=["masks"])
+
+MAX_WAIT = 60.0
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """How the client would like to be answered.
+
+    Attributes:
+        seconds: how long it waits for the result.
+        png: whether it wants the mask itself.
+        token: its Idempotency-Key.
+    """
+
+    seconds: float
+    png: bool
+    token: str | None
+
+
+def wishes(
+    wait: Annotated[
+        float | None, Query(ge=0, le=MAX_WAIT, description="Seconds to wait for the result.")
+    ] = None,
+    prefer: Annotated[str | None, Header(description="wait=N: as ?wait=N.")] = None,
+    accept: Annotated[str, Header(description="image/png: the mask, if waited for.")] = "*/*",
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+) -> Wishes:
+    """Read the query and the headers of a post."""
+    seconds = parse_wait(wait, prefer, most=MAX_WAIT)
+    return Wishes(seconds=seconds, png=wants_png(accept), token=idempotency_key)
+
+
+def require_multipart(content_type: Annotated[str, Header()] = "") -> None:
+    """Refuse a body of another kind, which would look like an empty form."""
+    if content_type.partition(";")[0].strip().lower() != "multipart/form-data":
+        got = content_type[:80] or "nothing"
+        raise ProblemError("not-multipart", f"expected multipart/form-data, got {got}")
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Takes an image in and gives an answer out, whatever its task.
+
+    Attributes:
+        request: being answered.
+        wish: how.
+        jobs, catalog, waiter, decoders: as in ``service.app``.
+    """
+
+    request: Request
+    wish: Wishes
+    jobs: Jobs
+    catalog: Catalog
+    waiter: ResultWaiter
+    decoders: CapacityLimiter
+
+    async def answer(self, form: ImageForm) -> Response:
+        """Check a form, queue its job or find the one there is, and wait for it if asked to."""
+        wish, jobs = self.wish, self.jobs
+        data = await form.image.read()
+        checked = await run_sync(partial(self._check, form, data), limiter=self.decoders)
+        job = await run_sync(partial(jobs.submit, checked, data, token=wish.token))
+        if wish.seconds > 0:
+            await self.waiter.wait(job.id, wish.seconds)
+            job = await run_sync(jobs.find, job.id)
+        done = wish.seconds > 0 and status_of(job) not in ("queued", "running")
+        path = job_path(self.request, job.id)
+        headers = {"Location": path, "Vary": "Accept, Prefer"}
+        if done and wish.png:
+            mask = await run_sync(jobs.file, job, "mask")
+            return Response(mask, 200, headers, "image/png")
+        document = await run_sync(describe, job, jobs, path)
+        content = document.model_dump(mode="json", exclude_none=True)
+        return JSONResponse(content, 200 if done else 202, headers)
+
+    def _check(self, form: ImageForm, data: bytes) -> JobRequest:
+        model = self.catalog.choose(form.model or None, form.task)
+        return build_request(form, data, model, max_pixels=self.jobs.limits.max_pixels)
+
+
+async def desk(
+    request: Request,
+    wish: Annotated[Wishes, Depends(wishes)],
+    jobs: JobsDependency,
+    catalog: CatalogDependency,
+    waiter: WaiterDependency,
+    decoders: DecodersDependency,
+) -> Desk:
+    """Put together what a post needs."""
+    return Desk(request, wish, jobs, catalog, waiter, decoders)
+
+
+DeskDependency = Annotated[Desk, Depends(desk)]
+
+_PROBLEM: dict[str, Any] = {"model": ProblemDocument}
+_POST: dict[str, Any] = {
+    "status_code": 202,
+    "response_model": JobDocument,
+    "dependencies": [Depends(require_multipart)],
+    "responses": {
+        200: {
+            "model": JobDocument,
+            "description": "Done within the wait; with Accept: image/png, the mask itself.",
+            "content": {"image/png": {}},
+        },
+        **{code: _PROBLEM for code in (400, 409, 413, 415, 422, 503)},
+    },
+}
+
+
+@router.post("/pseudo-mask", **_POST)
+async def post_pseudo_mask(
+    form: Annotated[PseudoMaskForm, Form(media_type="multipart/form-data")], at: DeskDependency
+) -> Response:
+    """Make a mask of an image from the labels of what it shows.
+
+    The same image, labels, options and model version give the same job, which runs once.
+    """
+    return await at.answer(form)
+
+
+@router.post("/segment", **_POST)
+async def post_segment(
+    form: Annotated[SegmentForm, Form(media_type="multipart/form-data")], at: DeskDependency
+) -> Response:
+    """Make a mask of whatever an image shows, with a model that has a segmenter.
+
+    Where no model is named: the default model if it has one, else another that does, else 409. The same image, options
+    and model version give the same job, which runs once.
+    """
+    return await at.answer(form)

@@ -1,0 +1,218 @@
+"""The loop: what it minimizes and reports, mixed precision, clipping, going on after a kill."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.training.checkpoint import Checkpoint
+from models.training.loop import Group, Optimization, Step, fit
+from models.training.prompts import RegionBatches
+
+
+def quadratic(
+    epochs: int = 3, rate: float = 0.1, factor: float = 1.0, **options: object
+) -> tuple[float, list[Step]]:
+    weight = nn.Parameter(torch.tensor(1.0))
+    steps: list[Step] = []
+    fit(
+        [Group([weight])],
+        [factor, factor],
+        lambda batch: {"square": weight.square() * batch, "zero": weight * 0},
+        Optimization(epochs, rate, 0.0, **options),
+        on_step=steps.append,
+    )
+    return weight.item(), steps
+
+
+def test_loop_minimizes_and_reports() -> None:
+    weight, steps = quadratic()
+    assert weight < 1
+    assert [(step.epoch, step.step) for step in steps] == [
+        (epoch, number) for epoch in range(3) for number in range(2)
+    ]
+    assert steps[0].losses == {"square": 1.0, "zero": 0.0, "loss": 1.0}
+    # Cosine decay, stepped per epoch: 0.1 (1 + cos(π e / 3)) / 2
+    assert [step.learning_rate for step in steps[::2]] == pytest.approx([0.1, 0.075, 0.025])
+
+
+def test_poly_decay_is_stepped_per_step() -> None:
+    _, steps = quadratic(epochs=2, schedule="poly")
+    # (1 - t)^0.9 with t = 0, 1/4, 2/4, 3/4
+    wanted = [0.1, 0.1 * 0.75**0.9, 0.1 * 0.5**0.9, 0.1 * 0.25**0.9]
+    assert [step.learning_rate for step in steps] == pytest.approx(wanted)
+
+
+def test_no_epoch_changes_nothing() -> None:
+    assert quadratic(epochs=0) == (1.0, [])
+
+
+def test_loop_refuses_what_cannot_learn() -> None:
+    with pytest.raises(FloatingPointError, match=r"expected a finite loss in epoch 0, got .*nan"):
+        quadratic(factor=float("nan"))
+    frozen = nn.Parameter(torch.ones(1), requires_grad=False)
+    with pytest.raises(ValueError, match="got 0 parameters, 1 batches"):
+        fit([Group([frozen])], [0], lambda _: {}, Optimization(1, 1, 0), on_step=print)
+
+
+def test_groups_learn_at_their_share() -> None:
+    fast, slow = (nn.Parameter(torch.zeros(1)) for _ in range(2))
+    fit(
+        [Group([fast]), Group([slow], 0.1)],
+        [0],
+        lambda _: {"sum": (fast + slow).sum()},
+        Optimization(1, 0.5, 0.0),
+        on_step=lambda _: None,
+    )
+    # AdamW's first step is the learning rate, whatever the gradient.
+    assert (fast.item(), slow.item()) == pytest.approx((-0.5, -0.05))
+
+
+def test_large_gradients_are_clipped() -> None:
+    seen: list[float] = []
+
+    def watched(limit: float | None) -> float:
+        weight = nn.Parameter(torch.zeros(1))
+        weight.register_post_accumulate_grad_hook(lambda each: seen.append(float(each.grad or 0)))
+        optimization = Optimization(1, 1e-3, 0.0, max_gradient_norm=limit)
+        fit(
+            [Group([weight])],
+            [0],
+            lambda _: {"line": weight.sum() * 100},
+            optimization,
+            on_step=lambda _: None,
+        )
+        assert weight.grad is not None
+        return weight.grad.item()
+
+    assert watched(None) == 100
+    assert watched(0.01) == pytest.approx(0.01)
+    assert seen == [100, 100]
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_mixed_precision_computes_in_half_and_keeps_single(precision: str) -> None:
+    layer = nn.Linear(4, 1)
+    dtypes: list[torch.dtype] = []
+
+    def losses_of(batch: Tensor) -> Mapping[str, Tensor]:
+        answer = layer(batch)
+        dtypes.append(answer.dtype)
+        return {"square": answer.square().mean()}
+
+    steps: list[Step] = []
+    optimization = Optimization(20, 0.05, 0.0, precision=precision)
+    fit(
+        [Group(layer.parameters())],
+        [torch.ones(2, 4)],
+        losses_of,
+        optimization,
+        on_step=steps.append,
+    )
+    assert set(dtypes) == {getattr(torch, precision)}
+    assert layer.weight.dtype == torch.float32
+    assert steps[-1].losses["loss"] < steps[0].losses["loss"]
+
+
+class Killed(Exception):  # noqa: N818 (not an error: what a kill looks like from inside)
+    pass
+
+
+class Network(nn.Module):
+    """With weights, batch statistics and dropout: all that a run that goes on must take up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(
+            nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 1)
+        )
+
+    def forward(self, rows: Tensor) -> Tensor:
+        answer: Tensor = self.layers(rows)
+        return answer
+
+
+ROWS = torch.randn(24, 3, generator=torch.Generator().manual_seed(5))
+
+
+def train(
+    folder: Path, *, kill_at: int | None = None, fingerprint: str = "this"
+) -> tuple[Network, list[Step]]:
+    network, steps = Network(), []
+    torch.manual_seed(1)
+
+    def on_step(step: Step) -> None:
+        steps.append(step)
+        if len(steps) == kill_at:
+            raise Killed
+
+    fit(
+        [Group(network.parameters())],
+        RegionBatches(24, batch_size=8, generator=torch.Generator().manual_seed(2)),
+        lambda rows: {"square": network(ROWS[rows]).square().mean()},
+        Optimization(4, 0.01, 0.01),
+        on_step=on_step,
+        checkpoint=Checkpoint(folder / "checkpoint.pt", network, fingerprint),
+    )
+    return network, steps
+
+
+@pytest.mark.parametrize("kill_at", [1, 3, 8])
+def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path, kill_at: int) -> None:
+    (tmp_path / "whole").mkdir()
+    whole, steps = train(tmp_path / "whole")
+    with pytest.raises(Killed):
+        train(tmp_path, kill_at=kill_at)
+    torch.rand(7)  # whatever else the process drew
+    resumed, rest = train(tmp_path)
+    done = (kill_at - 1) // 3  # epochs of three steps that were whole
+    assert rest == steps[3 * done :]
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_checkpoints_of_others_and_damaged_ones_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train(tmp_path, kill_at=5)
+    with pytest.raises(ValueError, match="delete it to start anew"):
+        train(tmp_path, fingerprint="other")
+    (tmp_path / "checkpoint.pt").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(ValueError, match="expected a checkpoint, got a damaged"):
+        train(tmp_path)
+
+
+def test_batches_without_a_generator_have_checkpoints_too(tmp_path: Path) -> None:
+    weight = nn.Parameter(torch.ones(1))
+    holder = nn.ParameterList([weight])
+    losses: Callable[[int], Mapping[str, Tensor]] = lambda _: {"square": weight.square().sum()}  # noqa: E731
+    steps: list[Step] = []
+    for epochs in (1, 3):
+        checkpoint = Checkpoint(tmp_path / "checkpoint.pt", holder, "same")
+        fit(
+            [Group([weight])],
+            [0],
+            losses,
+            Optimization(epochs, 0.1, 0),
+            on_step=steps.append,
+            checkpoint=checkpoint,
+        )
+    assert [step.epoch for step in steps] == [0, 1, 2]
+
+
+def test_only_the_leading_process_writes(tmp_path: Path) -> None:
+    weight = nn.Parameter(torch.ones(1))
+    checkpoint = Checkpoint(
+        tmp_path / "checkpoint.pt", nn.ParameterList([weight]), "", writes=False
+    )
+    fit(
+        [Group([weight])],
+        [0],
+        lambda _: {"line": weight.sum()},
+        Optimization(1, 0.1, 0),
+        on_step=lambda _: None,
+        checkpoint=checkpoint,
+    )
+    assert not any(tmp_path.iterdir())
