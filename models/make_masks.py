@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.bundle_info import BundleInfo
 from models.data.classes import write_class_list
 from models.data.sample import Sample
-from models.files import describe, provenance, scores_npz, to_json, write_atomically, write_json
-from models.images import ImageError, read_image
-from models.pictures import label_map_png
+from models.files import to_json, write_json
+from models.images import ImageError
+from models.mask_job import Made, MaskJob, make_mask
 from models.predictor import Predictor
-from models.segmentation import MaskOptions
 
 _RESULTS, _SETTINGS, _SUMMARY = "results.jsonl", "settings.json", "summary.json"
 
@@ -37,94 +37,71 @@ class Outcome:
 def make_pseudo_masks(
     predictor: Predictor,
     samples: Sequence[Sample],
-    output: Path,
-    options: MaskOptions,
+    job: MaskJob,
     *,
-    save_scores: bool,
     on_image: Callable[[], None],
+    others: Callable[[Sequence[Sample]], Iterable[Made]] | None = None,
 ) -> Outcome:
     """Write ``masks/<stem>.png`` for every labeled image, ``classes.txt`` and ``summary.json``.
 
     Args:
         predictor: makes the masks.
         samples: images with their labels; those without a label are passed over.
-        output: the folder.
-        options: from ``predictor.options``.
-        save_scores: also write ``scores/<stem>.npz``, to sweep thresholds over.
+        job: what to make of them, and where.
         on_image: called after each image.
+        others: make the masks elsewhere, such as in several processes, in the given order.
 
     Raises:
         ValueError: if the folder holds masks of another model or other options.
         OSError: if it cannot be written.
     """
+    output = job.output
     masks = (output / "masks").resolve()
     if any(sample.path.parent.resolve() == masks for sample in samples):
         raise ValueError(f"expected an output folder that keeps the images, got theirs: {output}")
-    settings = _claim(output, predictor, options, save_scores=save_scores)
+    settings = _claim(job, predictor.info)
     write_class_list(output / "classes.txt", predictor.info.classes)
-    names = predictor.info.classes.names
     done = _read_results(output / _RESULTS)
     labeled = [sample for sample in samples if sample.channels]
-    kept = {
-        sample.stem for sample in labeled
-        if _labels_of(done.get(sample.stem)) == [names[each] for each in sample.channels]
-        and (output / "masks" / f"{sample.stem}.png").is_file()
-    }  # fmt: skip
+    names = predictor.info.classes.names
+    kept = {sample.stem for sample in labeled if _is_done(sample, done, output, names)}
+    for _ in kept:
+        on_image()
+    rest = [sample for sample in labeled if sample.stem not in kept]
+    made = others(rest) if others else (make_mask(predictor, sample, job) for sample in rest)
     failed: list[tuple[str, str]] = []
     with (output / _RESULTS).open("a", encoding="utf-8") as results:
-        for sample in labeled:
-            if sample.stem not in kept:
-                try:
-                    record = _make_one(
-                        predictor, sample, [names[each] for each in sample.channels], output, options,
-                        save_scores=save_scores,
-                    )  # fmt: skip
-                except ImageError as error:
-                    failed.append((sample.path.name, str(error)))
-                    done.pop(sample.stem, None)
-                else:
-                    done[sample.stem] = record
-                    results.write(json.dumps({"stem": sample.stem, **record}) + "\n")
-                    results.flush()
+        for sample, record in zip(rest, made, strict=True):
+            if isinstance(record, ImageError):
+                failed.append((sample.path.name, str(record)))
+                done.pop(sample.stem, None)
+            else:
+                done[sample.stem] = record
+                results.write(json.dumps({"stem": sample.stem, **record}) + "\n")
+                results.flush()
             on_image()
     records = [done[sample.stem] for sample in labeled if sample.stem in done]
-    outcome = Outcome(len(labeled) - len(kept) - len(failed), len(kept), tuple(failed))
+    outcome = Outcome(len(rest) - len(failed), len(kept), tuple(failed))
     write_json(output / _SUMMARY, {**settings, **_summarize(records, samples, outcome)})
     return outcome
 
 
-def _make_one(
-    predictor: Predictor,
-    sample: Sample,
-    labels: Sequence[str],
-    output: Path,
-    options: MaskOptions,
-    *,
-    save_scores: bool,
-) -> dict[str, Any]:
-    try:
-        data = sample.path.read_bytes()
-    except OSError as error:
-        raise ImageError("unreadable", f"cannot read the file: {error.strerror}") from error
-    image = read_image(data).pixels
-    segmentation = predictor.pseudo_mask(image, labels, options)
-    if save_scores:
-        write_atomically(output / "scores" / f"{sample.stem}.npz", scores_npz(segmentation))
-    text = provenance(predictor.info, labels, asdict(options))
-    png = label_map_png(segmentation.label_map, text=text)
-    write_atomically(output / "masks" / f"{sample.stem}.png", png)
-    return describe(segmentation, predictor.info, options, image=sample.path.name)
+def _is_done(
+    sample: Sample, done: Mapping[str, dict[str, Any]], output: Path, names: Sequence[str]
+) -> bool:
+    """Whether an earlier call made the mask of a photo, for the labels that it has now."""
+    labels = [names[channel] for channel in sample.channels]
+    known = _labels_of(done.get(sample.stem)) == labels
+    return known and (output / "masks" / f"{sample.stem}.png").is_file()
 
 
-def _claim(
-    output: Path, predictor: Predictor, options: MaskOptions, *, save_scores: bool
-) -> dict[str, Any]:
+def _claim(job: MaskJob, info: BundleInfo) -> dict[str, Any]:
     """Note in the folder what its masks are made with, or check that it is the same as before; return it."""
-    info = predictor.info
+    output = job.output
     settings = {
         "model": {"name": info.name, "version": info.version},
-        "options": vars(options),
-        "scores": save_scores,
+        "options": vars(job.options),
+        "scores": job.save_scores,
     }
     path = output / _SETTINGS
     if not path.exists():

@@ -13,6 +13,7 @@ from models.data.mask_folder import read_mask_folder
 from models.data.sample import Sample
 from models.export import export_bundle
 from models.make_masks import make_pseudo_masks
+from models.mask_job import MaskJob
 from models.predictor import Predictor
 from models.run import Run
 from models.segmenter_stage import STAGE, WEIGHTS, epochs_of, train_segmenter
@@ -110,6 +111,5 @@ def _make_masks(run: Run, samples: Sequence[Sample], output: Path, on_share: OnS
         seen += 1
         on_share(seen / labeled)
 
-    make_pseudo_masks(
-        predictor, samples, output, predictor.options(), save_scores=False, on_image=on_image
-    )
+    job = MaskJob(output, predictor.options(), save_scores=False)
+    make_pseudo_masks(predictor, samples, job, on_image=on_image)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,11 +18,13 @@ from models.cli.options import (
     DeviceOption,
     ImagesOption,
     LabelsFileOption,
+    PowerOption,
     RefineOption,
     ThreadsOption,
     pick_device,
     progress,
 )
+from models.cli.results import check_keeps, write_results
 
 if TYPE_CHECKING:
     from models.data.classes import ClassList
@@ -51,41 +53,31 @@ def predict(
     bundle: BundleOption = DEFAULT_BUNDLE,
     refine: RefineOption = None,
     background_threshold: BackgroundOption = None,
+    background_power: PowerOption = None,
     min_confidence: ConfidenceOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
     """Make the pseudo mask of one photo: STEM.png, STEM_overlay.png and STEM.json."""
     from models.bundle_info import find_bundle, read_info
-    from models.files import describe, provenance, write_atomically, write_json
     from models.images import read_image
-    from models.pictures import label_map_png, overlay_png
 
     # The photo and the labels are checked before the model is loaded, so that mistakes answer at once.
     labels = [part.strip() for label in labels for part in label.split(",")]
     upright = read_image(image.read_bytes())
-    if (output / f"{image.stem}.png").resolve() == image.resolve():
-        raise ValueError(f"expected an output folder that keeps {image}, got its own")
+    check_keeps(output, image)
     read_info(find_bundle(bundle)).classes.resolve(labels)
     predictor = _load_predictor(bundle, device, threads)
     options = predictor.options(
         refine=refine,
         background_threshold=background_threshold,
+        background_power=background_power,
         min_confidence=min_confidence,
     )
     segmentation = predictor.pseudo_mask(upright.pixels, labels, options)
-    text = provenance(predictor.info, [each.name for each in segmentation.classes], asdict(options))
-    mask = label_map_png(segmentation.label_map, text=text)
-    write_atomically(output / f"{image.stem}.png", mask)
-    overlay = overlay_png(upright.pixels, segmentation.label_map)
-    write_atomically(output / f"{image.stem}_overlay.png", overlay)
-    record = describe(segmentation, predictor.info, options, image=image.name)
-    write_json(
-        output / f"{image.stem}.json", {**record, "exif_orientation": upright.exif_orientation}
-    )
+    stem = write_results(output, image, upright, segmentation, options, info=predictor.info)
     for each in segmentation.classes:
         print(f"{each.name}: {each.area:.1%} of the image, confidence {each.confidence or 0:.2f}")
-    stem = output / image.stem
     print(f"written to {stem}.png, {stem}_overlay.png and {stem}.json")
 
 
@@ -96,33 +88,41 @@ def make_masks(
     bundle: BundleOption = DEFAULT_BUNDLE,
     refine: RefineOption = None,
     background_threshold: BackgroundOption = None,
+    background_power: PowerOption = None,
     min_confidence: ConfidenceOption = None,
     save_scores: Annotated[
         bool, typer.Option("--save-scores", help="Keep soft scores too, to sweep thresholds.")
     ] = False,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Processes that share the photos, each with its own model.")
+    ] = 1,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
     """Make pseudo masks of a folder: masks/STEM.png, classes.txt, summary.json. Continues where it stopped."""
     from models.data.folder import read_folder
     from models.make_masks import make_pseudo_masks
+    from models.mask_job import MaskJob, make_in_processes
 
-    predictor = _load_predictor(bundle, device, threads)
+    load = partial(_load_predictor, bundle, device, threads)
+    predictor = load()
     samples = read_folder(images, labels, predictor.info.classes)
     options = predictor.options(
         refine=refine,
         background_threshold=background_threshold,
+        background_power=background_power,
         min_confidence=min_confidence,
     )
+    job = MaskJob(output, options, save_scores=save_scores)
+    spread = partial(make_in_processes, load, job=job, processes=processes)
     labeled = sum(bool(sample.channels) for sample in samples)
     with progress("pseudo masks", labeled) as (bar, task):
         outcome = make_pseudo_masks(
             predictor,
             samples,
-            output,
-            options,
-            save_scores=save_scores,
+            job,
             on_image=lambda: bar.advance(task),
+            others=spread if processes > 1 else None,
         )
     print(f"{outcome.made} masks made, {outcome.kept} kept, {len(outcome.failed)} failed: {output}")
     for name, reason in outcome.failed:

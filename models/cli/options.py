@@ -20,6 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from models.refine.names import REFINERS
+
 if TYPE_CHECKING:
     import torch
 
@@ -33,11 +35,18 @@ BundleOption = Annotated[
 ]
 RefineOption = Annotated[
     str | None,
-    typer.Option("--refine", help="none, pamr, or a chain joined by +. Default: the bundle's."),
+    typer.Option(
+        "--refine",
+        help=f"none, or {', '.join(REFINERS)}; several joined by +. Default: the bundle's.",
+    ),
 ]
 BackgroundOption = Annotated[
     float | None,
     typer.Option(help="Score that a class must exceed, in (0, 1). Default: the bundle's."),
+]
+PowerOption = Annotated[
+    float | None,
+    typer.Option(help="Background (1 - best score)^p instead of a constant, in (0, 10]."),
 ]
 ConfidenceOption = Annotated[
     float | None,

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 _EPSILON = 1e-20
+_FARTHEST = 1e5  # beyond it single precision no longer tells neighbors apart
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,18 @@ def build_lattice(features: Tensor) -> Lattice:
         features: (N, d) float32, in standard deviations; N at least 1.
 
     Raises:
-        ValueError: if the points spread so far apart that the corners cannot be numbered.
+        ValueError: if points are not finite, or too far apart.
     """
     count, dimensions = features.shape
+    spread = float(features.abs().max())
+    if not spread < _FARTHEST:
+        raise ValueError(f"expected points within {_FARTHEST:g} deviations of 0, got {spread:g}")
     base, rank, weights = _simplices(features.t())
     low = base[:-1].amin(dim=1)
     # Room for the other corners of a simplex, and for neighbors that lie one step outside.
     spans = base[:-1].amax(dim=1) - low + 4 * (dimensions + 1)
     if float(spans.double().prod()) >= 2.0**62:
-        raise ValueError(f"expected points within fewer deviations, got spans of {spans.tolist()}")
+        raise ValueError(f"expected points that 64 bits can number, got spans of {spans.tolist()}")
     # A corner's number in mixed radix; its last coordinate follows from the others, whose sum is 0.
     radix = torch.cat([spans.new_ones(1), spans[:-1].cumprod(0), spans.new_zeros(1)])
     codes = _corner_codes(base, rank, radix)

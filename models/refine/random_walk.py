@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
@@ -96,12 +97,12 @@ def transition(affinity: Tensor, *, rounds: int = ROUNDS) -> Tensor:
 
 
 def boxes(maps: Tensor, *, share: float) -> Tensor:
-    """Mark the bounding boxes of what reaches a share of each map's maximum, (C, h, w) → bool."""
+    """Mark the bounding boxes of the parts that reach a share of each map's maximum, (C, h, w) → bool."""
     peaks = maps.amax(dim=(1, 2), keepdim=True)
     high = (maps >= share * peaks).cpu().numpy()
     marked = torch.zeros(maps.shape, dtype=torch.bool)
     for channel, region in enumerate(high):
-        parts, _ = ndimage.label(region)
+        parts, _ = ndimage.label(region, structure=np.ones((3, 3)))
         for rows, columns in ndimage.find_objects(parts):
             marked[channel, rows, columns] = True
     return marked.to(maps.device)

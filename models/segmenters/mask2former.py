@@ -180,7 +180,7 @@ def build_mask2former(
         elif kind == "swin":
             stages = [f"stage{number}" for number in range(1, 5)]
             swin = library.SwinBackbone.from_pretrained(weights, out_features=stages, dtype=torch.float32)  # fmt: skip
-            fields["backbone_config"] = swin.config.to_dict()
+            fields["backbone_config"] = swin.config.to_dict()  # type: ignore[no-untyped-call]
             network = network_class(library.Mask2FormerConfig(**fields))
             network.model.pixel_level_module.encoder.load_state_dict(swin.state_dict())
         elif kind is None:
