@@ -1,7 +1,8 @@
 """``make demo``: start the whole stack, post real photos over HTTP, keep the masks, stop everything.
 
-``python -m benchmarks.demo --output build/demo`` writes ``<stem>.png`` and ``<stem>_overlay.png`` for each photo of
-``benchmarks/photos`` and prints one table. ``--sheet docs/demo.png`` also makes README's picture.
+``python -m benchmarks.demo --output build/demo`` posts each photo of ``benchmarks/photos`` with its labels to
+``/pseudo-mask``, without and with refinement, and one without labels to ``/segment``. It writes ``<stem>.png`` and
+``<stem>_overlay.png`` and prints one table. ``--sheet docs/demo.png`` also makes README's picture.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from rich.table import Table
 
 PHOTOS = Path(__file__).parent / "photos"
 LABELS = {"cat": ["cat"], "coffee": ["cup"], "clock": ["clock"]}
+SEGMENTED = "coffee"
 READY_SECONDS = 120.0
 WAIT_SECONDS = 60
 
@@ -39,21 +41,16 @@ def main() -> None:
     output: Path = arguments.output
     output.mkdir(parents=True, exist_ok=True)
     console = Console()
-    table = Table("photo", "label", "area", "confidence", "queue ms", "model ms")
+    table = Table("photo", "call", "class", "area", "confidence", "queue ms", "model ms")
     with serving(arguments.bundle) as url, httpx.Client(base_url=url, timeout=90) as client:
         for stem, labels in LABELS.items():
-            job = post(client, PHOTOS / f"{stem}.jpg", labels)
-            save(client, job, stem, output)
-            for each in job["classes"]:
-                timings = job["timings"]
-                table.add_row(
-                    stem,
-                    each["name"],
-                    f"{each['area']:.1%}",
-                    f"{each['confidence']:.2f}" if each.get("confidence") else "–",
-                    f"{1000 * timings['queue']:.0f}",
-                    f"{1000 * timings['model']:.0f}",
-                )
+            for suffix, options in (("_cam", {"refine": "none"}), ("", {})):
+                job = post(client, "/pseudo-mask", stem, {"labels": labels, **options})
+                save(client, job, f"{stem}{suffix}", output)
+            add_rows(table, stem, "/pseudo-mask", job)
+        job = post(client, "/segment", SEGMENTED, {})
+        save(client, job, f"{SEGMENTED}_segment", output)
+        add_rows(table, SEGMENTED, "/segment", job)
         if arguments.sheet:
             make_sheet(output).save(arguments.sheet, optimize=True)
         console.print(table)
@@ -64,13 +61,14 @@ def main() -> None:
         )
 
 
-def post(client: httpx.Client, photo: Path, labels: list[str]) -> dict[str, Any]:
+def post(client: httpx.Client, call: str, stem: str, fields: dict[str, Any]) -> dict[str, Any]:
     """Post one photo and wait for its job."""
+    photo = PHOTOS / f"{stem}.jpg"
     answer = client.post(
-        "/pseudo-mask",
+        call,
         params={"wait": WAIT_SECONDS},
         files={"image": (photo.name, photo.read_bytes(), "image/jpeg")},
-        data={"labels": labels},
+        data=fields,
     )
     if answer.status_code != 200 or answer.json()["status"] != "finished":
         sys.exit(
@@ -78,6 +76,17 @@ def post(client: httpx.Client, photo: Path, labels: list[str]) -> dict[str, Any]
         )
     job: dict[str, Any] = answer.json()
     return job
+
+
+def add_rows(table: Table, stem: str, call: str, job: dict[str, Any]) -> None:
+    """Add what a job found to the table: a row for each class that has pixels, or one that says there is none."""
+    times = [f"{1000 * job['timings'][name]:.0f}" for name in ("queue", "model")]
+    found = [each for each in job["classes"] if each["area"]]
+    for each in found:
+        name, area = each["name"], f"{each['area']:.1%}"
+        table.add_row(stem, call, name, area, f"{each['confidence']:.2f}", *times)
+    if not found:
+        table.add_row(stem, call, "nothing found", "–", "–", *times)
 
 
 def save(client: httpx.Client, job: dict[str, Any], stem: str, output: Path) -> None:
@@ -88,9 +97,10 @@ def save(client: httpx.Client, job: dict[str, Any], stem: str, output: Path) -> 
 
 
 def make_sheet(output: Path, *, height: int = 220) -> Image.Image:
-    """Return all photos in a row, their overlays below them."""
+    """Return all photos in a row, below them their masks before refinement, and after it."""
     rows = [
         [PHOTOS / f"{stem}.jpg" for stem in LABELS],
+        [output / f"{stem}_cam_overlay.png" for stem in LABELS],
         [output / f"{stem}_overlay.png" for stem in LABELS],
     ]
     pictures = [[_at_height(path, height) for path in row] for row in rows]

@@ -1,13 +1,11 @@
-"""Time ``make-pseudo-masks`` on a folder: ``python -m benchmarks.seconds_per_image --data ../shared/data/coco100``.
-
-Prints seconds per image for each refiner, in one run and after a warm-up, decoding and writing included.
-"""
+"""Seconds per photo of `semples make-pseudo-masks`, by refiner and number of processes, in one run."""
 
 from __future__ import annotations
 
 import argparse
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,38 +13,56 @@ import torch
 from models.bundle import find_bundle, load_bundle
 from models.data.folder import read_folder
 from models.make_masks import make_pseudo_masks
+from models.mask_job import MaskJob, make_here, make_in_processes
 from models.predictor import Predictor
+
+WARM = 3
 
 
 def main() -> None:
-    """Print one line a refiner."""
+    """Print a Markdown table; loading models is not counted, starting processes is."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--bundle", default="coco-demo")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--images", type=int, default=98)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    bundle = load_bundle(find_bundle(arguments.bundle), device=torch.device("cpu"))
-    predictor = Predictor(bundle)
-    labels = arguments.data / "labels.csv"
-    samples = read_folder(arguments.data / "images", labels, bundle.info.classes)
-    labeled = [sample for sample in samples if sample.channels][: arguments.images]
-    for refine in ("none", "pamr"):
+    load = partial(load_predictor, arguments.bundle)
+    predictor = load(threads=2)
+    samples = read_folder(
+        arguments.data / "images", arguments.data / "labels.csv", predictor.info.classes
+    )
+    labeled = sum(bool(sample.channels) for sample in samples)
+    print("| refine | processes × threads | s per photo | photos/s |\n|---|---|---|---|")
+    for refine in ("none", predictor.info.refine):
         options = predictor.options(refine=refine)
-        seconds = 0.0
-        for chosen in (labeled[:3], labeled):
-            with tempfile.TemporaryDirectory() as output:
-                start = time.perf_counter()
-                make_pseudo_masks(
-                    predictor, chosen, Path(output), options, save_scores=False, on_image=_nothing
+        for processes, threads in ((1, 1), (1, 2), (2, 1)):
+            torch.set_num_threads(threads)
+            with tempfile.TemporaryDirectory() as folder:
+                job = MaskJob(Path(folder), options, save_scores=False)
+                alone = partial(make_here, predictor, job)
+                spread = partial(
+                    make_in_processes, partial(load, threads=threads), job, processes=processes
                 )
-                seconds = (time.perf_counter() - start) / len(chosen)
-        print(f"{refine}: {seconds:.3f} s per image over {len(labeled)} images")
+                for _ in alone(samples[:WARM]):
+                    pass
+                started = time.perf_counter()
+                make_pseudo_masks(
+                    predictor.info,
+                    samples,
+                    job,
+                    spread if processes > 1 else alone,
+                    on_image=lambda: None,
+                )
+                seconds = (time.perf_counter() - started) / labeled
+            print(
+                f"| {refine} | {processes} × {threads} | {seconds:.3f} | {1 / seconds:.2f} |",
+                flush=True,
+            )
 
 
-def _nothing() -> None:
-    pass
+def load_predictor(bundle: str, threads: int) -> Predictor:
+    """Load a bundle on the CPU."""
+    torch.set_num_threads(threads)
+    return Predictor(load_bundle(find_bundle(bundle), device=torch.device("cpu")))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,19 +9,7 @@ from torch import Tensor
 
 from models.bundle import Bundle
 from models.cam import resize_images
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """Cosines of a masked region, in [-1, 1]; None where the mask is empty or the bundle cannot tell.
-
-    Attributes:
-        to_class: cos(f_k, t_k), how much the region looks like its class.
-        to_background: cos(f_k, p_k), how much like the background that usually comes with it.
-    """
-
-    to_class: float | None
-    to_background: float | None
+from models.segmentation import NO_ALIGNMENT, Alignment
 
 
 def score_alignment(
@@ -44,7 +30,7 @@ def score_alignment(
     indices = [bundle.info.classes.classes[channel].index for channel in channels.tolist()]
     filled = [bool((label_map == index).any()) for index in indices]
     if tower is None or not any(filled):
-        return [Alignment(None, None)] * len(indices)
+        return [NO_ALIGNMENT] * len(indices)
     size = tower.input_size
     # Area averages of the mask keep thin parts visible at CLIP's small size.
     masks = [_area(label_map == index, size) for index in indices]
@@ -57,7 +43,7 @@ def score_alignment(
     else:
         to_background = (foreground * bundle.prompts[channels]).sum(dim=-1).tolist()
     return [
-        Alignment(near, far) if found else Alignment(None, None)
+        Alignment(near, far) if found else NO_ALIGNMENT
         for near, far, found in zip(to_class, to_background, filled, strict=True)
     ]
 

@@ -100,6 +100,8 @@ class InferenceConfig(_Frozen):
     scales: Annotated[tuple[Annotated[float, Field(gt=0, le=4)], ...], Field(min_length=1)] = (1.0,)
     flip: bool = True
     refine: str = "pamr"
+    # Folder or hub name of a SAM ("facebook/sam-vit-base") for region_vote's proposals; null takes superpixels.
+    sam: Annotated[str, Field(min_length=1)] | None = None
     background_threshold: Share = 0.4
     class_thresholds: dict[str, Share] = {}  # by class name, in place of background_threshold
     min_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from models.data.classes import BACKGROUND_INDEX, ClassList
-from models.files import read_soft_maps
+from models.files import OVERLAY, read_soft_maps
 from models.metrics import IouReport, confusion_matrix, count_pairs, iou_report
 from models.pseudo_masks import SoftMaps, stretch
 
@@ -52,7 +52,7 @@ def matching_files(predictions: Path, ground_truth: Path, suffix: str) -> list[t
     """Pair the files of two folders by stem.
 
     Args:
-        predictions: folder of ``<stem><suffix>``.
+        predictions: folder of ``<stem><suffix>``; the overlays beside them are passed over.
         ground_truth: folder of ``<stem>.png``.
         suffix: of the predictions.
 
@@ -60,7 +60,9 @@ def matching_files(predictions: Path, ground_truth: Path, suffix: str) -> list[t
         ValueError: if there is no prediction, or one lacks a ground truth.
     """
     pairs = [
-        (path, ground_truth / f"{path.stem}.png") for path in sorted(predictions.glob(f"*{suffix}"))
+        (path, ground_truth / f"{path.stem}.png")
+        for path in sorted(predictions.glob(f"*{suffix}"))
+        if not path.stem.endswith(OVERLAY)
     ]
     if not pairs:
         raise ValueError(f"expected *{suffix} files in {predictions}, got none")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -18,7 +19,7 @@ from models.bundle_info import (
     Noun,
 )
 from models.clip import FrozenClip, vision_config
-from models.config import CnnConfig, Config
+from models.config import CnnConfig, Config, InferenceConfig
 from models.generators.cnn import CnnGenerator
 from models.generators.zero_shot import trunk_name
 from models.prompts import nearest_nouns, read_nouns
@@ -98,6 +99,18 @@ def export_bundle(
         image_tower=clip.visual.state_dict(),
         segmenter=segmenter[1] if segmenter else None,
     )
+
+
+def with_class_thresholds(run: Run, thresholds: Mapping[str, float]) -> Run:
+    """Return the run with background thresholds of its own for some classes, by class name.
+
+    Raises:
+        ValueError: if a class is unknown or a threshold is not in (0, 1).
+    """
+    named = {run.classes.names[run.classes.channel(name)]: thresholds[name] for name in thresholds}
+    inference = {**run.config.inference.model_dump(), "class_thresholds": named}
+    config = run.config.model_copy(update={"inference": InferenceConfig.model_validate(inference)})
+    return replace(run, config=config)
 
 
 def explain(run: Run, clip: FrozenClip, prompts: Tensor) -> dict[str, tuple[Noun, ...]]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # at run time they would bring torch, which a check of the in
     from models.bundle_info import BundleInfo
     from models.segmentation import MaskOptions, Segmentation
 
+OVERLAY = "_overlay"  # what follows the stem in the name of a picture to look at
+
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file whole or not at all; its folder is made if missing."""

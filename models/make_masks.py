@@ -13,10 +13,9 @@ from models.data.classes import write_class_list
 from models.data.sample import Sample
 from models.files import to_json, write_json
 from models.images import ImageError
-from models.mask_job import Made, MaskJob, make_mask
-from models.predictor import Predictor
+from models.mask_job import Made, MaskJob
 
-_RESULTS, _SETTINGS, _SUMMARY = "results.jsonl", "settings.json", "summary.json"
+RESULTS, SETTINGS, SUMMARY = "results.jsonl", "settings.json", "summary.json"
 
 
 @dataclass(frozen=True)
@@ -35,21 +34,21 @@ class Outcome:
 
 
 def make_pseudo_masks(
-    predictor: Predictor,
+    info: BundleInfo,
     samples: Sequence[Sample],
     job: MaskJob,
+    make: Callable[[Sequence[Sample]], Iterable[Made]],
     *,
     on_image: Callable[[], None],
-    others: Callable[[Sequence[Sample]], Iterable[Made]] | None = None,
 ) -> Outcome:
     """Write ``masks/<stem>.png`` for every labeled image, ``classes.txt`` and ``summary.json``.
 
     Args:
-        predictor: makes the masks.
+        info: of the bundle that makes the masks.
         samples: images with their labels; those without a label are passed over.
         job: what to make of them, and where.
+        make: does the job for samples, in their order.
         on_image: called after each image.
-        others: make the masks elsewhere, such as in several processes, in the given order.
 
     Raises:
         ValueError: if the folder holds masks of another model or other options.
@@ -59,19 +58,18 @@ def make_pseudo_masks(
     masks = (output / "masks").resolve()
     if any(sample.path.parent.resolve() == masks for sample in samples):
         raise ValueError(f"expected an output folder that keeps the images, got theirs: {output}")
-    settings = _claim(job, predictor.info)
-    write_class_list(output / "classes.txt", predictor.info.classes)
-    done = _read_results(output / _RESULTS)
+    settings = _claim(job, info)
+    write_class_list(output / "classes.txt", info.classes)
+    done = read_results(output / RESULTS)
     labeled = [sample for sample in samples if sample.channels]
-    names = predictor.info.classes.names
+    names = info.classes.names
     kept = {sample.stem for sample in labeled if _is_done(sample, done, output, names)}
     for _ in kept:
         on_image()
     rest = [sample for sample in labeled if sample.stem not in kept]
-    made = others(rest) if others else (make_mask(predictor, sample, job) for sample in rest)
     failed: list[tuple[str, str]] = []
-    with (output / _RESULTS).open("a", encoding="utf-8") as results:
-        for sample, record in zip(rest, made, strict=True):
+    with (output / RESULTS).open("a", encoding="utf-8") as results:
+        for sample, record in zip(rest, make(rest), strict=True):
             if isinstance(record, ImageError):
                 failed.append((sample.path.name, str(record)))
                 done.pop(sample.stem, None)
@@ -82,7 +80,7 @@ def make_pseudo_masks(
             on_image()
     records = [done[sample.stem] for sample in labeled if sample.stem in done]
     outcome = Outcome(len(rest) - len(failed), len(kept), tuple(failed))
-    write_json(output / _SUMMARY, {**settings, **_summarize(records, samples, outcome)})
+    write_json(output / SUMMARY, {**settings, **_summarize(records, samples, outcome)})
     return outcome
 
 
@@ -103,7 +101,7 @@ def _claim(job: MaskJob, info: BundleInfo) -> dict[str, Any]:
         "options": vars(job.options),
         "scores": job.save_scores,
     }
-    path = output / _SETTINGS
+    path = output / SETTINGS
     if not path.exists():
         write_json(path, settings)
     elif path.read_text(encoding="utf-8") != to_json(settings):
@@ -113,7 +111,7 @@ def _claim(job: MaskJob, info: BundleInfo) -> dict[str, Any]:
     return settings
 
 
-def _read_results(path: Path) -> dict[str, dict[str, Any]]:
+def read_results(path: Path) -> dict[str, dict[str, Any]]:
     """Read what earlier calls did, by stem; a line cut off by a kill is as good as not there."""
     records: dict[str, dict[str, Any]] = {}
     if not path.exists():

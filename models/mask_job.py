@@ -59,15 +59,20 @@ def make_mask(predictor: Predictor, sample: Sample, job: MaskJob) -> Made:
     return describe(segmentation, predictor.info, job.options, image=sample.path.name)
 
 
+def make_here(predictor: Predictor, job: MaskJob, samples: Iterable[Sample]) -> Iterator[Made]:
+    """Make masks in this process, one after the other."""
+    return (make_mask(predictor, sample, job) for sample in samples)
+
+
 def make_in_processes(
-    load: Load, samples: Iterable[Sample], job: MaskJob, *, processes: int
+    load: Load, job: MaskJob, samples: Iterable[Sample], *, processes: int
 ) -> Iterator[Made]:
     """Make masks in new processes that share nothing, each with a predictor of its own; in the samples' order.
 
     Args:
         load: makes the predictor, and can be pickled.
-        samples: labeled photos.
         job: what to do.
+        samples: labeled photos.
         processes: how many; as many as there are devices or cores to keep busy.
     """
     # Spawned, for a forked child cannot use a GPU.

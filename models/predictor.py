@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,10 +16,12 @@ from models.cam import grid_size, multi_scale_cams
 from models.conclude import conclude
 from models.data.classes import ClassInfo
 from models.generators.affinity import RememberingGenerator
+from models.mask_options import pseudo_mask_options
 from models.pseudo_masks import SoftMaps
 from models.refine import Surroundings, build_refiner, parse_chain
 from models.refine.background import power_background, rest
 from models.refine.regions import superpixels
+from models.refine.sam import load_sam
 from models.segmentation import MaskOptions, Segmentation
 from models.segmenters.inference import keep_winners, segment_images
 
@@ -36,12 +37,17 @@ class Predictor:
 
     Args:
         bundle: its tensors' device is where the work is done.
+
+    Raises:
+        ValueError: if the bundle wants a SAM that cannot be loaded.
     """
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         self.device = bundle.class_text.device
-        self._proposals = superpixels
+        sam = self.info.inference.sam
+        # At once: weights that are missing stop a server's start, not its first job.
+        self._proposals = load_sam(sam, device=self.device) if sam else superpixels
 
     @property
     def info(self) -> BundleInfo:
@@ -56,26 +62,14 @@ class Predictor:
         background_power: float | None = None,
         min_confidence: float | None = None,
     ) -> MaskOptions:
-        """Fill in the bundle's defaults; a background of one's own replaces all that the bundle says of it.
-
-        Raises:
-            ValueError: if the refiner is unknown or a number is out of range.
-        """
-        inference = self.info.inference
-        options = MaskOptions(
-            refine=inference.refine if refine is None else refine,
-            min_confidence=inference.min_confidence if min_confidence is None else min_confidence,
+        """Fill in the bundle's defaults; see ``pseudo_mask_options``."""
+        return pseudo_mask_options(
+            self.info.inference,
+            refine=refine,
             background_threshold=background_threshold,
             background_power=background_power,
+            min_confidence=min_confidence,
         )
-        parse_chain(options.refine)
-        if background_threshold is None and background_power is None:
-            return replace(
-                options,
-                background_threshold=inference.background_threshold,
-                class_thresholds=inference.class_thresholds,
-            )
-        return options
 
     @torch.inference_mode()
     def pseudo_mask(

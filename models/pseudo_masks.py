@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.data.classes import BACKGROUND_INDEX, IGNORE_INDEX
-from models.segmentation import MaskOptions
+from models.segmentation import NO_ALIGNMENT, Alignment, ClassResult, MaskOptions
 
 # Rows are decided in bands of about this many scores, so that memory hardly grows with the image.
 _BAND_VALUES = 2**22
@@ -25,6 +25,11 @@ class Decision:
 
     label_map: NDArray[np.uint8]
     confidence: NDArray[np.float16]
+
+    @property
+    def ignored(self) -> float:
+        """Share of pixels that are 255, in [0, 1]."""
+        return float((self.label_map == IGNORE_INDEX).mean())
 
 
 @dataclass(frozen=True)
@@ -106,3 +111,23 @@ def stretch(
     far = maps.take(np.minimum(below + 1, count - 1), axis=axis).astype(np.float32)
     stretched: NDArray[np.float32] = near + (far - near) * weight
     return stretched
+
+
+def class_result(
+    index: int, name: str, decision: Decision, alignment: Alignment = NO_ALIGNMENT
+) -> ClassResult:
+    """Describe what became of a class in a decision."""
+    region = decision.label_map == index
+    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
+    found = rows.size > 0
+    return ClassResult(
+        index=index,
+        name=name,
+        area=float(region.mean()),
+        confidence=float(decision.confidence[region].mean(dtype=np.float64)) if found else None,
+        alignment_class=alignment.to_class,
+        alignment_background=alignment.to_background,
+        box=(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+        if found
+        else None,
+    )

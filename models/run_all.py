@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from models import stages
@@ -13,7 +14,7 @@ from models.data.mask_folder import read_mask_folder
 from models.data.sample import Sample
 from models.export import export_bundle
 from models.make_masks import make_pseudo_masks
-from models.mask_job import MaskJob
+from models.mask_job import MaskJob, make_here
 from models.predictor import Predictor
 from models.run import Run
 from models.segmenter_stage import STAGE, WEIGHTS, epochs_of, train_segmenter
@@ -112,4 +113,5 @@ def _make_masks(run: Run, samples: Sequence[Sample], output: Path, on_share: OnS
         on_share(seen / labeled)
 
     job = MaskJob(output, predictor.options(), save_scores=False)
-    make_pseudo_masks(predictor, samples, job, on_image=on_image)
+    make = partial(make_here, predictor, job)
+    make_pseudo_masks(predictor.info, samples, job, make, on_image=on_image)

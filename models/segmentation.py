@@ -60,6 +60,22 @@ class MaskOptions:
 
 
 @dataclass(frozen=True)
+class Alignment:
+    """Cosines of a masked region, in [-1, 1]; None where the mask is empty or the bundle cannot tell.
+
+    Attributes:
+        to_class: cos(f_k, t_k), how much the region looks like its class.
+        to_background: cos(f_k, p_k), how much like the background that usually comes with it.
+    """
+
+    to_class: float | None
+    to_background: float | None
+
+
+NO_ALIGNMENT = Alignment(None, None)
+
+
+@dataclass(frozen=True)
 class ClassResult:
     """What became of one class.
 

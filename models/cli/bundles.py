@@ -34,6 +34,10 @@ def export(
         Path | None,
         typer.Option(help="JSON list of {name, value, data, rule: fixed|oracle} to carry along."),
     ] = None,
+    class_thresholds: Annotated[
+        Path | None,
+        typer.Option(help="thresholds.json of 'semples rethreshold --per-class', as defaults."),
+    ] = None,
     segmenter: Annotated[
         bool, typer.Option(help="Take along the segmenter, if the run has one.")
     ] = True,
@@ -41,10 +45,12 @@ def export(
     threads: ThreadsOption = 0,
 ) -> None:
     """Pack what a run has trained into the one folder that predict and serve load."""
-    from models.export import export_bundle
+    from models.export import export_bundle, with_class_thresholds
     from models.run import open_run
 
     run = open_run(work, device=pick_device(device, threads))
+    if class_thresholds:
+        run = with_class_thresholds(run, _read_thresholds(class_thresholds))
     info = export_bundle(
         run,
         output,
@@ -94,6 +100,13 @@ def _explain_run(work: Path, device: str, threads: int) -> dict[str, tuple[Noun,
     learned = learned_prompts(run)
     clip, _ = supervision(run)
     return explain(run, clip, learned["embeddings"])
+
+
+def _read_thresholds(path: Path) -> dict[str, float]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a JSON object in {path}, got {type(content).__name__}")
+    return content
 
 
 def _read_metrics(path: Path) -> list[Measurement]:

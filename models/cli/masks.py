@@ -28,6 +28,7 @@ from models.cli.results import check_keeps, write_results
 
 if TYPE_CHECKING:
     from models.data.classes import ClassList
+    from models.make_masks import Outcome
     from models.metrics import IouReport
     from models.predictor import Predictor
 
@@ -102,7 +103,7 @@ def make_masks(
     """Make pseudo masks of a folder: masks/STEM.png, classes.txt, summary.json. Continues where it stopped."""
     from models.data.folder import read_folder
     from models.make_masks import make_pseudo_masks
-    from models.mask_job import MaskJob, make_in_processes
+    from models.mask_job import MaskJob, make_here, make_in_processes
 
     load = partial(_load_predictor, bundle, device, threads)
     predictor = load()
@@ -114,16 +115,21 @@ def make_masks(
         min_confidence=min_confidence,
     )
     job = MaskJob(output, options, save_scores=save_scores)
-    spread = partial(make_in_processes, load, job=job, processes=processes)
+    make = (
+        partial(make_here, predictor, job)
+        if processes == 1
+        else partial(make_in_processes, load, job, processes=processes)
+    )
     labeled = sum(bool(sample.channels) for sample in samples)
     with progress("pseudo masks", labeled) as (bar, task):
         outcome = make_pseudo_masks(
-            predictor,
-            samples,
-            job,
-            on_image=lambda: bar.advance(task),
-            others=spread if processes > 1 else None,
+            predictor.info, samples, job, make, on_image=lambda: bar.advance(task)
         )
+    report_outcome(outcome, output)
+
+
+def report_outcome(outcome: Outcome, output: Path) -> None:
+    """Print what became of a folder; exit code 1 if a photo failed."""
     print(f"{outcome.made} masks made, {outcome.kept} kept, {len(outcome.failed)} failed: {output}")
     for name, reason in outcome.failed:
         Console(stderr=True).print(f"semples: {name}: {reason}", markup=False)

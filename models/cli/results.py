@@ -32,7 +32,7 @@ def write_results(
     Raises:
         OSError: if the folder cannot be written.
     """
-    from models.files import describe, provenance, write_atomically, write_json
+    from models.files import OVERLAY, describe, provenance, write_atomically, write_json
     from models.pictures import label_map_png, overlay_png
 
     stem = output / image.stem
@@ -40,7 +40,7 @@ def write_results(
     mask = label_map_png(segmentation.label_map, text=text)
     write_atomically(stem.with_name(f"{image.stem}.png"), mask)
     overlay = overlay_png(upright.pixels, segmentation.label_map)
-    write_atomically(stem.with_name(f"{image.stem}_overlay.png"), overlay)
+    write_atomically(stem.with_name(f"{image.stem}{OVERLAY}.png"), overlay)
     record = describe(segmentation, info, options, image=image.name)
     write_json(
         stem.with_name(f"{image.stem}.json"),

@@ -64,7 +64,6 @@ def shuffled_batches(
         drop_last=True,
         num_workers=workers,
         generator=generator,
-        persistent_workers=workers > 0,
     )
 
 

@@ -1,0 +1,77 @@
+"""The command that decides masks anew from stored scores."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from models.cli.masks import DEFAULT_BUNDLE, report_outcome
+from models.cli.options import (
+    BackgroundOption,
+    BundleOption,
+    ConfidenceOption,
+    PowerOption,
+    progress,
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's command."""
+    app.command("rethreshold")(rethreshold)
+
+
+def rethreshold(
+    folder: Annotated[Path, typer.Argument(help="Output of make-pseudo-masks --save-scores.")],
+    output: Annotated[Path, typer.Option("--output", help="Folder for masks, classes, summary.")],
+    bundle: BundleOption = DEFAULT_BUNDLE,
+    background_threshold: BackgroundOption = None,
+    background_power: PowerOption = None,
+    min_confidence: ConfidenceOption = None,
+    per_class: Annotated[
+        bool,
+        typer.Option("--per-class", help="Estimate a threshold for each class from its scores."),
+    ] = False,
+) -> None:
+    """Make the masks of other thresholds from stored scores, as a fresh run would, without the model."""
+    from models.bundle_info import find_bundle, read_info
+    from models.files import read_soft_maps, write_json
+    from models.make_masks import SETTINGS, make_pseudo_masks
+    from models.mask_job import MaskJob
+    from models.mask_options import pseudo_mask_options
+    from models.rethreshold import redecide, stored_samples
+    from models.thresholds import estimate_thresholds
+
+    if output.resolve() == folder.resolve():
+        raise ValueError(f"expected an output folder other than {folder}, got the same")
+    info = read_info(find_bundle(bundle))
+    samples = stored_samples(folder, info)
+    before = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["options"]
+    options = pseudo_mask_options(
+        info.inference,
+        refine=before["refine"],
+        background_threshold=background_threshold,
+        background_power=background_power,
+        min_confidence=min_confidence,
+    )
+    if per_class:
+        if background_power is not None:
+            raise ValueError("expected --per-class or --background-power, got both")
+        files = (folder / "scores" / f"{sample.stem}.npz" for sample in samples)
+        thresholds = estimate_thresholds(map(read_soft_maps, files))
+        options = replace(options, class_thresholds=thresholds)
+        write_json(output / "thresholds.json", thresholds)
+    job = MaskJob(output, options, save_scores=False)
+    with progress("masks", len(samples)) as (bar, task):
+        outcome = make_pseudo_masks(
+            info,
+            samples,
+            job,
+            partial(redecide, folder, info, job),
+            on_image=lambda: bar.advance(task),
+        )
+    report_outcome(outcome, output)

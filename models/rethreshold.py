@@ -1,0 +1,80 @@
+"""Masks of a folder decided anew from its stored scores: other thresholds, without the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from models.bundle_info import BundleInfo
+from models.data.sample import Sample
+from models.files import describe, provenance, read_soft_maps, write_atomically
+from models.make_masks import RESULTS, read_results
+from models.mask_job import Made, MaskJob
+from models.pictures import label_map_png
+from models.pseudo_masks import class_result, decide
+from models.segmentation import Segmentation
+
+
+def stored_samples(folder: Path, info: BundleInfo) -> list[Sample]:
+    """Return the photos that a folder has scores of, by what its results say.
+
+    Raises:
+        ValueError: if a photo's scores are missing, or the masks are another model's.
+    """
+    samples = []
+    for stem, record in sorted(read_results(folder / RESULTS).items()):
+        if record["model"] != {"name": info.name, "version": info.version}:
+            made_by = f"{record['model']['name']} {record['model']['version']}"
+            raise ValueError(
+                f"expected masks of {info.name} {info.version} in {folder}, got {made_by}"
+            )
+        if not _scores(folder, stem).is_file():
+            raise ValueError(
+                f"expected {_scores(folder, stem)} from 'make-pseudo-masks --save-scores', got no such file"
+            )
+        channels = sorted(info.classes.channel(each["name"]) for each in record["classes"])
+        samples.append(Sample(Path(record["image"]), tuple(channels)))
+    if not samples:
+        raise ValueError(f"expected results of make-pseudo-masks in {folder}, got none")
+    return samples
+
+
+def redecide(
+    folder: Path, info: BundleInfo, job: MaskJob, samples: Iterable[Sample]
+) -> Iterator[Made]:
+    """Write masks that equal what a fresh run with the job's options would give, byte by byte.
+
+    Their records have no alignment, which only CLIP could tell.
+
+    Args:
+        folder: with stored scores.
+        info: of the bundle that made them.
+        job: where to, and how to decide; the refiner must be the same.
+        samples: from ``stored_samples``.
+
+    Raises:
+        ValueError: if a file of scores is damaged.
+    """
+    for sample in samples:
+        maps = read_soft_maps(_scores(folder, sample.stem))
+        decision = decide(maps, job.options)
+        segmentation = Segmentation(
+            label_map=decision.label_map,
+            confidence=decision.confidence,
+            scores=maps.scores,
+            cams=None,
+            classes=tuple(
+                class_result(index, name, decision)
+                for index, name in zip(maps.indices.tolist(), maps.names, strict=True)
+            ),
+            ignored=decision.ignored,
+        )
+        text = provenance(info, maps.names, asdict(job.options))
+        png = label_map_png(decision.label_map, text=text)
+        write_atomically(job.output / "masks" / f"{sample.stem}.png", png)
+        yield describe(segmentation, info, job.options, image=sample.path.name)
+
+
+def _scores(folder: Path, stem: str) -> Path:
+    return folder / "scores" / f"{stem}.npz"

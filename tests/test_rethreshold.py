@@ -1,0 +1,102 @@
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.bundle import load_bundle
+from models.data.folder import read_folder
+from models.make_masks import RESULTS, make_pseudo_masks, read_results
+from models.mask_job import MaskJob, make_here, make_in_processes
+from models.predictor import Predictor
+from models.pseudo_masks import SoftMaps
+from models.rethreshold import redecide, stored_samples
+from models.segmentation import MaskOptions
+from models.thresholds import estimate_thresholds, otsu
+from tests.conftest import CLASSES, CPU
+
+REFINE = "random_walk+pamr+region_vote"
+
+
+def load(bundle: Path) -> Predictor:
+    return Predictor(load_bundle(bundle, device=CPU))
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_bundle: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pseudo masks of the tiny data with stored scores, made in two processes."""
+    output = tmp_path_factory.mktemp("masks")
+    predictor = load(tiny_bundle)
+    job = MaskJob(output, predictor.options(refine=REFINE), save_scores=True)
+    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
+    make = partial(make_in_processes, partial(load, tiny_bundle), job, processes=2)
+    outcome = make_pseudo_masks(predictor.info, samples, job, make, on_image=lambda: None)
+    assert (outcome.made, outcome.failed) == (8, ())
+    return output
+
+
+OPTIONS = [
+    MaskOptions(REFINE, 0.0, background_threshold=0.4),
+    MaskOptions(REFINE, 0.6, background_threshold=0.63),
+    MaskOptions(REFINE, 0.0, background_power=1.7),
+    MaskOptions(REFINE, 0.0, background_threshold=0.4, class_thresholds={"cat": 0.8}),
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_stored_scores_give_a_fresh_runs_files(
+    options: MaskOptions, folder: Path, tiny_bundle: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    predictor = load(tiny_bundle)
+    fresh = MaskJob(tmp_path / "fresh", options, save_scores=False)
+    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
+    make = partial(make_here, predictor, fresh)
+    make_pseudo_masks(predictor.info, samples, fresh, make, on_image=lambda: None)
+    again = MaskJob(tmp_path / "again", options, save_scores=False)
+    stored = stored_samples(folder, predictor.info)
+    make_again = partial(redecide, folder, predictor.info, again)
+    make_pseudo_masks(predictor.info, stored, again, make_again, on_image=lambda: None)
+    for sample in samples:
+        name = f"masks/{sample.stem}.png"
+        assert (again.output / name).read_bytes() == (fresh.output / name).read_bytes()
+    keys = ("image", "size", "model", "options", "ignored")
+    old, new = (read_results(job.output / RESULTS) for job in (fresh, again))
+    assert {stem: [row[key] for key in keys] for stem, row in old.items()} == {
+        stem: [row[key] for key in keys] for stem, row in new.items()
+    }
+    assert [each["area"] for each in new["photo1"]["classes"]] == [
+        each["area"] for each in old["photo1"]["classes"]
+    ]
+    assert all(each["alignment_class"] is None for each in new["photo1"]["classes"])
+
+
+def test_scores_are_needed(folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    info = load(tiny_bundle).info
+    with pytest.raises(ValueError, match="expected results of make-pseudo-masks"):
+        stored_samples(tmp_path, info)
+    (tmp_path / RESULTS).write_bytes((folder / RESULTS).read_bytes())
+    with pytest.raises(ValueError, match="from 'make-pseudo-masks --save-scores'"):
+        stored_samples(tmp_path, info)
+    with pytest.raises(ValueError, match="expected masks of tiny 000000000000"):
+        stored_samples(folder, info.model_copy(update={"version": "0" * 12}))
+
+
+def test_otsu_by_hand() -> None:
+    histogram = np.array([5, 0, 0, 0, 0, 0, 0, 5])
+    assert otsu(histogram) == pytest.approx(0.5)  # any split between is as good: their middle
+    assert otsu(np.array([0, 9, 0, 0])) == pytest.approx(0.5)
+    assert otsu(np.array([8, 8, 0, 4])) == pytest.approx(0.625)
+
+
+def test_thresholds_are_of_each_class() -> None:
+    random = np.random.default_rng(0)
+
+    def maps(low: float, high: float, name: str) -> SoftMaps:
+        scores = np.where(random.random((1, 20, 20)) < 0.5, low, high).astype(np.float16)
+        return SoftMaps(scores, np.array([1]), (name,), (20, 20))
+
+    items = [maps(0.1, 0.5, "cat") for _ in range(3)] + [maps(0.5, 0.9, "cup") for _ in range(3)]
+    found = estimate_thresholds([*items, maps(0, 1, "rare")])
+    assert list(found) == ["cat", "cup"]
+    assert 0.15 < found["cat"] < 0.45
+    assert 0.55 < found["cup"] < 0.85
