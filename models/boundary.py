@@ -24,12 +24,12 @@ def boundary_scores(
     true one that has predicted outline there; F is their harmonic mean, 0 if nothing meets.
 
     Args:
-        ground_truth: (H, W) label map; where it is 255 the prediction does not count.
+        ground_truth: (H, W) label map; predicted outlines where it is 255 do not count.
         prediction: (H, W) label map.
         tolerance: as a share of the diagonal; at least one pixel.
 
     Returns:
-        F in [0, 1] by class index.
+        F in [0, 1] by class index. Classes that only the prediction shows are not in it.
 
     Raises:
         ValueError: if the shapes differ.
@@ -42,16 +42,19 @@ def boundary_scores(
     counted = ground_truth != IGNORE_INDEX
     present = set(np.unique(ground_truth).tolist()) - {BACKGROUND_INDEX, IGNORE_INDEX}
     return {
-        index: _f_score(ground_truth == index, (prediction == index) & counted, reach)
+        index: _f_score(ground_truth == index, prediction == index, counted, reach)
         for index in sorted(present)
     }
 
 
-def _f_score(truth: NDArray[np.bool_], guess: NDArray[np.bool_], reach: float) -> float:
+def _f_score(
+    truth: NDArray[np.bool_], guess: NDArray[np.bool_], counted: NDArray[np.bool_], reach: float
+) -> float:
     true_line, guessed_line = _outline(truth), _outline(guess)
     if not guessed_line.any():
         return 0.0
-    precision = _near(guessed_line, true_line, reach)
+    # An outline that runs through unlabeled pixels is neither right nor wrong there.
+    precision = _near(guessed_line & counted, true_line, reach)
     recall = _near(true_line, guessed_line, reach)
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
@@ -63,6 +66,8 @@ def _outline(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _near(line: NDArray[np.bool_], other: NDArray[np.bool_], reach: float) -> float:
-    """Share of a line's pixels that have the other line within reach."""
+    """Share of a line's pixels that have the other line within reach; all of them where there are none."""
+    if not line.any():
+        return 1.0
     distance = ndimage.distance_transform_edt(~other)
     return float((distance[line] <= reach).mean())

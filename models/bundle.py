@@ -137,6 +137,8 @@ def write_bundle(
         parts[TOWER_FILE] = {key: value for key, value in tower.items() if key not in shared}
     if segmenter is not None:
         parts[SEGMENTER_FILE] = _halved(segmenter)
+    if segmenter is None:
+        (folder / SEGMENTER_FILE).unlink(missing_ok=True)  # an earlier bundle's
     for name, tensors in parts.items():
         save_file(tensors, folder / name)
         (folder / name).chmod(

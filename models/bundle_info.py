@@ -95,7 +95,7 @@ class Noun(_Frozen):
 class Manifest(_Frozen):
     """The content of ``bundle.yaml``."""
 
-    format: Literal[1]
+    format: Literal[2]  # 1 had generators with affinity steps of their own
     name: str
     licence: str
     trained_on: str

@@ -37,4 +37,5 @@ def conclude(
             for index, name, score in zip(maps.indices.tolist(), maps.names, alignment, strict=True)
         ),
         ignored=decision.ignored,
+        background=maps.background,
     )

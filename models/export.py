@@ -72,7 +72,7 @@ def export_bundle(
         nouns = explain(run, clip, learned["embeddings"])
     segmenter = trained_segmenter(run) if with_segmenter else None
     manifest = Manifest(
-        format=1,
+        format=2,
         name=run.config.name,
         licence=licence,
         trained_on=trained_on,

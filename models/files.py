@@ -102,8 +102,9 @@ def scores_npz(segmentation: Segmentation) -> bytes:
     """Encode a segmentation's soft maps as an npz that loads without pickle.
 
     ``cams`` (n, h', w') float16 at CAM resolution (not from a segmenter), ``scores`` (n, h, w) float16 after
-    refinement, ``class_index`` (n,), ``class_name`` (n,) and ``image_size`` (height, width). Not compressed: soft
-    maps hardly shrink, and deflating them takes longer than making them.
+    refinement, from a segmenter ``background`` (h, w) float16 too, ``class_index`` (n,), ``class_name`` (n,) and
+    ``image_size`` (height, width). Not compressed: soft maps hardly shrink, and deflating them takes longer than
+    making them.
     """
     arrays: dict[str, Any] = {
         "scores": segmentation.scores,
@@ -113,6 +114,8 @@ def scores_npz(segmentation: Segmentation) -> bytes:
     }
     if segmentation.cams is not None:
         arrays["cams"] = segmentation.cams
+    if segmentation.background is not None:
+        arrays["background"] = segmentation.background
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     return buffer.getvalue()
@@ -132,6 +135,7 @@ def read_soft_maps(path: Path) -> SoftMaps:
                 indices=stored["class_index"].astype(np.int64),
                 names=tuple(stored["class_name"].tolist()),
                 size=(height, width),
+                background=stored.get("background"),
             )
     except (KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"expected soft scores in {path}, got {error}") from error

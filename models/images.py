@@ -65,8 +65,11 @@ class ImageError(ValueError):
     """
 
     def __init__(self, kind: ImageErrorKind, message: str) -> None:
-        super().__init__(message)
+        super().__init__(kind, message)  # both, or it could not travel between processes
         self.kind: ImageErrorKind = kind
+
+    def __str__(self) -> str:
+        return str(self.args[1])
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ def make_pseudo_masks(
     if any(sample.path.parent.resolve() == masks for sample in samples):
         raise ValueError(f"expected an output folder that keeps the images, got theirs: {output}")
     settings = _claim(job, info)
+    (output / SUMMARY).unlink(missing_ok=True)  # it says that the folder is whole
     write_class_list(output / "classes.txt", info.classes)
     done = read_results(output / RESULTS)
     labeled = [sample for sample in samples if sample.channels]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -74,6 +75,9 @@ def make_in_processes(
         job: what to do.
         samples: labeled photos.
         processes: how many; as many as there are devices or cores to keep busy.
+
+    Raises:
+        ChildProcessError: if one of them dies.
     """
     # Spawned, for a forked child cannot use a GPU.
     with ProcessPoolExecutor(
@@ -81,9 +85,12 @@ def make_in_processes(
     ) as pool:
         try:
             yield from pool.map(partial(_make, job), samples)
-        except BaseException:
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                "a process that makes masks died (out of memory?); run again to continue"
+            ) from error
+        finally:
             pool.shutdown(cancel_futures=True)
-            raise
 
 
 _predictor: Predictor | None = None  # of a child process: loaded once, used for all its photos

@@ -22,8 +22,9 @@ from models.refine import Surroundings, build_refiner, parse_chain
 from models.refine.background import power_background, rest
 from models.refine.regions import superpixels
 from models.refine.sam import load_sam
+from models.refine.scaling import as_they_are, into_range_of
 from models.segmentation import MaskOptions, Segmentation
-from models.segmenters.inference import keep_winners, segment_images
+from models.segmenters.inference import among, segment_images, winners
 
 OnProgress = Callable[[str, float], None]
 
@@ -108,7 +109,10 @@ class Predictor:
         )
         on_progress("refine", 0.7)
         surroundings = Surroundings(
-            generator.affinity, power_background(inference.background_threshold), self._proposals
+            generator.affinity,
+            power_background(inference.background_threshold),
+            self._proposals,
+            into_range_of,
         )
         scores = build_refiner(options.refine, surroundings)(working, cams)[0].half()
         on_progress("mask", 0.9)
@@ -145,8 +149,7 @@ class Predictor:
     ) -> Segmentation:
         """Segment an image with the segmenter, without being told what it shows.
 
-        The result's classes are those that are the best somewhere; their scores are the segmenter's probabilities over
-        them and the background, which is what they leave of 1.
+        The result's classes are those that are the best somewhere; their scores are the segmenter's probabilities.
 
         Args:
             image: RGB in the upright frame, (H, W, 3).
@@ -171,16 +174,18 @@ class Predictor:
             on_scale=lambda done: on_progress("segment", 0.7 * done),
         )
         on_progress("refine", 0.7)
-        found, channels = keep_winners(probabilities)
+        channels = winners(probabilities)
+        shares, together = among(probabilities, channels)
         generator = RememberingGenerator(self.bundle.generator)
-        surroundings = Surroundings(generator.affinity, rest, self._proposals)
-        classes_found = build_refiner(options.refine, surroundings)(working, found[:, 1:])
-        remaining = rest(classes_found[0])[None, None]
-        kept, winners = keep_winners(torch.cat([remaining, classes_found.clamp(min=0)], dim=1))
+        surroundings = Surroundings(generator.affinity, rest, self._proposals, as_they_are)
+        refined = build_refiner(options.refine, surroundings)(working, shares[:, 1:]).clamp(min=0)
+        # What the classes that win nowhere had stays theirs: nobody's confidence grows by dropping them.
+        decided = torch.cat([rest(refined[0])[None, None], refined], dim=1) * together
+        kept = winners(decided)
         on_progress("mask", 0.9)
         classes = self.info.classes.classes
-        chosen = tuple(classes[channel] for channel in channels[winners].tolist())
-        maps = _soft_maps(kept[0, 1:].half(), chosen, image)
+        chosen = tuple(classes[channel] for channel in channels[kept].tolist())
+        maps = _soft_maps(decided[0, kept + 1].half(), chosen, image, background=decided[0, 0])
         return conclude(self.bundle, working, maps, options, cams=None)
 
     def _cannot_segment(self) -> CannotSegmentError:
@@ -205,10 +210,17 @@ def _check_image(image: NDArray[np.uint8]) -> None:
         raise ValueError(f"expected an image (H, W, 3) uint8, got {image.shape} {image.dtype}")
 
 
-def _soft_maps(scores: Tensor, classes: Sequence[ClassInfo], image: NDArray[np.uint8]) -> SoftMaps:
+def _soft_maps(
+    scores: Tensor,
+    classes: Sequence[ClassInfo],
+    image: NDArray[np.uint8],
+    *,
+    background: Tensor | None = None,
+) -> SoftMaps:
     return SoftMaps(
         scores=scores.cpu().numpy(),
         indices=np.array([each.index for each in classes], dtype=np.int64),
         names=tuple(each.name for each in classes),
         size=(image.shape[0], image.shape[1]),
+        background=None if background is None else background.half().cpu().numpy(),
     )

@@ -41,12 +41,14 @@ class SoftMaps:
         indices: the classes' values in label maps, (n,).
         names: the classes' names.
         size: (H, W) of the image in pixels.
+        background: the background's own map, (h, w) float16, if it has one.
     """
 
     scores: NDArray[np.float16]
     indices: NDArray[np.int64]
     names: tuple[str, ...]
     size: tuple[int, int]
+    background: NDArray[np.float16] | None = None
 
     def __post_init__(self) -> None:
         shape, count = self.scores.shape, len(self.names)
@@ -63,28 +65,43 @@ def decide(maps: SoftMaps, options: MaskOptions) -> Decision:
     height, width = maps.size
     label_map = np.full(maps.size, BACKGROUND_INDEX, dtype=np.uint8)
     confidence = np.ones(maps.size, dtype=np.float16)
-    if not maps.names:
+    if not maps.names and maps.background is None:
         return Decision(label_map, confidence)
+    own = None if maps.background is None else stretch(maps.background[None], width, axis=2)
     thresholds = options.thresholds_of(maps.names)
-    palette = maps.indices.astype(np.uint8)
+    palette = maps.indices.astype(np.uint8) if maps.names else np.zeros(1, dtype=np.uint8)
     columns = stretch(maps.scores, width, axis=2)
-    rows = max(1, _BAND_VALUES // (width * len(palette)))
+    rows = max(1, _BAND_VALUES // (width * max(len(palette), 1)))
     for top in range(0, height, rows):
-        bottom = min(top + rows, height)
-        band = stretch(columns, height, axis=1, part=slice(top, bottom))
-        winner, best, total = band.argmax(axis=0), band.max(axis=0), band.sum(axis=0)
+        part = slice(top, min(top + rows, height))
+        band = stretch(columns, height, axis=1, part=part)
+        given = None if own is None else stretch(own, height, axis=1, part=part)[0]
+        winner, best, total = _best(band)
         if thresholds is not None:
             background = thresholds[winner]
         elif options.background_power is not None:
             background = (1 - best).clip(min=0) ** np.float32(options.background_power)
         else:
-            background = (1 - total).clip(min=0)
+            background = (1 - total).clip(min=0) if given is None else given
+        whole = total + background
+        if given is not None:  # probabilities: classes that were dropped have the rest
+            whole = np.maximum(whole, 1)
         # A strict threshold: a score that only equals the background's is not yet the object.
         labels = np.where(best > background, palette[winner], np.uint8(BACKGROUND_INDEX))
-        share = np.maximum(best, background) / np.maximum(total + background, 1e-12)
-        label_map[top:bottom] = np.where(share < options.min_confidence, IGNORE_INDEX, labels)
-        confidence[top:bottom] = share
+        share = np.maximum(best, background) / np.maximum(whole, 1e-12)
+        label_map[part] = np.where(share < options.min_confidence, IGNORE_INDEX, labels)
+        confidence[part] = share
     return Decision(label_map, confidence)
+
+
+def _best(
+    band: NDArray[np.float32],
+) -> tuple[NDArray[np.intp], NDArray[np.float32], NDArray[np.float32]]:
+    """Return the best class, its score, and the sum of all scores at each pixel of (n, h, w) maps; n may be 0."""
+    if not len(band):
+        nothing = np.zeros(band.shape[1:], dtype=np.float32)
+        return nothing.astype(np.intp), nothing, nothing
+    return band.argmax(axis=0), band.max(axis=0), band.sum(axis=0)
 
 
 def stretch(

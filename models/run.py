@@ -82,7 +82,7 @@ class Run:
         Args:
             stage: its name.
             module: that learns.
-            samples: that it learns from; another run's state is not taken up.
+            samples: that it learns from, or what tells them from others; another run's state is not taken up.
         """
         content = f"{dump_config(self.config)}{self.classes}{samples}"
         (self.work / stage).mkdir(parents=True, exist_ok=True)

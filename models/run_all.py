@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +15,8 @@ from models.bundle_info import MANIFEST
 from models.data.mask_folder import read_mask_folder
 from models.data.sample import Sample
 from models.export import export_bundle
-from models.make_masks import make_pseudo_masks
+from models.files import write_atomically
+from models.make_masks import SETTINGS, make_pseudo_masks
 from models.mask_job import MaskJob, make_here
 from models.predictor import Predictor
 from models.run import Run
@@ -32,16 +35,36 @@ class Stage:
         name: of the command that does it alone.
         result: the file that it leaves last.
         start: does it; whatever an earlier call did of it is not done again.
+        quick: done each time, for what it is told may have changed.
     """
 
     name: str
     result: Path
     start: Callable[[OnShare], object]
+    quick: bool = False
 
     @property
     def done(self) -> bool:
-        """Whether its result is there."""
-        return self.result.is_file()
+        """Whether its result is there, and need not be made again."""
+        return self.result.is_file() and not self.quick
+
+
+def claim(run: Run, samples: Sequence[Sample]) -> None:
+    """Note in the work directory which photos and labels it is for, or check that they are the same as before.
+
+    Raises:
+        ValueError: if it was begun with others.
+        OSError: if it cannot be written.
+    """
+    content = "".join(
+        f"{each.path.name} {each.path.stat().st_size} {each.channels}\n" for each in samples
+    )
+    path = run.work / "photos.txt"
+    if path.is_file() and path.read_text(encoding="utf-8") != content:
+        raise ValueError(
+            f"expected the photos and labels that {run.work} was begun with, see {path}; or a new work directory"
+        )
+    write_atomically(path, content.encode())
 
 
 def plan(
@@ -93,7 +116,7 @@ def plan(
             lambda on_share: _make_masks(run, samples, masks, on_share),
         ),
         Stage(STAGE, work / STAGE / WEIGHTS, segmenter),
-        Stage("export-bundle", output / MANIFEST, export),
+        Stage("export-bundle", output / MANIFEST, export, quick=True),
     )  # fmt: skip
 
 
@@ -104,6 +127,8 @@ def _make_masks(run: Run, samples: Sequence[Sample], output: Path, on_share: OnS
         run, folder, stage=_GENERATOR, licence="internal", trained_on="see the run", with_segmenter=False
     )  # fmt: skip
     predictor = Predictor(load_bundle(folder, device=run.device))
+    if _made_with_another(output, predictor):
+        shutil.rmtree(output)  # of an earlier generator of this run
     labeled = sum(bool(sample.channels) for sample in samples)
     seen = 0
 
@@ -115,3 +140,11 @@ def _make_masks(run: Run, samples: Sequence[Sample], output: Path, on_share: OnS
     job = MaskJob(output, predictor.options(), save_scores=False)
     make = partial(make_here, predictor, job)
     make_pseudo_masks(predictor.info, samples, job, make, on_image=on_image)
+
+
+def _made_with_another(masks: Path, predictor: Predictor) -> bool:
+    path = masks / SETTINGS
+    if not path.is_file():
+        return False
+    model = json.loads(path.read_text(encoding="utf-8"))["model"]
+    return bool(model["version"] != predictor.info.version)

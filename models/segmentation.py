@@ -109,6 +109,7 @@ class Segmentation:
         cams: their CAMs before refinement on the mask generator's grid, (n, h', w') float16; None from a segmenter.
         classes: one result a class, in channel order, as scores and cams.
         ignored: share of pixels that are 255, in [0, 1].
+        background: the background's own soft map, (h, w) float16; None where a constant or a power stands for it.
     """
 
     label_map: NDArray[np.uint8]
@@ -117,3 +118,4 @@ class Segmentation:
     cams: NDArray[np.float16] | None
     classes: tuple[ClassResult, ...]
     ignored: float
+    background: NDArray[np.float16] | None = None

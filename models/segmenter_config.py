@@ -11,8 +11,7 @@ Positive = Annotated[float, Field(gt=0)]
 
 # Architectures of segmentation-models-pytorch that stand on any timm backbone with maps of strides 4 to 32.
 Decoder = Literal[
-    "deeplabv3", "deeplabv3plus", "fpn", "linknet", "manet", "pspnet", "segformer", "unet",
-    "unetplusplus", "upernet",
+    "deeplabv3", "deeplabv3plus", "fpn", "linknet", "manet", "segformer", "unet", "unetplusplus", "upernet",
 ]  # fmt: skip
 
 

@@ -33,6 +33,9 @@ def train_segmenter(run: Run, samples: Sequence[MaskSample], on_step: OnStep) ->
     """
     settings = run.config.train_segmenter
     seed_everything(run.config.seed)
+    share = min(settings.batch_size, len(samples)) // run.processes.count
+    if share < 2:
+        raise ValueError(f"expected at least 2 photos a batch and process, got {share}")
     segmenter = build_segmenter(run.config, classes=len(run.classes), device=run.device).train()
     batches = MaskBatches(
         samples,
@@ -51,7 +54,7 @@ def train_segmenter(run: Run, samples: Sequence[MaskSample], on_step: OnStep) ->
             losses_on(parallel, run.device),
             _optimization(settings, photos=len(samples)),
             on_step=report,
-            checkpoint=run.checkpoint(STAGE, segmenter, samples),
+            checkpoint=run.checkpoint(STAGE, segmenter, [each.digest() for each in samples]),
         )
     if run.processes.leads:
         spec = segmenter_spec(run.config, segmenter)

@@ -1,9 +1,13 @@
 """A small folder of masks as ``make-pseudo-masks`` leaves it: holes, parts, ignored pixels, odd photos."""
 
+import importlib
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -72,3 +76,10 @@ def photo(name: str, found: NDArray[np.uint8]) -> MaskedPhoto:
     height, width = found.shape
     header = ImageHeader(width, height, 1, "JPEG")
     return MaskedPhoto(Path(name), header, found, {}, "tiny 1", {})
+
+
+def reader(name: str) -> Any:
+    """A format's own library (tests/readers.txt); CI must have it."""
+    if os.environ.get("CI") == "true":
+        return importlib.import_module(name)
+    return pytest.importorskip(name)

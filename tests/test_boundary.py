@@ -33,11 +33,18 @@ def test_a_small_shift_is_within_the_tolerance() -> None:
     assert boundary_scores(square(20, 20), square(26, 26))[3] < 0.5
 
 
-def test_ignored_pixels_do_not_count() -> None:
+def test_outlines_in_unlabeled_pixels_do_not_count() -> None:
     truth, guess = square(20, 20), square(20, 20)
     truth[70:, :] = 255
     guess[75:90, 10:90] = 3
     assert boundary_scores(truth, guess) == {3: 1.0}
+
+
+def test_a_ring_of_unlabeled_pixels_forgives_only_what_ends_in_it() -> None:
+    truth = square(15, 15, size=50, value=255)
+    truth[20:60, 20:60] = 3
+    assert boundary_scores(truth, square(19, 19, size=42))[3] == 1.0
+    assert boundary_scores(truth, square(10, 10, size=60))[3] == 0.0
 
 
 def test_sizes_must_agree() -> None:

@@ -96,11 +96,11 @@ def test_a_missing_file_is_refused(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ("format: 1", "format: 2", "bundle.yaml: format: Input should be 1"),
+        ("format: 2", "format: 1", "bundle.yaml: format: Input should be 2"),
         ("name: tiny", "title: tiny", "bundle.yaml: (name|title): "),
         ("kind: zero_shot", "kind: gan", "bundle.yaml: generator.kind"),
         ("index: 9", "index: 999", "from 1 to 254, got 999"),
-        ("format: 1", "format: [", "expected a readable bundle.yaml"),
+        ("format: 2", "format: [", "expected a readable bundle.yaml"),
     ],
 )
 def test_a_malformed_manifest_is_refused(copy: Path, before: str, after: str, message: str) -> None:

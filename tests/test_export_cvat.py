@@ -11,7 +11,7 @@ from PIL import Image
 
 from models.exports.cvat import write_cvat
 from models.exports.source import open_mask_folder
-from tests.export_folder import CLASSES, label_maps, make_folder
+from tests.export_folder import CLASSES, label_maps, make_folder, reader
 
 INDICES = {"background": 0, "ignored": 255, **{each.name: each.index for each in CLASSES.classes}}
 
@@ -49,7 +49,7 @@ def test_colors_mean_what_the_label_map_says(exported: Path) -> None:
 
 
 def test_datumaro_reads_the_same_pixels_and_no_background(exported: Path, tmp_path: Path) -> None:
-    datumaro = pytest.importorskip("datumaro")
+    datumaro = reader("datumaro")
     with zipfile.ZipFile(exported / "annotations.zip") as archive:
         archive.extractall(tmp_path / "unzipped")
     dataset = datumaro.Dataset.import_from(str(tmp_path / "unzipped"), "voc_segmentation")

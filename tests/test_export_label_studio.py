@@ -12,12 +12,12 @@ import pytest
 from models.exports.brush import brush_rle
 from models.exports.label_studio import write_label_studio
 from models.exports.source import open_mask_folder
-from tests.export_folder import CLASSES, label_maps, make_folder, photo
+from tests.export_folder import CLASSES, label_maps, make_folder, photo, reader
 
 
 @pytest.fixture
 def brush() -> ModuleType:
-    return pytest.importorskip("label_studio_converter.brush")
+    return reader("label_studio_converter.brush")
 
 
 @pytest.fixture

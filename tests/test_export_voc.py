@@ -11,7 +11,7 @@ from models.data.classes import ClassInfo, ClassList, read_class_list
 from models.exports.source import open_mask_folder
 from models.exports.voc import write_voc
 from models.images import read_image
-from tests.export_folder import CLASSES, TURNED, label_maps, make_folder, photo
+from tests.export_folder import CLASSES, TURNED, label_maps, make_folder, photo, reader
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_torchvision_reads_the_same_pixels(exported: Path, subset: str) -> None:
 
 
 def test_datumaro_reads_the_same_pixels(exported: Path) -> None:
-    datumaro = pytest.importorskip("datumaro")
+    datumaro = reader("datumaro")
     dataset = datumaro.Dataset.import_from(str(exported), "voc_segmentation")
     names = [each.name for each in dataset.categories()[datumaro.AnnotationType.label]]
     indices = {

@@ -66,7 +66,7 @@ def test_badly_aligned_masks_are_ignored(tiny_data: Path, masks: Path) -> None:
     with pytest.raises(ValueError, match=r"expected masks with alignment scores, got none"):
         read_mask_folder(tiny_data / "images", masks, CLASSES, min_alignment=0.3)
     (masks / "results.jsonl").write_text("[]\n")
-    with pytest.raises(ValueError, match=r"expected results of make-pseudo-masks"):
+    with pytest.raises(ValueError, match=r"expected a result of photo0.png in results.jsonl"):
         read_mask_folder(tiny_data / "images", masks, CLASSES, min_alignment=0.3)
 
 

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 
 from models.refine import REFINERS, Chain, Refiner, Surroundings, build_refiner
-from models.refine.background import power_background
+from models.refine.background import power_background, rest
 from models.refine.regions import superpixels
+from models.refine.scaling import as_they_are, into_range_of
 
 
 def color_affinity(images: Tensor) -> Tensor:
@@ -15,7 +16,7 @@ def color_affinity(images: Tensor) -> Tensor:
     return (-torch.cdist(colors.transpose(1, 2), colors.transpose(1, 2))).exp().view(-1, 4, 4, 4, 4)
 
 
-SURROUNDINGS = Surroundings(color_affinity, power_background(0.4), superpixels)
+SURROUNDINGS = Surroundings(color_affinity, power_background(0.4), superpixels, into_range_of)
 
 
 @pytest.fixture(params=sorted(REFINERS))
@@ -120,3 +121,14 @@ def test_a_chain_runs_first_to_last() -> None:
     image, scores = example()
     chain = Chain((lambda image, scores: scores + 1, lambda image, scores: scores * 2))
     assert torch.equal(chain(image, scores), (scores + 1) * 2)
+
+
+@pytest.mark.parametrize("name", sorted(REFINERS))
+def test_probabilities_stay_probabilities(name: str) -> None:
+    image = torch.rand(1, 3, 32, 48)
+    smooth = torch.nn.functional.interpolate(torch.randn(1, 4, 4, 6), size=(32, 48), mode="bicubic")
+    shares = (3 * smooth).softmax(dim=1)[:, 1:]
+    refiner = build_refiner(name, Surroundings(color_affinity, rest, superpixels, as_they_are))
+    refined = refiner(image, shares)
+    assert refined.min() >= -1e-6
+    assert refined.sum(dim=1).max() <= 1 + 1e-5

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from models.generators.affinity import RememberingGenerator, cosine_affinity
 from models.refine.random_walk import RandomWalk, boxes, transition, walk
+from models.refine.scaling import as_they_are, into_range_of
 
 
 def test_rows_of_the_transition_sum_to_one() -> None:
@@ -37,14 +38,16 @@ def test_evidence_reaches_what_is_alike_and_nothing_else() -> None:
     scores = torch.zeros(1, 2, 4)
     scores[0, 0, 0], scores[0, 1, 1] = 1.0, 0.5
     found = walk(scores, affinity)
-    torch.testing.assert_close(found[0, :, :2], torch.ones(2, 2))
+    torch.testing.assert_close(found[0, :, :2], torch.full((2, 2), 0.375))
     assert found[0, :, 2:].max() == 0
 
 
-def test_range_is_kept_and_constants_stay() -> None:
+def test_cams_get_their_range_back_and_constants_stay() -> None:
     scores = torch.rand(3, 16, 24) * 0.5 + 0.1
     scores[2] = 0.3
-    found = walk(scores, torch.rand(4, 6, 4, 6))
+    affinity = torch.rand(1, 4, 6, 4, 6)
+    image = torch.rand(1, 3, 16, 24)
+    found = RandomWalk(lambda _: affinity, into_range_of)(image, scores[None])[0]
     torch.testing.assert_close(found.amax(dim=(1, 2)), scores.amax(dim=(1, 2)))
     torch.testing.assert_close(found.amin(dim=(1, 2)), scores.amin(dim=(1, 2)))
     assert (found[2] == 0.3).all()
@@ -94,12 +97,12 @@ def test_features_are_computed_once(size: int, looks: int) -> None:
     assert generator.looks == looks
 
 
-def test_the_refiner_asks_for_each_image() -> None:
-    seen: list[tuple[int, ...]] = []
-
-    def affinity(images: Tensor) -> Tensor:
-        seen.append(tuple(images.shape))
-        return torch.rand(1, 2, 2, 2, 2)
-
-    RandomWalk(affinity)(torch.rand(2, 3, 8, 8), torch.rand(2, 1, 8, 8))
-    assert seen == [(1, 3, 8, 8)] * 2
+def test_a_batch_equals_its_items_alone() -> None:
+    images, scores = torch.rand(2, 3, 32, 32), torch.rand(2, 1, 32, 32)
+    remembering = RememberingGenerator(Counting())
+    remembering(torch.cat([images, images.flip(-1)]))
+    together = RandomWalk(remembering.affinity, as_they_are)(images, scores)
+    for item in range(2):
+        alone = RandomWalk(RememberingGenerator(Counting()).affinity, as_they_are)
+        one = slice(item, item + 1)
+        torch.testing.assert_close(together[one], alone(images[one], scores[one]))

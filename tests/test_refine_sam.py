@@ -19,6 +19,7 @@ from models.refine.background import power_background
 from models.refine.region_vote import vote
 from models.refine.regions import Regions
 from models.refine.sam import SamProposals, load_sam
+from models.refine.scaling import into_range_of
 from tests.conftest import CPU
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
@@ -124,7 +125,7 @@ def test_overlapping_masks_are_dropped(sam: SamProposals) -> None:
 
 def test_region_vote_takes_them(sam: SamProposals) -> None:
     image, scores = photo()[None], torch.rand(1, 2, 40, 60)
-    surroundings = Surroundings(lambda images: images, power_background(0.4), sam)
+    surroundings = Surroundings(lambda images: images, power_background(0.4), sam, into_range_of)
     refined = build_refiner("region_vote", surroundings)(image, scores)
     assert torch.equal(refined[0], vote(scores[0], sam(image[0])))
     assert not torch.equal(refined, scores)

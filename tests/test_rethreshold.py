@@ -1,3 +1,4 @@
+import os
 from functools import partial
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 
 from models.bundle import load_bundle
 from models.data.folder import read_folder
+from models.data.sample import Sample
 from models.make_masks import RESULTS, make_pseudo_masks, read_results
 from models.mask_job import MaskJob, make_here, make_in_processes
 from models.predictor import Predictor
@@ -100,3 +102,29 @@ def test_thresholds_are_of_each_class() -> None:
     assert list(found) == ["cat", "cup"]
     assert 0.15 < found["cat"] < 0.45
     assert 0.55 < found["cup"] < 0.85
+
+
+def test_a_damaged_photo_fails_alone_in_processes_too(
+    tiny_bundle: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    predictor = load(tiny_bundle)
+    job = MaskJob(tmp_path, predictor.options(), save_scores=False)
+    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)[:3]
+    broken = tmp_path / "photo1.jpg"
+    broken.write_bytes(samples[1].path.read_bytes()[:500])
+    samples[1] = Sample(broken, samples[1].channels)
+    make = partial(make_in_processes, partial(load, tiny_bundle), job, processes=2)
+    outcome = make_pseudo_masks(predictor.info, samples, job, make, on_image=lambda: None)
+    assert outcome.made == 2
+    assert [name for name, _ in outcome.failed] == ["photo1.jpg"]
+
+
+def dies(bundle: Path) -> Predictor:
+    os._exit(1)
+
+
+def test_a_process_that_dies_is_said_in_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
+    job = MaskJob(tmp_path, load(tiny_bundle).options(), save_scores=False)
+    sample = Sample(tmp_path / "photo.jpg", (0,))
+    with pytest.raises(ChildProcessError, match="a process that makes masks died"):
+        list(make_in_processes(partial(dies, tiny_bundle), job, [sample], processes=1))

@@ -81,12 +81,14 @@ def test_classes_and_scores_by_hand(predictor: Predictor) -> None:
     assert [each.name for each in result.classes] == ["cup"]
     assert result.classes[0].area == pytest.approx(0.5, abs=0.05)
     assert result.classes[0].alignment_class is not None
-    # Shares of background and cup: 0.6 / 0.8 on the left, 0.2 / 0.8 on the right
-    assert result.scores[0, 32, 0] == pytest.approx(0.75, abs=1e-3)
-    assert result.scores[0, 32, 63] == pytest.approx(0.25, abs=1e-3)
+    # Probabilities as they were, whatever became of the other classes.
+    assert result.scores[0, 32, 0] == pytest.approx(0.6, abs=1e-3)
+    assert result.scores[0, 32, 63] == pytest.approx(0.2, abs=1e-3)
+    assert result.background is not None
+    assert result.background[32, 0] == pytest.approx(0.2, abs=1e-3)
     assert result.label_map[30, 0] == 7
     assert result.label_map[30, 79] == 0
-    assert result.confidence[30, 79] == pytest.approx(0.75, abs=1e-3)
+    assert result.confidence[30, 79] == pytest.approx(0.6, abs=1e-3)
     doubtful = halves.segment(photo(), halves.segment_options(min_confidence=0.8))
     assert doubtful.ignored == 1
     assert [each.name for each in doubtful.classes] == ["cup"]
@@ -100,6 +102,7 @@ def test_nothing_found_is_all_background(predictor: Predictor, tmp_path: Path) -
         assert result.classes == ()
         assert result.scores.shape == (0, 64, 64)
         assert result.ignored == 0
+        assert result.confidence[0, 0] == pytest.approx(0.6, abs=1e-3)
     (tmp_path / "scores.npz").write_bytes(scores_npz(result))
     assert read_soft_maps(tmp_path / "scores.npz").names == ()
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.segmenters.inference import in_windows, keep_winners, segment_images, window_starts
+from models.segmenters.inference import among, in_windows, segment_images, window_starts, winners
 
 
 def local(images: Tensor) -> Tensor:
@@ -77,19 +77,24 @@ def test_windows_cover_everything(length: int, window: int) -> None:
     assert starts[0] == 0
     assert max(starts) + window >= length
     assert all(start % 32 == 0 for start in starts)
-    assert all(after - before <= window for before, after in pairwise(starts))
+    assert all(0 < after - before <= max(2 * window / 3, 32) for before, after in pairwise(starts))
 
 
 def test_winners_are_kept_and_stay_the_best() -> None:
     scores = torch.tensor([[0.5, 0.1], [0.3, 0.3], [0.1, 0.4], [0.1, 0.2]]).view(1, 4, 1, 2)
-    kept, channels = keep_winners(scores)
+    channels = winners(scores)
     assert channels.tolist() == [1]
-    torch.testing.assert_close(kept[0, :, 0], torch.tensor([[5 / 6, 1 / 5], [1 / 6, 4 / 5]]))
-    background = torch.tensor([0.9, 0.1]).view(1, 2, 1, 1)
-    kept, channels = keep_winners(background)
-    assert (kept.shape, channels.tolist()) == ((1, 1, 1, 1), [])
-    again, _ = keep_winners(kept)
-    assert again.item() == 1
+    shares, together = among(scores, channels)
+    torch.testing.assert_close(shares[0, :, 0], torch.tensor([[5 / 6, 1 / 5], [1 / 6, 4 / 5]]))
+    torch.testing.assert_close(together.flatten(), torch.tensor([0.6, 0.5]))
+
+
+def test_where_the_background_wins_everywhere_no_class_is_left() -> None:
+    scores = torch.tensor([0.9, 0.1]).view(1, 2, 1, 1)
+    channels = winners(scores)
+    shares, together = among(scores, channels)
+    assert (shares.shape, channels.tolist()) == ((1, 1, 1, 1), [])
+    assert (shares.item(), together.item()) == (1.0, pytest.approx(0.9))
 
 
 def test_no_scale_is_refused(images: Tensor) -> None:

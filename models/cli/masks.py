@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -101,30 +102,31 @@ def make_masks(
     threads: ThreadsOption = 0,
 ) -> None:
     """Make pseudo masks of a folder: masks/STEM.png, classes.txt, summary.json. Continues where it stopped."""
+    from models.bundle_info import find_bundle, read_info
     from models.data.folder import read_folder
     from models.make_masks import make_pseudo_masks
     from models.mask_job import MaskJob, make_here, make_in_processes
+    from models.mask_options import pseudo_mask_options
 
-    load = partial(_load_predictor, bundle, device, threads)
-    predictor = load()
-    samples = read_folder(images, labels, predictor.info.classes)
-    options = predictor.options(
+    info = read_info(find_bundle(bundle))
+    samples = read_folder(images, labels, info.classes)
+    options = pseudo_mask_options(
+        info.inference,
         refine=refine,
         background_threshold=background_threshold,
         background_power=background_power,
         min_confidence=min_confidence,
     )
     job = MaskJob(output, options, save_scores=save_scores)
-    make = (
-        partial(make_here, predictor, job)
-        if processes == 1
-        else partial(make_in_processes, load, job, processes=processes)
-    )
+    if processes == 1:
+        make = partial(make_here, _load_predictor(bundle, device, threads), job)
+    else:
+        each = threads or max((os.cpu_count() or 1) // processes, 1)
+        load = partial(_load_predictor, bundle, device, each)
+        make = partial(make_in_processes, load, job, processes=processes)
     labeled = sum(bool(sample.channels) for sample in samples)
     with progress("pseudo masks", labeled) as (bar, task):
-        outcome = make_pseudo_masks(
-            predictor.info, samples, job, make, on_image=lambda: bar.advance(task)
-        )
+        outcome = make_pseudo_masks(info, samples, job, make, on_image=lambda: bar.advance(task))
     report_outcome(outcome, output)
 
 

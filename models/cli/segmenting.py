@@ -69,9 +69,10 @@ def segment(
         for photo in photos:
             try:
                 upright = alone or read_image(photo.read_bytes())
-            except ImageError as error:
+            except (ImageError, OSError) as error:
                 failed += 1
                 Console(stderr=True).print(f"semples: {photo}: {error}", markup=False)
+                bar.advance(task)
                 continue
             result = predictor.segment(upright.pixels, options)
             write_results(output, photo, upright, result, options, info=predictor.info)
@@ -91,7 +92,7 @@ def _photos(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         inside = sorted(path.iterdir()) if path.is_dir() else [path]
         for photo in inside:
-            if path.is_dir() and photo.suffix.lower() not in _SUFFIXES:
+            if path.is_dir() and (photo.suffix.lower() not in _SUFFIXES or photo.is_dir()):
                 continue
             if photos.setdefault(photo.stem, photo) != photo:
                 raise ValueError(f"expected distinct stems, got {photos[photo.stem]} and {photo}")

@@ -121,11 +121,12 @@ def run_all(
     workers: WorkersOption = 0,
 ) -> None:
     """From photos with labels to a bundle that segments: all stages, leaving out what is done already."""
-    from models.run_all import plan
+    from models.run_all import claim, plan
 
     run, samples = _start(
         work, images, labels, config, classes, pick_device(device, threads), workers
     )
+    claim(run, samples)
     target = output or work / "bundle"
     redone = False
     for stage in plan(run, samples, images, target, licence=licence, trained_on=trained_on):

@@ -87,8 +87,16 @@ class MaskCrops(Dataset[tuple[Tensor, Tensor]]):
                 f"expected a mask of {sample.image.name}'s size {pixels.shape[:2]}, got {mask.shape}"
             )
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed + index)
-            return self.transform(torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(mask))
+            # Not torch.manual_seed, which would seed every GPU as well.
+            torch.default_generator.manual_seed(self.seed + index)
+            try:
+                return self.transform(
+                    torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(mask)
+                )
+            except RuntimeError as error:  # a strip so thin that its short side rounds to nothing
+                raise ValueError(
+                    f"expected a photo that a crop can show, got {sample.image} ({error})"
+                ) from error
 
 
 class MaskBatches:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +39,13 @@ class MaskSample:
     mask: Path
     channels: Mapping[int, int]
     distrusted: frozenset[int] = frozenset()
+
+    def digest(self) -> str:
+        """Return what tells this photo's mask from any other: names, content, and what is distrusted in it."""
+        content = hashlib.sha256(self.mask.read_bytes()).hexdigest()
+        return (
+            f"{self.image.name} {content} {sorted(self.channels.items())} {sorted(self.distrusted)}"
+        )
 
     def read_mask(self) -> NDArray[np.uint8]:
         """Read the mask as channel numbers: 0 background, k + 1 for class k, 255 ignored; (H, W).
@@ -92,7 +100,9 @@ def read_mask_folder(
         }
     except UnknownLabelError as error:
         raise ValueError(f"{masks / 'classes.txt'}: {error}") from error
-    photos = _photos(images, stems={file.stem for file in files})
+    photos = _photos(
+        images.resolve(), stems={file.stem for file in files}, masks=(masks / "masks").resolve()
+    )
     lost = [file.name for file in files if file.stem not in photos]
     if lost:
         raise ValueError(f"expected a photo in {images} for each mask, got none for {lost[0]}")
@@ -108,10 +118,12 @@ def read_mask_folder(
     ]
 
 
-def _photos(folder: Path, *, stems: set[str]) -> dict[str, Path]:
+def _photos(folder: Path, *, stems: set[str], masks: Path) -> dict[str, Path]:
     photos: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if path.stem not in stems or path.suffix.lower() not in _SUFFIXES:
+            continue
+        if path.parent == masks:  # the masks themselves, where they are in the photos' folder
             continue
         if photos.setdefault(path.stem, path) != path:
             raise ValueError(f"expected one photo a stem, got {photos[path.stem]} and {path}")
@@ -120,11 +132,14 @@ def _photos(folder: Path, *, stems: set[str]) -> dict[str, Path]:
 
 def _records(path: Path) -> dict[str, dict[str, Any]]:
     """What is known of each mask, by stem; the last word on a stem counts."""
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return {row["stem"]: row for row in rows}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"expected results of make-pseudo-masks in {path}, got {error}") from error
+    records = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+            records[row["stem"]] = row
+        except (KeyError, TypeError, ValueError):  # cut off by a kill
+            continue
+    return records
 
 
 def _distrusted(

@@ -56,11 +56,14 @@ class Surroundings:
             (B, h, w, h, w), not negative.
         background: scores (C, H, W) → the background's score, (H, W).
         proposals: image (3, H, W) → regions that probably belong together.
+        rescale: maps that a refiner flattened and what they were, (C, H, W) both → maps: CAMs get their range back,
+            probabilities must not.
     """
 
     affinity: Callable[[Tensor], Tensor]
     background: Callable[[Tensor], Tensor]
     proposals: Callable[[Tensor], Regions]
+    rescale: Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,13 @@ class RandomWalk:
 
     Attributes:
         affinity: images (B, 3, H, W) → (B, h, w, h, w), not negative.
+        rescale: see Surroundings.
         sharpness: power of the affinity; cosines of rectified features are high everywhere, and this leaves near ones.
         box_share: evidence stays inside boxes around what exceeds this share of a map's maximum.
     """
 
     affinity: Callable[[Tensor], Tensor]
+    rescale: Callable[[Tensor, Tensor], Tensor]
     sharpness: float = SHARPNESS
     box_share: float = BOX_SHARE
 
@@ -40,15 +42,16 @@ class RandomWalk:
         refined = torch.empty_like(scores)
         if not scores.numel():
             return refined
-        for item in range(len(scores)):
-            affinity = self.affinity(image[item : item + 1].float())[0] ** self.sharpness
-            refined[item] = walk(scores[item].float(), affinity, box_share=self.box_share)
+        affinities = self.affinity(image.float()) ** self.sharpness
+        for item, (maps, affinity) in enumerate(zip(scores.float(), affinities, strict=True)):
+            walked = walk(maps, affinity, box_share=self.box_share)
+            refined[item] = self.rescale(walked, maps)
         return refined
 
 
 def build(surroundings: Surroundings) -> RandomWalk:
     """Build the refiner on the surroundings' affinity."""
-    return RandomWalk(surroundings.affinity)
+    return RandomWalk(surroundings.affinity, surroundings.rescale)
 
 
 @torch.no_grad()
@@ -61,16 +64,15 @@ def walk(scores: Tensor, affinity: Tensor, *, box_share: float = BOX_SHARE) -> T
         box_share: see RandomWalk.
 
     Returns:
-        (C, H, W), each map with the minimum and maximum that it had.
+        (C, H, W), flatter than they were; sums over the classes do not grow.
     """
     height, width = affinity.shape[:2]
     coarse = F.interpolate(scores[None], size=(height, width), mode="area")[0]
     spread = coarse.flatten(1) @ transition(affinity.flatten(2).flatten(0, 1)).t()
     kept = spread.view_as(coarse) * boxes(coarse, share=box_share)
-    fine = F.interpolate(kept[None], size=scores.shape[-2:], mode="bilinear", align_corners=False)[
-        0
-    ]
-    return _into_range_of(fine, scores)
+    size = (scores.shape[1], scores.shape[2])
+    fine: Tensor = F.interpolate(kept[None], size=size, mode="bilinear", align_corners=False)
+    return fine[0]
 
 
 def transition(affinity: Tensor, *, rounds: int = ROUNDS) -> Tensor:
@@ -106,12 +108,3 @@ def boxes(maps: Tensor, *, share: float) -> Tensor:
         for rows, columns in ndimage.find_objects(parts):
             marked[channel, rows, columns] = True
     return marked.to(maps.device)
-
-
-def _into_range_of(maps: Tensor, original: Tensor) -> Tensor:
-    """Stretch each map, (C, H, W), to the minimum and maximum of the original; a flat one becomes the original."""
-    low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
-    floor, top = original.amin(dim=(1, 2), keepdim=True), original.amax(dim=(1, 2), keepdim=True)
-    flat = (high - low) <= 1e-5 * high.abs()
-    stretched = floor + (maps - low) / (high - low).clamp(min=1e-12) * (top - floor)
-    return torch.where(flat | (top <= floor), original, stretched)

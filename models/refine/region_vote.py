@@ -44,7 +44,9 @@ def build(surroundings: Surroundings) -> RegionVote:
 def vote(scores: Tensor, regions: Regions) -> Tensor:
     """Give each pixel the mean scores of the most confident region over it.
 
-    A region's confidence is its best class's mean. Pixels without a region keep their scores.
+    A region's confidence is its best class's mean. Pixels without a region keep their scores. SemPLeS decides a label
+    for each region here, with the background among the candidates, and stretches each class over the regions before; we
+    keep soft scores, so that the background can enter last, and measured no gain from stretching.
 
     Args:
         scores: (C, H, W) float32.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -88,12 +87,12 @@ def in_windows(segmenter: Probabilities, images: Tensor, *, window: int | None) 
 
 
 def window_starts(length: int, *, window: int) -> list[int]:
-    """Return where windows along a side begin: evenly, at multiples of 32, a third overlapping, up to both ends."""
+    """Return where windows along a side begin: at multiples of 32, at least a third overlapping, up to both ends."""
     room = length - window
     if room <= 0:
         return [0]
-    steps = math.ceil(room / (window * (1 - _OVERLAP)))
-    return sorted({room * step // steps // GRID * GRID for step in range(steps)} | {room})
+    step = max(int(window * (1 - _OVERLAP)) // GRID * GRID, GRID)
+    return [*range(0, room, step), room]
 
 
 def _stretch(probabilities: Tensor, size: tuple[int, int]) -> Tensor:
@@ -102,18 +101,23 @@ def _stretch(probabilities: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(probabilities, size=size, mode="bilinear", align_corners=False)
 
 
-def keep_winners(probabilities: Tensor) -> tuple[Tensor, Tensor]:
-    """Drop the classes that win nowhere; what the others have at a pixel is scaled to sum to 1 again.
+def winners(probabilities: Tensor) -> Tensor:
+    """Return the class channels that are the best somewhere, (1, K + 1, H, W) background first → (n,)."""
+    numbers = torch.unique(probabilities.argmax(dim=1))
+    channels: Tensor = numbers[numbers > 0] - 1
+    return channels
 
-    So the best class of every pixel stays the best.
+
+def among(probabilities: Tensor, channels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what the background and some classes have among themselves, and what they have together.
 
     Args:
         probabilities: background first, (1, K + 1, H, W).
+        channels: of the classes, (n,).
 
     Returns:
-        Probabilities of the background and the n winners, (1, n + 1, H, W), and the winners' class channels, (n,).
+        Shares that sum to 1, (1, n + 1, H, W), and the sum of the probabilities they were, (1, 1, H, W).
     """
-    numbers = torch.unique(probabilities.argmax(dim=1))
-    numbers = numbers[numbers > 0]
-    kept = probabilities[:, torch.cat([numbers.new_zeros(1), numbers])]
-    return kept / kept.sum(dim=1, keepdim=True).clamp(min=1e-12), numbers - 1
+    kept = probabilities[:, torch.cat([channels.new_zeros(1), channels + 1])]
+    together = kept.sum(dim=1, keepdim=True)
+    return kept / together.clamp(min=1e-12), together
