@@ -33,16 +33,14 @@ CHAINS = (
     "dense_crf",
     "random_walk",
     "region_vote",
-    "pamr+dense_crf",
     "pamr+region_vote",
     "random_walk+pamr",
     "random_walk+dense_crf",
     "random_walk+region_vote",
     "random_walk+pamr+region_vote",
-    "random_walk+region_vote+pamr",
     "random_walk+region_vote+dense_crf",
 )
-SCALES = ((1.0,), (0.8, 1.0), (0.7, 1.0, 1.4))
+SCALES = ((1.0,), (0.8, 1.0))
 MIN_PIXELS = 30_000
 THRESHOLDS = [percent / 100 for percent in range(5, 96)]
 
