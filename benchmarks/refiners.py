@@ -56,7 +56,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class Row:
-    """What a chain is worth: mean IoU by both rules, boundary F by the fixed rule, all in [0, 1]."""
+    """What a chain is worth: mean IoU by both rules, boundary F at the default options, all in [0, 1]."""
 
     fixed: float
     oracle: float
