@@ -11,12 +11,11 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from models.data.classes import BACKGROUND_INDEX, ClassList
+from models.data.label_maps import read_label_map
 from models.files import OVERLAY, read_soft_maps
 from models.metrics import IouReport, confusion_matrix, count_pairs, iou_report
 from models.pseudo_masks import SoftMaps, stretch
@@ -48,16 +47,19 @@ def count_missing(pairs: Sequence[tuple[Path, Path]], ground_truth: Path) -> int
     return len(list(ground_truth.glob("*.png"))) - len(pairs)
 
 
-def matching_files(predictions: Path, ground_truth: Path, suffix: str) -> list[tuple[Path, Path]]:
+def matching_files(
+    predictions: Path, ground_truth: Path, suffix: str, *, allow_missing: bool = False
+) -> list[tuple[Path, Path]]:
     """Pair the files of two folders by stem.
 
     Args:
         predictions: folder of ``<stem><suffix>``; the overlays beside them are passed over.
         ground_truth: folder of ``<stem>.png``.
         suffix: of the predictions.
+        allow_missing: leave out predictions without a ground truth, as where only a part of the photos was labeled.
 
     Raises:
-        ValueError: if there is no prediction, or one lacks a ground truth.
+        ValueError: if nothing is left to compare, or a prediction lacks a ground truth that it must have.
     """
     pairs = [
         (path, ground_truth / f"{path.stem}.png")
@@ -66,12 +68,13 @@ def matching_files(predictions: Path, ground_truth: Path, suffix: str) -> list[t
     ]
     if not pairs:
         raise ValueError(f"expected *{suffix} files in {predictions}, got none")
-    missing = [truth.name for _, truth in pairs if not truth.is_file()]
-    if missing:
+    known = [(path, truth) for path, truth in pairs if truth.is_file()]
+    if known != pairs and not (allow_missing and known):
+        lost = next(truth.name for path, truth in pairs if (path, truth) not in known)
         raise ValueError(
-            f"expected {missing[0]} in {ground_truth}, got no such file ({len(missing)} missing)"
+            f"expected {lost} in {ground_truth}, got no such file ({len(pairs) - len(known)} missing)"
         )
-    return pairs
+    return known
 
 
 def evaluate_label_maps(
@@ -210,15 +213,7 @@ def _count(classes: ClassList) -> int:
 
 
 def _read(path: Path) -> Tensor:
-    try:
-        with Image.open(path) as picture:
-            if picture.mode not in ("L", "P"):
-                raise ValueError(
-                    f"expected a label map in mode L or P in {path}, got {picture.mode}"
-                )
-            return torch.from_numpy(np.array(picture))
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"expected a label map in {path}, got {error}") from error
+    return torch.from_numpy(read_label_map(path))
 
 
 def _number(value: float) -> float | None:

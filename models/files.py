@@ -36,6 +36,22 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_atomically(path, to_json(value).encode())
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what ``write_json`` wrote.
+
+    Raises:
+        ValueError: if the file holds anything else than a JSON object.
+        OSError: if it cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"expected JSON in {path}, got {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a JSON object in {path}, got {type(content).__name__}")
+    return content
+
+
 def to_json(value: Mapping[str, Any]) -> str:
     """Return JSON for people and programs."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
@@ -46,11 +62,12 @@ def describe(
 ) -> dict[str, Any]:
     """Return what is worth knowing about a pseudo mask in JSON's types: classes, model, thresholds."""
     height, width = segmentation.label_map.shape
+    used = options.among(each.name for each in segmentation.classes)
     return {
         "image": image,
         "size": {"width": width, "height": height},
         "model": {"name": info.name, "version": info.version},
-        "options": asdict(options),
+        "options": asdict(used),
         "classes": [asdict(each) for each in segmentation.classes],
         "ignored": segmentation.ignored,
     }

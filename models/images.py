@@ -21,6 +21,7 @@ MAX_PIXELS = 40_000_000
 MAX_SIDE = 32_768
 """A longer strip of few pixels would be stretched to an enormous map in between."""
 FORMATS = ("JPEG", "PNG", "WEBP")
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 ImageErrorKind = Literal["unsupported", "too_large", "unreadable"]
 

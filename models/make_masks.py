@@ -10,12 +10,18 @@ from typing import Any
 
 from models.bundle_info import BundleInfo
 from models.data.classes import write_class_list
+from models.data.mask_records import (
+    RESULTS,
+    SETTINGS,
+    SUMMARY,
+    drop_cut_line,
+    read_results,
+)
 from models.data.sample import Sample
-from models.files import to_json, write_json
+from models.differences import first_difference
+from models.files import read_json, to_json, write_json
 from models.images import ImageError
 from models.mask_job import Made, MaskJob
-
-RESULTS, SETTINGS, SUMMARY = "results.jsonl", "settings.json", "summary.json"
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ def make_pseudo_masks(
     settings = _claim(job, info)
     (output / SUMMARY).unlink(missing_ok=True)  # it says that the folder is whole
     write_class_list(output / "classes.txt", info.classes)
+    drop_cut_line(output / RESULTS)
     done = read_results(output / RESULTS)
     labeled = [sample for sample in samples if sample.channels]
     names = info.classes.names
@@ -72,7 +79,7 @@ def make_pseudo_masks(
     with (output / RESULTS).open("a", encoding="utf-8") as results:
         for sample, record in zip(rest, make(rest), strict=True):
             if isinstance(record, ImageError):
-                failed.append((sample.path.name, str(record)))
+                failed.append((sample.name, str(record)))
                 done.pop(sample.stem, None)
             else:
                 done[sample.stem] = record
@@ -105,29 +112,15 @@ def _claim(job: MaskJob, info: BundleInfo) -> dict[str, Any]:
     path = output / SETTINGS
     if not path.exists():
         write_json(path, settings)
-    elif path.read_text(encoding="utf-8") != to_json(settings):
+        return settings
+    before = read_json(path)
+    # Compared as JSON has them: a tuple comes back as a list.
+    difference = first_difference(before, json.loads(to_json(settings)))
+    if difference:
         raise ValueError(
-            f"expected {output} to be new or made with the same model and options, see {path}"
+            f"expected {output} to be new or made with the same model and options, got {difference}"
         )
     return settings
-
-
-def read_results(path: Path) -> dict[str, dict[str, Any]]:
-    """Read what earlier calls did, by stem; a line cut off by a kill is as good as not there."""
-    records: dict[str, dict[str, Any]] = {}
-    if not path.exists():
-        return records
-    text = path.read_text(encoding="utf-8")
-    whole, _, rest = text.rpartition("\n")
-    if rest:
-        path.write_text(whole + "\n" if whole else "", encoding="utf-8")
-    for line in whole.splitlines():
-        try:
-            record = json.loads(line)
-            records[record.pop("stem")] = record
-        except (ValueError, KeyError):  # a power loss can leave zeros: that photo is made anew
-            continue
-    return records
 
 
 def _labels_of(record: dict[str, Any] | None) -> list[str]:

@@ -54,10 +54,10 @@ def make_mask(predictor: Predictor, sample: Sample, job: MaskJob) -> Made:
     segmentation = predictor.pseudo_mask(image, labels, job.options)
     if job.save_scores:
         write_atomically(job.output / "scores" / f"{sample.stem}.npz", scores_npz(segmentation))
-    text = provenance(predictor.info, labels, asdict(job.options))
+    text = provenance(predictor.info, labels, asdict(job.options.among(labels)))
     png = label_map_png(segmentation.label_map, text=text)
     write_atomically(job.output / "masks" / f"{sample.stem}.png", png)
-    return describe(segmentation, predictor.info, job.options, image=sample.path.name)
+    return describe(segmentation, predictor.info, job.options, image=sample.name)
 
 
 def make_here(predictor: Predictor, job: MaskJob, samples: Iterable[Sample]) -> Iterator[Made]:

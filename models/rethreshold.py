@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from models.bundle_info import BundleInfo
+from models.data.mask_records import RESULTS, read_results
 from models.data.sample import Sample
 from models.files import describe, provenance, read_soft_maps, write_atomically
-from models.make_masks import RESULTS, read_results
 from models.mask_job import Made, MaskJob
 from models.pictures import label_map_png
 from models.pseudo_masks import class_result, decide
@@ -23,7 +23,7 @@ def stored_samples(folder: Path, info: BundleInfo) -> list[Sample]:
         ValueError: if a photo's scores are missing, or the masks are another model's.
     """
     samples = []
-    for stem, record in sorted(read_results(folder / RESULTS).items()):
+    for stem, record in read_results(folder / RESULTS).items():
         if record["model"] != {"name": info.name, "version": info.version}:
             made_by = f"{record['model']['name']} {record['model']['version']}"
             raise ValueError(
@@ -34,7 +34,7 @@ def stored_samples(folder: Path, info: BundleInfo) -> list[Sample]:
                 f"expected {_scores(folder, stem)} from 'make-pseudo-masks --save-scores', got no such file"
             )
         channels = sorted(info.classes.channel(each["name"]) for each in record["classes"])
-        samples.append(Sample(Path(record["image"]), tuple(channels)))
+        samples.append(Sample(Path(record["image"]), tuple(channels), folder=Path()))
     if not samples:
         raise ValueError(f"expected results of make-pseudo-masks in {folder}, got none")
     return samples
@@ -70,10 +70,10 @@ def redecide(
             ),
             ignored=decision.ignored,
         )
-        text = provenance(info, maps.names, asdict(job.options))
+        text = provenance(info, maps.names, asdict(job.options.among(maps.names)))
         png = label_map_png(decision.label_map, text=text)
         write_atomically(job.output / "masks" / f"{sample.stem}.png", png)
-        yield describe(segmentation, info, job.options, image=sample.path.name)
+        yield describe(segmentation, info, job.options, image=sample.name)
 
 
 def _scores(folder: Path, stem: str) -> Path:

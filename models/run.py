@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from models.config import Config, dump_config, load_config
 from models.data.classes import ClassList, read_class_list, write_class_list
+from models.differences import first_difference
 from models.training.checkpoint import Checkpoint
 from models.training.loop import Step
 from models.training.processes import Processes
@@ -25,6 +27,9 @@ OnStep = Callable[[Step], None]
 
 
 _CHECKPOINT = "checkpoint.pt"
+# What only the segmenter reads may change until there is one, and how a finished one is used at any time.
+SEGMENTER_STAGE = "train-segmenter"
+_SEGMENTER_SECTIONS = {"segmenter", "train_segmenter", "segment"}
 
 
 class MissingStageError(ValueError):
@@ -84,7 +89,7 @@ class Run:
             module: that learns.
             samples: that it learns from, or what tells them from others; another run's state is not taken up.
         """
-        content = f"{dump_config(self.config)}{self.classes}{samples}"
+        content = f"{_binding(self.config, [stage])}{self.classes}{samples}"
         (self.work / stage).mkdir(parents=True, exist_ok=True)
         return Checkpoint(
             self.work / stage / _CHECKPOINT,
@@ -130,11 +135,17 @@ def start_run(
         OSError: if it cannot be written.
     """
     # Without any result nothing is lost: a start that failed must not block its own directory.
-    if any(work.glob("*/*.safetensors")):
+    begun = {path.parent.name for path in work.glob("*/*.safetensors")}
+    if begun:
         before = open_run(work, device=device)
-        if before.config != config or before.classes != classes:
+        difference = first_difference(
+            _binding(before.config, begun) | {"classes": before.classes.names},
+            _binding(config, begun) | {"classes": classes.names},
+        )
+        if difference or before.classes != classes:
             raise ValueError(
-                f"expected {work} to be new, or of this configuration and these classes"
+                f"expected {work} to be new, or of this configuration and these classes, got "
+                f"{difference or 'other indices'}"
             )
     work.mkdir(parents=True, exist_ok=True)
     (work / "config.yaml").write_text(dump_config(config), encoding="utf-8")
@@ -155,6 +166,12 @@ def open_run(work: Path, *, device: torch.device, workers: int = 0) -> Run:
         )
     config = load_config(str(work / "config.yaml"))
     return Run(config, read_class_list(work / "classes.txt"), work, device, workers)
+
+
+def _binding(config: Config, stages: Collection[str]) -> dict[str, Any]:
+    """The numbers that results of some stages rest on, by section."""
+    free = _SEGMENTER_SECTIONS if SEGMENTER_STAGE not in stages else {"segment"}
+    return config.model_dump(mode="json", exclude=free)
 
 
 def _steps_before(path: Path, epoch: int) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,11 @@ from models import stages
 from models.bundle import load_bundle
 from models.bundle_info import MANIFEST
 from models.data.mask_folder import read_mask_folder
+from models.data.mask_records import SETTINGS, SUMMARY
 from models.data.sample import Sample
 from models.export import export_bundle
-from models.files import write_atomically
-from models.make_masks import SETTINGS, make_pseudo_masks
+from models.files import read_json, write_atomically
+from models.make_masks import make_pseudo_masks
 from models.mask_job import MaskJob, make_here
 from models.predictor import Predictor
 from models.run import Run
@@ -57,7 +57,7 @@ def claim(run: Run, samples: Sequence[Sample]) -> None:
         OSError: if it cannot be written.
     """
     content = "".join(
-        f"{each.path.name} {each.path.stat().st_size} {each.channels}\n" for each in samples
+        f"{each.name} {each.path.stat().st_size} {each.channels}\n" for each in samples
     )
     path = run.work / "photos.txt"
     if path.is_file() and path.read_text(encoding="utf-8") != content:
@@ -112,7 +112,7 @@ def plan(
         fitting(_GENERATOR, stages.refine_generator, config.refine_generator.epochs),
         Stage(
             "make-pseudo-masks",
-            masks / "summary.json",
+            masks / SUMMARY,
             lambda on_share: _make_masks(run, samples, masks, on_share),
         ),
         Stage(STAGE, work / STAGE / WEIGHTS, segmenter),
@@ -144,7 +144,4 @@ def _make_masks(run: Run, samples: Sequence[Sample], output: Path, on_share: OnS
 
 def _made_with_another(masks: Path, predictor: Predictor) -> bool:
     path = masks / SETTINGS
-    if not path.is_file():
-        return False
-    model = json.loads(path.read_text(encoding="utf-8"))["model"]
-    return bool(model["version"] != predictor.info.version)
+    return path.is_file() and bool(read_json(path)["model"]["version"] != predictor.info.version)

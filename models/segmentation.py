@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,12 @@ class MaskOptions:
         if self.background_threshold is not None:
             named["background_threshold"] = self.background_threshold
         return named
+
+    def among(self, names: Iterable[str]) -> MaskOptions:
+        """Return the same options without the thresholds of classes that are not among some."""
+        kept = set(names) & set(self.class_thresholds)
+        thresholds = {name: self.class_thresholds[name] for name in sorted(kept)}
+        return replace(self, class_thresholds=thresholds)
 
     def thresholds_of(self, names: tuple[str, ...]) -> NDArray[np.float32] | None:
         """Return the background's constant score against each of some classes; None if it is not constant."""

@@ -14,16 +14,31 @@ from models.build import build_mask_transform, build_segmenter, segmenter_spec
 from models.data.mask_crops import MaskBatches
 from models.data.mask_folder import MaskSample
 from models.files import write_atomically
-from models.run import OnStep, Run, seed_everything
+from models.run import SEGMENTER_STAGE, OnStep, Run, seed_everything
 from models.segmenter_config import SegmenterSpec, SegmenterStageConfig
 from models.tensors import read_tensors
 from models.training.loop import Optimization, fit
 from models.training.processes import in_parallel
 from models.training.segmenter import SegmenterLosses, losses_on, segmenter_groups
 
-STAGE = "train-segmenter"
+STAGE = SEGMENTER_STAGE
 WEIGHTS, _SPEC = "segmenter.safetensors", "segmenter.json"
 _SPECS: TypeAdapter[SegmenterSpec] = TypeAdapter(SegmenterSpec)
+
+
+def check_segmenter(run: Run, *, photos: int) -> None:
+    """Build the segmenter once, so that weights that cannot be had are missed before hours of other stages.
+
+    Args:
+        run: with the configuration.
+        photos: how many it is going to learn from.
+
+    Raises:
+        ValueError: if it cannot be built, or there are too few photos.
+        OSError: if its weights cannot be fetched.
+    """
+    _check_share(run, photos=photos)
+    build_segmenter(run.config, classes=len(run.classes), device=torch.device("cpu"))
 
 
 def train_segmenter(run: Run, samples: Sequence[MaskSample], on_step: OnStep) -> Path:
@@ -33,9 +48,7 @@ def train_segmenter(run: Run, samples: Sequence[MaskSample], on_step: OnStep) ->
     """
     settings = run.config.train_segmenter
     seed_everything(run.config.seed)
-    share = min(settings.batch_size, len(samples)) // run.processes.count
-    if share < 2:
-        raise ValueError(f"expected at least 2 photos a batch and process, got {share}")
+    _check_share(run, photos=len(samples))
     segmenter = build_segmenter(run.config, classes=len(run.classes), device=run.device).train()
     batches = MaskBatches(
         samples,
@@ -60,6 +73,13 @@ def train_segmenter(run: Run, samples: Sequence[MaskSample], on_step: OnStep) ->
         spec = segmenter_spec(run.config, segmenter)
         write_atomically(run.work / STAGE / _SPEC, spec.model_dump_json(indent=2).encode())
     return run.save(STAGE, WEIGHTS, segmenter.state_dict())
+
+
+def _check_share(run: Run, *, photos: int) -> None:
+    """Check that each process has what batch statistics need."""
+    share = min(run.config.train_segmenter.batch_size, photos) // run.processes.count
+    if share < 2:
+        raise ValueError(f"expected at least 2 photos a batch and process, got {share}")
 
 
 def epochs_of(settings: SegmenterStageConfig, *, photos: int) -> int:

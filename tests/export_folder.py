@@ -75,7 +75,7 @@ def photo(name: str, found: NDArray[np.uint8]) -> MaskedPhoto:
     """A photo that exists in memory only."""
     height, width = found.shape
     header = ImageHeader(width, height, 1, "JPEG")
-    return MaskedPhoto(Path(name), header, found, {}, "tiny 1", {})
+    return MaskedPhoto(Path(name), name, header, found, {}, "tiny 1", {})
 
 
 def reader(name: str) -> Any:

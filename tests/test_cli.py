@@ -131,6 +131,7 @@ def test_folder_of_masks_resumes_and_is_measured(
     other = make("--refine", "none")
     assert other.returncode == 2
     assert "to be new or made with the same model and options" in other.stderr
+    assert "got options.refine: 'pamr' before, 'none' now" in other.stderr
 
     truth = ["--ground-truth", tiny_data / "masks", "--classes", output / "classes.txt", "--json"]
     fixed = semples("evaluate", "--predictions", output / "masks", *truth)

@@ -77,6 +77,11 @@ def test_files_must_match(folders: Path) -> None:
     (folders / "truth" / "b.png").unlink()
     with pytest.raises(ValueError, match=r"expected b.png in .*\(1 missing\)"):
         matching_files(folders / "scores", folders / "truth", ".npz")
+    some = matching_files(folders / "scores", folders / "truth", ".npz", allow_missing=True)
+    assert [truth.name for _, truth in some] == ["a.png"]
+    (folders / "truth" / "a.png").unlink()
+    with pytest.raises(ValueError, match=r"expected a.png in .*\(2 missing\)"):
+        matching_files(folders / "scores", folders / "truth", ".npz", allow_missing=True)
 
 
 def test_wrong_files_are_named(folders: Path) -> None:

@@ -26,6 +26,17 @@ def test_photos_come_with_their_masks(tmp_path: Path) -> None:
         assert set(each.confidence) == set(each.regions) - {255}
 
 
+def test_photos_may_lie_in_folders(tmp_path: Path) -> None:
+    run, images = make_folder(tmp_path)
+    (images / "sub").mkdir()
+    (images / "flat.jpg").rename(images / "sub" / "flat.jpg")
+    path = run / "results.jsonl"
+    path.write_text(path.read_text().replace("flat.jpg", "sub/flat.jpg"))
+    found = {each.stem: each for each in open_mask_folder(run, images).photos()}
+    assert found["flat"].name == "sub/flat.jpg"
+    assert found["flat"].path == images / "sub" / "flat.jpg"
+
+
 def unfinished(run: Path, images: Path) -> None:
     (run / "summary.json").unlink()
 

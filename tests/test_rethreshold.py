@@ -1,14 +1,21 @@
+import json
 import os
+import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from models.bundle import load_bundle
+from models.bundle_info import MANIFEST
 from models.data.folder import read_folder
+from models.data.mask_records import RESULTS, read_results
 from models.data.sample import Sample
-from models.make_masks import RESULTS, make_pseudo_masks, read_results
+from models.exports.source import open_mask_folder
+from models.make_masks import make_pseudo_masks
 from models.mask_job import MaskJob, make_here, make_in_processes
 from models.predictor import Predictor
 from models.pseudo_masks import SoftMaps
@@ -16,6 +23,7 @@ from models.rethreshold import redecide, stored_samples
 from models.segmentation import MaskOptions
 from models.thresholds import estimate_thresholds, otsu
 from tests.conftest import CLASSES, CPU
+from tests.test_cli import semples
 
 REFINE = "random_walk+pamr+region_vote"
 
@@ -102,6 +110,68 @@ def test_thresholds_are_of_each_class() -> None:
     assert list(found) == ["cat", "cup"]
     assert 0.15 < found["cat"] < 0.45
     assert 0.55 < found["cup"] < 0.85
+
+
+def test_photos_of_folders_keep_their_names(
+    tiny_bundle: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    images, rows = tmp_path / "images", tmp_path / "labels.csv"
+    for name in ("z/photo0.jpg", "a/photo1.jpg"):
+        (images / name).parent.mkdir(parents=True)
+        shutil.copy(tiny_data / "images" / Path(name).name, images / name)
+    rows.write_text("image,labels\nz/photo0.jpg,cat\na/photo1.jpg,bowl\n")
+    predictor = load(tiny_bundle)
+    job = MaskJob(tmp_path / "out", predictor.options(refine="none"), save_scores=True)
+    samples = read_folder(images, rows, CLASSES)
+    make = partial(make_here, predictor, job)
+    make_pseudo_masks(predictor.info, samples, job, make, on_image=lambda: None)
+    again = replace(job, output=tmp_path / "again", save_scores=False)
+    stored = stored_samples(job.output, predictor.info)
+    make_again = partial(redecide, job.output, predictor.info, again)
+    make_pseudo_masks(predictor.info, stored, again, make_again, on_image=lambda: None)
+    for output in (job.output, again.output):
+        made = read_results(output / RESULTS).values()
+        assert [each["image"] for each in made] == ["z/photo0.jpg", "a/photo1.jpg"]
+        exported = open_mask_folder(output, images).photos()
+        assert [each.name for each in exported] == ["z/photo0.jpg", "a/photo1.jpg"]
+
+
+def test_per_class_keeps_the_bundles_thresholds_of_rare_classes(
+    folder: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    work = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, work)
+    manifest = work / MANIFEST
+    content = yaml.safe_load(manifest.read_text())
+    content["inference"]["class_thresholds"] = {"bowl": 0.77, "cat": 0.66}
+    manifest.write_text(yaml.safe_dump(content))
+    version = load(work).info.version
+    source = tmp_path / "masks"
+    shutil.copytree(folder, source)
+    results = source / RESULTS
+    results.write_text(results.read_text().replace(load(tiny_bundle).info.version, version))
+    # Each class has two photos; "bowl" gets a third.
+    record = {"stem": "extra", **read_results(results)["photo0"], "image": "extra.jpg"}
+    results.write_text(results.read_text() + json.dumps(record) + "\n")
+    shutil.copy(source / "scores" / "photo0.npz", source / "scores" / "extra.npz")
+    done = semples(
+        "rethreshold", source, "--output", tmp_path / "own", "--bundle", work, "--per-class"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "thresholds estimated for 1 of 4 classes" in done.stdout
+    thresholds = json.loads((tmp_path / "own" / "thresholds.json").read_text())
+    assert thresholds.keys() == {"bowl", "cat"}
+    assert thresholds["cat"] == 0.66
+    assert thresholds["bowl"] != 0.77
+
+
+def test_per_class_needs_photos(folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    done = semples(
+        "rethreshold", folder, "--output", tmp_path / "own", "--bundle", tiny_bundle, "--per-class"
+    )
+    assert done.returncode == 2
+    assert "expected a class with at least 3 photos for --per-class, got none" in done.stderr
+    assert not (tmp_path / "own").exists()
 
 
 def test_a_damaged_photo_fails_alone_in_processes_too(

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from models.config import Config, dump_config
+from models.segmenter_config import LightConfig
 from tests.test_cli import PHOTO, semples
 
 
@@ -74,6 +75,22 @@ def test_mistakes_are_one_line(
     assert message in done.stderr
     assert [line for line in done.stderr.splitlines() if line.startswith("semples: ")]
     assert not (tmp_path / "out").exists()
+
+
+def test_run_all_misses_the_segmenter_first(
+    tiny_config: Config, tiny_data: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "tiny.yaml"
+    config.write_text(
+        dump_config(tiny_config.model_copy(update={"segmenter": LightConfig(backbone="resnot5")}))
+    )
+    done = semples(
+        "run-all", tmp_path / "work", "--images", tiny_data / "images", "--labels",
+        tiny_data / "labels.csv", "--config", config, "--device", "cpu",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "'resnot5'" in done.stderr
+    assert "train-generator" not in done.stdout + done.stderr
 
 
 @pytest.mark.slow

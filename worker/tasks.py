@@ -82,7 +82,8 @@ def run(request: JobRequest, runtime: Runtime, *, waited: float, report: OnProgr
     segmented = time.perf_counter()
     report("encode", _SEGMENTED)
     model = runtime.model
-    text = provenance(model, request.labels, request.options.model_dump())
+    names = [each.name for each in segmentation.classes]
+    text = provenance(model, names, request.options.model_dump())
     blobs = store(segmentation, runtime, text=text)
     encoded = time.perf_counter()
     height, width = segmentation.label_map.shape

@@ -46,11 +46,12 @@ def export(
 ) -> None:
     """Pack what a run has trained into the one folder that predict and serve load."""
     from models.export import export_bundle, with_class_thresholds
+    from models.files import read_json
     from models.run import open_run
 
     run = open_run(work, device=pick_device(device, threads))
     if class_thresholds:
-        run = with_class_thresholds(run, _read_thresholds(class_thresholds))
+        run = with_class_thresholds(run, read_json(class_thresholds))
     info = export_bundle(
         run,
         output,
@@ -100,13 +101,6 @@ def _explain_run(work: Path, device: str, threads: int) -> dict[str, tuple[Noun,
     learned = learned_prompts(run)
     clip, _ = supervision(run)
     return explain(run, clip, learned["embeddings"])
-
-
-def _read_thresholds(path: Path) -> dict[str, float]:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"expected a JSON object in {path}, got {type(content).__name__}")
-    return content
 
 
 def _read_metrics(path: Path) -> list[Measurement]:

@@ -154,6 +154,9 @@ def evaluate(
     min_pixels: Annotated[
         int, typer.Option(min=0, help="Classes with fewer true pixels stay out of the mean.")
     ] = 0,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Leave out photos without a ground truth.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure label maps, or stored scores at every threshold, against ground truth."""
@@ -169,13 +172,13 @@ def evaluate(
     class_list = read_class_list(classes)
     extra: dict[str, object] = {}
     if scores is None and predictions is not None:
-        pairs = matching_files(predictions, ground_truth, ".png")
+        pairs = matching_files(predictions, ground_truth, ".png", allow_missing=allow_missing)
         with progress("evaluate", len(pairs)) as (bar, task):
             report = evaluate_label_maps(
                 pairs, class_list, min_pixels=min_pixels, on_image=lambda: bar.advance(task)
             )
     elif scores is not None and predictions is None:
-        pairs = matching_files(scores, ground_truth, ".npz")
+        pairs = matching_files(scores, ground_truth, ".npz", allow_missing=allow_missing)
         with progress("sweep", len(pairs)) as (bar, task):
             sweep = sweep_scores(
                 pairs,

@@ -36,7 +36,8 @@ def write_results(
     from models.pictures import label_map_png, overlay_png
 
     stem = output / image.stem
-    text = provenance(info, [each.name for each in segmentation.classes], asdict(options))
+    names = [each.name for each in segmentation.classes]
+    text = provenance(info, names, asdict(options.among(names)))
     mask = label_map_png(segmentation.label_map, text=text)
     write_atomically(stem.with_name(f"{image.stem}.png"), mask)
     overlay = overlay_png(upright.pixels, segmentation.label_map)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -39,18 +38,19 @@ def rethreshold(
 ) -> None:
     """Make the masks of other thresholds from stored scores, as a fresh run would, without the model."""
     from models.bundle_info import find_bundle, read_info
-    from models.files import read_soft_maps, write_json
-    from models.make_masks import SETTINGS, make_pseudo_masks
+    from models.data.mask_records import SETTINGS
+    from models.files import read_json, read_soft_maps, write_json
+    from models.make_masks import make_pseudo_masks
     from models.mask_job import MaskJob
     from models.mask_options import pseudo_mask_options
     from models.rethreshold import redecide, stored_samples
-    from models.thresholds import estimate_thresholds
+    from models.thresholds import MIN_PHOTOS, estimate_thresholds
 
     if output.resolve() == folder.resolve():
         raise ValueError(f"expected an output folder other than {folder}, got the same")
     info = read_info(find_bundle(bundle))
     samples = stored_samples(folder, info)
-    before = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["options"]
+    before = read_json(folder / SETTINGS)["options"]
     options = pseudo_mask_options(
         info.inference,
         refine=before["refine"],
@@ -62,9 +62,16 @@ def rethreshold(
         if background_power is not None:
             raise ValueError("expected --per-class or --background-power, got both")
         files = (folder / "scores" / f"{sample.stem}.npz" for sample in samples)
-        thresholds = estimate_thresholds(map(read_soft_maps, files))
-        options = replace(options, class_thresholds=thresholds)
-        write_json(output / "thresholds.json", thresholds)
+        estimated = estimate_thresholds(map(read_soft_maps, files))
+        occurring = {channel for sample in samples for channel in sample.channels}
+        if not estimated:
+            raise ValueError(
+                f"expected a class with at least {MIN_PHOTOS} photos for --per-class, got none"
+            )
+        print(f"thresholds estimated for {len(estimated)} of {len(occurring)} classes")
+        # The others keep the bundle's, or what --background-threshold says.
+        options = replace(options, class_thresholds={**options.class_thresholds, **estimated})
+        write_json(output / "thresholds.json", options.class_thresholds)
     job = MaskJob(output, options, save_scores=False)
     with progress("masks", len(samples)) as (bar, task):
         outcome = make_pseudo_masks(

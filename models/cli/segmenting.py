@@ -25,8 +25,6 @@ from models.cli.options import (
 )
 from models.cli.results import check_keeps, write_results
 
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-
 MinAlignmentOption = Annotated[
     float | None,
     typer.Option(
@@ -88,11 +86,13 @@ def segment(
 
 def _photos(paths: Sequence[Path]) -> list[Path]:
     """The photos that paths name, each once; their stems name results, so they must differ."""
+    from models.images import PHOTO_SUFFIXES
+
     photos: dict[str, Path] = {}
     for path in paths:
         inside = sorted(path.iterdir()) if path.is_dir() else [path]
         for photo in inside:
-            if path.is_dir() and (photo.suffix.lower() not in _SUFFIXES or photo.is_dir()):
+            if path.is_dir() and (photo.suffix.lower() not in PHOTO_SUFFIXES or photo.is_dir()):
                 continue
             if photos.setdefault(photo.stem, photo) != photo:
                 raise ValueError(f"expected distinct stems, got {photos[photo.stem]} and {photo}")

@@ -122,14 +122,18 @@ def run_all(
 ) -> None:
     """From photos with labels to a bundle that segments: all stages, leaving out what is done already."""
     from models.run_all import claim, plan
+    from models.segmenter_stage import check_segmenter
 
     run, samples = _start(
         work, images, labels, config, classes, pick_device(device, threads), workers
     )
     claim(run, samples)
     target = output or work / "bundle"
+    stages = plan(run, samples, images, target, licence=licence, trained_on=trained_on)
+    if not all(stage.done or stage.quick for stage in stages):
+        check_segmenter(run, photos=sum(bool(each.channels) for each in samples))
     redone = False
-    for stage in plan(run, samples, images, target, licence=licence, trained_on=trained_on):
+    for stage in stages:
         if stage.done and not redone:
             print(f"{stage.name}: done before, see {stage.result}")
             continue

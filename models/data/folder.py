@@ -85,7 +85,7 @@ def read_folder(images: Path, labels: Path, classes: ClassList) -> list[Sample]:
             raise ValueError(
                 f"{labels}: {name}: expected at most {MAX_LABELS} labels, got {len(channels)}"
             )
-        samples.append(Sample(path, channels))
+        samples.append(Sample(path, channels, images))
     if not any(sample.channels for sample in samples):
         raise ValueError(f"{labels}: expected at least one labeled image, got none")
     return samples

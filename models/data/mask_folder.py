@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from models.data.classes import (
     BACKGROUND_INDEX,
@@ -20,8 +18,9 @@ from models.data.classes import (
     UnknownLabelError,
     read_class_list,
 )
-
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+from models.data.label_maps import occurring, read_label_map
+from models.data.mask_records import RESULTS, read_results
+from models.images import PHOTO_SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -53,18 +52,10 @@ class MaskSample:
         Raises:
             ValueError: if it is no label map, or an index in it is not known.
         """
-        try:
-            with Image.open(self.mask) as picture:
-                if picture.mode not in ("L", "P"):
-                    raise ValueError(
-                        f"expected a label map in mode L or P in {self.mask}, got {picture.mode}"
-                    )
-                indices = np.array(picture)
-        except OSError as error:
-            raise ValueError(f"expected a label map in {self.mask}, got {error}") from error
+        indices = read_label_map(self.mask)
         known = {BACKGROUND_INDEX: 0, IGNORE_INDEX: IGNORE_INDEX}
         known |= {index: channel + 1 for index, channel in self.channels.items()}
-        unknown = set(np.unique(indices).tolist()) - set(known)
+        unknown = set(occurring(indices)) - set(known)
         if unknown:
             raise ValueError(f"expected indices of classes in {self.mask}, got {sorted(unknown)}")
         table = np.zeros(256, dtype=np.uint8)
@@ -106,7 +97,7 @@ def read_mask_folder(
     lost = [file.name for file in files if file.stem not in photos]
     if lost:
         raise ValueError(f"expected a photo in {images} for each mask, got none for {lost[0]}")
-    records = {} if min_alignment is None else _records(masks / "results.jsonl")
+    records = {} if min_alignment is None else read_results(masks / RESULTS)
     return [
         MaskSample(
             photos[file.stem],
@@ -121,25 +112,13 @@ def read_mask_folder(
 def _photos(folder: Path, *, stems: set[str], masks: Path) -> dict[str, Path]:
     photos: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
-        if path.stem not in stems or path.suffix.lower() not in _SUFFIXES:
+        if path.stem not in stems or path.suffix.lower() not in PHOTO_SUFFIXES:
             continue
         if path.parent == masks:  # the masks themselves, where they are in the photos' folder
             continue
         if photos.setdefault(path.stem, path) != path:
             raise ValueError(f"expected one photo a stem, got {photos[path.stem]} and {path}")
     return photos
-
-
-def _records(path: Path) -> dict[str, dict[str, Any]]:
-    """What is known of each mask, by stem; the last word on a stem counts."""
-    records = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-            records[row["stem"]] = row
-        except (KeyError, TypeError, ValueError):  # cut off by a kill
-            continue
-    return records
 
 
 def _distrusted(

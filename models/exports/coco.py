@@ -66,7 +66,7 @@ def run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
 
 def _image(photo: MaskedPhoto, identity: int) -> dict[str, Any]:
     height, width = photo.label_map.shape
-    image = {"id": identity, "file_name": photo.path.name, "width": width, "height": height}
+    image = {"id": identity, "file_name": photo.name, "width": width, "height": height}
     ignored = photo.label_map == IGNORE_INDEX
     return image | ({"ignored": run_lengths(ignored)} if ignored.any() else {})
 

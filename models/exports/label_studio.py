@@ -68,7 +68,7 @@ def _task(photo: MaskedPhoto, names: Mapping[int, str], image_prefix: str) -> di
     if photo.confidence:
         prediction["score"] = min(photo.confidence.values())
     return {
-        "data": {_IMAGE: image_prefix + quote(photo.path.name)},
+        "data": {_IMAGE: image_prefix + quote(photo.name)},
         "predictions": [prediction],
     }
 

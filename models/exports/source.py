@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.data.classes import BACKGROUND_INDEX, IGNORE_INDEX, ClassList, read_class_list
+from models.data.label_maps import occurring
+from models.data.mask_records import RESULTS, SUMMARY, read_results
 from models.images import ImageError, ImageHeader, check_image
-
-RESULTS, SUMMARY = "results.jsonl", "summary.json"
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,7 @@ class MaskedPhoto:
 
     Attributes:
         path: the photo.
+        name: its file name, with the folders that it lies in below the photos' folder.
         header: its format, its size in the upright frame, its EXIF orientation.
         label_map: (H, W) uint8, upright.
         text: the mask's PNG text chunks, its provenance.
@@ -32,6 +32,7 @@ class MaskedPhoto:
     """
 
     path: Path
+    name: str
     header: ImageHeader
     label_map: NDArray[np.uint8]
     text: Mapping[str, str]
@@ -98,14 +99,9 @@ class MaskFolder:
             unknown = set(occurring(label_map)) - known
             if unknown:
                 raise ValueError(f"expected indices of classes.txt, got {min(unknown)} in {mask}")
-            yield MaskedPhoto(photo, header, label_map, text, record.model, record.confidence)
-
-
-def occurring(label_map: NDArray[np.uint8]) -> list[int]:
-    """Return the indices that a label map, (H, W), holds, ascending."""
-    # numpy's unique() sorts all pixels, which takes ten times as long.
-    found: list[int] = np.flatnonzero(np.bincount(label_map.ravel(), minlength=256)).tolist()
-    return found
+            yield MaskedPhoto(
+                photo, record.image, header, label_map, text, record.model, record.confidence
+            )
 
 
 def open_mask_folder(folder: Path, images: Path) -> MaskFolder:
@@ -120,7 +116,11 @@ def open_mask_folder(folder: Path, images: Path) -> MaskFolder:
         raise ValueError(
             f"expected a folder that 'semples make-pseudo-masks' has finished, got no {SUMMARY} in {folder}"
         )
-    records = dict(sorted(_read_records(folder / RESULTS).items()))
+    records = {
+        stem: record
+        for stem, content in sorted(read_results(folder / RESULTS).items())
+        if (record := _record(stem, content)) is not None
+    }
     if not records:
         raise ValueError(f"expected at least one mask, got none in {folder / RESULTS}")
     found = {path.name for path in (folder / "masks").iterdir()}
@@ -139,28 +139,19 @@ def _refuse(names: set[str], expectation: str, negation: str = "") -> None:
         raise ValueError(f"{expectation}, got {negation}{min(names)} ({len(names)} in all)")
 
 
-def _read_records(path: Path) -> dict[str, _Record]:
-    """Read what was made of each photo, by stem; of a photo made twice, the later one."""
-    records = {}
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            try:
-                content = json.loads(line)
-                records[content["stem"]] = _record(content)
-            except (ValueError, KeyError, TypeError):
-                continue  # cut off by a kill: a later line has it, or its mask is refused as not listed
-    return records
-
-
-def _record(content: Mapping[str, Any]) -> _Record:
-    if f"{content['stem']}{Path(content['image']).suffix}" != content["image"]:
-        raise ValueError("expected a photo's name")  # its mask and its exports carry the stem
-    confidence = {each["index"]: each["confidence"] for each in content["classes"]}
-    return _Record(
-        content["image"],
-        f"{content['model']['name']} {content['model']['version']}",
-        {index: value for index, value in confidence.items() if value is not None},
-    )
+def _record(stem: str, content: Mapping[str, Any]) -> _Record | None:
+    """What exports want of a record; None if it is none, so that its mask is refused as not listed."""
+    try:
+        image = PurePosixPath(content["image"])
+        model = f"{content['model']['name']} {content['model']['version']}"
+        confidence = {each["index"]: each["confidence"] for each in content["classes"]}
+    except (KeyError, TypeError):
+        return None
+    # A folder that somebody sent must not make us read elsewhere.
+    if image.stem != stem or image.is_absolute() or ".." in image.parts:
+        return None
+    known = {index: value for index, value in confidence.items() if value is not None}
+    return _Record(str(image), model, known)
 
 
 def _read_mask(path: Path) -> tuple[NDArray[np.uint8], dict[str, str]]:

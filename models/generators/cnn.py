@@ -123,7 +123,11 @@ def cnn_generator(
     )
     try:
         features = _first_accepted(name, attempts, pretrained=pretrained)
-    except (AssertionError, RuntimeError, OSError) as error:
+    except OSError as error:
+        raise ValueError(
+            f"expected the weights of {name!r} from the model hub or its cache, got: {error}"
+        ) from error
+    except (AssertionError, RuntimeError) as error:
         raise ValueError(
             f"expected a backbone that timm can build, got {name!r} ({error})"
         ) from error

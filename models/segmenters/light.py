@@ -108,7 +108,11 @@ def light_segmenter(
             encoder_weights="imagenet" if pretrained else None,
             classes=classes + 1,
         )
-    except (KeyError, ValueError, RuntimeError, OSError) as error:
+    except OSError as error:  # before ValueError: some of the hub's are both
+        raise ValueError(
+            f"expected the weights of {backbone!r} from the model hub or its cache, got: {error}"
+        ) from error
+    except (KeyError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"expected a timm backbone that {decoder} can stand on, got {backbone!r} ({error})"
         ) from error
