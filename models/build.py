@@ -109,10 +109,10 @@ def build_masks(generator: CnnGenerator, clip: FrozenClip, *, mask: str, epsilon
     size = clip.input_size
 
     def minmax(images: Tensor, present: Tensor) -> Tensor:
-        return soft_masks(generator(images), present, size=size, epsilon=epsilon)
+        return soft_masks(generator(images).float(), present, size=size, epsilon=epsilon)
 
     def sigmoid(images: Tensor, present: Tensor) -> Tensor:
-        chosen = generator.logits(images)[present[:, 0], present[:, 1]]
+        chosen = generator.logits(images).float()[present[:, 0], present[:, 1]]
         return F.interpolate(chosen[:, None], size=size, mode="bilinear", align_corners=True)[
             :, 0
         ].sigmoid()
@@ -147,8 +147,9 @@ def build_segmenter(config: Config, *, classes: int, device: torch.device) -> Se
     """Build the segmenter as training starts it.
 
     Raises:
-        ValueError: if it cannot be built, or is to start from a CLIP whose trunk is another network.
-        OSError: if its weights cannot be fetched.
+        ValueError: if it cannot be built, is to start from a CLIP whose trunk is another network, or a light one's
+            weights cannot be fetched.
+        OSError: if a Mask2Former's cannot.
     """
     settings = config.segmenter
     # What is not pre-trained is drawn from the global state.

@@ -63,9 +63,10 @@ class PromptsConfig(_Frozen):
 
 class _StageConfig(_Frozen):
     epochs: Annotated[int, Field(ge=0)] = 60
-    batch_size: Annotated[int, Field(ge=1)] = 64
+    batch_size: Annotated[int, Field(ge=1)] = 64  # of all processes together
     learning_rate: Positive
     weight_decay: Annotated[float, Field(ge=0)] = 0.03
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the forward pass
     crop_size: Annotated[int, Field(ge=32)] = 224
     crop_min_area: Annotated[float, Field(gt=0, le=1)] = 0.08
     epsilon: Positive
@@ -76,6 +77,8 @@ class GeneratorStageConfig(_StageConfig):
 
     learning_rate: Positive = 6.4e-5
     epsilon: Positive = 0.1
+    # Photos at a time, for devices that cannot hold a process's share of the batch; gradients add up.
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = None
     background_weight: Annotated[float, Field(ge=0)] = 2.4
     refinement_weight: Annotated[float, Field(ge=0)] = 0.05  # used by (c) only
     mask: Literal["minmax", "sigmoid"] = "minmax"

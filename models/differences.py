@@ -9,17 +9,26 @@ from typing import Any
 def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """Return the first place, by key, at which two nested mappings differ, with both values; None if they are equal.
 
-    Lists are compared whole. What only one of them has is "nothing" in the other.
+    Items of lists have their numbers as keys. What only one of them has is "nothing" in the other.
     """
     for key in [*before, *(key for key in now if key not in before)]:
-        one, other = before.get(key), now.get(key)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            inside = first_difference(one, other)
-            if inside:
-                return f"{key}.{inside}"
-        elif one != other or (key in before) != (key in now):
-            return f"{key}: {_show(before, key)} before, {_show(now, key)} now"
+        if key in before and key in now:
+            inside, other = _nested(before[key]), _nested(now[key])
+            if inside is not None and other is not None:
+                place = first_difference(inside, other)
+                if place:
+                    return f"{key}.{place}"
+                continue
+            if before[key] == now[key]:
+                continue
+        return f"{key}: {_show(before, key)} before, {_show(now, key)} now"
     return None
+
+
+def _nested(value: object) -> Mapping[str, Any] | None:
+    if isinstance(value, list | tuple):
+        return {str(number): item for number, item in enumerate(value)}
+    return value if isinstance(value, Mapping) else None
 
 
 def _show(values: Mapping[str, Any], key: str) -> str:

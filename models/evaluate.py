@@ -47,6 +47,11 @@ def count_missing(pairs: Sequence[tuple[Path, Path]], ground_truth: Path) -> int
     return len(list(ground_truth.glob("*.png"))) - len(pairs)
 
 
+def count_left_out(predictions: Path, pairs: Sequence[tuple[Path, Path]], suffix: str) -> int:
+    """Return how many predictions have no ground truth and are not counted."""
+    return len(_predictions(predictions, suffix)) - len(pairs)
+
+
 def matching_files(
     predictions: Path, ground_truth: Path, suffix: str, *, allow_missing: bool = False
 ) -> list[tuple[Path, Path]]:
@@ -62,19 +67,20 @@ def matching_files(
         ValueError: if nothing is left to compare, or a prediction lacks a ground truth that it must have.
     """
     pairs = [
-        (path, ground_truth / f"{path.stem}.png")
-        for path in sorted(predictions.glob(f"*{suffix}"))
-        if not path.stem.endswith(OVERLAY)
+        (path, ground_truth / f"{path.stem}.png") for path in _predictions(predictions, suffix)
     ]
     if not pairs:
         raise ValueError(f"expected *{suffix} files in {predictions}, got none")
-    known = [(path, truth) for path, truth in pairs if truth.is_file()]
-    if known != pairs and not (allow_missing and known):
-        lost = next(truth.name for path, truth in pairs if (path, truth) not in known)
+    missing = [truth.name for _, truth in pairs if not truth.is_file()]
+    if missing and not (allow_missing and len(missing) < len(pairs)):
         raise ValueError(
-            f"expected {lost} in {ground_truth}, got no such file ({len(pairs) - len(known)} missing)"
+            f"expected {missing[0]} in {ground_truth}, got no such file ({len(missing)} missing)"
         )
-    return known
+    return [pair for pair in pairs if pair[1].is_file()]
+
+
+def _predictions(folder: Path, suffix: str) -> list[Path]:
+    return [path for path in sorted(folder.glob(f"*{suffix}")) if not path.stem.endswith(OVERLAY)]
 
 
 def evaluate_label_maps(

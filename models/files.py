@@ -23,40 +23,6 @@ if TYPE_CHECKING:  # at run time they would bring torch, which a check of the in
 OVERLAY = "_overlay"  # what follows the stem in the name of a picture to look at
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; its folder is made if missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    partial.replace(path)
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON for people and programs, whole or not at all."""
-    write_atomically(path, to_json(value).encode())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read what ``write_json`` wrote.
-
-    Raises:
-        ValueError: if the file holds anything else than a JSON object.
-        OSError: if it cannot be read.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"expected JSON in {path}, got {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"expected a JSON object in {path}, got {type(content).__name__}")
-    return content
-
-
-def to_json(value: Mapping[str, Any]) -> str:
-    """Return JSON for people and programs."""
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
 def describe(
     segmentation: Segmentation, info: BundleInfo, options: MaskOptions, *, image: str
 ) -> dict[str, Any]:

@@ -16,11 +16,12 @@ from models.data.mask_records import (
     SUMMARY,
     drop_cut_line,
     read_results,
+    read_settings,
 )
 from models.data.sample import Sample
 from models.differences import first_difference
-from models.files import read_json, to_json, write_json
 from models.images import ImageError
+from models.json_files import to_json, write_json
 from models.mask_job import Made, MaskJob
 
 
@@ -95,9 +96,12 @@ def make_pseudo_masks(
 def _is_done(
     sample: Sample, done: Mapping[str, dict[str, Any]], output: Path, names: Sequence[str]
 ) -> bool:
-    """Whether an earlier call made the mask of a photo, for the labels that it has now."""
+    """Whether an earlier call made the mask of this very photo, for the labels that it has now."""
+    record = done.get(sample.stem)
+    if record is None or record["image"] != sample.name:
+        return False
     labels = [names[channel] for channel in sample.channels]
-    known = _labels_of(done.get(sample.stem)) == labels
+    known = [each["name"] for each in record["classes"]] == labels
     return known and (output / "masks" / f"{sample.stem}.png").is_file()
 
 
@@ -113,7 +117,7 @@ def _claim(job: MaskJob, info: BundleInfo) -> dict[str, Any]:
     if not path.exists():
         write_json(path, settings)
         return settings
-    before = read_json(path)
+    before = read_settings(output)
     # Compared as JSON has them: a tuple comes back as a list.
     difference = first_difference(before, json.loads(to_json(settings)))
     if difference:
@@ -121,11 +125,6 @@ def _claim(job: MaskJob, info: BundleInfo) -> dict[str, Any]:
             f"expected {output} to be new or made with the same model and options, got {difference}"
         )
     return settings
-
-
-def _labels_of(record: dict[str, Any] | None) -> list[str]:
-    """The labels that a record's mask was made for; a photo whose labels changed since is made anew."""
-    return [each["name"] for each in record["classes"]] if record else []
 
 
 def _summarize(

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from models.data.sample import Sample
-from models.files import describe, provenance, scores_npz, write_atomically
+from models.files import describe, provenance, scores_npz
 from models.images import ImageError, read_image
+from models.json_files import write_atomically
 from models.pictures import label_map_png
 from models.predictor import Predictor
 from models.segmentation import MaskOptions

@@ -9,7 +9,8 @@ from pathlib import Path
 from models.bundle_info import BundleInfo
 from models.data.mask_records import RESULTS, read_results
 from models.data.sample import Sample
-from models.files import describe, provenance, read_soft_maps, write_atomically
+from models.files import describe, provenance, read_soft_maps
+from models.json_files import write_atomically
 from models.mask_job import Made, MaskJob
 from models.pictures import label_map_png
 from models.pseudo_masks import class_result, decide

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
+import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from models.config import Config, dump_config, load_config
+from models.data.batches import RandomBatches
 from models.data.classes import ClassList, read_class_list, write_class_list
 from models.differences import first_difference
+from models.json_files import write_atomically
+from models.seeds import derive_seed
 from models.training.checkpoint import Checkpoint
+from models.training.events import tensorboard_events
 from models.training.loop import Step
 from models.training.processes import Processes
 
 OnStep = Callable[[Step], None]
+BatchT = TypeVar("BatchT")
 
 
 _CHECKPOINT = "checkpoint.pt"
@@ -72,14 +77,30 @@ class Run:
         path = self.work / stage / name
         if not self.processes.leads:
             return path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        save_file(
-            {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, partial
+        # By way of memory: safetensors tells of a full disk with an error of its own.
+        write_atomically(
+            path, save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
         )
-        partial.replace(path)
         (path.parent / _CHECKPOINT).unlink(missing_ok=True)
         return path
+
+    @property
+    def own_seed(self) -> int:
+        """Seed of what this process draws for itself, such as dropout."""
+        return derive_seed(self.config.seed, self.processes.rank)
+
+    def batches(
+        self, items: Callable[[int], Dataset[BatchT]], count: int, *, batch_size: int
+    ) -> RandomBatches[BatchT]:
+        """Return random batches of items, this process's share of each; see RandomBatches."""
+        return RandomBatches(
+            items,
+            count,
+            batch_size=batch_size,
+            seed=self.config.seed,
+            workers=self.workers,
+            share=(self.processes.rank, self.processes.count),
+        )
 
     def checkpoint(self, stage: str, module: nn.Module, samples: Sequence[object]) -> Checkpoint:
         """Return where a stage keeps its state from epoch to epoch.
@@ -88,9 +109,13 @@ class Run:
             stage: its name.
             module: that learns.
             samples: that it learns from, or what tells them from others; another run's state is not taken up.
+
+        Raises:
+            ValueError: if the disk has no room for it.
         """
         content = f"{_binding(self.config, [stage])}{self.classes}{samples}"
         (self.work / stage).mkdir(parents=True, exist_ok=True)
+        _check_space(self.work, module)
         return Checkpoint(
             self.work / stage / _CHECKPOINT,
             module,
@@ -100,33 +125,43 @@ class Run:
 
     @contextmanager
     def logged(self, stage: str, on_step: OnStep) -> Iterator[OnStep]:
-        """Give a callback that writes each step to the stage's log.jsonl before it calls on_step.
+        """Give a callback that writes each step to the stage's log.jsonl, and for TensorBoard, before it calls on_step.
 
-        The log of a run that goes on keeps the epochs that are not made again.
+        The log of a run that goes on keeps the steps that are not made again.
         """
         if not self.processes.leads:
             yield on_step
             return
         path = self.work / stage / "log.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+", encoding="utf-8", buffering=1) as log:
+        with (
+            path.open("a+", encoding="utf-8", buffering=1) as log,
+            tensorboard_events(path.parent) as write_event,
+        ):
             begun = False
 
             def report(step: Step) -> None:
                 nonlocal begun
                 if not begun:
-                    kept = _steps_before(path, step.epoch)
+                    kept = _steps_before(path, step)
                     log.truncate(0)
                     log.writelines(kept)
                     begun = True
                 log.write(json.dumps(asdict(step)) + "\n")
+                write_event(step)
                 on_step(step)
 
             yield report
 
 
 def start_run(
-    config: Config, classes: ClassList, work: Path, *, device: torch.device, workers: int = 0
+    config: Config,
+    classes: ClassList,
+    work: Path,
+    *,
+    device: torch.device,
+    workers: int = 0,
+    processes: Processes | None = None,
 ) -> Run:
     """Make the work directory and note in it what the run is.
 
@@ -147,13 +182,21 @@ def start_run(
                 f"expected {work} to be new, or of this configuration and these classes, got "
                 f"{difference or 'other indices'}"
             )
-    work.mkdir(parents=True, exist_ok=True)
-    (work / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-    write_class_list(work / "classes.txt", classes)
-    return Run(config, classes, work, device, workers)
+    run = Run(config, classes, work, device, workers, processes or Processes())
+    if run.processes.leads:
+        work.mkdir(parents=True, exist_ok=True)
+        write_atomically(work / "config.yaml", dump_config(config).encode())
+        write_class_list(work / "classes.txt", classes)
+    return run
 
 
-def open_run(work: Path, *, device: torch.device, workers: int = 0) -> Run:
+def open_run(
+    work: Path,
+    *,
+    device: torch.device,
+    workers: int = 0,
+    processes: Processes | None = None,
+) -> Run:
     """Open the work directory that the first stage made.
 
     Raises:
@@ -165,7 +208,8 @@ def open_run(work: Path, *, device: torch.device, workers: int = 0) -> Run:
             f"expected a work directory of 'semples train-generator', got {work}"
         )
     config = load_config(str(work / "config.yaml"))
-    return Run(config, read_class_list(work / "classes.txt"), work, device, workers)
+    classes = read_class_list(work / "classes.txt")
+    return Run(config, classes, work, device, workers, processes or Processes())
 
 
 def _binding(config: Config, stages: Collection[str]) -> dict[str, Any]:
@@ -174,14 +218,24 @@ def _binding(config: Config, stages: Collection[str]) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude=free)
 
 
-def _steps_before(path: Path, epoch: int) -> list[str]:
-    """The lines of a log of earlier epochs; one that a kill cut off belongs to a later one."""
+def _check_space(work: Path, module: nn.Module) -> None:
+    """Miss room for checkpoints before hours of training do: weights and two moments, the last file and the next."""
+    size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+    needed, free = 6 * size, shutil.disk_usage(work).free
+    if free < needed:
+        raise ValueError(
+            f"expected {needed / 1e6:.0f} MB free in {work} for checkpoints, got {free / 1e6:.0f} MB"
+        )
+
+
+def _steps_before(path: Path, step: Step) -> list[str]:
+    """The lines of a log of earlier steps; one that a kill cut off belongs to a later one."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] < epoch]
+    return [
+        line for line in lines if line.endswith("\n") and _place(line) < (step.epoch, step.step)
+    ]
 
 
-def seed_everything(seed: int) -> None:
-    """Seed the sources that augmentation libraries draw from: random, NumPy and torch."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+def _place(line: str) -> tuple[int, int]:
+    content = json.loads(line)
+    return content["epoch"], content["step"]

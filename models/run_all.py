@@ -12,10 +12,10 @@ from models import stages
 from models.bundle import load_bundle
 from models.bundle_info import MANIFEST
 from models.data.mask_folder import read_mask_folder
-from models.data.mask_records import SETTINGS, SUMMARY
+from models.data.mask_records import SETTINGS, SUMMARY, read_settings
 from models.data.sample import Sample
 from models.export import export_bundle
-from models.files import read_json, write_atomically
+from models.json_files import write_atomically
 from models.make_masks import make_pseudo_masks
 from models.mask_job import MaskJob, make_here
 from models.predictor import Predictor
@@ -60,7 +60,8 @@ def claim(run: Run, samples: Sequence[Sample]) -> None:
         f"{each.name} {each.path.stat().st_size} {each.channels}\n" for each in samples
     )
     path = run.work / "photos.txt"
-    if path.is_file() and path.read_text(encoding="utf-8") != content:
+    begun = any(run.work.glob("*/*.safetensors"))  # without any result nothing would be mixed
+    if begun and path.is_file() and path.read_text(encoding="utf-8") != content:
         raise ValueError(
             f"expected the photos and labels that {run.work} was begun with, see {path}; or a new work directory"
         )
@@ -93,7 +94,7 @@ def plan(
         found = read_mask_folder(images, masks, run.classes)
         settings = config.train_segmenter
         epochs = epochs_of(settings, photos=len(found))
-        return train_segmenter(run, found, lambda step: on_share(step.epoch / epochs))
+        return train_segmenter(run, found, lambda step: on_share(step.epochs_done / epochs))
 
     def export(_: OnShare) -> object:
         return export_bundle(run, output, stage=_GENERATOR, licence=licence, trained_on=trained_on)
@@ -102,7 +103,7 @@ def plan(
         name: str, stage: Callable[..., Path], epochs: int, weights: str = "generator.safetensors"
     ) -> Stage:
         def start(on_share: OnShare) -> Path:
-            return stage(run, samples, lambda step: on_share(step.epoch / epochs))
+            return stage(run, samples, lambda step: on_share(step.epochs_done / epochs))
 
         return Stage(name, work / name / weights, start)
 
@@ -143,5 +144,6 @@ def _make_masks(run: Run, samples: Sequence[Sample], output: Path, on_share: OnS
 
 
 def _made_with_another(masks: Path, predictor: Predictor) -> bool:
-    path = masks / SETTINGS
-    return path.is_file() and bool(read_json(path)["model"]["version"] != predictor.info.version)
+    if not (masks / SETTINGS).is_file():
+        return False
+    return bool(read_settings(masks)["model"]["version"] != predictor.info.version)

@@ -51,6 +51,8 @@ class SegmenterStageConfig(_Frozen):
         None  # in place of epochs, rounded up to whole ones
     )
     batch_size: Annotated[int, Field(ge=1)] = 8  # of all processes together
+    # Photos at a time, for devices that cannot hold a process's share of the batch; gradients add up.
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = None
     learning_rate: Positive = 1e-4
     backbone_rate: Annotated[float, Field(ge=0)] = 0.1  # share of the learning rate
     weight_decay: Annotated[float, Field(ge=0)] = 0.05

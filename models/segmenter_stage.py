@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,15 +12,16 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from models.build import build_mask_transform, build_segmenter, segmenter_spec
-from models.data.mask_crops import MaskBatches
+from models.data.mask_crops import MaskCrops
 from models.data.mask_folder import MaskSample
-from models.files import write_atomically
-from models.run import SEGMENTER_STAGE, OnStep, Run, seed_everything
+from models.json_files import write_atomically
+from models.run import SEGMENTER_STAGE, OnStep, Run
 from models.segmenter_config import SegmenterSpec, SegmenterStageConfig
 from models.tensors import read_tensors
 from models.training.loop import Optimization, fit
+from models.training.parts import weighted_parts
 from models.training.processes import in_parallel
-from models.training.segmenter import SegmenterLosses, losses_on, segmenter_groups
+from models.training.segmenter import labeled_pixels, segmenter_groups, segmenter_losses
 
 STAGE = SEGMENTER_STAGE
 WEIGHTS, _SPEC = "segmenter.safetensors", "segmenter.json"
@@ -34,8 +36,8 @@ def check_segmenter(run: Run, *, photos: int) -> None:
         photos: how many it is going to learn from.
 
     Raises:
-        ValueError: if it cannot be built, or there are too few photos.
-        OSError: if its weights cannot be fetched.
+        ValueError: if there are too few photos.
+        ValueError, OSError: as ``build_segmenter``.
     """
     _check_share(run, photos=photos)
     build_segmenter(run.config, classes=len(run.classes), device=torch.device("cpu"))
@@ -47,27 +49,28 @@ def train_segmenter(run: Run, samples: Sequence[MaskSample], on_step: OnStep) ->
     A run that was killed goes on after its last whole epoch, and ends as if it had not been.
     """
     settings = run.config.train_segmenter
-    seed_everything(run.config.seed)
     _check_share(run, photos=len(samples))
     segmenter = build_segmenter(run.config, classes=len(run.classes), device=run.device).train()
-    batches = MaskBatches(
-        samples,
-        build_mask_transform(settings),
-        batch_size=settings.batch_size,
-        generator=torch.Generator().manual_seed(run.config.seed),
-        workers=run.workers,
-        share=(run.processes.rank, run.processes.count),
-    )
-    losses = SegmenterLosses(segmenter, noise_aware=settings.noise_aware)
-    parallel = in_parallel(losses, run.processes, device=run.device)
+    transform = build_mask_transform(settings)
+    losses_of = segmenter_losses(segmenter, noise_aware=settings.noise_aware, device=run.device)
     with run.logged(STAGE, on_step) as report:
         fit(
             segmenter_groups(segmenter, backbone_rate=settings.backbone_rate),
-            batches,
-            losses_on(parallel, run.device),
-            _optimization(settings, photos=len(samples)),
+            run.batches(
+                lambda seed: MaskCrops(samples, transform=transform, seed=seed),
+                len(samples),
+                batch_size=settings.batch_size,
+            ),
+            in_parallel(losses_of, segmenter, run.processes, device=run.device),
+            replace(_optimization(settings, photos=len(samples)), seed=run.own_seed),
             on_step=report,
             checkpoint=run.checkpoint(STAGE, segmenter, [each.digest() for each in samples]),
+            parts_of=weighted_parts(
+                labeled_pixels,
+                size=settings.micro_batch_size,
+                processes=run.processes,
+                device=run.device,
+            ),
         )
     if run.processes.leads:
         spec = segmenter_spec(run.config, segmenter)

@@ -20,14 +20,17 @@ from models.build import (
     load_generator,
 )
 from models.clip import FrozenClip
-from models.config import GeneratorStageConfig
-from models.data.batches import Crops, ordered_batches, shuffled_batches
+from models.config import GeneratorStageConfig, PromptStageConfig
+from models.data.batches import Crops, ordered_batches
 from models.data.sample import Sample
 from models.data.transforms import light_augmentation
-from models.run import OnStep, Run, seed_everything
+from models.run import OnStep, Run
+from models.seeds import derive_seed
 from models.tensors import read_tensors
-from models.training.generator import Refinement, generator_losses
+from models.training.generator import Refinement, generator_losses, present_classes
 from models.training.loop import Group, Optimization, fit
+from models.training.parts import weighted_parts
+from models.training.processes import in_parallel
 from models.training.prompts import (
     RegionBatches,
     RegionEmbeddings,
@@ -82,23 +85,20 @@ def learn_prompts(
     Raises:
         MissingStageError: if the generator of stage (a) is not there.
     """
-    seed_everything(run.config.seed)
     settings = run.config.learn_prompts
     clip, class_text = supervision(run)
     weights = run.existing("train-generator", "generator.safetensors")
     regions = _background_regions(run, samples, clip, class_text, weights, on_images)
     prompts = build_prompts(run.config, clip, run.classes.names)
     batches = RegionBatches(
-        len(regions.channels),
-        batch_size=settings.batch_size,
-        generator=torch.Generator().manual_seed(run.config.seed),
+        len(regions.channels), batch_size=settings.batch_size, seed=run.config.seed
     )
     with run.logged("learn-prompts", on_step) as report:
         fit(
             [Group(prompts.parameters())],
             batches,
             prompt_losses(prompts, clip, regions, class_text, text_weight=settings.text_weight),
-            Optimization(settings.epochs, settings.learning_rate, settings.weight_decay),
+            _optimization(run, settings),
             on_step=report,
             checkpoint=run.checkpoint("learn-prompts", prompts, samples),
         )
@@ -113,16 +113,10 @@ def _fit_generator(
     run: Run, samples: Sequence[Sample], on_step: OnStep, *, stage: str, prompts: Tensor | None
 ) -> Path:
     settings: GeneratorStageConfig = getattr(run.config, stage.replace("-", "_"))
-    seed_everything(run.config.seed)
     clip, class_text = supervision(run)
     generator = build_generator(run.config, clip, class_text, device=run.device)
     freeze_for(generator, trainable=settings.trainable)
-    batches = shuffled_batches(
-        Crops(_labeled(samples), classes=len(run.classes), transform=build_transform(settings)),
-        batch_size=settings.batch_size,
-        workers=run.workers,
-        generator=torch.Generator().manual_seed(run.config.seed),
-    )
+    labeled, transform = _labeled(samples), build_transform(settings)
     losses_of = generator_losses(
         build_masks(generator, clip, mask=settings.mask, epsilon=settings.epsilon),
         clip,
@@ -133,13 +127,35 @@ def _fit_generator(
     with run.logged(stage, on_step) as report:
         fit(
             [Group(generator.parameters())],
-            batches,
-            losses_of,
-            Optimization(settings.epochs, settings.learning_rate, settings.weight_decay),
+            run.batches(
+                lambda seed: Crops(
+                    labeled, classes=len(run.classes), transform=transform, seed=seed
+                ),
+                len(labeled),
+                batch_size=settings.batch_size,
+            ),
+            in_parallel(losses_of, generator, run.processes, device=run.device),
+            _optimization(run, settings),
             on_step=report,
             checkpoint=run.checkpoint(stage, generator, samples),
+            parts_of=weighted_parts(
+                present_classes,
+                size=settings.micro_batch_size,
+                processes=run.processes,
+                device=run.device,
+            ),
         )
     return run.save(stage, "generator.safetensors", generator.state_dict())
+
+
+def _optimization(run: Run, settings: GeneratorStageConfig | PromptStageConfig) -> Optimization:
+    return Optimization(
+        settings.epochs,
+        settings.learning_rate,
+        settings.weight_decay,
+        precision=settings.precision,
+        seed=run.own_seed,
+    )
 
 
 def _background_regions(
@@ -155,10 +171,13 @@ def _background_regions(
     generator = load_generator(run.config, clip, class_text, weights, device=run.device)
     masks_of = build_masks(generator, clip, mask="minmax", epsilon=settings.epsilon)
     transform = light_augmentation(settings.crop_size, min_area=settings.crop_min_area)
-    crops = Crops(_labeled(samples), classes=len(run.classes), transform=transform)
+    labeled, seed = _labeled(samples), run.config.seed
+    crops = (
+        Crops(labeled, classes=len(run.classes), transform=transform, seed=derive_seed(seed, view))
+        for view in range(settings.views)
+    )
     views = (
-        ordered_batches(crops, batch_size=_EMBEDDING_BATCH, workers=run.workers)
-        for _ in range(settings.views)
+        ordered_batches(each, batch_size=_EMBEDDING_BATCH, workers=run.workers) for each in crops
     )
     return embed_backgrounds(
         chain.from_iterable(views), masks_of, clip, device=run.device, on_images=on_images

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from PIL import Image
 
 from models.config import Config, dump_config
+from models.data.classes import write_class_list
+from tests.conftest import CLASSES
 
 PHOTO = Path(__file__).parents[1] / "benchmarks" / "photos" / "cat.jpg"
 
@@ -145,6 +148,21 @@ def test_folder_of_masks_resumes_and_is_measured(
     neither = semples("evaluate", *truth)
     assert neither.returncode == 2
     assert "--predictions and --scores" in neither.stderr
+
+
+def test_photos_without_ground_truth_may_be_left_out(tiny_data: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_data / "masks", tmp_path / "some")
+    (tmp_path / "some" / "photo3.png").unlink()
+    write_class_list(tmp_path / "classes.txt", CLASSES)
+    arguments = [
+        "evaluate", "--predictions", tiny_data / "masks", "--ground-truth", tmp_path / "some",
+        "--classes", tmp_path / "classes.txt", "--json",
+    ]  # fmt: skip
+    assert "expected photo3.png" in semples(*arguments).stderr
+    some = semples(*arguments, "--allow-missing")
+    assert "1 predictions have no ground truth" in some.stderr
+    result = json.loads(some.stdout)
+    assert (result["images"], result["missing_ground_truths"], result["mean_iou"]) == (7, 1, 1)
 
 
 def test_a_broken_photo_fails_alone(tiny_bundle: Path, tiny_data: Path, tmp_path: Path) -> None:

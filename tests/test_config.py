@@ -1,6 +1,10 @@
+import re
+from pathlib import Path
+
 import pytest
 
 from models.config import ConfigError, config_names, dump_config, load_config, parse_config
+from models.segmenter_config import LightConfig
 
 
 def test_defaults_are_the_papers() -> None:
@@ -46,6 +50,13 @@ def test_unknown_configurations_name_the_known() -> None:
         load_config("vog")
     with pytest.raises(ConfigError, match=r"expected a readable YAML file, got 'no.yaml'"):
         load_config("no.yaml")
+
+
+def test_the_readmes_configuration_loads() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
+    config = parse_config(block, source="README.md")
+    assert isinstance(config.segmenter, LightConfig)
 
 
 @pytest.mark.parametrize("name", config_names())

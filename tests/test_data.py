@@ -1,10 +1,12 @@
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from models.data.batches import Crops, ordered_batches, shuffled_batches
+from models.data.batches import Crops, RandomBatches, ordered_batches
 from models.data.classes import (
     ClassInfo,
     ClassList,
@@ -13,7 +15,9 @@ from models.data.classes import (
     write_class_list,
 )
 from models.data.folder import classes_of, read_folder
+from models.data.sample import Sample
 from models.data.transforms import light_augmentation, strong_augmentation
+from models.seeds import derive_seed, seeded
 from tests.conftest import CLASSES as UNNAMED
 
 CLASSES = UNNAMED.with_synonyms({"cup": ["mug"]})
@@ -110,6 +114,16 @@ def test_bad_label_files(tmp_path: Path, text: str, message: str) -> None:
         read_folder(tmp_path, write(tmp_path / "labels.csv", text), CLASSES)
 
 
+@pytest.mark.parametrize("name", ["../a.jpg", "{folder}/a.jpg"])
+def test_photos_lie_below_their_folder(name: str, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (tmp_path / "a.jpg").touch()
+    labels = write(tmp_path / "labels.csv", f"image,labels\n{name.format(folder=images)},cat\n")
+    with pytest.raises(ValueError, match=r"labels.csv: expected an image below .*images, got '"):
+        read_folder(images, labels, CLASSES)
+
+
 @pytest.mark.parametrize("augment", [light_augmentation, strong_augmentation])
 def test_crops(augment: object) -> None:
     transform = augment(48, min_area=0.5)  # type: ignore[operator]
@@ -122,15 +136,71 @@ def test_crops(augment: object) -> None:
 
 def test_batches(tiny_data: Path) -> None:
     samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
-    crops = Crops(samples, classes=4, transform=light_augmentation(32, min_area=1.0))
+    crops = Crops(samples, classes=4, transform=light_augmentation(32, min_area=1.0), seed=0)
     ordered = list(ordered_batches(crops, batch_size=3, workers=0))
     assert [len(images) for images, _ in ordered] == [3, 3, 2]
     assert ordered[0][1].argmax(dim=1).tolist() == [0, 1, 2]
-    source = torch.Generator().manual_seed(0)
-    shuffled = list(shuffled_batches(crops, batch_size=3, workers=0, generator=source))
-    assert [len(images) for images, _ in shuffled] == [3, 3]
-    whole = shuffled_batches(crops, batch_size=64, workers=0, generator=source)
-    assert [len(images) for images, _ in whole] == [8]
+
+
+def crop_batches(
+    samples: list[Sample], *, batch_size: int = 3, workers: int = 0, share: tuple[int, int] = (0, 1)
+) -> RandomBatches[tuple[Tensor, Tensor]]:
+    transform = strong_augmentation(32, min_area=0.5)  # it draws from random, NumPy and torch
+    return RandomBatches(
+        lambda seed: Crops(samples, classes=4, transform=transform, seed=seed),
+        len(samples),
+        batch_size=batch_size,
+        seed=7,
+        workers=workers,
+        share=share,
+    )
+
+
+def test_random_batches_depend_on_seed_and_epoch_alone(tiny_data: Path) -> None:
+    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
+    batches = crop_batches(samples)
+    first = list(batches.epoch(0))
+    assert [len(images) for images, _ in first] == [3, 3]
+    assert [len(images) for images, _ in crop_batches(samples, batch_size=64).epoch(0)] == [8]
+    torch.rand(3)  # whatever else the process draws
+    np.random.rand(3)
+    random.random()
+    for other in (batches, crop_batches(samples, workers=2)):
+        for (images, labels), (same, known) in zip(other.epoch(0), first, strict=True):
+            assert torch.equal(images, same)
+            assert torch.equal(labels, known)
+    (last,) = batches.epoch(0, skip=1)
+    assert torch.equal(last[0], first[1][0])
+    assert not torch.equal(next(batches.epoch(1))[0], first[0][0])
+
+
+def test_processes_share_random_batches(tiny_data: Path) -> None:
+    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
+    whole = next(crop_batches(samples, batch_size=4).epoch(0))[0]
+    parts = [next(crop_batches(samples, batch_size=4, share=(rank, 2)).epoch(0))[0] for rank in (0, 1)]  # fmt: skip
+    assert torch.equal(torch.stack(parts, dim=1).flatten(0, 1), whole)
+
+
+def test_seeding_for_a_while_leaves_no_trace() -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    def seed_all() -> None:
+        random.seed(1)
+        np.random.seed(1)
+        torch.manual_seed(1)
+
+    seed_all()
+    undisturbed = draw(), draw()
+    seed_all()
+    before = draw()
+    with seeded(5):
+        inside = draw()
+    assert (before, draw()) == undisturbed
+    with seeded(5):
+        assert draw() == inside
+    assert derive_seed(1, 2) != derive_seed(2, 1)
+    assert derive_seed(-1, 0) >= 0
 
 
 def test_a_broken_photo_is_named(tmp_path: Path) -> None:
@@ -140,6 +210,7 @@ def test_a_broken_photo_is_named(tmp_path: Path) -> None:
         read_folder(tmp_path, labels, CLASSES),
         classes=4,
         transform=light_augmentation(32, min_area=1),
+        seed=0,
     )
     with pytest.raises(ValueError, match=r"a\.jpg: "):
         crops[0]

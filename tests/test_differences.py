@@ -12,6 +12,9 @@ from models.differences import first_difference
         ({"a": 1}, {"a": 1, "b": "x"}, "b: nothing before, 'x' now"),
         ({"a": None}, {}, "a: None before, nothing now"),
         ({"a": {"b": 1}}, {"a": None}, "a: {'b': 1} before, None now"),
+        ({"a": ("x", "y", "z")}, {"a": ["x", "y", "z"]}, None),
+        ({"a": ("x", "y", "z")}, {"a": ("x", "w")}, "a.1: 'y' before, 'w' now"),
+        ({"a": ("x",)}, {"a": ("x", "w")}, "a.1: nothing before, 'w' now"),
     ],
 )
 def test_the_first_place_is_named(

@@ -1,6 +1,8 @@
 """What an export refuses to begin with, by name."""
 
+import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models.exports.coco import RLE_FILE, write_coco
+from models.exports.cvat import write_cvat
 from models.exports.destination import new_folder
+from models.exports.label_studio import write_label_studio
 from models.exports.source import open_mask_folder
 from models.pictures import label_map_png
 from tests.export_folder import label_maps, make_folder
@@ -32,9 +37,20 @@ def test_photos_may_lie_in_folders(tmp_path: Path) -> None:
     (images / "flat.jpg").rename(images / "sub" / "flat.jpg")
     path = run / "results.jsonl"
     path.write_text(path.read_text().replace("flat.jpg", "sub/flat.jpg"))
-    found = {each.stem: each for each in open_mask_folder(run, images).photos()}
+    masks = open_mask_folder(run, images)
+    found = {each.stem: each for each in masks.photos()}
     assert found["flat"].name == "sub/flat.jpg"
     assert found["flat"].path == images / "sub" / "flat.jpg"
+    # What each format calls a photo.
+    write_coco(masks.photos(), masks.classes, tmp_path)
+    coco = json.loads((tmp_path / RLE_FILE).read_text())
+    assert "sub/flat.jpg" in [each["file_name"] for each in coco["images"]]
+    write_label_studio(masks.photos(), masks.classes, tmp_path, image_prefix="s3://b/")
+    assert '"s3://b/sub/flat.jpg"' in (tmp_path / "tasks.json").read_text()
+    write_cvat(masks.photos(), masks.classes, tmp_path)
+    with zipfile.ZipFile(tmp_path / "annotations.zip") as archive:
+        assert "sub/flat" in archive.read("ImageSets/Segmentation/default.txt").decode().split()
+        assert "SegmentationClass/sub/flat.png" in archive.namelist()
 
 
 def unfinished(run: Path, images: Path) -> None:
@@ -76,7 +92,7 @@ def other_name(run: Path, images: Path) -> None:
         (foreign, r"lists in .*masks, got other\.png \(1 in all\)"),
         (no_mask, r"every mask that results\.jsonl lists, got no flat\.png \(1 in all\)"),
         (no_photo, r"every photo that has a mask, got no flat\.jpg \(2 in all\)"),
-        (other_name, r"lists in .*masks, got picture\.png \(1 in all\)"),
+        (other_name, r"results\.jsonl to name photos below their folder, got \.\./picture\.png"),
         (cut_record, r"lists in .*masks, got turned\.png \(1 in all\)"),
     ],
 )

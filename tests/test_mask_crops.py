@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from models.data.batches import RandomBatches
 from models.data.classes import ClassInfo, ClassList
-from models.data.mask_crops import MaskBatches, MaskCrops, mask_augmentation
+from models.data.mask_crops import MaskCrops, mask_augmentation
 from models.data.mask_folder import MaskSample, read_mask_folder
 from tests.conftest import CLASSES
 
@@ -125,16 +126,17 @@ def samples_of(tiny_data: Path, masks: Path) -> list[MaskSample]:
 def epochs(
     samples: list[MaskSample], *, workers: int = 0, share: tuple[int, int] = (0, 1)
 ) -> list[list[tuple[Tensor, Tensor]]]:
-    batches = MaskBatches(
-        samples,
-        mask_augmentation(64, scale=(0.5, 2.0), color_jitter=0.4),
+    transform = mask_augmentation(64, scale=(0.5, 2.0), color_jitter=0.4)
+    batches = RandomBatches(
+        lambda seed: MaskCrops(samples, transform=transform, seed=seed),
+        len(samples),
         batch_size=4,
-        generator=torch.Generator().manual_seed(3),
+        seed=3,
         workers=workers,
         share=share,
     )
     assert len(batches) == 2
-    return [list(batches) for _ in range(2)]
+    return [list(batches.epoch(number)) for number in range(2)]
 
 
 def test_crops_depend_on_seed_and_number_alone(tiny_data: Path, tiny_masks: Path) -> None:

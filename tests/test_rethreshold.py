@@ -8,14 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from models.bundle import load_bundle
 from models.bundle_info import MANIFEST
 from models.data.folder import read_folder
-from models.data.mask_records import RESULTS, read_results
+from models.data.mask_records import (
+    RESULTS,
+    SETTINGS,
+    drop_cut_line,
+    read_results,
+    read_settings,
+)
 from models.data.sample import Sample
 from models.exports.source import open_mask_folder
-from models.make_masks import make_pseudo_masks
+from models.make_masks import Outcome, make_pseudo_masks
 from models.mask_job import MaskJob, make_here, make_in_processes
 from models.predictor import Predictor
 from models.pseudo_masks import SoftMaps
@@ -77,6 +84,14 @@ def test_stored_scores_give_a_fresh_runs_files(
     assert [each["area"] for each in new["photo1"]["classes"]] == [
         each["area"] for each in old["photo1"]["classes"]
     ]
+    # Of the classes' own thresholds, a photo's record and mask name those of its classes.
+    named = {"photo1": ("cat", options.class_thresholds), "photo0": ("bowl", {})}
+    for stem, (name, thresholds) in named.items():
+        for output, rows in ((fresh.output, old), (again.output, new)):
+            assert [each["name"] for each in rows[stem]["classes"]] == [name]
+            assert rows[stem]["options"]["class_thresholds"] == thresholds
+            text = Image.open(output / "masks" / f"{stem}.png").info["Options"]
+            assert json.loads(text)["class_thresholds"] == thresholds
     assert all(each["alignment_class"] is None for each in new["photo1"]["classes"])
 
 
@@ -89,6 +104,42 @@ def test_scores_are_needed(folder: Path, tiny_bundle: Path, tmp_path: Path) -> N
         stored_samples(tmp_path, info)
     with pytest.raises(ValueError, match="expected masks of tiny 000000000000"):
         stored_samples(folder, info.model_copy(update={"version": "0" * 12}))
+
+
+def test_a_photo_that_moved_is_made_anew(
+    tiny_bundle: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    predictor = load(tiny_bundle)
+    job = MaskJob(tmp_path / "out", predictor.options(refine="none"), save_scores=False)
+
+    def make(folder: str, photo: str) -> Outcome:
+        (tmp_path / "images" / folder).mkdir(parents=True)
+        shutil.copy(tiny_data / "images" / photo, tmp_path / "images" / folder / "x.jpg")
+        (tmp_path / "labels.csv").write_text(f"image,labels\n{folder}/x.jpg,cat\n")
+        samples = read_folder(tmp_path / "images", tmp_path / "labels.csv", CLASSES)
+        making = partial(make_here, predictor, job)
+        return make_pseudo_masks(predictor.info, samples, job, making, on_image=lambda: None)
+
+    assert make("a", "photo1.jpg").made == 1
+    assert make("b", "photo2.jpg").made == 1
+    (photo,) = open_mask_folder(job.output, tmp_path / "images").photos()
+    assert photo.name == "b/x.jpg"
+
+
+@pytest.mark.parametrize("content", ["{}", '{"model": {}, "options": {}}', "[]", "no"])
+def test_settings_of_another_kind_are_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / SETTINGS).write_text(content)
+    with pytest.raises(ValueError, match=r"expected .* in .*settings.json, got"):
+        read_settings(tmp_path)
+
+
+def test_records_of_another_kind_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / RESULTS
+    whole = '{"stem": "a", "image": "a.jpg", "model": {}, "classes": []}\n'
+    path.write_text("[]\n3\nno\n" + '{"stem": "b"}\n' + whole + whole[:20])
+    assert list(read_results(path)) == ["a"]
+    drop_cut_line(path)
+    assert path.read_text().endswith(whole)
 
 
 def test_otsu_by_hand() -> None:

@@ -91,6 +91,15 @@ def test_run_all_misses_the_segmenter_first(
     assert done.returncode == 2
     assert "'resnot5'" in done.stderr
     assert "train-generator" not in done.stdout + done.stderr
+    # A start that failed does not bind its directory to the labels that it had.
+    labels = tmp_path / "labels.csv"
+    labels.write_text("image,labels\nphoto0.jpg,bowl\n")
+    config.write_text(dump_config(tiny_config))
+    again = semples(
+        "run-all", tmp_path / "work", "--images", tiny_data / "images", "--labels", labels,
+        "--config", config, "--device", "cpu",
+    )  # fmt: skip
+    assert "expected at least 2 photos a batch and process, got 1" in again.stderr
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from models.training.loop import Step
 from models.training.segmenter import segmenter_groups
 from tests.conftest import CLASSES, CPU
 from tests.test_segmenters import TINY_MASK2FORMER
+from tests.test_training_processes import distance_of_updates
 
 
 def train(run: Run, tiny_data: Path, masks: Path) -> dict[str, Tensor]:
@@ -53,7 +54,7 @@ def test_it_leaves_weights_a_description_and_a_log(
     steps = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [(step["epoch"], step["step"]) for step in steps] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert set(steps[0]["losses"]) == {"cross_entropy", "loss"}
-    left = {path.name for path in folder.iterdir()}
+    left = {path.name for path in folder.iterdir() if "tfevents" not in path.name}
     assert left == {"segmenter.safetensors", "segmenter.json", "log.jsonl"}
     (folder / "segmenter.json").write_text("{}")
     with pytest.raises(ValueError, match="expected a description of a segmenter"):
@@ -210,6 +211,4 @@ def test_two_processes_learn_what_one_would(
     assert [process.wait(timeout=100) for process in together] == [0, 0]
     one, two = (load_file(work / "train-segmenter" / "segmenter.safetensors") for work in works)
     initial = build_segmenter(config, classes=4, device=CPU).state_dict()
-    assert any(not torch.equal(one[name], initial[name]) for name in one)
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, atol=1e-4, rtol=1e-3, msg=name)
+    assert distance_of_updates(initial, one, two) < 0.02

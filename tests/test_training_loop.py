@@ -1,7 +1,8 @@
 """The loop: what it minimizes and reports, mixed precision, clipping, going on after a kill."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
@@ -9,7 +10,19 @@ from torch import Tensor, nn
 
 from models.training.checkpoint import Checkpoint
 from models.training.loop import Group, Optimization, Step, fit
+from models.training.parts import weighted_parts
+from models.training.processes import Processes
 from models.training.prompts import RegionBatches
+from tests.conftest import CPU
+
+BatchT = TypeVar("BatchT")
+
+
+class Listed(list[BatchT]):
+    """The same batches each epoch."""
+
+    def epoch(self, number: int, *, skip: int = 0) -> Iterator[BatchT]:
+        return iter(self[skip:])
 
 
 def quadratic(
@@ -19,7 +32,7 @@ def quadratic(
     steps: list[Step] = []
     fit(
         [Group([weight])],
-        [factor, factor],
+        Listed([factor, factor]),
         lambda batch: {"square": weight.square() * batch, "zero": weight * 0},
         Optimization(epochs, rate, 0.0, **options),
         on_step=steps.append,
@@ -50,18 +63,20 @@ def test_no_epoch_changes_nothing() -> None:
 
 
 def test_loop_refuses_what_cannot_learn() -> None:
-    with pytest.raises(FloatingPointError, match=r"expected a finite loss in epoch 0, got .*nan"):
+    with pytest.raises(
+        FloatingPointError, match=r"expected a finite loss in epoch 0, step 0, got .*nan"
+    ):
         quadratic(factor=float("nan"))
     frozen = nn.Parameter(torch.ones(1), requires_grad=False)
     with pytest.raises(ValueError, match="got 0 parameters, 1 batches"):
-        fit([Group([frozen])], [0], lambda _: {}, Optimization(1, 1, 0), on_step=print)
+        fit([Group([frozen])], Listed([0]), lambda _: {}, Optimization(1, 1, 0), on_step=print)
 
 
 def test_groups_learn_at_their_share() -> None:
     fast, slow = (nn.Parameter(torch.zeros(1)) for _ in range(2))
     fit(
         [Group([fast]), Group([slow], 0.1)],
-        [0],
+        Listed([0]),
         lambda _: {"sum": (fast + slow).sum()},
         Optimization(1, 0.5, 0.0),
         on_step=lambda _: None,
@@ -79,7 +94,7 @@ def test_large_gradients_are_clipped() -> None:
         optimization = Optimization(1, 1e-3, 0.0, max_gradient_norm=limit)
         fit(
             [Group([weight])],
-            [0],
+            Listed([0]),
             lambda _: {"line": weight.sum() * 100},
             optimization,
             on_step=lambda _: None,
@@ -106,7 +121,7 @@ def test_mixed_precision_computes_in_half_and_keeps_single(precision: str) -> No
     optimization = Optimization(20, 0.05, 0.0, precision=precision)
     fit(
         [Group(layer.parameters())],
-        [torch.ones(2, 4)],
+        Listed([torch.ones(2, 4)]),
         losses_of,
         optimization,
         on_step=steps.append,
@@ -139,7 +154,7 @@ ROWS = torch.randn(24, 3, generator=torch.Generator().manual_seed(5))
 
 
 def train(
-    folder: Path, *, kill_at: int | None = None, fingerprint: str = "this"
+    folder: Path, *, kill_at: int | None = None, fingerprint: str = "this", every: int = 500
 ) -> tuple[Network, list[Step]]:
     network, steps = Network(), []
     torch.manual_seed(1)
@@ -151,25 +166,29 @@ def train(
 
     fit(
         [Group(network.parameters())],
-        RegionBatches(24, batch_size=8, generator=torch.Generator().manual_seed(2)),
+        RegionBatches(24, batch_size=8, seed=2),
         lambda rows: {"square": network(ROWS[rows]).square().mean()},
         Optimization(4, 0.01, 0.01),
         on_step=on_step,
-        checkpoint=Checkpoint(folder / "checkpoint.pt", network, fingerprint),
+        checkpoint=Checkpoint(folder / "checkpoint.pt", network, fingerprint, every=every),
     )
     return network, steps
 
 
-@pytest.mark.parametrize("kill_at", [1, 3, 8])
-def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path, kill_at: int) -> None:
+@pytest.mark.parametrize("every", [1, 2, 500])
+@pytest.mark.parametrize("kill_at", [1, 2, 3, 8])
+def test_a_killed_run_goes_on_as_if_nothing_had_been(
+    tmp_path: Path, kill_at: int, every: int
+) -> None:
     (tmp_path / "whole").mkdir()
     whole, steps = train(tmp_path / "whole")
     with pytest.raises(Killed):
-        train(tmp_path, kill_at=kill_at)
+        train(tmp_path, kill_at=kill_at, every=every)
     torch.rand(7)  # whatever else the process drew
-    resumed, rest = train(tmp_path)
-    done = (kill_at - 1) // 3  # epochs of three steps that were whole
-    assert rest == steps[3 * done :]
+    resumed, rest = train(tmp_path, every=every)
+    epochs, more = divmod(kill_at - 1, 3)  # of three steps; the one that was killed is not kept
+    done = 3 * epochs + every * (more // every)
+    assert rest == steps[done:]
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
@@ -184,7 +203,7 @@ def test_checkpoints_of_others_and_damaged_ones_are_refused(tmp_path: Path) -> N
         train(tmp_path)
 
 
-def test_batches_without_a_generator_have_checkpoints_too(tmp_path: Path) -> None:
+def test_a_run_can_be_made_longer(tmp_path: Path) -> None:
     weight = nn.Parameter(torch.ones(1))
     holder = nn.ParameterList([weight])
     losses: Callable[[int], Mapping[str, Tensor]] = lambda _: {"square": weight.square().sum()}  # noqa: E731
@@ -193,7 +212,7 @@ def test_batches_without_a_generator_have_checkpoints_too(tmp_path: Path) -> Non
         checkpoint = Checkpoint(tmp_path / "checkpoint.pt", holder, "same")
         fit(
             [Group([weight])],
-            [0],
+            Listed([0]),
             losses,
             Optimization(epochs, 0.1, 0),
             on_step=steps.append,
@@ -209,10 +228,49 @@ def test_only_the_leading_process_writes(tmp_path: Path) -> None:
     )
     fit(
         [Group([weight])],
-        [0],
+        Listed([0]),
         lambda _: {"line": weight.sum()},
         Optimization(1, 0.1, 0),
         on_step=lambda _: None,
         checkpoint=checkpoint,
     )
     assert not any(tmp_path.iterdir())
+
+
+def test_parts_of_a_batch_teach_what_the_whole_would() -> None:
+    rows = torch.randn(6, 3, generator=torch.Generator().manual_seed(3))
+    counts = torch.tensor([1.0, 0.0, 2.0, 1.0, 1.0, 0.0])
+
+    def mean_over_counted(batch: tuple[Tensor, Tensor]) -> Mapping[str, Tensor]:
+        values, weights = batch
+        squares = layer(values)[:, 0].square() * weights
+        return {"square": squares.sum() / weights.sum().clamp(min=1)}
+
+    learned, reports = [], []
+    for size in (None, 4, 2, 1):
+        layer = nn.Linear(3, 1)
+        nn.init.ones_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        steps: list[Step] = []
+        fit(
+            [Group(layer.parameters())],
+            Listed([(rows, counts)]),
+            mean_over_counted,
+            Optimization(3, 0.1, 0.0),
+            on_step=steps.append,
+            parts_of=weighted_parts(
+                lambda weights: weights, size=size, processes=Processes(), device=CPU
+            ),
+        )
+        learned.append(layer.weight.detach())
+        reports.append([step.losses["square"] for step in steps])
+    for weight, losses in zip(learned[1:], reports[1:], strict=True):
+        torch.testing.assert_close(weight, learned[0])
+        assert losses == pytest.approx(reports[0], rel=1e-5)
+
+
+def test_parts_without_anything_to_learn_keep_their_weight() -> None:
+    cut = weighted_parts(lambda each: each > 0, size=2, processes=Processes(), device=CPU)
+    parts = cut((torch.zeros(3, 1), torch.zeros(3, 1)))
+    assert [len(part.batch[0]) for part in parts] == [2, 1]
+    assert all(part.weight == 0 for part in parts)

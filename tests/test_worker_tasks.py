@@ -103,6 +103,12 @@ def test_to_segment_needs_no_labels(runtime: Runtime) -> None:
         assert scores["class_name"].tolist() == ["bowl"]
 
 
+def test_masks_of_a_segmenter_name_what_they_show(runtime: Runtime) -> None:
+    result = work(runtime, request(runtime, png()))
+    text = Image.open(io.BytesIO(runtime.blobs.get(result.blobs.mask))).info
+    assert text["Labels"] == "bowl"
+
+
 def test_nothing_found_is_a_result_as_well(runtime: Runtime) -> None:
     result = work(runtime, request(runtime, png(color=(0, 0, 0))))
     assert result.classes == ()

@@ -46,7 +46,7 @@ def export(
 ) -> None:
     """Pack what a run has trained into the one folder that predict and serve load."""
     from models.export import export_bundle, with_class_thresholds
-    from models.files import read_json
+    from models.json_files import read_json
     from models.run import open_run
 
     run = open_run(work, device=pick_device(device, threads))

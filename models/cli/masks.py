@@ -162,6 +162,7 @@ def evaluate(
     """Measure label maps, or stored scores at every threshold, against ground truth."""
     from models.data.classes import read_class_list
     from models.evaluate import (
+        count_left_out,
         count_missing,
         evaluate_label_maps,
         matching_files,
@@ -199,7 +200,11 @@ def evaluate(
     missing = count_missing(pairs, ground_truth)
     if missing:
         Console(stderr=True).print(f"semples: {missing} ground truths have no prediction")
-    extra |= {"missing_predictions": missing}
+    suffix = ".png" if scores is None else ".npz"
+    left_out = count_left_out(pairs[0][0].parent, pairs, suffix)
+    if left_out:
+        Console(stderr=True).print(f"semples: {left_out} predictions have no ground truth")
+    extra |= {"missing_predictions": missing, "missing_ground_truths": left_out}
     result = {**report_to_json(report, class_list, images=len(pairs)), **extra}
     if as_json:
         print(json.dumps(result, indent=2))

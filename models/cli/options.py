@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from models.run import Run
     from models.training.loop import Step
+    from models.training.processes import Processes
 
     Stage = Callable[..., Path]  # of models.stages and models.segmenter_stage
 
@@ -112,9 +114,10 @@ def report_stage(
     *,
     epochs: int,
     images_first: int = 0,
-    quiet: bool = False,
 ) -> None:
     """Run a stage under a progress bar, and under one more if it first looks at images.
+
+    Where several processes train together, all but the first are silent.
 
     Args:
         stage: run, samples and a callback → the file it wrote.
@@ -123,20 +126,50 @@ def report_stage(
         name: of the stage.
         epochs: that it takes.
         images_first: how many images it looks at before its first step.
-        quiet: show nothing, as suits all but one of several processes.
     """
-    if quiet:
+    if not run.processes.leads:
         stage(run, samples, lambda _: None)
         return
-    with progress(name, epochs) as (bar, task):
+    batch = min(getattr(run.config, name.replace("-", "_")).batch_size, len(samples))
+    with progress(name, None) as (bar, task):
 
         def on_step(step: Step) -> None:
+            done = step.epoch * step.steps + step.step + 1
             terms = "  ".join(f"{key} {value:.4f}" for key, value in step.losses.items())
-            bar.update(task, completed=step.epoch, note=terms)
+            speed = f"{(bar.tasks[task].speed or 0) * batch:.0f}/s"
+            note = f"epoch {step.epoch + 1}/{epochs}  {speed}  {terms}"
+            bar.update(task, total=epochs * step.steps, completed=done, note=note)
 
         if images_first:
             first = bar.add_task("embed regions", total=images_first, note="")
             stage = partial(stage, on_images=lambda count: bar.advance(first, count))
         path = stage(run, samples, on_step)
-        bar.update(task, completed=epochs)
     print(f"written to {path}")
+
+
+@contextmanager
+def training_processes(device: str, threads: int) -> Iterator[tuple[torch.device, Processes]]:
+    """Join the processes that torchrun started, if it did, each with the device of its own.
+
+    Raises:
+        ValueError: if there is no such device.
+    """
+    from models.training.processes import join_processes
+
+    if device == "auto" and "LOCAL_RANK" in os.environ:
+        device = local_device(os.environ["LOCAL_RANK"])
+    chosen = pick_device(device, threads)
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    if chosen.type == "cuda":
+        import torch
+
+        torch.cuda.set_device(chosen)  # what nccl's sums of single numbers go by
+    with join_processes(os.environ, backend=backend) as processes:
+        yield chosen, processes
+
+
+def local_device(local_rank: str) -> str:
+    """Return the name of the device that torchrun's process of a local rank works on."""
+    import torch
+
+    return f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"

@@ -32,7 +32,8 @@ def write_results(
     Raises:
         OSError: if the folder cannot be written.
     """
-    from models.files import OVERLAY, describe, provenance, write_atomically, write_json
+    from models.files import OVERLAY, describe, provenance
+    from models.json_files import write_atomically, write_json
     from models.pictures import label_map_png, overlay_png
 
     stem = output / image.stem

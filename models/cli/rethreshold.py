@@ -38,8 +38,9 @@ def rethreshold(
 ) -> None:
     """Make the masks of other thresholds from stored scores, as a fresh run would, without the model."""
     from models.bundle_info import find_bundle, read_info
-    from models.data.mask_records import SETTINGS
-    from models.files import read_json, read_soft_maps, write_json
+    from models.data.mask_records import read_settings
+    from models.files import read_soft_maps
+    from models.json_files import write_json
     from models.make_masks import make_pseudo_masks
     from models.mask_job import MaskJob
     from models.mask_options import pseudo_mask_options
@@ -50,7 +51,7 @@ def rethreshold(
         raise ValueError(f"expected an output folder other than {folder}, got the same")
     info = read_info(find_bundle(bundle))
     samples = stored_samples(folder, info)
-    before = read_json(folder / SETTINGS)["options"]
+    before = read_settings(folder)["options"]
     options = pseudo_mask_options(
         info.inference,
         refine=before["refine"],
@@ -71,7 +72,6 @@ def rethreshold(
         print(f"thresholds estimated for {len(estimated)} of {len(occurring)} classes")
         # The others keep the bundle's, or what --background-threshold says.
         options = replace(options, class_thresholds={**options.class_thresholds, **estimated})
-        write_json(output / "thresholds.json", options.class_thresholds)
     job = MaskJob(output, options, save_scores=False)
     with progress("masks", len(samples)) as (bar, task):
         outcome = make_pseudo_masks(
@@ -81,4 +81,6 @@ def rethreshold(
             partial(redecide, folder, info, job),
             on_image=lambda: bar.advance(task),
         )
+    if per_class:
+        write_json(output / "thresholds.json", options.class_thresholds)
     report_outcome(outcome, output)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +21,7 @@ from models.cli.options import (
     pick_device,
     progress,
     report_stage,
+    training_processes,
 )
 from models.cli.results import check_keeps, write_results
 
@@ -111,33 +111,12 @@ def train_segmenter(
     workers: WorkersOption = 0,
 ) -> None:
     """Train the segmentation network on pseudo masks. Goes on after a kill; runs under torchrun too."""
-    from dataclasses import replace
-
     from models.data.mask_folder import read_mask_folder
     from models.run import open_run
     from models.segmenter_stage import STAGE, epochs_of, train_segmenter
-    from models.training.processes import join_processes
 
-    if device == "auto" and "LOCAL_RANK" in os.environ:
-        device = local_device(os.environ["LOCAL_RANK"])
-    chosen = pick_device(device, threads)
-    with join_processes(
-        os.environ, backend="nccl" if chosen.type == "cuda" else "gloo"
-    ) as processes:
-        run = replace(open_run(work, device=chosen, workers=workers), processes=processes)
+    with training_processes(device, threads) as (chosen, processes):
+        run = open_run(work, device=chosen, workers=workers, processes=processes)
         samples = read_mask_folder(images, masks, run.classes, min_alignment=min_alignment)
-        report_stage(
-            train_segmenter,
-            run,
-            samples,
-            STAGE,
-            epochs=epochs_of(run.config.train_segmenter, photos=len(samples)),
-            quiet=not processes.leads,
-        )
-
-
-def local_device(local_rank: str) -> str:
-    """Return the name of the device that torchrun's process of a local rank works on."""
-    import torch
-
-    return f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
+        epochs = epochs_of(run.config.train_segmenter, photos=len(samples))
+        report_stage(train_segmenter, run, samples, STAGE, epochs=epochs)

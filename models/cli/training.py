@@ -18,14 +18,18 @@ from models.cli.options import (
     pick_device,
     progress,
     report_stage,
+    training_processes,
 )
 
 if TYPE_CHECKING:
     import torch
     from rich.progress import Progress, TaskID
 
+    from models.config import Config
+    from models.data.classes import ClassList
     from models.data.sample import Sample
     from models.run import Run
+    from models.training.processes import Processes
 
 
 def register(app: typer.Typer) -> None:
@@ -55,14 +59,17 @@ def train_generator(
     threads: ThreadsOption = 0,
     workers: WorkersOption = 0,
 ) -> None:
-    """Stage (a): fit the mask generator to the class texts, and start a work directory."""
+    """Stage (a): fit the mask generator to the class texts, and start a work directory. Runs under torchrun too."""
     from models import stages
+    from models.run import start_run
 
-    run, samples = _start(
-        work, images, labels, config, classes, pick_device(device, threads), workers
-    )
-    epochs = run.config.train_generator.epochs
-    report_stage(stages.train_generator, run, samples, "train-generator", epochs=epochs)
+    settings, class_list, samples = _read(images, labels, config, classes)
+    with training_processes(device, threads) as (chosen, processes):
+        run = start_run(
+            settings, class_list, work, device=chosen, workers=workers, processes=processes
+        )
+        epochs = run.config.train_generator.epochs
+        report_stage(stages.train_generator, run, samples, "train-generator", epochs=epochs)
 
 
 def learn_prompts(
@@ -76,7 +83,7 @@ def learn_prompts(
     """Stage (b): learn each class's background prompt with the generator of stage (a)."""
     from models import stages
 
-    run, samples = _open(work, images, labels, device, threads, workers)
+    run, samples = _open(work, images, labels, pick_device(device, threads), workers)
     labeled = sum(bool(each.channels) for each in samples)
     views = run.config.learn_prompts.views * labeled
     epochs = run.config.learn_prompts.epochs
@@ -93,12 +100,13 @@ def refine_generator(
     threads: ThreadsOption = 0,
     workers: WorkersOption = 0,
 ) -> None:
-    """Stage (c): fit the mask generator anew, now kept off what the prompts learned."""
+    """Stage (c): fit the mask generator anew, now kept off what the prompts learned. Runs under torchrun too."""
     from models import stages
 
-    run, samples = _open(work, images, labels, device, threads, workers)
-    epochs = run.config.refine_generator.epochs
-    report_stage(stages.refine_generator, run, samples, "refine-generator", epochs=epochs)
+    with training_processes(device, threads) as (chosen, processes):
+        run, samples = _open(work, images, labels, chosen, workers, processes)
+        epochs = run.config.refine_generator.epochs
+        report_stage(stages.refine_generator, run, samples, "refine-generator", epochs=epochs)
 
 
 def run_all(
@@ -121,17 +129,19 @@ def run_all(
     workers: WorkersOption = 0,
 ) -> None:
     """From photos with labels to a bundle that segments: all stages, leaving out what is done already."""
+    from models.run import start_run
     from models.run_all import claim, plan
     from models.segmenter_stage import check_segmenter
 
-    run, samples = _start(
-        work, images, labels, config, classes, pick_device(device, threads), workers
+    settings, class_list, samples = _read(images, labels, config, classes)
+    run = start_run(
+        settings, class_list, work, device=pick_device(device, threads), workers=workers
     )
-    claim(run, samples)
     target = output or work / "bundle"
     stages = plan(run, samples, images, target, licence=licence, trained_on=trained_on)
     if not all(stage.done or stage.quick for stage in stages):
         check_segmenter(run, photos=sum(bool(each.channels) for each in samples))
+    claim(run, samples)
     redone = False
     for stage in stages:
         if stage.done and not redone:
@@ -148,31 +158,28 @@ def _show_share(bar: Progress, task: TaskID, share: float) -> None:
     bar.update(task, completed=round(100 * share))
 
 
-def _start(
-    work: Path,
-    images: Path,
-    labels: Path,
-    config: str,
-    classes: Path | None,
-    device: torch.device,
-    workers: int,
-) -> tuple[Run, list[Sample]]:
+def _read(
+    images: Path, labels: Path, config: str, classes: Path | None
+) -> tuple[Config, ClassList, list[Sample]]:
     from models.config import load_config
     from models.data.classes import read_class_list
     from models.data.folder import classes_of, read_folder
-    from models.run import start_run
 
     settings = load_config(config)
     class_list = read_class_list(classes) if classes else classes_of(labels)
-    samples = read_folder(images, labels, class_list)
-    return start_run(settings, class_list, work, device=device, workers=workers), samples
+    return settings, class_list, read_folder(images, labels, class_list)
 
 
 def _open(
-    work: Path, images: Path, labels: Path, device: str, threads: int, workers: int
+    work: Path,
+    images: Path,
+    labels: Path,
+    device: torch.device,
+    workers: int,
+    processes: Processes | None = None,
 ) -> tuple[Run, list[Sample]]:
     from models.data.folder import read_folder
     from models.run import open_run
 
-    run = open_run(work, device=pick_device(device, threads), workers=workers)
+    run = open_run(work, device=device, workers=workers, processes=processes)
     return run, read_folder(images, labels, run.classes)

@@ -70,6 +70,8 @@ def read_folder(images: Path, labels: Path, classes: ClassList) -> list[Sample]:
     samples = []
     stems: dict[str, str] = {}
     for name, names in read_label_rows(labels).items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{labels}: expected an image below {images}, got {name!r}")
         path = images / name
         if not path.is_file():
             raise ValueError(f"{labels}: expected an image {name!r} in {images}, got none")

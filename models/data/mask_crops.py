@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from models.data.classes import IGNORE_INDEX
 from models.data.mask_folder import MaskSample
 from models.images import read_image
+from models.seeds import derive_seed, seeded
 
 # images (B, 3, S, S) in [0, 1] and label maps (B, S, S) int64 of channel numbers, 255 ignored
 MaskBatch: TypeAlias = tuple[Tensor, Tensor]
@@ -86,65 +87,12 @@ class MaskCrops(Dataset[tuple[Tensor, Tensor]]):
             raise ValueError(
                 f"expected a mask of {sample.image.name}'s size {pixels.shape[:2]}, got {mask.shape}"
             )
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would seed every GPU as well.
-            torch.default_generator.manual_seed(self.seed + index)
-            try:
+        try:
+            with seeded(derive_seed(self.seed, index)):
                 return self.transform(
                     torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(mask)
                 )
-            except RuntimeError as error:  # a strip so thin that its short side rounds to nothing
-                raise ValueError(
-                    f"expected a photo that a crop can show, got {sample.image} ({error})"
-                ) from error
-
-
-class MaskBatches:
-    """Crops in random batches, new ones each epoch; the last incomplete batch is dropped unless it is the only one.
-
-    Where several processes train together, each gets its share of every batch.
-
-    Args:
-        samples: photos with their masks.
-        transform: as MaskCrops takes it.
-        batch_size: of all processes together.
-        generator: source of randomness, the same in all of them.
-        workers: processes that load photos; 0 loads in this one.
-        share: (rank, processes).
-
-    Raises:
-        ValueError: if a batch cannot be shared equally.
-    """
-
-    def __init__(
-        self,
-        samples: Sequence[MaskSample],
-        transform: MaskTransform,
-        *,
-        batch_size: int,
-        generator: torch.Generator,
-        workers: int = 0,
-        share: tuple[int, int] = (0, 1),
-    ) -> None:
-        self.samples = samples
-        self.transform = transform
-        self.batch_size = min(batch_size, len(samples))
-        self.generator = generator
-        self.workers = workers
-        self.share = share
-        if self.batch_size % share[1]:
+        except RuntimeError as error:  # a strip so thin that its short side rounds to nothing
             raise ValueError(
-                f"expected a batch that {share[1]} processes can share, got {self.batch_size} photos"
-            )
-
-    def __len__(self) -> int:
-        return len(self.samples) // self.batch_size if self.batch_size else 0
-
-    def __iter__(self) -> Iterator[MaskBatch]:
-        order = torch.randperm(len(self.samples), generator=self.generator).tolist()
-        seed = int(torch.randint(2**48, (), generator=self.generator))
-        rank, processes = self.share
-        starts = range(0, len(self) * self.batch_size, self.batch_size)
-        batches = [order[at : at + self.batch_size][rank::processes] for at in starts]
-        crops = MaskCrops(self.samples, transform=self.transform, seed=seed)
-        yield from DataLoader(crops, batch_sampler=batches, num_workers=self.workers)
+                f"expected a photo that a crop can show, got {sample.image} ({error})"
+            ) from error

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+from models.json_files import read_json
+
 RESULTS, SETTINGS, SUMMARY = "results.jsonl", "settings.json", "summary.json"
+_FIELDS = {"stem", "image", "model", "classes"}
 
 
 def read_results(path: Path) -> dict[str, dict[str, Any]]:
@@ -24,16 +28,30 @@ def read_results(path: Path) -> dict[str, dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-            records[record.pop("stem")] = record
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except ValueError:
             continue
+        if isinstance(record, dict) and record.keys() >= _FIELDS:
+            records[record.pop("stem")] = record
     return records
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """Read with which model and options a folder's masks were made.
+
+    Raises:
+        ValueError: if that is not what its file says.
+        OSError: if it cannot be read.
+    """
+    settings = read_json(folder / SETTINGS)
+    if not settings.keys() >= {"model", "options"} or "version" not in settings["model"]:
+        raise ValueError(
+            f"expected the settings of make-pseudo-masks in {folder / SETTINGS}, got others"
+        )
+    return settings
 
 
 def drop_cut_line(path: Path) -> None:
     """Take away a last line that a kill cut off, so that what is appended starts a line of its own."""
     if path.exists():
         content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
-            path.write_bytes(whole)
+        os.truncate(path, content.rfind(b"\n") + 1)

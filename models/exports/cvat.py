@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
@@ -36,19 +36,21 @@ def write_cvat(photos: Iterable[MaskedPhoto], classes: ClassList, folder: Path) 
     lines = []
     with ZipFile(folder / "annotations.zip", "w") as archive:
         for photo in photos:
-            lines.append(list_line(photo.stem))
+            # CVAT finds a photo by its path in the task, without the ending.
+            place = str(PurePosixPath(photo.name).with_suffix(""))
+            lines.append(list_line(place))
             for name, indices in (
                 ("SegmentationClass", photo.label_map),
                 ("SegmentationObject", _objects(photo)),
             ):
-                _add(archive, f"{name}/{photo.stem}.png", _colored(indices), method=ZIP_STORED)
+                _add(archive, f"{name}/{place}.png", _colored(indices), method=ZIP_STORED)
         lists = "ImageSets/Segmentation/default.txt"
         _add(archive, lists, "".join(lines).encode(), method=ZIP_DEFLATED)
         _add(archive, "labelmap.txt", label_map.encode(), method=ZIP_DEFLATED)
     (folder / "labels.json").write_text(_raw_labels(labels), encoding="utf-8")
     return (
-        f"{len(lines)} photos; in CVAT make a task of the same photos with labels.json as its raw labels, then upload "
-        "annotations.zip as 'Segmentation mask 1.1'"
+        f"{len(lines)} photos; in CVAT make a task of the same photos (and folders) with labels.json as its raw "
+        "labels, then upload annotations.zip as 'Segmentation mask 1.1'"
     )
 
 

@@ -149,7 +149,7 @@ def _record(stem: str, content: Mapping[str, Any]) -> _Record | None:
         return None
     # A folder that somebody sent must not make us read elsewhere.
     if image.stem != stem or image.is_absolute() or ".." in image.parts:
-        return None
+        raise ValueError(f"expected {RESULTS} to name photos below their folder, got {image}")
     known = {index: value for index, value in confidence.items() if value is not None}
     return _Record(str(image), model, known)
 

@@ -1,113 +1,105 @@
-"""What it takes to go on after a kill as if nothing had been: kept after each epoch, whole or not at all."""
+"""What it takes to go on after a kill as if nothing had been: kept now and then, whole or not at all."""
 
 from __future__ import annotations
 
+import io
 import pickle
-import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 
 @dataclass(frozen=True)
+class Position:
+    """How far training has come: so many whole epochs, and so many steps of the next one."""
+
+    epoch: int = 0
+    step: int = 0
+
+
+@dataclass(frozen=True)
 class Progress:
-    """The loop's own state.
+    """The loop's own state. Of randomness there is none: each step's follows from the seed and its position.
 
     Attributes:
         optimizer: with its moments.
         scaler: of mixed precision.
-        generator: that batches are drawn with; None if they are not random.
     """
 
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    generator: torch.Generator | None
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One file that keeps a module, the loop's state and all random states.
+    """One file that keeps a module and the loop's state.
 
     Attributes:
         path: of the file.
         module: that learns, with its buffers.
         fingerprint: of the configuration and the data; a file with another one is refused.
         writes: whether this process is the one that writes.
+        every: steps after which it is kept within an epoch; at an epoch's end it always is.
     """
 
     path: Path
     module: nn.Module
     fingerprint: str
     writes: bool = True
+    every: int = 500
 
-    def save(self, progress: Progress, *, epochs: int) -> None:
-        """Note the state after so many epochs.
+    def keep(self, progress: Progress, at: Position, *, steps: int) -> None:
+        """Note the state after a step, if it is the last of its epoch or one that is due.
+
+        Args:
+            progress: the loop's state.
+            at: the step's position.
+            steps: of an epoch.
 
         Raises:
             OSError: if the file cannot be written.
         """
-        if not self.writes:
-            return
-        generator = progress.generator
+        last = at.step + 1 == steps
+        if self.writes and (last or (at.step + 1) % self.every == 0):
+            self._save(
+                progress, Position(at.epoch + 1) if last else Position(at.epoch, at.step + 1)
+            )
+
+    def _save(self, progress: Progress, position: Position) -> None:
         state = {
             "fingerprint": self.fingerprint,
-            "epochs": epochs,
+            "position": (position.epoch, position.step),
             "module": self.module.state_dict(),
             "optimizer": progress.optimizer.state_dict(),
             "scaler": progress.scaler.state_dict(),
-            "batches": generator.get_state() if generator is not None else None,
-            "random": _random_states(),
         }
+        # By way of memory: writing to a full disk itself, torch says so with a RuntimeError of its own words.
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
         partial = self.path.with_suffix(".partial")
-        torch.save(state, partial)
+        partial.write_bytes(buffer.getbuffer())
         partial.replace(self.path)
 
-    def restore(self, progress: Progress) -> int:
-        """Take up the state of the file, if there is one, and return how many epochs are done.
+    def restore(self, progress: Progress) -> Position:
+        """Take up the state of the file, if there is one, and return its position.
 
         Raises:
             ValueError: if the file is damaged or another run's.
         """
         if not self.path.is_file():
-            return 0
+            return Position()
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            fingerprint, position = state["fingerprint"], Position(*state["position"])
+        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
             raise ValueError(f"expected a checkpoint, got a damaged {self.path}") from error
-        if state["fingerprint"] != self.fingerprint:
+        if fingerprint != self.fingerprint:
             raise ValueError(
                 f"expected {self.path} of this configuration and these photos; delete it to start anew"
             )
         self.module.load_state_dict(state["module"])
         progress.optimizer.load_state_dict(state["optimizer"])
         progress.scaler.load_state_dict(state["scaler"])
-        if progress.generator is not None:
-            progress.generator.set_state(state["batches"])
-        _restore_random(state["random"])
-        return int(state["epochs"])
-
-
-def _random_states() -> dict[str, Any]:
-    """The sources that augmentation and dropout draw from, in types that load without executing anything."""
-    name, keys, *rest = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": [name, np.asarray(keys).tolist(), *rest],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all(),
-    }
-
-
-def _restore_random(states: dict[str, Any]) -> None:
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = states["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
-    torch.set_rng_state(states["torch"])
-    # A run may go on with fewer GPUs than it began with.
-    for device in range(min(len(states["cuda"]), torch.cuda.device_count())):
-        torch.cuda.set_rng_state(states["cuda"][device], device)
+        return position

@@ -53,8 +53,9 @@ def generator_losses(
         present = present_pairs(labels)
         seen = clip.normalize(resize_images(images, clip.input_size))
         regions = split_regions(seen, masks_of(images, present), present)
-        foreground = clip.embed_images(regions.foreground)
-        background = clip.embed_images(regions.background)
+        # In single precision whatever the networks computed in: logarithms of cosines near 0 and 1 follow.
+        foreground = clip.embed_images(regions.foreground).float()
+        background = clip.embed_images(regions.background).float()
         channels = present[:, 1]
         losses = {
             "match": segment_label_matching(
@@ -68,3 +69,8 @@ def generator_losses(
         return losses
 
     return losses_of
+
+
+def present_classes(labels: Tensor) -> Tensor:
+    """Return which (image, class) pairs are present, (B, K): what the losses are means over."""
+    return labels > 0

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
-from torch import nn
-from torch.distributed import destroy_process_group, get_rank, get_world_size, init_process_group
+from torch import Tensor, nn
+from torch.distributed import (
+    all_reduce,
+    destroy_process_group,
+    get_rank,
+    get_world_size,
+    init_process_group,
+)
 from torch.nn.parallel import DistributedDataParallel
+
+BatchT = TypeVar("BatchT")
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,13 @@ class Processes:
     def leads(self) -> bool:
         """Whether it is the one that writes files."""
         return self.rank == 0
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Return the sum of all processes' values; on GPUs, the tensor must be on one."""
+        if self.count > 1:
+            value = value.clone()
+            all_reduce(value)
+        return value
 
 
 @contextmanager
@@ -48,12 +64,37 @@ def join_processes(environment: Mapping[str, str], *, backend: str) -> Iterator[
         destroy_process_group()
 
 
-def in_parallel(losses: nn.Module, processes: Processes, *, device: torch.device) -> nn.Module:
-    """Return a module whose backward pass averages the gradients of all processes.
+class _Learner(nn.Module, Generic[BatchT]):
+    """What learns and its losses as one module, which is what can be run in parallel."""
 
-    Each process's loss is the mean over its own pixels, so with ignored pixels the average weighs them a little
-    differently than one process with the whole batch would.
+    def __init__(
+        self, module: nn.Module, losses_of: Callable[[BatchT], Mapping[str, Tensor]]
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.losses_of = losses_of
+
+    def forward(self, batch: BatchT) -> Mapping[str, Tensor]:
+        return self.losses_of(batch)
+
+
+def in_parallel(
+    losses_of: Callable[[BatchT], Mapping[str, Tensor]],
+    module: nn.Module,
+    processes: Processes,
+    *,
+    device: torch.device,
+) -> Callable[[BatchT], Mapping[str, Tensor]]:
+    """Return the same losses, whose backward pass averages a module's gradients over all processes.
+
+    Args:
+        losses_of: batch → loss terms by name.
+        module: all that learns in it.
+        processes: that train together; a process alone gets the losses back as they are.
+        device: this process's.
     """
     if processes.count == 1:
-        return losses
-    return DistributedDataParallel(losses, device_ids=[device] if device.type == "cuda" else None)
+        return losses_of
+    return DistributedDataParallel(
+        _Learner(module, losses_of), device_ids=[device] if device.type == "cuda" else None
+    )

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from models.cam import resize_images
 from models.clip import FrozenClip
-from models.data.batches import Batch
+from models.data.batches import Batch, random_order
 from models.losses import contrastive_prompt_learning
 from models.prompts import BackgroundPrompts
 from models.regions import present_pairs, split_regions
+from models.seeds import derive_seed
 from models.training.generator import MasksOf
 
 
@@ -60,7 +61,7 @@ def embed_backgrounds(
         on_device = images.to(device)
         seen = clip.normalize(resize_images(on_device, clip.input_size))
         regions = split_regions(seen, masks_of(on_device, present), present)
-        backgrounds.append(clip.embed_images(regions.background))
+        backgrounds.append(clip.embed_images(regions.background).float())
         channels.append(present[:, 1])
         on_images(len(images))
     if not sum(len(each) for each in channels):
@@ -74,21 +75,22 @@ class RegionBatches:
     Args:
         count: N.
         batch_size: images of the paper's batch; a region counts as one.
-        generator: source of randomness.
+        seed: source of the order.
     """
 
-    def __init__(self, count: int, *, batch_size: int, generator: torch.Generator) -> None:
+    def __init__(self, count: int, *, batch_size: int, seed: int) -> None:
         self.count = count
         self.batch_size = min(batch_size, count)
-        self.generator = generator
+        self.seed = seed
 
     def __len__(self) -> int:
         return self.count // self.batch_size
 
-    def __iter__(self) -> Iterator[Tensor]:
-        order = torch.randperm(self.count, generator=self.generator)
-        for number in range(len(self)):
-            yield order[number * self.batch_size : (number + 1) * self.batch_size]
+    def epoch(self, number: int, *, skip: int = 0) -> Iterator[Tensor]:
+        """Iterate over an epoch's batches, without the first few."""
+        order = torch.tensor(random_order(self.count, derive_seed(self.seed, number)))
+        for place in range(skip, len(self)):
+            yield order[place * self.batch_size : (place + 1) * self.batch_size]
 
 
 def prompt_losses(
@@ -114,7 +116,7 @@ def prompt_losses(
     def losses_of(batch: Tensor) -> Mapping[str, Tensor]:
         rows = batch.to(regions.channels.device)
         channels, back = torch.unique(regions.channels[rows], return_inverse=True)
-        embedded = clip.embed_prompts(prompts.context[channels])[back]
+        embedded = clip.embed_prompts(prompts.context[channels]).float()[back]
         loss = contrastive_prompt_learning(
             regions.background[rows],
             embedded,

@@ -5,42 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from models.data.classes import IGNORE_INDEX
 from models.data.mask_crops import MaskBatch
 from models.segmenters import Segmenter
 from models.training.loop import Group
 
 
-class SegmenterLosses(nn.Module):
-    """A segmenter's losses as a module, which is what can be run in parallel.
-
-    Args:
-        segmenter: what learns.
-        noise_aware: see Segmenter.loss.
-    """
-
-    def __init__(self, segmenter: Segmenter, *, noise_aware: bool) -> None:
-        super().__init__()
-        self.segmenter = segmenter
-        self.noise_aware = noise_aware
-
-    def forward(self, images: Tensor, label_maps: Tensor) -> Mapping[str, Tensor]:
-        """Return the loss terms of images (B, 3, H, W) in [0, 1] and label maps (B, H, W)."""
-        return self.segmenter.loss(images, label_maps, noise_aware=self.noise_aware)
-
-
-def losses_on(
-    losses: nn.Module, device: torch.device
+def segmenter_losses(
+    segmenter: Segmenter, *, noise_aware: bool, device: torch.device
 ) -> Callable[[MaskBatch], Mapping[str, Tensor]]:
-    """Return the losses of a batch that comes from the CPU."""
+    """Return the losses of a batch that comes from the CPU; see Segmenter.loss."""
 
     def losses_of(batch: MaskBatch) -> Mapping[str, Tensor]:
         images, label_maps = (tensor.to(device, non_blocking=True) for tensor in batch)
-        terms: Mapping[str, Tensor] = losses(images, label_maps)
-        return terms
+        return segmenter.loss(images, label_maps, noise_aware=noise_aware)
 
     return losses_of
+
+
+def labeled_pixels(label_maps: Tensor) -> Tensor:
+    """Return which pixels are not ignored: what the losses are means over."""
+    return label_maps != IGNORE_INDEX
 
 
 def segmenter_groups(segmenter: Segmenter, *, backbone_rate: float) -> list[Group]:
