@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def read_tensors(
@@ -32,3 +33,25 @@ def read_tensors(
     if missing:
         raise ValueError(f"expected {', '.join(missing)} in {path}, got {', '.join(tensors)}")
     return {name: tensor.to(device or "cpu") for name, tensor in tensors.items()}
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
+    """Give a module its weights.
+
+    Args:
+        module: that takes them.
+        tensors: its state dict.
+        source: what the message calls where they are from.
+
+    Raises:
+        ValueError: if a tensor is missing, too many, or of another shape, with the first such one.
+    """
+    expected, found = (
+        {name: tuple(tensor.shape) for name, tensor in each.items()}
+        for each in (module.state_dict(), tensors)
+    )
+    for name in [*expected, *found]:
+        if expected.get(name) != found.get(name):
+            shapes = [each.get(name, "no such tensor") for each in (expected, found)]
+            raise ValueError(f"expected {name} {shapes[0]} in {source}, got {shapes[1]}")
+    module.load_state_dict(tensors)

@@ -41,10 +41,11 @@ class AdaptiveAttentionFusion(nn.Module):
         Channel c counts as feature c // heads of head c % heads, as in the public checkpoints, though the attention
         itself lays heads out the other way round. In the MLPs' rows and columns heads come before blocks.
         """
-        features = pooled.unflatten(2, (-1, self.heads)).movedim(3, 1)  # (B, heads, depth, d)
-        scores = self.attn_feat_ffn(features).flatten(1)
-        weights: Tensor = self.attn_head_ffn(scores)
-        return weights.unflatten(1, (self.heads, -1)).transpose(1, 2)
+        features = torch.unflatten(pooled, 2, (-1, self.heads)).movedim(
+            3, 1
+        )  # (B, heads, depth, d)
+        weights = self.attn_head_ffn(self.attn_feat_ffn(features).flatten(1))
+        return torch.unflatten(weights, 1, (self.heads, -1)).transpose(1, 2)
 
 
 def mean_attention(queries: Sequence[Tensor], keys: Sequence[Tensor], weights: Tensor) -> Tensor:

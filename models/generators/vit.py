@@ -75,7 +75,8 @@ class SelfAttention(nn.Module):
 
     def _by_head(self, mixed: Tensor, *, parts: int) -> tuple[Tensor, ...]:
         # (B, N, parts, heads, d) → (B, heads, parts, N, d)
-        return mixed.unflatten(2, (parts, self.heads, -1)).transpose(1, 3).unbind(2)
+        apart = torch.unflatten(mixed, 2, (parts, self.heads, -1))
+        return apart.transpose(1, 3).unbind(2)
 
 
 class Block(nn.Module):
@@ -156,7 +157,7 @@ class ClassTokenTransformer(nn.Module):
         if grid == self.sizes.native_grid:
             return self.pos_embed
         of_classes, of_places = self.pos_embed[:, : self.classes], self.pos_embed[:, self.classes :]
-        plane = of_places.transpose(1, 2).unflatten(2, self.sizes.native_grid)
+        plane = torch.unflatten(of_places.transpose(1, 2), 2, self.sizes.native_grid)
         # The tenth shifts the places a little, as in DINO and in WeakTr after it: the public checkpoints know it so.
         scale = [
             (side + 0.1) / native for side, native in zip(grid, self.sizes.native_grid, strict=True)

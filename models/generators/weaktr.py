@@ -87,18 +87,18 @@ class WeakTrGenerator(ClassTokenTransformer):
 
     def affinity(self, features: Tensor) -> Tensor:
         """Return the attention that patches pay to each other, (B, h, w, h, w), of ``features``."""
-        grid = features.shape[-2:]
-        return features[:, self.sizes.width + self.classes :].unflatten(1, grid)
+        affinity = features[:, self.sizes.width + self.classes :]
+        return torch.unflatten(affinity, 1, features.shape[-2:])
 
     def cam_steps(self, features: Tensor) -> CamSteps:
         """Return the fine CAM of ``features`` and what leads to it."""
-        parts = [self.sizes.width, self.classes, features.shape[-2] * features.shape[-1]]
         # Attention is a matter of small numbers, which half precision would flush to zero.
         with torch.autocast(features.device.type, enabled=False):
-            patches, attention, affinity = features.float().split(parts, dim=1)
+            patches, attention = torch.tensor_split(features.float(), [self.sizes.width], dim=1)
             logits = self.head(patches)
-            cam = attention * logits.relu()
-            fine = cam.flatten(2) @ affinity.flatten(2).transpose(1, 2)
+            cam = attention[:, : self.classes] * logits.relu()
+            affinity = attention[:, self.classes :].flatten(2)
+            fine = cam.flatten(2) @ affinity.transpose(1, 2)
         return CamSteps(logits, cam, fine.view_as(cam))
 
     def classifier_logits(self, images: Tensor) -> ClassifierLogits:
@@ -120,7 +120,7 @@ class WeakTrGenerator(ClassTokenTransformer):
         attention = mean_attention(encoded.queries, encoded.keys, weights)
         patches = encoded.tokens[:, self.classes :].transpose(1, 2)
         together = torch.cat([patches, attention[:, :, self.classes :]], dim=1)
-        return together.unflatten(2, encoded.grid)
+        return torch.unflatten(together, 2, encoded.grid)
 
 
 def classification_loss(logits: ClassifierLogits, labels: Tensor) -> Tensor:
