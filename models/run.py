@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.config import Config, dump_config, load_config
 from models.data.classes import ClassList, read_class_list, write_class_list
+from models.tensors import write_tensors
 from models.training.checkpoint import Checkpoint
 from models.training.loop import Step
 from models.training.processes import Processes
@@ -67,12 +67,7 @@ class Run:
         path = self.work / stage / name
         if not self.processes.leads:
             return path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        save_file(
-            {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, partial
-        )
-        partial.replace(path)
+        write_tensors(path, tensors)
         (path.parent / _CHECKPOINT).unlink(missing_ok=True)
         return path
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 
@@ -35,23 +35,46 @@ def read_tensors(
     return {name: tensor.to(device or "cpu") for name, tensor in tensors.items()}
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file, whole or not at all; its folder is made if missing.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, partial)
+    partial.replace(path)
+
+
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
     """Give a module its weights.
 
     Args:
         module: that takes them.
         tensors: its state dict.
-        source: what the message calls where they are from.
+        source: what messages call where they are from.
+
+    Raises:
+        ValueError: as check_shapes.
+    """
+    check_shapes(tensors, module.state_dict(), source=source)
+    module.load_state_dict(tensors)
+
+
+def check_shapes(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: str
+) -> None:
+    """Check that two state dicts have the same names and shapes.
 
     Raises:
         ValueError: if a tensor is missing, too many, or of another shape, with the first such one.
     """
-    expected, found = (
-        {name: tuple(tensor.shape) for name, tensor in each.items()}
-        for each in (module.state_dict(), tensors)
-    )
-    for name in [*expected, *found]:
-        if expected.get(name) != found.get(name):
-            shapes = [each.get(name, "no such tensor") for each in (expected, found)]
+    for name in dict.fromkeys([*expected, *found]):
+        shapes = [
+            tuple(each[name].shape) if name in each else "no such tensor"
+            for each in (expected, found)
+        ]
+        if shapes[0] != shapes[1]:
             raise ValueError(f"expected {name} {shapes[0]} in {source}, got {shapes[1]}")
-    module.load_state_dict(tensors)

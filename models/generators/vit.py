@@ -120,7 +120,7 @@ class ClassTokenTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, classes + places, width))
         projection = nn.Conv2d(3, width, kernel_size=patch, stride=patch)
         self.patch_embed = nn.Sequential(OrderedDict(proj=projection))
-        hidden = int(width * sizes.mlp_ratio)
+        hidden = round(width * sizes.mlp_ratio)
         self.blocks = nn.ModuleList(Block(width, sizes.heads, hidden) for _ in range(sizes.depth))
         # The public checkpoints have it, though nothing is normed after the last block.
         self.norm = nn.LayerNorm(width, eps=_EPSILON)
