@@ -50,7 +50,7 @@ _KINDS: Final = (
 )
 # What torch's reader raises on bytes that are not what they seem to be.
 _DAMAGE: Final = (
-    pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError,
+    pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError,
     AssertionError, struct.error, OverflowError,
 )  # fmt: skip
 
@@ -68,13 +68,10 @@ def read_torch_file(path: Path) -> Any:
     found = _not_by_torch(path)
     if found:
         raise ValueError(f"expected a file that torch.save wrote, got {found}: {path}")
+    inert = torch.serialization.safe_globals([(_Inert, name) for name in _BESIDE])
     try:
-        with (
-            torch.serialization.safe_globals([(_Inert, name) for name in _BESIDE]),
-            warnings.catch_warnings(
-                action="ignore"
-            ),  # on pickle protocols; what matters is an error
-        ):
+        # torch warns of pickles that others wrote, before it refuses them.
+        with inert, warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGE as error:
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -109,7 +106,7 @@ def _other_archive(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, *_DAMAGE):
         return "a damaged or truncated archive"
     return (
         None
