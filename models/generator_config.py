@@ -45,6 +45,9 @@ class _WeakTr(_Frozen):
     pooling: Literal["max", "avg"] = "max"
     reduction: Count = 8
     feature_reduction: Count = 8
+    spare_tokens: Annotated[int, Field(ge=0)] = (
+        0  # of classes that 'semples import-checkpoint' left out
+    )
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> Self:

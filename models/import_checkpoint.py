@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isqrt
 
 import torch
@@ -23,7 +23,7 @@ class ImportedWeakTr:
     """A public WeakTr.
 
     Attributes:
-        tensors: the state dict of a WeakTrGenerator, for the chosen classes.
+        tensors: the state dict of a WeakTrGenerator for the chosen classes, whose CAMs are those of the whole.
         sizes: of it, but for the pooling, which the tensors do not tell.
     """
 
@@ -52,16 +52,15 @@ def weaktr_weights(
         expected = WeakTrGenerator(sizes, classes=known).state_dict()
     check_shapes(tensors, expected, source=source)
     chosen = choose_channels(classes, known, channels)
-    of_classes, of_places = tensors["pos_embed"].split_with_sizes(
-        [known, sizes.native_grid[0] ** 2], dim=1
-    )
+    spare = [channel for channel in range(known) if channel not in chosen]
+    places = range(known, tensors["pos_embed"].shape[1])
     sliced = {
-        "cls_token": tensors["cls_token"][:, chosen],
-        "pos_embed": torch.cat([of_classes[:, chosen], of_places], dim=1),
+        "cls_token": tensors["cls_token"][:, [*chosen, *spare]],
+        "pos_embed": tensors["pos_embed"][:, [*chosen, *spare, *places]],
         "head.weight": tensors["head.weight"][chosen],
         "head.bias": tensors["head.bias"][chosen],
     }
-    return ImportedWeakTr({**tensors, **sliced}, sizes)
+    return ImportedWeakTr({**tensors, **sliced}, replace(sizes, spare_tokens=len(spare)))
 
 
 def prompts_context(

@@ -12,9 +12,11 @@ import typer
 from models.cli.options import DeviceOption, ThreadsOption, pick_device
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from models.data.classes import ClassList
     from models.generators.weaktr_sizes import WeakTrSizes
-    from models.run import Run
 
 IN_ORDER, BY_INDEX = "in-order", "by-index"
 
@@ -67,12 +69,10 @@ def import_checkpoint(
             raise ValueError("expected --classes and --output with weaktr, no --work or --config")
         _import_weaktr(file, classes, channels, output)
         return
-    if work is None or output is not None:
-        raise ValueError("expected --work with prompts, no --output")
-    # The file is read first: a work directory is begun only if there is something to put there.
-    content = _read(file)
-    run = _open_or_start(work, config, classes, device=device, threads=threads)
-    print(f"written to {_adopt(run, content, channels, source=file)}")
+    if work is None or output is not None or (config is None) != (classes is None):
+        raise ValueError("expected --work with prompts, --config and --classes if it is new")
+    place = pick_device(device, threads)
+    print(f"written to {_import_prompts(file, channels, work, config, classes, place)}")
 
 
 def _import_weaktr(file: Path, classes: Path, channels: str, output: Path) -> None:
@@ -120,26 +120,30 @@ def _channel_map(channels: str, classes: ClassList) -> Mapping[int, int] | None:
     return read_channels(Path(channels))
 
 
-def _open_or_start(
-    work: Path, config: str | None, classes: Path | None, *, device: str, threads: int
-) -> Run:
+def _import_prompts(
+    file: Path,
+    channels: str,
+    work: Path,
+    config: str | None,
+    classes: Path | None,
+    device: torch.device,
+) -> Path:
     from models.config import load_config
     from models.data.classes import read_class_list
     from models.run import open_run, start_run
-
-    place = pick_device(device, threads)
-    if config is None:
-        return open_run(work, device=place)
-    if classes is None:
-        raise ValueError("expected --classes with --config")
-    return start_run(load_config(config), read_class_list(classes), work, device=place)
-
-
-def _adopt(run: Run, content: object, channels: str, *, source: Path) -> Path:
-    from models.import_checkpoint import prompts_context
     from models.stages import adopt_prompts
 
-    chosen = _channel_map(channels, run.classes)
-    return adopt_prompts(
-        run, prompts_context(content, run.classes, channels=chosen, source=str(source))
-    )
+    if config is None or classes is None:
+        run = open_run(work, device=device)
+        return adopt_prompts(run, _context(file, channels, run.classes))
+    settings, class_list = load_config(config), read_class_list(classes)
+    context = _context(file, channels, class_list)
+    # The work directory is begun only now that there is something to put there.
+    return adopt_prompts(start_run(settings, class_list, work, device=device), context)
+
+
+def _context(file: Path, channels: str, classes: ClassList) -> Tensor:
+    from models.import_checkpoint import prompts_context
+
+    chosen = _channel_map(channels, classes)
+    return prompts_context(_read(file), classes, channels=chosen, source=str(file))

@@ -32,7 +32,7 @@ class Attended(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the trunk makes of images; N = K + h w tokens, class tokens first.
+    """What the trunk makes of images; N = T + h w tokens, class tokens first.
 
     Attributes:
         tokens: after the last block, without a final norm, (B, N, C).
@@ -104,20 +104,20 @@ class Block(nn.Module):
 
 
 class ClassTokenTransformer(nn.Module):
-    """DeiT with K class tokens; parameters are called as in timm and in WeakTr's public checkpoints.
+    """DeiT with T class tokens; parameters are called as in timm and in WeakTr's public checkpoints.
 
     Args:
         sizes: of the network.
-        classes: K.
+        class_tokens: T.
     """
 
-    def __init__(self, sizes: WeakTrSizes, *, classes: int) -> None:
+    def __init__(self, sizes: WeakTrSizes, *, class_tokens: int) -> None:
         super().__init__()
-        self.sizes, self.classes = sizes, classes
+        self.sizes, self.class_tokens = sizes, class_tokens
         width, patch = sizes.width, sizes.patch
         places = sizes.native_grid[0] * sizes.native_grid[1]
-        self.cls_token = nn.Parameter(torch.zeros(1, classes, width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, classes + places, width))
+        self.cls_token = nn.Parameter(torch.zeros(1, class_tokens, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, class_tokens + places, width))
         projection = nn.Conv2d(3, width, kernel_size=patch, stride=patch)
         self.patch_embed = nn.Sequential(OrderedDict(proj=projection))
         hidden = round(width * sizes.mlp_ratio)
@@ -153,10 +153,10 @@ class ClassTokenTransformer(nn.Module):
         return Encoded(tokens, queries, keys, torch.stack(pooled, dim=1), grid)
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:
-        """Position embeddings of the class tokens and of a grid, (1, K + h w, C)."""
+        """Position embeddings of the class tokens and of a grid, (1, T + h w, C)."""
         if grid == self.sizes.native_grid:
             return self.pos_embed
-        of_classes, of_places = self.pos_embed[:, : self.classes], self.pos_embed[:, self.classes :]
+        of_classes, of_places = torch.tensor_split(self.pos_embed, [self.class_tokens], dim=1)
         plane = torch.unflatten(of_places.transpose(1, 2), 2, self.sizes.native_grid)
         # The tenth shifts the places a little, as in DINO and in WeakTr after it: the public checkpoints know it so.
         scale = [

@@ -61,7 +61,8 @@ class WeakTrGenerator(ClassTokenTransformer):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
-        super().__init__(sizes, classes=classes)
+        super().__init__(sizes, class_tokens=classes + sizes.spare_tokens)
+        self.classes = classes
         self.head = nn.Conv2d(sizes.width, classes, kernel_size=3, padding=1)
         self.adaptive_attention_fusion = AdaptiveAttentionFusion(sizes)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -118,8 +119,10 @@ class WeakTrGenerator(ClassTokenTransformer):
     def _fuse(self, encoded: Encoded) -> Tensor:
         weights = self.adaptive_attention_fusion(encoded.pooled)
         attention = mean_attention(encoded.queries, encoded.keys, weights)
-        patches = encoded.tokens[:, self.classes :].transpose(1, 2)
-        together = torch.cat([patches, attention[:, :, self.classes :]], dim=1)
+        patches = encoded.tokens[:, self.class_tokens :].transpose(1, 2)
+        to_patches = attention[:, :, self.class_tokens :]
+        of_classes, of_patches = to_patches[:, : self.classes], to_patches[:, self.class_tokens :]
+        together = torch.cat([patches, of_classes, of_patches], dim=1)
         return torch.unflatten(together, 2, encoded.grid)
 
 

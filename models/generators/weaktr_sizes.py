@@ -21,6 +21,8 @@ class WeakTrSizes:
         pooling: of attention outputs over tokens, "max" or "avg".
         reduction: by which the MLP between the heads narrows.
         feature_reduction: by which the MLP over a head's channels narrows.
+        spare_tokens: class tokens, behind the others, of classes that are not asked for. They stay, because all tokens
+            attend to them.
 
     Raises:
         ValueError: if sizes do not divide, or the pooling is unknown.
@@ -35,6 +37,7 @@ class WeakTrSizes:
     pooling: str = "max"
     reduction: int = 8
     feature_reduction: int = 8
+    spare_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.width % self.heads or self.native_size % self.patch:
