@@ -10,11 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.clip import FrozenClip, load_clip
-from models.config import ClipConfig, CnnConfig, Config, GeneratorStageConfig
+from models.config import ClipConfig, Config, GeneratorStageConfig
 from models.data.classes import ClassList
 from models.data.mask_crops import MaskTransform, mask_augmentation
 from models.data.transforms import Transform, light_augmentation, strong_augmentation
+from models.generator_config import CnnConfig, WeakTrConfig
 from models.generators.cnn import CnnGenerator, cnn_generator
+from models.generators.weaktr import WeakTrGenerator
+from models.generators.weaktr_sizes import WeakTrSizes
 from models.generators.zero_shot import trunk_name, zero_shot_generator
 from models.prompts import BackgroundPrompts
 from models.regions import soft_masks
@@ -28,7 +31,7 @@ from models.segmenter_config import (
 from models.segmenters import Segmenter
 from models.segmenters.light import light_segmenter
 from models.segmenters.mask2former import Mask2FormerSegmenter, build_mask2former
-from models.tensors import read_tensors
+from models.tensors import load_weights, read_tensors
 from models.training.generator import MasksOf
 
 
@@ -55,20 +58,22 @@ def class_captions(config: Config, classes: ClassList) -> tuple[str, ...]:
 
 def build_generator(
     config: Config, clip: FrozenClip, class_text: Tensor, *, device: torch.device
-) -> CnnGenerator:
+) -> CnnGenerator | WeakTrGenerator:
     """Build the mask generator with its initial weights, the same for stages (a) and (c).
 
     It stays in evaluation mode when it learns: batches are small, and the statistics of its pre-training are the better
     ones.
 
     Raises:
-        ValueError: if the backbone is unknown, or CLIP does not fit a zero-shot generator.
+        ValueError: if the backbone is unknown, the weights do not fit, or CLIP does not fit a zero-shot generator.
+        OSError: if the weights cannot be read.
     """
     settings = config.generator
-    if isinstance(settings, CnnConfig):
-        # timm draws what is not pre-trained from the global state.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+    built: CnnGenerator | WeakTrGenerator
+    # What is not pre-trained is drawn from the global state.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        if isinstance(settings, CnnConfig):
             built = cnn_generator(
                 settings.backbone,
                 classes=class_text.shape[0],
@@ -76,40 +81,54 @@ def build_generator(
                 output_stride=settings.output_stride,
                 generator=torch.Generator().manual_seed(config.seed),
             )
-    else:
-        built = zero_shot_generator(
-            clip,
-            class_text,
-            output_stride=settings.output_stride,
-        )
+        elif isinstance(settings, WeakTrConfig):
+            built = _build_weaktr(settings, classes=class_text.shape[0])
+        else:
+            built = zero_shot_generator(clip, class_text, output_stride=settings.output_stride)
     return built.to(device).eval()
+
+
+def _build_weaktr(settings: WeakTrConfig, *, classes: int) -> WeakTrGenerator:
+    built = WeakTrGenerator(WeakTrSizes.among(settings.model_dump()), classes=classes)
+    if settings.weights is not None:
+        path = Path(settings.weights)
+        load_weights(built, read_tensors(path), source=str(path))
+    return built
 
 
 def load_generator(
     config: Config, clip: FrozenClip, class_text: Tensor, path: Path, *, device: torch.device
-) -> CnnGenerator:
+) -> CnnGenerator | WeakTrGenerator:
     """Build the mask generator and give it trained weights.
 
     Raises:
         ValueError: if the file does not hold this generator.
         OSError: if it cannot be read.
     """
+    settings = config.generator
+    if isinstance(settings, WeakTrConfig):  # the file of its initial weights is not needed any more
+        fresh = settings.model_copy(update={"weights": None})
+        config = config.model_copy(update={"generator": fresh})
     generator = build_generator(config, clip, class_text, device=device)
-    try:
-        generator.load_state_dict(read_tensors(path, device=device))
-    except RuntimeError as error:
-        raise ValueError(
-            f"expected weights of this configuration's generator in {path} ({error})"
-        ) from error
+    load_weights(generator, read_tensors(path, device=device), source=str(path))
     return generator
 
 
-def build_masks(generator: CnnGenerator, clip: FrozenClip, *, mask: str, epsilon: float) -> MasksOf:
-    """Return what turns a batch into soft masks of its present classes at CLIP's input size."""
-    size = clip.input_size
+def build_masks(
+    generator: CnnGenerator | WeakTrGenerator, clip: FrozenClip, *, mask: str, epsilon: float
+) -> MasksOf:
+    """Return what turns a batch into soft masks of its present classes at CLIP's input size.
 
-    def minmax(images: Tensor, present: Tensor) -> Tensor:
-        return soft_masks(generator(images).float(), present, size=size, epsilon=epsilon)
+    Raises:
+        ValueError: if the generator has no logits, which "sigmoid" needs.
+    """
+    size = clip.input_size
+    if mask == "minmax":
+        return lambda images, present: soft_masks(
+            generator(images).float(), present, size=size, epsilon=epsilon
+        )
+    if isinstance(generator, WeakTrGenerator):
+        raise ValueError(f"expected mask 'minmax' for a weaktr generator, got {mask!r}")
 
     def sigmoid(images: Tensor, present: Tensor) -> Tensor:
         chosen = generator.logits(images).float()[present[:, 0], present[:, 1]]
@@ -117,7 +136,7 @@ def build_masks(generator: CnnGenerator, clip: FrozenClip, *, mask: str, epsilon
             :, 0
         ].sigmoid()
 
-    return {"minmax": minmax, "sigmoid": sigmoid}[mask]
+    return sigmoid
 
 
 def build_transform(config: GeneratorStageConfig) -> Transform:
@@ -126,10 +145,13 @@ def build_transform(config: GeneratorStageConfig) -> Transform:
     return augment(config.crop_size, min_area=config.crop_min_area)
 
 
-def freeze_for(generator: CnnGenerator, *, trainable: str) -> None:
-    """Let the whole generator learn ("all") or its head alone ("head")."""
-    generator.requires_grad_(trainable == "all")
+def freeze_for(generator: CnnGenerator | WeakTrGenerator, *, trainable: str) -> None:
+    """Let the whole generator learn ("all") or its head alone ("head"); for a WeakTr both mean head and fusion."""
+    is_weaktr = isinstance(generator, WeakTrGenerator)
+    generator.requires_grad_(trainable == "all" and not is_weaktr)
     generator.head.requires_grad_(True)
+    if is_weaktr:
+        generator.adaptive_attention_fusion.requires_grad_(True)
 
 
 def build_prompts(config: Config, clip: FrozenClip, classes: Sequence[str]) -> BackgroundPrompts:

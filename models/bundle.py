@@ -20,13 +20,15 @@ from models.bundle_info import (
     TOWER_FILE,
     BundleError,
     BundleInfo,
-    GeneratorSpec,
     Manifest,
     find_bundle,
     read_info,
 )
 from models.clip import FrozenImageTower, build_image_tower
+from models.generator_config import GeneratorSpec
 from models.generators.cnn import CnnGenerator, cnn_generator
+from models.generators.weaktr import WeakTrGenerator
+from models.generators.weaktr_sizes import WeakTrSizes
 from models.generators.zero_shot import classifier_backbone
 from models.segmenter_config import SegmenterSpec
 from models.segmenters import Segmenter
@@ -60,7 +62,7 @@ class Bundle:
     """
 
     info: BundleInfo
-    generator: CnnGenerator
+    generator: CnnGenerator | WeakTrGenerator
     class_text: Tensor
     prompts: Tensor | None
     context: Tensor | None
@@ -152,7 +154,10 @@ def write_bundle(
     return read_info(folder)
 
 
-def _build_generator(spec: GeneratorSpec, *, classes: int) -> CnnGenerator:
+def _build_generator(spec: GeneratorSpec, *, classes: int) -> CnnGenerator | WeakTrGenerator:
+    if spec.kind == "weaktr":
+        sizes = WeakTrSizes.among(spec.model_dump())
+        return WeakTrGenerator(sizes, classes=classes, mean=spec.mean, std=spec.std)
     if spec.kind == "cnn":
         return cnn_generator(
             spec.backbone,

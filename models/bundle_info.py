@@ -20,6 +20,7 @@ from pydantic import (
 
 from models.config import InferenceConfig
 from models.data.classes import ClassInfo, ClassList
+from models.generator_config import GeneratorSpec
 from models.segmenter_config import SegmentConfig, SegmenterSpec
 
 MANIFEST = "bundle.yaml"
@@ -56,16 +57,6 @@ def _from_class_list(value: ClassList) -> list[dict[str, Any]]:
 Classes = Annotated[
     ClassList, BeforeValidator(_to_class_list), PlainSerializer(_from_class_list, return_type=list)
 ]
-
-
-class GeneratorSpec(_Frozen):
-    """How to build the mask generator before its weights are loaded."""
-
-    kind: Literal["cnn", "zero_shot"]
-    backbone: str
-    output_stride: Literal[8, 16, 32]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
 
 
 class ImageTowerSpec(_Frozen):

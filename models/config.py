@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from models.generator_config import CnnConfig, GeneratorConfig
 from models.refine.names import parse_chain
 from models.segmenter_config import (
     LightConfig,
@@ -32,25 +33,6 @@ class ClipConfig(_Frozen):
     pretrained: str | None = "openai"
     # CLIP's own mean and std; the released experiments feed it ImageNet's ("imagenet" reproduces them).
     normalization: Literal["clip", "imagenet"] = "clip"
-
-
-class CnnConfig(_Frozen):
-    """A timm backbone with a random 1×1 head."""
-
-    kind: Literal["cnn"] = "cnn"
-    backbone: str = "resnet50"
-    pretrained: bool = True
-    output_stride: Literal[8, 16, 32] = 16
-
-
-class ZeroShotConfig(_Frozen):
-    """CLIP's image trunk with a head written by the class texts; needs a CLIP with a timm trunk."""
-
-    kind: Literal["zero_shot"]
-    output_stride: Literal[8, 16, 32] = 16
-
-
-GeneratorConfig = Annotated[CnnConfig | ZeroShotConfig, Field(discriminator="kind")]
 
 
 class PromptsConfig(_Frozen):

@@ -12,15 +12,16 @@ from models.build import build_generator, load_generator
 from models.bundle import write_bundle
 from models.bundle_info import (
     BundleInfo,
-    GeneratorSpec,
     ImageTowerSpec,
     Manifest,
     Measurement,
     Noun,
 )
 from models.clip import FrozenClip, vision_config
-from models.config import CnnConfig, Config, InferenceConfig
+from models.config import Config, InferenceConfig
+from models.generator_config import CnnConfig, CnnSpec, GeneratorSpec, WeakTrConfig, WeakTrSpec
 from models.generators.cnn import CnnGenerator
+from models.generators.weaktr import WeakTrGenerator
 from models.generators.zero_shot import trunk_name
 from models.prompts import nearest_nouns, read_nouns
 from models.run import Run
@@ -123,14 +124,18 @@ def explain(run: Run, clip: FrozenClip, prompts: Tensor) -> dict[str, tuple[Noun
     }
 
 
-def _generator_spec(config: Config, clip: FrozenClip, generator: CnnGenerator) -> GeneratorSpec:
+def _generator_spec(
+    config: Config, clip: FrozenClip, generator: CnnGenerator | WeakTrGenerator
+) -> GeneratorSpec:
     settings = config.generator
-    return GeneratorSpec(
+    normalization = {"mean": _channels(generator.mean), "std": _channels(generator.std)}
+    if isinstance(settings, WeakTrConfig):
+        return WeakTrSpec(**settings.model_dump(exclude={"weights"}), **normalization)
+    return CnnSpec(
         kind=settings.kind,
         backbone=settings.backbone if isinstance(settings, CnnConfig) else trunk_name(clip),
         output_stride=settings.output_stride,
-        mean=_channels(generator.mean),
-        std=_channels(generator.std),
+        **normalization,
     )
 
 

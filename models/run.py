@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -22,6 +21,7 @@ from models.data.classes import ClassList, read_class_list, write_class_list
 from models.differences import first_difference
 from models.json_files import write_atomically
 from models.seeds import derive_seed
+from models.tensors import write_tensors
 from models.training.checkpoint import Checkpoint
 from models.training.events import tensorboard_events
 from models.training.loop import Step
@@ -77,10 +77,7 @@ class Run:
         path = self.work / stage / name
         if not self.processes.leads:
             return path
-        # By way of memory: safetensors tells of a full disk with an error of its own.
-        write_atomically(
-            path, save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
-        )
+        write_tensors(path, tensors)
         (path.parent / _CHECKPOINT).unlink(missing_ok=True)
         return path
 

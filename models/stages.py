@@ -102,9 +102,35 @@ def learn_prompts(
             on_step=report,
             checkpoint=run.checkpoint("learn-prompts", prompts, samples),
         )
-    context = prompts.context.detach()
-    with torch.no_grad():
-        embeddings = clip.embed_prompts(context)
+    return _save_prompts(run, clip, class_text, prompts.context.detach())
+
+
+def adopt_prompts(run: Run, context: Tensor) -> Path:
+    """In place of stage (b): take prompts that were learned elsewhere; returns their file.
+
+    Args:
+        run: whose CLIP must be the one that they were learned with.
+        context: their parameters, (K, M, width).
+
+    Raises:
+        ValueError: if they are not of the run's classes, number of tokens and CLIP, or the run has prompts already.
+    """
+    path = run.work / "learn-prompts" / "prompts.safetensors"
+    if path.is_file():
+        raise ValueError(f"expected a run without prompts, got {path}; delete it to replace them")
+    clip, class_text = supervision(run)
+    expected = (len(run.classes), run.config.prompts.tokens, clip.prompt_width)
+    if context.shape != expected:
+        raise ValueError(
+            f"expected prompts {expected} for these classes, prompts.tokens and {run.config.clip.model}, "
+            f"got {tuple(context.shape)}"
+        )
+    return _save_prompts(run, clip, class_text, context.to(run.device))
+
+
+@torch.no_grad()
+def _save_prompts(run: Run, clip: FrozenClip, class_text: Tensor, context: Tensor) -> Path:
+    embeddings = clip.embed_prompts(context)
     tensors = {"context": context, "embeddings": embeddings, "class_text": class_text}
     return run.save("learn-prompts", "prompts.safetensors", tensors)
 

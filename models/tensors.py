@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from models.json_files import write_atomically
 
 
 def read_tensors(
@@ -32,3 +35,46 @@ def read_tensors(
     if missing:
         raise ValueError(f"expected {', '.join(missing)} in {path}, got {', '.join(tensors)}")
     return {name: tensor.to(device or "cpu") for name, tensor in tensors.items()}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file, whole or not at all; its folder is made if missing.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # By way of memory: of a full disk, safetensors tells with an error of its own.
+    write_atomically(path, save(plain))
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
+    """Give a module its weights.
+
+    Args:
+        module: that takes them.
+        tensors: its state dict.
+        source: what messages call where they are from.
+
+    Raises:
+        ValueError: as check_shapes.
+    """
+    check_shapes(tensors, module.state_dict(), source=source)
+    module.load_state_dict(tensors)
+
+
+def check_shapes(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: str
+) -> None:
+    """Check that two state dicts have the same names and shapes.
+
+    Raises:
+        ValueError: if a tensor is missing, too many, or of another shape, with the first such one.
+    """
+    for name in dict.fromkeys([*expected, *found]):
+        shapes = [
+            tuple(each[name].shape) if name in each else "no such tensor"
+            for each in (expected, found)
+        ]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"expected {name} {shapes[0]} in {source}, got {shapes[1]}")

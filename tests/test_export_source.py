@@ -46,7 +46,7 @@ def test_photos_may_lie_in_folders(tmp_path: Path) -> None:
     coco = json.loads((tmp_path / RLE_FILE).read_text())
     assert "sub/flat.jpg" in [each["file_name"] for each in coco["images"]]
     write_label_studio(masks.photos(), masks.classes, tmp_path, image_prefix="s3://b/")
-    assert '"s3://b/sub/flat.jpg"' in (tmp_path / "tasks.json").read_text()
+    assert '"s3://b/sub/flat.jpg"' in (tmp_path / "tasks_0001.json").read_text()
     write_cvat(masks.photos(), masks.classes, tmp_path)
     with zipfile.ZipFile(tmp_path / "annotations.zip") as archive:
         assert "sub/flat" in archive.read("ImageSets/Segmentation/default.txt").decode().split()

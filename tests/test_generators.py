@@ -4,6 +4,8 @@ import torch
 from models.clip import FrozenClip, load_clip
 from models.generators import MaskGenerator
 from models.generators.cnn import CnnGenerator, cnn_generator
+from models.generators.weaktr import WeakTrGenerator
+from models.generators.weaktr_sizes import WeakTrSizes
 from models.generators.zero_shot import EVIDENCE_SCALE, text_initialized_head, zero_shot_generator
 
 # test_vit cannot dilate: it keeps its own stride, which is 16
@@ -20,11 +22,13 @@ def random_cnn(name: str) -> CnnGenerator:
     ).eval()
 
 
-@pytest.fixture(params=[*BACKBONES, "zero_shot"])
+@pytest.fixture(params=[*BACKBONES, "zero_shot", "weaktr"])
 def mask_generator(request: pytest.FixtureRequest, tiny_clip: FrozenClip) -> MaskGenerator:
     if request.param == "zero_shot":
         text = tiny_clip.embed_classes(["cat", "bowl", "cup"])
         return zero_shot_generator(tiny_clip, text, output_stride=16)
+    if request.param == "weaktr":
+        return WeakTrGenerator(WeakTrSizes(native_size=64, width=48, depth=2, heads=3), classes=3)
     return random_cnn(request.param)
 
 
@@ -37,6 +41,20 @@ def test_contract(mask_generator: MaskGenerator) -> None:
     assert cams.min() >= 0
     assert cams.max() > 0
     torch.testing.assert_close(cams[1:], single, atol=1e-5, rtol=1e-4)
+
+
+def test_features_are_all_that_cams_and_affinity_need(mask_generator: MaskGenerator) -> None:
+    images = torch.rand(2, 3, 96, 160, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = mask_generator.features(images)
+        affinity = mask_generator.affinity(features)
+        assert torch.equal(mask_generator.cams(features), mask_generator(images))
+        first = mask_generator.cams(features[:1])
+    torch.testing.assert_close(first, mask_generator(images)[:1].detach())
+    assert affinity.shape == (2, 6, 10, 6, 10)
+    assert affinity.min() >= 0
+    assert affinity.flatten(1).sum(dim=1).min() > 0
+    torch.testing.assert_close(mask_generator.affinity(features[1:]), affinity[1:])
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ def write_results(masks: Path, differences: dict[str, float | None]) -> None:
     rows = [
         {
             "stem": stem,
+            "image": f"{stem}.jpg",
+            "model": {},
             "classes": [
                 {
                     "index": CLASSES.classes[number % 4].index,

@@ -90,8 +90,8 @@ def test_stored_scores_give_a_fresh_runs_files(
         for output, rows in ((fresh.output, old), (again.output, new)):
             assert [each["name"] for each in rows[stem]["classes"]] == [name]
             assert rows[stem]["options"]["class_thresholds"] == thresholds
-            text = Image.open(output / "masks" / f"{stem}.png").info["Options"]
-            assert json.loads(text)["class_thresholds"] == thresholds
+            with Image.open(output / "masks" / f"{stem}.png") as mask:
+                assert json.loads(mask.info["Options"])["class_thresholds"] == thresholds
     assert all(each["alignment_class"] is None for each in new["photo1"]["classes"])
 
 

@@ -104,7 +104,7 @@ def test_to_segment_needs_no_labels(runtime: Runtime) -> None:
 
 
 def test_masks_of_a_segmenter_name_what_they_show(runtime: Runtime) -> None:
-    result = work(runtime, request(runtime, png()))
+    result = work(runtime, request(runtime, png(color=(0, 0, 2))))
     text = Image.open(io.BytesIO(runtime.blobs.get(result.blobs.mask))).info
     assert text["Labels"] == "bowl"
 

@@ -23,5 +23,5 @@ class MaskGenerator(Protocol):
         ...
 
     def affinity(self, features: Tensor) -> Tensor:
-        """Read from features how alike the places of the grid are, (B, h, w, h, w), not negative."""
+        """Read from features how much a place has to do with others, (B, h, w, h, w), not negative; a walk's steps."""
         ...

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from models.generators.affinity import cosine_affinity
 
+# Cosines of rectified features are high everywhere; their power leaves the near ones.
+SHARPNESS = 4
+
 
 class CnnGenerator(nn.Module):
     """The CAM network that CLIMS-like methods use.
@@ -62,8 +65,8 @@ class CnnGenerator(nn.Module):
         return evidence.relu()
 
     def affinity(self, features: Tensor) -> Tensor:
-        """Return the positive cosines between the places of the backbone's map, (B, h, w, h, w)."""
-        return cosine_affinity(features)
+        """Return a power of the positive cosines between the places of the backbone's map, (B, h, w, h, w)."""
+        return cosine_affinity(features) ** SHARPNESS
 
 
 class _LastStage(nn.Module):

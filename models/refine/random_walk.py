@@ -16,7 +16,6 @@ from models.refine import Surroundings
 from models.refine.checks import check_pair
 
 ROUNDS: Final = 3
-SHARPNESS: Final = 4.0
 BOX_SHARE: Final = 0.4
 
 
@@ -27,13 +26,11 @@ class RandomWalk:
     Attributes:
         affinity: images (B, 3, H, W) → (B, h, w, h, w), not negative.
         rescale: see Surroundings.
-        sharpness: power of the affinity; cosines of rectified features are high everywhere, and this leaves near ones.
         box_share: evidence stays inside boxes around what exceeds this share of a map's maximum.
     """
 
     affinity: Callable[[Tensor], Tensor]
     rescale: Callable[[Tensor, Tensor], Tensor]
-    sharpness: float = SHARPNESS
     box_share: float = BOX_SHARE
 
     def __call__(self, image: Tensor, scores: Tensor) -> Tensor:
@@ -42,7 +39,7 @@ class RandomWalk:
         refined = torch.empty_like(scores)
         if not scores.numel():
             return refined
-        affinities = self.affinity(image.float()) ** self.sharpness
+        affinities = self.affinity(image.float())
         for item, (maps, affinity) in enumerate(zip(scores.float(), affinities, strict=True)):
             walked = walk(maps, affinity, box_share=self.box_share)
             refined[item] = self.rescale(walked, maps)

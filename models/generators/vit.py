@@ -1,0 +1,175 @@
+"""A vision transformer with a token for each class, which keeps what attention fusion needs of each block."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.generators.weaktr_sizes import WeakTrSizes
+
+_EPSILON = 1e-6  # of layer norms, as in ViT and DeiT
+
+
+class Attended(NamedTuple):
+    """What one block's attention saw and said.
+
+    Attributes:
+        queries: (B, heads, N, C / heads).
+        keys: likewise.
+        output: after the projection, before the residual, (B, N, C).
+    """
+
+    queries: Tensor
+    keys: Tensor
+    output: Tensor
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the trunk makes of images; N = T + h w tokens, class tokens first.
+
+    Attributes:
+        tokens: after the last block, without a final norm, (B, N, C).
+        queries: of each block, (B, heads, N, C / heads).
+        keys: likewise.
+        pooled: attention outputs without their tokens, (B, depth, C).
+        grid: (h, w).
+    """
+
+    tokens: Tensor
+    queries: tuple[Tensor, ...]
+    keys: tuple[Tensor, ...]
+    pooled: Tensor
+    grid: tuple[int, int]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention whose queries and keys can be kept; no N × N map is made.
+
+    Args:
+        width: C.
+        heads: a divisor of C.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Attended:
+        """Attend from all tokens to all tokens, (B, N, C)."""
+        split = 2 * tokens.shape[-1]
+        weight, bias = self.qkv.weight, self.qkv.bias
+        # Values apart: as slices of one tensor, the queries and keys that are kept would keep them too.
+        queries, keys = self._by_head(F.linear(tokens, weight[:split], bias[:split]), parts=2)
+        (values,) = self._by_head(F.linear(tokens, weight[split:], bias[split:]), parts=1)
+        seen = F.scaled_dot_product_attention(queries, keys, values)
+        return Attended(queries, keys, self.proj(seen.transpose(1, 2).flatten(2)))
+
+    def _by_head(self, mixed: Tensor, *, parts: int) -> tuple[Tensor, ...]:
+        # (B, N, parts, heads, d) → (B, heads, parts, N, d)
+        apart = torch.unflatten(mixed, 2, (parts, self.heads, -1))
+        return apart.transpose(1, 3).unbind(2)
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block.
+
+    Args:
+        width: C.
+        heads: of the attention.
+        hidden: width inside the MLP.
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=_EPSILON)
+        self.attn = SelfAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=_EPSILON)
+        fc1, fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.mlp = nn.Sequential(OrderedDict(fc1=fc1, act=nn.GELU(), fc2=fc2))
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Attended]:
+        """Return the next tokens, (B, N, C), and what the attention saw."""
+        attended: Attended = self.attn(self.norm1(tokens))
+        tokens = tokens + attended.output
+        return tokens + self.mlp(self.norm2(tokens)), attended
+
+
+class ClassTokenTransformer(nn.Module):
+    """DeiT with T class tokens; parameters are called as in timm and in WeakTr's public checkpoints.
+
+    Args:
+        sizes: of the network.
+        class_tokens: T.
+    """
+
+    def __init__(self, sizes: WeakTrSizes, *, class_tokens: int) -> None:
+        super().__init__()
+        self.sizes, self.class_tokens = sizes, class_tokens
+        width, patch = sizes.width, sizes.patch
+        places = sizes.native_grid[0] * sizes.native_grid[1]
+        self.cls_token = nn.Parameter(torch.zeros(1, class_tokens, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, class_tokens + places, width))
+        projection = nn.Conv2d(3, width, kernel_size=patch, stride=patch)
+        self.patch_embed = nn.Sequential(OrderedDict(proj=projection))
+        hidden = round(width * sizes.mlp_ratio)
+        self.blocks = nn.ModuleList(Block(width, sizes.heads, hidden) for _ in range(sizes.depth))
+        # The public checkpoints have it, though nothing is normed after the last block.
+        self.norm = nn.LayerNorm(width, eps=_EPSILON)
+        self._draw_weights()
+
+    def encode(self, images: Tensor, *, pool: Callable[[Tensor], Tensor]) -> Encoded:
+        """Run the trunk on normalized images, (B, 3, H, W); what exceeds whole patches is left out.
+
+        Args:
+            images: normalized.
+            pool: outputs of an attention, (B, N, C) → (B, C), which are kept in their stead.
+
+        Raises:
+            ValueError: if the images are smaller than a patch.
+        """
+        patch = self.sizes.patch
+        grid = images.shape[-2] // patch, images.shape[-1] // patch
+        if not min(grid):
+            raise ValueError(
+                f"expected images of at least {patch} × {patch}, got {tuple(images.shape[-2:])}"
+            )
+        patches = self.patch_embed(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.cls_token.expand(len(images), -1, -1), patches], dim=1)
+        tokens = tokens + self._positions(grid)
+        kept = []
+        for block in self.blocks:
+            tokens, attended = block(tokens)
+            kept.append((attended.queries, attended.keys, pool(attended.output)))
+        queries, keys, pooled = zip(*kept, strict=True)
+        return Encoded(tokens, queries, keys, torch.stack(pooled, dim=1), grid)
+
+    def _positions(self, grid: tuple[int, int]) -> Tensor:
+        """Position embeddings of the class tokens and of a grid, (1, T + h w, C)."""
+        if grid == self.sizes.native_grid:
+            return self.pos_embed
+        of_classes, of_places = torch.tensor_split(self.pos_embed, [self.class_tokens], dim=1)
+        plane = torch.unflatten(of_places.transpose(1, 2), 2, self.sizes.native_grid)
+        # The tenth shifts the places a little, as in DINO and in WeakTr after it: the public checkpoints know it so.
+        scale = [
+            (side + 0.1) / native for side, native in zip(grid, self.sizes.native_grid, strict=True)
+        ]
+        resized = F.interpolate(plane, scale_factor=scale, mode="bicubic", align_corners=False)
+        return torch.cat([of_classes, resized.flatten(2).transpose(1, 2)], dim=1)
+
+    def _draw_weights(self) -> None:
+        """Initialize as DeiT does: normals of 0.02 without bias."""
+        for parameter in (self.cls_token, self.pos_embed):
+            nn.init.trunc_normal_(parameter, std=0.02)
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
