@@ -155,7 +155,8 @@ def _start(
 ) -> tuple[Run, list[Sample]]:
     from models.config import load_config
     from models.data.classes import read_class_list
-    from models.data.folder import classes_of, read_folder
+    from models.data.folder import read_folder
+    from models.data.labels import classes_of
     from models.run import start_run
 
     settings = load_config(config)
