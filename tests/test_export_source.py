@@ -26,6 +26,21 @@ def test_photos_come_with_their_masks(tmp_path: Path) -> None:
         assert set(each.confidence) == set(each.regions) - {255}
 
 
+def test_photos_may_be_in_folders_below(tmp_path: Path) -> None:
+    run, images = make_folder(tmp_path)
+    (images / "a" / "b").mkdir(parents=True)
+    (images / "flat.jpg").rename(images / "a" / "b" / "flat.jpg")
+    names = {
+        each.path.relative_to(images).as_posix() for each in open_mask_folder(run, images).photos()
+    }
+    assert names == {"a/b/flat.jpg", "große Katze.jpg", "picture.png", "turned.jpg"}
+    shutil.copy(images / "a" / "b" / "flat.jpg", images / "a")
+    with pytest.raises(
+        ValueError, match=r"expected one photo a name, got .*flat\.jpg and .*flat\.jpg"
+    ):
+        open_mask_folder(run, images)
+
+
 def unfinished(run: Path, images: Path) -> None:
     (run / "summary.json").unlink()
 

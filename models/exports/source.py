@@ -62,12 +62,12 @@ class MaskFolder:
 
     Attributes:
         folder: with ``masks/``, ``classes.txt``, ``results.jsonl`` and ``summary.json``.
-        images: folder of the photos.
+        places: the photos' paths by file name.
         classes: of the label maps.
     """
 
     folder: Path
-    images: Path
+    places: Mapping[str, Path]
     classes: ClassList
     _records: Mapping[str, _Record]
 
@@ -84,7 +84,7 @@ class MaskFolder:
         """
         known = {BACKGROUND_INDEX, IGNORE_INDEX, *(each.index for each in self.classes.classes)}
         for stem, record in self._records.items():
-            photo, mask = self.images / record.image, self.folder / "masks" / f"{stem}.png"
+            photo, mask = self.places[record.image], self.folder / "masks" / f"{stem}.png"
             try:
                 header = check_image(photo.read_bytes())
             except ImageError as error:
@@ -129,9 +129,25 @@ def open_mask_folder(folder: Path, images: Path) -> MaskFolder:
     _refuse(
         expected - found, f"expected in {folder / 'masks'} every mask that {RESULTS} lists", "no "
     )
-    missing = {each.image for each in records.values() if not (images / each.image).is_file()}
-    _refuse(missing, f"expected in {images} every photo that has a mask", "no ")
-    return MaskFolder(folder, images, read_class_list(folder / "classes.txt"), records)
+    names = {each.image for each in records.values()}
+    places = _find_photos(images, names)
+    _refuse(names - set(places), f"expected in {images} every photo that has a mask", "no ")
+    return MaskFolder(folder, places, read_class_list(folder / "classes.txt"), records)
+
+
+def _find_photos(folder: Path, names: set[str]) -> dict[str, Path]:
+    """Return where photos are, by name: in the folder, or else in a folder below it."""
+    flat = {name: folder / name for name in names if (folder / name).is_file()}
+    below: dict[str, Path] = {}
+    if len(flat) < len(names):
+        for path in folder.rglob("*"):
+            if (
+                path.name in names
+                and path.name not in flat
+                and below.setdefault(path.name, path) != path
+            ):
+                raise ValueError(f"expected one photo a name, got {below[path.name]} and {path}")
+    return flat | below
 
 
 def _refuse(names: set[str], expectation: str, negation: str = "") -> None:
