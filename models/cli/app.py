@@ -9,7 +9,16 @@ import typer
 from rich.console import Console
 from typer.exceptions import TyperException
 
-from models.cli import bundles, exporting, masks, rethreshold, segmenting, serving, training
+from models.cli import (
+    bundles,
+    exporting,
+    masks,
+    preparing,
+    rethreshold,
+    segmenting,
+    serving,
+    training,
+)
 
 app = typer.Typer(
     name="semples",
@@ -18,7 +27,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (masks, rethreshold, exporting, segmenting, training, bundles, serving):
+for module in (
+    preparing, masks, rethreshold, exporting, segmenting, training, bundles, serving,
+):  # fmt: skip
     module.register(app)
 
 
