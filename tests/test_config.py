@@ -3,7 +3,10 @@ from pathlib import Path
 
 import pytest
 
+from models.build import class_captions
 from models.config import ConfigError, config_names, dump_config, load_config, parse_config
+from models.data.coco import COCO_CLASSES
+from models.data.voc import VOC_CLASSES
 from models.segmenter_config import LightConfig
 
 
@@ -62,3 +65,37 @@ def test_the_readmes_configuration_loads() -> None:
 @pytest.mark.parametrize("name", config_names())
 def test_shipped_configurations_load(name: str) -> None:
     assert load_config(name).name == name
+
+
+# Batch and learning rate of (a), (b) and (c), w_b, w_t, w_r, inference scales, the segmenter's iterations.
+PAPER = {
+    "voc": ((64, 6.4e-5), (128, 0.025), (64, 6.4e-5), 2.4, 0.02, 0.05, (1.0, 1.2), 80_000),
+    "coco": ((32, 3.2e-7), (128, 2.5e-3), (24, 2.4e-7), 0.75, 0.01, 0.2, (1.0, 0.8, 1.2), 100_000),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_configurations(name: str) -> None:
+    config = load_config(name)
+    stages = (config.train_generator, config.learn_prompts, config.refine_generator)
+    assert all(stage.epochs == 60 and stage.weight_decay == 0.03 for stage in stages)
+    assert config.train_generator.background_weight == config.refine_generator.background_weight
+    found = (
+        *((stage.batch_size, stage.learning_rate) for stage in stages),
+        config.train_generator.background_weight,
+        config.learn_prompts.text_weight,
+        config.refine_generator.refinement_weight,
+        config.inference.scales,
+        config.train_segmenter.iterations,
+    )
+    assert found == PAPER[name]
+
+
+def test_the_papers_names_fit_the_classes() -> None:
+    captions = class_captions(load_config("voc"), VOC_CLASSES)
+    assert set(captions) - set(VOC_CLASSES.names) == {
+        "dining table", "player", "potted plant", "tv monitor",
+    }  # fmt: skip
+    assert class_captions(load_config("coco"), COCO_CLASSES) == COCO_CLASSES.names
+    for name, classes in (("voc", VOC_CLASSES), ("coco", COCO_CLASSES)):
+        assert classes.with_synonyms(load_config(name).synonyms).names == classes.names

@@ -14,7 +14,8 @@ from models.data.classes import (
     read_class_list,
     write_class_list,
 )
-from models.data.folder import classes_of, read_folder
+from models.data.folder import read_folder
+from models.data.labels import classes_of
 from models.data.sample import Sample
 from models.data.transforms import light_augmentation, strong_augmentation
 from models.seeds import derive_seed, seeded

@@ -14,6 +14,7 @@ from models.cli import (
     exporting,
     importing,
     masks,
+    preparing,
     rethreshold,
     segmenting,
     serving,
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for module in (
-    masks, rethreshold, exporting, importing, segmenting, training, bundles, serving,
+    preparing, masks, rethreshold, exporting, importing, segmenting, training, bundles, serving,
 ):  # fmt: skip
     module.register(app)
 

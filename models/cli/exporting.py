@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from models.cli.options import progress
+from models.cli.options import progress, require_export_packages
 
 if TYPE_CHECKING:
     from models.data.classes import ClassList
@@ -75,10 +74,7 @@ def _writer(to: Format, image_prefix: str | None) -> Writer:
 
         prefix = LOCAL_FILES if image_prefix is None else image_prefix
         return partial(write_label_studio, image_prefix=prefix)
-    if find_spec("pycocotools") is None or find_spec("scipy") is None:
-        raise ValueError(
-            "expected the packages of semples[export], got an installation without them"
-        )
+    require_export_packages()
     from models.exports.coco import write_coco
 
     return write_coco

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,7 +61,12 @@ DeviceOption = Annotated[
 ThreadsOption = Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves torch's choice.")]
 ImagesOption = Annotated[Path, typer.Option("--images", help="Folder of photos.")]
 LabelsFileOption = Annotated[
-    Path, typer.Option("--labels", help="CSV: a header 'image,labels', then 'photo.jpg,cat;bowl'.")
+    Path,
+    typer.Option(
+        "--labels",
+        help="CSV: a header 'image,labels', then 'photo.jpg,cat;bowl'. Or a .txt of lines 'photo 3 7' (numbers of "
+        "classes, from 0), COCO's instances (.json), or a folder of PASCAL VOC's XML files.",
+    ),
 ]
 WorkersOption = Annotated[
     int, typer.Option(min=0, help="Processes that load photos; 0 loads in this one.")
@@ -88,6 +94,14 @@ def pick_device(name: str, threads: int) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"expected a usable device such as cpu or cuda, got {name!r}") from error
     return device
+
+
+def require_export_packages() -> None:
+    """Raise ValueError if the packages that read and write COCO's masks and SBD's are not installed."""
+    if find_spec("pycocotools") is None or find_spec("scipy") is None:
+        raise ValueError(
+            "expected the packages of semples[export], got an installation without them"
+        )
 
 
 @contextmanager

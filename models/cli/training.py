@@ -163,7 +163,8 @@ def _read(
 ) -> tuple[Config, ClassList, list[Sample]]:
     from models.config import load_config
     from models.data.classes import read_class_list
-    from models.data.folder import classes_of, read_folder
+    from models.data.folder import read_folder
+    from models.data.labels import classes_of
 
     settings = load_config(config)
     class_list = read_class_list(classes) if classes else classes_of(labels)

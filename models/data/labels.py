@@ -1,0 +1,139 @@
+"""Image-level labels from whichever file they are in."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+
+from models.data.classes import ClassInfo, ClassList
+from models.data.instances import read_instances
+from models.data.voc_xml import read_annotations
+
+_SEPARATOR = ";"
+_COLUMNS = ["image", "labels"]
+_PHOTOS = (".jpg", ".jpeg", ".png", ".webp")
+
+
+def read_labels(path: Path, classes: ClassList) -> dict[str, tuple[str, ...]]:
+    """Read labels from a folder of PASCAL VOC's XML files, COCO's instances (.json), numbers (.txt) or a labels.csv.
+
+    Args:
+        path: of the file or folder.
+        classes: what the numbers of a .txt file count, from 0.
+
+    Returns:
+        Label names by photo; a photo without labels has none.
+
+    Raises:
+        ValueError: if the content is not what the path promises.
+        OSError: if it cannot be read.
+    """
+    if path.is_dir():
+        return read_annotations(path)
+    if path.suffix == ".json":
+        return read_instances(path).labels()
+    if path.suffix == ".txt":
+        return read_numbers(path, classes.names)
+    return read_label_rows(path)
+
+
+def classes_of(path: Path) -> ClassList:
+    """Make a class list of labels: COCO's categories as they are, others sorted by name and numbered from 1.
+
+    Raises:
+        ValueError: if the content is malformed, or names none or more than 254 classes, or only numbers them.
+        OSError: if it cannot be read.
+    """
+    if path.is_file() and path.suffix == ".json":
+        return read_instances(path).classes
+    if path.is_file() and path.suffix == ".txt":
+        raise ValueError(f"expected --classes, which name the numbers in {path}, got none")
+    rows = read_annotations(path) if path.is_dir() else read_label_rows(path)
+    names = sorted({label for row in rows.values() for label in row})
+    return ClassList(tuple(ClassInfo(index, name) for index, name in enumerate(names, start=1)))
+
+
+def read_numbers(path: Path, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Read lines "photo number number …", as lists of image-level labels have them; a photo without ending is a .jpg.
+
+    Args:
+        path: of the file.
+        names: what the numbers count, from 0.
+
+    Raises:
+        ValueError: if a line has another form, a number is too large, or a photo occurs twice.
+        OSError: if it cannot be read.
+    """
+    rows: dict[str, tuple[str, ...]] = {}
+    with path.open(encoding="utf-8-sig") as file:
+        for at, line in enumerate(_decoded(file, path), start=1):
+            photo, *numbers = line.split() or [""]
+            if not photo:
+                continue
+            known = [number.isdecimal() and int(number) < len(names) for number in numbers]
+            if not all(known):
+                raise ValueError(
+                    f"{path}:{at}: expected 'photo number number', numbers below {len(names)}, got {line.strip()!r}"
+                )
+            image = photo if photo.lower().endswith(_PHOTOS) else f"{photo}.jpg"
+            if image in rows:
+                raise ValueError(f"{path}:{at}: expected each image once, got {image!r} again")
+            rows[image] = tuple(names[int(number)] for number in numbers)
+    return rows
+
+
+def read_label_rows(path: Path) -> dict[str, tuple[str, ...]]:
+    """Read ``labels.csv``: a header "image,labels", then a row an image with its labels separated by semicolons.
+
+    Returns:
+        Label names by image file name, in the file's order; an image without labels has none.
+
+    Raises:
+        ValueError: if the header, a row or a repeated image is wrong, with its line.
+        OSError: if the file cannot be read.
+    """
+    rows: dict[str, tuple[str, ...]] = {}
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(_decoded(file, path))
+        if reader.fieldnames is None or list(reader.fieldnames)[:2] != _COLUMNS:
+            raise ValueError(
+                f"{path}:1: expected the header 'image,labels', got {reader.fieldnames}"
+            )
+        for row in _rows(reader, path):
+            name, labels = (row["image"] or "").strip(), row["labels"]
+            if not name or labels is None or None in row:
+                raise ValueError(
+                    f"{path}:{reader.line_num}: expected 'image,label;label', got {row}"
+                )
+            if name in rows:
+                raise ValueError(
+                    f"{path}:{reader.line_num}: expected each image once, got {name!r} again"
+                )
+            rows[name] = tuple(label.strip() for label in labels.split(_SEPARATOR) if label.strip())
+    return rows
+
+
+def label_rows_csv(rows: Mapping[str, Sequence[str]]) -> bytes:
+    """Return the content of a ``labels.csv``."""
+    text = StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    writer.writerows((image, _SEPARATOR.join(labels)) for image, labels in rows.items())
+    return text.getvalue().encode()
+
+
+def _rows(reader: csv.DictReader[str], path: Path) -> Iterator[dict[str, str | None]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise ValueError(f"{path}:{reader.line_num}: expected CSV, got {error}") from error
+
+
+def _decoded(lines: Iterable[str], path: Path) -> Iterator[str]:
+    """Pass lines on; what is not UTF-8 is said with the file's name."""
+    try:
+        yield from lines
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8, got {error}") from error

@@ -1,0 +1,125 @@
+"""PASCAL VOC 2012, with SBD or without, checked and made ready."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.data.archives import SBD_ARCHIVE, VOC_ARCHIVE
+from models.data.sample import Sample
+from models.data.voc import VOC_CLASSES, VOC_SPLITS, VocFolder, find_voc, read_voc, voc_list
+from models.data.voc_xml import read_annotation
+from models.prepare.checks import Watch, check_archives, check_photos, picture_size
+from models.prepare.output import Prepared, write_labels, write_maps
+from models.prepare.voc_maps import read_label_map
+
+# The one photo whose true file and label map were at hand: SHA-256 of the file, and of the map's pixels.
+_KNOWN = "2007_000129"
+_KNOWN_PHOTO = "657b36fed1ea84a44fde2ad641d52726947e9ff23652836273730f7b1ee0d7d8"
+_KNOWN_MAP = "cfcbdf78655f98db73f03031aa11efe37a24dd8d03e96d016af2b9bbd8bf517c"
+
+
+def prepare_voc(
+    root: Path, output: Path, *, photos: int | None, thorough: bool, watch: Watch
+) -> Prepared:
+    """Check a download and write what the commands take.
+
+    Args:
+        root: folder that the archives were unpacked in, or ``VOC2012`` itself.
+        output: folder to write in; label maps that are there are kept.
+        photos: take so many of each list only, for a trial; None takes all.
+        thorough: read every photo and the archives that lie in root, not a sample of the photos.
+        watch: shows how far it is.
+
+    Raises:
+        ValueError: if something is missing, damaged or not what it should be.
+        OSError: if something cannot be read or written.
+    """
+    folder = find_voc(root)
+    for split in ("train", "val"):
+        _check_list_file(folder, split)
+    splits = {split: read_voc(root, split, photos=photos) for split in VOC_SPLITS}
+    photos_once = {sample.stem: sample for each in splits.values() for sample in each}
+    lines = []
+    if thorough:
+        lines.append(check_archives(root, (VOC_ARCHIVE, SBD_ARCHIVE), watch=watch))
+    lines.append(
+        check_photos(
+            sorted(photos_once.values(), key=lambda each: each.stem),
+            lambda stem: _size_in_xml(folder, stem),
+            thorough=thorough,
+            watch=watch,
+        )
+    )
+    lines += write_labels(output, splits, VOC_CLASSES)
+    notes = _known_pair(folder)
+    for split, samples in splits.items():
+        if split == "train_aug" and folder.additional is None:
+            notes.append(_without_sbd(root))
+            continue
+        lines.append(_write_truth(folder, split, samples, output, watch=watch))
+    return Prepared(folder.photos, tuple(lines), tuple(notes))
+
+
+def _check_list_file(folder: VocFolder, split: str) -> None:
+    path = folder.list_file(split)
+    expected = {photo.stem for photo in voc_list(split)}
+    if not path.is_file():
+        raise ValueError(f"expected VOC's own list {path}, got no such file; {VOC_ARCHIVE.hint()}")
+    found = set(path.read_text(encoding="ascii", errors="replace").split())
+    if found != expected:
+        raise ValueError(
+            f"expected the {len(expected)} photos of VOC 2012 in {path}, got {len(found)}, "
+            f"{len(found & expected)} of them the same"
+        )
+
+
+def _size_in_xml(folder: VocFolder, stem: str) -> tuple[int, int]:
+    path = folder.annotation(stem)
+    size = read_annotation(path).size
+    if size is None:
+        raise ValueError(f"expected the photo's size in {path}, got none")
+    return size
+
+
+def _write_truth(
+    folder: VocFolder, split: str, samples: Sequence[Sample], output: Path, *, watch: Watch
+) -> str:
+    stems = [sample.stem for sample in samples]
+    sources = {stem: found for stem in stems if (found := folder.label_map(stem))}
+    if len(sources) < len(stems):
+        lacking = [stem for stem in stems if stem not in sources]
+        archive = SBD_ARCHIVE if split == "train_aug" else VOC_ARCHIVE
+        raise ValueError(
+            f"expected a label map of each photo of {split}, got none of {lacking[0]} "
+            f"({len(lacking)} in all); {archive.hint()}"
+        )
+
+    def make(stem: str) -> NDArray[np.uint8]:
+        return read_label_map(sources[stem], size=picture_size(folder.photos / f"{stem}.jpg"))
+
+    return write_maps(output / "ground_truth" / split, stems, make, watch=watch)
+
+
+def _without_sbd(root: Path) -> str:
+    return (
+        "no masks of SBD: ground_truth/train_aug is left out, ground_truth/train (VOC's own 1,464 photos) is there; "
+        f"training needs neither. To have it, {SBD_ARCHIVE.hint(root)}"
+    )
+
+
+def _known_pair(folder: VocFolder) -> list[str]:
+    """Note where the one photo whose true content is known here, or its label map, is another."""
+    photo, truth = folder.photos / f"{_KNOWN}.jpg", folder.label_map(_KNOWN)
+    notes = []
+    if photo.is_file() and hashlib.sha256(photo.read_bytes()).hexdigest() != _KNOWN_PHOTO:
+        notes.append(f"{photo} is not the original file: were the photos encoded anew?")
+    if photo.is_file() and truth is not None:
+        pixels = read_label_map(truth, size=picture_size(photo))
+        if hashlib.sha256(pixels.tobytes()).hexdigest() != _KNOWN_MAP:
+            notes.append(f"{truth} has other pixels than the original: were the masks changed?")
+    return notes
