@@ -18,6 +18,7 @@ from models.predictor import Predictor
 from models.run import start_run
 from models.stages import (
     adopt_prompts,
+    learn_prompts,
     learned_prompts,
     refine_generator,
     supervision,
@@ -69,10 +70,9 @@ def test_stages_teach_an_imported_weaktr_its_head_and_fusion(
 ) -> None:
     run = start_run(weaktr_config, CLASSES, tmp_path / "work", device=CPU)
     samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
-    adopt_prompts(run, torch.rand(4, 4, 16))
     clip, text = supervision(run)
     initial = build_generator(run.config, clip, text, device=CPU).state_dict()
-    for stage in (train_generator, refine_generator):
+    for stage in (train_generator, learn_prompts, refine_generator):
         stage(run, samples, lambda step: None)
     (tmp_path / "weaktr.safetensors").unlink()  # trained weights stand alone
     export_bundle(run, tmp_path / "out", stage="refine-generator", licence="", trained_on="squares")

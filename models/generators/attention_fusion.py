@@ -1,12 +1,9 @@
-"""Adaptive attention fusion: which heads of which blocks to trust, and the mean of their attention maps."""
+"""Adaptive attention fusion: which heads of which blocks to trust."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from models.generators.weaktr_sizes import WeakTrSizes
 
@@ -46,32 +43,3 @@ class AdaptiveAttentionFusion(nn.Module):
         )  # (B, heads, depth, d)
         weights = self.attn_head_ffn(self.attn_feat_ffn(features).flatten(1))
         return torch.unflatten(weights, 1, (self.heads, -1)).transpose(1, 2)
-
-
-def mean_attention(queries: Sequence[Tensor], keys: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """Return the mean of all attention maps, each times its weight, (B, N, N).
-
-    The weights depend on the last block, so no map can be folded in when its block makes it. Queries and keys are kept
-    instead, which take 2 C / (heads N) of the maps' memory, and the maps of one block at a time are made again: about a
-    sixth of the trunk's time. The same happens in the backward pass, so that what is kept for it does not grow with
-    N² either.
-
-    Args:
-        queries: of each block, (B, heads, N, d).
-        keys: likewise.
-        weights: (B, depth, heads).
-    """
-    total = weights.new_zeros((), dtype=torch.float32)  # half precision would lose small attention
-    for query, key, weight in zip(queries, keys, weights.unbind(1), strict=True):
-        folded = checkpoint(
-            weighted_attention, query, key, weight, use_reentrant=False, preserve_rng_state=False
-        )
-        total = total + folded
-    return total / weights[0].numel()
-
-
-def weighted_attention(queries: Tensor, keys: Tensor, weights: Tensor) -> Tensor:
-    """Return the sum over the heads of weight × attention map: (B, heads, N, d) twice and (B, heads) → (B, N, N)."""
-    scaled = queries * queries.shape[-1] ** -0.5
-    maps = (scaled @ keys.transpose(2, 3)).softmax(dim=-1)
-    return torch.einsum("bh,bhij->bij", weights, maps)

@@ -123,7 +123,7 @@ class ClassTokenTransformer(nn.Module):
         hidden = round(width * sizes.mlp_ratio)
         self.blocks = nn.ModuleList(Block(width, sizes.heads, hidden) for _ in range(sizes.depth))
         # The public checkpoints have it, though nothing is normed after the last block.
-        self.norm = nn.LayerNorm(width, eps=_EPSILON)
+        self.norm = nn.LayerNorm(width, eps=_EPSILON).requires_grad_(False)
         self._draw_weights()
 
     def encode(self, images: Tensor, *, pool: Callable[[Tensor], Tensor]) -> Encoded:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.generators.attention_fusion import AdaptiveAttentionFusion, mean_attention
+from models.generators.attention_fusion import AdaptiveAttentionFusion
+from models.generators.mean_attention import mean_attention
 from models.generators.vit import ClassTokenTransformer, Encoded
 from models.generators.weaktr_sizes import WeakTrSizes
 
