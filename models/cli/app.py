@@ -9,7 +9,16 @@ import typer
 from rich.console import Console
 from typer.exceptions import TyperException
 
-from models.cli import bundles, exporting, masks, rethreshold, segmenting, serving, training
+from models.cli import (
+    bundles,
+    evaluating,
+    exporting,
+    masks,
+    rethreshold,
+    segmenting,
+    serving,
+    training,
+)
 
 app = typer.Typer(
     name="semples",
@@ -18,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (masks, rethreshold, exporting, segmenting, training, bundles, serving):
+for module in (masks, rethreshold, evaluating, exporting, segmenting, training, bundles, serving):
     module.register(app)
 
 
