@@ -31,7 +31,7 @@ def test_help_names_every_command_without_torch() -> None:
     assert listed.returncode == 0
     for command in (
         "train-generator", "learn-prompts", "refine-generator", "make-pseudo-masks", "evaluate",
-        "export-bundle", "explain-prompts", "predict", "serve", "worker",
+        "export-bundle", "explain-prompts", "predict", "report", "serve", "worker",
     ):  # fmt: skip
         assert f" {command} " in listed.stdout
     code = "import sys, models.cli; sys.exit('torch' in sys.modules)"

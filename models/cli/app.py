@@ -14,6 +14,7 @@ from models.cli import (
     evaluating,
     exporting,
     masks,
+    reporting,
     rethreshold,
     segmenting,
     serving,
@@ -27,7 +28,17 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (masks, rethreshold, evaluating, exporting, segmenting, training, bundles, serving):
+for module in (
+    masks,
+    rethreshold,
+    evaluating,
+    exporting,
+    segmenting,
+    training,
+    bundles,
+    reporting,
+    serving,
+):
     module.register(app)
 
 
