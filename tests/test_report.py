@@ -22,7 +22,6 @@ from models.make_masks import make_pseudo_masks
 from models.mask_job import MaskJob, make_here
 from models.predictor import Predictor
 from models.report import Sources, write_report
-from models.reports.pictures import choose
 from models.run import Run, start_run
 from tests.conftest import CLASSES, CPU
 from tests.html_page import Page
@@ -239,19 +238,3 @@ def test_another_runs_bundle_is_refused(
     other = replace(tiny_run, classes=ClassList(CLASSES.classes[:3]))
     with pytest.raises(ValueError, match=r"expected a bundle with the run's classes, got .*tiny"):
         page(other, Sources(samples, bundle=tiny_bundle))
-
-
-def test_chosen_photos_spread_over_the_classes() -> None:
-    labels = {"a": (0, 1), "b": (0,), "c": (0,), "d": (1,), "e": (2, 3), "f": (3, 2, 1), "g": ()}
-    photos = [Sample(Path(f"{name}.jpg"), channels) for name, channels in labels.items()]
-
-    def chosen(count: int) -> str:
-        return "".join(each.stem for each in choose(photos, count))
-
-    assert chosen(0) == ""
-    assert chosen(1) == "b"
-    assert chosen(2) == "be"  # classes 0 and 2
-    assert chosen(4) == "bdef"  # each class once, the simplest photo first
-    assert chosen(5) == "bdefc"  # and round again
-    assert sorted(chosen(99)) == list("abcdef")
-    assert choose([photos[-1]], 3) == []
