@@ -181,17 +181,22 @@ def report_to_json(report: IouReport, classes: ClassList, *, images: int) -> dic
     names = {BACKGROUND_INDEX: "background"} | {each.index: each.name for each in classes.classes}
     return {
         "images": images,
-        "mean_iou": _number(report.mean_iou),
+        "mean_iou": number(report.mean_iou),
         "classes": [
             {
                 "index": index,
                 "name": name,
-                "iou": _number(float(report.iou[index])),
+                "iou": number(float(report.iou[index])),
                 "pixels": int(report.pixels[index]),
             }
             for index, name in names.items()
         ],
     }
+
+
+def number(value: float) -> float | None:
+    """Return a value as JSON has it, which has no NaN."""
+    return None if math.isnan(value) else value
 
 
 @contextmanager
@@ -220,7 +225,3 @@ def _count(classes: ClassList) -> int:
 
 def _read(path: Path) -> Tensor:
     return torch.from_numpy(read_label_map(path))
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value  # JSON has no NaN

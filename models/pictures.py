@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from models.data.classes import BACKGROUND_INDEX, IGNORE_INDEX
+
+_STRONGEST = 0.8  # the most that a soft map's color covers of the photo
 
 
 def voc_palette() -> NDArray[np.uint8]:
@@ -40,7 +42,15 @@ def label_map_png(label_map: NDArray[np.uint8], *, text: Mapping[str, str] | Non
 def overlay_png(
     image: NDArray[np.uint8], label_map: NDArray[np.uint8], *, opacity: float = 0.5
 ) -> bytes:
-    """Encode an image, (H, W, 3), with its label map's colors laid over it as an RGB PNG.
+    """Encode an image, (H, W, 3), with its label map's colors laid over it as an RGB PNG; see ``overlay``."""
+    mixed = overlay(image, label_map, opacity=opacity)
+    return _png(Image.fromarray(mixed), {}, compress_level=1)  # to look at: speed before size
+
+
+def overlay(
+    image: NDArray[np.uint8], label_map: NDArray[np.uint8], *, opacity: float = 0.5
+) -> NDArray[np.uint8]:
+    """Lay a label map's colors over an image, (H, W, 3).
 
     Background stays as it is, ignored pixels turn white-ish, and each region gets a white outline.
 
@@ -58,14 +68,38 @@ def overlay_png(
     shown = label_map != BACKGROUND_INDEX
     weight = round(opacity * 256)
     # Integers of 16 bits, and only where something is shown: photos may have 40 million pixels.
-    colors = _vivid_palette().astype(np.uint16)[label_map[shown]] * weight
+    colors = vivid_palette().astype(np.uint16)[label_map[shown]] * weight
     mixed[shown] = (image[shown] * np.uint16(256 - weight) + colors) >> 8
     mixed[_outline(label_map)] = 255
-    return _png(Image.fromarray(mixed), {}, compress_level=1)  # to look at: speed before size
+    return mixed
 
 
-def _vivid_palette() -> NDArray[np.uint8]:
-    # VOC's colors, but brightened: its first ones are too dark to see over a photo.
+def soft_overlay(
+    image: NDArray[np.uint8], maps: NDArray[np.float32], indices: Sequence[int]
+) -> NDArray[np.uint8]:
+    """Lay each pixel's best class over a gray image, (H, W, 3), in its color and as strongly as its map says.
+
+    Args:
+        image: RGB.
+        maps: soft maps in [0, 1], (n, H, W).
+        indices: the classes' values in label maps; n of them, which may be none.
+
+    Raises:
+        ValueError: if the sizes differ.
+    """
+    if maps.shape != (len(indices), *image.shape[:2]):
+        raise ValueError(f"expected maps {(len(indices), *image.shape[:2])}, got {maps.shape}")
+    mixed = image.mean(axis=2, keepdims=True).repeat(3, axis=2)
+    if len(indices):
+        colors = vivid_palette()[np.array(indices)[maps.argmax(axis=0)]]
+        weight = _STRONGEST * maps.max(axis=0)[..., None].clip(0, 1)
+        mixed = mixed * (1 - weight) + colors * weight
+    rounded: NDArray[np.uint8] = mixed.round().astype(np.uint8)
+    return rounded
+
+
+def vivid_palette() -> NDArray[np.uint8]:
+    """Return the colors of overlays, (256, 3): VOC's but brightened, for its first ones are too dark over a photo."""
     colors = voc_palette().astype(np.int64)
     brightest = np.maximum(colors.max(axis=1, keepdims=True), 1)
     vivid: NDArray[np.uint8] = (colors * 255 // brightest).astype(np.uint8)

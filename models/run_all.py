@@ -19,11 +19,13 @@ from models.json_files import write_atomically
 from models.make_masks import make_pseudo_masks
 from models.mask_job import MaskJob, make_here
 from models.predictor import Predictor
+from models.report import Sources, write_report
 from models.run import Run
 from models.segmenter_stage import STAGE, WEIGHTS, epochs_of, train_segmenter
 
 OnShare = Callable[[float], None]  # the share of a stage that is done, in [0, 1]
 
+REPORT = "report.html"
 _GENERATOR = "refine-generator"
 
 
@@ -77,7 +79,7 @@ def plan(
     licence: str,
     trained_on: str,
 ) -> tuple[Stage, ...]:
-    """Return the stages from photos with labels to a bundle that can segment.
+    """Return the stages from photos with labels to a bundle that can segment, and a page about it all.
 
     Args:
         run: a work directory, new or begun.
@@ -99,6 +101,10 @@ def plan(
     def export(_: OnShare) -> object:
         return export_bundle(run, output, stage=_GENERATOR, licence=licence, trained_on=trained_on)
 
+    def report(on_share: OnShare) -> Path:
+        sources = Sources(samples, masks=masks, bundle=output)
+        return write_report(run, sources, work / REPORT, on_share=on_share)
+
     def fitting(
         name: str, stage: Callable[..., Path], epochs: int, weights: str = "generator.safetensors"
     ) -> Stage:
@@ -118,6 +124,7 @@ def plan(
         ),
         Stage(STAGE, work / STAGE / WEIGHTS, segmenter),
         Stage("export-bundle", output / MANIFEST, export, quick=True),
+        Stage("report", work / REPORT, report, quick=True),
     )  # fmt: skip
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from redis import Redis
 
 from service.errors import ProblemError, invalid_field
-from worker.presence import ModelInfo, WorkerInfo, known_models, live_workers
+from worker.presence import (
+    Explanation,
+    ModelInfo,
+    WorkerInfo,
+    explanation_of,
+    known_models,
+    live_workers,
+)
 from worker.protocol import Task
 
 
@@ -31,6 +38,25 @@ class Catalog:
         """Return the models that can be asked for."""
         return known_models(self._redis)
 
+    def named(self, name: str) -> ModelInfo:
+        """Return the model of a name.
+
+        Raises:
+            ProblemError: if there is none of that name, or there is none yet.
+        """
+        models = self._announced()
+        if name not in models:
+            raise ProblemError(
+                "unknown-model",
+                f"expected one of {', '.join(models)}, got {name[:80]!r}",
+                models=list(models),
+            )
+        return models[name]
+
+    def explanation(self, model: ModelInfo) -> Explanation:
+        """Return what a model's background prompts learned."""
+        return explanation_of(self._redis, model)
+
     def default(self, task: Task) -> ModelInfo | None:
         """Return the model of requests that name none: as configured, else a live one, else any.
 
@@ -48,15 +74,19 @@ class Catalog:
         Raises:
             ProblemError: if there is none of that name, it cannot do the task, or there is none yet.
         """
-        models = {model.name: model for model in self.models()}
-        if not models:
-            raise ProblemError("not-ready", "no worker has announced a model yet")
+        models = self._announced()
         if name is not None and name not in models:
             raise invalid_field("model", f"expected one of {', '.join(models)}, got {name[:80]!r}")
         model = models[name] if name is not None else self.default(task)
         if model is None or not model.can(task):
             raise _cannot_segment(name, [each.name for each in models.values() if each.can(task)])
         return model
+
+    def _announced(self) -> dict[str, ModelInfo]:
+        models = {model.name: model for model in self.models()}
+        if not models:
+            raise ProblemError("not-ready", "no worker has announced a model yet")
+        return models
 
 
 def _cannot_segment(name: str | None, able: list[str]) -> ProblemError:

@@ -42,6 +42,7 @@ PROBLEMS: Final = _table(
     ProblemType("malformed", 400, "Malformed request", "Mend the request's form."),
     ProblemType("not-found", 404, "Not found", "Look at /docs for what there is."),
     ProblemType("unknown-job", 404, "Unknown or expired job", "Post the image again."),
+    ProblemType("unknown-model", 404, "Unknown model", "Take one of GET /models."),
     ProblemType("method-not-allowed", 405, "Method not allowed", "See the Allow header."),
     ProblemType("job-not-ready", 409, "Job not finished", "Ask again, or post with ?wait=.", 1),
     ProblemType("job-failed", 409, "Job failed", "Read the detail; the job has no files."),

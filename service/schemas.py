@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel
 from rq.job import Job, JobStatus
 
-from worker.presence import ModelInfo, WorkerInfo
+from worker.presence import ModelInfo, NearNoun, WorkerInfo
 from worker.protocol import (
     ClassRecord,
     ImageRecord,
@@ -72,6 +72,12 @@ class ModelSummary(BaseModel):
 
     ready: bool
     model: ModelInfo
+
+
+class ModelDocument(ModelSummary):
+    """A model and what the background prompt of each class learned: the nouns nearest to it, nearest first."""
+
+    nearest_nouns: dict[str, tuple[NearNoun, ...]]
 
 
 class ModelList(BaseModel):

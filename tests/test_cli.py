@@ -34,7 +34,7 @@ def test_help_names_every_command_without_torch() -> None:
     assert listed.returncode == 0
     for command in (
         "prepare", "train-generator", "learn-prompts", "refine-generator", "make-pseudo-masks",
-        "evaluate", "export-bundle", "explain-prompts", "import-checkpoint", "predict", "serve",
+        "evaluate", "export-bundle", "explain-prompts", "import-checkpoint", "predict", "report", "serve",
         "worker",
     ):  # fmt: skip
         assert f" {command} " in listed.stdout

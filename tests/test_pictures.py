@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.pictures import label_map_png, overlay_png, voc_palette
+from models.pictures import label_map_png, overlay_png, soft_overlay, voc_palette
 
 
 def test_voc_colors() -> None:
@@ -38,3 +38,18 @@ def test_overlay_colors_only_the_object() -> None:
     assert shown[10, 10].tolist() == [177, 50, 50]
     with pytest.raises(ValueError, match="expected a label map of"):
         overlay_png(image, label_map[1:])
+
+
+def test_a_soft_overlay_is_as_strong_as_the_best_map() -> None:
+    image = np.full((2, 3, 3), 100, dtype=np.uint8)
+    image[..., 0] = 160  # gray 120
+    maps = np.zeros((2, 2, 3), dtype=np.float32)
+    maps[0, 0, 0], maps[1, 0, 0] = 1.0, 0.2
+    maps[1, 1] = 0.5
+    shown = soft_overlay(image, maps, [1, 4])
+    assert shown[0, 1].tolist() == [120, 120, 120]
+    assert shown[0, 0].tolist() == [round(0.2 * 120 + 0.8 * 255), 24, 24]  # red, class 1
+    assert shown[1, 2].tolist() == [72, 72, round(0.6 * 120 + 0.4 * 255)]  # blue, class 4
+    assert (soft_overlay(image, maps[:0], []) == 120).all()
+    with pytest.raises(ValueError, match=r"expected maps \(1, 2, 3\), got \(2, 2, 3\)"):
+        soft_overlay(image, maps, [1])

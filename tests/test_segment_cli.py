@@ -117,14 +117,16 @@ def test_run_all_then_again(tiny_config: Config, tiny_data: Path, tmp_path: Path
 
     names = [
         "train-generator", "learn-prompts", "refine-generator", "make-pseudo-masks",
-        "train-segmenter", "export-bundle",
+        "train-segmenter", "export-bundle", "report",
     ]  # fmt: skip
     first = run_all()
     assert [line.partition(":")[0] for line in first] == names
     assert all(": written to " in line for line in first)
+    page = (work / "report.html").read_text()
+    assert page.count("<article>") == 6
     again = run_all()
     assert [line.partition(":")[0] for line in again] == names
-    assert all(": done before, see " in line for line in again[:-1])
+    assert all(": done before, see " in line for line in again[:-2])
 
     # As a kill between the stages would leave it.
     version = semples("explain-prompts", bundle, "--json").stdout

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import httpx
 import pytest
 
-from tests.service_fixtures import WorkerProcess
+from tests.service_doubles import Info
+from tests.service_fixtures import WorkerProcess, http_api, valkey
+from worker.presence import ModelInfo, WorkerInfo, announce
 
 
 def test_models(api: httpx.Client, worker: WorkerProcess) -> None:
@@ -20,7 +24,43 @@ def test_models(api: httpx.Client, worker: WorkerProcess) -> None:
     assert model["can_segment"] is True
     assert model["segment"] == {"refine": "pamr", "min_confidence": 0.1}
     assert model["metrics"][0]["name"] == "mean_iou"
-    assert model["nearest_nouns"]["cat"][0]["noun"] == "sofa"
+    assert "nearest_nouns" not in summary["model"]
+
+
+def test_one_model_says_what_its_prompts_learned(api: httpx.Client, worker: WorkerProcess) -> None:
+    document = api.get("/models/double").json()
+    assert document["ready"] is True
+    assert document["model"] == api.get("/models").json()["models"][0]["model"]
+    assert document["nearest_nouns"] == {"cat": [{"noun": "sofa", "similarity": 0.5}]}
+    worker.stop()
+    stopped = api.get("/models/double").json()
+    assert stopped == {**document, "ready": False}
+    worker.start()
+
+
+@pytest.mark.parametrize("name", ["dubble", "%3Cscript%3E", "x" * 5000])
+def test_an_unknown_model(api: httpx.Client, worker: WorkerProcess, name: str) -> None:
+    del worker
+    answer = api.get(f"/models/{name}")
+    assert answer.status_code == 404
+    problem = answer.json()
+    assert problem["type"] == "/problems/unknown-model"
+    assert problem["models"] == ["double"]
+    assert "expected one of double, got" in problem["detail"]
+    assert len(problem["detail"]) < 200
+
+
+def test_no_model_yet(tmp_path: Path) -> None:
+    with valkey(tmp_path) as place, http_api(place) as api:
+        answer = api.get("/models/double")
+        assert (answer.status_code, answer.json()["type"]) == (503, "/problems/not-ready")
+        # A worker of an older version, which explains nothing.
+        model = ModelInfo.model_validate(Info().to_json())
+        announce(
+            place.redis, WorkerInfo(name="w", model=model.ref, device="cpu", host="h", pid=1), model
+        )
+        document = api.get("/models/double").json()
+        assert (document["ready"], document["nearest_nouns"]) == (True, {})
 
 
 def test_health_and_readiness(api: httpx.Client, worker: WorkerProcess) -> None:

@@ -13,7 +13,16 @@ from rq.utils import now
 from tests.service_doubles import NAMES, Info
 from tests.service_fixtures import LEASE, NOTHING, Place, WorkerProcess, wait_for
 from worker.loop import STUCK_EXIT_CODE, STUCK_GRACE_SECONDS, LeaseWorker
-from worker.presence import ModelInfo, WorkerInfo, known_models, live_workers, worker_key
+from worker.presence import (
+    Explanation,
+    ModelInfo,
+    WorkerInfo,
+    explanation_key,
+    explanation_of,
+    known_models,
+    live_workers,
+    worker_key,
+)
 from worker.pulse import Pulse
 from worker.queues import LeasedIntermediateQueue
 
@@ -131,6 +140,7 @@ def lone_worker(place: Place) -> Iterator[LeaseWorker]:
         place.redis,
         name="lone",
         model=ModelInfo.model_validate(Info().to_json()),
+        explanation=Explanation.model_validate(Info().to_json()),
         device="cpu",
         lease=LEASE,
         exit_process=_raise_exit,
@@ -157,6 +167,22 @@ def test_a_beat_renews_the_lease_of_worker_and_job(place: Place, lone_worker: Le
     [announced] = [each for each in live_workers(place.redis) if each.name == "lone"]
     assert announced.jobs_in_hand == 1
     assert 0 < place.redis.ttl(worker_key("lone")) <= LEASE
+
+
+def test_a_beat_explains_the_model_once(place: Place, lone_worker: LeaseWorker) -> None:
+    lone_worker.beat()
+    [model] = known_models(place.redis)
+    key = explanation_key(model.version)
+    told = explanation_of(place.redis, model)
+    assert told.nearest_nouns["cat"][0].noun == "sofa"
+    assert b"sofa" not in place.redis.get("semples:model:double")  # which every request reads
+    place.redis.expire(key, 5)
+    lone_worker.beat()
+    assert place.redis.ttl(key) > 5
+    place.redis.delete(key)  # a Redis that has lost its memory
+    assert explanation_of(place.redis, model) == Explanation()
+    lone_worker.beat()
+    assert explanation_of(place.redis, model) == told
 
 
 def test_a_job_stuck_in_c_code_ends_the_process(place: Place, lone_worker: LeaseWorker) -> None:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from models.bundle_info import read_info
 from tests.service_doubles import Info
-from worker.presence import ModelInfo, SegmentDefaults
+from worker.presence import Explanation, ModelInfo, SegmentDefaults
 from worker.protocol import JobRequest, ModelRef, Options, Progress
 
 
@@ -102,3 +102,7 @@ def test_a_real_bundle_can_be_announced(tiny_bundle: object) -> None:
     assert (announced.name, announced.version) == (info.name, info.version)
     assert announced.background_threshold == info.background_threshold
     assert announced.licence == "Apache-2.0"
+    explained = Explanation.model_validate(info.to_json()).nearest_nouns
+    assert {name: [vars(noun) for noun in nouns] for name, nouns in explained.items()} == {
+        name: [vars(noun) for noun in nouns] for name, nouns in info.nearest_nouns.items()
+    }

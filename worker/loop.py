@@ -23,7 +23,7 @@ from rq.utils import now
 from rq.worker_registration import clean_worker_registry
 
 from worker.failures import note_failure
-from worker.presence import ModelInfo, WorkerInfo, announce, withdraw
+from worker.presence import Explanation, ModelInfo, WorkerInfo, announce, withdraw
 from worker.protocol import LEASE_SECONDS
 from worker.pulse import Pulse
 from worker.queues import AllowedJob, TaskQueue, open_queue
@@ -45,6 +45,7 @@ class LeaseWorker(SimpleWorker):
         redis: where the jobs are.
         name: unique among workers.
         model: what this worker announces.
+        explanation: of the model, announced too.
         device: the model's device, announced too.
         lease: seconds that this worker and its jobs count as alive after a sign of life.
         exit_process: how to end a process whose main thread is stuck.
@@ -62,6 +63,7 @@ class LeaseWorker(SimpleWorker):
         name: str,
         model: ModelInfo,
         device: str,
+        explanation: Explanation | None = None,
         lease: int = LEASE_SECONDS,
         exit_process: Callable[[int], object] = os._exit,
     ) -> None:
@@ -79,6 +81,7 @@ class LeaseWorker(SimpleWorker):
             log_job_description=False,
         )
         self._model = model
+        self._explanation = explanation
         self._device = device
         self._exit_process = exit_process
 
@@ -132,7 +135,7 @@ class LeaseWorker(SimpleWorker):
                 self._exit_process(STUCK_EXIT_CODE)
             self.maintain_heartbeats(execution.job, execution)
         info = self._worker_info(len(executions))
-        announce(self.connection, info, self._model, lease=self.lease)
+        announce(self.connection, info, self._model, self._explanation, lease=self.lease)
         self.tidy()
 
     def tidy(self) -> None:

@@ -30,6 +30,11 @@ def model_key(model: str) -> str:
     return f"semples:model:{model}"
 
 
+def explanation_key(version: str) -> str:
+    """Return the key that holds what a model's background prompts learned; a version's never changes."""
+    return f"semples:explanation:{version}"
+
+
 class ClassEntry(Record):
     """A class of a model: index in label maps, name, other names that are taken."""
 
@@ -69,7 +74,6 @@ class ModelInfo(Record):
     licence: str = ""
     trained_on: str = ""
     metrics: tuple[dict[str, Any], ...] = ()
-    nearest_nouns: dict[str, tuple[dict[str, Any], ...]] = Field(default_factory=dict)
 
     @property
     def ref(self) -> ModelRef:
@@ -85,6 +89,22 @@ class ModelInfo(Record):
         return ClassList(tuple(ClassInfo(c.index, c.name, c.synonyms) for c in self.classes))
 
 
+class NearNoun(Record):
+    """A noun and the cosine of its caption to a background prompt."""
+
+    noun: str
+    similarity: float
+
+
+class Explanation(Record):
+    """What a model's background prompts learned: the nouns nearest to each, nearest first, by class name.
+
+    Kept apart from ModelInfo, which every request reads: these are hundreds of nouns that few ask for.
+    """
+
+    nearest_nouns: dict[str, tuple[NearNoun, ...]] = Field(default_factory=dict)
+
+
 class WorkerInfo(Record):
     """A live worker with a warm model; its key expires when the lease does."""
 
@@ -97,15 +117,24 @@ class WorkerInfo(Record):
 
 
 def announce(
-    redis: Redis, worker: WorkerInfo, model: ModelInfo, *, lease: int = LEASE_SECONDS
+    redis: Redis,
+    worker: WorkerInfo,
+    model: ModelInfo,
+    explanation: Explanation | None = None,
+    *,
+    lease: int = LEASE_SECONDS,
 ) -> None:
     """Renew a worker's lease, of so many seconds, and what is known of its model."""
+    explained = explanation_key(model.version)
     with redis.pipeline() as pipeline:
         pipeline.set(worker_key(worker.name), worker.model_dump_json(), ex=lease)
         pipeline.sadd(WORKERS_KEY, worker.name)
         pipeline.set(model_key(model.name), model.model_dump_json(), ex=MODEL_SECONDS)
         pipeline.sadd(MODELS_KEY, model.name)
-        pipeline.execute()
+        pipeline.expire(explained, MODEL_SECONDS)
+        *_, known = pipeline.execute()
+    if explanation is not None and not known:
+        redis.set(explained, explanation.model_dump_json(), ex=MODEL_SECONDS)
 
 
 def withdraw(redis: Redis, worker: str) -> None:
@@ -126,6 +155,12 @@ def known_models(redis: Redis) -> tuple[ModelInfo, ...]:
     return _read(redis, MODELS_KEY, model_key(""), ModelInfo)
 
 
+def explanation_of(redis: Redis, model: ModelInfo) -> Explanation:
+    """Return what a model's prompts learned; nothing if its workers have not said."""
+    content = cast("bytes | None", redis.get(explanation_key(model.version)))
+    return Explanation() if content is None else Explanation.model_validate_json(content)
+
+
 def _read(redis: Redis, index: str, prefix: str, record: type[R]) -> tuple[R, ...]:
     names = sorted(cast("set[bytes]", redis.smembers(index)))
     if not names:
@@ -139,5 +174,5 @@ def _read(redis: Redis, index: str, prefix: str, record: type[R]) -> tuple[R, ..
 
 @lru_cache(maxsize=64)
 def _parse(record: type[R], content: bytes) -> R:
-    # A model's record is some 20 KB and the same for days: parse it once, not with each request.
+    # A model's record is several KB and the same for days: parse it once, not with each request.
     return record.model_validate_json(content)

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 
 from worker.blobs import BlobError, BlobStore
 from worker.loop import LeaseWorker
-from worker.presence import ModelInfo
+from worker.presence import Explanation, ModelInfo
 from worker.protocol import BLOB_SECONDS
 from worker.pulse import Pulse
 from worker.queues import open_redis
@@ -48,7 +48,8 @@ def run(settings: WorkerSettings, *, load: Load) -> bool:
     try:
         predictor = load(settings)
         canary(predictor)
-        model = ModelInfo.model_validate(predictor.info.to_json())
+        shown = predictor.info.to_json()
+        model, explanation = ModelInfo.model_validate(shown), Explanation.model_validate(shown)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         reason = str(error).partition("\n")[0]
         raise WorkerStartError(f"cannot load bundle {settings.bundle!r}: {reason}") from error
@@ -58,6 +59,7 @@ def run(settings: WorkerSettings, *, load: Load) -> bool:
         name=settings.name,
         model=model,
         device=str(predictor.device),
+        explanation=explanation,
         lease=settings.lease,
     )
     # Not in the worker's own pulse: a large store takes longer to walk than a lease lasts.

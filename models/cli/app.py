@@ -11,10 +11,12 @@ from typer.exceptions import TyperException
 
 from models.cli import (
     bundles,
+    evaluating,
     exporting,
     importing,
     masks,
     preparing,
+    reporting,
     rethreshold,
     segmenting,
     serving,
@@ -29,7 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for module in (
-    preparing, masks, rethreshold, exporting, importing, segmenting, training, bundles, serving,
+    preparing, masks, rethreshold, evaluating, exporting, importing, segmenting, training, bundles, reporting,
+    serving,
 ):  # fmt: skip
     module.register(app)
 

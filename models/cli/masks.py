@@ -1,8 +1,7 @@
-"""Commands that make masks and measure them."""
+"""Commands that make masks."""
 
 from __future__ import annotations
 
-import json
 import os
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from models.cli.options import (
     BackgroundOption,
@@ -28,9 +26,7 @@ from models.cli.options import (
 from models.cli.results import check_keeps, write_results
 
 if TYPE_CHECKING:
-    from models.data.classes import ClassList
     from models.make_masks import Outcome
-    from models.metrics import IouReport
     from models.predictor import Predictor
 
 DEFAULT_BUNDLE = "coco-demo"
@@ -40,7 +36,6 @@ def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command("predict")(predict)
     app.command("make-pseudo-masks")(make_masks)
-    app.command("evaluate")(evaluate)
 
 
 def predict(
@@ -137,92 +132,6 @@ def report_outcome(outcome: Outcome, output: Path) -> None:
         Console(stderr=True).print(f"semples: {name}: {reason}", markup=False)
     if outcome.failed:
         raise typer.Exit(1)
-
-
-def evaluate(
-    ground_truth: Annotated[
-        Path, typer.Option("--ground-truth", help="Folder of STEM.png label maps.")
-    ],
-    classes: Annotated[Path, typer.Option("--classes", help="File of 'index name' lines.")],
-    predictions: Annotated[
-        Path | None, typer.Option("--predictions", help="Folder of STEM.png label maps.")
-    ] = None,
-    scores: Annotated[
-        Path | None,
-        typer.Option("--scores", help="Folder of STEM.npz: sweep the threshold (oracle) instead."),
-    ] = None,
-    min_pixels: Annotated[
-        int, typer.Option(min=0, help="Classes with fewer true pixels stay out of the mean.")
-    ] = 0,
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Leave out photos without a ground truth.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Measure label maps, or stored scores at every threshold, against ground truth."""
-    from models.data.classes import read_class_list
-    from models.evaluate import (
-        count_left_out,
-        count_missing,
-        evaluate_label_maps,
-        matching_files,
-        report_to_json,
-        sweep_scores,
-    )
-
-    class_list = read_class_list(classes)
-    extra: dict[str, object] = {}
-    if scores is None and predictions is not None:
-        pairs = matching_files(predictions, ground_truth, ".png", allow_missing=allow_missing)
-        with progress("evaluate", len(pairs)) as (bar, task):
-            report = evaluate_label_maps(
-                pairs, class_list, min_pixels=min_pixels, on_image=lambda: bar.advance(task)
-            )
-    elif scores is not None and predictions is None:
-        pairs = matching_files(scores, ground_truth, ".npz", allow_missing=allow_missing)
-        with progress("sweep", len(pairs)) as (bar, task):
-            sweep = sweep_scores(
-                pairs,
-                class_list,
-                thresholds=[percent / 100 for percent in range(5, 96)],
-                min_pixels=min_pixels,
-                on_image=lambda: bar.advance(task),
-            )
-        threshold, report = sweep.best
-        curve = [each.mean_iou for each in sweep.reports]
-        extra = {
-            "rule": "oracle",
-            "threshold": threshold,
-            "curve": dict(zip(map(str, sweep.thresholds), curve, strict=True)),
-        }
-    else:
-        raise ValueError("expected one of --predictions and --scores, got both or neither")
-    missing = count_missing(pairs, ground_truth)
-    if missing:
-        Console(stderr=True).print(f"semples: {missing} ground truths have no prediction")
-    suffix = ".png" if scores is None else ".npz"
-    left_out = count_left_out(pairs[0][0].parent, pairs, suffix)
-    if left_out:
-        Console(stderr=True).print(f"semples: {left_out} predictions have no ground truth")
-    extra |= {"missing_predictions": missing, "missing_ground_truths": left_out}
-    result = {**report_to_json(report, class_list, images=len(pairs)), **extra}
-    if as_json:
-        print(json.dumps(result, indent=2))
-    else:
-        _print_report(report, class_list, len(pairs))
-        if "threshold" in extra:
-            print(f"at the best threshold for this ground truth (oracle): {extra['threshold']}")
-
-
-def _print_report(report: IouReport, classes: ClassList, images: int) -> None:
-    table = Table("class", "IoU %", "pixels", title=f"{images} images")
-    for index, name in [(0, "background"), *((each.index, each.name) for each in classes.classes)]:
-        if report.pixels[index]:
-            iou, pixels = float(report.iou[index]), int(report.pixels[index])
-            table.add_row(name, f"{100 * iou:.1f}", f"{pixels:,}")
-    console = Console()
-    console.print(table)
-    console.print(f"mean IoU {100 * report.mean_iou:.2f} %")
 
 
 def _load_predictor(bundle: str, device: str, threads: int) -> Predictor:

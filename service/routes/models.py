@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from service.dependencies import CatalogDependency
 from service.errors import ProblemDocument
-from service.schemas import ModelList, ModelSummary
+from service.schemas import ModelDocument, ModelList, ModelSummary
 
 router = APIRouter(tags=["models"])
 
@@ -15,7 +15,8 @@ router = APIRouter(tags=["models"])
 def get_models(catalog: CatalogDependency) -> ModelList:
     """List the models: classes with synonyms, defaults, measured metrics, licence, version.
 
-    ``can_segment`` says whether ``POST /segment`` takes a model; its defaults are in ``segment``.
+    ``can_segment`` says whether ``POST /segment`` takes a model; its defaults are in ``segment``. What its prompts
+    learned is under ``/models/{name}``.
     """
     alive = {worker.model for worker in catalog.workers()}
     default, segment = catalog.default("pseudo_mask"), catalog.default("segment")
@@ -25,4 +26,17 @@ def get_models(catalog: CatalogDependency) -> ModelList:
         models=tuple(
             ModelSummary(ready=model.ref in alive, model=model) for model in catalog.models()
         ),
+    )
+
+
+@router.get(
+    "/models/{name}", responses={404: {"model": ProblemDocument}, 503: {"model": ProblemDocument}}
+)
+def get_model(name: str, catalog: CatalogDependency) -> ModelDocument:
+    """Describe one model, with the nouns nearest to what the background prompt of each class learned."""
+    model = catalog.named(name)
+    alive = {worker.model for worker in catalog.workers()}
+    explanation = catalog.explanation(model)
+    return ModelDocument(
+        ready=model.ref in alive, model=model, nearest_nouns=explanation.nearest_nouns
     )
