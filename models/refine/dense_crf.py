@@ -73,6 +73,11 @@ def build(surroundings: Surroundings) -> DenseCrf:
     return DenseCrf(surroundings.background)
 
 
+def build_coco(surroundings: Surroundings) -> DenseCrf:
+    """Build the refiner with COCO's kernels: `dense_crf_coco`."""
+    return DenseCrf(surroundings.background, COCO_KERNELS)
+
+
 @torch.no_grad()
 def dense_crf(
     image: Tensor, probabilities: Tensor, *, kernels: Sequence[Kernel], iterations: int = ITERATIONS

@@ -12,6 +12,7 @@ REFINERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "pamr": "models.refine.pamr:build",
         "dense_crf": "models.refine.dense_crf:build",
+        "dense_crf_coco": "models.refine.dense_crf:build_coco",
         "random_walk": "models.refine.random_walk:build",
         "region_vote": "models.refine.region_vote:build",
     }

@@ -1,0 +1,180 @@
+"""Each stage's step, and CAMs of one photo, against the plain formulation: seconds and peak memory.
+
+The paper's networks with random weights (WeakTr DeiT-S, ViT-B/32), random photos, 20 classes, two of them present. Each
+row is a process of its own, for peak memory; both sides of a ratio are of one run, by turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+from benchmarks.plain_stages import (
+    BACKGROUND_WEIGHT,
+    EPSILON,
+    REFINEMENT_WEIGHT,
+    TEXT_WEIGHT,
+    PlainStages,
+)
+from models.cam import multi_scale_cams
+from models.clip import FrozenClip, load_clip
+from models.generators.weaktr import WeakTrGenerator
+from models.generators.weaktr_sizes import WeakTrSizes
+from models.prompts import BackgroundPrompts
+from models.regions import soft_masks
+from models.training.generator import Refinement, generator_losses
+from models.training.prompts import RegionEmbeddings, embed_backgrounds, prompt_losses
+
+NAMES = tuple(f"thing number {number}" for number in range(20))
+PRESENT = 2  # classes a photo
+SCALES = (1.0, 1.2)
+PHOTO = (384, 512)  # 500 x 375 on the grid of 32
+WHAT = {
+    "a": "(a) step",
+    "c": "(c) step",
+    "b": "(b) epoch",
+    "embed": "(b) once: embed a view of each photo",
+    "cam": "CAMs, 1.0 and 1.2 with flip",
+}
+
+Work = Callable[[], object]
+
+
+def main() -> None:
+    """Print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--prompt-batch", type=int, default=128, help="photos of an epoch in (b)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)  # a row's own process
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.only:
+        measure(*arguments.only, batch=arguments.batch, rounds=arguments.rounds)
+        return
+    print("| what | plain s | ours s | ratio | plain MB | ours MB |\n|---|---|---|---|---|---|")
+    for stage, title in WHAT.items():
+        # The paper's batch, for an epoch's cost in (b) hangs on how many photos share its prompts.
+        batch = arguments.prompt_batch if stage in ("b", "embed") else arguments.batch
+        options = [
+            f"--batch={batch}",
+            f"--rounds={arguments.rounds}",
+            f"--threads={arguments.threads}",
+        ]
+        ours, ours_peak = _in_process([*options, "--only", stage, "ours"])
+        cells = [f"{ours:.3f}", "", "", f"{ours_peak:.0f}"]
+        if stage != "embed":  # what the plain formulation does in each epoch
+            plain, plain_peak = _in_process([*options, "--only", stage, "plain"])
+            cells = [
+                f"{plain:.3f}",
+                *cells[:1],
+                f"{plain / ours:.1f}",
+                f"{plain_peak:.0f}",
+                cells[-1],
+            ]
+        else:
+            cells = ["", *cells]
+        print(f"| {title} | {' | '.join(cells)} |", flush=True)
+
+
+def _in_process(options: list[str]) -> tuple[float, float]:
+    command = [sys.executable, "-m", "benchmarks.stage_speed", *options]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    seconds, peak = done.stdout.split()
+    return float(seconds), float(peak)
+
+
+def measure(stage: str, side: str, *, batch: int, rounds: int) -> None:
+    """Print the median seconds of a stage's step and by how many MB it raised the peak of memory."""
+    torch.manual_seed(0)
+    work = build(stage, side, batch)
+    before = _peak()
+    seconds = []
+    for _ in range(rounds + 1):  # the first one warms up
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    print(statistics.median(seconds[1:]), _peak() - before)
+
+
+def build(stage: str, side: str, batch: int) -> Work:
+    """Return one step of a stage (an epoch of the batch's photos for (b)), formulated one way or the other."""
+    generator = WeakTrGenerator(WeakTrSizes(), classes=len(NAMES)).eval()
+    clip = load_clip("ViT-B-32", None)
+    images, labels = torch.rand(batch, 3, 224, 224), torch.zeros(batch, len(NAMES))
+    labels.scatter_(1, torch.rand(batch, len(NAMES)).topk(PRESENT).indices, 1.0)
+    prompts = BackgroundPrompts(
+        len(NAMES), 30, clip.prompt_width, initialization="normal", generator=torch.Generator()
+    )
+    if stage == "cam":
+        photo, channels = torch.rand(1, 3, *PHOTO), torch.arange(PRESENT)
+        plain = PlainStages(generator, clip, NAMES)
+        if side == "plain":
+            return torch.no_grad()(lambda: plain.cams(photo, channels, scales=SCALES))
+        return torch.inference_mode()(
+            lambda: multi_scale_cams(generator, photo, channels, scales=SCALES, flip=True)
+        )
+    if side == "plain":
+        plain = PlainStages(generator, clip, NAMES)
+        if stage == "b":
+            return lambda: plain.prompt_step(images, labels, prompts)
+        return lambda: plain.generator_step(images, labels, prompts if stage == "c" else None)
+    return ours(stage, generator, clip, prompts, (images, labels))
+
+
+def ours(
+    stage: str,
+    generator: WeakTrGenerator,
+    clip: FrozenClip,
+    prompts: BackgroundPrompts,
+    batch: tuple[torch.Tensor, torch.Tensor],
+) -> Work:
+    """Return the library's own step; what it does once a stage is done here, before it is timed."""
+    generator.requires_grad_(False)
+    generator.head.requires_grad_(True)
+    generator.adaptive_attention_fusion.requires_grad_(True)
+    text = clip.embed_classes(NAMES)
+    views = list(zip(torch.split(batch[0], 32), torch.split(batch[1], 32), strict=True))
+
+    def masks_of(images: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+        return soft_masks(generator(images), present, size=clip.input_size, epsilon=EPSILON)
+
+    def embed() -> RegionEmbeddings:
+        return embed_backgrounds(views, masks_of, clip, device=torch.device("cpu"))
+
+    if stage == "embed":
+        return embed
+    if stage == "b":
+        regions = embed()
+        losses = prompt_losses(prompts, clip, regions, text, text_weight=TEXT_WEIGHT)
+        rows = torch.arange(len(regions.channels))
+        return lambda: backward(losses(rows))
+    refinement = None
+    if stage == "c":
+        with torch.no_grad():
+            refinement = Refinement(clip.embed_prompts(prompts.context), REFINEMENT_WEIGHT)
+    losses_of = generator_losses(
+        masks_of, clip, text, background_weight=BACKGROUND_WEIGHT, refinement=refinement
+    )
+    return lambda: backward(losses_of(batch))
+
+
+def backward(losses: Mapping[str, torch.Tensor]) -> None:
+    """Run the backward pass of a loss's terms."""
+    torch.stack([*losses.values()]).sum().backward()  # type: ignore[no-untyped-call]
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()
