@@ -102,6 +102,20 @@ def test_run_all_misses_the_segmenter_first(
     assert "expected at least 2 photos a batch and process, got 1" in again.stderr
 
 
+@pytest.mark.parametrize("command", ["run-all", "learn-prompts"])
+def test_what_one_process_does_is_refused_to_several(
+    command: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    config = ["--config", "voc"] if command == "run-all" else []
+    done = semples(
+        command, tmp_path / "work", "--images", tiny_data / "images", "--labels",
+        tiny_data / "labels.csv", *config,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"expected one process of {command}, got 2 under torchrun" in done.stderr
+
+
 @pytest.mark.slow
 def test_run_all_then_again(tiny_config: Config, tiny_data: Path, tmp_path: Path) -> None:
     config, work, bundle = tmp_path / "tiny.yaml", tmp_path / "work", tmp_path / "bundle"

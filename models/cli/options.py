@@ -182,6 +182,13 @@ def training_processes(device: str, threads: int) -> Iterator[tuple[torch.device
         yield chosen, processes
 
 
+def refuse_company(command: str) -> None:
+    """Raise ValueError if torchrun started several processes of a command that is one process's work."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1:
+        raise ValueError(f"expected one process of {command}, got {count} under torchrun")
+
+
 def local_device(local_rank: str) -> str:
     """Return the name of the device that torchrun's process of a local rank works on."""
     import torch

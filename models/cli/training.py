@@ -17,6 +17,7 @@ from models.cli.options import (
     WorkersOption,
     pick_device,
     progress,
+    refuse_company,
     report_stage,
     training_processes,
 )
@@ -83,6 +84,7 @@ def learn_prompts(
     """Stage (b): learn each class's background prompt with the generator of stage (a)."""
     from models import stages
 
+    refuse_company("learn-prompts")
     run, samples = _open(work, images, labels, pick_device(device, threads), workers)
     labeled = sum(bool(each.channels) for each in samples)
     views = run.config.learn_prompts.views * labeled
@@ -133,6 +135,7 @@ def run_all(
     from models.run_all import claim, plan
     from models.segmenter_stage import check_segmenter
 
+    refuse_company("run-all")
     settings, class_list, samples = _read(images, labels, config, classes)
     run = start_run(
         settings, class_list, work, device=pick_device(device, threads), workers=workers
