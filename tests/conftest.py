@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -173,10 +174,12 @@ def tiny_bundle(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path
 def tiny_segmenter_bundle(
     tiny_run: Run, tiny_data: Path, tiny_masks: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The tiny bundle with a segmenter that has seen two epochs."""
+    """The tiny bundle with a segmenter that has seen four epochs, enough to find something in each photo."""
     work = tmp_path_factory.mktemp("segmenter") / "work"
     shutil.copytree(tiny_run.work, work)
     run = open_run(work, device=CPU)
+    stage = run.config.train_segmenter.model_copy(update={"epochs": 4})
+    run = replace(run, config=run.config.model_copy(update={"train_segmenter": stage}))
     samples = read_mask_folder(tiny_data / "images", tiny_masks, CLASSES)
     train_segmenter(run, samples, lambda step: None)
     folder = tmp_path_factory.mktemp("bundle") / "tiny"
