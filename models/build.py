@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.clip import FrozenClip, load_clip
-from models.config import ClipConfig, CnnConfig, Config, GeneratorStageConfig
+from models.config import ClipConfig, CnnConfig, Config, GeneratorStageConfig, PretrainConfig
 from models.data.classes import ClassList
 from models.data.mask_crops import MaskTransform, mask_augmentation
 from models.data.transforms import Transform, light_augmentation, strong_augmentation
@@ -29,6 +29,7 @@ from models.segmenters import Segmenter
 from models.segmenters.light import light_segmenter
 from models.segmenters.mask2former import Mask2FormerSegmenter, build_mask2former
 from models.tensors import read_tensors
+from models.training.classifier import EvidenceOf
 from models.training.generator import MasksOf
 
 
@@ -62,7 +63,8 @@ def build_generator(
     ones.
 
     Raises:
-        ValueError: if the backbone is unknown, or CLIP does not fit a zero-shot generator.
+        ValueError: if the backbone is unknown, its weights do not fit, or CLIP does not fit a zero-shot generator.
+        OSError: if its weights cannot be read.
     """
     settings = config.generator
     if isinstance(settings, CnnConfig):
@@ -72,10 +74,13 @@ def build_generator(
             built = cnn_generator(
                 settings.backbone,
                 classes=class_text.shape[0],
-                pretrained=settings.pretrained,
+                pretrained=settings.pretrained and settings.weights is None,
                 output_stride=settings.output_stride,
                 generator=torch.Generator().manual_seed(config.seed),
+                level=settings.level,
             )
+        if settings.weights is not None:
+            _load_weights(built, Path(settings.weights))
     else:
         built = zero_shot_generator(
             clip,
@@ -95,13 +100,17 @@ def load_generator(
         OSError: if it cannot be read.
     """
     generator = build_generator(config, clip, class_text, device=device)
+    _load_weights(generator, path)
+    return generator
+
+
+def _load_weights(generator: CnnGenerator, path: Path) -> None:
     try:
-        generator.load_state_dict(read_tensors(path, device=device))
+        generator.load_state_dict(read_tensors(path))
     except RuntimeError as error:
         raise ValueError(
             f"expected weights of this configuration's generator in {path} ({error})"
         ) from error
-    return generator
 
 
 def build_masks(generator: CnnGenerator, clip: FrozenClip, *, mask: str, epsilon: float) -> MasksOf:
@@ -120,8 +129,13 @@ def build_masks(generator: CnnGenerator, clip: FrozenClip, *, mask: str, epsilon
     return {"minmax": minmax, "sigmoid": sigmoid}[mask]
 
 
-def build_transform(config: GeneratorStageConfig) -> Transform:
-    """Return the augmentation of stage (a) or (c)."""
+def build_evidence(generator: CnnGenerator) -> EvidenceOf:
+    """Return what turns images into class evidence, from which image-level labels are told."""
+    return lambda images: {"classify": generator.logits(images).mean(dim=(2, 3))}
+
+
+def build_transform(config: GeneratorStageConfig | PretrainConfig) -> Transform:
+    """Return the augmentation of a stage in which the mask generator learns."""
     augment = {"strong": strong_augmentation, "light": light_augmentation}[config.augmentation]
     return augment(config.crop_size, min_area=config.crop_min_area)
 

@@ -40,7 +40,11 @@ class CnnConfig(_Frozen):
     kind: Literal["cnn"] = "cnn"
     backbone: str = "resnet50"
     pretrained: bool = True
+    # Safetensors of this same generator, such as `semples pretrain-generator` leaves; in place of a random head.
+    weights: Annotated[str, Field(min_length=1)] | None = None
     output_stride: Literal[8, 16, 32] = 16
+    # Which of the backbone's maps the head reads; one before the last sees less around a place, as small images need.
+    level: Annotated[int, Field(ge=-4, le=-1)] = -1
 
 
 class ZeroShotConfig(_Frozen):
@@ -68,7 +72,13 @@ class _StageConfig(_Frozen):
     weight_decay: Annotated[float, Field(ge=0)] = 0.03
     crop_size: Annotated[int, Field(ge=32)] = 224
     crop_min_area: Annotated[float, Field(gt=0, le=1)] = 0.08
-    epsilon: Positive
+
+
+class PretrainConfig(_StageConfig):
+    """Before stage (a): the mask generator learns to tell the image-level labels, as any CAM network does."""
+
+    learning_rate: Positive = 1e-4
+    augmentation: Literal["strong", "light"] = "strong"
 
 
 class GeneratorStageConfig(_StageConfig):
@@ -115,6 +125,8 @@ class Config(_Frozen):
     clip: ClipConfig = ClipConfig()
     generator: GeneratorConfig = CnnConfig()
     prompts: PromptsConfig = PromptsConfig()
+    # With this section stages (a) and (c) start from what `semples pretrain-generator` leaves.
+    pretrain_generator: PretrainConfig | None = None
     train_generator: GeneratorStageConfig = GeneratorStageConfig()
     learn_prompts: PromptStageConfig = PromptStageConfig()
     refine_generator: GeneratorStageConfig = GeneratorStageConfig()

@@ -24,6 +24,7 @@ from models.config import GeneratorStageConfig
 from models.data.batches import Crops, ordered_batches, shuffled_batches
 from models.data.sample import Sample
 from models.data.transforms import light_augmentation
+from models.generators.cnn import CnnGenerator
 from models.run import OnStep, Run, seed_everything
 from models.tensors import read_tensors
 from models.training.generator import Refinement, generator_losses
@@ -52,6 +53,18 @@ def learned_prompts(run: Run) -> dict[str, Tensor]:
     """
     path = run.existing("learn-prompts", "prompts.safetensors")
     return read_tensors(path, "embeddings", "context", device=run.device)
+
+
+def initial_generator(run: Run, clip: FrozenClip, class_text: Tensor) -> CnnGenerator:
+    """Return the mask generator as stages (a) and (c) start it: built, and pre-trained if the run is to do so.
+
+    Raises:
+        MissingStageError: if it is to be pre-trained and was not.
+    """
+    if run.config.pretrain_generator is None:
+        return build_generator(run.config, clip, class_text, device=run.device)
+    weights = run.existing("pretrain-generator", "generator.safetensors")
+    return load_generator(run.config, clip, class_text, weights, device=run.device)
 
 
 def train_generator(run: Run, samples: Sequence[Sample], on_step: OnStep) -> Path:
@@ -115,10 +128,10 @@ def _fit_generator(
     settings: GeneratorStageConfig = getattr(run.config, stage.replace("-", "_"))
     seed_everything(run.config.seed)
     clip, class_text = supervision(run)
-    generator = build_generator(run.config, clip, class_text, device=run.device)
+    generator = initial_generator(run, clip, class_text)
     freeze_for(generator, trainable=settings.trainable)
     batches = shuffled_batches(
-        Crops(_labeled(samples), classes=len(run.classes), transform=build_transform(settings)),
+        Crops(labeled(samples), classes=len(run.classes), transform=build_transform(settings)),
         batch_size=settings.batch_size,
         workers=run.workers,
         generator=torch.Generator().manual_seed(run.config.seed),
@@ -155,7 +168,7 @@ def _background_regions(
     generator = load_generator(run.config, clip, class_text, weights, device=run.device)
     masks_of = build_masks(generator, clip, mask="minmax", epsilon=settings.epsilon)
     transform = light_augmentation(settings.crop_size, min_area=settings.crop_min_area)
-    crops = Crops(_labeled(samples), classes=len(run.classes), transform=transform)
+    crops = Crops(labeled(samples), classes=len(run.classes), transform=transform)
     views = (
         ordered_batches(crops, batch_size=_EMBEDDING_BATCH, workers=run.workers)
         for _ in range(settings.views)
@@ -165,6 +178,6 @@ def _background_regions(
     )
 
 
-def _labeled(samples: Sequence[Sample]) -> list[Sample]:
-    # A photo without a label has no region, so it teaches nothing.
+def labeled(samples: Sequence[Sample]) -> list[Sample]:
+    """Return the samples that have a label; the others have no region, so they teach nothing."""
     return [sample for sample in samples if sample.channels]

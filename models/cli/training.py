@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
+    app.command("pretrain-generator")(pretrain_generator)
     app.command("train-generator")(train_generator)
     app.command("learn-prompts")(learn_prompts)
     app.command("refine-generator")(refine_generator)
@@ -43,6 +44,26 @@ ClassesOption = Annotated[
     Path | None,
     typer.Option(help="File of 'index name' lines. Default: the labels' names, from 1."),
 ]
+
+
+def pretrain_generator(
+    work: WorkArgument,
+    images: ImagesOption,
+    labels: LabelsFileOption,
+    config: ConfigOption,
+    classes: ClassesOption = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = 0,
+    workers: WorkersOption = 0,
+) -> None:
+    """Before stage (a): make the mask generator a CAM network of the labels, and start a work directory."""
+    from models.pretrain_stage import pretrain_generator as stage
+    from models.pretrain_stage import settings_of
+
+    run, samples = _start(
+        work, images, labels, config, classes, pick_device(device, threads), workers
+    )
+    report_stage(stage, run, samples, "pretrain-generator", epochs=settings_of(run).epochs)
 
 
 def train_generator(
