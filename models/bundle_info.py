@@ -66,6 +66,7 @@ class GeneratorSpec(_Frozen):
     output_stride: Literal[8, 16, 32]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    level: int = -1
 
 
 class ImageTowerSpec(_Frozen):

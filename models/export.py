@@ -131,6 +131,7 @@ def _generator_spec(config: Config, clip: FrozenClip, generator: CnnGenerator) -
         output_stride=settings.output_stride,
         mean=_channels(generator.mean),
         std=_channels(generator.std),
+        level=settings.level if isinstance(settings, CnnConfig) else -1,
     )
 
 

@@ -27,10 +27,14 @@ from models.data.sample import Sample
 from models.files import to_json, write_atomically
 from models.pictures import label_map_png
 
-PAIR_SHARE = 0.4
+PAIR_SHARE = 0.5
 """How many scenes show two objects."""
-LONE_SHARE = 1 / 3
+CAPTIONED_LONE_SHARE = 1 / 3
 """How many captioned scenes show contexts alone."""
+CAPTIONED_OWN_SHARE = 0.5
+"""How often an object of a captioned scene comes with its own context: CLIP has seen more of the world than S."""
+EMPTY_SHARE = 0.08
+"""How many captioned scenes show a backdrop alone, so that CLIP knows what nothing looks like."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,11 @@ class Sizes:
         captions: for CLIP, with a sentence each; a third of them are contexts alone.
         train: for the mask generator and the prompts, with image-level labels.
         usual: held out, of the same kind as those to train on.
-        shuffled: held out, no object beside its own context.
+        shuffled: held out, two objects each, which have swapped their contexts.
     """
 
-    captions: int = 3000
-    train: int = 800
+    captions: int = 2400
+    train: int = 640
     usual: int = 200
     shuffled: int = 200
 
@@ -59,7 +63,7 @@ def scenes(split: str, count: int, *, seed: int) -> Iterator[tuple[str, Scene, s
         "captions": _captioned,
         "train": usual_places,
         "usual": usual_places,
-        "shuffled": shuffled_places,
+        "shuffled": lambda random, _: shuffled_places(random),
     }
     for number in range(count):
         random = np.random.default_rng([seed, SPLITS.index(split), number])
@@ -69,9 +73,12 @@ def scenes(split: str, count: int, *, seed: int) -> Iterator[tuple[str, Scene, s
 
 
 def _captioned(random: np.random.Generator, count: int) -> tuple[Place, ...]:
-    if random.random() < LONE_SHARE:
+    draw = random.random()
+    if draw < EMPTY_SHARE:
+        return ()
+    if draw < EMPTY_SHARE + CAPTIONED_LONE_SHARE:
         return lone_contexts(random, count)
-    return usual_places(random, count)
+    return usual_places(random, count, own_share=CAPTIONED_OWN_SHARE)
 
 
 def write_dataset(folder: Path, sizes: Sizes, *, seed: int) -> None:

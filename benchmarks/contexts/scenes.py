@@ -13,7 +13,9 @@ from benchmarks.contexts.textures import TEXTURES, smooth_noise
 from benchmarks.contexts.world import BACKDROPS, CLASSES, CONTEXTS, SIDE, THINGS, own_context
 
 OWN_SHARE = 0.9
-"""How often an object of the world comes with its own context."""
+"""How often an object comes with its own context in scenes to train on."""
+LONE_SHARE = 0.4
+"""How often the second place of a usual scene is a context alone."""
 
 
 @dataclass(frozen=True)
@@ -48,26 +50,30 @@ class Scene:
         return tuple(sorted({place.thing for place in self.places if place.thing}))
 
 
-def usual_places(random: np.random.Generator, count: int) -> tuple[Place, ...]:
-    """Return distinct objects, each with its own context in OWN_SHARE of all cases, else with another or none."""
+def usual_places(
+    random: np.random.Generator, count: int, *, own_share: float = OWN_SHARE
+) -> tuple[Place, ...]:
+    """Return distinct objects, each with its own context in a share of all cases, else with another or none.
+
+    The second place may be a context alone.
+    """
     things = random.permutation(THINGS)[:count].tolist()
-    return tuple(
+    places = [
         Place(thing, own_context(thing))
-        if random.random() < OWN_SHARE
+        if random.random() < own_share
         else Place(thing, _foreign(random, thing))
         for thing in things
-    )
+    ]
+    if count == 2 and random.random() < LONE_SHARE:
+        alone = random.integers(2)
+        places[alone] = Place(None, own_context(things[alone]))
+    return tuple(places)
 
 
-def shuffled_places(random: np.random.Generator, count: int) -> tuple[Place, ...]:
-    """Return distinct objects, none beside its own context: two have swapped theirs, one has another's or none."""
-    things = random.permutation(THINGS)[:count].tolist()
-    if count == 1:
-        return (Place(things[0], _foreign(random, things[0])),)
-    return tuple(
-        Place(thing, own_context(other))
-        for thing, other in zip(things, np.roll(things, 1).tolist(), strict=True)
-    )
+def shuffled_places(random: np.random.Generator) -> tuple[Place, ...]:
+    """Return two objects that have swapped their contexts: who follows the context finds the wrong one."""
+    left, right = random.permutation(THINGS)[:2].tolist()
+    return Place(left, own_context(right)), Place(right, own_context(left))
 
 
 def lone_contexts(random: np.random.Generator, count: int) -> tuple[Place, ...]:

@@ -40,11 +40,11 @@ SHAPES: dict[str, tuple[Part, ...]] = {
         Part("polygon", (-0.15, -0.7, -0.15, 0.1, -0.7, 0.1), "second"),
     ),
     "bottle": (
-        _box(-0.15, -0.95, 0.15, -0.75, _DARK),
-        _box(-0.13, -0.75, 0.13, -0.3),
-        Part("polygon", (-0.13, -0.35, 0.13, -0.35, 0.4, 0.0, 0.4, 0.95, -0.4, 0.95, -0.4, 0.0)),
-        _box(-0.4, 0.2, 0.4, 0.65, _LIGHT),
-        _ball(0.0, 0.42, 0.14, "second"),
+        _box(-0.2, -0.95, 0.2, -0.75, _DARK),
+        _box(-0.18, -0.75, 0.18, -0.3),
+        Part("polygon", (-0.18, -0.4, 0.18, -0.4, 0.5, -0.05, 0.5, 0.95, -0.5, 0.95, -0.5, -0.05)),
+        _box(-0.5, 0.25, 0.5, 0.65, _LIGHT),
+        _ball(0.0, 0.45, 0.14, "second"),
     ),
     "car": (
         _box(-1.0, -0.1, 1.0, 0.4),
@@ -96,6 +96,12 @@ SHAPES: dict[str, tuple[Part, ...]] = {
 }  # fmt: skip
 
 
+HUES = {
+    "boat": 0.5, "bottle": 0.36, "car": 0.05, "cow": 0.08,
+    "kite": 0.9, "plane": 0.15, "sheep": 0.1, "train": 0.76,
+}  # fmt: skip
+
+
 def draw(
     random: np.random.Generator, name: str, *, side: int, center: tuple[float, float], size: float
 ) -> NDArray[np.float32]:
@@ -115,9 +121,9 @@ def draw(
     """
     canvas = Image.new("RGBA", (side * _OVERSAMPLING, side * _OVERSAMPLING))
     pen = ImageDraw.Draw(canvas)
-    hue = random.random()
+    hue = HUES[name] + random.uniform(-0.05, 0.05)
     colors = {
-        "body": colorsys.hsv_to_rgb(hue, random.uniform(0.4, 0.9), random.uniform(0.5, 0.9)),
+        "body": colorsys.hsv_to_rgb(hue % 1, random.uniform(0.4, 0.9), random.uniform(0.5, 0.9)),
         "second": colorsys.hsv_to_rgb((hue + 0.4) % 1, 0.5, random.uniform(0.6, 0.95)),
     }
     pose = _pose(random, np.array(center), size)
