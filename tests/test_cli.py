@@ -30,7 +30,7 @@ def test_help_names_every_command_without_torch() -> None:
     listed = semples("--help")
     assert listed.returncode == 0
     for command in (
-        "train-generator", "learn-prompts", "refine-generator", "make-pseudo-masks", "evaluate",
+        "pretrain-generator", "train-generator", "learn-prompts", "refine-generator", "make-pseudo-masks", "evaluate",
         "export-bundle", "explain-prompts", "predict", "serve", "worker",
     ):  # fmt: skip
         assert f" {command} " in listed.stdout

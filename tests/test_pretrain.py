@@ -13,6 +13,7 @@ from models.data.folder import read_folder
 from models.data.sample import Sample
 from models.pretrain_stage import pretrain_generator
 from models.run import MissingStageError, Run, start_run
+from models.run_all import plan
 from models.training.classifier import classification_losses
 from tests.conftest import CLASSES, CPU
 
@@ -83,6 +84,17 @@ def test_another_run_may_start_from_its_weights(
     )
     with pytest.raises(ValueError, match="expected weights of this configuration's generator in"):
         build_generator(foreign, clip, text, device=CPU)
+
+
+def test_all_stages_begin_with_it_if_so_configured(
+    config: Config, tiny_run: Run, samples: list[Sample], tmp_path: Path
+) -> None:
+    def names(run: Run) -> list[str]:
+        stages_of = plan(run, samples, tmp_path, tmp_path, licence="CC0", trained_on="squares")
+        return [stage.name for stage in stages_of]
+
+    run = start_run(config, CLASSES, tmp_path, device=CPU)
+    assert names(run) == ["pretrain-generator", *names(tiny_run)]
 
 
 def test_a_run_without_the_section_does_not_pretrain(tiny_run: Run, samples: list[Sample]) -> None:
