@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.clip import FrozenClip, load_clip
-from models.config import ClipConfig, Config, GeneratorStageConfig
+from models.config import ClipConfig, Config, GeneratorStageConfig, PretrainConfig
 from models.data.classes import ClassList
 from models.data.mask_crops import MaskTransform, mask_augmentation
 from models.data.transforms import Transform, light_augmentation, strong_augmentation
-from models.generator_config import CnnConfig, WeakTrConfig
+from models.generator_config import CnnConfig, WeakTrConfig, ZeroShotConfig
 from models.generators.cnn import CnnGenerator, cnn_generator
 from models.generators.weaktr import WeakTrGenerator
 from models.generators.weaktr_sizes import WeakTrSizes
@@ -32,6 +32,7 @@ from models.segmenters import Segmenter
 from models.segmenters.light import light_segmenter
 from models.segmenters.mask2former import Mask2FormerSegmenter, build_mask2former
 from models.tensors import load_weights, read_tensors
+from models.training.classifier import EvidenceOf
 from models.training.generator import MasksOf
 
 
@@ -77,23 +78,19 @@ def build_generator(
             built = cnn_generator(
                 settings.backbone,
                 classes=class_text.shape[0],
-                pretrained=settings.pretrained,
+                pretrained=settings.pretrained and settings.weights is None,
                 output_stride=settings.output_stride,
                 generator=torch.Generator().manual_seed(config.seed),
+                level=settings.level,
             )
         elif isinstance(settings, WeakTrConfig):
-            built = _build_weaktr(settings, classes=class_text.shape[0])
+            sizes = WeakTrSizes.among(settings.model_dump())
+            built = WeakTrGenerator(sizes, classes=class_text.shape[0])
         else:
             built = zero_shot_generator(clip, class_text, output_stride=settings.output_stride)
+    if not isinstance(settings, ZeroShotConfig) and settings.weights is not None:
+        load_weights(built, read_tensors(Path(settings.weights)), source=settings.weights)
     return built.to(device).eval()
-
-
-def _build_weaktr(settings: WeakTrConfig, *, classes: int) -> WeakTrGenerator:
-    built = WeakTrGenerator(WeakTrSizes.among(settings.model_dump()), classes=classes)
-    if settings.weights is not None:
-        path = Path(settings.weights)
-        load_weights(built, read_tensors(path), source=str(path))
-    return built
 
 
 def load_generator(
@@ -106,7 +103,7 @@ def load_generator(
         OSError: if it cannot be read.
     """
     settings = config.generator
-    if isinstance(settings, WeakTrConfig):  # the file of its initial weights is not needed any more
+    if not isinstance(settings, ZeroShotConfig):  # its initial weights' file is not needed any more
         fresh = settings.model_copy(update={"weights": None})
         config = config.model_copy(update={"generator": fresh})
     generator = build_generator(config, clip, class_text, device=device)
@@ -139,8 +136,15 @@ def build_masks(
     return sigmoid
 
 
-def build_transform(config: GeneratorStageConfig) -> Transform:
-    """Return the augmentation of stage (a) or (c)."""
+def build_evidence(generator: CnnGenerator | WeakTrGenerator) -> EvidenceOf:
+    """Return what turns images into class evidence, from which image-level labels are told."""
+    if isinstance(generator, WeakTrGenerator):
+        return lambda images: vars(generator.classifier_logits(images))
+    return lambda images: {"classify": generator.logits(images).mean(dim=(2, 3))}
+
+
+def build_transform(config: GeneratorStageConfig | PretrainConfig) -> Transform:
+    """Return the augmentation of a stage in which the mask generator learns."""
     augment = {"strong": strong_augmentation, "light": light_augmentation}[config.augmentation]
     return augment(config.crop_size, min_area=config.crop_min_area)
 
@@ -152,6 +156,13 @@ def freeze_for(generator: CnnGenerator | WeakTrGenerator, *, trainable: str) -> 
     generator.head.requires_grad_(True)
     if is_weaktr:
         generator.adaptive_attention_fusion.requires_grad_(True)
+
+
+def let_all_learn(generator: CnnGenerator | WeakTrGenerator) -> None:
+    """Let everything learn, batch statistics too, as pre-training does."""
+    generator.requires_grad_(True).train()
+    if isinstance(generator, WeakTrGenerator):
+        generator.norm.requires_grad_(False)  # nothing goes through it
 
 
 def build_prompts(config: Config, clip: FrozenClip, classes: Sequence[str]) -> BackgroundPrompts:

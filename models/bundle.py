@@ -165,6 +165,7 @@ def _build_generator(spec: GeneratorSpec, *, classes: int) -> CnnGenerator | Wea
             pretrained=False,
             output_stride=spec.output_stride,
             generator=torch.Generator(),
+            level=spec.level,
         )
     backbone = classifier_backbone(spec.backbone, output_stride=spec.output_stride)
     head = torch.zeros(classes, int(backbone.num_features))  # type: ignore[arg-type]

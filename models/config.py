@@ -51,7 +51,13 @@ class _StageConfig(_Frozen):
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the forward pass
     crop_size: Annotated[int, Field(ge=32)] = 224
     crop_min_area: Annotated[float, Field(gt=0, le=1)] = 0.08
-    epsilon: Positive
+
+
+class PretrainConfig(_StageConfig):
+    """Before stage (a): the mask generator learns to tell the image-level labels, as any CAM network does."""
+
+    learning_rate: Positive = 1e-4
+    augmentation: Literal["strong", "light"] = "strong"
 
 
 class GeneratorStageConfig(_StageConfig):
@@ -100,6 +106,8 @@ class Config(_Frozen):
     clip: ClipConfig = ClipConfig()
     generator: GeneratorConfig = CnnConfig()
     prompts: PromptsConfig = PromptsConfig()
+    # With this section stages (a) and (c) start from what `semples pretrain-generator` leaves.
+    pretrain_generator: PretrainConfig | None = None
     train_generator: GeneratorStageConfig = GeneratorStageConfig()
     learn_prompts: PromptStageConfig = PromptStageConfig()
     refine_generator: GeneratorStageConfig = GeneratorStageConfig()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from models.build import build_generator, load_generator
+from models.build import load_generator
 from models.bundle import write_bundle
 from models.bundle_info import (
     BundleInfo,
@@ -26,7 +26,7 @@ from models.generators.zero_shot import trunk_name
 from models.prompts import nearest_nouns, read_nouns
 from models.run import Run
 from models.segmenter_stage import trained_segmenter
-from models.stages import learned_prompts, supervision
+from models.stages import initial_generator, learned_prompts, supervision
 
 # Which generator a bundle can hold: the initial one, of stage (a), or of stage (c).
 STAGES = ("zero-shot", "train-generator", "refine-generator")
@@ -61,7 +61,7 @@ def export_bundle(
         raise ValueError(f"expected a stage of {', '.join(STAGES)}, got {stage!r}")
     clip, class_text = supervision(run)
     if stage == "zero-shot":
-        generator = build_generator(run.config, clip, class_text, device=run.device)
+        generator = initial_generator(run, clip, class_text)
     else:
         weights = run.existing(stage, "generator.safetensors")
         generator = load_generator(run.config, clip, class_text, weights, device=run.device)
@@ -135,6 +135,7 @@ def _generator_spec(
         kind=settings.kind,
         backbone=settings.backbone if isinstance(settings, CnnConfig) else trunk_name(clip),
         output_stride=settings.output_stride,
+        level=settings.level if isinstance(settings, CnnConfig) else -1,
         **normalization,
     )
 

@@ -21,7 +21,11 @@ class CnnConfig(_Frozen):
     kind: Literal["cnn"] = "cnn"
     backbone: str = "resnet50"
     pretrained: bool = True
+    # Safetensors of this same generator, such as `semples pretrain-generator` leaves; in place of a random head.
+    weights: Annotated[str, Field(min_length=1)] | None = None
     output_stride: Stride = 16
+    # Which of the backbone's maps the head reads; one before the last sees less around a place, as small images need.
+    level: Annotated[int, Field(ge=-4, le=-1)] = -1
 
 
 class ZeroShotConfig(_Frozen):
@@ -77,6 +81,7 @@ class CnnSpec(_Frozen):
     output_stride: Stride
     mean: Channels
     std: Channels
+    level: int = -1
 
 
 class WeakTrSpec(_WeakTr):

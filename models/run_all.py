@@ -19,6 +19,7 @@ from models.json_files import write_atomically
 from models.make_masks import make_pseudo_masks
 from models.mask_job import MaskJob, make_here
 from models.predictor import Predictor
+from models.pretrain_stage import pretrain_generator
 from models.report import Sources, write_report
 from models.run import Run
 from models.segmenter_stage import STAGE, WEIGHTS, epochs_of, train_segmenter
@@ -113,7 +114,9 @@ def plan(
 
         return Stage(name, work / name / weights, start)
 
+    pretrain = config.pretrain_generator
     return (
+        *((fitting("pretrain-generator", pretrain_generator, pretrain.epochs),) if pretrain else ()),
         fitting("train-generator", stages.train_generator, config.train_generator.epochs),
         fitting("learn-prompts", stages.learn_prompts, config.learn_prompts.epochs, "prompts.safetensors"),
         fitting(_GENERATOR, stages.refine_generator, config.refine_generator.epochs),

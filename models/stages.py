@@ -20,10 +20,12 @@ from models.build import (
     load_generator,
 )
 from models.clip import FrozenClip
-from models.config import GeneratorStageConfig, PromptStageConfig
+from models.config import GeneratorStageConfig, PretrainConfig, PromptStageConfig
 from models.data.batches import Crops, ordered_batches
 from models.data.sample import Sample
 from models.data.transforms import light_augmentation
+from models.generators.cnn import CnnGenerator
+from models.generators.weaktr import WeakTrGenerator
 from models.run import OnStep, Run
 from models.seeds import derive_seed
 from models.tensors import read_tensors
@@ -55,6 +57,20 @@ def learned_prompts(run: Run) -> dict[str, Tensor]:
     """
     path = run.existing("learn-prompts", "prompts.safetensors")
     return read_tensors(path, "embeddings", "context", device=run.device)
+
+
+def initial_generator(
+    run: Run, clip: FrozenClip, class_text: Tensor
+) -> CnnGenerator | WeakTrGenerator:
+    """Return the mask generator as stages (a) and (c) start it: built, and pre-trained if the run is to do so.
+
+    Raises:
+        MissingStageError: if it is to be pre-trained and was not.
+    """
+    if run.config.pretrain_generator is None:
+        return build_generator(run.config, clip, class_text, device=run.device)
+    weights = run.existing("pretrain-generator", "generator.safetensors")
+    return load_generator(run.config, clip, class_text, weights, device=run.device)
 
 
 def train_generator(run: Run, samples: Sequence[Sample], on_step: OnStep) -> Path:
@@ -98,7 +114,7 @@ def learn_prompts(
             [Group(prompts.parameters())],
             batches,
             prompt_losses(prompts, clip, regions, class_text, text_weight=settings.text_weight),
-            _optimization(run, settings),
+            optimization_of(run, settings),
             on_step=report,
             checkpoint=run.checkpoint("learn-prompts", prompts, samples),
         )
@@ -140,9 +156,9 @@ def _fit_generator(
 ) -> Path:
     settings: GeneratorStageConfig = getattr(run.config, stage.replace("-", "_"))
     clip, class_text = supervision(run)
-    generator = build_generator(run.config, clip, class_text, device=run.device)
+    generator = initial_generator(run, clip, class_text)
     freeze_for(generator, trainable=settings.trainable)
-    labeled, transform = _labeled(samples), build_transform(settings)
+    photos, transform = labeled(samples), build_transform(settings)
     losses_of = generator_losses(
         build_masks(generator, clip, mask=settings.mask, epsilon=settings.epsilon),
         clip,
@@ -155,13 +171,13 @@ def _fit_generator(
             [Group(generator.parameters())],
             run.batches(
                 lambda seed: Crops(
-                    labeled, classes=len(run.classes), transform=transform, seed=seed
+                    photos, classes=len(run.classes), transform=transform, seed=seed
                 ),
-                len(labeled),
+                len(photos),
                 batch_size=settings.batch_size,
             ),
             in_parallel(losses_of, generator, run.processes, device=run.device),
-            _optimization(run, settings),
+            optimization_of(run, settings),
             on_step=report,
             checkpoint=run.checkpoint(stage, generator, samples),
             parts_of=weighted_parts(
@@ -174,7 +190,10 @@ def _fit_generator(
     return run.save(stage, "generator.safetensors", generator.state_dict())
 
 
-def _optimization(run: Run, settings: GeneratorStageConfig | PromptStageConfig) -> Optimization:
+def optimization_of(
+    run: Run, settings: GeneratorStageConfig | PretrainConfig | PromptStageConfig
+) -> Optimization:
+    """Return how a stage's parameters learn."""
     return Optimization(
         settings.epochs,
         settings.learning_rate,
@@ -197,9 +216,9 @@ def _background_regions(
     generator = load_generator(run.config, clip, class_text, weights, device=run.device)
     masks_of = build_masks(generator, clip, mask="minmax", epsilon=settings.epsilon)
     transform = light_augmentation(settings.crop_size, min_area=settings.crop_min_area)
-    labeled, seed = _labeled(samples), run.config.seed
+    photos, seed = labeled(samples), run.config.seed
     crops = (
-        Crops(labeled, classes=len(run.classes), transform=transform, seed=derive_seed(seed, view))
+        Crops(photos, classes=len(run.classes), transform=transform, seed=derive_seed(seed, view))
         for view in range(settings.views)
     )
     views = (
@@ -210,6 +229,6 @@ def _background_regions(
     )
 
 
-def _labeled(samples: Sequence[Sample]) -> list[Sample]:
-    # A photo without a label has no region, so it teaches nothing.
+def labeled(samples: Sequence[Sample]) -> list[Sample]:
+    """Return the samples that have a label; the others have no region, so they teach nothing."""
     return [sample for sample in samples if sample.channels]

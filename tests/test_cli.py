@@ -33,9 +33,9 @@ def test_help_names_every_command_without_torch() -> None:
     listed = semples("--help")
     assert listed.returncode == 0
     for command in (
-        "prepare", "train-generator", "learn-prompts", "refine-generator", "make-pseudo-masks",
-        "evaluate", "export-bundle", "explain-prompts", "import-checkpoint", "predict", "report", "serve",
-        "worker",
+        "prepare", "pretrain-generator", "train-generator", "learn-prompts", "refine-generator",
+        "make-pseudo-masks", "evaluate", "export-bundle", "explain-prompts", "import-checkpoint", "predict",
+        "report", "serve", "worker",
     ):  # fmt: skip
         assert f" {command} " in listed.stdout
     code = "import sys, models.cli; sys.exit('torch' in sys.modules)"

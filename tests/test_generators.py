@@ -67,6 +67,24 @@ def test_families_that_dislike_other_sizes_or_dilation(name: str) -> None:
     assert cams.shape[2] * 4 == cams.shape[3] * 3
 
 
+def seen_from_the_center(level: int) -> int:
+    """Count the rows of an image on which the evidence at its center depends."""
+    generator = cnn_generator(
+        "test_resnet", classes=1, pretrained=False, output_stride=8,
+        generator=torch.Generator().manual_seed(0), level=level,
+    ).eval()  # fmt: skip
+    image = torch.rand(1, 3, 96, 96, requires_grad=True)
+    evidence = generator.logits(image)
+    assert evidence.shape == (1, 1, 12, 12)
+    evidence[0, 0, 6, 6].backward()
+    assert image.grad is not None
+    return int(image.grad.abs().sum(dim=(0, 1, 3)).count_nonzero())
+
+
+def test_an_earlier_map_sees_less_around_a_place() -> None:
+    assert seen_from_the_center(-2) < seen_from_the_center(-1)
+
+
 def test_unknown_backbone() -> None:
     with pytest.raises(ValueError, match="expected a backbone that timm can build, got 'resnet-x'"):
         random_cnn("resnet-x")

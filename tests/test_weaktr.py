@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from models.build import freeze_for
+from models.build import build_evidence, freeze_for, let_all_learn
 from models.generators.mean_attention import mean_attention
-from models.generators.weaktr import ClassifierLogits, WeakTrGenerator, classification_loss
+from models.generators.weaktr import WeakTrGenerator
 from models.generators.weaktr_sizes import WeakTrSizes
+from models.training.classifier import classification_losses
+from tests.conftest import CPU
 
 TINY = WeakTrSizes(
     native_size=64, width=48, depth=3, heads=3, mlp_ratio=2, reduction=4, feature_reduction=4
@@ -146,26 +147,17 @@ def test_the_trunk_gets_no_gradient_even_if_it_asks_for_one() -> None:
 
 def test_labels_teach_everything() -> None:
     generator = tiny_weaktr()
-    logits = generator.classifier_logits(torch.rand(2, 3, 64, 64))
-    classification_loss(logits, torch.eye(4)[:2]).backward()
+    losses = classification_losses(build_evidence(generator), device=CPU)
+    terms = losses((torch.rand(2, 3, 64, 64), torch.eye(4)[:2]))
+    assert terms.keys() == {"class_token", "coarse", "fine"}
+    torch.stack([*terms.values()]).sum().backward()
+    let_all_learn(generator)
     learns = {name for name, each in generator.named_parameters() if each.requires_grad}
     assert gradients(generator) == learns
     assert {name for name, _ in generator.named_parameters()} - learns == {
         "norm.weight",
         "norm.bias",
     }
-
-
-def test_the_classification_loss_by_hand() -> None:
-    logits = ClassifierLogits(*torch.tensor([[[2.0, -1.0]], [[0.0, 0.0]], [[-3.0, 1.0]]]))
-    labels = torch.tensor([[1.0, 0.0]])
-    # -log sigmoid of what speaks for the truth, averaged over the classes
-    terms = [
-        F.softplus(torch.tensor(each)).mean() for each in ([-2.0, -1.0], [0.0, 0.0], [3.0, 1.0])
-    ]
-    torch.testing.assert_close(classification_loss(logits, labels), torch.stack(terms).sum())
-    with pytest.raises(ValueError, match=r"expected labels \(1, 2\), got \(2, 2\)"):
-        classification_loss(logits, torch.eye(2))
 
 
 def peak_of_a_step(depth: int, *, learn: bool) -> int:

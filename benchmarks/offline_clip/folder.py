@@ -55,13 +55,26 @@ def compact_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def save_clip(model: CLIP, folder: Path, *, config: Mapping[str, Any]) -> None:
+def save_clip(
+    model: CLIP,
+    folder: Path,
+    *,
+    config: Mapping[str, Any],
+    preprocess: Mapping[str, Any] | None = None,
+) -> None:
     """Write ``open_clip_config.json`` and ``open_clip_model.safetensors``.
 
     The weights appear under their name only when they are complete.
+
+    Args:
+        model: to write.
+        folder: made if missing.
+        config: open_clip's ``model_cfg``.
+        preprocess: open_clip's ``preprocess_cfg``; None is the offline CLIP's.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"model_cfg": config, "preprocess_cfg": preprocess_config()}, indent=2)
+    content = {"model_cfg": config, "preprocess_cfg": preprocess or preprocess_config()}
+    text = json.dumps(content, indent=2)
     (folder / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
     partial = folder / "weights.partial"
     # Not save_file, which lets only its own user read the file.

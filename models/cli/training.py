@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
+    app.command("pretrain-generator")(pretrain_generator)
     app.command("train-generator")(train_generator)
     app.command("learn-prompts")(learn_prompts)
     app.command("refine-generator")(refine_generator)
@@ -48,6 +49,29 @@ ClassesOption = Annotated[
     Path | None,
     typer.Option(help="File of 'index name' lines. Default: the labels' names, from 1."),
 ]
+
+
+def pretrain_generator(
+    work: WorkArgument,
+    images: ImagesOption,
+    labels: LabelsFileOption,
+    config: ConfigOption,
+    classes: ClassesOption = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = 0,
+    workers: WorkersOption = 0,
+) -> None:
+    """Before stage (a): make the mask generator a CAM network of the labels, and start a work directory."""
+    from models.pretrain_stage import STAGE, settings_of
+    from models.pretrain_stage import pretrain_generator as stage
+    from models.run import start_run
+
+    settings, class_list, samples = _read(images, labels, config, classes)
+    with training_processes(device, threads) as (chosen, processes):
+        run = start_run(
+            settings, class_list, work, device=chosen, workers=workers, processes=processes
+        )
+        report_stage(stage, run, samples, STAGE, epochs=settings_of(run).epochs)
 
 
 def train_generator(

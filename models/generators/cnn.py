@@ -83,17 +83,19 @@ class _LastStage(nn.Module):
         return maps if maps.shape[1] == self.channels else maps.permute(0, 3, 1, 2)
 
 
-def _first_accepted(name: str, attempts: Sequence[Mapping[str, Any]], *, pretrained: bool) -> Any:
+def _first_accepted(
+    name: str, attempts: Sequence[Mapping[str, Any]], *, pretrained: bool, level: int
+) -> Any:
     """Build a ``features_only`` network with the first options that its family knows."""
     for options in attempts[:-1]:
         try:
             return timm.create_model(
-                name, pretrained=pretrained, features_only=True, out_indices=(-1,), **options
+                name, pretrained=pretrained, features_only=True, out_indices=(level,), **options
             )
         except (TypeError, AssertionError):  # not of this family
             continue
     return timm.create_model(
-        name, pretrained=pretrained, features_only=True, out_indices=(-1,), **attempts[-1]
+        name, pretrained=pretrained, features_only=True, out_indices=(level,), **attempts[-1]
     )
 
 
@@ -104,6 +106,7 @@ def cnn_generator(
     pretrained: bool,
     output_stride: int,
     generator: torch.Generator,
+    level: int = -1,
 ) -> CnnGenerator:
     """Build a CAM network from any timm backbone that has ``features_only``, with a random head.
 
@@ -113,6 +116,7 @@ def cnn_generator(
         pretrained: load timm's weights, from the model hub or its cache.
         output_stride: 8, 16 or 32; networks that cannot dilate keep their own.
         generator: source of randomness of the head.
+        level: which of the backbone's maps the head reads, as timm counts them; earlier ones see less around a place.
 
     Raises:
         ValueError: if timm does not know the name or cannot fetch its weights.
@@ -125,7 +129,7 @@ def cnn_generator(
         {},
     )
     try:
-        features = _first_accepted(name, attempts, pretrained=pretrained)
+        features = _first_accepted(name, attempts, pretrained=pretrained, level=level)
     except OSError as error:
         raise ValueError(
             f"expected the weights of {name!r} from the model hub or its cache, got: {error}"

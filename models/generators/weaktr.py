@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.generators.attention_fusion import AdaptiveAttentionFusion
@@ -125,19 +124,3 @@ class WeakTrGenerator(ClassTokenTransformer):
         of_classes, of_patches = to_patches[:, : self.classes], to_patches[:, self.class_tokens :]
         together = torch.cat([patches, of_classes, of_patches], dim=1)
         return torch.unflatten(together, 2, encoded.grid)
-
-
-def classification_loss(logits: ClassifierLogits, labels: Tensor) -> Tensor:
-    """Pre-train a WeakTr on image-level labels: the three opinions' multi-label soft-margin losses, summed.
-
-    Args:
-        logits: each (B, K).
-        labels: multi-hot, (B, K).
-
-    Raises:
-        ValueError: if the shapes differ.
-    """
-    if logits.coarse.shape != labels.shape:
-        raise ValueError(f"expected labels {tuple(logits.coarse.shape)}, got {tuple(labels.shape)}")
-    opinions = (logits.class_token, logits.coarse, logits.fine)
-    return torch.stack([F.multilabel_soft_margin_loss(each, labels) for each in opinions]).sum()

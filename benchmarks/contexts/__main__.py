@@ -1,0 +1,51 @@
+"""Print what each part of the method is worth in a world where objects come with contexts.
+
+    python -m benchmarks.contexts --output build/contexts
+
+Everything made is kept in the output folder: run again after a kill, it continues.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from benchmarks.contexts.ablation import ablate, compare
+from benchmarks.contexts.experiment import Experiment
+from benchmarks.contexts.tables import ablation_table, generator_table
+from models.config import load_config
+
+
+def main() -> None:
+    """Make and measure every seed, then print both tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.contexts", description=__doc__)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--config", default="contexts")
+    parser.add_argument("--generators", action="store_true", help="the second table too")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    config = load_config(arguments.config)
+    rows, others = [], []
+    for seed in arguments.seeds:
+        experiment = Experiment(
+            arguments.output / f"seed{seed}",
+            config.model_copy(update={"seed": seed}),
+            say=partial(print, f"seed {seed}:", file=sys.stderr, flush=True),
+        )
+        experiment.prepare()
+        rows.append(ablate(experiment))
+        if arguments.generators:
+            others.append(compare(experiment))
+    print(ablation_table(rows))
+    if others:
+        print("\n" + generator_table(others))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""A CLIP from scratch: small towers, trained on the world's captions alone, in a folder that open_clip reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from open_clip import CLIP
+from open_clip.tokenizer import SimpleTokenizer
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.offline_clip.anchor import anchor, with_projection_bias
+from benchmarks.offline_clip.folder import save_clip
+from models.training.loop import Group, Optimization, Step, fit
+
+IMAGE_SIZE = 64
+CONTEXT_LENGTH = 16
+MEAN, STD = 0.5, 0.25
+PREPROCESS = {
+    "size": IMAGE_SIZE, "mean": [MEAN] * 3, "std": [STD] * 3, "interpolation": "bicubic", "resize_mode": "shortest",
+}  # fmt: skip
+
+
+def model_config() -> dict[str, Any]:
+    """Return open_clip's ``model_cfg``."""
+    return {
+        "embed_dim": 64,
+        "vision_cfg": {
+            "timm_model_name": "test_resnet",
+            "timm_model_pretrained": False,
+            "timm_pool": "avg",
+            "timm_proj": "linear",
+            "timm_proj_bias": False,
+            "image_size": IMAGE_SIZE,
+        },
+        "text_cfg": {
+            "context_length": CONTEXT_LENGTH,
+            "vocab_size": 49408,
+            "width": 64,
+            "heads": 2,
+            "layers": 2,
+        },
+    }
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """Pictures with sentences, in memory.
+
+    Attributes:
+        images: (N, 3, S, S) uint8.
+        sentences: the distinct ones.
+        which: each picture's sentence, (N,).
+    """
+
+    images: Tensor
+    sentences: tuple[str, ...]
+    which: Tensor
+
+
+def load_captioned(pairs: Sequence[tuple[Path, str]]) -> Captioned:
+    """Read pictures at the size that the image tower takes."""
+    sentences = tuple(sorted({sentence for _, sentence in pairs}))
+    images = []
+    for path, _ in pairs:
+        with Image.open(path) as picture:
+            small = picture.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
+        images.append(torch.from_numpy(np.array(small)).permute(2, 0, 1))
+    which = torch.tensor([sentences.index(sentence) for _, sentence in pairs])
+    return Captioned(torch.stack(images), sentences, which)
+
+
+class CaptionBatches:
+    """Random batches of picture numbers; the last incomplete one is dropped."""
+
+    def __init__(self, count: int, *, batch_size: int, generator: torch.Generator) -> None:
+        self.count = count
+        self.batch_size = min(batch_size, count)
+        self.generator = generator
+
+    def __len__(self) -> int:
+        return self.count // self.batch_size
+
+    def __iter__(self) -> Iterator[Tensor]:
+        order = torch.randperm(self.count, generator=self.generator)
+        yield from order[: len(self) * self.batch_size].view(-1, self.batch_size)
+
+
+def contrastive_losses(
+    model: CLIP, data: Captioned, tokens: Tensor, *, generator: torch.Generator
+) -> Callable[[Tensor], Mapping[str, Tensor]]:
+    """Return CLIP's loss of a batch, in which pictures may share a sentence.
+
+    Each picture must find its sentence among the distinct ones of the batch, and each sentence its pictures.
+
+    Args:
+        model: that learns.
+        data: pictures with sentences.
+        tokens: of the sentences, (V, L).
+        generator: draws which pictures are mirrored.
+    """
+
+    def losses_of(batch: Tensor) -> Mapping[str, Tensor]:
+        images = (data.images[batch].float() / 255 - MEAN) / STD
+        mirrored = torch.rand(len(batch), generator=generator) < 0.5
+        images[mirrored] = images[mirrored].flip(-1)
+        shown, position = torch.unique(data.which[batch], return_inverse=True)
+        pictures = model.encode_image(images, normalize=True)
+        texts = model.encode_text(tokens[shown], normalize=True)
+        logits = model.logit_scale.exp().clamp(max=50) * pictures @ texts.T
+        same = F.one_hot(position, len(shown)).float()
+        return {
+            "to_text": F.cross_entropy(logits, position),
+            "to_image": F.cross_entropy(logits.T, (same / same.sum(dim=0)).T),
+        }
+
+    return losses_of
+
+
+def train_clip(
+    data: Captioned,
+    folder: Path,
+    *,
+    epochs: int,
+    seed: int,
+    on_step: Callable[[Step], None] = lambda _: None,
+    anchors: tuple[float, float] = (0.5, 0.5),
+) -> None:
+    """Train a CLIP and write it as a folder for ``local-dir:``.
+
+    Args:
+        data: pictures with sentences.
+        folder: to write.
+        epochs: over all pictures.
+        seed: of weights and batches.
+        on_step: called after each step.
+        anchors: lengths of the constant parts of text and image embeddings, relative to the rest; they lift cosines
+            off 0, where the method's losses have no gradient (see ``benchmarks.offline_clip.anchor``).
+    """
+    torch.manual_seed(seed)
+    config = model_config()
+    model = CLIP(**config).train()
+    with torch.no_grad():  # so far apart that two layers can tell the words
+        model.token_embedding.weight.mul_(10)
+    tokens = SimpleTokenizer(context_length=CONTEXT_LENGTH)(list(data.sentences))
+    source = torch.Generator().manual_seed(seed)
+    fit(
+        [Group(model.parameters())],
+        CaptionBatches(len(data.which), batch_size=64, generator=source),
+        contrastive_losses(model, data, tokens, generator=source),
+        Optimization(epochs, 1e-3, 0.05),
+        on_step=on_step,
+    )
+    config, lifted = with_projection_bias(config, model.eval())
+    text, image = typical_norms(lifted, data, tokens)
+    anchor(lifted, text_shift=anchors[0] * text, image_shift=anchors[1] * image)
+    save_clip(lifted, folder, config=config, preprocess=PREPROCESS)
+
+
+@torch.no_grad()
+def typical_norms(model: CLIP, data: Captioned, tokens: Tensor) -> tuple[float, float]:
+    """Return the mean norms of text and image embeddings before normalization."""
+    images = (data.images[:256].float() / 255 - MEAN) / STD
+    return float(model.encode_text(tokens).norm(dim=1).mean()), float(
+        model.encode_image(images).norm(dim=1).mean()
+    )

@@ -1,0 +1,60 @@
+"""The stage before (a): photos with labels in, a CAM network out, from which stages (a) and (c) start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from models.build import build_evidence, build_generator, build_transform, let_all_learn
+from models.config import PretrainConfig
+from models.data.batches import Crops
+from models.data.sample import Sample
+from models.run import OnStep, Run
+from models.stages import labeled, optimization_of, supervision
+from models.training.classifier import classification_losses
+from models.training.loop import Group, fit
+from models.training.processes import in_parallel
+
+STAGE = "pretrain-generator"
+
+
+def settings_of(run: Run) -> PretrainConfig:
+    """Return how the run pre-trains.
+
+    Raises:
+        ValueError: if its configuration does not say.
+    """
+    if run.config.pretrain_generator is None:
+        raise ValueError("expected a section pretrain_generator in the configuration, got none")
+    return run.config.pretrain_generator
+
+
+def pretrain_generator(run: Run, samples: Sequence[Sample], on_step: OnStep) -> Path:
+    """Fit the mask generator to the image-level labels; returns its weights' file.
+
+    Batch statistics learn here, and here only.
+
+    Raises:
+        ValueError: if the configuration has no such stage, or nothing is labeled.
+    """
+    settings = settings_of(run)
+    generator = build_generator(run.config, *supervision(run), device=run.device)
+    let_all_learn(generator)
+    photos, transform = labeled(samples), build_transform(settings)
+    losses_of = classification_losses(build_evidence(generator), device=run.device)
+    with run.logged(STAGE, on_step) as report:
+        fit(
+            [Group(generator.parameters())],
+            run.batches(
+                lambda seed: Crops(
+                    photos, classes=len(run.classes), transform=transform, seed=seed
+                ),
+                len(photos),
+                batch_size=settings.batch_size,
+            ),
+            in_parallel(losses_of, generator, run.processes, device=run.device),
+            optimization_of(run, settings),
+            on_step=report,
+            checkpoint=run.checkpoint(STAGE, generator, samples),
+        )
+    return run.save(STAGE, "generator.safetensors", generator.state_dict())

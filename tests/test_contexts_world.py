@@ -1,0 +1,142 @@
+"""The generated world: who comes with whom, what label maps say, the same scenes for the same seed."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.contexts.captions import caption
+from benchmarks.contexts.dataset import (
+    SPLITS,
+    Sizes,
+    read_captions,
+    read_samples,
+    read_truth,
+    scenes,
+    write_dataset,
+)
+from benchmarks.contexts.scenes import Place, Scene, compose, usual_places
+from benchmarks.contexts.shapes import SHAPES
+from benchmarks.contexts.textures import TEXTURES
+from benchmarks.contexts.world import (
+    BACKDROPS,
+    CLASSES,
+    CONTEXTS,
+    NOUNS,
+    SIDE,
+    THINGS,
+    joint,
+    own_context,
+)
+
+
+def some(split: str, count: int = 80) -> list[Scene]:
+    return [scene for _, scene, _ in scenes(split, count, seed=7)]
+
+
+def test_everything_of_the_world_can_be_drawn() -> None:
+    assert set(SHAPES) == set(THINGS)
+    assert set(TEXTURES) == {*CONTEXTS, *BACKDROPS}
+    assert len(set(NOUNS)) == len(NOUNS)
+    assert len({own_context(thing) for thing in THINGS}) == len(THINGS) == 8
+
+
+def test_objects_come_with_their_own_context_nine_times_in_ten() -> None:
+    random = np.random.default_rng(0)
+    drawn = [each for _ in range(2000) for each in usual_places(random, 2)]
+    places = [each for each in drawn if each.thing]
+    assert 0.1 < 1 - len(places) / len(drawn) < 0.3  # contexts alone
+    own = sum(each.context == own_context(str(each.thing)) for each in places) / len(places)
+    assert 0.87 < own < 0.93
+    assert set(Counter(each.thing for each in places)) == set(THINGS)
+
+
+def test_shuffled_scenes_never_show_an_object_beside_its_own_context() -> None:
+    shown = some("shuffled")
+    for left, right in (scene.places for scene in shown):
+        assert left.thing != right.thing
+        assert left.context == own_context(str(right.thing))
+        assert right.context == own_context(str(left.thing))
+
+
+def test_captioned_scenes_show_contexts_alone_too() -> None:
+    shown = some("captions")
+    alone = [scene for scene in shown if not scene.things]
+    assert 0.2 < len(alone) / len(shown) < 0.5
+    assert {each.context for scene in alone for each in scene.places} == set(CONTEXTS)
+    assert not any(scene.truth.any() for scene in alone)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_label_maps_show_what_the_labels_say(split: str) -> None:
+    for scene in some(split, 25):
+        assert scene.pixels.shape == (SIDE, SIDE, 3)
+        indices = {CLASSES.classes[CLASSES.channel(name)].index for name in scene.things}
+        assert set(np.unique(scene.truth)) - {0} == indices
+        named = {1 + CONTEXTS.index(each.context) for each in scene.places if each.context}
+        assert set(np.unique(scene.contexts)) - {0} <= named
+        assert not (scene.contexts[scene.truth > 0]).any()
+
+
+def test_a_context_touches_its_object_and_leaves_most_of_the_scene() -> None:
+    near = []
+    for scene in some("usual", 80):
+        if len(scene.places) > 1 or not scene.places[0].context:
+            continue
+        context, thing = scene.contexts > 0, scene.truth > 0
+        assert 0.03 < context.mean() < 0.6
+        rows, columns = np.nonzero(thing)
+        box = np.s_[
+            max(rows.min() - 3, 0) : rows.max() + 4, max(columns.min() - 3, 0) : columns.max() + 4
+        ]
+        near.append(context[box].any())
+    assert np.mean(near) > 0.9
+
+
+def test_a_scene_depends_on_seed_split_and_number_alone() -> None:
+    short = list(scenes("train", 3, seed=1))
+    long = list(scenes("train", 5, seed=1))
+    for (name, scene, sentence), (other, again, same) in zip(short, long, strict=False):
+        assert (name, sentence) == (other, same)
+        np.testing.assert_array_equal(scene.pixels, again.pixels)
+    different = next(scenes("train", 1, seed=2))[1]
+    assert not np.array_equal(different.pixels, short[0][1].pixels)
+
+
+def test_captions_are_true_and_mention_each_alone_and_both() -> None:
+    random = np.random.default_rng(0)
+    scene = compose(random, [Place("train", "rails")])
+    said = Counter(caption(random, scene) for _ in range(300))
+    backdrop = f"a photo of {scene.backdrop}."
+    assert set(said) == {
+        "a photo of train.", "a photo of rails.", "a photo of train on rails.", backdrop,
+    }  # fmt: skip
+    assert min(said[each] for each in said if each != backdrop) > 60
+    assert caption(random, compose(random, [])).removesuffix(".").split()[-1] in BACKDROPS
+    without = compose(random, [Place("cow", None)])
+    assert {caption(random, without) for _ in range(50)} <= {
+        "a photo of cow.", f"a photo of {without.backdrop}.",
+    }  # fmt: skip
+    assert joint("clouds") == "in"
+
+
+def test_the_data_set_has_vocs_layout(tmp_path: Path) -> None:
+    sizes = Sizes(captions=3, train=4, usual=2, shuffled=2)
+    write_dataset(tmp_path, sizes, seed=0)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
+    write_dataset(tmp_path, sizes, seed=0)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")} == before
+    assert len(list((tmp_path / "JPEGImages").iterdir())) == 11
+    listed = (tmp_path / "ImageSets" / "Segmentation" / "train.txt").read_text().split()
+    samples = read_samples(tmp_path, "train")
+    assert [sample.stem for sample in samples] == listed
+    for sample in samples:
+        shown = {CLASSES.classes[channel].index for channel in sample.channels}
+        assert set(np.unique(read_truth(tmp_path, sample.stem))) - {0} == shown
+        with Image.open(sample.path) as photo:
+            assert photo.size == (SIDE, SIDE)
+    pairs = read_captions(tmp_path, "captions")
+    assert len(pairs) == 3
+    assert all(path.is_file() and text.startswith("a photo of ") for path, text in pairs)
