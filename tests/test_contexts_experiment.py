@@ -1,14 +1,20 @@
 """The whole benchmark in miniature: every variant, kept on disk, in a table."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks.contexts.ablation import Row, ablate, compare
+from benchmarks.contexts.dataset import Sizes
 from benchmarks.contexts.experiment import Experiment
 from benchmarks.contexts.measure import Score
+from benchmarks.contexts.pictures import write_sheet
 from benchmarks.contexts.tables import ablation_table, generator_table, spread
 from benchmarks.contexts.tiny_clip import CaptionBatches
-from benchmarks.contexts.world import THINGS
+from benchmarks.contexts.world import SIDE, THINGS
 from models.clip import load_clip
 from models.config import Config, load_config
 
@@ -24,8 +30,6 @@ def miniature() -> Config:
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
-    from benchmarks.contexts.dataset import Sizes
-
     made = Experiment(
         tmp_path_factory.mktemp("contexts"),
         miniature(),
@@ -70,6 +74,15 @@ def test_every_variant_is_made_once_and_measured(experiment: Experiment) -> None
     assert again == rows
     assert not said
     assert {path: path.stat().st_mtime_ns for path in weights} == weights
+
+
+def test_the_sheet_shows_scenes_and_four_variants(experiment: Experiment, tmp_path: Path) -> None:
+    ablate(experiment)
+    write_sheet(experiment, tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (6 * SIDE, 5 * SIDE)
+        pixels = np.array(sheet).reshape(5, SIDE, 6, SIDE, 3)
+    assert np.ptp(pixels[1:].astype(int), axis=(1, 3)).max() > 50
 
 
 def test_other_generators_start_from_their_own_base(experiment: Experiment) -> None:

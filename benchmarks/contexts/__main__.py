@@ -16,12 +16,13 @@ import torch
 
 from benchmarks.contexts.ablation import ablate, compare
 from benchmarks.contexts.experiment import Experiment
+from benchmarks.contexts.pictures import write_sheet
 from benchmarks.contexts.tables import ablation_table, generator_table
 from models.config import load_config
 
 
 def main() -> None:
-    """Make and measure every seed, then print both tables."""
+    """Make and measure every seed, then print the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.contexts", description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -40,6 +41,7 @@ def main() -> None:
         )
         experiment.prepare()
         rows.append(ablate(experiment))
+        write_sheet(experiment, experiment.folder / "cams.png")
         if arguments.generators:
             others.append(compare(experiment))
     print(ablation_table(rows))

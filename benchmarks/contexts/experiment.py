@@ -20,6 +20,7 @@ from models.build import build_prompts, load_generator
 from models.clip import FrozenClip
 from models.config import ClipConfig, Config
 from models.files import to_json, write_atomically
+from models.generators import MaskGenerator
 from models.pretrain_stage import pretrain_generator
 from models.run import Run, start_run
 from models.training.loop import Step
@@ -110,15 +111,19 @@ class Experiment:
             run.save("learn-prompts", name, tensors)
         self._once(run, REFINED, _WEIGHTS, stages.refine_generator)
 
+    def generator(self, run: Run, stage: str) -> MaskGenerator:
+        """Load the generator that a stage left."""
+        clip, text = stages.supervision(run)
+        weights = run.existing(stage, _WEIGHTS)
+        return load_generator(run.config, clip, text, weights, device=run.device)
+
     def scores(self, run: Run, stage: str) -> dict[str, Score]:
         """Measure the generator that a stage left, on both held-out splits."""
         path = run.work / stage / "scores.json"
         if path.is_file():
             stored = json.loads(path.read_text(encoding="utf-8"))
             return {split: Score(**values) for split, values in stored.items()}
-        clip, text = stages.supervision(run)
-        weights = run.existing(stage, _WEIGHTS)
-        generator = load_generator(run.config, clip, text, weights, device=run.device)
+        generator = self.generator(run, stage)
         found = {
             split: measure(generator, self.data, split, run.config.inference) for split in HELD_OUT
         }

@@ -15,6 +15,7 @@ from benchmarks.contexts.world import CLASSES, CONTEXTS, NOUNS
 from models.cam import multi_scale_cams
 from models.clip import FrozenClip
 from models.config import InferenceConfig
+from models.data.sample import Sample
 from models.evaluate import sweep_soft_maps
 from models.generators import MaskGenerator
 from models.images import read_image
@@ -54,24 +55,30 @@ def measure(generator: MaskGenerator, data: Path, split: str, inference: Inferen
     return Score(fixed.mean_iou, oracle.mean_iou, best)
 
 
+@torch.inference_mode()
+def cams_of(generator: MaskGenerator, sample: Sample, inference: InferenceConfig) -> Tensor:
+    """Return the CAMs of a scene's labeled objects, in [0, 1], (n, S, S)."""
+    pixels = torch.from_numpy(read_image(sample.path.read_bytes()).pixels)
+    return multi_scale_cams(
+        generator,
+        pixels.permute(2, 0, 1)[None].float() / 255,
+        torch.tensor(sample.channels),
+        scales=inference.scales,
+        flip=inference.flip,
+    )[0]
+
+
 def _soft_maps(
     generator: MaskGenerator, data: Path, split: str, inference: InferenceConfig
 ) -> Iterator[tuple[Tensor, SoftMaps]]:
     for sample in read_samples(data, split):
         truth = read_truth(data, sample.stem)
-        pixels = torch.from_numpy(read_image(sample.path.read_bytes()).pixels)
-        cams = multi_scale_cams(
-            generator,
-            pixels.permute(2, 0, 1)[None].float() / 255,
-            torch.tensor(sample.channels),
-            scales=inference.scales,
-            flip=inference.flip,
-        )
+        cams = cams_of(generator, sample, inference)
         shown = [CLASSES.classes[channel] for channel in sample.channels]
         yield (
             torch.from_numpy(truth),
             SoftMaps(
-                cams[0].half().numpy(),
+                cams.half().numpy(),
                 np.array([each.index for each in shown]),
                 tuple(each.name for each in shown),
                 (truth.shape[0], truth.shape[1]),
