@@ -13,7 +13,6 @@ from benchmarks.contexts.experiment import Experiment
 from benchmarks.contexts.measure import Score
 from benchmarks.contexts.pictures import write_sheet
 from benchmarks.contexts.tables import ablation_table, generator_table, spread
-from benchmarks.contexts.tiny_clip import CaptionBatches
 from benchmarks.contexts.world import SIDE, THINGS
 from models.clip import load_clip
 from models.config import Config, load_config
@@ -104,10 +103,3 @@ def test_tables_show_mean_and_spread() -> None:
     lines = ablation_table([[row(0.5, 7)], [row(0.7, 8)]]).splitlines()
     assert lines[2] == "| (c) |" + " 60.0 ± 14.1 |" * 4 + " 7, 8 |"
     assert ablation_table([[row(0.5)]]).splitlines()[2].endswith("| – |")
-
-
-def test_caption_batches_cover_each_picture_once() -> None:
-    batches = CaptionBatches(10, batch_size=3, generator=torch.Generator().manual_seed(0))
-    seen = torch.cat(list(batches)).tolist()
-    assert len(batches) == 3
-    assert len(set(seen)) == len(seen) == 9

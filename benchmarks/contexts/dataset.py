@@ -24,7 +24,7 @@ from benchmarks.contexts.world import CLASSES
 from models.data.classes import write_class_list
 from models.data.folder import read_folder
 from models.data.sample import Sample
-from models.files import to_json, write_atomically
+from models.json_files import to_json, write_atomically
 from models.pictures import label_map_png
 
 PAIR_SHARE = 0.5

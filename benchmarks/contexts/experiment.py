@@ -19,8 +19,8 @@ from models import stages
 from models.build import build_prompts, load_generator
 from models.clip import FrozenClip
 from models.config import ClipConfig, Config
-from models.files import to_json, write_atomically
 from models.generators import MaskGenerator
+from models.json_files import to_json, write_atomically
 from models.pretrain_stage import pretrain_generator
 from models.run import Run, start_run
 from models.training.loop import Step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 from benchmarks.offline_clip.anchor import anchor, with_projection_bias
 from benchmarks.offline_clip.folder import save_clip
 from models.training.loop import Group, Optimization, Step, fit
+from models.training.prompts import RegionBatches
 
 IMAGE_SIZE = 64
 CONTEXT_LENGTH = 16
@@ -76,24 +77,8 @@ def load_captioned(pairs: Sequence[tuple[Path, str]]) -> Captioned:
     return Captioned(torch.stack(images), sentences, which)
 
 
-class CaptionBatches:
-    """Random batches of picture numbers; the last incomplete one is dropped."""
-
-    def __init__(self, count: int, *, batch_size: int, generator: torch.Generator) -> None:
-        self.count = count
-        self.batch_size = min(batch_size, count)
-        self.generator = generator
-
-    def __len__(self) -> int:
-        return self.count // self.batch_size
-
-    def __iter__(self) -> Iterator[Tensor]:
-        order = torch.randperm(self.count, generator=self.generator)
-        yield from order[: len(self) * self.batch_size].view(-1, self.batch_size)
-
-
 def contrastive_losses(
-    model: CLIP, data: Captioned, tokens: Tensor, *, generator: torch.Generator
+    model: CLIP, data: Captioned, tokens: Tensor
 ) -> Callable[[Tensor], Mapping[str, Tensor]]:
     """Return CLIP's loss of a batch, in which pictures may share a sentence.
 
@@ -103,12 +88,11 @@ def contrastive_losses(
         model: that learns.
         data: pictures with sentences.
         tokens: of the sentences, (V, L).
-        generator: draws which pictures are mirrored.
     """
 
     def losses_of(batch: Tensor) -> Mapping[str, Tensor]:
         images = (data.images[batch].float() / 255 - MEAN) / STD
-        mirrored = torch.rand(len(batch), generator=generator) < 0.5
+        mirrored = torch.rand(len(batch)) < 0.5  # the loop seeds each step
         images[mirrored] = images[mirrored].flip(-1)
         shown, position = torch.unique(data.which[batch], return_inverse=True)
         pictures = model.encode_image(images, normalize=True)
@@ -149,12 +133,11 @@ def train_clip(
     with torch.no_grad():  # so far apart that two layers can tell the words
         model.token_embedding.weight.mul_(10)
     tokens = SimpleTokenizer(context_length=CONTEXT_LENGTH)(list(data.sentences))
-    source = torch.Generator().manual_seed(seed)
     fit(
         [Group(model.parameters())],
-        CaptionBatches(len(data.which), batch_size=64, generator=source),
-        contrastive_losses(model, data, tokens, generator=source),
-        Optimization(epochs, 1e-3, 0.05),
+        RegionBatches(len(data.which), batch_size=64, seed=seed),
+        contrastive_losses(model, data, tokens),
+        Optimization(epochs, 1e-3, 0.05, seed=seed),
         on_step=on_step,
     )
     config, lifted = with_projection_bias(config, model.eval())
