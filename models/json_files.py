@@ -9,11 +9,19 @@ from typing import Any
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; its folder is made if missing."""
+    """Write a file whole or not at all; its folder is made if missing.
+
+    Raises:
+        OSError: if that fails, with the file's name.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    partial.replace(path)
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)  # half a file would take what is left of a full disk
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from models.json_files import write_atomically
+
 
 @dataclass(frozen=True)
 class Position:
@@ -78,9 +80,7 @@ class Checkpoint:
         # By way of memory: writing to a full disk itself, torch says so with a RuntimeError of its own words.
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        partial = self.path.with_suffix(".partial")
-        partial.write_bytes(buffer.getbuffer())
-        partial.replace(self.path)
+        write_atomically(self.path, buffer.getvalue())
 
     def restore(self, progress: Progress) -> Position:
         """Take up the state of the file, if there is one, and return its position.
