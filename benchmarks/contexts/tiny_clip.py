@@ -92,6 +92,17 @@ class CaptionBatches:
         yield from order[: len(self) * self.batch_size].view(-1, self.batch_size)
 
 
+def soft_holes(count: int, *, generator: torch.Generator) -> Tensor:
+    """Return masks (N, 1, S, S) in [0, 1] that fade random parts of half of the pictures to the mean color.
+
+    The method shows CLIP such pictures. One that has seen millions takes a hole for nothing; this one has to learn it.
+    """
+    coarse = torch.rand((count, 1, 4, 4), generator=generator) * 2
+    coarse[torch.rand(count, generator=generator) < 0.5] = 1
+    size = (IMAGE_SIZE, IMAGE_SIZE)
+    return F.interpolate(coarse.clamp(max=1), size=size, mode="bilinear", align_corners=True)
+
+
 def contrastive_losses(
     model: CLIP, data: Captioned, tokens: Tensor, *, generator: torch.Generator
 ) -> Callable[[Tensor], Mapping[str, Tensor]]:
@@ -110,6 +121,7 @@ def contrastive_losses(
         images = (data.images[batch].float() / 255 - MEAN) / STD
         mirrored = torch.rand(len(batch), generator=generator) < 0.5
         images[mirrored] = images[mirrored].flip(-1)
+        images = images * soft_holes(len(batch), generator=generator)
         shown, position = torch.unique(data.which[batch], return_inverse=True)
         pictures = model.encode_image(images, normalize=True)
         texts = model.encode_text(tokens[shown], normalize=True)
