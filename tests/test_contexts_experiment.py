@@ -13,6 +13,7 @@ from benchmarks.contexts.experiment import Experiment
 from benchmarks.contexts.measure import Score
 from benchmarks.contexts.pictures import write_sheet
 from benchmarks.contexts.tables import ablation_table, generator_table, spread
+from benchmarks.contexts.tiny_clip import soft_holes
 from benchmarks.contexts.world import SIDE, THINGS
 from models.clip import load_clip
 from models.config import Config, load_config
@@ -103,3 +104,12 @@ def test_tables_show_mean_and_spread() -> None:
     lines = ablation_table([[row(0.5, 7)], [row(0.7, 8)]]).splitlines()
     assert lines[2] == "| (c) |" + " 60.0 ± 14.1 |" * 4 + " 7, 8 |"
     assert ablation_table([[row(0.5)]]).splitlines()[2].endswith("| – |")
+
+
+def test_half_of_the_pictures_have_soft_holes() -> None:
+    masks = soft_holes(400, generator=torch.Generator().manual_seed(0))
+    assert masks.shape == (400, 1, 64, 64)
+    assert masks.min() >= 0
+    assert masks.max() <= 1 + 1e-6
+    whole = (masks > 0.999).flatten(1).all(dim=1).float().mean().item()
+    assert 0.4 < whole < 0.6

@@ -33,7 +33,7 @@ CAPTIONED_LONE_SHARE = 1 / 3
 """How many captioned scenes show contexts alone."""
 CAPTIONED_OWN_SHARE = 0.5
 """How often an object of a captioned scene comes with its own context: CLIP has seen more of the world than S."""
-EMPTY_SHARE = 0.08
+EMPTY_SHARE = 0.12
 """How many captioned scenes show a backdrop alone, so that CLIP knows what nothing looks like."""
 
 

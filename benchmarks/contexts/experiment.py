@@ -48,7 +48,7 @@ class Experiment:
     folder: Path
     config: Config
     sizes: Sizes = field(default_factory=Sizes)
-    clip_epochs: int = 8
+    clip_epochs: int = 10
     say: Callable[[str], None] = print
 
     @property

@@ -77,6 +77,17 @@ def load_captioned(pairs: Sequence[tuple[Path, str]]) -> Captioned:
     return Captioned(torch.stack(images), sentences, which)
 
 
+def soft_holes(count: int, *, generator: torch.Generator) -> Tensor:
+    """Return masks (N, 1, S, S) in [0, 1] that fade random parts of half of the pictures to the mean color.
+
+    The method shows CLIP such pictures. One that has seen millions takes a hole for nothing; this one has to learn it.
+    """
+    coarse = torch.rand((count, 1, 4, 4), generator=generator) * 2
+    coarse[torch.rand(count, generator=generator) < 0.5] = 1
+    size = (IMAGE_SIZE, IMAGE_SIZE)
+    return F.interpolate(coarse.clamp(max=1), size=size, mode="bilinear", align_corners=True)
+
+
 def contrastive_losses(
     model: CLIP, data: Captioned, tokens: Tensor
 ) -> Callable[[Tensor], Mapping[str, Tensor]]:
@@ -92,8 +103,10 @@ def contrastive_losses(
 
     def losses_of(batch: Tensor) -> Mapping[str, Tensor]:
         images = (data.images[batch].float() / 255 - MEAN) / STD
-        mirrored = torch.rand(len(batch)) < 0.5  # the loop seeds each step
+        source = torch.Generator().manual_seed(torch.initial_seed())  # the loop's seed of this step
+        mirrored = torch.rand(len(batch), generator=source) < 0.5
         images[mirrored] = images[mirrored].flip(-1)
+        images = images * soft_holes(len(batch), generator=source)
         shown, position = torch.unique(data.which[batch], return_inverse=True)
         pictures = model.encode_image(images, normalize=True)
         texts = model.encode_text(tokens[shown], normalize=True)
