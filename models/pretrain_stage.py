@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from models.build import build_evidence, build_generator, build_transform, let_all_learn
+from models.build import build_evidence, build_generator, let_all_learn
 from models.config import PretrainConfig
-from models.data.batches import Crops
 from models.data.sample import Sample
 from models.run import OnStep, Run
-from models.stages import labeled, optimization_of, supervision
+from models.stages import optimization_of, photo_batches, supervision
 from models.training.classifier import classification_losses
 from models.training.loop import Group, fit
 from models.training.processes import in_parallel
@@ -40,18 +39,11 @@ def pretrain_generator(run: Run, samples: Sequence[Sample], on_step: OnStep) -> 
     settings = settings_of(run)
     generator = build_generator(run.config, *supervision(run), device=run.device)
     let_all_learn(generator)
-    photos, transform = labeled(samples), build_transform(settings)
     losses_of = classification_losses(build_evidence(generator), device=run.device)
     with run.logged(STAGE, on_step) as report:
         fit(
             [Group(generator.parameters())],
-            run.batches(
-                lambda seed: Crops(
-                    photos, classes=len(run.classes), transform=transform, seed=seed
-                ),
-                len(photos),
-                batch_size=settings.batch_size,
-            ),
+            photo_batches(run, samples, settings),
             in_parallel(losses_of, generator, run.processes, device=run.device),
             optimization_of(run, settings),
             on_step=report,

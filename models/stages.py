@@ -21,7 +21,7 @@ from models.build import (
 )
 from models.clip import FrozenClip
 from models.config import GeneratorStageConfig, PretrainConfig, PromptStageConfig
-from models.data.batches import Crops, ordered_batches
+from models.data.batches import Batch, Crops, RandomBatches, ordered_batches
 from models.data.sample import Sample
 from models.data.transforms import light_augmentation
 from models.generators.cnn import CnnGenerator
@@ -158,7 +158,6 @@ def _fit_generator(
     clip, class_text = supervision(run)
     generator = initial_generator(run, clip, class_text)
     freeze_for(generator, trainable=settings.trainable)
-    photos, transform = labeled(samples), build_transform(settings)
     losses_of = generator_losses(
         build_masks(generator, clip, mask=settings.mask, epsilon=settings.epsilon),
         clip,
@@ -169,13 +168,7 @@ def _fit_generator(
     with run.logged(stage, on_step) as report:
         fit(
             [Group(generator.parameters())],
-            run.batches(
-                lambda seed: Crops(
-                    photos, classes=len(run.classes), transform=transform, seed=seed
-                ),
-                len(photos),
-                batch_size=settings.batch_size,
-            ),
+            photo_batches(run, samples, settings),
             in_parallel(losses_of, generator, run.processes, device=run.device),
             optimization_of(run, settings),
             on_step=report,
@@ -188,6 +181,18 @@ def _fit_generator(
             ),
         )
     return run.save(stage, "generator.safetensors", generator.state_dict())
+
+
+def photo_batches(
+    run: Run, samples: Sequence[Sample], settings: GeneratorStageConfig | PretrainConfig
+) -> RandomBatches[Batch]:
+    """Return random batches of the labeled photos, augmented as a stage has it."""
+    photos, transform = labeled(samples), build_transform(settings)
+    return run.batches(
+        lambda seed: Crops(photos, classes=len(run.classes), transform=transform, seed=seed),
+        len(photos),
+        batch_size=settings.batch_size,
+    )
 
 
 def optimization_of(

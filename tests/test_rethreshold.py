@@ -15,10 +15,7 @@ from models.bundle_info import MANIFEST
 from models.data.folder import read_folder
 from models.data.mask_records import (
     RESULTS,
-    SETTINGS,
-    drop_cut_line,
     read_results,
-    read_settings,
 )
 from models.data.sample import Sample
 from models.exports.source import open_mask_folder
@@ -124,22 +121,6 @@ def test_a_photo_that_moved_is_made_anew(
     assert make("b", "photo2.jpg").made == 1
     (photo,) = open_mask_folder(job.output, tmp_path / "images").photos()
     assert photo.name == "b/x.jpg"
-
-
-@pytest.mark.parametrize("content", ["{}", '{"model": {}, "options": {}}', "[]", "no"])
-def test_settings_of_another_kind_are_refused(content: str, tmp_path: Path) -> None:
-    (tmp_path / SETTINGS).write_text(content)
-    with pytest.raises(ValueError, match=r"expected .* in .*settings.json, got"):
-        read_settings(tmp_path)
-
-
-def test_records_of_another_kind_are_passed_over(tmp_path: Path) -> None:
-    path = tmp_path / RESULTS
-    whole = '{"stem": "a", "image": "a.jpg", "model": {}, "classes": []}\n'
-    path.write_text("[]\n3\nno\n" + '{"stem": "b"}\n' + whole + whole[:20])
-    assert list(read_results(path)) == ["a"]
-    drop_cut_line(path)
-    assert path.read_text().endswith(whole)
 
 
 def test_otsu_by_hand() -> None:
