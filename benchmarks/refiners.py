@@ -1,7 +1,8 @@
 """Compare refiners and their chains: mean IoU, boundary F-score and seconds per photo.
 
 For each set of scales the CAMs are made once; each chain then refines them. Scores are stored in half precision and
-decided as `semples make-pseudo-masks` does it.
+decided as `semples make-pseudo-masks` does it. Data is a folder of images, masks, labels.csv and classes.txt, or, with
+--split, the generated world's.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.contexts.dataset import read_samples
 from models.boundary import boundary_scores
 from models.bundle import find_bundle, load_bundle
 from models.data.classes import ClassList, read_class_list
@@ -69,7 +71,9 @@ def main() -> None:
     """Print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--split", help="of the generated world's data")
     parser.add_argument("--bundle", default="coco-demo")
+    parser.add_argument("--min-pixels", type=int, default=MIN_PIXELS, help="of a class that counts")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--chains", nargs="*", default=CHAINS)
     parser.add_argument("--scales", nargs="*", help="e.g. 0.8,1.0")
@@ -77,7 +81,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     predictor = Predictor(load_bundle(find_bundle(arguments.bundle), device=torch.device("cpu")))
     classes = predictor.info.classes
-    photos = list(read_photos(arguments.data, classes))
+    photos = list(read_photos(arguments.data, classes, arguments.split))
     chosen = [tuple(map(float, each.split(","))) for each in arguments.scales or ()] or SCALES
     print(
         "| scales | refine | fixed | oracle (t) | boundary F | s per photo |\n|---|---|---|---|---|---|"
@@ -85,7 +89,7 @@ def main() -> None:
     for scales in chosen:
         scaled = with_scales(predictor, scales)
         for chain in arguments.chains:
-            row = measure(scaled, photos, chain)
+            row = measure(scaled, photos, chain, min_pixels=arguments.min_pixels)
             print(
                 f"| {', '.join(map(str, scales))} | {chain} | {100 * row.fixed:.1f} | "
                 f"{100 * row.oracle:.1f} ({row.threshold:.2f}) | {100 * row.boundary:.1f} | {row.seconds:.2f} |",
@@ -93,16 +97,20 @@ def main() -> None:
             )
 
 
-def read_photos(data: Path, classes: ClassList) -> Iterator[Photo]:
-    """Read the labeled photos of a folder with labels.csv and masks."""
+def read_photos(data: Path, classes: ClassList, split: str | None) -> Iterator[Photo]:
+    """Read the labeled photos of a folder, or a split of the generated world, with their label maps."""
     if read_class_list(data / "classes.txt").names != classes.names:
         raise ValueError("expected a bundle of the data's own classes")
-    for sample in read_folder(data / "images", data / "labels.csv", classes):
+    if split is None:
+        samples, masks = read_folder(data / "images", data / "labels.csv", classes), data / "masks"
+    else:
+        samples, masks = read_samples(data, split), data / "SegmentationClass"
+    for sample in samples:
         if sample.channels:
             yield Photo(
                 read_image(sample.path.read_bytes()).pixels,
                 tuple(classes.names[channel] for channel in sample.channels),
-                np.array(Image.open(data / "masks" / f"{sample.stem}.png")),
+                np.array(Image.open(masks / f"{sample.stem}.png")),
             )
 
 
@@ -115,7 +123,7 @@ def with_scales(predictor: Predictor, scales: tuple[float, ...]) -> Predictor:
     )
 
 
-def measure(predictor: Predictor, photos: list[Photo], chain: str) -> Row:
+def measure(predictor: Predictor, photos: list[Photo], chain: str, *, min_pixels: int) -> Row:
     """Segment all photos with a chain and compare with their label maps."""
     default = predictor.info.inference.background_threshold
     # One constant for all chains: thresholds for each class would suit the chain that they were estimated from.
@@ -127,7 +135,7 @@ def measure(predictor: Predictor, photos: list[Photo], chain: str) -> Row:
         zip((torch.from_numpy(photo.truth) for photo in photos), map(soft_maps, made), strict=True),
         predictor.info.classes,
         thresholds=sorted({default, *THRESHOLDS}),
-        min_pixels=MIN_PIXELS,
+        min_pixels=min_pixels,
     )
     threshold, oracle = sweep.best
     fixed = sweep.reports[sweep.thresholds.index(default)]
@@ -135,7 +143,7 @@ def measure(predictor: Predictor, photos: list[Photo], chain: str) -> Row:
         fixed=fixed.mean_iou,
         oracle=oracle.mean_iou,
         threshold=threshold,
-        boundary=mean_boundary(photos, made, lambda index: oracle.pixels[index] >= MIN_PIXELS),
+        boundary=mean_boundary(photos, made, lambda index: oracle.pixels[index] >= min_pixels),
         seconds=seconds,
     )
 

@@ -1,18 +1,19 @@
 """Each stage's step, and CAMs of one photo, against the plain formulation: seconds and peak memory.
 
-The paper's networks with random weights (WeakTr DeiT-S, ViT-B/32), random photos, 20 classes, two of them present. Each
-row is a process of its own, for peak memory; both sides of a ratio are of one run, by turns.
+The paper's networks with random weights (WeakTr DeiT-S, ViT-B/32), random photos, 20 classes, two of them present. Both
+sides of a ratio take turns, each turn a process of its own (for its peak of memory) with a step to warm up and one that
+counts; seconds are the median of the turns, memory is the highest.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 
@@ -52,37 +53,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--prompt-batch", type=int, default=128, help="photos of an epoch in (b)")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)  # a row's own process
+    parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)  # one turn's own process
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.only:
-        measure(*arguments.only, batch=arguments.batch, rounds=arguments.rounds)
+        take_turn(*arguments.only, batch=arguments.batch)
         return
     print("| what | plain s | ours s | ratio | plain MB | ours MB |\n|---|---|---|---|---|---|")
     for stage, title in WHAT.items():
         # The paper's batch, for an epoch's cost in (b) hangs on how many photos share its prompts.
         batch = arguments.prompt_batch if stage in ("b", "embed") else arguments.batch
-        options = [
-            f"--batch={batch}",
-            f"--rounds={arguments.rounds}",
-            f"--threads={arguments.threads}",
-        ]
-        ours, ours_peak = _in_process([*options, "--only", stage, "ours"])
-        cells = [f"{ours:.3f}", "", "", f"{ours_peak:.0f}"]
-        if stage != "embed":  # what the plain formulation does in each epoch
-            plain, plain_peak = _in_process([*options, "--only", stage, "plain"])
-            cells = [
-                f"{plain:.3f}",
-                *cells[:1],
-                f"{plain / ours:.1f}",
-                f"{plain_peak:.0f}",
-                cells[-1],
-            ]
-        else:
-            cells = ["", *cells]
-        print(f"| {title} | {' | '.join(cells)} |", flush=True)
+        # What is embedded once, the plain formulation does in each epoch.
+        sides = ("ours",) if stage == "embed" else ("plain", "ours")
+        options = [f"--batch={batch}", f"--threads={arguments.threads}", "--only", stage]
+        turns = [[_in_process([*options, side]) for side in sides] for _ in range(arguments.turns)]
+        print(_row(title, [_summary(list(side)) for side in zip(*turns, strict=True)]), flush=True)
 
 
 def _in_process(options: list[str]) -> tuple[float, float]:
@@ -92,17 +79,29 @@ def _in_process(options: list[str]) -> tuple[float, float]:
     return float(seconds), float(peak)
 
 
-def measure(stage: str, side: str, *, batch: int, rounds: int) -> None:
-    """Print the median seconds of a stage's step and by how many MB it raised the peak of memory."""
+def _summary(turns: list[tuple[float, float]]) -> tuple[float, float]:
+    seconds, peaks = zip(*turns, strict=True)
+    return statistics.median(seconds), max(peaks)
+
+
+def _row(title: str, sides: list[tuple[float, float]]) -> str:
+    ours, ours_peak = sides[-1]
+    if len(sides) == 1:
+        return f"| {title} | | {ours:.3f} | | | {ours_peak:.0f} |"
+    plain, plain_peak = sides[0]
+    return f"| {title} | {plain:.3f} | {ours:.3f} | {plain / ours:.1f} | {plain_peak:.0f} | {ours_peak:.0f} |"
+
+
+def take_turn(stage: str, side: str, *, batch: int) -> None:
+    """Print the seconds of a stage's step, and how many MB it takes at most beyond those that it found."""
     torch.manual_seed(0)
     work = build(stage, side, batch)
-    before = _peak()
-    seconds = []
-    for _ in range(rounds + 1):  # the first one warms up
-        started = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - started)
-    print(statistics.median(seconds[1:]), _peak() - before)
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak of building
+    before = _megabytes("VmRSS")
+    work()
+    started = time.perf_counter()
+    work()
+    print(time.perf_counter() - started, _megabytes("VmHWM") - before)
 
 
 def build(stage: str, side: str, batch: int) -> Work:
@@ -172,8 +171,9 @@ def backward(losses: Mapping[str, torch.Tensor]) -> None:
     torch.stack([*losses.values()]).sum().backward()  # type: ignore[no-untyped-call]
 
 
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _megabytes(field: str) -> float:
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.split(f"{field}:")[1].split()[0]) / 1024
 
 
 if __name__ == "__main__":

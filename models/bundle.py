@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from safetensors.torch import save_file
 from torch import Tensor
 
 from models.bundle_info import (
@@ -34,7 +33,7 @@ from models.segmenter_config import SegmenterSpec
 from models.segmenters import Segmenter
 from models.segmenters.light import light_segmenter
 from models.segmenters.mask2former import build_mask2former
-from models.tensors import read_tensors
+from models.tensors import read_tensors, write_tensors
 
 __all__ = [
     "Bundle",
@@ -142,10 +141,7 @@ def write_bundle(
     if segmenter is None:
         (folder / SEGMENTER_FILE).unlink(missing_ok=True)  # an earlier bundle's
     for name, tensors in parts.items():
-        save_file(tensors, folder / name)
-        (folder / name).chmod(
-            0o644
-        )  # safetensors writes 0600, which a container's user could not read
+        write_tensors(folder / name, tensors)
     hashes = {name: _hash(folder / name) for name in parts}
     content = manifest.model_copy(update={"files": hashes}).model_dump(mode="json")
     (folder / MANIFEST).write_text(
@@ -222,7 +218,6 @@ def _halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         key: (value.half() if value.ndim > 1 and value.is_floating_point() else value)
         .detach()
         .cpu()
-        .contiguous()
         for key, value in tensors.items()
     }
 

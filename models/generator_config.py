@@ -55,10 +55,10 @@ class _WeakTr(_Frozen):
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> Self:
-        if self.width % self.heads or self.native_size % self.patch:
+        if self.width % 4 or self.width % self.heads or self.native_size % self.patch:
             raise ValueError(
-                "expected heads that divide the width and patches that divide the native size, "
-                f"got {self.heads} and {self.width}, {self.patch} and {self.native_size}"
+                "expected a width that 4 and the heads divide, and patches that divide the native size, "
+                f"got {self.width} and {self.heads}, {self.patch} and {self.native_size}"
             )
         return self
 

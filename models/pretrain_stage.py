@@ -8,11 +8,10 @@ from pathlib import Path
 from models.build import build_evidence, build_generator, let_all_learn
 from models.config import PretrainConfig
 from models.data.sample import Sample
+from models.generator_fit import fit_generator
 from models.run import OnStep, Run
-from models.stages import optimization_of, photo_batches, supervision
+from models.stages import supervision
 from models.training.classifier import classification_losses
-from models.training.loop import Group, fit
-from models.training.processes import in_parallel
 
 STAGE = "pretrain-generator"
 
@@ -36,17 +35,8 @@ def pretrain_generator(run: Run, samples: Sequence[Sample], on_step: OnStep) -> 
     Raises:
         ValueError: if the configuration has no such stage, or nothing is labeled.
     """
-    settings = settings_of(run)
+    settings_of(run)
     generator = build_generator(run.config, *supervision(run), device=run.device)
     let_all_learn(generator)
     losses_of = classification_losses(build_evidence(generator), device=run.device)
-    with run.logged(STAGE, on_step) as report:
-        fit(
-            [Group(generator.parameters())],
-            photo_batches(run, samples, settings),
-            in_parallel(losses_of, generator, run.processes, device=run.device),
-            optimization_of(run, settings),
-            on_step=report,
-            checkpoint=run.checkpoint(STAGE, generator, samples),
-        )
-    return run.save(STAGE, "generator.safetensors", generator.state_dict())
+    return fit_generator(run, samples, on_step, generator, losses_of, stage=STAGE)

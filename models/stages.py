@@ -14,25 +14,24 @@ from models.build import (
     build_generator,
     build_masks,
     build_prompts,
-    build_transform,
     class_captions,
     freeze_for,
     load_generator,
 )
 from models.clip import FrozenClip
-from models.config import GeneratorStageConfig, PretrainConfig, PromptStageConfig
-from models.data.batches import Batch, Crops, RandomBatches, ordered_batches
+from models.config import GeneratorStageConfig
+from models.data.batches import Crops, ordered_batches
 from models.data.sample import Sample
 from models.data.transforms import light_augmentation
+from models.generator_fit import fit_generator, labeled, optimization_of
 from models.generators.cnn import CnnGenerator
 from models.generators.weaktr import WeakTrGenerator
 from models.run import OnStep, Run
 from models.seeds import derive_seed
 from models.tensors import read_tensors
 from models.training.generator import Refinement, generator_losses, present_classes
-from models.training.loop import Group, Optimization, fit
+from models.training.loop import Group, fit
 from models.training.parts import weighted_parts
-from models.training.processes import in_parallel
 from models.training.prompts import (
     RegionBatches,
     RegionEmbeddings,
@@ -165,46 +164,14 @@ def _fit_generator(
         background_weight=settings.background_weight,
         refinement=None if prompts is None else Refinement(prompts, settings.refinement_weight),
     )
-    with run.logged(stage, on_step) as report:
-        fit(
-            [Group(generator.parameters())],
-            photo_batches(run, samples, settings),
-            in_parallel(losses_of, generator, run.processes, device=run.device),
-            optimization_of(run, settings),
-            on_step=report,
-            checkpoint=run.checkpoint(stage, generator, samples),
-            parts_of=weighted_parts(
-                present_classes,
-                size=settings.micro_batch_size,
-                processes=run.processes,
-                device=run.device,
-            ),
-        )
-    return run.save(stage, "generator.safetensors", generator.state_dict())
-
-
-def photo_batches(
-    run: Run, samples: Sequence[Sample], settings: GeneratorStageConfig | PretrainConfig
-) -> RandomBatches[Batch]:
-    """Return random batches of the labeled photos, augmented as a stage has it."""
-    photos, transform = labeled(samples), build_transform(settings)
-    return run.batches(
-        lambda seed: Crops(photos, classes=len(run.classes), transform=transform, seed=seed),
-        len(photos),
-        batch_size=settings.batch_size,
+    parts_of = weighted_parts(
+        present_classes,
+        size=settings.micro_batch_size,
+        processes=run.processes,
+        device=run.device,
     )
-
-
-def optimization_of(
-    run: Run, settings: GeneratorStageConfig | PretrainConfig | PromptStageConfig
-) -> Optimization:
-    """Return how a stage's parameters learn."""
-    return Optimization(
-        settings.epochs,
-        settings.learning_rate,
-        settings.weight_decay,
-        precision=settings.precision,
-        seed=run.own_seed,
+    return fit_generator(
+        run, samples, on_step, generator, losses_of, stage=stage, parts_of=parts_of
     )
 
 
@@ -232,8 +199,3 @@ def _background_regions(
     return embed_backgrounds(
         chain.from_iterable(views), masks_of, clip, device=run.device, on_images=on_images
     )
-
-
-def labeled(samples: Sequence[Sample]) -> list[Sample]:
-    """Return the samples that have a label; the others have no region, so they teach nothing."""
-    return [sample for sample in samples if sample.channels]

@@ -135,6 +135,15 @@ def test_crops(augment: object) -> None:
     assert not torch.equal(crops[0], crops[1])
 
 
+def test_augmentation_at_its_strongest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each operation comes up in some of these draws; posterizing to 0 bits, which Pillow refuses, in none."""
+    monkeypatch.setattr(random, "gauss", lambda mean, deviation: mean + 10 * deviation)
+    transform = strong_augmentation(32, min_area=0.5)
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    with seeded(0):
+        assert all(transform(pixels).isfinite().all() for _ in range(100))
+
+
 def test_batches(tiny_data: Path) -> None:
     samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
     crops = Crops(samples, classes=4, transform=light_augmentation(32, min_area=1.0), seed=0)

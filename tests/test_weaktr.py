@@ -84,8 +84,12 @@ def test_images_below_a_patch_are_refused() -> None:
 
 
 def test_sizes_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"heads that divide the width .* got 5 and 48, 16 and 64"):
-        replace(TINY, heads=5)
+    for changes, got in (
+        ({"heads": 5}, "48 and 5, 16 and 64"),
+        ({"width": 6}, "6 and 3, 16 and 64"),
+    ):
+        with pytest.raises(ValueError, match=f"a width that 4 and the heads divide, .* got {got}"):
+            replace(TINY, **changes)
     with pytest.raises(ValueError, match="expected pooling 'max' or 'avg', got 'mean'"):
         replace(TINY, pooling="mean")
 

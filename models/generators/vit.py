@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from timm.layers import build_sincos2d_pos_embed
 from torch import Tensor, nn
 
+from models.generators.mimetic import draw_attention
 from models.generators.weaktr_sizes import WeakTrSizes
 
 _EPSILON = 1e-6  # of layer norms, as in ViT and DeiT
@@ -165,11 +167,15 @@ class ClassTokenTransformer(nn.Module):
         resized = F.interpolate(plane, scale_factor=scale, mode="bicubic", align_corners=False)
         return torch.cat([of_classes, resized.flatten(2).transpose(1, 2)], dim=1)
 
+    @torch.no_grad()
     def _draw_weights(self) -> None:
-        """Initialize as DeiT does: normals of 0.02 without bias."""
-        for parameter in (self.cls_token, self.pos_embed):
-            nn.init.trunc_normal_(parameter, std=0.02)
-        for module in self.blocks.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                nn.init.zeros_(module.bias)
+        """Initialize tokens and MLPs as DeiT does, with normals of 0.02; attention and places so that few photos do."""
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        places = build_sincos2d_pos_embed(self.sizes.native_grid, dim=self.sizes.width)
+        self.pos_embed[0, self.class_tokens :] = places
+        for block in self.blocks:
+            draw_attention(block.attn.qkv, block.attn.proj, heads=self.sizes.heads)
+            for layer in (block.mlp.fc1, block.mlp.fc2):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)

@@ -14,7 +14,7 @@ class WeakTrSizes:
     Attributes:
         native_size: side of the images that the position embeddings are for, in pixels.
         patch: side of a patch in pixels; divides native_size.
-        width: C, channels of a token.
+        width: C, channels of a token; a multiple of 4.
         depth: number of blocks.
         heads: of each block's attention; a divisor of C.
         mlp_ratio: width inside the MLPs, relative to C.
@@ -40,10 +40,10 @@ class WeakTrSizes:
     spare_tokens: int = 0
 
     def __post_init__(self) -> None:
-        if self.width % self.heads or self.native_size % self.patch:
+        if self.width % 4 or self.width % self.heads or self.native_size % self.patch:
             raise ValueError(
-                "expected heads that divide the width and patches that divide the native size, "
-                f"got {self.heads} and {self.width}, {self.patch} and {self.native_size}"
+                "expected a width that 4 and the heads divide, and patches that divide the native size, "
+                f"got {self.width} and {self.heads}, {self.patch} and {self.native_size}"
             )
         if self.pooling not in ("max", "avg"):
             raise ValueError(f"expected pooling 'max' or 'avg', got {self.pooling!r}")
