@@ -31,6 +31,8 @@ _WEIGHTS = "generator.safetensors"
 
 # A prompt's embeddings, (K, D), in place of learned ones.
 Substitute = Callable[[Config, FrozenClip], Tensor]
+# Values that differ from a configuration's, by section; of the generator all that are not defaults.
+Changes = Mapping[str, Mapping[str, object]]
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,13 @@ class Experiment:
             device=torch.device("cpu"),
         )
 
-    def pretrain(self, name: str, changes: Mapping[str, object] | None = None) -> Run:
-        """Make the base network; changes are other sections of the configuration."""
-        config = Config.model_validate({**self.config.model_dump(), **(changes or {})})
-        run = replace(self, config=config).run(name)
+    def pretrain(self, name: str, changes: Changes | None = None) -> Run:
+        """Make the base network, and open a run whose configuration has the changes."""
+        values = self.config.model_dump()
+        for section, changed in (changes or {}).items():
+            # Another kind of generator has other values.
+            values[section] = {**(values[section] if section != "generator" else {}), **changed}
+        run = replace(self, config=Config.model_validate(values)).run(name)
         self._once(run, BASE, _WEIGHTS, pretrain_generator)
         return run
 
