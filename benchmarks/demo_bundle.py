@@ -99,11 +99,11 @@ def measure(data: Path, masks: Path, scores: Path | None = None) -> Score:
         found: dict[str, Any] = json.loads(semples("evaluate", *options, *truth))
         return found
 
-    large = ["--min-pixels", MIN_PIXELS]
-    fixed, every = evaluate("--predictions", masks, *large), evaluate("--predictions", masks)
-    oracle = evaluate("--scores", scores, *large) if scores else {}
+    soft = ["--scores", scores] if scores else []
+    large = evaluate("--predictions", masks, *soft, "--min-pixels", MIN_PIXELS)
+    every, oracle = evaluate("--predictions", masks), large.get("oracle", {})
     return Score(
-        fixed["mean_iou"], every["mean_iou"], oracle.get("mean_iou"), oracle.get("threshold")
+        large["mean_iou"], every["mean_iou"], oracle.get("mean_iou"), oracle.get("threshold")
     )
 
 
