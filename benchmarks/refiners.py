@@ -1,8 +1,7 @@
 """Compare refiners and their chains: mean IoU, boundary F-score and seconds per photo.
 
-For each set of scales the CAMs are made once; each chain then refines them. Scores are stored in half precision and
-decided as `semples make-pseudo-masks` does it. Data is a folder of images, masks, labels.csv and classes.txt, or, with
---split, the generated world's.
+Scores are stored in half precision and decided as `semples make-pseudo-masks` does it. Data is a folder of images,
+masks, labels.csv and classes.txt, or, with --split, the generated world's.
 """
 
 from __future__ import annotations

@@ -69,46 +69,50 @@ def build_generator(
         ValueError: if the backbone is unknown, the weights do not fit, or CLIP does not fit a zero-shot generator.
         OSError: if the weights cannot be read.
     """
-    settings = config.generator
-    built: CnnGenerator | WeakTrGenerator
+    weights = None if isinstance(config.generator, ZeroShotConfig) else config.generator.weights
+    if weights is not None:
+        return load_generator(config, clip, class_text, Path(weights), device=device)
     # What is not pre-trained is drawn from the global state.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        if isinstance(settings, CnnConfig):
-            built = cnn_generator(
-                settings.backbone,
-                classes=class_text.shape[0],
-                pretrained=settings.pretrained and settings.weights is None,
-                output_stride=settings.output_stride,
-                generator=torch.Generator().manual_seed(config.seed),
-                level=settings.level,
-            )
-        elif isinstance(settings, WeakTrConfig):
-            sizes = WeakTrSizes.among(settings.model_dump())
-            built = WeakTrGenerator(sizes, classes=class_text.shape[0])
-        else:
-            built = zero_shot_generator(clip, class_text, output_stride=settings.output_stride)
-    if not isinstance(settings, ZeroShotConfig) and settings.weights is not None:
-        load_weights(built, read_tensors(Path(settings.weights)), source=settings.weights)
+        built = _shape_generator(config, clip, class_text, pretrained=True)
+        if isinstance(built, WeakTrGenerator):
+            built.draw_weights()
     return built.to(device).eval()
 
 
 def load_generator(
     config: Config, clip: FrozenClip, class_text: Tensor, path: Path, *, device: torch.device
 ) -> CnnGenerator | WeakTrGenerator:
-    """Build the mask generator and give it trained weights.
+    """Build the mask generator and give it the weights of a file, whatever it would start from.
 
     Raises:
         ValueError: if the file does not hold this generator.
         OSError: if it cannot be read.
     """
+    with torch.random.fork_rng(devices=[]):
+        built = _shape_generator(config, clip, class_text, pretrained=False)
+    load_weights(built, read_tensors(path), source=str(path))
+    return built.to(device).eval()
+
+
+def _shape_generator(
+    config: Config, clip: FrozenClip, class_text: Tensor, *, pretrained: bool
+) -> CnnGenerator | WeakTrGenerator:
     settings = config.generator
-    if not isinstance(settings, ZeroShotConfig):  # its initial weights' file is not needed any more
-        fresh = settings.model_copy(update={"weights": None})
-        config = config.model_copy(update={"generator": fresh})
-    generator = build_generator(config, clip, class_text, device=device)
-    load_weights(generator, read_tensors(path, device=device), source=str(path))
-    return generator
+    if isinstance(settings, CnnConfig):
+        return cnn_generator(
+            settings.backbone,
+            classes=class_text.shape[0],
+            pretrained=settings.pretrained and pretrained,
+            output_stride=settings.output_stride,
+            generator=torch.Generator().manual_seed(config.seed),
+            level=settings.level,
+        )
+    if isinstance(settings, WeakTrConfig):
+        sizes = WeakTrSizes.among(settings.model_dump())
+        return WeakTrGenerator(sizes, classes=class_text.shape[0])
+    return zero_shot_generator(clip, class_text, output_stride=settings.output_stride)
 
 
 def build_masks(

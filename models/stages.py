@@ -106,7 +106,10 @@ def learn_prompts(
     regions = _background_regions(run, samples, clip, class_text, weights, on_images)
     prompts = build_prompts(run.config, clip, run.classes.names)
     batches = RegionBatches(
-        len(regions.channels), batch_size=settings.batch_size, seed=run.config.seed
+        len(regions.channels),
+        views=settings.views,
+        batch_size=settings.batch_size,
+        seed=run.config.seed,
     )
     with run.logged("learn-prompts", on_step) as report:
         fit(

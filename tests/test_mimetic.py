@@ -43,6 +43,7 @@ def test_a_fresh_weaktr_keeps_like_places_together() -> None:
     torch.manual_seed(0)
     sizes = WeakTrSizes(native_size=64, patch=8, width=48, depth=2, heads=3)
     generator = WeakTrGenerator(sizes, classes=3).eval()
+    generator.draw_weights()
     image = torch.zeros(1, 3, 64, 64)
     image[..., 32:] = 1
     with torch.no_grad():

@@ -29,6 +29,7 @@ GENERATORS: dict[str, Changes] = {
     "WeakTr, width 96, depth 3": {
         "generator": {
             "kind": "weaktr", "native_size": 96, "patch": 8, "width": 96, "depth": 3, "heads": 3,
+            "reduction": 1,
         },
         "pretrain_generator": {"epochs": 40, "learning_rate": 1e-3},
         "train_generator": {"epsilon": 1e-4, "learning_rate": 2e-3},

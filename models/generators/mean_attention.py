@@ -40,22 +40,12 @@ class _MeanAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         weights, *queries_and_keys = ctx.saved_tensors
-        depth, learns = len(queries_and_keys) // 2, any(ctx.needs_input_grad[1:])
         toward_mean = gradients[0] / weights[0].numel()
         of_weights = torch.empty_like(weights)
-        of_inputs = [torch.empty_like(each) for each in queries_and_keys] if learns else None
         for block, head, maps in _maps(queries_and_keys):
             of_weights[:, block, head] = (maps * toward_mean).sum(dim=(1, 2))
-            if of_inputs is None:
-                continue
-            # Through the softmax, then through the product of queries and keys.
-            toward = toward_mean * weights[:, block, head, None, None]
-            slope = maps * (toward - (toward * maps).sum(dim=2, keepdim=True))
-            query, key = (queries_and_keys[at][:, head].float() for at in (block, depth + block))
-            scale = query.shape[-1] ** -0.5
-            of_inputs[block][:, head] = slope @ key * scale
-            of_inputs[depth + block][:, head] = slope.transpose(1, 2) @ query * scale
-        return of_weights, *(of_inputs or (None,) * len(queries_and_keys))
+        # In WeakTr masks and the fine CAM's loss teach the weights alone, so queries and keys need no gradient.
+        return of_weights, *(None,) * len(queries_and_keys)
 
 
 def _maps(queries_and_keys: Sequence[Tensor]) -> Iterator[tuple[int, int, Tensor]]:

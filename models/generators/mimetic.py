@@ -38,7 +38,7 @@ def draw_attention(qkv: nn.Linear, proj: nn.Linear, *, heads: int) -> None:
 
 
 def _noise(width: int) -> Tensor:
-    return torch.randn(width, width) / width**0.5
+    return torch.randn(width, width).div_(width**0.5)
 
 
 def _factors(product: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -50,6 +50,11 @@ class Encoded:
     pooled: Tensor
     grid: tuple[int, int]
 
+    def detached(self) -> Encoded:
+        """Return the same without a gradient."""
+        queries, keys = (tuple(map(Tensor.detach, each)) for each in (self.queries, self.keys))
+        return Encoded(self.tokens.detach(), queries, keys, self.pooled.detach(), self.grid)
+
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention whose queries and keys can be kept; no N × N map is made.
@@ -98,6 +103,14 @@ class Block(nn.Module):
         fc1, fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.mlp = nn.Sequential(OrderedDict(fc1=fc1, act=nn.GELU(), fc2=fc2))
 
+    def draw_weights(self) -> None:
+        """Initialize; see ``ClassTokenTransformer.draw_weights``."""
+        draw_attention(self.attn.qkv, self.attn.proj, heads=self.attn.heads)
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+
     def forward(self, tokens: Tensor) -> tuple[Tensor, Attended]:
         """Return the next tokens, (B, N, C), and what the attention saw."""
         attended: Attended = self.attn(self.norm1(tokens))
@@ -126,7 +139,6 @@ class ClassTokenTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(width, sizes.heads, hidden) for _ in range(sizes.depth))
         # The public checkpoints have it, though nothing is normed after the last block.
         self.norm = nn.LayerNorm(width, eps=_EPSILON).requires_grad_(False)
-        self._draw_weights()
 
     def encode(self, images: Tensor, *, pool: Callable[[Tensor], Tensor]) -> Encoded:
         """Run the trunk on normalized images, (B, 3, H, W); what exceeds whole patches is left out.
@@ -168,14 +180,15 @@ class ClassTokenTransformer(nn.Module):
         return torch.cat([of_classes, resized.flatten(2).transpose(1, 2)], dim=1)
 
     @torch.no_grad()
-    def _draw_weights(self) -> None:
-        """Initialize tokens and MLPs as DeiT does, with normals of 0.02; attention and places so that few photos do."""
+    def draw_weights(self) -> None:
+        """Initialize tokens and MLPs as DeiT does, with normals of 0.02; attention and places so that few photos do.
+
+        Not done when the module is made: it takes seconds, which loading weights would waste.
+        """
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        places = build_sincos2d_pos_embed(self.sizes.native_grid, dim=self.sizes.width)
+        places = build_sincos2d_pos_embed(list(self.sizes.native_grid), dim=self.sizes.width)
         self.pos_embed[0, self.class_tokens :] = places
-        for block in self.blocks:
-            draw_attention(block.attn.qkv, block.attn.proj, heads=self.sizes.heads)
-            for layer in (block.mlp.fc1, block.mlp.fc2):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.draw_weights()

@@ -96,21 +96,30 @@ class WeakTrGenerator(ClassTokenTransformer):
         # Attention is a matter of small numbers, which half precision would flush to zero.
         with torch.autocast(features.device.type, enabled=False):
             patches, attention = torch.tensor_split(features.float(), [self.sizes.width], dim=1)
-            logits = self.head(patches)
-            cam = attention[:, : self.classes] * logits.relu()
-            affinity = attention[:, self.classes :].flatten(2)
-            fine = cam.flatten(2) @ affinity.transpose(1, 2)
-        return CamSteps(logits, cam, fine.view_as(cam))
+            return self._steps(self.head(patches), attention)
 
     def classifier_logits(self, images: Tensor) -> ClassifierLogits:
-        """Classify images in [0, 1], (B, 3, H, W), with a gradient to everything: what pre-training needs."""
+        """Classify images in [0, 1], (B, 3, H, W), as pre-training needs it.
+
+        The first two opinions teach trunk and head. The fine CAM's teaches the fusion alone, as in the public WeakTr.
+        """
         encoded = self._encode(images)
-        steps = self.cam_steps(self._fuse(encoded))
+        features = self._fuse(encoded.detached())
+        with torch.autocast(images.device.type, enabled=False):
+            patches = encoded.tokens[:, self.class_tokens :].transpose(1, 2).float()
+            coarse = self.head(torch.unflatten(patches, 2, encoded.grid))
+            steps = self._steps(coarse.detach(), features[:, self.sizes.width :])
         return ClassifierLogits(
             class_token=encoded.tokens[:, : self.classes].mean(dim=2),
-            coarse=steps.coarse_logits.mean(dim=(2, 3)),
+            coarse=coarse.mean(dim=(2, 3)),
             fine=steps.fine_cam.mean(dim=(2, 3)),
         )
+
+    def _steps(self, logits: Tensor, attention: Tensor) -> CamSteps:
+        cam = attention[:, : self.classes] * logits.relu()
+        affinity = attention[:, self.classes :].flatten(2)
+        fine = cam.flatten(2) @ affinity.transpose(1, 2)
+        return CamSteps(logits, cam, fine.view_as(cam))
 
     def _encode(self, images: Tensor) -> Encoded:
         normalized = (images - self.mean) / self.std

@@ -70,17 +70,19 @@ def embed_backgrounds(
 
 
 class RegionBatches:
-    """Region indices in random batches; the last incomplete one is dropped unless it is the only one.
+    """Indices of one view's regions an epoch, in random batches; the last incomplete one is dropped if it isn't the only.
 
     Args:
-        count: N.
+        count: N regions, view by view, each view of the same ones.
+        views: that stand for augmentation drawn anew each epoch; an epoch sees each region once.
         batch_size: images of the paper's batch; a region counts as one.
         seed: source of the order.
     """
 
-    def __init__(self, count: int, *, batch_size: int, seed: int) -> None:
-        self.count = count
-        self.batch_size = min(batch_size, count)
+    def __init__(self, count: int, *, views: int = 1, batch_size: int, seed: int) -> None:
+        self.count = count // views
+        self.views = views
+        self.batch_size = min(batch_size, self.count)
         self.seed = seed
 
     def __len__(self) -> int:
@@ -89,8 +91,9 @@ class RegionBatches:
     def epoch(self, number: int, *, skip: int = 0) -> Iterator[Tensor]:
         """Iterate over an epoch's batches, without the first few."""
         order = torch.tensor(random_order(self.count, derive_seed(self.seed, number)))
+        rows = order + number % self.views * self.count
         for place in range(skip, len(self)):
-            yield order[place * self.batch_size : (place + 1) * self.batch_size]
+            yield rows[place * self.batch_size : (place + 1) * self.batch_size]
 
 
 def prompt_losses(
