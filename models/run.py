@@ -26,6 +26,7 @@ from models.training.checkpoint import Checkpoint
 from models.training.events import tensorboard_events
 from models.training.loop import Step
 from models.training.processes import Processes
+from models.upstream import inputs_of, note_inputs
 
 OnStep = Callable[[Step], None]
 BatchT = TypeVar("BatchT")
@@ -78,6 +79,7 @@ class Run:
         if not self.processes.leads:
             return path
         write_tensors(path, tensors)
+        note_inputs(self.work, self.config, stage)
         (path.parent / _CHECKPOINT).unlink(missing_ok=True)
         return path
 
@@ -110,7 +112,8 @@ class Run:
         Raises:
             ValueError: if the disk has no room for it.
         """
-        content = f"{_binding(self.config, [stage])}{self.classes}{samples}"
+        inputs = inputs_of(self.work, self.config, stage)
+        content = f"{_binding(self.config, [stage])}{self.classes}{samples}{inputs}"
         (self.work / stage).mkdir(parents=True, exist_ok=True)
         _check_space(self.work, module)
         return Checkpoint(

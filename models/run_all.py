@@ -23,6 +23,7 @@ from models.pretrain_stage import pretrain_generator
 from models.report import Sources, write_report
 from models.run import Run
 from models.segmenter_stage import STAGE, WEIGHTS, epochs_of, train_segmenter
+from models.upstream import is_current
 
 OnShare = Callable[[float], None]  # the share of a stage that is done, in [0, 1]
 
@@ -39,17 +40,19 @@ class Stage:
         result: the file that it leaves last.
         start: does it; whatever an earlier call did of it is not done again.
         quick: done each time, for what it is told may have changed.
+        stale: its result is of other files than earlier stages have left by now.
     """
 
     name: str
     result: Path
     start: Callable[[OnShare], object]
     quick: bool = False
+    stale: bool = False
 
     @property
     def done(self) -> bool:
         """Whether its result is there, and need not be made again."""
-        return self.result.is_file() and not self.quick
+        return self.result.is_file() and not self.quick and not self.stale
 
 
 def claim(run: Run, samples: Sequence[Sample]) -> None:
@@ -112,13 +115,22 @@ def plan(
         def start(on_share: OnShare) -> Path:
             return stage(run, samples, lambda step: on_share(step.epochs_done / epochs))
 
-        return Stage(name, work / name / weights, start)
+        return Stage(name, work / name / weights, start, stale=not is_current(work, config, name))
 
     pretrain = config.pretrain_generator
+    learning = (
+        fitting("train-generator", stages.train_generator, config.train_generator.epochs),
+        fitting(
+            "learn-prompts",
+            stages.learn_prompts,
+            config.learn_prompts.epochs,
+            "prompts.safetensors",
+        ),
+    )
     return (
         *((fitting("pretrain-generator", pretrain_generator, pretrain.epochs),) if pretrain else ()),
-        fitting("train-generator", stages.train_generator, config.train_generator.epochs),
-        fitting("learn-prompts", stages.learn_prompts, config.learn_prompts.epochs, "prompts.safetensors"),
+        # Imported prompts stand in place of (b), and only (b) needs (a).
+        *(() if stages.has_adopted_prompts(run) else learning),
         fitting(_GENERATOR, stages.refine_generator, config.refine_generator.epochs),
         Stage(
             "make-pseudo-masks",

@@ -23,6 +23,7 @@ from models.config import GeneratorStageConfig
 from models.data.batches import Crops, ordered_batches
 from models.data.sample import Sample
 from models.data.transforms import light_augmentation
+from models.generator_config import WeakTrConfig
 from models.generator_fit import fit_generator, labeled, optimization_of
 from models.generators.cnn import CnnGenerator
 from models.generators.weaktr import WeakTrGenerator
@@ -65,8 +66,15 @@ def initial_generator(
 
     Raises:
         MissingStageError: if it is to be pre-trained and was not.
+        ValueError: if it is a WeakTr with random weights, of which stages (a) and (c) teach only head and fusion.
     """
+    settings = run.config.generator
     if run.config.pretrain_generator is None:
+        if isinstance(settings, WeakTrConfig) and settings.weights is None:
+            raise ValueError(
+                "expected generator.weights from 'semples import-checkpoint', or a section pretrain_generator, for a "
+                "weaktr; got neither, and from random weights its masks would mean nothing"
+            )
         return build_generator(run.config, clip, class_text, device=run.device)
     weights = run.existing("pretrain-generator", "generator.safetensors")
     return load_generator(run.config, clip, class_text, weights, device=run.device)
@@ -144,6 +152,12 @@ def adopt_prompts(run: Run, context: Tensor) -> Path:
             f"got {tuple(context.shape)}"
         )
     return _save_prompts(run, clip, class_text, context.to(run.device))
+
+
+def has_adopted_prompts(run: Run) -> bool:
+    """Return whether the run's prompts were imported: stage (b) would have left a log."""
+    folder = run.work / "learn-prompts"
+    return (folder / "prompts.safetensors").is_file() and not (folder / "log.jsonl").is_file()
 
 
 @torch.no_grad()

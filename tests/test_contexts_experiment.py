@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.contexts.ablation import Row, ablate, compare
+from benchmarks.contexts.ablation import GENERATORS, Row, ablate, compare
 from benchmarks.contexts.dataset import Sizes
 from benchmarks.contexts.experiment import Experiment
 from benchmarks.contexts.measure import Score
@@ -90,6 +90,14 @@ def test_other_generators_start_from_their_own_base(experiment: Experiment) -> N
     assert [[row.name for row in rows] for _, rows in table] == [["base", "(a)", "(c)"]] * len(
         table
     )
+    for number, changes in enumerate(GENERATORS.values()):
+        config, base = (
+            load_config(str(experiment.folder / f"{name}{number or ''}" / "config.yaml"))
+            for name in ("learned", "base")
+        )
+        assert f"base{number or ''}/" in (config.generator.weights or "")
+        expected = changes.get("generator", experiment.config.generator.model_dump())
+        assert expected.items() <= base.generator.model_dump().items()
     text = generator_table([table, table])
     assert text.count("\n") == 1 + len(table)
 

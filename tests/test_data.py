@@ -135,6 +135,24 @@ def test_crops(augment: object) -> None:
     assert not torch.equal(crops[0], crops[1])
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_photo_is_named(workers: int, tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"no photo")
+    crops = Crops(
+        [Sample(tmp_path / "bad.jpg", (0,), tmp_path)],
+        classes=4,
+        transform=light_augmentation(32, min_area=1.0),
+        seed=0,
+    )
+    for batches in (
+        RandomBatches(lambda _: crops, 1, batch_size=1, seed=0, workers=workers).epoch(0),
+        ordered_batches(crops, batch_size=1, workers=workers),
+    ):
+        with pytest.raises(ValueError, match=r"bad.jpg: ") as caught:
+            list(batches)
+        assert "Traceback" not in str(caught.value)
+
+
 def test_augmentation_at_its_strongest(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each operation comes up in some of these draws; posterizing to 0 bits, which Pillow refuses, in none."""
     monkeypatch.setattr(random, "gauss", lambda mean, deviation: mean + 10 * deviation)

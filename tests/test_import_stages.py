@@ -11,11 +11,13 @@ from models.bundle import load_bundle
 from models.clip import FrozenClip
 from models.config import Config, parse_config
 from models.data.folder import read_folder
+from models.data.sample import Sample
 from models.export import export_bundle
 from models.generator_config import WeakTrConfig
 from models.import_checkpoint import weaktr_weights
 from models.predictor import Predictor
-from models.run import start_run
+from models.run import Run, start_run
+from models.run_all import plan
 from models.stages import (
     adopt_prompts,
     learn_prompts,
@@ -25,6 +27,7 @@ from models.stages import (
     train_generator,
 )
 from models.tensors import write_tensors
+from models.training.loop import Step
 from tests.conftest import CLASSES, CPU
 from tests.test_import_checkpoint import public_weaktr
 
@@ -125,6 +128,65 @@ def test_adopted_prompts_stand_for_stage_b(tiny_config: Config, tmp_path: Path) 
         ValueError, match=r"expected a run without prompts, got .*prompts.safetensors"
     ):
         adopt_prompts(run, context)
+
+
+def stages_of(run: Run, samples: list[Sample]) -> dict[str, bool]:
+    """Each stage of run-all and whether it is done."""
+    place = run.work
+    found = plan(run, samples, place, place / "bundle", licence="none", trained_on="nothing")
+    return {stage.name: stage.done for stage in found}
+
+
+def test_run_all_leaves_imported_prompts_alone(tiny_config: Config, tmp_path: Path) -> None:
+    run = start_run(tiny_config, CLASSES, tmp_path, device=CPU)
+    assert {"train-generator", "learn-prompts"} <= stages_of(run, []).keys()
+    adopt_prompts(run, torch.rand(4, 4, 16))
+    assert not {"train-generator", "learn-prompts"} & stages_of(run, []).keys()
+
+
+def test_what_was_made_of_other_prompts_is_not_done(
+    tiny_config: Config, tiny_data: Path, tmp_path: Path
+) -> None:
+    run = start_run(tiny_config, CLASSES, tmp_path, device=CPU)
+    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
+    adopt_prompts(run, torch.rand(4, 4, 16))
+    refine_generator(run, samples, lambda step: None)
+    assert stages_of(run, samples)["refine-generator"]
+    (tmp_path / "learn-prompts" / "prompts.safetensors").unlink()
+    adopt_prompts(run, torch.rand(4, 4, 16))
+    assert not stages_of(run, samples)["refine-generator"]
+
+
+def test_a_checkpoint_of_other_prompts_is_refused(
+    tiny_config: Config, tiny_data: Path, tmp_path: Path
+) -> None:
+    stage = tiny_config.refine_generator.model_copy(update={"epochs": 2})
+    config = tiny_config.model_copy(update={"refine_generator": stage})
+    run = start_run(config, CLASSES, tmp_path, device=CPU)
+    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
+
+    def kill(step: Step) -> None:
+        if step.epoch:
+            raise InterruptedError
+
+    adopt_prompts(run, torch.rand(4, 4, 16))
+    with pytest.raises(InterruptedError):
+        refine_generator(run, samples, kill)
+    (tmp_path / "learn-prompts" / "prompts.safetensors").unlink()
+    adopt_prompts(run, torch.rand(4, 4, 16))
+    with pytest.raises(ValueError, match="of this configuration, these photos and earlier stages"):
+        refine_generator(run, samples, kill)
+
+
+def test_a_weaktr_from_nothing_is_refused(
+    weaktr_config: Config, tiny_data: Path, tmp_path: Path
+) -> None:
+    generator = weaktr_config.generator.model_copy(update={"weights": None})
+    config = weaktr_config.model_copy(update={"generator": generator})
+    run = start_run(config, CLASSES, tmp_path / "work", device=CPU)
+    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
+    with pytest.raises(ValueError, match=r"expected generator.weights .* its masks would mean"):
+        train_generator(run, samples, lambda step: None)
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 16), (4, 5, 16), (4, 4, 512)])

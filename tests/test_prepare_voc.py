@@ -75,8 +75,8 @@ def test_the_commands_take_what_it_wrote(
     make_voc(tmp_path / "voc", photos=PHOTOS)
     options = [tmp_path / "voc", "--output", tmp_path / "out", "--photos", PHOTOS]
     assert run(monkeypatch, "prepare", "voc", *options) == 0
-    *command, config, name = capsys.readouterr().out.splitlines()[-1].split()[2:]
-    assert (config, name) == ("--config", "voc")
+    *command, config, name = capsys.readouterr().out.splitlines()[-1].split()[1:]
+    assert (config, name) == ("--config", "my.yaml")
     (tmp_path / "tiny.yaml").write_text(
         dump_config(tiny_config.model_copy(update={"synonyms": {}}))
     )

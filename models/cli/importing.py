@@ -73,6 +73,9 @@ def import_checkpoint(
         raise ValueError("expected --work with prompts, --config and --classes if it is new")
     place = pick_device(device, threads)
     print(f"written to {_import_prompts(file, channels, work, config, classes, place)}")
+    print(
+        "They are read with CLIP's ordinary '.'; the released ones were learned with the one inside words."
+    )
 
 
 def _import_weaktr(file: Path, classes: Path, channels: str, output: Path) -> None:
@@ -88,7 +91,9 @@ def _import_weaktr(file: Path, classes: Path, channels: str, output: Path) -> No
     write_tensors(output, imported.tensors)
     print(f"written to {output}: {len(class_list)} classes; in the configuration")
     print(f"  generator: {_settings(output, imported.sizes)}")
-    print("with 'pooling: avg' if it was trained so, as the public one for COCO was.")
+    print(
+        "with 'pooling: avg' if it was trained so, which the file does not tell (older public ones for COCO)."
+    )
 
 
 def _settings(weights: Path, sizes: WeakTrSizes) -> str:

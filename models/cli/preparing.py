@@ -88,6 +88,10 @@ def _report(prepared: Prepared, output: Path, config: str) -> None:
             f"semples: {note}", markup=False, highlight=False
         )
     print(
-        f"next: semples train-generator work/ --images {prepared.images} --labels {output / 'labels.csv'} "
-        f"--classes {output / 'classes.txt'} --config {config}"
+        f"next: copy models/configs/{config}.yaml to my.yaml, name in it the generator's weights that 'semples "
+        "import-checkpoint' wrote (or give it a section pretrain_generator), and then"
+    )
+    print(
+        f"  semples train-generator work/ --images {prepared.images} --labels {output / 'labels.csv'} "
+        f"--classes {output / 'classes.txt'} --config my.yaml"
     )

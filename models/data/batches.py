@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Generic, TypeAlias, TypeVar
 
 import torch
@@ -106,9 +107,11 @@ class RandomBatches(Generic[BatchT]):
         batches = [order[at : at + self.batch_size][rank::processes] for at in starts]
         items = self.items(derive_seed(self.seed, number, 1))
         # A generator of its own: the loader would draw from the global source to seed its processes.
-        yield from DataLoader(
+        loader = DataLoader(
             items, batch_sampler=batches, num_workers=self.workers, generator=torch.Generator()
         )
+        with _own_words():
+            yield from loader
 
 
 def random_order(count: int, seed: int) -> list[int]:
@@ -119,4 +122,15 @@ def random_order(count: int, seed: int) -> list[int]:
 
 def ordered_batches(crops: Crops, *, batch_size: int, workers: int) -> Iterator[Batch]:
     """Iterate once over all crops in order, the last batch incomplete."""
-    return iter(DataLoader(crops, batch_size=batch_size, num_workers=workers))
+    with _own_words():
+        yield from DataLoader(crops, batch_size=batch_size, num_workers=workers)
+
+
+@contextmanager
+def _own_words() -> Iterator[None]:
+    """Say what went wrong with a photo as this process would: a loader's own puts its traceback into the message."""
+    try:
+        yield
+    except ValueError as error:
+        _, _, last = str(error).rstrip().rpartition("\nValueError: ")
+        raise ValueError(last) from error

@@ -41,7 +41,7 @@ class Checkpoint:
     Attributes:
         path: of the file.
         module: that learns, with its buffers.
-        fingerprint: of the configuration and the data; a file with another one is refused.
+        fingerprint: of the configuration, the data and the files of earlier stages; a file with another one is refused.
         writes: whether this process is the one that writes.
         every: steps after which it is kept within an epoch; at an epoch's end it always is.
     """
@@ -97,7 +97,7 @@ class Checkpoint:
             raise ValueError(f"expected a checkpoint, got a damaged {self.path}") from error
         if fingerprint != self.fingerprint:
             raise ValueError(
-                f"expected {self.path} of this configuration and these photos; delete it to start anew"
+                f"expected {self.path} of this configuration, these photos and earlier stages; delete it to start anew"
             )
         self.module.load_state_dict(state["module"])
         progress.optimizer.load_state_dict(state["optimizer"])

@@ -70,7 +70,7 @@ def embed_backgrounds(
 
 
 class RegionBatches:
-    """Indices of one view's regions an epoch, in random batches; the last incomplete one is dropped if it isn't the only.
+    """Indices of one view's regions an epoch, in random batches; an incomplete last one is dropped if not the only.
 
     Args:
         count: N regions, view by view, each view of the same ones.
