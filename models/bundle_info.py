@@ -175,6 +175,10 @@ def find_bundle(name_or_path: str) -> Path:
     for folder in (root / name_or_path, Path(name_or_path)):
         if (folder / MANIFEST).is_file():
             return folder
+    if (Path(name_or_path) / "bundle" / MANIFEST).is_file():  # a work directory of run-all
+        raise BundleError(
+            f"expected a folder with {MANIFEST}, got {name_or_path!r}; did you mean {name_or_path}/bundle?"
+        )
     shipped = sorted(path.parent.name for path in root.glob(f"*/{MANIFEST}"))
     raise BundleError(
         f"expected a folder with {MANIFEST} or one of {', '.join(shipped) or 'none shipped'}, got {name_or_path!r}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -44,7 +46,7 @@ class PromptsConfig(_Frozen):
 
 
 class _StageConfig(_Frozen):
-    epochs: Annotated[int, Field(ge=0)] = 60
+    epochs: Annotated[int, Field(ge=0)] = 60  # 0 leaves what it starts from
     batch_size: Annotated[int, Field(ge=1)] = 64  # of all processes together
     learning_rate: Positive
     weight_decay: Annotated[float, Field(ge=0)] = 0.03
@@ -165,12 +167,26 @@ def parse_config(text: str, *, source: str) -> Config:
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: expected YAML, got {error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the top level"
-        raise ConfigError(f"{source}: {place}: {first['msg']}") from error
+        raise ConfigError(f"{source}: {_explain(error.errors()[0])}") from error
     except ValueError as error:
         raise ConfigError(f"{source}: {place}: {error}") from error
     return config
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    """Say where a value is wrong and what was expected."""
+    *parents, key = error["loc"] or ("the top level",)
+    place = ".".join(map(str, [*parents, key]))
+    if error["type"] == "union_tag_invalid":
+        tags, got = error["ctx"]["expected_tags"], error["ctx"]["tag"]
+        return f"{place}: expected kind one of {tags}, got {got!r}"
+    if error["type"] != "extra_forbidden":
+        return f"{place}: {error['msg']}"
+    known: dict[str, Any] = Config(name="any").model_dump()
+    for parent in parents:
+        known = known.get(parent) or known
+    near = get_close_matches(str(key), known, 1)
+    return f"{place}: expected a known key{f', perhaps {near[0]}' if near else ''}, got {key!r}"
 
 
 def config_names() -> tuple[str, ...]:

@@ -66,6 +66,8 @@ def matching_files(
     Raises:
         ValueError: if nothing is left to compare, or a prediction lacks a ground truth that it must have.
     """
+    if not predictions.is_dir():
+        raise ValueError(f"expected a folder, got no such one: {predictions}")
     pairs = [
         (path, ground_truth / f"{path.stem}.png") for path in _predictions(predictions, suffix)
     ]
@@ -94,7 +96,7 @@ def evaluate_label_maps(
     indices = _count(classes)
     matrix = torch.zeros(indices, indices + 1, dtype=torch.int64)
     for prediction, truth in pairs:
-        with _naming(prediction):
+        with _naming(prediction, truth):
             matrix += confusion_matrix(_read(truth), _read(prediction), indices=indices)
         on_image()
     return iou_report(matrix, min_pixels=min_pixels)
@@ -115,7 +117,7 @@ def sweep_scores(
     """
 
     def counted(scores_file: Path, truth_file: Path) -> Tensor:
-        with _naming(scores_file):
+        with _naming(scores_file, truth_file):
             maps = read_soft_maps(scores_file)
             counts = _count_levels(_read(truth_file), maps, _count(classes), thresholds)
         on_image()
@@ -200,12 +202,12 @@ def number(value: float) -> float | None:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Put the file's name before a complaint about its content."""
+def _naming(found: Path, truth: Path) -> Iterator[None]:
+    """Put the files' names before a complaint about their content."""
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{found} and {truth}: {error}") from error
 
 
 def _best_class(maps: SoftMaps, indices: int) -> tuple[Tensor, Tensor]:

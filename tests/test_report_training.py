@@ -66,14 +66,16 @@ def test_the_sum_of_one_term_is_not_shown_twice(run: Run) -> None:
 
 def test_stages_come_in_order_and_others_last(run: Run) -> None:
     write_log(run, "another-stage", STEPS)
+    write_log(run, "pretrain-generator", STEPS)
     (run.work / "train-generator").mkdir()
     (run.work / "train-generator" / "generator.safetensors").touch()
     parts = stage_parts(run.work)
     assert [(part.name, part.state) for part in parts] == [
+        ("pretrain-generator", "unfinished"),
         ("train-generator", "done"),
         ("learn-prompts", "not run"),
         ("refine-generator", "not run"),
         ("train-segmenter", "not run"),
         ("another-stage", "unfinished"),
     ]
-    assert parts[0].plots == ()
+    assert parts[1].plots == ()

@@ -29,7 +29,8 @@ def read_folder(images: Path, labels: Path, classes: ClassList) -> list[Sample]:
             raise ValueError(f"{labels}: expected an image below {images}, got {name!r}")
         path = images / name
         if not path.is_file():
-            raise ValueError(f"{labels}: expected an image {name!r} in {images}, got none")
+            got = "none" if images.is_dir() else "no such folder"
+            raise ValueError(f"{labels}: expected an image {name!r} in {images}, got {got}")
         if stems.setdefault(path.stem, name) != name:
             raise ValueError(
                 f"{labels}: expected distinct stems, got {stems[path.stem]!r} and {name!r}"

@@ -104,8 +104,9 @@ def read_label_rows(path: Path) -> dict[str, tuple[str, ...]]:
         for row in _rows(reader, path):
             name, labels = (row["image"] or "").strip(), row["labels"]
             if not name or labels is None or None in row:
+                got = ",".join([name, labels or "", *(row.get(None) or ())])  # type: ignore[call-overload]
                 raise ValueError(
-                    f"{path}:{reader.line_num}: expected 'image,label;label', got {row}"
+                    f"{path}:{reader.line_num}: expected 'image,label;label', labels apart by semicolons, got {got!r}"
                 )
             if name in rows:
                 raise ValueError(

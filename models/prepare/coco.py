@@ -39,12 +39,9 @@ def prepare_coco(
         ValueError: if something is missing, damaged or not what it should be.
         OSError: if something cannot be read or written.
     """
+    if missing := _missing(root):  # all at once: each is hours of download
+        raise ValueError("; ".join(missing))
     splits = {split: read_coco(root, split, photos=photos) for split in COCO_SPLITS}
-    for split in COCO_SPLITS:
-        if not coco_instances(root, split).is_file():
-            raise ValueError(
-                f"expected {coco_instances(root, split)}, got no such file; {COCO_ANNOTATIONS.hint(root)}"
-            )
     lines: list[str] = []
     notes: list[str] = []
     if thorough:
@@ -55,6 +52,20 @@ def prepare_coco(
         truth, path = output / "ground_truth" / split, coco_instances(root, split)
         lines += _finish(path, samples, truth, notes.append, thorough=thorough, watch=watch)
     return Prepared(coco_photos(root, "train"), tuple(lines), tuple(notes))
+
+
+def _missing(root: Path) -> list[str]:
+    """What is not there, with what to download."""
+    missing = []
+    for split in COCO_SPLITS:
+        try:
+            coco_photos(root, split)
+        except ValueError as error:
+            missing.append(str(error))
+    lacking = [path for split in COCO_SPLITS if not (path := coco_instances(root, split)).is_file()]
+    if lacking:
+        missing.append(f"expected {lacking[0]}, got no such file; {COCO_ANNOTATIONS.hint(root)}")
+    return missing
 
 
 def _finish(

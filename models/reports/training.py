@@ -12,6 +12,7 @@ from models.run import SEGMENTER_STAGE
 from models.training.loop import Step
 
 _STAGES = ("train-generator", "learn-prompts", "refine-generator", SEGMENTER_STAGE)
+_PRETRAINING = "pretrain-generator"  # not part of every run
 _LOG = "log.jsonl"
 _MOST_POINTS = 200
 _SUM = "loss"
@@ -48,9 +49,11 @@ class StagePart:
 
 
 def stage_parts(work: Path) -> tuple[StagePart, ...]:
-    """Describe the method's stages in their order, and any other that has left a log."""
-    others = sorted({path.parent.name for path in work.glob(f"*/{_LOG}")} - set(_STAGES))
-    return tuple(_stage_part(work / name) for name in (*_STAGES, *others))
+    """Describe the method's stages in their order, pre-training before them, and any other that has left a log."""
+    logged = {path.parent.name for path in work.glob(f"*/{_LOG}")}
+    begun = [_PRETRAINING] if _PRETRAINING in logged else []
+    others = sorted(logged - {_PRETRAINING, *_STAGES})
+    return tuple(_stage_part(work / name) for name in (*begun, *_STAGES, *others))
 
 
 def read_steps(log: Path) -> list[Step]:
