@@ -55,7 +55,7 @@ def test_it_leaves_weights_a_description_and_a_log(
     assert [(step["epoch"], step["step"]) for step in steps] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert set(steps[0]["losses"]) == {"cross_entropy", "loss"}
     left = {path.name for path in folder.iterdir() if "tfevents" not in path.name}
-    assert left == {"segmenter.safetensors", "segmenter.json", "log.jsonl"}
+    assert left == {"segmenter.safetensors", "segmenter.json", "log.jsonl", "inputs.json"}
     (folder / "segmenter.json").write_text("{}")
     with pytest.raises(ValueError, match="expected a description of a segmenter"):
         trained_segmenter(run)
