@@ -115,11 +115,12 @@ def build(stage: str, side: str, batch: int) -> Work:
     )
     if stage == "cam":
         photo, channels = torch.rand(1, 3, *PHOTO), torch.arange(PRESENT)
+        present = torch.stack([torch.zeros_like(channels), channels], dim=1)
         plain = PlainStages(generator, clip, NAMES)
         if side == "plain":
             return torch.no_grad()(lambda: plain.cams(photo, channels, scales=SCALES))
         return torch.inference_mode()(
-            lambda: multi_scale_cams(generator, photo, channels, scales=SCALES, flip=True)
+            lambda: multi_scale_cams(generator, photo, present, scales=SCALES, flip=True)
         )
     if side == "plain":
         plain = PlainStages(generator, clip, NAMES)

@@ -23,7 +23,7 @@ def grid_size(height: int, width: int, *, longer_side: int) -> tuple[int, int]:
 def multi_scale_cams(
     generator: Callable[[Tensor], Tensor],
     images: Tensor,
-    channels: Tensor,
+    present: Tensor,
     *,
     scales: Sequence[float],
     flip: bool,
@@ -32,18 +32,18 @@ def multi_scale_cams(
     """Sum the CAMs of several scales, with and without flip, at the images' size; then min-max per class.
 
     Method of SemPLeS and its predecessors: bicubic images, bilinear CAMs (corners not aligned), unflipped, summed.
-    Only the wanted classes are upsampled.
+    All images of a scale, straight and mirrored, go through the generator at once; only present classes are upsampled.
 
     Args:
         generator: the mask generator, (B, 3, H, W) → (B, K, h, w).
         images: in [0, 1], (B, 3, H, W).
-        channels: the classes to keep, (n,) int64; the same for every image.
+        present: (image, class) index pairs that are wanted, (N, 2) int64.
         scales: relative to the images' size; sides are rounded to multiples of 32.
         flip: add the mirrored image's CAMs.
         on_scale: called before each scale with the share done so far; what it raises stops the work.
 
     Returns:
-        CAMs in [0, 1], (B, n, H, W); a class without any evidence is 0 everywhere.
+        CAMs in [0, 1], (N, H, W), in the order of the pairs; a class without any evidence is 0 everywhere.
 
     Raises:
         ValueError: if there is no scale.
@@ -51,18 +51,20 @@ def multi_scale_cams(
     if not scales:
         raise ValueError("expected at least one scale, got none")
     height, width = images.shape[-2:]
-    total = images.new_zeros((images.shape[0], len(channels), height, width))
+    image, channel = present.unbind(1)
+    total = images.new_zeros((len(present), 1, height, width))
     for number, scale in enumerate(scales):
         on_scale(number / len(scales))
         size = _round_to_grid(height * scale), _round_to_grid(width * scale)
         scaled = resize_images(images, size)
-        batch = torch.cat([scaled, scaled.flip(-1)]) if flip else scaled
-        cams = generator(batch)[:, channels]
+        cams = generator(torch.cat([scaled, scaled.flip(-1)]) if flip else scaled)
+        chosen = cams[image, channel]
         if flip:
-            straight, mirrored = cams.chunk(2)
-            cams = straight + mirrored.flip(-1)
-        total += F.interpolate(cams, size=(height, width), mode="bilinear", align_corners=False)
-    return normalize_cams(total)
+            chosen = chosen + cams[image + len(images), channel].flip(-1)
+        total += F.interpolate(
+            chosen[:, None], size=(height, width), mode="bilinear", align_corners=False
+        )
+    return normalize_cams(total[:, 0])
 
 
 def normalize_cams(cams: Tensor, *, epsilon: float = 1e-8) -> Tensor:

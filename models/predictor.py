@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
 
 from models.bundle import Bundle, BundleInfo
-from models.cam import grid_size, multi_scale_cams
+from models.cam import grid_size
 from models.conclude import conclude
-from models.data.classes import ClassInfo
 from models.generators.affinity import RememberingGenerator
+from models.mask_batch import Labeled, OnProgress, mask_batch
 from models.mask_options import pseudo_mask_options
-from models.pseudo_masks import SoftMaps
 from models.refine import Surroundings, build_refiner, parse_chain
-from models.refine.background import power_background, rest
+from models.refine.background import rest
 from models.refine.regions import superpixels
 from models.refine.sam import load_sam
-from models.refine.scaling import as_they_are, into_range_of
+from models.refine.scaling import as_they_are
 from models.segmentation import MaskOptions, Segmentation
 from models.segmenters.inference import among, segment_images, winners
+from models.working import soft_maps, working_images
 
-OnProgress = Callable[[str, float], None]
+__all__ = ["CannotSegmentError", "Labeled", "OnProgress", "Predictor"]
 
 
 class CannotSegmentError(ValueError):
@@ -72,7 +69,6 @@ class Predictor:
             min_confidence=min_confidence,
         )
 
-    @torch.inference_mode()
     def pseudo_mask(
         self,
         image: NDArray[np.uint8],
@@ -81,7 +77,7 @@ class Predictor:
         *,
         on_progress: OnProgress = lambda _stage, _fraction: None,
     ) -> Segmentation:
-        """Segment the labeled classes of an image.
+        """Segment the labeled classes of an image; ``pseudo_masks`` for one.
 
         Args:
             image: RGB in the upright frame, (H, W, 3).
@@ -93,32 +89,33 @@ class Predictor:
             UnknownLabelError: if a label is not known.
             ValueError: if the image has another form or there are no labels.
         """
-        _check_image(image)
-        chosen = self.info.classes.resolve(labels)
-        inference = self.info.inference
-        channels = torch.tensor([self.info.classes.channel(each.name) for each in chosen])
-        working = self._working_image(image, inference.image_size)
-        generator = RememberingGenerator(self.bundle.generator)
-        cams = multi_scale_cams(
-            generator,
-            working,
-            channels.to(self.device),
-            scales=inference.scales,
-            flip=inference.flip,
-            on_scale=lambda done: on_progress("cam", 0.7 * done),
-        )
-        on_progress("refine", 0.7)
-        surroundings = Surroundings(
-            generator.affinity,
-            power_background(inference.background_threshold),
-            self._proposals,
-            into_range_of,
-        )
-        scores = build_refiner(options.refine, surroundings)(working, cams)[0].half()
-        on_progress("mask", 0.9)
-        coarse = F.interpolate(cams, size=self._cam_size(working), mode="area")[0]
-        maps = _soft_maps(scores, chosen, image)
-        return conclude(self.bundle, working, maps, options, cams=coarse)
+        (made,) = self.pseudo_masks([Labeled(image, labels, options)], on_progress=on_progress)
+        return made
+
+    def working_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (H, W) at which an image goes through the networks; only equal ones share a batch."""
+        return grid_size(height, width, longer_side=self.info.inference.image_size)
+
+    @torch.inference_mode()
+    def pseudo_masks(
+        self,
+        batch: Sequence[Labeled],
+        *,
+        on_progress: OnProgress = lambda _stage, _fraction: None,
+    ) -> list[Segmentation]:
+        """Segment the labeled classes of several images at once: one pass through the mask generator for each scale.
+
+        An image alone gives the same but for rounding.
+
+        Args:
+            batch: images of equal ``working_size``, with what to do.
+            on_progress: called with a stage's name and the fraction of all work done; what it raises stops the work.
+
+        Raises:
+            UnknownLabelError: if a label is not known.
+            ValueError: if an image has another form or no labels, or their working sizes differ.
+        """
+        return mask_batch(self.bundle, batch, proposals=self._proposals, on_progress=on_progress)
 
     def segment_options(
         self, *, refine: str | None = None, min_confidence: float | None = None
@@ -163,8 +160,7 @@ class Predictor:
         segmenter, settings = self.bundle.segmenter, self.info.segment
         if segmenter is None or settings is None:
             raise self._cannot_segment()
-        _check_image(image)
-        working = self._working_image(image, settings.image_size)
+        working = working_images([image], settings.image_size, device=self.device)
         probabilities = segment_images(
             segmenter,
             working,
@@ -177,7 +173,7 @@ class Predictor:
         channels = winners(probabilities)
         shares, together = among(probabilities, channels)
         generator = RememberingGenerator(self.bundle.generator)
-        surroundings = Surroundings(generator.affinity, rest, self._proposals, as_they_are)
+        surroundings = Surroundings(generator.affinity_of(0), rest, self._proposals, as_they_are)
         refined = build_refiner(options.refine, surroundings)(working, shares[:, 1:]).clamp(min=0)
         # What the classes that win nowhere had stays theirs: nobody's confidence grows by dropping them.
         decided = torch.cat([rest(refined[0])[None, None], refined], dim=1) * together
@@ -185,42 +181,10 @@ class Predictor:
         on_progress("mask", 0.9)
         classes = self.info.classes.classes
         chosen = tuple(classes[channel] for channel in channels[kept].tolist())
-        maps = _soft_maps(decided[0, kept + 1].half(), chosen, image, background=decided[0, 0])
+        maps = soft_maps(decided[0, kept + 1].half(), chosen, image, background=decided[0, 0])
         return conclude(self.bundle, working, maps, options, cams=None)
 
     def _cannot_segment(self) -> CannotSegmentError:
         return CannotSegmentError(
             f"expected a bundle with a segmenter, got {self.info.name!r} without one"
         )
-
-    def _working_image(self, image: NDArray[np.uint8], longer_side: int) -> Tensor:
-        """The image at the size that networks and refinement work on, (1, 3, H, W) in [0, 1]."""
-        height, width = grid_size(*image.shape[:2], longer_side=longer_side)
-        small = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(np.array(small)).to(self.device)
-        return pixels.permute(2, 0, 1)[None].float() / 255
-
-    def _cam_size(self, working: Tensor) -> tuple[int, int]:
-        stride = self.info.generator.output_stride
-        return working.shape[-2] // stride, working.shape[-1] // stride
-
-
-def _check_image(image: NDArray[np.uint8]) -> None:
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-        raise ValueError(f"expected an image (H, W, 3) uint8, got {image.shape} {image.dtype}")
-
-
-def _soft_maps(
-    scores: Tensor,
-    classes: Sequence[ClassInfo],
-    image: NDArray[np.uint8],
-    *,
-    background: Tensor | None = None,
-) -> SoftMaps:
-    return SoftMaps(
-        scores=scores.cpu().numpy(),
-        indices=np.array([each.index for each in classes], dtype=np.int64),
-        names=tuple(each.name for each in classes),
-        size=(image.shape[0], image.shape[1]),
-        background=None if background is None else background.half().cpu().numpy(),
-    )

@@ -10,11 +10,17 @@ def blocks(images: Tensor) -> Tensor:
     return torch.nn.functional.avg_pool2d(images, 16)
 
 
-CHANNELS = torch.tensor([0, 2])
+CHANNELS = (0, 2)
+
+
+def every(images: Tensor) -> Tensor:
+    """The pairs of each image with both channels."""
+    return torch.tensor([(image, channel) for image in range(len(images)) for channel in CHANNELS])
 
 
 def cams(images: Tensor, scales: tuple[float, ...] = (1.0, 0.5), flip: bool = True) -> Tensor:
-    return multi_scale_cams(blocks, images, CHANNELS, scales=scales, flip=flip)
+    found = multi_scale_cams(blocks, images, every(images), scales=scales, flip=flip)
+    return found.unflatten(0, (len(images), len(CHANNELS)))
 
 
 def test_shape_and_range() -> None:
@@ -29,10 +35,13 @@ def test_flip_averaging_is_flip_equivariant() -> None:
     torch.testing.assert_close(cams(images.flip(-1)).flip(-1), cams(images), atol=1e-4, rtol=0)
 
 
-def test_channels_are_chosen() -> None:
-    images = torch.rand(1, 3, 64, 64)
-    only = multi_scale_cams(blocks, images, torch.tensor([2]), scales=(1.0,), flip=False)
-    torch.testing.assert_close(only[:, 0], cams(images, (1.0,), flip=False)[:, 1])
+@pytest.mark.parametrize("flip", [False, True])
+def test_each_image_has_the_classes_that_it_is_asked_for(flip: bool) -> None:
+    images = torch.rand(2, 3, 64, 64)
+    asked = torch.tensor([(0, 2), (1, 0), (1, 2)])
+    only = multi_scale_cams(blocks, images, asked, scales=(1.0,), flip=flip)
+    both = cams(images, (1.0,), flip=flip)
+    torch.testing.assert_close(only, torch.stack([both[0, 1], both[1, 0], both[1, 1]]))
 
 
 def test_an_image_is_the_same_alone_and_in_a_batch() -> None:
@@ -43,7 +52,9 @@ def test_an_image_is_the_same_alone_and_in_a_batch() -> None:
 def test_scales_report_and_can_stop() -> None:
     seen: list[float] = []
     images = torch.rand(1, 3, 64, 64)
-    multi_scale_cams(blocks, images, CHANNELS, scales=(1.0, 0.5), flip=False, on_scale=seen.append)
+    multi_scale_cams(
+        blocks, images, every(images), scales=(1.0, 0.5), flip=False, on_scale=seen.append
+    )
     assert seen == [0, 0.5]
     with pytest.raises(ValueError, match="expected at least one scale, got none"):
         cams(images, ())

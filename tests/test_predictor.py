@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from models.bundle import load_bundle
 from models.data.classes import UnknownLabelError
-from models.predictor import Predictor
+from models.predictor import Labeled, Predictor
 from models.pseudo_masks import SoftMaps, decide
 from models.segmentation import MaskOptions
 from tests.conftest import CPU
@@ -58,6 +58,33 @@ def test_a_class_without_pixels_has_no_figures(predictor: Predictor) -> None:
     result = predictor.pseudo_mask(photo(), ["cat"], strict).classes[0]
     assert (result.area, result.confidence, result.box) == (0, None, None)
     assert result.alignment_class is result.alignment_background is None
+
+
+@pytest.mark.parametrize("refine", ["none", "pamr", "random_walk+pamr+region_vote"])
+def test_a_batch_equals_its_images_alone(predictor: Predictor, refine: str) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 60, 80, 3), dtype=np.uint8)
+    threshold = predictor.options(refine=refine, background_threshold=0.3)
+    batch = [
+        Labeled(pixels[0], ["cat"], predictor.options(refine=refine)),
+        Labeled(pixels[1], ["cup", "cat"], threshold),
+        Labeled(pixels[2, :58], ["cup"], predictor.options(refine="none")),
+    ]
+    together = predictor.pseudo_masks(batch)
+    for each, made in zip(batch, together, strict=True):
+        alone = predictor.pseudo_mask(each.image, each.labels, each.options)
+        assert [found.name for found in made.classes] == [found.name for found in alone.classes]
+        np.testing.assert_allclose(made.scores, alone.scores, atol=1e-3)  # half precision
+        assert (made.label_map == alone.label_map).mean() >= 0.9999
+
+
+def test_a_batch_has_one_working_size(predictor: Predictor) -> None:
+    assert predictor.working_size(60, 80) == (64, 64)
+    assert predictor.working_size(30, 80) == (32, 64)
+    options = predictor.options()
+    mixed = [Labeled(photo(), ["cat"], options), Labeled(photo(30), ["cat"], options)]
+    sizes = r"expected images of one working size, got \[\(32, 64\), \(64, 64\)\]"
+    with pytest.raises(ValueError, match=sizes):
+        predictor.pseudo_masks(mixed)
 
 
 def test_label_order_does_not_matter(predictor: Predictor) -> None:

@@ -62,10 +62,10 @@ def cams_of(generator: MaskGenerator, sample: Sample, inference: InferenceConfig
     return multi_scale_cams(
         generator,
         pixels.permute(2, 0, 1)[None].float() / 255,
-        torch.tensor(sample.channels),
+        torch.tensor([(0, channel) for channel in sample.channels]),
         scales=inference.scales,
         flip=inference.flip,
-    )[0]
+    )
 
 
 def _soft_maps(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -38,8 +40,16 @@ class RememberingGenerator:
         self._features[tuple(images.shape[-2:])] = features
         return self._generator.cams(features)
 
-    def affinity(self, images: Tensor) -> Tensor:
-        """Return the affinity of images that came first in a batch of their size, or that are new, (B, h, w, h, w)."""
-        known = self._features.get(tuple(images.shape[-2:]))
-        features = self._generator.features(images) if known is None else known[: len(images)]
-        return self._generator.affinity(features)
+    def affinity_of(self, number: int) -> Callable[[Tensor], Tensor]:
+        """Return what tells the affinity of one image of the batch, (1, 3, H, W) → (1, h, w, h, w), at any size.
+
+        Args:
+            number: of the image, from 0.
+        """
+
+        def affinity(image: Tensor) -> Tensor:
+            known = self._features.get(tuple(image.shape[-2:]))
+            features = self._generator.features(image) if known is None else known[number, None]
+            return self._generator.affinity(features)
+
+        return affinity
