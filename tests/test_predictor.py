@@ -67,7 +67,7 @@ def test_a_batch_equals_its_images_alone(predictor: Predictor, refine: str) -> N
     batch = [
         Labeled(pixels[0], ["cat"], predictor.options(refine=refine)),
         Labeled(pixels[1], ["cup", "cat"], threshold),
-        Labeled(pixels[2, :58], ["cup"], predictor.options(refine="none")),
+        Labeled(pixels[2, :, :75], ["cup"], predictor.options(refine="none")),
     ]
     together = predictor.pseudo_masks(batch)
     for each, made in zip(batch, together, strict=True):
