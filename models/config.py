@@ -83,9 +83,8 @@ class PromptStageConfig(_StageConfig):
     learning_rate: Positive = 0.025
     epsilon: Positive = 1e-4
     text_weight: Annotated[float, Field(ge=0)] = 0.02
-    views: Annotated[int, Field(ge=1)] = (
-        10  # of each photo, embedded once and taken by turns, one an epoch
-    )
+    # Of each photo, embedded once and taken by turns, one an epoch.
+    views: Annotated[int, Field(ge=1)] = 10
 
 
 class InferenceConfig(_Frozen):
