@@ -1,7 +1,8 @@
 """A predictor that misbehaves on demand, and a worker and a stack that run it.
 
 What a job does is said by its labels: "cat" and "bowl" are segmented, "slow" takes its time,
-"raises" raises, "hangs" never comes back, "kills" takes the process down, "huge" has no memory.
+"raises" raises, "hangs" never comes back, "kills" takes the process down, "huge" has no memory, "wide" has it alone,
+"breaks" breaks the device.
 Without labels the blue of the first pixel is the index of the class that it finds, 0 for none.
 """
 
@@ -12,19 +13,21 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.data.classes import ClassInfo, ClassList
-from models.segmentation import ClassResult, MaskOptions, Segmentation
+from models.segmentation import Asked, ClassResult, MaskOptions, Segmentation
 from worker.main import make_app
 from worker.runtime import OnProgress, PredictorLike
 from worker.settings import WorkerSettings
 
-NAMES = ("cat", "bowl", "dining table", "slow", "raises", "hangs", "kills", "huge")
+NAMES = (
+    *("cat", "bowl", "dining table", "slow", "raises", "hangs", "kills", "huge", "wide", "breaks"),
+)
 SLOW_SECONDS = 2.0
 
 
@@ -68,32 +71,39 @@ class DoublePredictor:
     def options(self) -> MaskOptions:
         return MaskOptions("none", 0.0, background_threshold=0.4)
 
-    def pseudo_mask(
-        self,
-        image: NDArray[np.uint8],
-        labels: Sequence[str],
-        options: MaskOptions,
-        *,
-        on_progress: OnProgress = lambda _stage, _fraction: None,
-    ) -> Segmentation:
-        del options
-        chosen = self.info.classes.resolve(labels)
-        return _stripes(image, chosen, on_progress, has_cams=True)
-
     def segment_options(self) -> MaskOptions:
         return MaskOptions("pamr", 0.1)
 
-    def segment(
+    def working_size(self, asked: Asked) -> tuple[int, int]:
+        height, width = asked.image.shape[:2]
+        return height, width
+
+    def activate(
         self,
-        image: NDArray[np.uint8],
-        options: MaskOptions,
+        batch: Sequence[Asked],
         *,
         on_progress: OnProgress = lambda _stage, _fraction: None,
-    ) -> Segmentation:
-        del options
-        blue = int(image[0, 0, 2])
-        found = tuple(each for each in self.info.classes.classes if each.index == blue)
-        return _stripes(image, found, on_progress, has_cams=False)
+    ) -> list[tuple[Asked, Sequence[ClassInfo]]]:
+        if len({self.working_size(each) for each in batch}) != 1:
+            raise ValueError("expected photos of one size")
+        found = [(each, self._classes(each)) for each in batch]
+        for _, classes in found:
+            for each in classes:
+                _misbehave(each.name, on_progress, len(batch))
+        return found
+
+    def finish(self, half_done: tuple[Asked, Sequence[ClassInfo]]) -> Segmentation:
+        asked, classes = half_done
+        return _stripes(asked.image, classes, has_cams=asked.labels is not None)
+
+    def release_memory(self) -> None:
+        """There is none."""
+
+    def _classes(self, asked: Asked) -> Sequence[ClassInfo]:
+        if asked.labels is not None:
+            return self.info.classes.resolve(asked.labels)
+        blue = int(asked.image[0, 0, 2])
+        return tuple(each for each in self.info.classes.classes if each.index == blue)
 
 
 class PlainPredictor(DoublePredictor):
@@ -105,28 +115,23 @@ class PlainPredictor(DoublePredictor):
 class CrookedPredictor(DoublePredictor):
     """A model that loads and does not work: whatever it is shown, its masks have one pixel."""
 
-    def pseudo_mask(
-        self, image: NDArray[np.uint8], *arguments: Any, **options: Any
-    ) -> Segmentation:
-        return super().pseudo_mask(image[:1, :1], *arguments, **options)
+    def finish(self, half_done: tuple[Asked, Sequence[ClassInfo]]) -> Segmentation:
+        asked, classes = half_done
+        return super().finish((replace(asked, image=asked.image[:1, :1]), classes))
 
 
-class CrookedSegmenter(DoublePredictor):
+class CrookedSegmenter(CrookedPredictor):
     """As crooked, but in its segmenter alone."""
 
-    def segment(self, image: NDArray[np.uint8], *arguments: Any, **options: Any) -> Segmentation:
-        return super().segment(image[:1, :1], *arguments, **options)
+    def finish(self, half_done: tuple[Asked, Sequence[ClassInfo]]) -> Segmentation:
+        if half_done[0].labels is None:
+            return super().finish(half_done)
+        return DoublePredictor.finish(self, half_done)
 
 
 def _stripes(
-    image: NDArray[np.uint8],
-    classes: Sequence[ClassInfo],
-    on_progress: OnProgress,
-    *,
-    has_cams: bool,
+    image: NDArray[np.uint8], classes: Sequence[ClassInfo], *, has_cams: bool
 ) -> Segmentation:
-    for each in classes:
-        _misbehave(each.name, on_progress)
     height, width = image.shape[:2]
     label_map = np.zeros((height, width), dtype=np.uint8)
     edges = np.linspace(0, width, len(classes) + 2).astype(int)
@@ -147,21 +152,26 @@ def _stripes(
     )
 
 
-def _misbehave(name: str, on_progress: OnProgress) -> None:
+def _misbehave(name: str, on_progress: OnProgress, together: int) -> None:
     if name == "slow":
         for step in range(20):
             on_progress("cam", step / 20)
             time.sleep(SLOW_SECONDS / 20)
-    elif name == "raises":
-        raise RuntimeError("secret internals\nof the model")
     elif name == "hangs":
         time.sleep(3600)
     elif name == "kills":
         os.kill(os.getpid(), signal.SIGKILL)
-    elif name == "huge":
+    elif name in ERRORS:
+        raise ERRORS[name]
+    elif name == "wide" and together > 1:
         raise MemoryError
 
 
+ERRORS = {
+    "raises": RuntimeError("secret internals\nof the model"),
+    "huge": MemoryError(),
+    "breaks": RuntimeError("CUDA error: an illegal memory access was encountered"),
+}
 PREDICTORS: Mapping[str, Callable[[], PredictorLike]] = {
     "double": DoublePredictor,
     "plain": PlainPredictor,

@@ -5,12 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 
 import pytest
 from rq.utils import now
 
-from tests.service_doubles import NAMES, Info
+from tests.service_doubles import NAMES, DoublePredictor
 from tests.service_fixtures import LEASE, NOTHING, Place, WorkerProcess, wait_for
 from worker.loop import STUCK_EXIT_CODE, STUCK_GRACE_SECONDS, LeaseWorker
 from worker.presence import (
@@ -25,6 +24,9 @@ from worker.presence import (
 )
 from worker.pulse import Pulse
 from worker.queues import LeasedIntermediateQueue
+from worker.runtime import Runtime
+from worker.sizes import Sizes
+from worker.watch import Watch
 
 
 @pytest.mark.parametrize("labels", [("slow", "cat"), ()], ids=["pseudo mask", "segment"])
@@ -75,8 +77,10 @@ def test_a_worker_that_died_between_queue_and_hand(place: Place, worker: WorkerP
 def test_sigterm_finishes_the_job_in_hand_and_takes_no_other(
     place: Place, worker: WorkerProcess
 ) -> None:
-    job, other = place.post("slow"), place.post("cat")
+    job = place.post("slow")
     wait_for(lambda: job.get_status() == "started")
+    worker.ensure().ask_to_stop()
+    other = place.post("cat")
     assert worker.stop() == 0
     assert job.get_status() == "finished"
     assert other.get_status() == "queued"
@@ -138,12 +142,13 @@ def test_the_lease_runs_out_by_itself(place: Place, worker: WorkerProcess) -> No
 def lone_worker(place: Place) -> Iterator[LeaseWorker]:
     """A worker in this process, whose parts are called one by one."""
     place.redis.flushdb()
+    predictor = DoublePredictor()
+    model = ModelInfo.model_validate(predictor.info.to_json())
     worker = LeaseWorker(
         place.redis,
-        name="lone",
-        model=ModelInfo.model_validate(Info().to_json()),
-        explanation=Explanation.model_validate(Info().to_json()),
-        device="cpu",
+        Runtime(predictor, model, place.blobs, worker="lone"),
+        sizes=Sizes(),
+        explanation=Explanation.model_validate(predictor.info.to_json()),
         lease=LEASE,
         exit_process=_raise_exit,
     )
@@ -187,14 +192,19 @@ def test_a_beat_explains_the_model_once(place: Place, lone_worker: LeaseWorker) 
     assert explanation_of(place.redis, model) == told
 
 
-def test_a_job_stuck_in_c_code_ends_the_process(place: Place, lone_worker: LeaseWorker) -> None:
-    job = place.post("cat", timeout=1)
-    execution = lone_worker.prepare_execution(job)
-    execution.created_at = now() - timedelta(seconds=1 + STUCK_GRACE_SECONDS - 0.5)
+def test_a_main_thread_that_is_stuck_ends_the_process(
+    place: Place, lone_worker: LeaseWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = [100.0]
+    monkeypatch.setattr(lone_worker, "watch", Watch(clock=lambda: seconds[0]))
+    lone_worker.watch.expect(1)
+    seconds[0] += 1 + STUCK_GRACE_SECONDS - 0.5
     lone_worker.beat()
-    execution.created_at = now() - timedelta(seconds=1 + STUCK_GRACE_SECONDS + 0.5)
+    seconds[0] += 1
     with pytest.raises(ProcessEndedError, match=str(STUCK_EXIT_CODE)):
         lone_worker.beat()
+    lone_worker.watch.rest()
+    lone_worker.beat()
 
 
 def test_a_passage_through_the_intermediate_list_is_no_stay(place: Place) -> None:

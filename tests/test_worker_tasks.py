@@ -20,7 +20,8 @@ from worker.failures import CannotSegmentError
 from worker.presence import ModelInfo
 from worker.protocol import JobRequest, JobResult, ModelRef, Options
 from worker.runtime import PredictorLike, Runtime
-from worker.tasks import progress_writer, pseudo_mask, run
+from worker.steps import run
+from worker.tasks import pseudo_mask
 
 
 def runtime_of(predictor: PredictorLike) -> Runtime:
@@ -127,13 +128,9 @@ def test_the_options_reach_the_model() -> None:
     seen: list[MaskOptions] = []
 
     class Listening(doubles.DoublePredictor):
-        def pseudo_mask(self, image: Any, labels: Any, options: Any, **rest: Any) -> Any:
-            seen.append(options)
-            return super().pseudo_mask(image, labels, options, **rest)
-
-        def segment(self, image: Any, options: Any, **rest: Any) -> Any:
-            seen.append(options)
-            return super().segment(image, options, **rest)
+        def activate(self, batch: Any, **rest: Any) -> Any:
+            seen.extend(each.options for each in batch)
+            return super().activate(batch, **rest)
 
     runtime = runtime_of(Listening())
     job = request(runtime, png(), "cat")
@@ -188,24 +185,6 @@ def test_progress_goes_from_0_to_1_through_named_stages(
     assert fractions == sorted(fractions)
     assert 0 <= fractions[0] <= fractions[-1] < 1
     assert list(dict.fromkeys(stage for stage, _ in seen)) == ["decode", "cam", "encode"]
-
-
-def test_progress_is_written_at_stages_and_tenths_only() -> None:
-    written: list[Any] = []
-
-    class JobDouble:
-        meta: dict[str, Any] = {}  # noqa: RUF012
-
-        def save_meta(self) -> None:
-            written.append(self.meta["progress"]["fraction"])
-
-    write = progress_writer(JobDouble())  # type: ignore[arg-type]
-    for step in range(100):
-        write("cam", step / 100)
-    write("refine", 0.991)
-    assert written[0] == 0
-    assert written[-1] == 0.991
-    assert 9 <= len(written) <= 12
 
 
 def test_a_task_outside_our_worker_says_so() -> None:

@@ -1,8 +1,9 @@
-"""An RQ worker that never forks, holds short leases and cleans up after dead ones.
+"""An RQ worker that never forks, works on several jobs at once, and holds short leases of them.
 
-RQ's SimpleWorker runs a job in the worker's own process, which a model in GPU memory needs, but it
-sends no heartbeat meanwhile and cannot be interrupted in a C call. Here a second thread renews the
-leases, does RQ's maintenance every few seconds and ends the process when a job is stuck.
+RQ's SimpleWorker runs a job in the worker's own process, which a model in GPU memory needs, but one after the other; it
+sends no heartbeat meanwhile and cannot be interrupted in a C call. Here the jobs that wait go through the model
+together (``worker.conveyor``) and each is finished by RQ's own ``perform_job``; a second thread renews the leases, does
+RQ's maintenance every few seconds and ends the process when a job is stuck.
 """
 
 from __future__ import annotations
@@ -12,21 +13,30 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from typing import Any
 
 from redis import Redis
-from rq import SimpleWorker
+from redis.client import Pipeline
+from redis.exceptions import RedisError
+from rq import Queue, SimpleWorker
+from rq.executions import Execution
 from rq.job import Job
-from rq.registry import clean_registries
+from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
-from rq.utils import now
-from rq.worker_registration import clean_worker_registry
+from rq.worker import WorkerStatus
 
+from worker.conveyor import Conveyor, ThreadsStuckError
+from worker.desk import QueueDesk
 from worker.failures import note_failure
-from worker.presence import Explanation, ModelInfo, WorkerInfo, announce, withdraw
+from worker.hand import has_cost_a_worker
+from worker.presence import Explanation, WorkerInfo, announce, live_workers, withdraw
 from worker.protocol import LEASE_SECONDS
 from worker.pulse import Pulse
 from worker.queues import AllowedJob, TaskQueue, open_queue
+from worker.runtime import Runtime
+from worker.sizes import Sizes
+from worker.upkeep import tidy
+from worker.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -38,15 +48,11 @@ STUCK_EXIT_CODE = 70
 class LeaseWorker(SimpleWorker):
     """Works on one model's queue.
 
-    Micro-batching has its place in ``execute_job``: leases are renewed for every execution in hand,
-    and each job is finished through RQ's ``perform_job``.
-
     Args:
         redis: where the jobs are.
-        name: unique among workers.
-        model: what this worker announces.
-        explanation: of the model, announced too.
-        device: the model's device, announced too.
+        runtime: the model, the blobs and this worker's name, unique among workers.
+        sizes: how many jobs at once.
+        explanation: of the model, announced with it.
         lease: seconds that this worker and its jobs count as alive after a sign of life.
         exit_process: how to end a process whose main thread is stuck.
     """
@@ -59,20 +65,19 @@ class LeaseWorker(SimpleWorker):
     def __init__(
         self,
         redis: Redis,
+        runtime: Runtime,
         *,
-        name: str,
-        model: ModelInfo,
-        device: str,
+        sizes: Sizes,
         explanation: Explanation | None = None,
         lease: int = LEASE_SECONDS,
         exit_process: Callable[[int], object] = os._exit,
     ) -> None:
         self.lease = lease
-        queue = open_queue(redis, model.name)
+        self._queue = queue = open_queue(redis, runtime.model.name)
         queue.lease = lease
         super().__init__(
             [queue],
-            name=name,
+            name=runtime.worker,
             connection=redis,
             job_class=AllowedJob,
             queue_class=TaskQueue,
@@ -80,10 +85,26 @@ class LeaseWorker(SimpleWorker):
             exception_handlers=[note_failure],
             log_job_description=False,
         )
-        self._model = model
+        self._runtime = runtime
         self._explanation = explanation
-        self._device = device
         self._exit_process = exit_process
+        self._pulse = Pulse(
+            self.beat,
+            interval=lease / BEATS_PER_LEASE,
+            name="pulse",
+            on_death=lambda _error: self._exit_process(STUCK_EXIT_CODE),
+        )
+        self._workers = 1
+        self.watch = Watch()
+        self._conveyor = Conveyor(runtime, sizes=sizes, watch=self.watch)
+        self._desk = QueueDesk(
+            queue,
+            self,
+            runtime,
+            pool=self._conveyor.pool,
+            may_take=lambda: not self.stopped_on_request,
+            workers=lambda: self._workers,
+        )
 
     @property
     def dequeue_timeout(self) -> int:
@@ -111,55 +132,85 @@ class LeaseWorker(SimpleWorker):
         Raises:
             RedisError: if Redis is away when the worker says goodbye.
         """
-        pulse = Pulse(
-            self.beat,
-            interval=self.lease / BEATS_PER_LEASE,
-            name="pulse",
-            on_death=lambda _error: self._exit_process(STUCK_EXIT_CODE),
-        )
-        pulse.start()
         try:
             self.work(logging_level=None)
         finally:
-            pulse.stop()
+            self._pulse.stop()
             withdraw(self.connection, self.name)
+            self._conveyor.close()
         return self.stopped_on_request
+
+    def _install_signal_handlers(self) -> None:
+        """Announce the worker only now: from here on a signal ends it in order."""
+        super()._install_signal_handlers()
+        self._pulse.start()
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        """Work on a job that RQ has taken, and on those that wait behind it, until none is left."""
+        del queue
+        self.set_state(WorkerStatus.BUSY)  # from here on a signal does not interrupt
+        try:
+            first = self._desk.receive([job])
+            self._conveyor.work(first, self._desk, alone=has_cost_a_worker(job))
+        except ThreadsStuckError as error:
+            # No exit in order: it would wait for the very threads.
+            log.critical("leaving all jobs in hand to another worker: %s", error)
+            self._exit_process(STUCK_EXIT_CODE)
+
+    def prepare_job_execution(self, job: Job, remove_from_intermediate_queue: bool = False) -> None:
+        """Do nothing: the desk has prepared it, together with others."""
+
+    def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
+        """Do nothing in the main thread, which is not to wait for it: the pulse does it."""
+        if pipeline is not None:
+            super().heartbeat(timeout, pipeline)
+
+    def set_state(self, state: str, pipeline: Pipeline | None = None) -> None:
+        """Tell what this worker does; if Redis is away, itself alone."""
+        try:
+            super().set_state(state, pipeline)
+        except RedisError as error:
+            log.warning("state %s not written: %s", state, error)
+
+    def handle_job_success(
+        self, job: Job, queue: Queue, started_job_registry: StartedJobRegistry, execution: Execution
+    ) -> None:
+        """Write down a job's success; it was started when its lease was, not when it was finished."""
+        job.started_at = execution.created_at
+        super().handle_job_success(job, queue, started_job_registry, execution)
+
+    def _finalize_failure(
+        self, job: Job, queue: Queue, execution: Execution, exc_info: tuple[Any, Any, Any]
+    ) -> None:
+        """Write down a job's failure, unless what failed was the writing down: that is tried again."""
+        if isinstance(exc_info[1], RedisError):
+            raise exc_info[1]
+        job.started_at = execution.created_at
+        super()._finalize_failure(job, queue, execution, exc_info)
 
     def beat(self) -> None:
         """Renew all leases, tidy up after dead workers, and see whether this one is stuck."""
+        if self.watch.overdue() > STUCK_GRACE_SECONDS:
+            log.critical("stuck in a job: leaving all jobs in hand to another worker")
+            sys.stderr.flush()
+            self._exit_process(STUCK_EXIT_CODE)
         executions = list(self.executions.values())
+        with self.connection.pipeline() as pipeline:
+            super().heartbeat(None, pipeline)
+            pipeline.execute()
         for execution in executions:
-            if self._is_stuck(execution.job, execution.created_at):
-                log.critical("job %s is stuck: leaving it to another worker", execution.job_id)
-                sys.stderr.flush()
-                self._exit_process(STUCK_EXIT_CODE)
             self.maintain_heartbeats(execution.job, execution)
-        info = self._worker_info(len(executions))
-        announce(self.connection, info, self._model, self._explanation, lease=self.lease)
-        self.tidy()
-
-    def tidy(self) -> None:
-        """Queue the jobs of dead workers again, and drop what has expired from RQ's registries."""
-        for queue in self.queues:
-            if not queue.acquire_maintenance_lock():
-                continue
-            try:
-                clean_registries(queue, self._exc_handlers)
-                clean_worker_registry(queue)
-                queue.intermediate_queue.cleanup(self, queue)
-            finally:
-                queue.release_maintenance_lock()  # type: ignore[no-untyped-call]
-
-    def _is_stuck(self, job: Job, since: datetime) -> bool:
-        # RQ's own timeout is a signal: it waits for Python, and C code that hangs never comes back.
-        limit = float(job.timeout or 0) + STUCK_GRACE_SECONDS
-        return now() - since > timedelta(seconds=limit)
+        info, model = self._worker_info(len(executions)), self._runtime.model
+        announce(self.connection, info, model, self._explanation, lease=self.lease)
+        alive = [each for each in live_workers(self.connection) if each.model.name == model.name]
+        self._workers = len(alive)
+        tidy(self._queue, self)
 
     def _worker_info(self, jobs_in_hand: int) -> WorkerInfo:
         return WorkerInfo(
             name=self.name,
-            model=self._model.ref,
-            device=self._device,
+            model=self._runtime.model.ref,
+            device=str(self._runtime.predictor.device),
             host=socket.gethostname(),
             pid=os.getpid(),
             jobs_in_hand=jobs_in_hand,

@@ -41,6 +41,16 @@ class TaskNotAllowedError(Exception):
     """A queued job names something that is not one of our tasks."""
 
 
+def check_task(job: Job) -> None:
+    """Refuse a job that names anything but one of our tasks.
+
+    Raises:
+        TaskNotAllowedError: if it does.
+    """
+    if job.instance is not None or job.func_name not in TASKS:
+        raise TaskNotAllowedError(f"expected one of {sorted(TASKS)}, got {job.func_name!r}")
+
+
 class AllowedJob(Job):
     """A job that runs our tasks and nothing else.
 
@@ -63,8 +73,7 @@ class AllowedJob(Job):
         Raises:
             TaskNotAllowedError: if the job names anything but one of our tasks.
         """
-        if self.instance is not None or self.func_name not in TASKS:
-            raise TaskNotAllowedError(f"expected one of {sorted(TASKS)}, got {self.func_name!r}")
+        check_task(self)
         function: Callable[..., Any] = super().func
         return function
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 from redis.exceptions import RedisError
 
+from models.segmentation import Asked
 from worker.blobs import BlobError, BlobStore
 from worker.loop import LeaseWorker
 from worker.presence import Explanation, ModelInfo
@@ -53,12 +54,12 @@ def run(settings: WorkerSettings, *, load: Load) -> bool:
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         reason = str(error).partition("\n")[0]
         raise WorkerStartError(f"cannot load bundle {settings.bundle!r}: {reason}") from error
-    install(Runtime(predictor, model, blobs, settings.name, settings.max_pixels))
+    runtime = Runtime(predictor, model, blobs, settings.name, settings.max_pixels)
+    install(runtime)
     worker = LeaseWorker(
         open_redis(settings.redis_url),
-        name=settings.name,
-        model=model,
-        device=str(predictor.device),
+        runtime,
+        sizes=settings.sizes,
         explanation=explanation,
         lease=settings.lease,
     )
@@ -82,11 +83,12 @@ def canary(predictor: PredictorLike) -> None:
     """
     image = np.full((64, 96, 3), 128, dtype=np.uint8)
     first = predictor.info.classes.names[:1]
-    outcomes = [predictor.pseudo_mask(image, first, predictor.options())]
+    asked = [Asked(image, first, predictor.options())]
     if predictor.info.can_segment:
-        outcomes.append(predictor.segment(image, predictor.segment_options()))
-    for segmentation in outcomes:
-        shape = segmentation.label_map.shape
+        asked.append(Asked(image, None, predictor.segment_options()))
+    for each in asked:
+        (half_done,) = predictor.activate([each])
+        shape = predictor.finish(half_done).label_map.shape
         if shape != image.shape[:2]:
             raise RuntimeError(f"expected a label map of {image.shape[:2]}, got {shape}")
 

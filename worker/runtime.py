@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from models.data.classes import ClassList
 from models.images import MAX_PIXELS
-from models.segmentation import MaskOptions, Segmentation
+from models.segmentation import Asked, MaskOptions, Segmentation
 from worker.blobs import BlobStore
 from worker.presence import ModelInfo
+from worker.protocol import JobResult
 
 OnProgress = Callable[[str, float], None]
+HalfDone = Any
+"""What came out of the networks for one photo: the predictor's own business."""
 
 
 class Described(Protocol):
@@ -53,25 +54,26 @@ class PredictorLike(Protocol):
         """Return the model's own options for pseudo masks."""
         ...
 
-    def pseudo_mask(
-        self,
-        image: NDArray[np.uint8],
-        labels: Sequence[str],
-        options: MaskOptions,
-        *,
-        on_progress: OnProgress = ...,
-    ) -> Segmentation:
-        """Segment the labeled classes of an image, (H, W, 3)."""
-        ...
-
     def segment_options(self) -> MaskOptions:
         """Return the model's own options for segmenting."""
         ...
 
-    def segment(
-        self, image: NDArray[np.uint8], options: MaskOptions, *, on_progress: OnProgress = ...
-    ) -> Segmentation:
-        """Segment whatever classes an image shows, (H, W, 3)."""
+    def working_size(self, asked: Asked) -> tuple[int, int]:
+        """Return the (H, W) at which a photo goes through the networks; only equal ones do so together."""
+        ...
+
+    def activate(
+        self, batch: Sequence[Asked], *, on_progress: OnProgress = ...
+    ) -> Sequence[HalfDone]:
+        """Send photos of one working size through the networks; one thread alone does this."""
+        ...
+
+    def finish(self, half_done: HalfDone) -> Segmentation:
+        """Make a segmentation of what came out of the networks; may be done in any thread."""
+        ...
+
+    def release_memory(self) -> None:
+        """Give back memory of the device that is held and not used."""
         ...
 
 
@@ -85,6 +87,7 @@ class Runtime:
         blobs: shared with the service.
         worker: this worker's name.
         max_pixels: largest image.
+        concluded: results by job, made before RQ calls the task that returns them.
     """
 
     predictor: PredictorLike
@@ -92,6 +95,7 @@ class Runtime:
     blobs: BlobStore
     worker: str
     max_pixels: int = MAX_PIXELS
+    concluded: dict[str, Future[JobResult]] = field(default_factory=dict)
 
 
 class _Holder:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from models.images import MAX_PIXELS
 from worker.protocol import LEASE_SECONDS
+from worker.sizes import Sizes
 
 
 def default_name() -> str:
@@ -33,6 +34,7 @@ class WorkerSettings:
         name: unique among workers.
         max_pixels: largest image, width times height; as the service's.
         lease: seconds of silence after which this worker counts as dead.
+        sizes: how many jobs at once.
     """
 
     redis_url: str
@@ -43,3 +45,4 @@ class WorkerSettings:
     name: str = field(default_factory=default_name)
     lease: int = LEASE_SECONDS
     max_pixels: int = MAX_PIXELS
+    sizes: Sizes = field(default_factory=Sizes)

@@ -1,0 +1,56 @@
+"""Telling how far jobs are, and hearing whether they are still wanted, in one round trip."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+
+from redis import Redis
+from redis.exceptions import RedisError
+from rq.job import Job
+
+from worker.cancel import JobCanceledError, cancel_key
+from worker.protocol import Progress
+from worker.runtime import OnProgress
+
+log = logging.getLogger(__name__)
+
+# A stage's progress is written in steps of this fraction of the whole job.
+STEP = 0.1
+
+
+def reporter(redis: Redis, jobs: Sequence[Job]) -> OnProgress:
+    """Return a function that writes jobs' progress into their meta, at each stage and each tenth.
+
+    It raises JobCanceledError once none of the jobs is wanted any more. Redis being away is no reason to stop.
+    """
+    written = Progress(stage="", fraction=-1.0)
+
+    def report(stage: str, fraction: float) -> None:
+        nonlocal written
+        if stage == written.stage and fraction - written.fraction < STEP:
+            return
+        written = Progress(stage=stage, fraction=round(fraction, 3))
+        try:
+            wanted = _write(redis, jobs, written)
+        except RedisError as error:
+            log.warning("progress of %d jobs not written: %s", len(jobs), error)
+            return
+        if not wanted:
+            raise JobCanceledError("expected a job that somebody waits for, got a canceled one")
+
+    return report
+
+
+def _write(redis: Redis, jobs: Sequence[Job], progress: Progress) -> bool:
+    """Write progress, and return whether one of the jobs is wanted."""
+    with redis.pipeline(transaction=False) as pipeline:
+        for job in jobs:
+            pipeline.exists(cancel_key(job.id))
+        for job in jobs:
+            job.meta["progress"] = progress.model_dump()
+            # As RQ's save_meta does, which has a round trip of its own for each job.
+            pipeline.hset(job.key, "meta", json.dumps(job.meta))
+        answers = pipeline.execute()
+    return not all(answers[: len(jobs)])
