@@ -1,4 +1,4 @@
-"""One image and its labels in, one segmentation out; owns all pre- and post-processing."""
+"""Photos in, segmentations out; owns all pre- and post-processing."""
 
 from __future__ import annotations
 
@@ -8,30 +8,37 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models.activated import Activated
 from models.bundle import Bundle, BundleInfo
 from models.cam import grid_size
-from models.conclude import conclude
-from models.generators.affinity import RememberingGenerator
-from models.mask_batch import Labeled, OnProgress, mask_batch
+from models.finish import finish
+from models.mask_batch import activate_labeled
 from models.mask_options import pseudo_mask_options
-from models.refine import Surroundings, build_refiner, parse_chain
-from models.refine.background import rest
-from models.refine.regions import superpixels
+from models.photos import Labeled, OnProgress, Unlabeled
+from models.refine import parse_chain
 from models.refine.sam import load_sam
-from models.refine.scaling import as_they_are
+from models.segment_batch import activate_unlabeled
 from models.segmentation import MaskOptions, Segmentation
-from models.segmenters.inference import among, segment_images, winners
-from models.working import soft_maps, working_images
+from models.segmenter_config import SegmentConfig
+from models.segmenters import Segmenter
 
-__all__ = ["CannotSegmentError", "Labeled", "OnProgress", "Predictor"]
+__all__ = ["Activated", "CannotSegmentError", "Labeled", "OnProgress", "Predictor", "Unlabeled"]
 
 
 class CannotSegmentError(ValueError):
     """A bundle without a segmenter was asked to segment without labels."""
 
 
+def _ignore_progress(stage: str, fraction: float) -> None:
+    del stage, fraction
+
+
 class Predictor:
     """The same code for the command line and the worker.
+
+    Work comes in two halves. ``activate`` and ``activate_segments`` are all that the networks say of a batch: one
+    thread alone calls them. ``finish`` does the rest for one photo, and any thread may call it meanwhile.
+    ``pseudo_masks`` and ``segments`` are both halves in sequence.
 
     Args:
         bundle: its tensors' device is where the work is done.
@@ -45,7 +52,7 @@ class Predictor:
         self.device = bundle.class_text.device
         sam = self.info.inference.sam
         # At once: weights that are missing stop a server's start, not its first job.
-        self._proposals = load_sam(sam, device=self.device) if sam else superpixels
+        self._propose = load_sam(sam, device=self.device) if sam else None
 
     @property
     def info(self) -> BundleInfo:
@@ -75,7 +82,7 @@ class Predictor:
         labels: Sequence[str],
         options: MaskOptions,
         *,
-        on_progress: OnProgress = lambda _stage, _fraction: None,
+        on_progress: OnProgress = _ignore_progress,
     ) -> Segmentation:
         """Segment the labeled classes of an image; ``pseudo_masks`` for one.
 
@@ -96,16 +103,20 @@ class Predictor:
         """Return the (H, W) at which an image goes through the networks; only equal ones share a batch."""
         return grid_size(height, width, longer_side=self.info.inference.image_size)
 
-    @torch.inference_mode()
     def pseudo_masks(
-        self,
-        batch: Sequence[Labeled],
-        *,
-        on_progress: OnProgress = lambda _stage, _fraction: None,
+        self, batch: Sequence[Labeled], *, on_progress: OnProgress = _ignore_progress
     ) -> list[Segmentation]:
         """Segment the labeled classes of several images at once: one pass through the mask generator for each scale.
 
-        An image alone gives the same but for rounding.
+        An image alone gives the same but for rounding. Arguments and errors are those of ``activate``.
+        """
+        return self._finish_all(self.activate(batch, on_progress=on_progress), on_progress)
+
+    @torch.inference_mode()
+    def activate(
+        self, batch: Sequence[Labeled], *, on_progress: OnProgress = _ignore_progress
+    ) -> list[Activated]:
+        """Do what networks do for ``pseudo_masks``; one thread at a time.
 
         Args:
             batch: images of equal ``working_size``, with what to do.
@@ -115,7 +126,25 @@ class Predictor:
             UnknownLabelError: if a label is not known.
             ValueError: if an image has another form or no labels, or their working sizes differ.
         """
-        return mask_batch(self.bundle, batch, proposals=self._proposals, on_progress=on_progress)
+        return activate_labeled(self.bundle, batch, propose=self._propose, on_progress=on_progress)
+
+    @torch.inference_mode()
+    def finish(self, activated: Activated) -> Segmentation:
+        """Refine, decide and describe one photo; several threads may, also while another one activates.
+
+        Args:
+            activated: by this predictor.
+        """
+        return finish(self.bundle, activated)
+
+    def _finish_all(
+        self, activated: Sequence[Activated], on_progress: OnProgress
+    ) -> list[Segmentation]:
+        made = []
+        for number, each in enumerate(activated):
+            on_progress("refine", 0.7 + 0.3 * number / len(activated))
+            made.append(self.finish(each))
+        return made
 
     def segment_options(
         self, *, refine: str | None = None, min_confidence: float | None = None
@@ -126,9 +155,7 @@ class Predictor:
             CannotSegmentError: if the bundle has no segmenter.
             ValueError: if the refiner is unknown or a number is out of range.
         """
-        settings = self.info.segment
-        if settings is None:
-            raise self._cannot_segment()
+        _, settings = self._segmenter()
         options = MaskOptions(
             refine=settings.refine if refine is None else refine,
             min_confidence=settings.min_confidence if min_confidence is None else min_confidence,
@@ -136,17 +163,14 @@ class Predictor:
         parse_chain(options.refine)
         return options
 
-    @torch.inference_mode()
     def segment(
         self,
         image: NDArray[np.uint8],
         options: MaskOptions,
         *,
-        on_progress: OnProgress = lambda _stage, _fraction: None,
+        on_progress: OnProgress = _ignore_progress,
     ) -> Segmentation:
-        """Segment an image with the segmenter, without being told what it shows.
-
-        The result's classes are those that are the best somewhere; their scores are the segmenter's probabilities.
+        """Segment an image without being told what it shows; ``segments`` for one.
 
         Args:
             image: RGB in the upright frame, (H, W, 3).
@@ -157,34 +181,60 @@ class Predictor:
             CannotSegmentError: if the bundle has no segmenter.
             ValueError: if the image has another form.
         """
+        (made,) = self.segments([Unlabeled(image, options)], on_progress=on_progress)
+        return made
+
+    def segment_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (H, W) at which the segmenter sees an image; only equal ones share a batch.
+
+        Raises:
+            CannotSegmentError: if the bundle has no segmenter.
+        """
+        _, settings = self._segmenter()
+        return grid_size(height, width, longer_side=settings.image_size)
+
+    def segments(
+        self, batch: Sequence[Unlabeled], *, on_progress: OnProgress = _ignore_progress
+    ) -> list[Segmentation]:
+        """Segment several images with the segmenter at once, without being told what they show.
+
+        A result's classes are those that are the best somewhere; their scores are the segmenter's probabilities.
+        An image alone gives the same but for rounding. Arguments and errors are those of ``activate_segments``.
+        """
+        return self._finish_all(self.activate_segments(batch, on_progress=on_progress), on_progress)
+
+    @torch.inference_mode()
+    def activate_segments(
+        self, batch: Sequence[Unlabeled], *, on_progress: OnProgress = _ignore_progress
+    ) -> list[Activated]:
+        """Do what networks do for ``segments``; one thread at a time.
+
+        Args:
+            batch: images of equal ``segment_size``, with what to do.
+            on_progress: called with a stage's name and the fraction of all work done; what it raises stops the work.
+
+        Raises:
+            CannotSegmentError: if the bundle has no segmenter.
+            ValueError: if an image has another form, or their working sizes differ.
+        """
+        segmenter, settings = self._segmenter()
+        return activate_unlabeled(
+            self.bundle, segmenter, settings, batch, propose=self._propose, on_progress=on_progress
+        )
+
+    def release_memory(self) -> None:
+        """Give memory that is held for later tensors back to the device; a CPU holds none."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def device_memory(self) -> int | None:
+        """Return how many bytes of the device's memory this process holds for tensors; None on a CPU."""
+        return torch.cuda.memory_reserved(self.device) if self.device.type == "cuda" else None
+
+    def _segmenter(self) -> tuple[Segmenter, SegmentConfig]:
         segmenter, settings = self.bundle.segmenter, self.info.segment
         if segmenter is None or settings is None:
-            raise self._cannot_segment()
-        working = working_images([image], settings.image_size, device=self.device)
-        probabilities = segment_images(
-            segmenter,
-            working,
-            scales=settings.scales,
-            flip=settings.flip,
-            window=settings.window,
-            on_scale=lambda done: on_progress("segment", 0.7 * done),
-        )
-        on_progress("refine", 0.7)
-        channels = winners(probabilities)
-        shares, together = among(probabilities, channels)
-        generator = RememberingGenerator(self.bundle.generator)
-        surroundings = Surroundings(generator.affinity_of(0), rest, self._proposals, as_they_are)
-        refined = build_refiner(options.refine, surroundings)(working, shares[:, 1:]).clamp(min=0)
-        # What the classes that win nowhere had stays theirs: nobody's confidence grows by dropping them.
-        decided = torch.cat([rest(refined[0])[None, None], refined], dim=1) * together
-        kept = winners(decided)
-        on_progress("mask", 0.9)
-        classes = self.info.classes.classes
-        chosen = tuple(classes[channel] for channel in channels[kept].tolist())
-        maps = soft_maps(decided[0, kept + 1].half(), chosen, image, background=decided[0, 0])
-        return conclude(self.bundle, working, maps, options, cams=None)
-
-    def _cannot_segment(self) -> CannotSegmentError:
-        return CannotSegmentError(
-            f"expected a bundle with a segmenter, got {self.info.name!r} without one"
-        )
+            raise CannotSegmentError(
+                f"expected a bundle with a segmenter, got {self.info.name!r} without one"
+            )
+        return segmenter, settings

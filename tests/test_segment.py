@@ -70,7 +70,7 @@ def test_a_segmentation_is_complete(predictor: Predictor) -> None:
     assert result.scores.shape == (len(names), 64, 64)
     assert result.scores.dtype == np.float16
     assert result.cams is None
-    assert [stage for stage, _ in stages] == ["segment", "refine", "mask"]
+    assert [stage for stage, _ in stages] == ["segment", "refine"]
     assert [share for _, share in stages] == sorted(share for _, share in stages)
 
 

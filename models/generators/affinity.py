@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,34 +20,32 @@ def cosine_affinity(features: Tensor) -> Tensor:
 
 
 class RememberingGenerator:
-    """A mask generator that keeps its features of a batch for the affinity, which would compute them again.
+    """A mask generator that keeps its features of a batch, which an affinity would compute again.
 
     One is made for each batch of images; it must not see others.
 
     Args:
         generator: the mask generator.
+        size: (H, W) of the images whose features are kept; other scales' are not.
     """
 
-    def __init__(self, generator: MaskGenerator) -> None:
-        self._generator = generator
-        self._features: dict[tuple[int, ...], Tensor] = {}
+    def __init__(self, generator: MaskGenerator, *, size: tuple[int, int]) -> None:
+        self._generator, self._size = generator, size
+        self._features: Tensor | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return CAMs, (B, K, h, w); see MaskGenerator."""
         features = self._generator.features(images)
-        self._features[tuple(images.shape[-2:])] = features
+        if images.shape[-2:] == self._size:
+            self._features = features
         return self._generator.cams(features)
 
-    def affinity_of(self, number: int) -> Callable[[Tensor], Tensor]:
-        """Return what tells the affinity of one image of the batch, (1, 3, H, W) → (1, h, w, h, w), at any size.
+    def features(self, images: Tensor) -> Tensor:
+        """Return the features of the batch at the size that is kept: as they were, if it was seen.
 
         Args:
-            number: of the image, from 0.
+            images: the batch, (B, 3, H, W); what was seen may have had more images after them, such as mirrored ones.
         """
-
-        def affinity(image: Tensor) -> Tensor:
-            known = self._features.get(tuple(image.shape[-2:]))
-            features = self._generator.features(image) if known is None else known[number, None]
-            return self._generator.affinity(features)
-
-        return affinity
+        if self._features is None:
+            return self._generator.features(images)
+        return self._features[: len(images)]

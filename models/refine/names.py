@@ -18,6 +18,10 @@ REFINERS: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 
+# Which of them ask for the mask generator's features (an affinity), and which for region proposals.
+NEED_FEATURES: Final = frozenset({"random_walk"})
+NEED_REGIONS: Final = frozenset({"region_vote"})
+
 
 def parse_chain(chain: str) -> tuple[str, ...]:
     """Split ``"a+b"`` into the names of the refiners to run, first to last.
