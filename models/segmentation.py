@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -79,21 +79,6 @@ class Alignment:
 
 
 NO_ALIGNMENT = Alignment(None, None)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One photo with what to do.
-
-    Attributes:
-        image: RGB in the upright frame, (H, W, 3).
-        labels: names or synonyms of the classes that it shows; None to find out what it shows.
-        options: of ``Predictor.options`` or, without labels, of ``Predictor.segment_options``.
-    """
-
-    image: NDArray[np.uint8]
-    labels: Sequence[str] | None
-    options: MaskOptions
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from models.pictures import overlay_png
 from service.errors import ProblemError
 from service.schemas import failure_of, request_of, status_of
 from worker.blobs import BlobStore
+from worker.cancel import ask_to_cancel, withdraw_cancel
 from worker.protocol import RESULT_SECONDS, JobRequest, JobResult, idempotency_key
 from worker.queues import TaskQueue, fetch_job, make_job, open_queue
 
@@ -78,6 +79,7 @@ class Jobs:
         if job is not None:
             with suppress(InvalidJobOperation):  # it expired just now
                 job.delete()
+            withdraw_cancel(self._redis, job.id)
         # The image goes first: a worker may take the job at once.
         self._blobs.put("uploads", data)
         job = make_job(self._redis, request, timeout=self.limits.job_timeout)
@@ -99,6 +101,23 @@ class Jobs:
         if job is None:
             raise ProblemError("unknown-job", "no such job; results are kept for a day")
         return job
+
+    def cancel(self, job: Job) -> Job:
+        """Take a job back, and return it as it is then.
+
+        One that waits is canceled at once; one that runs is left by its worker as soon as that looks up; what is
+        finished, failed or canceled stays so.
+        """
+        if status_of(job) not in ("queued", "running"):
+            return job
+        # First the wish: a worker that takes the job meanwhile finds it.
+        ask_to_cancel(self._redis, job.id)
+        job = self.find(job.id)
+        if status_of(job) == "queued":
+            with suppress(InvalidJobOperation):  # canceled by somebody else just now
+                job.cancel()
+                job.cleanup(RESULT_SECONDS, remove_from_queue=False)
+        return self.find(job.id)
 
     def position(self, job: Job) -> int | None:
         """Return how many jobs are before a queued one, or None if it is not in the queue."""

@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.data.classes import ClassInfo, ClassList
-from models.segmentation import Asked, ClassResult, MaskOptions, Segmentation
+from models.photos import Labeled, OnProgress, Unlabeled
+from models.segmentation import ClassResult, MaskOptions, Segmentation
 from worker.main import make_app
-from worker.runtime import OnProgress, PredictorLike
+from worker.runtime import PredictorLike
 from worker.settings import WorkerSettings
 
 NAMES = (
@@ -62,6 +63,12 @@ class Info:
         }
 
 
+@dataclass(frozen=True)
+class HalfDone:
+    photo: Labeled | Unlabeled
+    classes: Sequence[ClassInfo]
+
+
 class DoublePredictor:
     """Each class gets a vertical stripe of the image; the last stripe is background."""
 
@@ -74,36 +81,47 @@ class DoublePredictor:
     def segment_options(self) -> MaskOptions:
         return MaskOptions("pamr", 0.1)
 
-    def working_size(self, asked: Asked) -> tuple[int, int]:
-        height, width = asked.image.shape[:2]
+    def working_size(self, height: int, width: int) -> tuple[int, int]:
         return height, width
 
+    segment_size = working_size
+
     def activate(
+        self, batch: Sequence[Labeled], *, on_progress: OnProgress = lambda _stage, _fraction: None
+    ) -> list[HalfDone]:
+        found = [self.info.classes.resolve(each.labels) for each in batch]
+        return self._activate(batch, found, on_progress)
+
+    def activate_segments(
         self,
-        batch: Sequence[Asked],
+        batch: Sequence[Unlabeled],
         *,
         on_progress: OnProgress = lambda _stage, _fraction: None,
-    ) -> list[tuple[Asked, Sequence[ClassInfo]]]:
-        if len({self.working_size(each) for each in batch}) != 1:
+    ) -> list[HalfDone]:
+        blues = [int(each.image[0, 0, 2]) for each in batch]
+        classes = self.info.classes.classes
+        found = [tuple(each for each in classes if each.index == blue) for blue in blues]
+        return self._activate(batch, found, on_progress)
+
+    def _activate(
+        self,
+        batch: Sequence[Labeled | Unlabeled],
+        found: Sequence[Sequence[ClassInfo]],
+        on_progress: OnProgress,
+    ) -> list[HalfDone]:
+        if len({each.image.shape for each in batch}) != 1:
             raise ValueError("expected photos of one size")
-        found = [(each, self._classes(each)) for each in batch]
-        for _, classes in found:
+        for classes in found:
             for each in classes:
                 _misbehave(each.name, on_progress, len(batch))
-        return found
+        return [HalfDone(*each) for each in zip(batch, found, strict=True)]
 
-    def finish(self, half_done: tuple[Asked, Sequence[ClassInfo]]) -> Segmentation:
-        asked, classes = half_done
-        return _stripes(asked.image, classes, has_cams=asked.labels is not None)
+    def finish(self, half_done: HalfDone) -> Segmentation:
+        has_cams = isinstance(half_done.photo, Labeled)
+        return _stripes(half_done.photo.image, half_done.classes, has_cams=has_cams)
 
     def release_memory(self) -> None:
         """There is none."""
-
-    def _classes(self, asked: Asked) -> Sequence[ClassInfo]:
-        if asked.labels is not None:
-            return self.info.classes.resolve(asked.labels)
-        blue = int(asked.image[0, 0, 2])
-        return tuple(each for each in self.info.classes.classes if each.index == blue)
 
 
 class PlainPredictor(DoublePredictor):
@@ -115,16 +133,16 @@ class PlainPredictor(DoublePredictor):
 class CrookedPredictor(DoublePredictor):
     """A model that loads and does not work: whatever it is shown, its masks have one pixel."""
 
-    def finish(self, half_done: tuple[Asked, Sequence[ClassInfo]]) -> Segmentation:
-        asked, classes = half_done
-        return super().finish((replace(asked, image=asked.image[:1, :1]), classes))
+    def finish(self, half_done: HalfDone) -> Segmentation:
+        photo = replace(half_done.photo, image=half_done.photo.image[:1, :1])
+        return super().finish(replace(half_done, photo=photo))
 
 
 class CrookedSegmenter(CrookedPredictor):
     """As crooked, but in its segmenter alone."""
 
-    def finish(self, half_done: tuple[Asked, Sequence[ClassInfo]]) -> Segmentation:
-        if half_done[0].labels is None:
+    def finish(self, half_done: HalfDone) -> Segmentation:
+        if isinstance(half_done.photo, Unlabeled):
             return super().finish(half_done)
         return DoublePredictor.finish(self, half_done)
 

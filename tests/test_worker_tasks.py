@@ -128,9 +128,9 @@ def test_the_options_reach_the_model() -> None:
     seen: list[MaskOptions] = []
 
     class Listening(doubles.DoublePredictor):
-        def activate(self, batch: Any, **rest: Any) -> Any:
+        def _activate(self, batch: Any, *rest: Any) -> Any:
             seen.extend(each.options for each in batch)
-            return super().activate(batch, **rest)
+            return super()._activate(batch, *rest)
 
     runtime = runtime_of(Listening())
     job = request(runtime, png(), "cat")

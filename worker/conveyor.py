@@ -16,11 +16,12 @@ from typing import Any, Protocol
 
 from rq.timeouts import JobTimeoutException, UnixSignalDeathPenalty
 
+from models.photos import OnProgress
 from worker.batching import mates, run_batch
 from worker.device import DeviceLostError, is_device_lost, is_out_of_memory
 from worker.hand import Hand
 from worker.protocol import JobResult
-from worker.runtime import HalfDone, OnProgress, Runtime
+from worker.runtime import HalfDone, Runtime
 from worker.sizes import Sizes
 from worker.steps import Photo, activate, conclude
 from worker.watch import Watch

@@ -15,13 +15,14 @@ from rq.executions import Execution
 from rq.job import Job
 from rq.utils import now
 
+from models.photos import OnProgress
 from worker.cancel import JobCanceledError, cancel_key
 from worker.hand import Hand, has_cost_a_worker
 from worker.persistence import persistently
 from worker.progress import reporter
 from worker.protocol import JobRequest
 from worker.queues import TaskQueue, check_task
-from worker.runtime import OnProgress, Runtime
+from worker.runtime import Runtime
 from worker.steps import Photo, decode
 from worker.taking import (
     give_back,

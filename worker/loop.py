@@ -142,7 +142,7 @@ class LeaseWorker(SimpleWorker):
 
     def _install_signal_handlers(self) -> None:
         """Announce the worker only now: from here on a signal ends it in order."""
-        super()._install_signal_handlers()
+        super()._install_signal_handlers()  # type: ignore[no-untyped-call]
         self._pulse.start()
 
     def execute_job(self, job: Job, queue: Queue) -> None:

@@ -10,9 +10,9 @@ from redis import Redis
 from redis.exceptions import RedisError
 from rq.job import Job
 
+from models.photos import OnProgress
 from worker.cancel import JobCanceledError, cancel_key
 from worker.protocol import Progress
-from worker.runtime import OnProgress
 
 log = logging.getLogger(__name__)
 

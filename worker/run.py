@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 from redis.exceptions import RedisError
 
-from models.segmentation import Asked
+from models.photos import Labeled, Unlabeled
 from worker.blobs import BlobError, BlobStore
 from worker.loop import LeaseWorker
 from worker.presence import Explanation, ModelInfo
@@ -83,12 +83,12 @@ def canary(predictor: PredictorLike) -> None:
     """
     image = np.full((64, 96, 3), 128, dtype=np.uint8)
     first = predictor.info.classes.names[:1]
-    asked = [Asked(image, first, predictor.options())]
+    half_done = [*predictor.activate([Labeled(image, first, predictor.options())])]
     if predictor.info.can_segment:
-        asked.append(Asked(image, None, predictor.segment_options()))
-    for each in asked:
-        (half_done,) = predictor.activate([each])
-        shape = predictor.finish(half_done).label_map.shape
+        unlabeled = Unlabeled(image, predictor.segment_options())
+        half_done += predictor.activate_segments([unlabeled])
+    for each in half_done:
+        shape = predictor.finish(each).label_map.shape
         if shape != image.shape[:2]:
             raise RuntimeError(f"expected a label map of {image.shape[:2]}, got {shape}")
 

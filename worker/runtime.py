@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from models.data.classes import ClassList
 from models.images import MAX_PIXELS
-from models.segmentation import Asked, MaskOptions, Segmentation
+from models.photos import Labeled, OnProgress, Unlabeled
+from models.segmentation import MaskOptions, Segmentation
 from worker.blobs import BlobStore
 from worker.presence import ModelInfo
 from worker.protocol import JobResult
 
-OnProgress = Callable[[str, float], None]
 HalfDone = Any
 """What came out of the networks for one photo: the predictor's own business."""
 
@@ -58,14 +58,24 @@ class PredictorLike(Protocol):
         """Return the model's own options for segmenting."""
         ...
 
-    def working_size(self, asked: Asked) -> tuple[int, int]:
-        """Return the (H, W) at which a photo goes through the networks; only equal ones do so together."""
+    def working_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the (H, W) at which a labeled photo goes through the networks; only equal ones do so together."""
+        ...
+
+    def segment_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the same for a photo without labels."""
         ...
 
     def activate(
-        self, batch: Sequence[Asked], *, on_progress: OnProgress = ...
+        self, batch: Sequence[Labeled], *, on_progress: OnProgress = ...
     ) -> Sequence[HalfDone]:
         """Send photos of one working size through the networks; one thread alone does this."""
+        ...
+
+    def activate_segments(
+        self, batch: Sequence[Unlabeled], *, on_progress: OnProgress = ...
+    ) -> Sequence[HalfDone]:
+        """Do the same with photos that nothing is said of."""
         ...
 
     def finish(self, half_done: HalfDone) -> Segmentation:

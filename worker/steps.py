@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass
 
 from models.files import provenance, scores_npz
 from models.images import UprightImage, read_image
+from models.photos import Labeled, OnProgress, Unlabeled
 from models.pictures import label_map_png
-from models.segmentation import Asked, MaskOptions, Segmentation
+from models.segmentation import MaskOptions, Segmentation
 from worker.failures import CannotSegmentError
 from worker.protocol import (
     ClassRecord,
@@ -23,7 +24,7 @@ from worker.protocol import (
     ResultBlobs,
     Timings,
 )
-from worker.runtime import HalfDone, OnProgress, Runtime
+from worker.runtime import HalfDone, Runtime
 
 # Shares of a job's work, for its progress: the networks' part begins and ends at these fractions.
 DECODED, ACTIVATED = 0.05, 0.75
@@ -43,7 +44,7 @@ class Photo:
 
     request: JobRequest
     image: UprightImage
-    asked: Asked
+    asked: Labeled | Unlabeled
     size: tuple[int, int]
     seconds: float
 
@@ -63,15 +64,20 @@ def decode(request: JobRequest, runtime: Runtime) -> Photo:
         UnknownLabelError: if this worker's model does not know a label.
     """
     started = time.perf_counter()
-    labels = request.labels if request.task == "pseudo_mask" else None
-    # The API has seen to both, but the bundle may have been another one then.
-    if labels is not None:
-        runtime.predictor.info.classes.resolve(labels)
+    predictor, options = runtime.predictor, MaskOptions(**request.options.model_dump())
+    # The API has seen to labels and segmenter, but the bundle may have been another one then.
+    if request.task == "pseudo_mask":
+        predictor.info.classes.resolve(request.labels)
     elif not runtime.model.can_segment:
         raise CannotSegmentError(f"expected a model with a segmenter, got {runtime.model.name!r}")
     image = read_image(runtime.blobs.get(request.image), max_pixels=runtime.max_pixels)
-    asked = Asked(image.pixels, labels, MaskOptions(**request.options.model_dump()))
-    size = runtime.predictor.working_size(asked)
+    height, width = image.pixels.shape[:2]
+    asked: Labeled | Unlabeled
+    if request.task == "pseudo_mask":
+        asked = Labeled(image.pixels, request.labels, options)
+        size = predictor.working_size(height, width)
+    else:
+        asked, size = Unlabeled(image.pixels, options), predictor.segment_size(height, width)
     return Photo(request, image, asked, size, time.perf_counter() - started)
 
 
@@ -90,7 +96,17 @@ def activate(
     def on_progress(stage: str, fraction: float) -> None:
         report(stage, DECODED + (ACTIVATED - DECODED) * fraction)
 
-    made = runtime.predictor.activate([each.asked for each in photos], on_progress=on_progress)
+    asked = [each.asked for each in photos]
+    labeled = [each for each in asked if isinstance(each, Labeled)]
+    unlabeled = [each for each in asked if isinstance(each, Unlabeled)]
+    made = [
+        *(runtime.predictor.activate(labeled, on_progress=on_progress) if labeled else ()),
+        *(
+            runtime.predictor.activate_segments(unlabeled, on_progress=on_progress)
+            if unlabeled
+            else ()
+        ),
+    ]
     return made, time.perf_counter() - started
 
 

@@ -42,6 +42,19 @@ def get_job(request: Request, job_id: JobId, jobs: JobsDependency) -> JobDocumen
     return describe(jobs.find(job_id), jobs, job_path(request, job_id))
 
 
+@router.delete(
+    "/jobs/{job_id}",
+    response_model_exclude_none=True,
+    responses={404: _PROBLEM, 503: _PROBLEM},
+)
+def delete_job(request: Request, job_id: JobId, jobs: JobsDependency) -> JobDocument:
+    """Take a job back: one that waits is canceled at once, one that runs as soon as its worker looks up.
+
+    What is finished, failed or canceled stays so. Doing it again changes nothing.
+    """
+    return describe(jobs.cancel(jobs.find(job_id)), jobs, job_path(request, job_id))
+
+
 @router.get("/jobs/{job_id}/mask.png", response_class=Response, responses=_FILE)
 def get_mask(job_id: JobId, jobs: JobsDependency) -> Response:
     """Return the label map: a palette PNG in VOC colors, 0 background, 255 ignore."""
