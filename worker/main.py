@@ -12,6 +12,7 @@ from worker.protocol import LEASE_SECONDS
 from worker.run import Load, WorkerStartError, run
 from worker.runtime import PredictorLike
 from worker.settings import WorkerSettings, default_name
+from worker.sizes import Sizes
 
 EXIT_CANNOT_START = 3
 EXIT_LOST = 1
@@ -71,6 +72,15 @@ def make_app(load: Load) -> typer.Typer:
         lease: Annotated[
             int, typer.Option(min=2, help="Seconds of silence after which others take its jobs.")
         ] = LEASE_SECONDS,
+        batch: Annotated[
+            int, typer.Option(envvar="SEMPLES_BATCH", min=1, help="Most images at once.")
+        ] = Sizes.batch,
+        job_threads: Annotated[
+            int,
+            typer.Option(
+                envvar="SEMPLES_JOB_THREADS", min=1, help="Threads that decode, refine and store."
+            ),
+        ] = Sizes.threads,
     ) -> None:
         """Take jobs from Redis and make masks; one worker for each device."""
         logging.basicConfig(
@@ -85,6 +95,7 @@ def make_app(load: Load) -> typer.Typer:
             name=name or default_name(),
             lease=lease,
             max_pixels=max_pixels,
+            sizes=Sizes(batch=batch, threads=job_threads),
         )
         try:
             stopped_on_request = run(settings, load=load)

@@ -1,0 +1,88 @@
+"""Taking a job back, whether it waits, runs or is done."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+
+from tests.service_fixtures import NOTHING, Place, WorkerProcess, png, wait_for
+
+RED = iter(range(1, 256))
+
+
+def post(api: httpx.Client, label: str, *, color: tuple[int, int, int] | None = None) -> str:
+    image = png(color=color or (next(RED), 9, 0))
+    response = api.post("/pseudo-mask", files={"image": image}, data={"labels": label})
+    assert response.status_code == 202
+    return response.headers["Location"]
+
+
+def status(api: httpx.Client, path: str) -> Any:
+    return api.get(path).json()["status"]
+
+
+def test_a_job_that_waits_is_canceled_at_once(
+    place: Place, worker: WorkerProcess, api: httpx.Client
+) -> None:
+    worker.stop()
+    kept, path = post(api, "cat"), post(api, "cat")
+    for _ in range(2):  # twice is as once
+        answer = api.delete(path)
+        assert (answer.status_code, answer.json()["status"]) == (200, "canceled")
+    assert place.queue.count == 1
+    assert api.get(f"{path}/mask.png").status_code == 409
+    worker.start()
+    wait_for(lambda: status(api, kept) == "finished")
+    assert status(api, path) == "canceled"
+    assert place.leftovers() == NOTHING
+
+
+def test_a_job_that_runs_is_left_between_two_steps(
+    place: Place, worker: WorkerProcess, api: httpx.Client
+) -> None:
+    path = post(api, "slow")
+    wait_for(lambda: api.get(path).json().get("progress", {}).get("stage") == "cam")
+    assert api.delete(path).json()["status"] == "running"
+    wait_for(lambda: status(api, path) == "canceled")
+    assert place.leftovers() == NOTHING
+    assert place.redis.keys("rq:execution*") == []
+
+
+def test_a_wait_ends_when_the_job_is_canceled(worker: WorkerProcess, api: httpx.Client) -> None:
+    color = (next(RED), 9, 0)
+    with ThreadPoolExecutor(1) as waiting:
+        answer = waiting.submit(
+            api.post,
+            "/pseudo-mask?wait=60",
+            files={"image": png(color=color)},
+            data={"labels": "slow"},
+        )
+        path = post(api, "slow", color=color)  # the same job
+        wait_for(lambda: status(api, path) == "running")
+        api.delete(path)
+        assert answer.result().json()["status"] == "canceled"
+
+
+def test_a_canceled_job_runs_when_it_is_posted_again(
+    worker: WorkerProcess, api: httpx.Client
+) -> None:
+    worker.stop()
+    color = (next(RED), 9, 0)
+    path = post(api, "cat", color=color)
+    api.delete(path)
+    assert post(api, "cat", color=color) == path
+    worker.start()
+    wait_for(lambda: status(api, path) == "finished")
+
+
+def test_a_finished_job_stays_finished(worker: WorkerProcess, api: httpx.Client) -> None:
+    path = post(api, "cat")
+    wait_for(lambda: status(api, path) == "finished")
+    assert api.delete(path).json()["status"] == "finished"
+    assert api.get(f"{path}/mask.png").status_code == 200
+
+
+def test_an_unknown_job_cannot_be_canceled(api: httpx.Client) -> None:
+    assert api.delete("/jobs/" + "0" * 32).status_code == 404
