@@ -88,6 +88,12 @@ def test_every_call_ends(outage: str, aws: Open) -> None:
     assert errors == dict.fromkeys(CALLS, BlobError)
 
 
+@pytest.mark.parametrize("name", CALLS)
+def test_silence_is_no_wait_for_the_last_moment(name: str, aws: Open) -> None:
+    with silent() as endpoint, pytest.raises(BlobError, match="Read timeout"):
+        CALLS[name](aws(endpoint, Patience(read=0.4, call=100.0, attempts=1)))
+
+
 @pytest.mark.parametrize("name", ["get", "keys", "sweep", "check"])
 @pytest.mark.parametrize("answer", [cut_off, drip])
 def test_an_answer_that_never_ends(name: str, answer: Callable[..., None], aws: Open) -> None:

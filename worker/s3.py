@@ -7,7 +7,7 @@ AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION, AWS_ENDPOINT_URL and so on, or AWS's 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from fsspec import AbstractFileSystem
 
@@ -40,7 +40,7 @@ class Patience:
     connect: float = 5.0
     read: float = 15.0
     call: float = 60.0
-    attempts: int = 2
+    attempts: int = 3
 
 
 PATIENCE: Final = Patience()
@@ -63,10 +63,15 @@ def open_s3(url: str, patience: Patience) -> tuple[AbstractFileSystem, str]:
     if not root or root.startswith("/"):
         raise ValueError(f"expected s3://bucket or s3://bucket/prefix, got {url!r}")
     try:
-        from s3fs import S3FileSystem  # noqa: PLC0415 - an extra, and slow to import
+        # An extra, and slow to import.
+        from aiobotocore.session import AioSession  # noqa: PLC0415
+        from s3fs import S3FileSystem  # noqa: PLC0415
     except ImportError as error:
         raise ImportError(f"expected the extra semples[s3] to be installed: {error}") from error
+    session = AioSession()
+    session.register("before-send.s3", _send_at_once)
     files = S3FileSystem(
+        session=session,
         # Other hosts write too: whatever a listing said a moment ago may be wrong now.
         use_listings_cache=False,
         # Its settings are for this store alone.
@@ -83,6 +88,11 @@ def open_s3(url: str, patience: Patience) -> tuple[AbstractFileSystem, str]:
     # s3fs would repeat botocore's attempts five times, and that five times when reading.
     files.retries = 1
     return files, root
+
+
+def _send_at_once(request: Any, **_: object) -> None:
+    """Send a body with its head: for S3's leave to go on, aiohttp would wait without a limit."""
+    request.headers.pop("Expect", None)
 
 
 def s3_errors() -> tuple[type[Exception], ...]:
