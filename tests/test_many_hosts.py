@@ -192,6 +192,10 @@ def test_two_hosts_share_the_work_and_one_dies(site: Site) -> None:
     key = f"rq:queue:{queue_name('double')}"
     assert site.redis.llen(key) == site.redis.llen(f"{key}:intermediate") == 0
     assert len(BlobStore.open(site.environment["SEMPLES_BLOBS"]).keys("uploads")) == len(jobs) + 1
+    (survivor,) = (child for name, child in children.items() if name != victim)
+    survivor.ask_to_stop()
+    survivor.wait()
+    assert survivor.exit_code == 0
     # The only things that were written are in Redis and in S3.
     written = [path for host in site.hosts for path in host.folder.rglob("*") if path.is_file()]
     assert written == []
