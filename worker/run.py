@@ -68,7 +68,7 @@ def run(settings: WorkerSettings, *, load: Load) -> bool:
     )
     # Not in the worker's own pulse: a large store takes longer to walk than a lease lasts.
     sweeper = Pulse(
-        lambda: _sweep(blobs, redis),
+        lambda: sweep_for_all(blobs, redis),
         interval=SWEEP_SECONDS,
         name="sweeper",
         on_death=lambda _error: None,
@@ -113,8 +113,15 @@ def _reach_stores(settings: WorkerSettings) -> BlobStore:
     return blobs
 
 
-def _sweep(blobs: BlobStore, redis: Redis) -> None:
-    """Sweep for all workers: a large store takes long to walk, and S3 charges for it."""
+def sweep_for_all(blobs: BlobStore, redis: Redis) -> None:
+    """Delete expired blobs, unless another worker has just done it.
+
+    A large store takes long to walk, and S3 charges for it.
+
+    Raises:
+        RedisError: if Redis is away.
+        BlobError: if the store is.
+    """
     if not redis.set(SWEEP_KEY, 1, ex=int(SWEEP_SECONDS * 0.9), nx=True):
         return
     deleted = blobs.sweep(now=datetime.now(UTC), lifetime=timedelta(seconds=BLOB_SECONDS))
