@@ -22,7 +22,7 @@ RUN mkdir service worker models && touch service/__init__.py worker/__init__.py 
 
 FROM build AS build-api
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --constraint constraints.txt '.[api]'
+    pip install --constraint constraints.txt '.[api,s3]'
 COPY service service
 COPY worker worker
 COPY models models
@@ -34,7 +34,7 @@ FROM build AS build-worker
 ARG TORCH_INDEX=
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --constraint constraints.txt \
-        ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} '.[worker]'
+        ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} '.[worker,s3]'
 COPY service service
 COPY worker worker
 COPY models models

@@ -59,8 +59,10 @@ def test_the_api_image_has_no_torch_and_the_worker_s_no_http() -> None:
     assert not requirements("api") & torch
     assert requirements("worker") >= torch | {"redis", "rq", "fsspec"}
     assert not requirements("worker") & http
-    assert "'.[api]'" in stages()["build-api"]
-    assert "'.[worker]'" in stages()["build-worker"]
+    assert "'.[api,s3]'" in stages()["build-api"]
+    assert "'.[worker,s3]'" in stages()["build-worker"]
+    assert "s3fs" in requirements("s3")
+    assert not requirements("s3") & (torch | http)
 
 
 def test_what_the_dockerfile_copies_exists_and_travels() -> None:

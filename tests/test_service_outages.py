@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 
 from service import embedded
 from service.processes import Child
+from tests.s3_server import answering, aws_environment, nobody, refusal, silent
 from tests.service_fixtures import NOTHING, Place, WorkerProcess, http_api, png, valkey, wait_for
 from tests.test_worker_blobs import FullDisk, files_below
 from worker.blobs import BlobStore
+from worker.s3 import Patience
 
 
 def post(api: httpx.Client, *, color: int = 0, query: str = "") -> httpx.Response:
@@ -77,6 +80,33 @@ def test_the_disk_is_broken(calm: Place, tmp_path: Path) -> None:
     with http_api(broken) as api:
         assert_outage(post(api), "storage-unavailable")
     assert calm.leftovers() == NOTHING
+
+
+@pytest.mark.parametrize(
+    ("outage", "problem"),
+    [
+        (lambda: answering(refusal(507, "XMinioStorageFull")), "storage-full"),
+        (lambda: answering(refusal(403, "AccessDenied")), "storage-unavailable"),
+        (nobody, "storage-unavailable"),
+        (silent, "storage-unavailable"),
+    ],
+    ids=["full", "denied", "away", "hangs"],
+)
+def test_s3_fails(
+    calm: Place,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    outage: Callable[[], AbstractContextManager[str]],
+    problem: str,
+) -> None:
+    with outage() as endpoint:
+        for name, value in aws_environment(endpoint, tmp_path).items():
+            monkeypatch.setenv(name, value)
+        store = BlobStore.open("s3://blobs", patience=Patience(read=0.5, attempts=1))
+        with http_api(Place(calm.data, calm.url, calm.redis, store)) as api:
+            assert_outage(post(api), problem)
+    assert calm.leftovers() == NOTHING
+    assert calm.redis.keys("rq:job:*") == []
 
 
 def test_redis_goes_away_and_comes_back_with_all_jobs(tmp_path: Path) -> None:

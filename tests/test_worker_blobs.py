@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
+import time
 import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,17 +16,35 @@ from typing import Any
 import pytest
 from fsspec.implementations.local import LocalFileOpener, LocalFileSystem
 
+from tests.s3_server import BUCKET, aws_environment, moto_server
+from tests.service_fixtures import ROOT
 from worker.blobs import BlobError, BlobMissingError, BlobStore, BlobStoreFullError, blob_key
 
 
-@pytest.fixture(params=["directory", "file url", "memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> BlobStore:
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    with moto_server() as url:
+        yield url
+
+
+@pytest.fixture(params=["directory", "file url", "memory", "s3"])
+def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "s3":
+        endpoint = request.getfixturevalue("endpoint")
+        for name, value in aws_environment(endpoint, tmp_path).items():
+            monkeypatch.setenv(name, value)
     urls = {
         "directory": str(tmp_path / "with space"),
         "file url": f"file://{tmp_path}/blobs",
         "memory": f"memory://{uuid.uuid4().hex}",
+        "s3": f"s3://{BUCKET}/{uuid.uuid4().hex}/pre fix",
     }
-    return BlobStore.open(urls[request.param])
+    return urls[request.param]
+
+
+@pytest.fixture
+def store(url: str) -> BlobStore:
+    return BlobStore.open(url)
 
 
 def test_what_is_put_can_be_got(store: BlobStore) -> None:
@@ -53,6 +76,51 @@ def test_missing(store: BlobStore) -> None:
 def test_only_keys_of_blobs_are_looked_up(store: BlobStore, key: str) -> None:
     with pytest.raises(BlobMissingError, match="expected a blob key"):
         store.get(key)
+
+
+def test_what_another_host_does_is_seen_at_once(url: str) -> None:
+    here, there = BlobStore.open(url), BlobStore.open(url)
+    # Everything that could be remembered has been asked for.
+    key = blob_key("uploads", b"data")
+    assert not here.exists(key)
+    assert here.keys("uploads") == []
+    there.put("uploads", b"data")
+    assert here.exists(key)
+    assert here.keys("uploads") == [key]
+    assert here.get(key) == b"data"
+    later = datetime.now(UTC) + timedelta(hours=2)
+    assert there.sweep(now=later, lifetime=timedelta(hours=1)) == 1
+    assert not here.exists(key)
+    assert here.keys("uploads") == []
+    with pytest.raises(BlobMissingError):
+        here.get(key)
+
+
+def test_many_threads_share_a_store(store: BlobStore) -> None:
+    def put_and_get(number: int) -> bytes:
+        return store.get(store.put("results", b"%d" % (number % 40)))
+
+    with ThreadPoolExecutor(16) as pool:
+        got = list(pool.map(put_and_get, range(80)))
+    assert got == [b"%d" % (number % 40) for number in range(80)]
+    assert len(store.keys("results")) == 40
+
+
+def test_a_new_store_is_ready(store: BlobStore) -> None:
+    store.check()
+    assert store.keys("uploads") == store.keys("results") == []
+
+
+def test_putting_again_renews_the_lifetime(store: BlobStore) -> None:
+    kept = store.put("uploads", b"again")
+    store.put("uploads", b"once")
+    time.sleep(1.1)  # S3 tells whole seconds
+    between = datetime.now(UTC)
+    time.sleep(1.1)
+    store.put("uploads", b"again")
+    hour = timedelta(hours=1)
+    assert store.sweep(now=between + hour, lifetime=hour) == 1
+    assert store.keys("uploads") == [kept]
 
 
 def test_sweep_takes_the_old_and_leaves_the_new(store: BlobStore) -> None:
@@ -109,6 +177,33 @@ def test_a_failing_write_never_harms_the_blob_that_is_there(tmp_path: Path) -> N
         BlobStore(disk, str(tmp_path)).put("uploads", b"eleven byte")
     assert not isinstance(caught.value, BlobStoreFullError)
     assert BlobStore.open(str(tmp_path)).get(key) == b"eleven byte"
+
+
+def test_a_real_limit_leaves_no_half_file(tmp_path: Path) -> None:
+    code = f"""
+import resource
+from worker.blobs import BlobStore, BlobStoreFullError
+store = BlobStore.open({str(tmp_path)!r})
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
+store.put("uploads", b"ten bytes.")
+try:
+    store.put("uploads", b"eleven byte")
+except BlobStoreFullError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "cannot store a blob of 11 bytes: File too large\n"
+    assert [path.read_bytes() for path in files_below(tmp_path)] == [b"ten bytes."]
+
+
+def test_a_store_that_cannot_be_read_does_not_say_no(tmp_path: Path) -> None:
+    store = BlobStore.open(str(tmp_path))
+    (tmp_path / "uploads").write_bytes(b"a file where a folder should be")
+    with pytest.raises(BlobError) as caught:
+        store.exists(blob_key("uploads", b""))
+    assert not isinstance(caught.value, BlobMissingError)
 
 
 def test_unknown_protocol() -> None:

@@ -6,12 +6,16 @@ import errno
 import hashlib
 import re
 import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Literal
+from typing import Any, Literal
 
 import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
+
+from worker.s3 import PATIENCE, SCHEME, Patience, is_full, is_missing_bucket, open_s3, s3_errors
 
 BlobKind = Literal["uploads", "results"]
 KINDS: tuple[BlobKind, ...] = ("uploads", "results")
@@ -38,24 +42,56 @@ class BlobStore:
 
     The same bytes always get the same key, so writing twice does no harm, and a reader sees a whole
     blob or none. Nothing counts references: blobs live for a time after they were last written.
+    All methods may be called from any thread.
+
+    Args:
+        filesystem: where the blobs are.
+        root: path of the store in it.
+        errors: what the file system raises when it fails; all of it becomes BlobError.
+        options: for each call of the file system, such as a timeout.
     """
 
-    def __init__(self, filesystem: AbstractFileSystem, root: str) -> None:
+    def __init__(
+        self,
+        filesystem: AbstractFileSystem,
+        root: str,
+        *,
+        errors: tuple[type[Exception], ...] = (OSError,),
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         self._files = filesystem
         self._root = root.rstrip("/")
+        self._errors = errors
+        self._options = dict(options or {})
 
     @classmethod
-    def open(cls, url: str) -> BlobStore:
+    def open(cls, url: str, *, patience: Patience = PATIENCE) -> BlobStore:
         """Open the store at a directory or an fsspec URL (file://, memory://, s3://).
+
+        Whether it can be reached is not known before ``check``.
+
+        Args:
+            url: where it is.
+            patience: with S3.
 
         Raises:
             BlobError: if the URL's protocol is unknown or needs a package that is not installed.
         """
         try:
-            filesystem, root = fsspec.core.url_to_fs(url)
+            if url.startswith(SCHEME):
+                options = {"timeout": patience.call}
+                return cls(*open_s3(url, patience), errors=s3_errors(), options=options)
+            return cls(*fsspec.core.url_to_fs(url))
         except (ValueError, ImportError, OSError) as error:
             raise BlobError(f"cannot open the blob store {url!r}: {error}") from error
-        return cls(filesystem, root)
+
+    def check(self) -> None:
+        """See whether the store answers, and lets itself be listed.
+
+        Raises:
+            BlobError: if not.
+        """
+        self._list(_INCOMING)
 
     def put(self, kind: BlobKind, data: bytes) -> str:
         """Store bytes and return their key; a blob that is there already gets a new lifetime.
@@ -65,12 +101,8 @@ class BlobStore:
             BlobError: if the store cannot be written.
         """
         key = blob_key(kind, data)
-        try:
+        with self._failing(f"store a blob of {len(data)} bytes"):
             self._write(f"{self._root}/{key}", data)
-        except OSError as error:
-            full = error.errno in _FULL
-            reason = BlobStoreFullError if full else BlobError
-            raise reason(f"cannot store a blob of {len(data)} bytes: {error.strerror}") from error
         return key
 
     def get(self, key: str) -> bytes:
@@ -80,43 +112,84 @@ class BlobStore:
             BlobMissingError: if there is none.
             BlobError: if the store cannot be read.
         """
-        try:
-            content: bytes = self._files.cat_file(self._path(key))
-        except FileNotFoundError as error:
-            raise BlobMissingError(f"expected a blob {key!r}, found none") from error
-        except OSError as error:
-            raise BlobError(f"cannot read the blob {key!r}: {error.strerror}") from error
+        path = self._path(key)
+        with self._failing(f"read the blob {key!r}", absent=BlobMissingError):
+            content: bytes = self._files.cat_file(path, **self._options)
         return content
 
     def exists(self, key: str) -> bool:
-        """Return whether there is such a blob."""
-        return bool(self._files.exists(self._path(key)))
+        """Return whether there is such a blob.
+
+        Raises:
+            BlobError: if the store does not say.
+        """
+        path = self._path(key)
+        try:
+            # Not the file system's own exists: of a directory, that takes every error for a no.
+            with self._failing(f"look for the blob {key!r}", absent=BlobMissingError):
+                self._files.info(path, **self._options)
+        except BlobMissingError:
+            return False
+        return True
 
     def keys(self, kind: BlobKind) -> list[str]:
-        """Return the keys of one kind, sorted."""
-        found = self._files.find(f"{self._root}/{kind}")
-        return sorted("/".join(path.split("/")[-3:]) for path in found)
+        """Return the keys of one kind, sorted.
+
+        Raises:
+            BlobError: if the store cannot be listed.
+        """
+        return sorted("/".join(path.split("/")[-3:]) for path in self._list(kind))
 
     def sweep(self, *, now: datetime, lifetime: timedelta) -> int:
         """Delete what was last written longer than ``lifetime`` ago; return how many files.
 
         Files of writers that died half-way go too.
+
+        Raises:
+            BlobError: if the store cannot be listed, or does not let a file be deleted.
         """
-        deleted = 0
+        deleted, moment = 0, now - lifetime
         for folder in (*KINDS, _INCOMING):
-            for path in self._files.find(f"{self._root}/{folder}"):
-                deleted += self._delete_if_older(path, now - lifetime)
+            for path, info in self._list(folder).items():
+                # S3 lists the times: only the old cost a request each.
+                listed = info.get("LastModified")
+                if listed is None or listed <= moment:
+                    deleted += self._delete_if_older(path, moment)
         return deleted
 
+    def _list(self, folder: str) -> dict[str, dict[str, Any]]:
+        with self._failing(f"list the blobs in {folder}"):
+            found: dict[str, dict[str, Any]] = self._files.find(
+                f"{self._root}/{folder}", detail=True, **self._options
+            )
+        return found
+
     def _delete_if_older(self, path: str, moment: datetime) -> bool:
+        """Look once more: it may have been written again since it was listed."""
         try:
-            modified = self._files.modified(path)
-            if modified.replace(tzinfo=modified.tzinfo or UTC) > moment:
-                return False
-            self._files.rm_file(path)
-        except FileNotFoundError:  # another sweep was faster
+            with self._failing(f"delete {path}", absent=BlobMissingError):
+                modified = self._files.modified(path)
+                if modified.replace(tzinfo=modified.tzinfo or UTC) > moment:
+                    return False
+                self._files.rm_file(path, **self._options)
+        except BlobMissingError:  # another sweep was faster
             return False
         return True
+
+    @contextmanager
+    def _failing(self, doing: str, *, absent: type[BlobError] = BlobError) -> Iterator[None]:
+        """Turn whatever the file system raises into a BlobError, missing files into ``absent``."""
+        try:
+            yield
+        except self._errors as error:
+            reason = BlobError
+            if is_full(error) or getattr(error, "errno", None) in _FULL:
+                reason = BlobStoreFullError
+            elif isinstance(error, FileNotFoundError) and not is_missing_bucket(error):
+                reason = absent
+            # Timeouts have no words of their own.
+            said = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise reason(f"cannot {doing}: {said}") from error
 
     def _path(self, key: str) -> str:
         if not _KEY.fullmatch(key):
@@ -126,7 +199,7 @@ class BlobStore:
     def _write(self, path: str, data: bytes) -> None:
         if not isinstance(self._files, LocalFileSystem):
             # Object stores and memory show an object when it is complete.
-            self._files.pipe_file(path, data)
+            self._files.pipe_file(path, data, **self._options)
             return
         incoming = f"{self._root}/{_INCOMING}"
         temporary = f"{incoming}/{uuid.uuid4().hex}"

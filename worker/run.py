@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+from redis import Redis
 from redis.exceptions import RedisError
 
 from models.photos import Labeled, Unlabeled
@@ -22,6 +23,8 @@ from worker.settings import WorkerSettings
 log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 600.0
+SWEEP_KEY = "semples:sweep"
+"""There while no sweep is due: of many workers, one at a time does it."""
 
 Load = Callable[[WorkerSettings], PredictorLike]
 
@@ -56,8 +59,9 @@ def run(settings: WorkerSettings, *, load: Load) -> bool:
         raise WorkerStartError(f"cannot load bundle {settings.bundle!r}: {reason}") from error
     runtime = Runtime(predictor, model, blobs, settings.name, settings.max_pixels)
     install(runtime)
+    redis = open_redis(settings.redis_url)
     worker = LeaseWorker(
-        open_redis(settings.redis_url),
+        redis,
         runtime,
         sizes=settings.sizes,
         explanation=explanation,
@@ -65,7 +69,10 @@ def run(settings: WorkerSettings, *, load: Load) -> bool:
     )
     # Not in the worker's own pulse: a large store takes longer to walk than a lease lasts.
     sweeper = Pulse(
-        lambda: _sweep(blobs), interval=SWEEP_SECONDS, name="sweeper", on_death=lambda _error: None
+        lambda: sweep_for_all(blobs, redis),
+        interval=SWEEP_SECONDS,
+        name="sweeper",
+        on_death=lambda _error: None,
     )
     sweeper.start()
     try:
@@ -97,12 +104,28 @@ def _reach_stores(settings: WorkerSettings) -> BlobStore:
     """Look for Redis and the blob store before the model is loaded, which takes longer."""
     try:
         open_redis(settings.redis_url).ping()
-        return BlobStore.open(settings.blobs)
-    except (RedisError, BlobError, ValueError) as error:
+    except (RedisError, ValueError) as error:
         raise WorkerStartError(f"cannot reach {settings.redis_url}: {error}") from error
+    try:
+        blobs = BlobStore.open(settings.blobs)
+        # Without it every job would fail here, and no other worker could have it.
+        blobs.check()
+    except BlobError as error:
+        raise WorkerStartError(f"cannot use {settings.blobs}: {error}") from error
+    return blobs
 
 
-def _sweep(blobs: BlobStore) -> None:
+def sweep_for_all(blobs: BlobStore, redis: Redis) -> None:
+    """Delete expired blobs, unless another worker has just done it.
+
+    A large store takes long to walk, and S3 charges for it.
+
+    Raises:
+        RedisError: if Redis is away.
+        BlobError: if the store is.
+    """
+    if not redis.set(SWEEP_KEY, 1, ex=int(SWEEP_SECONDS * 0.9), nx=True):
+        return
     deleted = blobs.sweep(now=datetime.now(UTC), lifetime=timedelta(seconds=BLOB_SECONDS))
     if deleted:
         log.info("deleted %d blobs whose time was over", deleted)
