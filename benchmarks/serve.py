@@ -35,6 +35,7 @@ from benchmarks.service_load.programs import Model
 
 IMAGES = ("service", "litserve")
 PARTS = (*IMAGES, "durable", "jobs")
+CORES = os.cpu_count() or 1
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -92,8 +93,8 @@ def _facts(arguments: argparse.Namespace) -> str:
     absent = "LitServe not installed: not measured (`pip install 'semples[bench]'`)"
     busy = ", ".join(f"{load:.1f}" for load in os.getloadavg())
     return (
-        f"{len(os.sched_getaffinity(0))} cores, load before the run {busy}; threads of the model "
-        f"{arguments.threads or 'as torch decides'}; bundle {arguments.bundle}, refine {arguments.refine}, photos "
+        f"{CORES} cores, load before the run {busy}; threads of the model "
+        f"{arguments.threads}; bundle {arguments.bundle}, refine {arguments.refine}, photos "
         f"{arguments.data or 'of the demo'}; {arguments.turns} turns of {arguments.requests} requests or "
         f"{arguments.seconds:g} s; {', '.join([*versions, lit or absent])}"
     )
@@ -106,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bundle", default="coco-demo", help="name or folder")
     parser.add_argument("--data", type=Path, help="folder of images/ and labels.csv [the demo's]")
     parser.add_argument("--refine", default="none", help="refiner chain")
-    parser.add_argument("--threads", type=int, default=0, help="of the model; 0: torch decides")
+    parser.add_argument("--threads", type=int, default=CORES, help="of the model [all cores]")
     parser.add_argument("--requests", type=int, default=100, help="of each measurement, at most")
     parser.add_argument("--seconds", type=float, default=60, help="of each measurement, at most")
     parser.add_argument("--turns", type=int, default=2)

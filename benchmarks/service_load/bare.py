@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from benchmarks.service_load.client import Bounds
@@ -46,8 +45,6 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "threads": torch.get_num_threads(),
-                "torch": torch.__version__,
                 "alone": alone(maker, photos, bounds),
                 "batches": batches(maker, photos, bounds, most=arguments.batch),
             }
