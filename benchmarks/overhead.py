@@ -13,15 +13,10 @@ from __future__ import annotations
 import http.client
 import io
 import json
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,11 +28,12 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.service_load.client import FORM, form
+from benchmarks.service_load.programs import Model, service
 from models.bundle import find_bundle, load_bundle
 from models.images import read_image
 from models.predictor import Predictor
 
-START_SECONDS = 120.0
 WARM_UP = 3
 
 
@@ -52,59 +48,16 @@ def synthetic_photo(number: int, *, width: int, height: int) -> bytes:
     return buffer.getvalue()
 
 
-@contextmanager
-def serving(bundle: Path, port: int) -> Iterator[None]:
-    """Run the stack until the block ends."""
-    with tempfile.TemporaryDirectory(prefix="semples-overhead-") as data:
-        arguments = ["--bundle", str(bundle), "--device", "cpu", "--data", data]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "service.serve", "--port", str(port), *arguments],
-            stdout=subprocess.DEVNULL,
-        )
-        try:
-            _wait_ready(process, port)
-            yield
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
-
-
-def _wait_ready(process: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if _request(port, "GET", "/ready")[0] == http.HTTPStatus.OK:
-                return
-        except OSError:
-            pass
-        time.sleep(0.2)
-    raise SystemExit("the service did not come up")
-
-
-def _request(
-    port: int, method: str, path: str, body: bytes = b"", **headers: str
-) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=90)
-    try:
-        connection.request(method, path, body, headers)
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()
-
-
 def post(port: int, photo: bytes, label: str, refine: str) -> dict[str, Any]:
     """Post a photo, wait for its job, and return the job's document."""
-    boundary = uuid.uuid4().hex
-    fields = {"labels": label, "refine": refine}
-    parts = [
-        f'--{boundary}\r\nContent-Disposition: form-data; name="{key}"\r\n\r\n{value}\r\n'.encode()
-        for key, value in fields.items()
-    ]
-    start = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="p"\r\n\r\n'
-    body = b"".join([*parts, start.encode(), photo, f"\r\n--{boundary}--\r\n".encode()])
-    kind = f"multipart/form-data; boundary={boundary}"
-    status, content = _request(port, "POST", "/pseudo-mask?wait=60", body, **{"Content-Type": kind})
+    body = form(photo, [label], {"refine": refine})
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=90)
+    try:
+        connection.request("POST", "/pseudo-mask?wait=60", body, {"Content-Type": FORM})
+        answer = connection.getresponse()
+        status, content = answer.status, answer.read()
+    finally:
+        connection.close()
     document: dict[str, Any] = json.loads(content)
     if status != http.HTTPStatus.OK or document["status"] != "finished":
         raise SystemExit(f"the service answered {status}: {content[:300]!r}")
@@ -158,9 +111,10 @@ def main(
     predictor = Predictor(load_bundle(folder, device=torch.device("cpu")))
     label = predictor.info.classes.names[0]
     photos = [synthetic_photo(i, width=width, height=height) for i in range(count + WARM_UP)]
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    with serving(folder, port):
+    with (
+        tempfile.TemporaryDirectory(prefix="semples-overhead-") as data,
+        service(Path(data), Model(str(folder), refine, threads=0)) as port,
+    ):
         rows = measure(predictor, port, photos, label, refine)
     table = Table("", "p50 ms", "p95 ms", title=f"{count} images of {width} x {height}, {refine}")
     for name, values in rows.items():
