@@ -12,9 +12,12 @@ from redis import Redis
 
 from service import errors
 from service.catalog import Catalog
+from service.http_meters import HttpMeters
 from service.jobs import Jobs, Limits
 from service.limits import BodyLimit
-from service.routes import health, jobs, models, posts
+from service.observe import Observe
+from service.redis_collector import RedisCollector
+from service.routes import health, jobs, metrics, models, posts
 from service.settings import Settings
 from service.waiting import ResultWaiter
 from worker.blobs import BlobStore
@@ -54,8 +57,13 @@ def create_app(settings: Settings, redis: Redis, blobs: BlobStore) -> FastAPI:
     app.state.jobs = Jobs(redis, blobs, limits)
     app.state.catalog = Catalog(redis, default=settings.model)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    meters = HttpMeters()
+    meters.registry.register(RedisCollector(redis))
+    app.state.registry = meters.registry
+    # The last one added is the outermost: it sees what the others refuse, too.
+    app.add_middleware(Observe, meters=meters)
     errors.install(app)
-    for router in (posts.router, jobs.router, models.router, health.router):
+    for router in (posts.router, jobs.router, models.router, health.router, metrics.router):
         app.include_router(router)
 
     @app.get("/", include_in_schema=False)

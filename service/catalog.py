@@ -31,8 +31,21 @@ class Catalog:
         self._default = default
 
     def workers(self) -> tuple[WorkerInfo, ...]:
-        """Return the live workers, each with a warm model."""
-        return live_workers(self._redis)
+        """Return the live workers that can be counted on, each with a warm model."""
+        return tuple(worker for worker in live_workers(self._redis) if not worker.trouble)
+
+    def require_worker(self) -> tuple[WorkerInfo, ...]:
+        """Return ``workers``.
+
+        Raises:
+            ProblemError: if there is none; it says what is wrong with those that are alive.
+        """
+        alive = live_workers(self._redis)
+        ready = tuple(worker for worker in alive if not worker.trouble)
+        if ready:
+            return ready
+        troubles = "; ".join(f"worker {worker.name}: {worker.trouble}" for worker in alive)
+        raise ProblemError("not-ready", troubles or "no live worker has a warm model")
 
     def models(self) -> tuple[ModelInfo, ...]:
         """Return the models that can be asked for."""

@@ -18,6 +18,7 @@ from rq.job import Job
 from models.images import MAX_PIXELS, read_image
 from models.pictures import overlay_png
 from service.errors import ProblemError
+from service.observe import origin
 from service.schemas import failure_of, request_of, status_of
 from worker.blobs import BlobStore
 from worker.cancel import ask_to_cancel, withdraw_cancel
@@ -83,6 +84,7 @@ class Jobs:
         # The image goes first: a worker may take the job at once.
         self._blobs.put("uploads", data)
         job = make_job(self._redis, request, timeout=self.limits.job_timeout)
+        job.meta.update(origin())
         try:
             queue.enqueue_job(job, unique=True)
         except DuplicateJobError:  # another request with the same content was faster

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import os
 import socket
 from typing import Annotated
 
@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from service.app import create_app
 from service.settings import Settings
+from worker import logs, tracing
 from worker.blobs import BlobError, BlobStore
 from worker.queues import open_redis
 
@@ -37,11 +38,13 @@ def main(
     fd: Annotated[
         int | None, typer.Option(hidden=True, help="A listening socket, instead of an address.")
     ] = None,
+    log: Annotated[
+        logs.LogFormat, typer.Option(envvar="SEMPLES_LOG", help="Log as text or JSON lines.")
+    ] = "text",
 ) -> None:
     """Serve the HTTP API; REDIS_URL and SEMPLES_BLOBS say where the rest is."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logs.configure(log)
+    tracing.configure("semples-api", os.environ)
     try:
         app = build(Settings())
     except (ValidationError, BlobError, ValueError) as error:
@@ -52,6 +55,7 @@ def main(
         host=host,
         port=port,
         log_config=None,
+        access_log=False,  # service.observe writes one, without queries
         server_header=False,
         timeout_graceful_shutdown=5,
     )

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,19 @@ from worker.runtime import PredictorLike
 from worker.settings import WorkerSettings
 
 NAMES = (
-    *("cat", "bowl", "dining table", "slow", "raises", "hangs", "kills", "huge", "wide", "breaks"),
+    *(
+        "cat",
+        "bowl",
+        "dining table",
+        "slow",
+        "raises",
+        "hangs",
+        "kills",
+        "huge",
+        "wide",
+        "breaks",
+        "wedged",
+    ),
 )
 SLOW_SECONDS = 2.0
 
@@ -123,6 +136,9 @@ class DoublePredictor:
     def release_memory(self) -> None:
         """There is none."""
 
+    def device_memory(self) -> int | None:
+        return None
+
 
 class PlainPredictor(DoublePredictor):
     """A model without a segmenter."""
@@ -170,6 +186,20 @@ def _stripes(
     )
 
 
+class MoodyPredictor(DoublePredictor):
+    """A model that works until a file says how it misbehaves from then on."""
+
+    info = Info(name="moody", version="ba9876543210")
+
+    def __init__(self, mood: Path) -> None:
+        self._mood = mood
+
+    def activate(self, batch: Sequence[Labeled], **options: Any) -> list[HalfDone]:
+        if self._mood.exists():
+            _misbehave(self._mood.read_text(), lambda _stage, _fraction: None, len(batch))
+        return super().activate(batch, **options)
+
+
 def _misbehave(name: str, on_progress: OnProgress, together: int) -> None:
     if name == "slow":
         for step in range(20):
@@ -179,6 +209,9 @@ def _misbehave(name: str, on_progress: OnProgress, together: int) -> None:
         time.sleep(3600)
     elif name == "kills":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif name == "wedged":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM, signal.SIGTERM})
+        time.sleep(3600)
     elif name in ERRORS:
         raise ERRORS[name]
     elif name == "wide" and together > 1:
@@ -201,6 +234,8 @@ PREDICTORS: Mapping[str, Callable[[], PredictorLike]] = {
 def load(settings: WorkerSettings) -> PredictorLike:
     if settings.bundle == "broken":
         raise ValueError("expected a bundle, got a broken one\nand more lines")
+    if settings.bundle == "moody":
+        return MoodyPredictor(Path(settings.blobs).with_name("mood"))
     return PREDICTORS[settings.bundle]()
 
 

@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -121,9 +121,12 @@ def valkey(data: Path) -> Iterator[Place]:
 class WorkerProcess:
     """A worker of the misbehaving predictor, in a process of its own."""
 
-    def __init__(self, place: Place, *, bundle: str = "double") -> None:
+    def __init__(
+        self, place: Place, *, bundle: str = "double", options: Sequence[str] = ()
+    ) -> None:
         self.place = place
         self.bundle = bundle
+        self.options = options
         self.child: Child | None = None
 
     def start(self, *, ready: bool = True) -> Child:
@@ -131,6 +134,7 @@ class WorkerProcess:
             *(sys.executable, "-m", "tests.service_doubles"),
             *("--redis-url", self.place.url, "--blobs", str(self.place.data / "blobs")),
             *("--lease", str(LEASE), "--bundle", self.bundle),
+            *self.options,
         ]
         child = Child(Command("worker", arguments, log=self.place.data / "worker.log", grace=20))
         self.child = child

@@ -189,6 +189,8 @@ def test_a_worker_is_healthy_while_its_lease_holds(tmp_path: Path) -> None:
         here = worker.model_copy(update={"host": socket.gethostname()})
         announce(place.redis, here, model)
         assert run_python(code, REDIS_URL=place.url) == 0
+        announce(place.redis, here.model_copy(update={"trouble": "it is stuck"}), model)
+        assert run_python(code, REDIS_URL=place.url) == 1
 
 
 def test_the_api_is_healthy_while_it_answers(api: httpx.Client) -> None:

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from models.bundle import load_bundle
@@ -75,6 +76,15 @@ def test_a_batch_equals_its_images_alone(predictor: Predictor, refine: str) -> N
         assert [found.name for found in made.classes] == [found.name for found in alone.classes]
         np.testing.assert_allclose(made.scores, alone.scores, atol=1e-3)  # half precision
         assert (made.label_map == alone.label_map).mean() >= 0.9999
+
+
+def test_a_cpu_has_no_memory_of_its_own(predictor: Predictor) -> None:
+    assert predictor.device_memory() is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_says_how_much_of_its_memory_is_used(tiny_bundle: Path) -> None:
+    assert Predictor(load_bundle(tiny_bundle, device=torch.device("cuda"))).device_memory()
 
 
 def test_a_batch_has_one_working_size(predictor: Predictor) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from rq.utils import now
 
 from tests.service_doubles import NAMES, DoublePredictor
 from tests.service_fixtures import LEASE, NOTHING, Place, WorkerProcess, wait_for
+from worker.activity import Activity
 from worker.loop import STUCK_EXIT_CODE, STUCK_GRACE_SECONDS, LeaseWorker
 from worker.presence import (
     Explanation,
@@ -25,8 +27,9 @@ from worker.presence import (
 from worker.pulse import Pulse
 from worker.queues import LeasedIntermediateQueue
 from worker.runtime import Runtime
+from worker.settings import WorkerSettings
 from worker.sizes import Sizes
-from worker.watch import Watch
+from worker.vitals import Vitals
 
 
 @pytest.mark.parametrize("labels", [("slow", "cat"), ()], ids=["pseudo mask", "segment"])
@@ -148,6 +151,7 @@ def lone_worker(place: Place) -> Iterator[LeaseWorker]:
         place.redis,
         Runtime(predictor, model, place.blobs, worker="lone"),
         sizes=Sizes(),
+        vitals=Vitals.of(predictor, WorkerSettings(place.url, "blobs")),
         explanation=Explanation.model_validate(predictor.info.to_json()),
         lease=LEASE,
         exit_process=_raise_exit,
@@ -196,14 +200,15 @@ def test_a_main_thread_that_is_stuck_ends_the_process(
     place: Place, lone_worker: LeaseWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = [100.0]
-    monkeypatch.setattr(lone_worker, "watch", Watch(clock=lambda: seconds[0]))
-    lone_worker.watch.expect(1)
+    activity = Activity(clock=lambda: seconds[0])
+    monkeypatch.setattr(lone_worker, "vitals", replace(lone_worker.vitals, activity=activity))
+    activity.expect(1)
     seconds[0] += 1 + STUCK_GRACE_SECONDS - 0.5
     lone_worker.beat()
     seconds[0] += 1
     with pytest.raises(ProcessEndedError, match=str(STUCK_EXIT_CODE)):
         lone_worker.beat()
-    lone_worker.watch.rest()
+    activity.rest()
     lone_worker.beat()
 
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from rq.timeouts import JobTimeoutException, UnixSignalDeathPenalty
 
 from models.photos import OnProgress
+from worker.activity import Activity
 from worker.batching import mates, run_batch
 from worker.device import DeviceLostError, is_device_lost, is_out_of_memory
 from worker.hand import Hand
@@ -24,7 +25,6 @@ from worker.protocol import JobResult
 from worker.runtime import HalfDone, Runtime
 from worker.sizes import Sizes
 from worker.steps import Photo, activate, conclude
-from worker.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Conveyor:
         watch: told what to expect of this thread.
     """
 
-    def __init__(self, runtime: Runtime, *, sizes: Sizes, watch: Watch) -> None:
+    def __init__(self, runtime: Runtime, *, sizes: Sizes, watch: Activity) -> None:
         self._runtime = runtime
         self._watch = watch
         self._sizes = sizes
@@ -162,6 +162,7 @@ class Conveyor:
         try:
             with _time_limit(limit):
                 made, seconds = activate(photos, self._runtime, desk.reporter(batch))
+            self._runtime.meters.batch(size=len(batch), seconds=seconds)
         except Exception as error:
             if is_device_lost(error):
                 raise DeviceLostError(str(error)) from error
@@ -176,6 +177,7 @@ class Conveyor:
         height, width = batch[0].decoded.result().size
         self._sizes = replace(self._sizes, pixels=len(batch) * height * width // 2)
         self._runtime.predictor.release_memory()
+        self._runtime.meters.halved()
         log.warning(
             "out of memory with %d photos at once: no more than half from now on", len(batch)
         )

@@ -90,10 +90,16 @@ class QueueDesk:
         executions = [new_execution(job, worker=worker.name) for job in wanted]
         persistently(lambda: lease(self._queue, executions, seconds=worker.lease))
         worker.executions.update({each.id: each for each in executions})
-        return [
+        hands = [
             Hand(job, execution, _waited(job), self._pool.submit(_decode, job, self._runtime))
             for job, execution in zip(wanted, executions, strict=True)
         ]
+        for hand in hands:
+            self._runtime.meters.took(waited=hand.waited)
+            log.info(
+                "job taken", extra={"job": hand.job.id, "request": hand.job.meta.get("request")}
+            )
+        return hands
 
     def more(self, most: int) -> list[Hand]:
         """Return more jobs that wait, at most so many; does not wait itself.
@@ -159,6 +165,8 @@ class QueueDesk:
             if canceled:
                 mark_canceled(hand.job, pipeline)
             pipeline.execute()
+        if canceled:
+            self._runtime.meters.ended("canceled")
 
 
 def _decode(job: Job, runtime: Runtime) -> Photo:

@@ -78,7 +78,7 @@ def note_failure(
     died = isinstance(error, AbandonedJobError)
     retries_left = job.retries_left or 0
     if died and retries_left > 0:
-        log.warning("job %s: its worker died; %d attempts left", job.id, retries_left)
+        log.warning("its worker died; %d attempts left", retries_left, extra={"job": job.id})
         return
     if not died and not may_pass(error):
         job.retries_left = 0

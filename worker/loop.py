@@ -13,6 +13,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
 from redis import Redis
@@ -25,18 +26,22 @@ from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 from rq.worker import WorkerStatus
 
+from worker import tracing
 from worker.conveyor import Conveyor, ThreadsStuckError
 from worker.desk import QueueDesk
-from worker.failures import note_failure
+from worker.failures import describe, note_failure
 from worker.hand import has_cost_a_worker
+from worker.logs import about_job
+from worker.meters import Outcome
 from worker.presence import Explanation, WorkerInfo, announce, live_workers, withdraw
 from worker.protocol import LEASE_SECONDS
 from worker.pulse import Pulse
 from worker.queues import AllowedJob, TaskQueue, open_queue
 from worker.runtime import Runtime
+from worker.samples import publish_samples
 from worker.sizes import Sizes
 from worker.upkeep import tidy
-from worker.watch import Watch
+from worker.vitals import Vitals
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +57,7 @@ class LeaseWorker(SimpleWorker):
         redis: where the jobs are.
         runtime: the model, the blobs and this worker's name, unique among workers.
         sizes: how many jobs at once.
+        vitals: what this worker measures of itself and announces.
         explanation: of the model, announced with it.
         lease: seconds that this worker and its jobs count as alive after a sign of life.
         exit_process: how to end a process whose main thread is stuck.
@@ -68,6 +74,7 @@ class LeaseWorker(SimpleWorker):
         runtime: Runtime,
         *,
         sizes: Sizes,
+        vitals: Vitals,
         explanation: Explanation | None = None,
         lease: int = LEASE_SECONDS,
         exit_process: Callable[[int], object] = os._exit,
@@ -82,7 +89,7 @@ class LeaseWorker(SimpleWorker):
             job_class=AllowedJob,
             queue_class=TaskQueue,
             serializer=JSONSerializer,
-            exception_handlers=[note_failure],
+            exception_handlers=[self._note_failure],
             log_job_description=False,
         )
         self._runtime = runtime
@@ -95,8 +102,8 @@ class LeaseWorker(SimpleWorker):
             on_death=lambda _error: self._exit_process(STUCK_EXIT_CODE),
         )
         self._workers = 1
-        self.watch = Watch()
-        self._conveyor = Conveyor(runtime, sizes=sizes, watch=self.watch)
+        self.vitals = vitals
+        self._conveyor = Conveyor(runtime, sizes=sizes, watch=vitals.activity)
         self._desk = QueueDesk(
             queue,
             self,
@@ -113,8 +120,16 @@ class LeaseWorker(SimpleWorker):
 
     @property
     def should_run_maintenance_tasks(self) -> bool:
-        """Never in the main thread: it would wait while a long job runs."""
-        return False
+        """Always: RQ asks the main thread before each wait for a job, and nothing else is as idle."""
+        return True
+
+    def run_maintenance_tasks(self) -> None:
+        """Look after the model; the queues are tidied by the pulse, which no long job delays.
+
+        Raises:
+            CanaryError: if the model does not work any more.
+        """
+        self.vitals.idle()
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         """Return a job's lease in seconds, the same for all."""
@@ -136,7 +151,7 @@ class LeaseWorker(SimpleWorker):
             self.work(logging_level=None)
         finally:
             self._pulse.stop()
-            withdraw(self.connection, self.name)
+            self._say_goodbye()
             self._conveyor.close()
         return self.stopped_on_request
 
@@ -156,6 +171,15 @@ class LeaseWorker(SimpleWorker):
             # No exit in order: it would wait for the very threads.
             log.critical("leaving all jobs in hand to another worker: %s", error)
             self._exit_process(STUCK_EXIT_CODE)
+
+    def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
+        """Finish a job, and say so; see RQ."""
+        with about_job(job.id, request=job.meta.get("request", "")):
+            done = bool(super().perform_job(job, queue, execution))
+            if done:
+                self.vitals.canary.proved()
+                log.info("job finished", extra={"outcome": "finished"})
+        return done
 
     def prepare_job_execution(self, job: Job, remove_from_intermediate_queue: bool = False) -> None:
         """Do nothing: the desk has prepared it, together with others."""
@@ -190,8 +214,9 @@ class LeaseWorker(SimpleWorker):
 
     def beat(self) -> None:
         """Renew all leases, tidy up after dead workers, and see whether this one is stuck."""
-        if self.watch.overdue() > STUCK_GRACE_SECONDS:
-            log.critical("stuck in a job: leaving all jobs in hand to another worker")
+        if self.vitals.activity.overdue() > STUCK_GRACE_SECONDS:
+            self._announce()
+            log.critical("stuck: leaving all jobs in hand to another worker")
             sys.stderr.flush()
             self._exit_process(STUCK_EXIT_CODE)
         executions = list(self.executions.values())
@@ -200,13 +225,44 @@ class LeaseWorker(SimpleWorker):
             pipeline.execute()
         for execution in executions:
             self.maintain_heartbeats(execution.job, execution)
-        info, model = self._worker_info(len(executions)), self._runtime.model
-        announce(self.connection, info, model, self._explanation, lease=self.lease)
+        self._announce()
+        model = self._runtime.model
         alive = [each for each in live_workers(self.connection) if each.model.name == model.name]
         self._workers = len(alive)
         tidy(self._queue, self)
 
+    def _note_failure(
+        self,
+        job: Job,
+        kind: type[BaseException],
+        error: BaseException,
+        traceback: TracebackType | None,
+    ) -> None:
+        note_failure(job, kind, error, traceback)
+        code = describe(error).code
+        outcome: Outcome = "retried" if job.should_retry else "failed"
+        self.vitals.meters.ended(outcome, code=code)
+        tracing.record_job(job.meta, job.id, error=code)
+        extra = {"job": job.id, "outcome": outcome, "code": code}
+        log.warning("job %s: %s", outcome, code, extra=extra)
+
+    def _announce(self) -> None:
+        in_hand = len(self.executions)
+        self.vitals.meters.holds(in_hand)
+        info, model = self._worker_info(in_hand), self._runtime.model
+        announce(self.connection, info, model, self._explanation, lease=self.lease)
+        samples = self.vitals.meters.exposition()
+        publish_samples(self.connection, self.name, samples, lease=self.lease)
+
+    def _say_goodbye(self) -> None:
+        """Give the lease back; or let it run out with the reason, for those who ask."""
+        if self.vitals.activity.trouble:
+            self._announce()
+        else:
+            withdraw(self.connection, self.name)
+
     def _worker_info(self, jobs_in_hand: int) -> WorkerInfo:
+        activity = self.vitals.activity
         return WorkerInfo(
             name=self.name,
             model=self._runtime.model.ref,
@@ -214,4 +270,7 @@ class LeaseWorker(SimpleWorker):
             host=socket.gethostname(),
             pid=os.getpid(),
             jobs_in_hand=jobs_in_hand,
+            lease=self.lease,
+            silent=round(activity.silent, 1),
+            trouble=activity.trouble,
         )

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import logging
+import os
 from typing import Annotated
 
 import typer
 
 from models.images import MAX_PIXELS
+from worker import logs, tracing
 from worker.protocol import LEASE_SECONDS
 from worker.run import Load, WorkerStartError, run
 from worker.runtime import PredictorLike
-from worker.settings import WorkerSettings, default_name
+from worker.settings import (
+    CANARY_PATIENCE_SECONDS,
+    CANARY_SECONDS,
+    WorkerSettings,
+    default_name,
+)
 from worker.sizes import Sizes
 
 EXIT_CANNOT_START = 3
@@ -81,11 +87,22 @@ def make_app(load: Load) -> typer.Typer:
                 envvar="SEMPLES_JOB_THREADS", min=1, help="Threads that decode, refine and store."
             ),
         ] = Sizes.threads,
+        canary: Annotated[
+            float,
+            typer.Option(
+                envvar="SEMPLES_CANARY", min=0, help="Seconds between two canary images; 0: none."
+            ),
+        ] = CANARY_SECONDS,
+        canary_patience: Annotated[
+            float, typer.Option(min=1, help="Seconds that a canary image may take.")
+        ] = CANARY_PATIENCE_SECONDS,
+        log: Annotated[
+            logs.LogFormat, typer.Option(envvar="SEMPLES_LOG", help="Log as text or JSON lines.")
+        ] = "text",
     ) -> None:
         """Take jobs from Redis and make masks; one worker for each device."""
-        logging.basicConfig(
-            level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-        )
+        logs.configure(log)
+        tracing.configure("semples-worker", os.environ)
         settings = WorkerSettings(
             redis_url=redis_url,
             blobs=blobs,
@@ -96,6 +113,8 @@ def make_app(load: Load) -> typer.Typer:
             lease=lease,
             max_pixels=max_pixels,
             sizes=Sizes(batch=batch, threads=job_threads),
+            canary=canary,
+            canary_patience=canary_patience,
         )
         try:
             stopped_on_request = run(settings, load=load)

@@ -106,7 +106,13 @@ class Explanation(Record):
 
 
 class WorkerInfo(Record):
-    """A live worker with a warm model; its key expires when the lease does."""
+    """A live worker with a warm model; its key expires when the lease does.
+
+    Attributes:
+        lease: seconds that this announcement holds.
+        silent: seconds, when it was announced, since the main thread last got ahead.
+        trouble: why it cannot be counted on, though it lives; empty if it can.
+    """
 
     name: str
     model: ModelRef
@@ -114,6 +120,9 @@ class WorkerInfo(Record):
     host: str
     pid: int
     jobs_in_hand: int = 0
+    lease: int = LEASE_SECONDS
+    silent: float = 0.0
+    trouble: str = ""
 
 
 def announce(

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-import numpy as np
 from redis import Redis
 from redis.exceptions import RedisError
 
-from models.photos import Labeled, Unlabeled
 from worker.blobs import BlobError, BlobStore
+from worker.canary import canary
+from worker.logs import scrub
 from worker.loop import LeaseWorker
 from worker.presence import Explanation, ModelInfo
 from worker.protocol import BLOB_SECONDS
@@ -19,6 +19,7 @@ from worker.pulse import Pulse
 from worker.queues import open_redis
 from worker.runtime import PredictorLike, Runtime, install
 from worker.settings import WorkerSettings
+from worker.vitals import Vitals
 
 log = logging.getLogger(__name__)
 
@@ -57,13 +58,17 @@ def run(settings: WorkerSettings, *, load: Load) -> bool:
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         reason = str(error).partition("\n")[0]
         raise WorkerStartError(f"cannot load bundle {settings.bundle!r}: {reason}") from error
-    runtime = Runtime(predictor, model, blobs, settings.name, settings.max_pixels)
+    vitals = Vitals.of(predictor, settings)
+    runtime = Runtime(
+        predictor, model, blobs, settings.name, settings.max_pixels, meters=vitals.meters
+    )
     install(runtime)
     redis = open_redis(settings.redis_url)
     worker = LeaseWorker(
         redis,
         runtime,
         sizes=settings.sizes,
+        vitals=vitals,
         explanation=explanation,
         lease=settings.lease,
     )
@@ -82,30 +87,12 @@ def run(settings: WorkerSettings, *, load: Load) -> bool:
         return False
 
 
-def canary(predictor: PredictorLike) -> None:
-    """Send a small gray image through all that the model can do, which also warms it up.
-
-    Raises:
-        RuntimeError: if what comes out has another size.
-    """
-    image = np.full((64, 96, 3), 128, dtype=np.uint8)
-    first = predictor.info.classes.names[:1]
-    half_done = [*predictor.activate([Labeled(image, first, predictor.options())])]
-    if predictor.info.can_segment:
-        unlabeled = Unlabeled(image, predictor.segment_options())
-        half_done += predictor.activate_segments([unlabeled])
-    for each in half_done:
-        shape = predictor.finish(each).label_map.shape
-        if shape != image.shape[:2]:
-            raise RuntimeError(f"expected a label map of {image.shape[:2]}, got {shape}")
-
-
 def _reach_stores(settings: WorkerSettings) -> BlobStore:
     """Look for Redis and the blob store before the model is loaded, which takes longer."""
     try:
         open_redis(settings.redis_url).ping()
     except (RedisError, ValueError) as error:
-        raise WorkerStartError(f"cannot reach {settings.redis_url}: {error}") from error
+        raise WorkerStartError(f"cannot reach {scrub(settings.redis_url)}: {error}") from error
     try:
         blobs = BlobStore.open(settings.blobs)
         # Without it every job would fail here, and no other worker could have it.

@@ -12,6 +12,7 @@ from models.images import MAX_PIXELS
 from models.photos import Labeled, OnProgress, Unlabeled
 from models.segmentation import MaskOptions, Segmentation
 from worker.blobs import BlobStore
+from worker.meters import Meters
 from worker.presence import ModelInfo
 from worker.protocol import JobResult
 
@@ -86,6 +87,10 @@ class PredictorLike(Protocol):
         """Give back memory of the device that is held and not used."""
         ...
 
+    def device_memory(self) -> int | None:
+        """Return the bytes of the device's memory that are held, None if it has none of its own."""
+        ...
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -98,6 +103,7 @@ class Runtime:
         worker: this worker's name.
         max_pixels: largest image.
         concluded: results by job, made before RQ calls the task that returns them.
+        meters: count what is done.
     """
 
     predictor: PredictorLike
@@ -106,6 +112,7 @@ class Runtime:
     worker: str
     max_pixels: int = MAX_PIXELS
     concluded: dict[str, Future[JobResult]] = field(default_factory=dict)
+    meters: Meters = field(default_factory=Meters)
 
 
 class _Holder:

@@ -11,6 +11,9 @@ from models.images import MAX_PIXELS
 from worker.protocol import LEASE_SECONDS
 from worker.sizes import Sizes
 
+CANARY_SECONDS = 300.0
+CANARY_PATIENCE_SECONDS = 60.0
+
 
 def default_name() -> str:
     """Return a name that no other worker has, nor this one's predecessor.
@@ -35,6 +38,9 @@ class WorkerSettings:
         max_pixels: largest image, width times height; as the service's.
         lease: seconds of silence after which this worker counts as dead.
         sizes: how many jobs at once.
+        canary: seconds without proof that the model works, after which an idle worker sends its
+            canary image again; 0 turns that off.
+        canary_patience: seconds that the canary image may take.
     """
 
     redis_url: str
@@ -46,3 +52,5 @@ class WorkerSettings:
     lease: int = LEASE_SECONDS
     max_pixels: int = MAX_PIXELS
     sizes: Sizes = field(default_factory=Sizes)
+    canary: float = CANARY_SECONDS
+    canary_patience: float = CANARY_PATIENCE_SECONDS

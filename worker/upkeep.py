@@ -21,7 +21,7 @@ def tidy(queue: TaskQueue, worker: BaseWorker) -> None:
     if not queue.acquire_maintenance_lock():
         return
     try:
-        clean_registries(queue, [note_failure])
+        clean_registries(queue, worker._exc_handlers or [note_failure])
         clean_worker_registry(queue)
         queue.intermediate_queue.cleanup(worker, queue)
         # RQ never forgets a canceled job's id.

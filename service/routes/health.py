@@ -34,11 +34,8 @@ async def get_health() -> Health:
 
 @router.get("/ready", responses={503: {"model": ProblemDocument}})
 def get_ready(catalog: CatalogDependency) -> Readiness:
-    """Say that Redis answers and that a live worker has a warm model."""
-    workers = catalog.workers()
-    if not workers:
-        raise ProblemError("not-ready", "no live worker has a warm model")
-    return Readiness(workers=workers)
+    """Say that Redis answers and that a live worker has a warm model and gets ahead."""
+    return Readiness(workers=catalog.require_worker())
 
 
 @router.get("/problems/{name}", responses={404: {"model": ProblemDocument}})

@@ -96,6 +96,7 @@ class Desk:
         data = await form.image.read()
         checked = await run_sync(partial(self._check, form, data), limiter=self.decoders)
         job = await run_sync(partial(jobs.submit, checked, data, token=wish.token))
+        self.request.state.job = job.id
         if wish.seconds > 0:
             await self.waiter.wait(job.id, wish.seconds)
             job = await run_sync(jobs.find, job.id)

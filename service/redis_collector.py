@@ -1,0 +1,133 @@
+"""What Redis says of jobs and workers, as Prometheus families; read anew with each scrape."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from redis import Redis
+from redis.exceptions import RedisError
+from rq.job import Job
+from rq.utils import str_to_date
+
+from service.worker_samples import merge
+from worker.presence import WorkerInfo, known_models, live_workers, worker_key
+from worker.queues import TaskQueue, open_queue
+from worker.samples import published_samples
+
+log = logging.getLogger(__name__)
+
+# State → the sorted set of such jobs.
+_REGISTRIES: Final[dict[str, Callable[[TaskQueue], str]]] = {
+    "started": lambda queue: str(queue.started_job_registry.key),
+    "finished": lambda queue: str(queue.finished_job_registry.key),
+    "failed": lambda queue: str(queue.failed_job_registry.key),
+    "canceled": lambda queue: str(queue.canceled_job_registry.key),
+    "deferred": lambda queue: str(queue.deferred_job_registry.key),
+    "scheduled": lambda queue: str(queue.scheduled_job_registry.key),
+}
+STATES: Final = ("queued", "taken", *_REGISTRIES)
+
+
+class RedisCollector(Collector):
+    """Reads queues, leases and the workers' own samples; says so if Redis is away.
+
+    Args:
+        redis: where all that is.
+        now: the time; jobs carry the one at which they were queued.
+    """
+
+    def __init__(self, redis: Redis, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)):
+        self._redis = redis
+        self._now = now
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield all families; but for the first, none if Redis is away."""
+        up = GaugeMetricFamily("semples_redis_up", "Whether Redis answers: 1 or 0.")
+        try:
+            families = [*self._queues(), *self._workers()]
+        except RedisError as error:
+            log.warning("metrics without Redis: %s", error)
+            families = []
+        up.add_metric((), float(bool(families)))
+        yield up
+        yield from families
+
+    def _queues(self) -> Sequence[Metric]:
+        jobs = GaugeMetricFamily(
+            "semples_queue_jobs", "Jobs in Redis by state.", labels=("model", "state")
+        )
+        oldest = GaugeMetricFamily(
+            "semples_queue_oldest_seconds",
+            "Seconds that the next job has waited; 0 if none waits.",
+            labels=("model",),
+        )
+        names = [model.name for model in known_models(self._redis)]
+        looks = self._ask([open_queue(self._redis, name) for name in names])
+        for name, (counts, age) in zip(names, looks, strict=True):
+            for state, count in zip(STATES, counts, strict=True):
+                jobs.add_metric((name, state), count)
+            oldest.add_metric((name,), age)
+        return jobs, oldest
+
+    def _ask(self, queues: Sequence[TaskQueue]) -> list[tuple[Sequence[int], float]]:
+        """Return each queue's numbers of jobs in the order of STATES, and the next one's age."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for queue in queues:
+                pipeline.llen(queue.key)
+                pipeline.llen(queue.intermediate_queue_key)
+                for key in _REGISTRIES.values():
+                    pipeline.zcard(key(queue))
+                pipeline.lindex(queue.key, 0)
+            answers = pipeline.execute()
+        width = len(STATES) + 1
+        rows = [answers[i : i + width] for i in range(0, len(answers), width)]
+        ages = self._ages([row[-1] for row in rows])
+        return [(row[:-1], age) for row, age in zip(rows, ages, strict=True)]
+
+    def _ages(self, jobs: Sequence[bytes | None]) -> list[float]:
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for job in jobs:
+                pipeline.hget(Job.key_for(job.decode() if job else ""), "enqueued_at")
+            return [self._age(moment) for moment in pipeline.execute()]
+
+    def _age(self, moment: bytes | None) -> float:
+        # Not below 0 where two hosts' clocks differ.
+        return max(0.0, (self._now() - str_to_date(moment)).total_seconds()) if moment else 0.0
+
+    def _workers(self) -> Sequence[Metric]:
+        workers = live_workers(self._redis)
+        count = GaugeMetricFamily(
+            "semples_workers", "Workers whose lease holds.", labels=("model", "state")
+        )
+        for model in sorted({worker.model.name for worker in workers}):
+            of_model = [worker for worker in workers if worker.model.name == model]
+            troubled = sum(bool(worker.trouble) for worker in of_model)
+            count.add_metric((model, "ready"), len(of_model) - troubled)
+            count.add_metric((model, "troubled"), troubled)
+        silent = _by_worker("semples_main_thread_silent_seconds", "main thread got ahead")
+        lease = _by_worker("semples_lease_age_seconds", "worker renewed its lease")
+        for worker, age in zip(workers, self._lease_ages(workers), strict=True):
+            lease.add_metric((worker.name, worker.model.name), age)
+            silent.add_metric((worker.name, worker.model.name), worker.silent)
+        texts = published_samples(self._redis, [worker.name for worker in workers])
+        return count, lease, silent, *merge(texts)
+
+    def _lease_ages(self, workers: Sequence[WorkerInfo]) -> list[float]:
+        # From the time that is left, so that no two hosts' clocks are compared.
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for worker in workers:
+                pipeline.pttl(worker_key(worker.name))
+            left: list[Any] = pipeline.execute()
+        return [
+            max(0.0, worker.lease - max(0, milliseconds) / 1000)
+            for worker, milliseconds in zip(workers, left, strict=True)
+        ]
+
+
+def _by_worker(name: str, what: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, f"Seconds since the {what}.", labels=("worker", "model"))

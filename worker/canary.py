@@ -1,0 +1,88 @@
+"""The proof that a model works: a small gray image through all that it can do."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from models.photos import Labeled, Unlabeled
+from worker.activity import Activity
+from worker.runtime import PredictorLike
+
+log = logging.getLogger(__name__)
+
+
+class CanaryError(Exception):
+    """A model that worked at the start does not any more."""
+
+
+def canary(predictor: PredictorLike) -> None:
+    """Send a small gray image through all that the model can do, which also warms it up.
+
+    Raises:
+        RuntimeError: if what comes out has another size.
+    """
+    image = np.full((64, 96, 3), 128, dtype=np.uint8)
+    first = predictor.info.classes.names[:1]
+    half_done = [*predictor.activate([Labeled(image, first, predictor.options())])]
+    if predictor.info.can_segment:
+        unlabeled = Unlabeled(image, predictor.segment_options())
+        half_done += predictor.activate_segments([unlabeled])
+    for each in half_done:
+        shape = predictor.finish(each).label_map.shape
+        if shape != image.shape[:2]:
+            raise RuntimeError(f"expected a label map of {image.shape[:2]}, got {shape}")
+
+
+class CanaryWatch:
+    """Sends the canary again when there was no proof for a while that the model works.
+
+    Not thread-safe: one thread alone touches the model, and so it alone calls this.
+
+    Args:
+        send: sends the canary; raises what it likes if the model does not work.
+        activity: told that it is under way, and if it failed.
+        interval: seconds between two proofs; 0 turns it off.
+        patience: seconds that the canary may take.
+        clock: seconds from anywhere, never backwards.
+    """
+
+    def __init__(
+        self,
+        send: Callable[[], None],
+        activity: Activity,
+        *,
+        interval: float,
+        patience: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._send = send
+        self._activity = activity
+        self._interval = interval
+        self._patience = patience
+        self._clock = clock
+        self._proved = clock()
+
+    def proved(self) -> None:
+        """Note that the model has just worked: a job came out well."""
+        self._proved = self._clock()
+
+    def check(self) -> None:
+        """Send the canary if it is due; call this when there is nothing else to do.
+
+        Raises:
+            CanaryError: if it fails; this worker should take no more jobs.
+        """
+        if not self._interval or self._clock() - self._proved < self._interval:
+            return
+        self._activity.expect(self._patience)
+        try:
+            self._send()
+        except Exception as error:
+            reason = f"the canary image failed: {type(error).__name__}"
+            self._activity.fail(reason)
+            raise CanaryError(reason) from error
+        self.proved()
