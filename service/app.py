@@ -11,9 +11,11 @@ from fastapi.responses import RedirectResponse
 from redis import Redis
 
 from service import errors
+from service.auth import SCHEMES, KeyCheck, open_ring
 from service.catalog import Catalog
 from service.jobs import Jobs, Limits
-from service.limits import BodyLimit
+from service.limits import BodyBounds, BodyLimit
+from service.rates import RateLimit, parse_rate
 from service.routes import health, jobs, models, posts
 from service.settings import Settings
 from service.waiting import ResultWaiter
@@ -34,6 +36,9 @@ def create_app(settings: Settings, redis: Redis, blobs: BlobStore) -> FastAPI:
         settings: limits, and where to wait for results.
         redis: where jobs are.
         blobs: where images and results are.
+
+    Raises:
+        ValueError: if the settings name API keys or a rate that cannot be read.
     """
 
     @asynccontextmanager
@@ -50,16 +55,40 @@ def create_app(settings: Settings, redis: Redis, blobs: BlobStore) -> FastAPI:
         # More is no image and a few choices, but a mistake or an attack.
         form_limits={"max_files": 1, "max_fields": 100, "max_part_size": 2**17},
     )
-    limits = Limits(settings.max_queue, settings.job_timeout, settings.max_pixels)
-    app.state.jobs = Jobs(redis, blobs, limits)
+    app.state.jobs = Jobs(redis, blobs, _limits(settings))
     app.state.catalog = Catalog(redis, default=settings.model)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    ring = open_ring(settings)
+    # The last one added is the first one asked: a body's limits hold for those who are refused, too.
+    if settings.rate:
+        app.add_middleware(RateLimit, rate=parse_rate(settings.rate), redis=redis)
+    if ring is not None:
+        app.add_middleware(KeyCheck, ring=ring)
+    app.add_middleware(BodyLimit, bounds=_body_bounds(settings))
     errors.install(app)
-    for router in (posts.router, jobs.router, models.router, health.router):
-        app.include_router(router)
+    for router in (posts.router, jobs.router, models.router):
+        app.include_router(router, dependencies=SCHEMES if ring is not None else ())
+    app.include_router(health.router)
 
     @app.get("/", include_in_schema=False)
     async def get_root() -> RedirectResponse:
         return RedirectResponse("docs")
 
     return app
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        max_queue=settings.max_queue,
+        job_timeout=settings.job_timeout,
+        job_timeout_per_megapixel=settings.job_timeout_per_megapixel,
+        job_timeout_max=settings.job_timeout_max,
+        max_pixels=settings.max_pixels,
+    )
+
+
+def _body_bounds(settings: Settings) -> BodyBounds:
+    return BodyBounds(
+        max_bytes=settings.max_body_bytes,
+        seconds=settings.body_seconds,
+        rate=settings.body_rate,
+    )

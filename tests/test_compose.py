@@ -146,7 +146,7 @@ def test_a_gpu_is_reserved_unless_the_override_says_cpu() -> None:
 def test_a_worker_has_time_to_finish_a_job(compose: dict[str, Any]) -> None:
     grace = re.fullmatch(r"(\d+)m(\d+)s", compose["services"]["worker"]["stop_grace_period"])
     assert grace is not None
-    assert int(grace[1]) * 60 + int(grace[2]) > Settings().job_timeout
+    assert int(grace[1]) * 60 + int(grace[2]) > Settings().job_timeout_max
 
 
 def test_the_environment_is_what_the_programs_read(compose: dict[str, Any]) -> None:
