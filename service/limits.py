@@ -110,7 +110,7 @@ class _Body:
         asks_first = self._on_request and not self._received
         if self._late or asks_first or self.declared > most:
             return
-        with anyio.move_on_after(DRAIN_SECONDS):
+        with anyio.move_on_after(min(DRAIN_SECONDS, max(0.0, self._seconds_left()))):
             while not self.complete and self._received <= most:
                 await self._next()
 

