@@ -14,8 +14,6 @@ from urllib.request import urlopen
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.overhead import post, serving, synthetic_photo
 from models.bundle_info import find_bundle, read_info
@@ -54,9 +52,7 @@ def main(
     random = np.random.default_rng(0)
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    table = Table(
-        "photos", "worker MiB", "API MiB", "queue MiB", title=f"RSS, sides up to {largest}"
-    )
+    print("| photos | worker MiB | API MiB | queue MiB |\n|---|---|---|---|")
     with serving(folder, port):
         with urlopen(f"http://127.0.0.1:{port}/ready") as answer:
             worker = int(json.load(answer)["workers"][0]["pid"])
@@ -64,12 +60,11 @@ def main(
         for number in range(count + 1):
             if number % every == 0:
                 held = [resident_mebibytes(processes[name]) for name in ("worker", "API", "queue")]
-                table.add_row(str(number), *(f"{each:.0f}" for each in held))
+                print(f"| {number} |", *(f"{each:.0f} |" for each in held), flush=True)
             width, height = map(int, random.integers(SMALLEST, largest + 1, 2))
             photo = synthetic_photo(number, width=width, height=height)
             refine = "" if number % 3 == 0 else "none"
             post(port, photo, labels[number % len(labels)], refine)
-    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def resident_bytes(pid: int) -> int:
 def run_many(place: Place, *, seed: int) -> None:
     """Queue half a thousand images, no two of which have the same size, and wait until all are done."""
     random = np.random.default_rng(seed)
-    sides = random.integers(16, 640, (HALF, 2))
+    sides = random.integers(16, 400, (HALF, 2))
     finished = place.queue.finished_job_registry.count
     for number, (width, height) in enumerate(sides):
         # Every other one is segmented, and finds a class.
