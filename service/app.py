@@ -11,11 +11,13 @@ from fastapi.responses import RedirectResponse
 from redis import Redis
 
 from service import errors
+from service.auth import SCHEMES, KeyCheck, open_ring
 from service.catalog import Catalog
 from service.http_meters import HttpMeters
 from service.jobs import Jobs, Limits
-from service.limits import BodyLimit
+from service.limits import BodyBounds, BodyLimit
 from service.observe import Observe
+from service.rates import RateLimit, parse_rate
 from service.redis_collector import RedisCollector
 from service.routes import health, jobs, metrics, models, posts
 from service.settings import Settings
@@ -37,6 +39,9 @@ def create_app(settings: Settings, redis: Redis, blobs: BlobStore) -> FastAPI:
         settings: limits, and where to wait for results.
         redis: where jobs are.
         blobs: where images and results are.
+
+    Raises:
+        ValueError: if the settings name API keys or a rate that cannot be read.
     """
 
     @asynccontextmanager
@@ -53,21 +58,44 @@ def create_app(settings: Settings, redis: Redis, blobs: BlobStore) -> FastAPI:
         # More is no image and a few choices, but a mistake or an attack.
         form_limits={"max_files": 1, "max_fields": 100, "max_part_size": 2**17},
     )
-    limits = Limits(settings.max_queue, settings.job_timeout, settings.max_pixels)
-    app.state.jobs = Jobs(redis, blobs, limits)
+    app.state.jobs = Jobs(redis, blobs, _limits(settings))
     app.state.catalog = Catalog(redis, default=settings.model)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    ring = open_ring(settings)
     meters = HttpMeters()
     meters.registry.register(RedisCollector(redis))
     app.state.registry = meters.registry
-    # The last one added is the outermost: it sees what the others refuse, too.
+    # The last one added is the outermost: it sees what the others refuse, and bodies are bounded for all of them.
+    if settings.rate:
+        app.add_middleware(RateLimit, rate=parse_rate(settings.rate), redis=redis)
+    if ring is not None:
+        app.add_middleware(KeyCheck, ring=ring)
+    app.add_middleware(BodyLimit, bounds=_body_bounds(settings))
     app.add_middleware(Observe, meters=meters)
     errors.install(app)
-    for router in (posts.router, jobs.router, models.router, health.router, metrics.router):
-        app.include_router(router)
+    for router in (posts.router, jobs.router, models.router, metrics.router):
+        app.include_router(router, dependencies=SCHEMES if ring is not None else ())
+    app.include_router(health.router)
 
     @app.get("/", include_in_schema=False)
     async def get_root() -> RedirectResponse:
         return RedirectResponse("docs")
 
     return app
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        max_queue=settings.max_queue,
+        job_timeout=settings.job_timeout,
+        job_timeout_per_megapixel=settings.job_timeout_per_megapixel,
+        job_timeout_max=settings.job_timeout_max,
+        max_pixels=settings.max_pixels,
+    )
+
+
+def _body_bounds(settings: Settings) -> BodyBounds:
+    return BodyBounds(
+        max_bytes=settings.max_body_bytes,
+        seconds=settings.body_seconds,
+        rate=settings.body_rate,
+    )

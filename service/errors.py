@@ -40,10 +40,12 @@ def _table(*rows: ProblemType) -> Mapping[str, ProblemType]:
 
 PROBLEMS: Final = _table(
     ProblemType("malformed", 400, "Malformed request", "Mend the request's form."),
+    ProblemType("unauthorized", 401, "No valid key", "Send a key: Authorization: Bearer KEY."),
     ProblemType("not-found", 404, "Not found", "Look at /docs for what there is."),
     ProblemType("unknown-job", 404, "Unknown or expired job", "Post the image again."),
     ProblemType("unknown-model", 404, "Unknown model", "Take one of GET /models."),
     ProblemType("method-not-allowed", 405, "Method not allowed", "See the Allow header."),
+    ProblemType("body-too-slow", 408, "Request too slow", "Send it faster, or a smaller file."),
     ProblemType("job-not-ready", 409, "Job not finished", "Ask again, or post with ?wait=.", 1),
     ProblemType("job-failed", 409, "Job failed", "Read the detail; the job has no files."),
     ProblemType("cannot-segment", 409, "No segmenter", "Name a model of GET /models that can."),
@@ -55,6 +57,7 @@ PROBLEMS: Final = _table(
     ProblemType("unknown-label", 422, "Unknown label", "Take one of GET /models."),
     ProblemType("invalid-request", 422, "Invalid request", "Mend the fields named in errors."),
     ProblemType("idempotency-key-reused", 422, "Idempotency-Key reused", "Take a new key."),
+    ProblemType("rate-limited", 429, "Too many requests", "Wait as long as Retry-After says.", 1),
     ProblemType("internal-error", 500, "Internal error", "This is our fault; please report it."),
     ProblemType("queue-unreachable", 503, "Queue unreachable", "Try again.", 2),
     ProblemType("queue-full", 503, "Queue full", "Try again when others are done.", 10),
@@ -78,6 +81,7 @@ _PSEUDO_MASK_FIELDS: Final = ("labels", "background_threshold", "background_powe
 _HTTP: Final = {
     404: "not-found",
     405: "method-not-allowed",
+    408: "body-too-slow",
     413: "body-too-large",
 }
 

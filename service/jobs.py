@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -17,6 +18,7 @@ from rq.job import Job
 
 from models.images import MAX_PIXELS, read_image
 from models.pictures import overlay_png
+from service.backlog import SURGE, jobs_done_lately, keep_place, seconds_to_wait
 from service.errors import ProblemError
 from service.observe import origin
 from service.schemas import failure_of, request_of, status_of
@@ -34,7 +36,14 @@ class Limits:
 
     max_queue: int = 1000
     job_timeout: int = 120
+    job_timeout_per_megapixel: float = 5.0
+    job_timeout_max: int = 300
     max_pixels: int = MAX_PIXELS
+
+    def timeout(self, pixels: int) -> int:
+        """Return the whole seconds that a job on so many pixels may take, at least 1."""
+        seconds = self.job_timeout + self.job_timeout_per_megapixel * pixels / 1e6
+        return max(1, round(min(seconds, self.job_timeout_max)))
 
 
 class Jobs:
@@ -54,7 +63,9 @@ class Jobs:
         self._blobs = blobs
         self._queues: dict[str, TaskQueue] = {}
 
-    def submit(self, request: JobRequest, data: bytes, *, token: str | None = None) -> Job:
+    def submit(
+        self, request: JobRequest, data: bytes, *, pixels: int, token: str | None = None
+    ) -> Job:
         """Return the job of a request: a new one, or the one that there is already.
 
         A job that failed for a reason that may have passed, and one whose files have expired, runs
@@ -63,34 +74,42 @@ class Jobs:
         Args:
             request: checked.
             data: the image's bytes.
+            pixels: the image's width times height; decides how long the job may take, and nothing else.
             token: the client's Idempotency-Key.
 
         Raises:
             ProblemError: if the queue is full, or the token was used for another request.
         """
-        job_id = self._remembered(token, request) if token else None
-        job = fetch_job(self._redis, job_id or request.job_id())
+        job_id = (self._remembered(token, request) if token else None) or request.job_id()
+        withdraw_cancel(self._redis, job_id)  # whoever took it back, it is wanted again
+        job = fetch_job(self._redis, job_id)
         if job is not None and not self._runs_again(job):
             if token:
                 self._remember(token, request)
             return job
-        queue = self._queue(request.model.name)
-        if queue.count >= self.limits.max_queue:
-            raise ProblemError("queue-full", f"{self.limits.max_queue} jobs are waiting already")
-        if job is not None:
+        new = make_job(self._redis, request, timeout=self.limits.timeout(pixels))
+        job = self._enqueue(new, request, data, earlier=job)
+        if token:
+            self._remember(token, request)
+        return job
+
+    def _enqueue(self, job: Job, request: JobRequest, data: bytes, *, earlier: Job | None) -> Job:
+        queue, places = self._queue(request.model.name), self.limits.max_queue
+        waiting = queue.count
+        if waiting >= places:
+            raise _queue_full(queue, waiting)
+        if earlier is not None:
             with suppress(InvalidJobOperation):  # it expired just now
-                job.delete()
-            withdraw_cancel(self._redis, job.id)
+                earlier.delete()
         # The image goes first: a worker may take the job at once.
         self._blobs.put("uploads", data)
-        job = make_job(self._redis, request, timeout=self.limits.job_timeout)
         job.meta.update(origin())
         try:
             queue.enqueue_job(job, unique=True)
         except DuplicateJobError:  # another request with the same content was faster
-            job = self.find(job.id)
-        if token:
-            self._remember(token, request)
+            return self.find(job.id)
+        if waiting + SURGE >= places and not keep_place(queue, job, places=places):
+            raise _queue_full(queue, places)
         return job
 
     def find(self, job_id: str) -> Job:
@@ -202,6 +221,12 @@ class Jobs:
         key = idempotency_key(token)
         if not self._redis.set(key, json.dumps(memory), ex=RESULT_SECONDS, nx=True):
             self._remembered(token, request)  # another request was faster: it must be the same
+
+
+def _queue_full(queue: TaskQueue, waiting: int) -> ProblemError:
+    seconds = seconds_to_wait(waiting, jobs_done_lately(queue, now=time.time()))
+    detail = f"{waiting} jobs are waiting already, for about {seconds} s"
+    return ProblemError("queue-full", detail, headers={"Retry-After": str(seconds)})
 
 
 def _fingerprint(request: JobRequest) -> str:

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 
 from service.app import create_app
+from service.auth import require_keys
 from service.settings import Settings
 from worker import logs, tracing
 from worker.blobs import BlobError, BlobStore
@@ -25,11 +26,33 @@ def build(settings: Settings) -> FastAPI:
 
     Raises:
         BlobError: if there is no such blob store.
-        ValueError: if the Redis URL is none.
+        ValueError: if the Redis URL is none, or the settings name keys or a rate that cannot be read.
     """
     # A client in front of a queue that is away should hear of it soon.
     redis = open_redis(settings.redis_url, timeout=3.0)
     return create_app(settings, redis, BlobStore.open(settings.blobs))
+
+
+def server_config(
+    app: FastAPI, settings: Settings, *, host: str = "127.0.0.1", port: int = 0
+) -> uvicorn.Config:
+    """Return how the API is served.
+
+    X-Forwarded-For is believed of the proxies that the settings name: uvicorn's own default believes
+    whoever connects from this host, and so any client here could pick its address.
+    """
+    proxies = settings.trusted_proxies
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,  # service.observe writes one, without queries
+        server_header=False,
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=proxies,
+        timeout_graceful_shutdown=5,
+    )
 
 
 def main(
@@ -45,21 +68,18 @@ def main(
     """Serve the HTTP API; REDIS_URL and SEMPLES_BLOBS say where the rest is."""
     logs.configure(log)
     tracing.configure("semples-api", os.environ)
+    listener = None if fd is None else socket.socket(fileno=fd)
+    if listener is not None:
+        host = listener.getsockname()[0]
     try:
-        app = build(Settings())
+        settings = Settings()
+        require_keys(settings, host)
+        app = build(settings)
     except (ValidationError, BlobError, ValueError) as error:
         typer.echo(f"semples api: {str(error).replace(chr(10), ' ')}", err=True)
         raise typer.Exit(EXIT_CANNOT_START) from error
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        log_config=None,
-        access_log=False,  # service.observe writes one, without queries
-        server_header=False,
-        timeout_graceful_shutdown=5,
-    )
-    uvicorn.Server(config).run(sockets=None if fd is None else [socket.socket(fileno=fd)])
+    config = server_config(app, settings, host=host, port=port)
+    uvicorn.Server(config).run(sockets=None if listener is None else [listener])
 
 
 if __name__ == "__main__":

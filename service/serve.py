@@ -19,7 +19,9 @@ from platformdirs import user_data_path
 from redis.exceptions import RedisError
 
 from service import embedded
+from service.auth import require_keys
 from service.processes import Command
+from service.settings import Settings
 from service.supervisor import StopRequestedError, Supervisor, SupervisorError
 from worker.queues import open_redis
 
@@ -62,6 +64,7 @@ def run(stack: Stack) -> None:
         SupervisorError: if it cannot run.
     """
     with _locked(stack.data), _listening(stack) as listener, Supervisor(_say) as supervisor:
+        _refuse_strangers(listener)
         redis_url = _start_redis(stack, supervisor)
         environment = {
             "REDIS_URL": redis_url,
@@ -82,6 +85,14 @@ def run(stack: Stack) -> None:
             # Nobody is to come in any more, and what is inside ends in order.
             listener.close()
             _say("stopping")
+
+
+def _refuse_strangers(listener: socket.socket) -> None:
+    """Say at once what the API would say when it starts; see service.auth."""
+    try:
+        require_keys(Settings(), listener.getsockname()[0])
+    except ValueError as error:
+        raise SupervisorError(" ".join(str(error).split())) from error
 
 
 def _start_redis(stack: Stack, supervisor: Supervisor) -> str:

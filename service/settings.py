@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from ipaddress import ip_network
+
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -17,8 +19,18 @@ class Settings(BaseSettings):
         max_pixels: largest image, width times height.
         max_queue: jobs that may wait for one model; more are turned away.
         max_waiting: requests that may wait at once; more are answered at once.
-        job_timeout: seconds that one attempt at a job may take.
+        job_timeout: seconds that one attempt at a job may take, whatever the image's size.
+        job_timeout_per_megapixel: seconds on top of that for each million pixels.
+        job_timeout_max: the most that these two come to.
         decoders: images that are decoded at once, which bounds memory.
+        keys_file: file of API keys, a line each as ``semples api-key`` prints it; read again when it changes.
+        keys: such lines, with commas or line breaks between them; they count beside the file's.
+        open: whether something else keeps strangers away, so that no keys are needed on any address.
+        published: address at which a container's port is published, instead of the one that is listened on.
+        rate: posts of images that one key, or without keys one address, may make, such as "60/minute"; empty for any.
+        trusted_proxies: addresses and networks, with commas between them, whose X-Forwarded-For is believed.
+        body_seconds: seconds that a request's body may take, whatever its size.
+        body_rate: bytes per second that add a second to that, so that slow lines may send large files.
     """
 
     model_config = SettingsConfigDict(env_prefix="SEMPLES_", frozen=True, populate_by_name=True)
@@ -31,4 +43,22 @@ class Settings(BaseSettings):
     max_queue: int = Field(default=1000, gt=0)
     max_waiting: int = Field(default=200, ge=0)
     job_timeout: int = Field(default=120, gt=0)
+    job_timeout_per_megapixel: float = Field(default=5.0, ge=0)
+    job_timeout_max: int = Field(default=300, gt=0)
     decoders: int = Field(default=2, gt=0)
+    keys_file: str = ""
+    keys: str = ""
+    open: bool = False
+    published: str = ""
+    rate: str = ""
+    trusted_proxies: str = ""
+    body_seconds: float = Field(default=60.0, gt=0)
+    body_rate: int = Field(default=16 * 1024, gt=0)
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, value: str) -> str:
+        # "*" would let every client pick its address.
+        for each in filter(None, map(str.strip, value.split(","))):
+            ip_network(each, strict=False)
+        return value

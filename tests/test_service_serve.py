@@ -199,7 +199,8 @@ def test_refusals_are_one_line(tmp_path: Path) -> None:
         (("--bundle", "broken"), {}, "worker ended at the start: semples worker: cannot load"),
         ((), {"REDIS_URL": "redis://127.0.0.1:1/0"}, "cannot reach REDIS_URL: Error 111"),
         ((), {"REDIS_URL": "http://x"}, "cannot reach REDIS_URL: "),
-        ((), {"SEMPLES_MAX_QUEUE": "many"}, "api ended at the start: semples api: "),
+        ((), {"SEMPLES_MAX_QUEUE": "many"}, "1 validation error for Settings max_queue"),
+        ((), {"SEMPLES_RATE": "often"}, "api ended at the start: semples api: expected a rate"),
     ],
 )
 def test_what_cannot_start_is_one_line_and_stops_the_rest(

@@ -83,5 +83,6 @@ def test_the_background_is_the_models_unless_named(
     model = ModelInfo.model_validate(Info().to_json())
     image = UploadFile(io.BytesIO(png()))
     form = PseudoMaskForm.model_validate({"image": image, "labels": ["bowl,cat"], **fields})
-    request = build_request(form, png(), model, max_pixels=10**6)
-    assert request.options == Options(refine="none", min_confidence=0.0, **background)
+    checked = build_request(form, png(), model, max_pixels=10**6)
+    assert checked.pixels == 30 * 20
+    assert checked.request.options == Options(refine="none", min_confidence=0.0, **background)

@@ -15,6 +15,7 @@ def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command("serve", context_settings=_FORWARD)(serve)
     app.command("worker", context_settings=_FORWARD)(worker)
+    app.command("api-key", context_settings=_FORWARD)(api_key)
 
 
 def serve(context: typer.Context) -> None:
@@ -25,6 +26,11 @@ def serve(context: typer.Context) -> None:
 def worker(context: typer.Context) -> None:
     """Work for a queue: load a bundle once, then take jobs (see worker --help)."""
     _become("worker.main", context.args, needs="semples[worker]")
+
+
+def api_key(context: typer.Context) -> None:
+    """Make a key for the HTTP API (see api-key --help)."""
+    _become("service.keys", context.args, needs="semples[api]")
 
 
 def _become(module: str, arguments: list[str], *, needs: str) -> None:

@@ -11,6 +11,7 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Form, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
+from service.auth import key_name
 from service.catalog import Catalog
 from service.dependencies import (
     CatalogDependency,
@@ -23,6 +24,7 @@ from service.jobs import Jobs
 from service.routes.jobs import describe, job_path
 from service.schemas import JobDocument, status_of
 from service.uploads import (
+    Checked,
     ImageForm,
     PseudoMaskForm,
     SegmentForm,
@@ -31,7 +33,6 @@ from service.uploads import (
     wants_png,
 )
 from service.waiting import ResultWaiter
-from worker.protocol import JobRequest
 
 router = APIRouter(tags=["masks"])
 
@@ -95,7 +96,8 @@ class Desk:
         wish, jobs = self.wish, self.jobs
         data = await form.image.read()
         checked = await run_sync(partial(self._check, form, data), limiter=self.decoders)
-        job = await run_sync(partial(jobs.submit, checked, data, token=wish.token))
+        submit = partial(jobs.submit, checked.request, data, pixels=checked.pixels)
+        job = await run_sync(partial(submit, token=self._token()))
         self.request.state.job = job.id
         if wish.seconds > 0:
             await self.waiter.wait(job.id, wish.seconds)
@@ -110,7 +112,12 @@ class Desk:
         content = document.model_dump(mode="json", exclude_none=True)
         return JSONResponse(content, 200 if done else 202, headers)
 
-    def _check(self, form: ImageForm, data: bytes) -> JobRequest:
+    def _token(self) -> str | None:
+        """Return the client's Idempotency-Key, set apart from those of other clients."""
+        owner, token = key_name(self.request.scope), self.wish.token
+        return token if token is None or owner is None else f"{owner} {token}"
+
+    def _check(self, form: ImageForm, data: bytes) -> Checked:
         model = self.catalog.choose(form.model or None, form.task)
         return build_request(form, data, model, max_pixels=self.jobs.limits.max_pixels)
 
@@ -140,7 +147,7 @@ _POST: dict[str, Any] = {
             "description": "Done within the wait; with Accept: image/png, the mask itself.",
             "content": {"image/png": {}},
         },
-        **{code: _PROBLEM for code in (400, 409, 413, 415, 422, 503)},
+        **{code: _PROBLEM for code in (400, 401, 408, 409, 413, 415, 422, 429, 503)},
     },
 }
 
