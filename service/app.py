@@ -11,6 +11,7 @@ from fastapi.responses import RedirectResponse
 from redis import Redis
 
 from service import errors
+from service.callbacks import CallbackRules
 from service.catalog import Catalog
 from service.jobs import Jobs, Limits
 from service.limits import BodyLimit
@@ -18,6 +19,7 @@ from service.routes import health, jobs, models, posts
 from service.settings import Settings
 from service.waiting import ResultWaiter
 from worker.blobs import BlobStore
+from worker.callback_url import Resolve, resolve_host
 
 DESCRIPTION = """Images with class labels go in, pixel masks come out.
 
@@ -27,13 +29,16 @@ Errors are `application/problem+json`; their types are explained under `/problem
 """
 
 
-def create_app(settings: Settings, redis: Redis, blobs: BlobStore) -> FastAPI:
+def create_app(
+    settings: Settings, redis: Redis, blobs: BlobStore, *, resolve: Resolve = resolve_host
+) -> FastAPI:
     """Return the API.
 
     Args:
         settings: limits, and where to wait for results.
         redis: where jobs are.
         blobs: where images and results are.
+        resolve: finds the addresses of a callback's host.
     """
 
     @asynccontextmanager
@@ -53,6 +58,9 @@ def create_app(settings: Settings, redis: Redis, blobs: BlobStore) -> FastAPI:
     limits = Limits(settings.max_queue, settings.job_timeout, settings.max_pixels)
     app.state.jobs = Jobs(redis, blobs, limits)
     app.state.catalog = Catalog(redis, default=settings.model)
+    app.state.callback_rules = CallbackRules(
+        bool(settings.webhook_secret), settings.webhook_private, resolve
+    )
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     errors.install(app)
     for router in (posts.router, jobs.router, models.router, health.router):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -18,8 +19,9 @@ from rq.job import Job
 from models.images import MAX_PIXELS, read_image
 from models.pictures import overlay_png
 from service.errors import ProblemError
-from service.schemas import failure_of, request_of, status_of
 from worker.blobs import BlobStore
+from worker.callbacks import Recipient, register
+from worker.outcome import failure_of, request_of, status_of
 from worker.protocol import RESULT_SECONDS, JobRequest, JobResult, idempotency_key
 from worker.queues import TaskQueue, fetch_job, make_job, open_queue
 
@@ -52,7 +54,14 @@ class Jobs:
         self._blobs = blobs
         self._queues: dict[str, TaskQueue] = {}
 
-    def submit(self, request: JobRequest, data: bytes, *, token: str | None = None) -> Job:
+    def submit(
+        self,
+        request: JobRequest,
+        data: bytes,
+        *,
+        token: str | None = None,
+        tell: Recipient | None = None,
+    ) -> Job:
         """Return the job of a request: a new one, or the one that there is already.
 
         A job that failed for a reason that may have passed, and one whose files have expired, runs
@@ -62,15 +71,18 @@ class Jobs:
             request: checked.
             data: the image's bytes.
             token: the client's Idempotency-Key.
+            tell: who wants to hear of the job's end, even if it has ended already.
 
         Raises:
             ProblemError: if the queue is full, or the token was used for another request.
+            CallbacksFullError: if too many wait to hear of jobs.
         """
         job_id = self._remembered(token, request) if token else None
         job = fetch_job(self._redis, job_id or request.job_id())
         if job is not None and not self._runs_again(job):
             if token:
                 self._remember(token, request)
+            self._note(job.id, tell)
             return job
         queue = self._queue(request.model.name)
         if queue.count >= self.limits.max_queue:
@@ -81,6 +93,7 @@ class Jobs:
         # The image goes first: a worker may take the job at once.
         self._blobs.put("uploads", data)
         job = make_job(self._redis, request, timeout=self.limits.job_timeout)
+        self._note(job.id, tell)  # before the job can end
         try:
             queue.enqueue_job(job, unique=True)
         except DuplicateJobError:  # another request with the same content was faster
@@ -165,6 +178,10 @@ class Jobs:
         """Whether all is still there that a finished job's answers are made from."""
         keys = (request.image, *result.blobs.model_dump().values())
         return all(map(self._blobs.exists, keys))
+
+    def _note(self, job_id: str, tell: Recipient | None) -> None:
+        if tell is not None:
+            register(self._redis, job_id, tell, now=time.time())
 
     def _remembered(self, token: str, request: JobRequest) -> str | None:
         """Return the id of the job that a token stands for, if it was used before."""

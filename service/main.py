@@ -15,6 +15,7 @@ from service.app import create_app
 from service.settings import Settings
 from worker.blobs import BlobError, BlobStore
 from worker.queues import open_redis
+from worker.signing import parse_secret
 
 EXIT_CANNOT_START = 3
 
@@ -24,8 +25,10 @@ def build(settings: Settings) -> FastAPI:
 
     Raises:
         BlobError: if there is no such blob store.
-        ValueError: if the Redis URL is none.
+        ValueError: if the Redis URL is none, or the webhook secret.
     """
+    if settings.webhook_secret:  # the janitor signs with it; here a mistake is seen at the start
+        parse_secret(settings.webhook_secret)
     # A client in front of a queue that is away should hear of it soon.
     redis = open_redis(settings.redis_url, timeout=3.0)
     return create_app(settings, redis, BlobStore.open(settings.blobs))

@@ -19,6 +19,8 @@ class Settings(BaseSettings):
         max_waiting: requests that may wait at once; more are answered at once.
         job_timeout: seconds that one attempt at a job may take.
         decoders: images that are decoded at once, which bounds memory.
+        webhook_secret: signs webhooks, which the janitor sends; without one no ``callback_url`` is taken.
+        webhook_private: whether webhooks may go to addresses that are not on the internet.
     """
 
     model_config = SettingsConfigDict(env_prefix="SEMPLES_", frozen=True, populate_by_name=True)
@@ -32,3 +34,5 @@ class Settings(BaseSettings):
     max_waiting: int = Field(default=200, ge=0)
     job_timeout: int = Field(default=120, gt=0)
     decoders: int = Field(default=2, gt=0)
+    webhook_secret: str = Field(default="", repr=False)
+    webhook_private: bool = False

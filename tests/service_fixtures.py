@@ -27,6 +27,7 @@ from service.app import create_app
 from service.processes import Child, Command
 from service.settings import Settings
 from worker.blobs import BlobStore
+from worker.callback_url import Resolve, resolve_host
 from worker.presence import live_workers
 from worker.protocol import JobRequest, ModelRef, Options, queue_name
 from worker.queues import TaskQueue, make_job, open_queue, open_redis
@@ -167,12 +168,15 @@ class WorkerProcess:
 
 
 @contextmanager
-def http_api(place: Place, **settings: Any) -> Iterator[httpx.Client]:
+def http_api(
+    place: Place, *, resolve: Resolve = resolve_host, **settings: Any
+) -> Iterator[httpx.Client]:
     """The API on a real socket, with settings of the test's choice; yields a client."""
     app = create_app(
         Settings(redis_url=place.url, blobs=str(place.data / "blobs"), **settings),
         place.redis,
         place.blobs,
+        resolve=resolve,
     )
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=2))
     listener = socket.create_server(("127.0.0.1", 0))

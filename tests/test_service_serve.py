@@ -119,7 +119,7 @@ def test_it_serves_and_stops(tmp_path: Path, number: signal.Signals) -> None:
         stack.wait_ready()
         assert post(stack).json()["status"] == "finished"
         children = stack.children()
-        assert len(children) >= 3
+        assert len(children) >= 4
         code, output, errors = stack.end(number)
         assert (code, errors) == (0, "")
         assert f"ready: {stack.url}" in output
@@ -129,6 +129,7 @@ def test_it_serves_and_stops(tmp_path: Path, number: signal.Signals) -> None:
         httpx.get(f"{stack.url}/health")
     assert {path.name for path in (tmp_path / "data" / "logs").iterdir()} == {
         "api.log",
+        "janitor.log",
         "redis.log",
         "worker.log",
     }

@@ -17,16 +17,15 @@ from datetime import datetime, timedelta
 from redis import Redis
 from rq import SimpleWorker
 from rq.job import Job
-from rq.registry import clean_registries
 from rq.serializers import JSONSerializer
 from rq.utils import now
-from rq.worker_registration import clean_worker_registry
 
 from worker.failures import note_failure
 from worker.presence import Explanation, ModelInfo, WorkerInfo, announce, withdraw
 from worker.protocol import LEASE_SECONDS
 from worker.pulse import Pulse
 from worker.queues import AllowedJob, TaskQueue, open_queue
+from worker.upkeep import tidy
 
 log = logging.getLogger(__name__)
 
@@ -136,19 +135,8 @@ class LeaseWorker(SimpleWorker):
             self.maintain_heartbeats(execution.job, execution)
         info = self._worker_info(len(executions))
         announce(self.connection, info, self._model, self._explanation, lease=self.lease)
-        self.tidy()
-
-    def tidy(self) -> None:
-        """Queue the jobs of dead workers again, and drop what has expired from RQ's registries."""
         for queue in self.queues:
-            if not queue.acquire_maintenance_lock():
-                continue
-            try:
-                clean_registries(queue, self._exc_handlers)
-                clean_worker_registry(queue)
-                queue.intermediate_queue.cleanup(self, queue)
-            finally:
-                queue.release_maintenance_lock()  # type: ignore[no-untyped-call]
+            tidy(queue, self)
 
     def _is_stuck(self, job: Job, since: datetime) -> bool:
         # RQ's own timeout is a signal: it waits for Python, and C code that hangs never comes back.

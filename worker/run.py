@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 
 import numpy as np
 from redis.exceptions import RedisError
@@ -12,15 +11,11 @@ from redis.exceptions import RedisError
 from worker.blobs import BlobError, BlobStore
 from worker.loop import LeaseWorker
 from worker.presence import Explanation, ModelInfo
-from worker.protocol import BLOB_SECONDS
-from worker.pulse import Pulse
 from worker.queues import open_redis
 from worker.runtime import PredictorLike, Runtime, install
 from worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
-
-SWEEP_SECONDS = 600.0
 
 Load = Callable[[WorkerSettings], PredictorLike]
 
@@ -62,11 +57,6 @@ def run(settings: WorkerSettings, *, load: Load) -> bool:
         explanation=explanation,
         lease=settings.lease,
     )
-    # Not in the worker's own pulse: a large store takes longer to walk than a lease lasts.
-    sweeper = Pulse(
-        lambda: _sweep(blobs), interval=SWEEP_SECONDS, name="sweeper", on_death=lambda _error: None
-    )
-    sweeper.start()
     try:
         return worker.serve()
     except RedisError as error:
@@ -98,9 +88,3 @@ def _reach_stores(settings: WorkerSettings) -> BlobStore:
         return BlobStore.open(settings.blobs)
     except (RedisError, BlobError, ValueError) as error:
         raise WorkerStartError(f"cannot reach {settings.redis_url}: {error}") from error
-
-
-def _sweep(blobs: BlobStore) -> None:
-    deleted = blobs.sweep(now=datetime.now(UTC), lifetime=timedelta(seconds=BLOB_SECONDS))
-    if deleted:
-        log.info("deleted %d blobs whose time was over", deleted)

@@ -15,16 +15,28 @@ def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command("serve", context_settings=_FORWARD)(serve)
     app.command("worker", context_settings=_FORWARD)(worker)
+    app.command("janitor", context_settings=_FORWARD)(janitor)
+    app.command("dead", context_settings=_FORWARD)(dead)
 
 
 def serve(context: typer.Context) -> None:
-    """Serve over HTTP: queue, worker and API in one process tree (see serve --help)."""
+    """Serve over HTTP: queue, worker, janitor and API in one process tree (see serve --help)."""
     _become("service.serve", context.args, needs="semples[all]")
 
 
 def worker(context: typer.Context) -> None:
     """Work for a queue: load a bundle once, then take jobs (see worker --help)."""
     _become("worker.main", context.args, needs="semples[worker]")
+
+
+def janitor(context: typer.Context) -> None:
+    """Keep a service clean and deliver its webhooks (see janitor --help)."""
+    _become("worker.janitor", context.args, needs="semples[janitor]")
+
+
+def dead(context: typer.Context) -> None:
+    """List the jobs that took every worker down, or queue one again (see dead --help)."""
+    _become("worker.dead", context.args, needs="semples[queue]")
 
 
 def _become(module: str, arguments: list[str], *, needs: str) -> None:

@@ -11,8 +11,10 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Form, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
+from service.callbacks import CallbackRules
 from service.catalog import Catalog
 from service.dependencies import (
+    CallbackRulesDependency,
     CatalogDependency,
     DecodersDependency,
     JobsDependency,
@@ -21,7 +23,7 @@ from service.dependencies import (
 from service.errors import ProblemDocument, ProblemError
 from service.jobs import Jobs
 from service.routes.jobs import describe, job_path
-from service.schemas import JobDocument, status_of
+from service.schemas import JobDocument
 from service.uploads import (
     ImageForm,
     PseudoMaskForm,
@@ -31,6 +33,7 @@ from service.uploads import (
     wants_png,
 )
 from service.waiting import ResultWaiter
+from worker.outcome import status_of
 from worker.protocol import JobRequest
 
 router = APIRouter(tags=["masks"])
@@ -80,7 +83,7 @@ class Desk:
     Attributes:
         request: being answered.
         wish: how.
-        jobs, catalog, waiter, decoders: as in ``service.app``.
+        jobs, catalog, waiter, decoders, rules: as in ``service.app``.
     """
 
     request: Request
@@ -89,13 +92,16 @@ class Desk:
     catalog: Catalog
     waiter: ResultWaiter
     decoders: CapacityLimiter
+    rules: CallbackRules
 
     async def answer(self, form: ImageForm) -> Response:
         """Check a form, queue its job or find the one there is, and wait for it if asked to."""
         wish, jobs = self.wish, self.jobs
         data = await form.image.read()
         checked = await run_sync(partial(self._check, form, data), limiter=self.decoders)
-        job = await run_sync(partial(jobs.submit, checked, data, token=wish.token))
+        root = self.request.scope.get("root_path", "")
+        tell = await self.rules.recipient(form.callback_url, root=root)
+        job = await run_sync(partial(jobs.submit, checked, data, token=wish.token, tell=tell))
         if wish.seconds > 0:
             await self.waiter.wait(job.id, wish.seconds)
             job = await run_sync(jobs.find, job.id)
@@ -121,9 +127,10 @@ async def desk(
     catalog: CatalogDependency,
     waiter: WaiterDependency,
     decoders: DecodersDependency,
+    rules: CallbackRulesDependency,
 ) -> Desk:
     """Put together what a post needs."""
-    return Desk(request, wish, jobs, catalog, waiter, decoders)
+    return Desk(request, wish, jobs, catalog, waiter, decoders, rules)
 
 
 DeskDependency = Annotated[Desk, Depends(desk)]
