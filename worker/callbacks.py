@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import cast
+from urllib.parse import urlsplit
 
 from redis import Redis
 from redis.exceptions import WatchError
@@ -63,6 +64,11 @@ class Callback(Record):
     def name(self) -> str:
         """The same for all wishes of one URL for one job."""
         return hashlib.sha256(f"{self.job}\n{self.to.url}".encode()).hexdigest()[:32]
+
+    @property
+    def host(self) -> str:
+        """The receiver's name."""
+        return urlsplit(self.to.url).hostname or ""
 
 
 def callback_key(name: str) -> str:

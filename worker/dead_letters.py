@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import cast
@@ -12,7 +13,7 @@ from rq.exceptions import InvalidJobOperation
 from rq.job import Job
 
 from worker.blobs import BlobStore
-from worker.outcome import failure_of, request_of
+from worker.outcome import failure_of, request_of, status_of
 from worker.protocol import FAILURE_SECONDS, MAX_ATTEMPTS, Task, queue_name
 from worker.queues import fetch_job
 
@@ -91,14 +92,15 @@ def requeue(redis: Redis, blobs: BlobStore, job_id: str) -> Job:
     job = fetch_job(redis, job_id)
     if not keys or job is None:
         raise DeadLetterError(f"expected the id of a dead letter, got {job_id[:80]!r}")
+    if status_of(job) != "failed":
+        raise DeadLetterError(f"job {job_id} is not failed any more")
     # Written again, the image lives for as long as one that was just posted.
     blobs.put("uploads", blobs.get(request_of(job).image))
-    job.retries_left = MAX_ATTEMPTS - 1
     job.meta.pop("failure", None)
-    try:
+    job.save_meta()  # type: ignore[no-untyped-call]
+    job.retries_left = MAX_ATTEMPTS - 1
+    with suppress(InvalidJobOperation):  # somebody else was faster
         job.requeue()
-    except InvalidJobOperation as error:
-        raise DeadLetterError(f"job {job_id} is not failed any more") from error
     for key in keys:
         redis.zrem(key, job_id)
     return job

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from itertools import islice
@@ -13,7 +14,6 @@ from typing import Final, cast
 from redis import Redis
 from rq.job import Job
 
-from worker.callback_url import parse_url
 from worker.callbacks import Callback, claim, due, forget, postpone
 from worker.outcome import TERMINAL, status_of
 from worker.queues import fetch_job
@@ -21,8 +21,8 @@ from worker.webhooks import Attempt, Sender, news_of
 
 log = logging.getLogger(__name__)
 
-BATCH = 100
-"""Webhooks that are sent at once."""
+BATCH, PER_HOST = 100, 25
+"""Webhooks that are sent at once, to all and to one host: a slow one must not hold up the others."""
 
 CLAIM_SECONDS = 60.0
 GRACE_SECONDS = 60.0
@@ -72,19 +72,29 @@ def deliver_due(redis: Redis, sender: Sender, *, clock: Clock, random: Random) -
 
 
 def _ready(redis: Redis, now: datetime) -> Iterator[tuple[Callback, str]]:
-    """Give the callbacks that can be sent, each with its body."""
+    """Give the callbacks that can be sent, each with its body; not too many to one host."""
     waiting = due(redis, now=now.timestamp())
-    ended = _statuses(redis, {callback.job for callback in waiting})
+    statuses = _statuses(redis, {callback.job for callback in waiting})
+    taken: Counter[str] = Counter()
     for callback in waiting:
-        if callback.body is not None:
-            yield callback, callback.body
-        elif ended[callback.job] in _ENDED:
-            job = fetch_job(redis, callback.job)
-            # It may have been posted again since.
-            if job is not None and status_of(job) in TERMINAL:
-                yield callback, news_of(callback, job, now=now)
-        elif ended[callback.job] is None and now.timestamp() - callback.since > GRACE_SECONDS:
-            yield callback, news_of(callback, None, now=now)
+        if taken[callback.host] == PER_HOST:
+            continue
+        body = callback.body or _body(redis, callback, statuses[callback.job], now)
+        if body is not None:
+            taken[callback.host] += 1
+            yield callback, body
+
+
+def _body(redis: Redis, callback: Callback, status: bytes | None, now: datetime) -> str | None:
+    """Return what is to be said of a callback's job, or None if it has not ended."""
+    if status in _ENDED:
+        job = fetch_job(redis, callback.job)
+        # It may have been posted again since.
+        if job is not None and status_of(job) in TERMINAL:
+            return news_of(callback, job, now=now)
+    elif status is None and now.timestamp() - callback.since > GRACE_SECONDS:
+        return news_of(callback, None, now=now)
+    return None
 
 
 def _statuses(redis: Redis, job_ids: set[str]) -> dict[str, bytes | None]:
@@ -113,6 +123,5 @@ def _settle(
     forget(redis, callback)
     if attempt.verdict != "delivered":
         # Not the whole URL: its query may hold the receiver's own secrets.
-        host = parse_url(callback.to.url).host
         words = "job %s: gave up telling %s after %d attempts: %s"
-        log.warning(words, callback.job, host, attempts, attempt.reason)
+        log.warning(words, callback.job, callback.host, attempts, attempt.reason)

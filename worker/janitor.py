@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from random import Random
 from typing import Annotated
 
@@ -21,7 +22,7 @@ from redis import Redis
 
 from worker.blobs import BlobError, BlobStore
 from worker.dead_letters import forget_gone
-from worker.deliveries import deliver_due
+from worker.deliveries import PER_HOST, deliver_due
 from worker.presence import janitor_key
 from worker.protocol import BLOB_SECONDS, LEASE_SECONDS
 from worker.pulse import Pulse
@@ -69,41 +70,42 @@ class Chore:
     """Something to be done again and again, so many seconds after it was done."""
 
     name: str
-    action: Callable[[], None]
+    action: Callable[[], object]
     interval: float
 
 
-def chores(settings: JanitorSettings, redis: Redis, blobs: BlobStore) -> list[Chore]:
-    """Return all that is to be done."""
-
-    def upkeep() -> None:
-        tidy_all(redis, lease=settings.lease)
-        alive = ALIVE_SECONDS + int(settings.interval)
-        redis.set(janitor_key(socket.gethostname()), os.getpid(), ex=alive)
-
-    def sweep() -> None:
-        lifetime = timedelta(seconds=settings.blob_lifetime)
-        deleted = blobs.sweep(now=_now(), lifetime=lifetime)
-        if deleted:
-            log.info("deleted %d blobs whose time was over", deleted)
-
-    def letters() -> None:
-        forget_gone(redis)
-
+def chores(
+    settings: JanitorSettings, redis: Redis, blobs: BlobStore, *, stop: threading.Event
+) -> list[Chore]:
+    """Return all that is to be done, until ``stop`` is set."""
     found = [
-        Chore("upkeep", upkeep, settings.interval),
-        Chore("dead letters", letters, DEAD_LETTER_SECONDS),
-        Chore("sweep", sweep, settings.sweep_interval),
+        Chore("upkeep", partial(_look_after, settings, redis), settings.interval),
+        Chore("dead letters", partial(forget_gone, redis), DEAD_LETTER_SECONDS),
+        Chore("sweep", partial(_sweep, settings, blobs), settings.sweep_interval),
     ]
-    if settings.secret is None:
-        return found
-    sender = Sender(settings.secret, allow_private=settings.allow_private)
-    random = Random()
+    if settings.secret is not None:
+        sender = Sender(settings.secret, allow_private=settings.allow_private)
+        found.append(Chore("webhooks", partial(_tell, redis, sender, stop), settings.interval))
+    return found
 
-    def webhooks() -> None:
-        deliver_due(redis, sender, clock=_now, random=random)
 
-    return [*found, Chore("webhooks", webhooks, settings.interval)]
+def _look_after(settings: JanitorSettings, redis: Redis) -> None:
+    tidy_all(redis, lease=settings.lease)
+    alive = ALIVE_SECONDS + int(settings.interval)
+    redis.set(janitor_key(socket.gethostname()), os.getpid(), ex=alive)
+
+
+def _sweep(settings: JanitorSettings, blobs: BlobStore) -> None:
+    deleted = blobs.sweep(now=_now(), lifetime=timedelta(seconds=settings.blob_lifetime))
+    if deleted:
+        log.info("deleted %d blobs whose time was over", deleted)
+
+
+def _tell(redis: Redis, sender: Sender, stop: threading.Event) -> None:
+    # Again as long as there may be more than are sent at once.
+    while deliver_due(redis, sender, clock=_now, random=Random()) >= PER_HOST:
+        if stop.is_set():
+            return
 
 
 def run(settings: JanitorSettings, *, stop: threading.Event) -> bool:
@@ -129,7 +131,7 @@ def run(settings: JanitorSettings, *, stop: threading.Event) -> bool:
     # A thread for each: neither a large store nor a slow receiver must delay lost jobs.
     pulses = [
         Pulse(chore.action, interval=chore.interval, name=chore.name, on_death=on_death)
-        for chore in chores(settings, redis, BlobStore.open(settings.blobs))
+        for chore in chores(settings, redis, BlobStore.open(settings.blobs), stop=stop)
     ]
     for pulse in pulses:
         pulse.start()
