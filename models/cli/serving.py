@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 import typer
@@ -31,7 +32,7 @@ def worker(context: typer.Context) -> None:
 
 def janitor(context: typer.Context) -> None:
     """Keep a service clean and deliver its webhooks (see janitor --help)."""
-    _become("worker.janitor", context.args, needs="semples[janitor]")
+    _become("worker.janitor", context.args, needs="semples[janitor]", packages=("rq", "httpx"))
 
 
 def dead(context: typer.Context) -> None:
@@ -39,12 +40,14 @@ def dead(context: typer.Context) -> None:
     _become("worker.dead", context.args, needs="semples[queue]")
 
 
-def _become(module: str, arguments: list[str], *, needs: str) -> None:
+def _become(
+    module: str, arguments: list[str], *, needs: str, packages: Sequence[str] = ("rq",)
+) -> None:
     """Replace this process, so that signals reach the server itself.
 
     -P: a models.py or worker.py in the user's directory must not stand in for ours.
     """
-    if find_spec(module) is None or find_spec("rq") is None:
+    if any(find_spec(name) is None for name in (module, *packages)):
         raise ValueError(f"expected the packages of {needs}, got an installation without them")
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-P", "-m", module, *arguments])
