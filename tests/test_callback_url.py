@@ -185,7 +185,7 @@ def test_a_resolver_that_finds_nothing_or_takes_too_long(monkeypatch: pytest.Mon
     monkeypatch.setattr("worker.callback_url.RESOLVE_SECONDS", 0.01)
     for resolve in (empty, slow):
         with pytest.raises(
-            HostUnknownError, match=r"expected a host with an address, got 'a.test'"
+            HostUnknownError, match=r"expected a host on the internet, got 'a.test'"
         ):
             asyncio.run(find_target("http://a.test/", allow_private=True, resolve=resolve))
 

@@ -23,6 +23,7 @@ from tests.test_service_outages import again
 from tests.webhook_receiver import SECRET, receiving
 from worker import janitor
 from worker.callbacks import Recipient, register
+from worker.dead_letters import dead_key
 from worker.janitor import JanitorSettings, run
 from worker.presence import janitor_key
 from worker.protocol import BLOB_SECONDS
@@ -124,10 +125,11 @@ def test_expired_blobs_are_swept_and_dead_letters_forgotten(place: Place) -> Non
     old, new = (place.blobs.put("uploads", png(color=(9, 9, blue))) for blue in (1, 2))
     moment = time.time() - BLOB_SECONDS - 60
     os.utime(place.data / "blobs" / old, (moment, moment))
-    place.redis.zadd("semples:dead:double", {"0" * 32: 1})
+    place.redis.sadd("semples:dead", "double")
+    place.redis.zadd(dead_key("double"), {"0" * 32: 1})
     with janitor_process(place):
         wait_for(lambda: not place.blobs.exists(old), what="the sweep")
-        wait_for(lambda: not place.redis.exists("semples:dead:double"), what="the letters")
+        wait_for(lambda: not place.redis.exists(dead_key("double")), what="the letters")
     assert place.blobs.exists(new)
     assert "deleted 1 blobs whose time was over" in (place.data / "janitor.log").read_text()
 

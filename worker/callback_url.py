@@ -92,16 +92,17 @@ async def find_target(text: str, *, allow_private: bool, resolve: Resolve = reso
     url = parse_url(text)
     port = url.port or _PORTS[url.scheme]
     host = url.raw_host.decode("ascii")
+    # The same words for a host that is unknown and for one that is ours: the answer must not map our network.
+    message = f"expected a host on the internet, got {host[:80]!r}"
     try:
         async with asyncio.timeout(RESOLVE_SECONDS):
             addresses = tuple(await resolve(host, port))
     except (OSError, UnicodeError) as error:  # TimeoutError is an OSError
-        raise HostUnknownError(f"expected a host with an address, got {host[:80]!r}") from error
+        raise HostUnknownError(message) from error
     if not addresses:
-        raise HostUnknownError(f"expected a host with an address, got {host[:80]!r}")
+        raise HostUnknownError(message)
     if not allow_private and not all(map(is_public, addresses)):
-        # Which address it is stays in here: the answer would map our network.
-        raise CallbackRefusedError(f"expected a host on the internet, got {host[:80]!r}")
+        raise CallbackRefusedError(message)
     return Target(url, addresses)
 
 

@@ -20,7 +20,7 @@ from worker.queues import fetch_job
 MAX_DEAD = 1000
 """The latest so many are kept, for each model."""
 
-_PREFIX = "semples:dead:"
+_MODELS = "semples:dead"
 
 
 class DeadLetterError(Exception):
@@ -48,7 +48,7 @@ class DeadLetter:
 
 def dead_key(model: str) -> str:
     """Return the key of a model's dead letters: job ids, by the time of their death."""
-    return _PREFIX + model
+    return f"{_MODELS}:{model}"
 
 
 def bury(job: Job, *, now: datetime) -> None:
@@ -58,8 +58,11 @@ def bury(job: Job, *, now: datetime) -> None:
         job: that has no attempt left.
         now: the time.
     """
-    key = dead_key(job.origin.removeprefix(queue_name("")))
+    model = job.origin.removeprefix(queue_name(""))
+    key = dead_key(model)
     with job.connection.pipeline() as pipeline:
+        pipeline.sadd(_MODELS, model)
+        pipeline.expire(_MODELS, FAILURE_SECONDS)
         pipeline.zadd(key, {job.id: now.timestamp()})
         pipeline.zremrangebyrank(key, 0, -MAX_DEAD - 1)
         pipeline.expire(key, FAILURE_SECONDS)
@@ -68,8 +71,8 @@ def bury(job: Job, *, now: datetime) -> None:
 
 def dead_letters(redis: Redis) -> list[DeadLetter]:
     """Return the dead letters of all models, the latest first."""
-    letters = [_letter(job, died) for _key, job_id, died in _entries(redis)
-               if (job := fetch_job(redis, job_id)) is not None]  # fmt: skip
+    found = [(fetch_job(redis, job_id), died) for _key, job_id, died in _entries(redis)]
+    letters = [_letter(job, died) for job, died in found if job is not None]
     return sorted(letters, key=lambda letter: letter.died, reverse=True)
 
 
@@ -108,11 +111,11 @@ def requeue(redis: Redis, blobs: BlobStore, job_id: str) -> Job:
 
 def _entries(redis: Redis) -> Iterator[tuple[str, str, float]]:
     """Give key, job and time of every letter."""
-    for key in redis.scan_iter(f"{_PREFIX}*"):
-        for job_id, died in cast(
-            "list[tuple[bytes, float]]", redis.zrange(key, 0, -1, withscores=True)
-        ):
-            yield key.decode(), job_id.decode(), died
+    for model in cast("set[bytes]", redis.smembers(_MODELS)):
+        key = dead_key(model.decode())
+        found = cast("list[tuple[bytes, float]]", redis.zrange(key, 0, -1, withscores=True))
+        for job_id, died in found:
+            yield key, job_id.decode(), died
 
 
 def _letter(job: Job, died: float) -> DeadLetter:

@@ -85,7 +85,8 @@ def chores(
     ]
     if settings.secret is not None:
         sender = Sender(settings.secret, allow_private=settings.allow_private)
-        found.append(Chore("webhooks", partial(_tell, redis, sender, stop), settings.interval))
+        tell = partial(_tell, redis, sender, Random(), stop=stop)
+        found.append(Chore("webhooks", tell, settings.interval))
     return found
 
 
@@ -101,9 +102,9 @@ def _sweep(settings: JanitorSettings, blobs: BlobStore) -> None:
         log.info("deleted %d blobs whose time was over", deleted)
 
 
-def _tell(redis: Redis, sender: Sender, stop: threading.Event) -> None:
+def _tell(redis: Redis, sender: Sender, random: Random, *, stop: threading.Event) -> None:
     # Again as long as there may be more than are sent at once.
-    while deliver_due(redis, sender, clock=_now, random=Random()) >= PER_HOST:
+    while deliver_due(redis, sender, clock=_now, random=random) >= PER_HOST:
         if stop.is_set():
             return
 

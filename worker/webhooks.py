@@ -26,7 +26,7 @@ from worker.outcome import Status, failure_of, request_of, status_of
 from worker.protocol import JobFailure, ModelRef, Record, Task
 from worker.signing import signed_headers
 
-SEND_SECONDS = 10.0
+SEND_SECONDS, CONNECT_SECONDS = 10.0, 3.0
 _GONE = 410
 
 Verdict = Literal["delivered", "again", "never"]
@@ -138,13 +138,16 @@ class Sender:
         # A client for each: two names may share an address, and must not share a connection, whose certificate was
         # checked for one of them.
         async with httpx.AsyncClient(
-            verify=self.trust, trust_env=False, follow_redirects=False, timeout=SEND_SECONDS
+            verify=self.trust,
+            trust_env=False,
+            follow_redirects=False,
+            timeout=httpx.Timeout(SEND_SECONDS, connect=CONNECT_SECONDS),
         ) as client:
             *others, last = target.addresses
             for address in others:
                 try:
                     return await _post_to(client, target, address, body, headers)
-                except httpx.ConnectError:  # the next one may be reachable
+                except (httpx.ConnectError, httpx.ConnectTimeout):  # the next one may be reachable
                     continue
             return await _post_to(client, target, last, body, headers)
 
