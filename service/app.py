@@ -12,6 +12,7 @@ from redis import Redis
 
 from service import errors
 from service.auth import SCHEMES, KeyCheck, open_ring
+from service.callbacks import CallbackRules
 from service.catalog import Catalog
 from service.http_meters import HttpMeters
 from service.jobs import Jobs, Limits
@@ -23,6 +24,7 @@ from service.routes import health, jobs, metrics, models, posts
 from service.settings import Settings
 from service.waiting import ResultWaiter
 from worker.blobs import BlobStore
+from worker.callback_url import Resolve, resolve_host
 
 DESCRIPTION = """Images with class labels go in, pixel masks come out.
 
@@ -32,13 +34,16 @@ Errors are `application/problem+json`; their types are explained under `/problem
 """
 
 
-def create_app(settings: Settings, redis: Redis, blobs: BlobStore) -> FastAPI:
+def create_app(
+    settings: Settings, redis: Redis, blobs: BlobStore, *, resolve: Resolve = resolve_host
+) -> FastAPI:
     """Return the API.
 
     Args:
         settings: limits, and where to wait for results.
         redis: where jobs are.
         blobs: where images and results are.
+        resolve: finds the addresses of a callback's host.
 
     Raises:
         ValueError: if the settings name API keys or a rate that cannot be read.
@@ -60,6 +65,9 @@ def create_app(settings: Settings, redis: Redis, blobs: BlobStore) -> FastAPI:
     )
     app.state.jobs = Jobs(redis, blobs, _limits(settings))
     app.state.catalog = Catalog(redis, default=settings.model)
+    app.state.callback_rules = CallbackRules(
+        bool(settings.webhook_secret), settings.webhook_private, resolve
+    )
     ring = open_ring(settings)
     meters = HttpMeters()
     meters.registry.register(RedisCollector(redis))

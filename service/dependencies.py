@@ -7,6 +7,7 @@ from typing import Annotated, cast
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
+from service.callbacks import CallbackRules
 from service.catalog import Catalog
 from service.jobs import Jobs
 from service.waiting import ResultWaiter
@@ -28,7 +29,12 @@ async def _decoders(request: Request) -> CapacityLimiter:
     return cast("CapacityLimiter", request.app.state.decoders)
 
 
+async def _callback_rules(request: Request) -> CallbackRules:
+    return cast("CallbackRules", request.app.state.callback_rules)
+
+
 JobsDependency = Annotated[Jobs, Depends(_jobs)]
 CatalogDependency = Annotated[Catalog, Depends(_catalog)]
 WaiterDependency = Annotated[ResultWaiter, Depends(_waiter)]
 DecodersDependency = Annotated[CapacityLimiter, Depends(_decoders)]
+CallbackRulesDependency = Annotated[CallbackRules, Depends(_callback_rules)]

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from models.data.classes import UnknownLabelError
 from models.images import ImageError, ImageErrorKind
 from worker.blobs import BlobError, BlobMissingError, BlobStoreFullError
+from worker.callbacks import CallbacksFullError
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ _OUTAGES: Final[tuple[tuple[type[Exception], str, str], ...]] = (
     (BlobStoreFullError, "storage-full", "there is no room to store the image"),
     (BlobError, "storage-unavailable", "the blob store cannot be read or written"),
     (RedisError, "queue-unreachable", "the queue cannot be reached"),
+    (CallbacksFullError, "queue-full", "too many callbacks wait already"),
 )
 _PSEUDO_MASK_FIELDS: Final = ("labels", "background_threshold", "background_power")
 _HTTP: Final = {
@@ -201,6 +203,7 @@ _HANDLED: Final[tuple[type[Exception], ...]] = (
     UnknownLabelError,
     BlobError,
     RedisError,
+    CallbacksFullError,
     RequestValidationError,
     HTTPException,
     Exception,

@@ -21,9 +21,10 @@ from models.pictures import overlay_png
 from service.backlog import SURGE, jobs_done_lately, keep_place, seconds_to_wait
 from service.errors import ProblemError
 from service.observe import origin
-from service.schemas import failure_of, request_of, status_of
 from worker.blobs import BlobStore
+from worker.callbacks import Recipient, register
 from worker.cancel import ask_to_cancel, withdraw_cancel
+from worker.outcome import failure_of, request_of, status_of
 from worker.protocol import RESULT_SECONDS, JobRequest, JobResult, idempotency_key
 from worker.queues import TaskQueue, fetch_job, make_job, open_queue
 
@@ -64,7 +65,13 @@ class Jobs:
         self._queues: dict[str, TaskQueue] = {}
 
     def submit(
-        self, request: JobRequest, data: bytes, *, pixels: int, token: str | None = None
+        self,
+        request: JobRequest,
+        data: bytes,
+        *,
+        pixels: int,
+        token: str | None = None,
+        tell: Recipient | None = None,
     ) -> Job:
         """Return the job of a request: a new one, or the one that there is already.
 
@@ -76,9 +83,11 @@ class Jobs:
             data: the image's bytes.
             pixels: the image's width times height; decides how long the job may take, and nothing else.
             token: the client's Idempotency-Key.
+            tell: who wants to hear of the job's end, even if it has ended already.
 
         Raises:
             ProblemError: if the queue is full, or the token was used for another request.
+            CallbacksFullError: if too many wait to hear of jobs.
         """
         job_id = (self._remembered(token, request) if token else None) or request.job_id()
         withdraw_cancel(self._redis, job_id)  # whoever took it back, it is wanted again
@@ -86,8 +95,10 @@ class Jobs:
         if job is not None and not self._runs_again(job):
             if token:
                 self._remember(token, request)
+            self._note(job.id, tell)
             return job
         new = make_job(self._redis, request, timeout=self.limits.timeout(pixels))
+        self._note(new.id, tell)  # before the job can end
         job = self._enqueue(new, request, data, earlier=job)
         if token:
             self._remember(token, request)
@@ -205,6 +216,10 @@ class Jobs:
         """Whether all is still there that a finished job's answers are made from."""
         keys = (request.image, *result.blobs.model_dump().values())
         return all(map(self._blobs.exists, keys))
+
+    def _note(self, job_id: str, tell: Recipient | None) -> None:
+        if tell is not None:
+            register(self._redis, job_id, tell, now=time.time())
 
     def _remembered(self, token: str, request: JobRequest) -> str | None:
         """Return the id of the job that a token stands for, if it was used before."""

@@ -17,6 +17,7 @@ from service.settings import Settings
 from worker import logs, tracing
 from worker.blobs import BlobError, BlobStore
 from worker.queues import open_redis
+from worker.signing import parse_secret
 
 EXIT_CANNOT_START = 3
 
@@ -26,8 +27,10 @@ def build(settings: Settings) -> FastAPI:
 
     Raises:
         BlobError: if there is no such blob store.
-        ValueError: if the Redis URL is none, or the settings name keys or a rate that cannot be read.
+        ValueError: if the Redis URL is none, or the settings name keys, a rate or a secret that cannot be read.
     """
+    if settings.webhook_secret:  # the janitor signs with it; here a mistake is seen at the start
+        parse_secret(settings.webhook_secret)
     # A client in front of a queue that is away should hear of it soon.
     redis = open_redis(settings.redis_url, timeout=3.0)
     return create_app(settings, redis, BlobStore.open(settings.blobs))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel
-from rq.job import Job, JobStatus
+from rq.job import Job
 
+from worker.outcome import Status, failure_of, request_of, status_of
 from worker.presence import ModelInfo, NearNoun, WorkerInfo
 from worker.protocol import (
     ClassRecord,
     ImageRecord,
     JobFailure,
-    JobRequest,
     JobResult,
     ModelRef,
     Options,
@@ -21,16 +21,6 @@ from worker.protocol import (
     Task,
     Timings,
 )
-
-Status = Literal["queued", "running", "finished", "failed", "canceled"]
-
-_STATUS: Final[dict[JobStatus, Status]] = {
-    JobStatus.STARTED: "running",
-    JobStatus.FINISHED: "finished",
-    JobStatus.FAILED: "failed",
-    JobStatus.CANCELED: "canceled",
-    JobStatus.STOPPED: "canceled",
-}
 
 
 class Links(BaseModel):
@@ -100,25 +90,6 @@ class Readiness(BaseModel):
 
     status: Literal["ready"] = "ready"
     workers: tuple[WorkerInfo, ...]
-
-
-def status_of(job: Job) -> Status:
-    """Return a job's status in the API's words."""
-    return _STATUS.get(job.get_status(refresh=False), "queued")
-
-
-def request_of(job: Job) -> JobRequest:
-    """Return what a job was asked to do."""
-    return JobRequest.model_validate(job.args[0])
-
-
-def failure_of(job: Job) -> JobFailure:
-    """Return why a job failed."""
-    noted = job.meta.get("failure")
-    if noted is not None:
-        return JobFailure.model_validate(noted)
-    # Nobody was there to note it: its worker died before it had the job in its hands.
-    return JobFailure(code="worker_died", detail="the job's workers died", repeatable=True)
 
 
 def job_document(

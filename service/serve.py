@@ -1,4 +1,4 @@
-"""``python -m service.serve``: queue, worker and API on one host, with one command."""
+"""``python -m service.serve``: queue, worker, janitor and API on one host, with one command."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ READY_SECONDS = 1.0
 REDIS_SECONDS = 60.0
 WORKER_SECONDS = 600.0
 WORKER_GRACE_SECONDS = 60.0
+JANITOR_GRACE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def run(stack: Stack) -> None:
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
         }
         supervisor.start(lambda: _worker_command(stack, environment))
+        supervisor.start(lambda: _janitor_command(stack, environment))
         supervisor.start(lambda: _api_command(stack, environment, listener.fileno()))
         _say(f"starting; the API is at {stack.url}, data and logs in {stack.data}")
         try:
@@ -135,6 +137,16 @@ def _worker_command(stack: Stack, environment: Mapping[str, str]) -> Command:
         environment=environment,
         log=_log(stack, "worker"),
         grace=WORKER_GRACE_SECONDS,
+    )
+
+
+def _janitor_command(stack: Stack, environment: Mapping[str, str]) -> Command:
+    return Command(
+        name="janitor",
+        arguments=[sys.executable, "-P", "-m", "worker.janitor"],
+        environment=environment,
+        log=_log(stack, "janitor"),
+        grace=JANITOR_GRACE_SECONDS,
     )
 
 
@@ -208,7 +220,7 @@ def main(
         str, typer.Option(envvar="SEMPLES_DEVICE", help="cpu, cuda, cuda:1 or auto.")
     ] = "auto",
 ) -> None:
-    """Serve pseudo masks: a queue, one worker and the HTTP API, until Ctrl-C.
+    """Serve pseudo masks: a queue, one worker, a janitor and the HTTP API, until Ctrl-C.
 
     With REDIS_URL set, that Redis is used; otherwise a server of its own runs in the data directory.
     """

@@ -31,6 +31,8 @@ class Settings(BaseSettings):
         trusted_proxies: addresses and networks, with commas between them, whose X-Forwarded-For is believed.
         body_seconds: seconds that a request's body may take, whatever its size.
         body_rate: bytes per second that add a second to that, so that slow lines may send large files.
+        webhook_secret: signs webhooks, which the janitor sends; without one no ``callback_url`` is taken.
+        webhook_private: whether webhooks may go to addresses that are not on the internet.
     """
 
     model_config = SettingsConfigDict(env_prefix="SEMPLES_", frozen=True, populate_by_name=True)
@@ -54,6 +56,8 @@ class Settings(BaseSettings):
     trusted_proxies: str = ""
     body_seconds: float = Field(default=60.0, gt=0)
     body_rate: int = Field(default=16 * 1024, gt=0)
+    webhook_secret: str = Field(default="", repr=False)
+    webhook_private: bool = False
 
     @field_validator("trusted_proxies")
     @classmethod

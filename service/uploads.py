@@ -38,6 +38,10 @@ class ImageForm(BaseModel):
     min_confidence: float | None = Field(
         default=None, ge=0, lt=1, description="Pixels less sure than this become 255, ignore."
     )
+    callback_url: str | None = Field(
+        default=None,
+        description="Where to post a signed webhook when the job has ended; no part of the job itself.",
+    )
 
 
 class PseudoMaskForm(ImageForm):

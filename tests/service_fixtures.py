@@ -28,6 +28,7 @@ from service.main import server_config
 from service.processes import Child, Command
 from service.settings import Settings
 from worker.blobs import BlobStore
+from worker.callback_url import Resolve, resolve_host
 from worker.presence import live_workers
 from worker.protocol import JobRequest, ModelRef, Options, queue_name
 from worker.queues import TaskQueue, make_job, open_queue, open_redis
@@ -172,10 +173,13 @@ class WorkerProcess:
 
 
 @contextmanager
-def http_api(place: Place, **settings: Any) -> Iterator[httpx.Client]:
+def http_api(
+    place: Place, *, resolve: Resolve = resolve_host, **settings: Any
+) -> Iterator[httpx.Client]:
     """The API on a real socket, with settings of the test's choice; yields a client."""
     chosen = Settings(redis_url=place.url, blobs=str(place.data / "blobs"), **settings)
-    config = server_config(create_app(chosen, place.redis, place.blobs), chosen)
+    app = create_app(chosen, place.redis, place.blobs, resolve=resolve)
+    config = server_config(app, chosen)
     config.timeout_graceful_shutdown = 2
     server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))

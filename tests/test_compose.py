@@ -23,11 +23,11 @@ from service.auth import require_keys
 from service.keys import make_key
 from service.settings import Settings
 from tests.service_fixtures import valkey, wait_for
-from worker.presence import ModelInfo, WorkerInfo, announce
+from worker.presence import ModelInfo, WorkerInfo, announce, janitor_key
 from worker.protocol import ModelRef
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS = ("api", "worker")
+OURS = ("api", "worker", "janitor")
 RESET = object()
 
 
@@ -139,11 +139,11 @@ def test_nobody_starts_before_redis_answers(compose: dict[str, Any]) -> None:
         assert depends == {"redis": {"condition": "service_healthy"}}
 
 
-def test_api_and_worker_share_blobs_and_only_the_worker_reads_bundles(
+def test_all_of_ours_share_blobs_and_only_the_worker_reads_bundles(
     compose: dict[str, Any],
 ) -> None:
-    api, worker = (compose["services"][name] for name in OURS)
-    assert api["volumes"] == ["blobs:/data/blobs"]
+    api, worker, janitor = (compose["services"][name] for name in OURS)
+    assert api["volumes"] == janitor["volumes"] == ["blobs:/data/blobs"]
     assert worker["volumes"][0] == "blobs:/data/blobs"
     assert worker["volumes"][1]["target"] == "/bundles"
     assert worker["volumes"][1]["read_only"] is True
@@ -170,16 +170,33 @@ def test_a_worker_has_time_to_finish_a_job(compose: dict[str, Any]) -> None:
 def test_the_environment_is_what_the_programs_read(compose: dict[str, Any]) -> None:
     names = {"REDIS_URL", *(f"SEMPLES_{field.upper()}" for field in Settings.model_fields)}
     assert set(compose["services"]["api"]["environment"]) <= names
-    options = subprocess.run(
-        [sys.executable, "-m", "worker.main", "--help"],
-        cwd=ROOT,
-        env=os.environ | {"COLUMNS": "300", "NO_COLOR": "1", "TERM": "dumb"},
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    for name in compose["services"]["worker"]["environment"]:
-        assert name in options
+    for service, module in (("worker", "worker.main"), ("janitor", "worker.janitor")):
+        options = subprocess.run(
+            [sys.executable, "-m", module, "--help"],
+            cwd=ROOT,
+            env=os.environ | {"COLUMNS": "300", "NO_COLOR": "1", "TERM": "dumb"},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for name in compose["services"][service]["environment"]:
+            assert name in options
+
+
+def test_the_janitor_is_the_api_s_image_with_its_secret(compose: dict[str, Any]) -> None:
+    api, _, janitor = (compose["services"][name] for name in OURS)
+    assert (janitor["image"], janitor["build"]) == (api["image"], api["build"])
+    assert janitor["environment"] == api["environment"]
+    assert janitor["networks"] == ["inside", "outside"]  # webhooks go out
+    assert janitor["command"] == ["python", "-m", "worker.janitor"]
+
+
+def test_a_janitor_is_healthy_while_it_is_at_work(tmp_path: Path) -> None:
+    code = health_code("janitor")
+    with valkey(tmp_path) as place:
+        assert run_python(code, REDIS_URL=place.url) == 1
+        place.redis.set(janitor_key(socket.gethostname()), 1)
+        assert run_python(code, REDIS_URL=place.url) == 0
 
 
 def test_a_worker_is_healthy_while_its_lease_holds(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def requirements(extra: str) -> set[str]:
 def test_the_api_image_has_no_torch_and_the_worker_s_no_http() -> None:
     torch = {"torch", "torchvision", "timm", "open_clip_torch", "safetensors"}
     http = {"fastapi", "uvicorn", "python-multipart"}
-    assert requirements("api") >= http | {"redis", "rq", "fsspec"}
+    assert requirements("api") >= http | {"redis", "rq", "fsspec"} | requirements("janitor")
     assert not requirements("api") & torch
     assert requirements("worker") >= torch | {"redis", "rq", "fsspec"}
     assert not requirements("worker") & http

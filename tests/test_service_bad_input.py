@@ -86,7 +86,7 @@ TABLE: list[tuple[str, Send, int, str]] = [
     ("segment: confidence 1", lambda api: segment(api, min_confidence=1), 422, "invalid-request"),
     ("segment: not an image", lambda api: segment(api, b"hello"), 415, "unsupported-image"),
     ("segment: no body", lambda api: api.post("/segment"), 415, "not-multipart"),
-    ("callback", lambda api: send(api, callback_url="http://x/"), 422, "invalid-request"),
+    ("callback", lambda api: send(api, callback="http://x/"), 422, "invalid-request"),
     ("misspelt field", lambda api: send(api, treshold=0.4), 422, "invalid-request"),
     ("wait for ever", lambda api: api.post("/pseudo-mask?wait=1e9"), 415, "not-multipart"),
     (
@@ -238,8 +238,8 @@ def test_unknown_label_names_the_nearest(small_api: httpx.Client) -> None:
 
 
 def test_invalid_fields_are_named(small_api: httpx.Client) -> None:
-    problem = send(small_api, callback_url="http://x/", min_confidence=2).json()
-    assert {error["field"] for error in problem["errors"]} == {"callback_url", "min_confidence"}
+    problem = send(small_api, callback="http://x/", min_confidence=2).json()
+    assert {error["field"] for error in problem["errors"]} == {"callback", "min_confidence"}
 
 
 def test_what_belongs_to_pseudo_masks_is_sent_there(small_api: httpx.Client) -> None:

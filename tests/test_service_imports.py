@@ -11,7 +11,11 @@ from tests.service_fixtures import ROOT
 
 
 @pytest.mark.parametrize(
-    "module", ["service.app", "service.main", "service.serve", "worker.queues", "worker.run"]
+    "module",
+    [
+        *("service.app", "service.main", "service.serve"),
+        *("worker.queues", "worker.run", "worker.janitor", "worker.dead"),
+    ],
 )
 def test_no_torch(module: str) -> None:
     heavy = ("torch", "torchvision", "timm", "open_clip", "worker.tasks", "models.predictor")

@@ -85,15 +85,18 @@ def test_the_root_leads_to_the_docs(api: httpx.Client) -> None:
     assert "swagger" in root.text.lower()
 
 
+SHARED = {"model", "refine", "min_confidence", "callback_url"}
+
+
 @pytest.mark.parametrize(
     ("path", "required", "optional"),
     [
         (
             "/pseudo-mask",
             {"image", "labels"},
-            {"model", "refine", "min_confidence", "background_threshold", "background_power"},
+            {*SHARED, "background_threshold", "background_power"},
         ),
-        ("/segment", {"image"}, {"model", "refine", "min_confidence"}),
+        ("/segment", {"image"}, SHARED),
     ],
 )
 def test_the_documentation_names_all_fields_and_answers(

@@ -11,7 +11,9 @@ from rq.timeouts import JobTimeoutException
 
 from models.data.classes import UnknownLabelError
 from models.images import ImageError
+from tests.service_fixtures import Place
 from worker.blobs import BlobError, BlobMissingError, BlobStoreFullError
+from worker.dead_letters import dead_letters
 from worker.failures import CannotSegmentError, describe, note_failure
 from worker.queues import TaskNotAllowedError
 
@@ -71,12 +73,15 @@ def test_a_dead_workers_job_is_tried_again_while_it_may_be() -> None:
     assert (job.retries_left, job.saved) == (1, None)
 
 
-def test_a_job_that_has_killed_its_last_worker_is_failed_for_good() -> None:
-    job = JobDouble(0)
-    note_failure(job, AbandonedJobError, AbandonedJobError(), None)  # type: ignore[arg-type]
-    assert job.saved is not None
-    assert job.saved["failure"] == {
+def test_a_job_that_has_killed_its_last_worker_is_failed_for_good(place: Place) -> None:
+    job = place.post("cat")
+    job.retries_left = 0
+    note_failure(job, AbandonedJobError, AbandonedJobError(), None)
+    failure = {
         "code": "worker_died",
         "detail": "the worker died on this job 3 times",
         "repeatable": False,
     }
+    assert job.get_meta() == {"failure": failure}
+    [letter] = dead_letters(place.redis)
+    assert (letter.job, letter.reason) == (job.id, failure["detail"])

@@ -1,13 +1,14 @@
-"""Expired blobs are deleted by one worker for all."""
+"""Expired blobs are deleted by one janitor for all."""
 
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from tests.service_fixtures import Place
 from worker.protocol import BLOB_SECONDS
-from worker.run import SWEEP_KEY, SWEEP_SECONDS, sweep_for_all
+from worker.sweep import SWEEP_KEY, sweep_for_all
 
 
 def put_long_ago(place: Place) -> Path:
@@ -18,18 +19,23 @@ def put_long_ago(place: Place) -> Path:
     return path
 
 
-def test_of_many_workers_one_sweeps_at_a_time(place: Place) -> None:
+def sweep(place: Place) -> None:
+    lifetime = timedelta(seconds=BLOB_SECONDS)
+    sweep_for_all(place.blobs, place.redis, now=datetime.now(UTC), lifetime=lifetime, turn=600)
+
+
+def test_of_many_janitors_one_sweeps_at_a_time(place: Place) -> None:
     assert not place.redis.exists(SWEEP_KEY)
     path = put_long_ago(place)
-    sweep_for_all(place.blobs, place.redis)
+    sweep(place)
     assert not path.exists()
 
     put_long_ago(place)
-    sweep_for_all(place.blobs, place.redis)
+    sweep(place)
     assert path.exists()
 
-    # The turn ends before the same worker's next one, should it be the only one.
-    assert 0 < place.redis.ttl(SWEEP_KEY) < SWEEP_SECONDS
+    # The turn ends before the same janitor's next one, should it be the only one.
+    assert 0 < place.redis.ttl(SWEEP_KEY) < 600
     place.redis.delete(SWEEP_KEY)
-    sweep_for_all(place.blobs, place.redis)
+    sweep(place)
     assert not path.exists()

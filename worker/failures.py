@@ -9,10 +9,12 @@ from redis.exceptions import RedisError
 from rq.exceptions import AbandonedJobError
 from rq.job import Job
 from rq.timeouts import JobTimeoutException
+from rq.utils import now
 
 from models.data.classes import UnknownLabelError
 from models.images import ImageError
 from worker.blobs import BlobError, BlobMissingError, BlobStoreFullError
+from worker.dead_letters import bury
 from worker.protocol import MAX_ATTEMPTS, FailureCode, JobFailure
 from worker.queues import TaskNotAllowedError
 
@@ -80,7 +82,9 @@ def note_failure(
     if died and retries_left > 0:
         log.warning("its worker died; %d attempts left", retries_left, extra={"job": job.id})
         return
-    if not died and not may_pass(error):
+    if died:
+        bury(job, now=now())
+    elif not may_pass(error):
         job.retries_left = 0
     job.meta.pop("progress", None)
     job.meta["failure"] = describe(error).model_dump()

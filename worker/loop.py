@@ -229,7 +229,7 @@ class LeaseWorker(SimpleWorker):
         model = self._runtime.model
         alive = [each for each in live_workers(self.connection) if each.model.name == model.name]
         self._workers = len(alive)
-        tidy(self._queue, self)
+        tidy(self._queue, self, note=self._note_failure)
 
     def _note_failure(
         self,

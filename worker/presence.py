@@ -30,6 +30,11 @@ def model_key(model: str) -> str:
     return f"semples:model:{model}"
 
 
+def janitor_key(host: str) -> str:
+    """Return the key that is there while the janitor on a host is at work."""
+    return f"semples:janitor:{host}"
+
+
 def explanation_key(version: str) -> str:
     """Return the key that holds what a model's background prompts learned; a version's never changes."""
     return f"semples:explanation:{version}"

@@ -28,7 +28,7 @@ class Pulse(threading.Thread):
 
     def __init__(
         self,
-        action: Callable[[], None],
+        action: Callable[[], object],
         *,
         interval: float,
         name: str,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 
-from redis import Redis
 from redis.exceptions import RedisError
 
 from worker.blobs import BlobError, BlobStore
@@ -14,18 +12,12 @@ from worker.canary import canary
 from worker.logs import scrub
 from worker.loop import LeaseWorker
 from worker.presence import Explanation, ModelInfo
-from worker.protocol import BLOB_SECONDS
-from worker.pulse import Pulse
 from worker.queues import open_redis
 from worker.runtime import PredictorLike, Runtime, install
 from worker.settings import WorkerSettings
 from worker.vitals import Vitals
 
 log = logging.getLogger(__name__)
-
-SWEEP_SECONDS = 600.0
-SWEEP_KEY = "semples:sweep"
-"""There while no sweep is due: of many workers, one at a time does it."""
 
 Load = Callable[[WorkerSettings], PredictorLike]
 
@@ -63,23 +55,14 @@ def run(settings: WorkerSettings, *, load: Load) -> bool:
         predictor, model, blobs, settings.name, settings.max_pixels, meters=vitals.meters
     )
     install(runtime)
-    redis = open_redis(settings.redis_url)
     worker = LeaseWorker(
-        redis,
+        open_redis(settings.redis_url),
         runtime,
         sizes=settings.sizes,
         vitals=vitals,
         explanation=explanation,
         lease=settings.lease,
     )
-    # Not in the worker's own pulse: a large store takes longer to walk than a lease lasts.
-    sweeper = Pulse(
-        lambda: sweep_for_all(blobs, redis),
-        interval=SWEEP_SECONDS,
-        name="sweeper",
-        on_death=lambda _error: None,
-    )
-    sweeper.start()
     try:
         return worker.serve()
     except RedisError as error:
@@ -100,19 +83,3 @@ def _reach_stores(settings: WorkerSettings) -> BlobStore:
     except BlobError as error:
         raise WorkerStartError(f"cannot use {settings.blobs}: {error}") from error
     return blobs
-
-
-def sweep_for_all(blobs: BlobStore, redis: Redis) -> None:
-    """Delete expired blobs, unless another worker has just done it.
-
-    A large store takes long to walk, and S3 charges for it.
-
-    Raises:
-        RedisError: if Redis is away.
-        BlobError: if the store is.
-    """
-    if not redis.set(SWEEP_KEY, 1, ex=int(SWEEP_SECONDS * 0.9), nx=True):
-        return
-    deleted = blobs.sweep(now=datetime.now(UTC), lifetime=timedelta(seconds=BLOB_SECONDS))
-    if deleted:
-        log.info("deleted %d blobs whose time was over", deleted)

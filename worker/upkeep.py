@@ -1,31 +1,99 @@
-"""RQ's maintenance of a queue, by whoever is alive: a worker's second thread, or the janitor."""
+"""Putting RQ's books in order: jobs of dead workers back to the queue, expired entries out.
+
+Any worker does it for its own queue; the janitor for all of them, so that a job does not depend on another worker being
+alive.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+from redis import Redis
+from rq import Queue
+from rq.exceptions import AbandonedJobError
+from rq.job import Job
+from rq.job_lifecycle import record_job_failure
 from rq.registry import CanceledJobRegistry, clean_registries
+from rq.serializers import JSONSerializer
 from rq.utils import current_timestamp
 from rq.worker import BaseWorker
 from rq.worker_registration import clean_worker_registry
 
 from worker.failures import note_failure
-from worker.queues import TaskQueue
+from worker.protocol import LEASE_SECONDS, queue_name
+from worker.queues import TaskQueue, open_queue
+
+ExceptionHandler = Callable[[Job, Any, Any, Any], object]
 
 
-def tidy(queue: TaskQueue, worker: BaseWorker) -> None:
+class FailureHandler(Protocol):
+    """What RQ's cleanup of the intermediate list asks of a worker."""
+
+    def handle_job_failure(self, job: Job, queue: Queue, *, exc_string: str) -> None:
+        """Queue a job again, or fail it if it has no attempt left."""
+        ...
+
+
+class Undertaker:
+    """Takes a worker's place where a job was lost between queue and hand and no worker is there."""
+
+    def handle_job_failure(self, job: Job, queue: Queue, *, exc_string: str) -> None:
+        """Queue a job again, or fail it if it has no attempt left."""
+        note_failure(job, AbandonedJobError, AbandonedJobError(), None)
+        with queue.connection.pipeline() as pipeline:
+            if job.should_retry:
+                job.retry(queue, pipeline)
+            else:
+                record_job_failure(job, exc_string, pipeline)
+            pipeline.execute()
+
+
+def tidy(
+    queue: TaskQueue, worker: FailureHandler, *, note: ExceptionHandler = note_failure
+) -> None:
     """Queue the jobs of dead workers again, and drop what has expired from RQ's registries.
 
+    Does nothing while somebody else is at it.
+
     Args:
-        queue: to look after.
-        worker: writes down what becomes of jobs that are lost between queue and hand.
+        queue: whose.
+        worker: told of jobs that were lost between queue and hand.
+        note: told of jobs whose worker died.
+
+    Raises:
+        RedisError: if Redis is away.
     """
     if not queue.acquire_maintenance_lock():
         return
     try:
-        clean_registries(queue, worker._exc_handlers or [note_failure])
+        clean_registries(queue, [note])
         clean_worker_registry(queue)
-        queue.intermediate_queue.cleanup(worker, queue)
+        # Of a worker no more is asked than what the protocol says.
+        queue.intermediate_queue.cleanup(cast("BaseWorker", worker), queue)
         # RQ never forgets a canceled job's id.
         canceled = CanceledJobRegistry.key_template.format(queue.name)
         queue.connection.zremrangebyscore(canceled, 0, current_timestamp())
     finally:
         queue.release_maintenance_lock()  # type: ignore[no-untyped-call]
+
+
+def model_queues(redis: Redis, *, lease: int = LEASE_SECONDS) -> list[TaskQueue]:
+    """Return the queues of all models that ever had a job.
+
+    Args:
+        redis: where they are.
+        lease: seconds after which a job in nobody's hands is taken for lost.
+    """
+    found = TaskQueue.all(redis, serializer=JSONSerializer)
+    names = sorted(queue.name for queue in found if queue.name.startswith(queue_name("")))
+    queues = [open_queue(redis, name.removeprefix(queue_name(""))) for name in names]
+    for queue in queues:
+        queue.lease = lease
+    return queues
+
+
+def tidy_all(redis: Redis, *, lease: int = LEASE_SECONDS) -> None:
+    """Tidy up every model's queue; see ``tidy`` and ``model_queues``."""
+    for queue in model_queues(redis, lease=lease):
+        tidy(queue, Undertaker())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 import typer
@@ -16,10 +17,12 @@ def register(app: typer.Typer) -> None:
     app.command("serve", context_settings=_FORWARD)(serve)
     app.command("worker", context_settings=_FORWARD)(worker)
     app.command("api-key", context_settings=_FORWARD)(api_key)
+    app.command("janitor", context_settings=_FORWARD)(janitor)
+    app.command("dead", context_settings=_FORWARD)(dead)
 
 
 def serve(context: typer.Context) -> None:
-    """Serve over HTTP: queue, worker and API in one process tree (see serve --help)."""
+    """Serve over HTTP: queue, worker, janitor and API in one process tree (see serve --help)."""
     _become("service.serve", context.args, needs="semples[all]")
 
 
@@ -33,12 +36,24 @@ def api_key(context: typer.Context) -> None:
     _become("service.keys", context.args, needs="semples[api]")
 
 
-def _become(module: str, arguments: list[str], *, needs: str) -> None:
+def janitor(context: typer.Context) -> None:
+    """Keep a service clean and deliver its webhooks (see janitor --help)."""
+    _become("worker.janitor", context.args, needs="semples[janitor]", packages=("rq", "httpx"))
+
+
+def dead(context: typer.Context) -> None:
+    """List the jobs that took every worker down, or queue one again (see dead --help)."""
+    _become("worker.dead", context.args, needs="semples[queue]")
+
+
+def _become(
+    module: str, arguments: list[str], *, needs: str, packages: Sequence[str] = ("rq",)
+) -> None:
     """Replace this process, so that signals reach the server itself.
 
     -P: a models.py or worker.py in the user's directory must not stand in for ours.
     """
-    if find_spec(module) is None or find_spec("rq") is None:
+    if any(find_spec(name) is None for name in (module, *packages)):
         raise ValueError(f"expected the packages of {needs}, got an installation without them")
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-P", "-m", module, *arguments])

@@ -12,8 +12,10 @@ from fastapi import APIRouter, Depends, Form, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from service.auth import key_name
+from service.callbacks import CallbackRules
 from service.catalog import Catalog
 from service.dependencies import (
+    CallbackRulesDependency,
     CatalogDependency,
     DecodersDependency,
     JobsDependency,
@@ -22,7 +24,7 @@ from service.dependencies import (
 from service.errors import ProblemDocument, ProblemError
 from service.jobs import Jobs
 from service.routes.jobs import describe, job_path
-from service.schemas import JobDocument, status_of
+from service.schemas import JobDocument
 from service.uploads import (
     Checked,
     ImageForm,
@@ -33,6 +35,7 @@ from service.uploads import (
     wants_png,
 )
 from service.waiting import ResultWaiter
+from worker.outcome import status_of
 
 router = APIRouter(tags=["masks"])
 
@@ -81,7 +84,7 @@ class Desk:
     Attributes:
         request: being answered.
         wish: how.
-        jobs, catalog, waiter, decoders: as in ``service.app``.
+        jobs, catalog, waiter, decoders, rules: as in ``service.app``.
     """
 
     request: Request
@@ -90,13 +93,16 @@ class Desk:
     catalog: Catalog
     waiter: ResultWaiter
     decoders: CapacityLimiter
+    rules: CallbackRules
 
     async def answer(self, form: ImageForm) -> Response:
         """Check a form, queue its job or find the one there is, and wait for it if asked to."""
         wish, jobs = self.wish, self.jobs
         data = await form.image.read()
         checked = await run_sync(partial(self._check, form, data), limiter=self.decoders)
-        submit = partial(jobs.submit, checked.request, data, pixels=checked.pixels)
+        root = self.request.scope.get("root_path", "")
+        tell = await self.rules.recipient(form.callback_url, root=root)
+        submit = partial(jobs.submit, checked.request, data, pixels=checked.pixels, tell=tell)
         job = await run_sync(partial(submit, token=self._token()))
         self.request.state.job = job.id
         if wish.seconds > 0:
@@ -129,9 +135,10 @@ async def desk(
     catalog: CatalogDependency,
     waiter: WaiterDependency,
     decoders: DecodersDependency,
+    rules: CallbackRulesDependency,
 ) -> Desk:
     """Put together what a post needs."""
-    return Desk(request, wish, jobs, catalog, waiter, decoders)
+    return Desk(request, wish, jobs, catalog, waiter, decoders, rules)
 
 
 DeskDependency = Annotated[Desk, Depends(desk)]
