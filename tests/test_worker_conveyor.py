@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -15,7 +16,8 @@ from rq.timeouts import JobTimeoutException
 
 from models.segmentation import Segmentation
 from tests.service_doubles import DoublePredictor, HalfDone
-from tests.service_fixtures import png
+from tests.service_fixtures import png, wait_for
+from worker.activity import Activity
 from worker.blobs import BlobMissingError, BlobStore
 from worker.cancel import JobCanceledError
 from worker.conveyor import Conveyor, ThreadsStuckError
@@ -26,7 +28,6 @@ from worker.protocol import JobRequest, JobResult, ModelRef, Options
 from worker.runtime import Runtime
 from worker.sizes import Sizes
 from worker.steps import decode
-from worker.watch import Watch
 
 
 class Recorder(DoublePredictor):
@@ -36,6 +37,8 @@ class Recorder(DoublePredictor):
         self.batches: list[list[tuple[int, ...]]] = []
         self.released = 0
         self.hold: threading.Event | None = None
+        self.pause = 0.0
+        self.errors: list[Exception] = []
 
     def _activate(self, batch: Any, found: Any, on_progress: Any) -> Any:
         self.batches.append([each.image.shape[:2] for each in batch])
@@ -45,6 +48,9 @@ class Recorder(DoublePredictor):
     def finish(self, half_done: HalfDone) -> Segmentation:
         if self.hold is not None:
             self.hold.wait(30)
+        if self.errors:
+            raise self.errors.pop()
+        time.sleep(self.pause)
         return super().finish(half_done)
 
     def release_memory(self) -> None:
@@ -82,13 +88,13 @@ class Line:
 class Works:
     """A conveyor with a recording predictor, and jobs for it."""
 
-    def __init__(self, *, batch: int = 4, pixels: int = 10**6) -> None:
+    def __init__(self, *, batch: int = 4, pixels: int = 10**6, held: int = 10**9) -> None:
         self.predictor = Recorder()
         model = ModelInfo.model_validate(self.predictor.info.to_json())
         blobs = BlobStore.open(f"memory://{uuid.uuid4().hex}")
         self.runtime = Runtime(self.predictor, model, blobs, "w")
-        self.watch = Watch()
-        sizes = Sizes(batch=batch, pixels=pixels, threads=2)
+        self.watch = Activity()
+        sizes = Sizes(batch=batch, pixels=pixels, held=held, threads=2)
         self.conveyor = Conveyor(self.runtime, sizes=sizes, watch=self.watch)
 
     def hand(self, label: str, *, width: int = 30, timeout: int = 30, decoded: bool = True) -> Hand:
@@ -202,6 +208,38 @@ def test_a_thread_that_does_not_come_back_costs_its_job_and_two_the_worker(works
     line = works.work([works.hand("cat", timeout=1)])
     (outcome,) = line.settled.values()
     assert isinstance(outcome.exception(), JobTimeoutException)
+    assert works.conveyor.stuck == 1
     with pytest.raises(ThreadsStuckError, match="got 2 that do not"):
         works.work([works.hand("cat", timeout=1)])
     works.predictor.hold.set()
+    wait_for(lambda: works.conveyor.stuck == 0)  # late, but they came
+
+
+def test_waiting_for_a_thread_is_not_being_late(works: Works) -> None:
+    works.predictor.pause = 0.2
+    hands = [works.hand("cat", timeout=1) for _ in range(14)]  # 1.4 s for two threads
+    assert outcomes(works.work(hands)) == ["cat JobResult"] * 14
+
+
+def test_refinement_that_finds_no_memory_is_tried_again_when_the_others_are_done(
+    works: Works,
+) -> None:
+    works.predictor.errors = [MemoryError()]
+    assert outcomes(works.work([works.hand("cat"), works.hand("cat")])) == ["cat JobResult"] * 2
+    assert works.predictor.released == 1
+    works.predictor.errors = [MemoryError(), MemoryError()]
+    assert outcomes(works.work([works.hand("cat")])) == ["cat MemoryError"]
+
+
+def test_a_device_that_refinement_finds_broken_stops_everything(works: Works) -> None:
+    works.predictor.errors = [RuntimeError("CUDA error: unspecified launch failure")]
+    with pytest.raises(DeviceLostError, match="unspecified launch failure"):
+        works.work([works.hand("cat")])
+
+
+def test_no_more_photos_are_taken_than_memory_holds() -> None:
+    works = Works(batch=1, held=20 * 30)
+    line = works.work([works.hand("cat") for _ in range(3)])
+    assert [len(batch) for batch in works.predictor.batches] == [1, 1, 1]
+    assert len(line.settled) == 3
+    works.conveyor.close()

@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 # How often the queue is looked at while there is nothing for the networks to do, in seconds.
 POLL_SECONDS = 0.01
 
+# Of a batch of jobs that may take for ever.
+LONGEST_SECONDS = 3600.0
+
 
 class Desk(Protocol):
     """Where jobs come from and go to; see ``worker.loop``."""
@@ -65,15 +68,21 @@ class Conveyor:
         self._runtime = runtime
         self._watch = watch
         self._sizes = sizes
-        self._stuck = 0
         self._pool = ThreadPoolExecutor(sizes.threads, thread_name_prefix="job")
         self._waiting: list[Hand] = []
         self._ending: list[Hand] = []
+        self._late: list[Future[Any]] = []
 
     @property
     def pool(self) -> Executor:
         """The threads in which photos are decoded."""
         return self._pool
+
+    @property
+    def stuck(self) -> int:
+        """How many threads work on jobs that have failed because their time was over."""
+        self._late = [each for each in self._late if not each.done()]
+        return len(self._late)
 
     def work(self, first: Sequence[Hand], desk: Desk, *, alone: bool) -> None:
         """Work on some jobs and, unless they are to be alone, on all that come meanwhile.
@@ -89,10 +98,12 @@ class Conveyor:
         """
         self._waiting += first
         while self._waiting or self._ending:
-            self._watch.expect(max(hand.timeout for hand in (*self._waiting, *self._ending)))
+            # The desk may wait for Redis; what threads do is looked at here. Only the networks have this thread to
+            # themselves, and are watched from outside.
+            self._watch.rest()
             self._give_up_late()
             self._settle(desk)
-            if not alone:
+            if not alone and self._has_room():
                 self._waiting += desk.more(2 * self._sizes.batch - len(self._waiting))
             ready = [hand for hand in self._waiting if hand.decoded.done()]
             if ready and len(self._ending) <= 2 * self._sizes.batch:
@@ -105,30 +116,55 @@ class Conveyor:
         """End the threads once they have nothing to do."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
+    def _has_room(self) -> bool:
+        photos = (hand.decoded for hand in (*self._waiting, *self._ending))
+        held = (each.result() for each in photos if each.done() and not each.exception())
+        return sum(photo.pixels for photo in held) < self._sizes.held
+
     def _wait(self) -> None:
-        decoding: list[Future[Any]] = [hand.decoded for hand in self._waiting]
-        concluding = [hand.concluded for hand in self._ending if hand.concluded is not None]
-        pending = [each for each in (*decoding, *concluding) if not each.done()]
-        if len(pending) == len(decoding) + len(concluding):
-            wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+        """Wait for a thread to be done with something, though not long: there may be more in the queue."""
+        if not any(hand.pending.done() for hand in self._ending):
+            pending: list[Future[Any]] = [
+                hand.pending for hand in (*self._waiting, *self._ending)
+            ]
+            undone = [each for each in pending if not each.done()]
+            wait(undone, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
 
     def _settle(self, desk: Desk) -> None:
         done = [hand for hand in self._ending if hand.concluded and hand.concluded.done()]
-        if done:
-            self._ending = [hand for hand in self._ending if hand not in done]
-            desk.settle(done)
+        self._ending = [hand for hand in self._ending if hand not in done]
+        for hand in done:
+            self._look_at_device(hand)
+        if settled := [hand for hand in done if hand.concluded is not None]:
+            desk.settle(settled)
+
+    def _look_at_device(self, hand: Hand) -> None:
+        """See whether a job failed by the device, which refinement uses too, and not by itself.
+
+        Raises:
+            DeviceLostError: if the device does not work any more.
+        """
+        error = hand.concluded.exception() if hand.concluded is not None else None
+        if error is None:
+            return
+        if is_device_lost(error):
+            raise DeviceLostError(str(error)) from error
+        if is_out_of_memory(error) and hand.decoded.exception() is None and not hand.again:
+            # Others had the memory: once more, when they are done.
+            self._runtime.predictor.release_memory()
+            hand.again, hand.concluded = True, None
+            self._waiting.append(hand)
 
     def _give_up_late(self) -> None:
-        """Fail what has been in a thread for longer than its job may take; the thread itself cannot be stopped."""
-        for hand in (*self._waiting, *self._ending):
-            if hand.is_late():
-                self._stuck += 1
-                hand.fail(JobTimeoutException(f"expected a result within {hand.timeout} s"))
-        late = [hand for hand in self._waiting if hand.concluded is not None]
+        """Fail what a thread has had for longer than it may; the thread itself cannot be stopped."""
+        late = [hand for hand in (*self._waiting, *self._ending) if hand.is_late()]
+        for hand in late:
+            self._late.append(hand.pending)
+            hand.fail(JobTimeoutException(f"expected a result within {hand.timeout} s"))
+        self._ending += [hand for hand in self._waiting if hand in late]
         self._waiting = [hand for hand in self._waiting if hand not in late]
-        self._ending += late
-        if self._stuck >= self._sizes.threads:
-            raise ThreadsStuckError(f"expected threads that end, got {self._stuck} that do not")
+        if self.stuck >= self._sizes.threads:
+            raise ThreadsStuckError(f"expected threads that end, got {self.stuck} that do not")
 
     def _through_networks(self, ready: Sequence[Hand], desk: Desk) -> None:
         """Send the oldest decoded job and its mates through the networks, and have them concluded."""
@@ -148,16 +184,19 @@ class Conveyor:
         )
         for hand, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Exception):
+                hand.again = True  # it was alone, and this thread has let go of all memory
                 hand.fail(outcome)
             else:
-                hand.conclude_with(self._pool.submit(self._conclude, hand, *outcome))
+                hand.concluded = self._pool.submit(
+                    hand.timed(partial(self._conclude, hand, *outcome))
+                )
 
     def _most(self, hand: Hand) -> int:
         return self._sizes.most(hand.decoded.result().size)
 
     def _activate(self, batch: Sequence[Hand], *, desk: Desk) -> list[tuple[HalfDone, float]]:
         photos = [hand.decoded.result() for hand in batch]
-        limit = max(hand.timeout for hand in batch)
+        limit = min(max(hand.timeout for hand in batch), LONGEST_SECONDS)
         self._watch.expect(limit)
         try:
             with _time_limit(limit):

@@ -17,7 +17,8 @@ from rq.utils import now
 
 from models.photos import OnProgress
 from worker.cancel import JobCanceledError, cancel_key
-from worker.hand import Hand, has_cost_a_worker
+from worker.failures import has_cost_a_worker
+from worker.hand import Hand
 from worker.persistence import persistently
 from worker.progress import reporter
 from worker.protocol import JobRequest
@@ -91,10 +92,11 @@ class QueueDesk:
         persistently(lambda: lease(self._queue, executions, seconds=worker.lease))
         worker.executions.update({each.id: each for each in executions})
         hands = [
-            Hand(job, execution, _waited(job), self._pool.submit(_decode, job, self._runtime))
+            Hand(job, execution, _waited(job))
             for job, execution in zip(wanted, executions, strict=True)
         ]
         for hand in hands:
+            hand.decoded = self._pool.submit(hand.timed(partial(_decode, hand.job, self._runtime)))
             self._runtime.meters.took(waited=hand.waited)
             log.info(
                 "job taken", extra={"job": hand.job.id, "request": hand.job.meta.get("request")}

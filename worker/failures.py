@@ -20,6 +20,9 @@ from worker.queues import TaskNotAllowedError
 
 log = logging.getLogger(__name__)
 
+_DEATHS = "deaths"
+"""Key of a job's meta: how many workers died with it in their hands."""
+
 
 class CannotSegmentError(Exception):
     """A job wants a segmenter that this worker's model does not have."""
@@ -64,6 +67,14 @@ def may_pass(error: BaseException) -> bool:
     """Return whether another attempt may go well; anything else would fail alike, or do harm."""
     lasting = isinstance(error, BlobMissingError | BlobStoreFullError)
     return isinstance(error, RedisError | BlobError) and not lasting
+
+
+def has_cost_a_worker(job: Job) -> bool:
+    """Return whether a worker died with a job in its hands.
+
+    Such a job is worked on alone: if it is what killed the worker, no other goes down with it again.
+    """
+    return bool(job.meta.get(_DEATHS))
 
 
 def note_failure(

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from rq.executions import Execution
 from rq.job import Job
 
-from worker.protocol import MAX_ATTEMPTS, JobResult
+from worker.protocol import JobResult
 from worker.steps import Photo
 
-
-def has_cost_a_worker(job: Job) -> bool:
-    """Return whether an attempt at a job did not come to an end.
-
-    Such a job is worked on alone: if it is what killed the worker, no other goes down with it again.
-    """
-    return job.retries_left is not None and job.retries_left < MAX_ATTEMPTS - 1
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -31,31 +27,47 @@ class Hand:
         waited: seconds in the queue.
         decoded: the photo, sooner or later.
         concluded: the result, once the photo has been through the networks; or why there is none.
-        since: when the latest of the two was begun, in seconds of the monotonic clock.
+        again: whether it goes through the networks for the second time.
+        clock: seconds that never go back.
     """
 
     job: Job
     execution: Execution
     waited: float
-    decoded: Future[Photo]
+    decoded: Future[Photo] = field(default_factory=Future)
     concluded: Future[JobResult] | None = None
-    since: float = field(default_factory=time.monotonic)
+    again: bool = False
+    clock: Callable[[], float] = time.monotonic
+    _began: float | None = None
 
     @property
     def timeout(self) -> float:
         """Seconds that each part of the work may take."""
-        return float(self.job.timeout or 0)
+        limit = float(self.job.timeout or 0)
+        return limit if limit > 0 else float("inf")
 
-    def conclude_with(self, concluded: Future[JobResult]) -> None:
-        """Wait for what is being made, from now on."""
-        self.concluded, self.since = concluded, time.monotonic()
+    def timed(self, work: Callable[[], T]) -> Callable[[], T]:
+        """Return work that notes when a thread begins with it; until then it only waits for one."""
+        self._began = None
+
+        def run() -> T:
+            self._began = self.clock()
+            return work()
+
+        return run
 
     def fail(self, error: BaseException) -> None:
         """Conclude without a result."""
         self.concluded = Future()
         self.concluded.set_exception(error)
 
+    @property
+    def pending(self) -> Future[Photo] | Future[JobResult]:
+        """What a thread does for it, or has done last."""
+        return self.decoded if self.concluded is None else self.concluded
+
     def is_late(self) -> bool:
         """Return whether a thread has had it for longer than it may."""
-        pending = self.decoded if self.concluded is None else self.concluded
-        return not pending.done() and time.monotonic() - self.since > self.timeout
+        if self._began is None or self.pending.done():
+            return False
+        return self.clock() - self._began > self.timeout

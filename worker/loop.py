@@ -29,8 +29,7 @@ from rq.worker import WorkerStatus
 from worker import tracing
 from worker.conveyor import Conveyor, ThreadsStuckError
 from worker.desk import QueueDesk
-from worker.failures import describe, note_failure
-from worker.hand import has_cost_a_worker
+from worker.failures import describe, has_cost_a_worker, note_failure
 from worker.logs import about_job
 from worker.meters import Outcome
 from worker.presence import Explanation, WorkerInfo, announce, live_workers, withdraw

@@ -1,4 +1,4 @@
-"""Doing something to Redis even if it is away for a while."""
+"""Doing something even if what it needs is away for a while."""
 
 from __future__ import annotations
 
@@ -20,28 +20,30 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 def persistently(
     action: Callable[[], T],
     *,
+    passes: Callable[[Exception], bool] = lambda error: isinstance(error, RedisError),
     patience: float = PATIENCE_SECONDS,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> T:
-    """Return what an action returns, tried again with growing pauses while Redis is away.
+    """Return what an action returns, tried again with growing pauses while what it needs is away.
 
     Args:
         action: may be done more than once.
+        passes: whether an exception is one of those that pass by themselves; those of Redis.
         patience: seconds after which to give up.
         sleep: how to pause for some seconds.
         clock: seconds that never go back.
 
     Raises:
-        RedisError: the action's own, when patience is at its end.
+        Exception: the action's own, at once if it does not pass, else when patience is at its end.
     """
     end, pause = clock() + patience, FIRST_PAUSE
     while True:
         try:
             return action()
-        except RedisError as error:
-            if clock() + pause > end:
+        except Exception as error:
+            if not passes(error) or clock() + pause > end:
                 raise
-            log.warning("Redis is away, trying again in %.2g s: %s", pause, error)
+            log.warning("trying again in %.2g s: %s", pause, error)
         sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)

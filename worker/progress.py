@@ -19,6 +19,10 @@ log = logging.getLogger(__name__)
 # A stage's progress is written in steps of this fraction of the whole job.
 STEP = 0.1
 
+_SAVE_META = """
+if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('HSET', KEYS[1], 'meta', ARGV[1]) end
+"""
+
 
 def reporter(redis: Redis, jobs: Sequence[Job]) -> OnProgress:
     """Return a function that writes jobs' progress into their meta, at each stage and each tenth.
@@ -50,7 +54,7 @@ def _write(redis: Redis, jobs: Sequence[Job], progress: Progress) -> bool:
             pipeline.exists(cancel_key(job.id))
         for job in jobs:
             job.meta["progress"] = progress.model_dump()
-            # As RQ's save_meta does, which has a round trip of its own for each job.
-            pipeline.hset(job.key, "meta", json.dumps(job.meta))
+            # As RQ's save_meta, which has a round trip of its own for each job, and makes a job that is gone.
+            pipeline.eval(_SAVE_META, 1, job.key, json.dumps(job.meta))
         answers = pipeline.execute()
     return not all(answers[: len(jobs)])

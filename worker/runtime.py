@@ -102,6 +102,7 @@ class Runtime:
         blobs: shared with the service.
         worker: this worker's name.
         max_pixels: largest image.
+        store_patience: seconds for which a blob store that is away is asked again.
         concluded: results by job, made before RQ calls the task that returns them.
         meters: count what is done.
     """
@@ -111,6 +112,7 @@ class Runtime:
     blobs: BlobStore
     worker: str
     max_pixels: int = MAX_PIXELS
+    store_patience: float = 30.0
     concluded: dict[str, Future[JobResult]] = field(default_factory=dict)
     meters: Meters = field(default_factory=Meters)
 

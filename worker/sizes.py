@@ -12,11 +12,13 @@ class Sizes:
     Attributes:
         batch: most photos that go through the networks together.
         pixels: most pixels that do, at the networks' own size; one photo always may.
+        held: pixels of decoded photos in hand, beyond which no more jobs are taken.
         threads: that decode photos, refine and store.
     """
 
     batch: int = 8
     pixels: int = 4_000_000
+    held: int = 200_000_000
     threads: int = 2
 
     def most(self, size: tuple[int, int]) -> int:

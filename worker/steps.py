@@ -7,15 +7,18 @@ through the networks at once.
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TypeVar
 
 from models.files import provenance, scores_npz
 from models.images import UprightImage, read_image
 from models.photos import Labeled, OnProgress, Unlabeled
 from models.pictures import label_map_png
 from models.segmentation import MaskOptions, Segmentation
-from worker.failures import CannotSegmentError
+from worker.failures import CannotSegmentError, may_pass
+from worker.persistence import persistently
 from worker.protocol import (
     ClassRecord,
     ImageRecord,
@@ -25,6 +28,8 @@ from worker.protocol import (
     Timings,
 )
 from worker.runtime import HalfDone, Runtime
+
+T = TypeVar("T")
 
 # Shares of a job's work, for its progress: the networks' part begins and ends at these fractions.
 DECODED, ACTIVATED = 0.05, 0.75
@@ -49,6 +54,12 @@ class Photo:
     seconds: float
 
     @property
+    def pixels(self) -> int:
+        """Width times height of the upload."""
+        height, width = self.image.pixels.shape[:2]
+        return int(height * width)
+
+    @property
     def key(self) -> Hashable:
         """Equal for photos that may go through the networks together."""
         return self.request.task, self.size
@@ -70,7 +81,8 @@ def decode(request: JobRequest, runtime: Runtime) -> Photo:
         predictor.info.classes.resolve(request.labels)
     elif not runtime.model.can_segment:
         raise CannotSegmentError(f"expected a model with a segmenter, got {runtime.model.name!r}")
-    image = read_image(runtime.blobs.get(request.image), max_pixels=runtime.max_pixels)
+    data = _patiently(runtime, partial(runtime.blobs.get, request.image))
+    image = read_image(data, max_pixels=runtime.max_pixels)
     height, width = image.pixels.shape[:2]
     asked: Labeled | Unlabeled
     if request.task == "pseudo_mask":
@@ -166,11 +178,19 @@ def store(segmentation: Segmentation, runtime: Runtime, *, text: Mapping[str, st
     Raises:
         BlobError: if they cannot be stored.
     """
-    put = runtime.blobs.put
+
+    def put(data: bytes) -> str:
+        return _patiently(runtime, partial(runtime.blobs.put, "results", data))
+
     return ResultBlobs(
-        mask=put("results", label_map_png(segmentation.label_map, text=text)),
-        scores=put("results", scores_npz(segmentation)),
+        mask=put(label_map_png(segmentation.label_map, text=text)),
+        scores=put(scores_npz(segmentation)),
     )
+
+
+def _patiently(runtime: Runtime, action: Callable[[], T]) -> T:
+    """Ask the blob store again while it is away: a queue's attempts would be used up in seconds."""
+    return persistently(action, passes=may_pass, patience=runtime.store_patience)
 
 
 def run(request: JobRequest, runtime: Runtime, *, waited: float, report: OnProgress) -> JobResult:
