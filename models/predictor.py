@@ -12,6 +12,7 @@ from models.activated import Activated
 from models.bundle import Bundle, BundleInfo
 from models.cam import grid_size
 from models.finish import finish
+from models.folding import folded_bundle
 from models.mask_batch import activate_labeled
 from models.mask_options import pseudo_mask_options
 from models.photos import Labeled, OnProgress, Unlabeled
@@ -48,7 +49,7 @@ class Predictor:
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        self.bundle = bundle
+        self.bundle = folded_bundle(bundle)
         self.device = bundle.class_text.device
         sam = self.info.inference.sam
         # At once: weights that are missing stop a server's start, not its first job.
