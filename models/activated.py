@@ -64,7 +64,7 @@ def hints_for(
         propose: a network's regions of an image, (3, H, W); None if there is no such network.
     """
     chains = [set(parse_chain(each.options.refine)) for each in batch]
-    rows = features(working) if any(chain & NEED_FEATURES for chain in chains) else None
+    rows = features(working).float() if any(chain & NEED_FEATURES for chain in chains) else None
     return [
         Hints(
             features=rows[number, None] if rows is not None and chain & NEED_FEATURES else None,

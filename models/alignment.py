@@ -27,25 +27,26 @@ def score_alignment(
         One alignment a class, in the order of channels.
     """
     tower = bundle.image_tower
-    indices = [bundle.info.classes.classes[channel].index for channel in channels.tolist()]
-    filled = [bool((label_map == index).any()) for index in indices]
-    if tower is None or not any(filled):
-        return [NO_ALIGNMENT] * len(indices)
+    regions = [
+        label_map == bundle.info.classes.classes[channel].index for channel in channels.tolist()
+    ]
+    filled = [number for number, region in enumerate(regions) if region.any()]
+    scored = [NO_ALIGNMENT] * len(regions)
+    if tower is None or not filled:
+        return scored
     size = tower.input_size
     # Area averages of the mask keep thin parts visible at CLIP's small size.
-    masks = [_area(label_map == index, size) for index in indices]
+    masks = torch.stack([_area(regions[number], size) for number in filled])
     seen = tower.normalize(resize_images(image, size))
-    regions = torch.stack(masks).to(image.device)[:, None] * seen
-    foreground = tower.embed_images(regions)
-    to_class = (foreground * bundle.class_text[channels]).sum(dim=-1).tolist()
-    if bundle.prompts is None:
-        to_background: list[float | None] = [None] * len(indices)
-    else:
-        to_background = (foreground * bundle.prompts[channels]).sum(dim=-1).tolist()
-    return [
-        Alignment(near, far) if found else NO_ALIGNMENT
-        for near, far, found in zip(to_class, to_background, filled, strict=True)
-    ]
+    foreground = tower.embed_images(masks.to(image.device)[:, None] * seen)
+    chosen = channels[filled]
+    to_class = (foreground * bundle.class_text[chosen]).sum(dim=-1).tolist()
+    to_background: list[float] | list[None] = [None] * len(filled)
+    if bundle.prompts is not None:
+        to_background = (foreground * bundle.prompts[chosen]).sum(dim=-1).tolist()
+    for number, near, far in zip(filled, to_class, to_background, strict=True):
+        scored[number] = Alignment(near, far)
+    return scored
 
 
 def _area(region: NDArray[np.bool_], size: tuple[int, int]) -> Tensor:

@@ -58,7 +58,9 @@ def multi_scale_cams(
         size = _round_to_grid(height * scale), _round_to_grid(width * scale)
         scaled = resize_images(images, size)
         cams = generator(torch.cat([scaled, scaled.flip(-1)]) if flip else scaled)
-        chosen = cams[image, channel]
+        chosen = cams[
+            image, channel
+        ].float()  # half precision would be seen in what is interpolated
         if flip:
             chosen = chosen + cams[image + len(images), channel].flip(-1)
         total += F.interpolate(

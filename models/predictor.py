@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,9 +13,11 @@ from models.activated import Activated
 from models.bundle import Bundle, BundleInfo
 from models.cam import grid_size
 from models.finish import finish
+from models.folding import folded_bundle
 from models.mask_batch import activate_labeled
 from models.mask_options import pseudo_mask_options
 from models.photos import Labeled, OnProgress, Unlabeled
+from models.precision import computing_in
 from models.refine import parse_chain
 from models.refine.sam import load_sam
 from models.segment_batch import activate_unlabeled
@@ -42,14 +45,17 @@ class Predictor:
 
     Args:
         bundle: its tensors' device is where the work is done.
+        precision: of the mask generator's and the segmenter's numbers, a name in ``models.precision.PRECISIONS``.
 
     Raises:
-        ValueError: if the bundle wants a SAM that cannot be loaded.
+        ValueError: if the precision is unknown, or the bundle wants a SAM that cannot be loaded.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
-        self.bundle = bundle
+    def __init__(self, bundle: Bundle, *, precision: str = "float32") -> None:
+        self.bundle = folded_bundle(bundle)
         self.device = bundle.class_text.device
+        self._computing = partial(computing_in, precision, device=self.device)
+        self._computing()  # an unknown precision is refused here
         sam = self.info.inference.sam
         # At once: weights that are missing stop a server's start, not its first job.
         self._propose = load_sam(sam, device=self.device) if sam else None
@@ -90,11 +96,7 @@ class Predictor:
             image: RGB in the upright frame, (H, W, 3).
             labels: names or synonyms of classes that the image shows.
             options: from ``options``.
-            on_progress: called with a stage's name and the fraction of all work done; what it raises stops the work.
-
-        Raises:
-            UnknownLabelError: if a label is not known.
-            ValueError: if the image has another form or there are no labels.
+            on_progress: as for ``activate``, whose errors are raised.
         """
         (made,) = self.pseudo_masks([Labeled(image, labels, options)], on_progress=on_progress)
         return made
@@ -126,7 +128,10 @@ class Predictor:
             UnknownLabelError: if a label is not known.
             ValueError: if an image has another form or no labels, or their working sizes differ.
         """
-        return activate_labeled(self.bundle, batch, propose=self._propose, on_progress=on_progress)
+        with self._computing():
+            return activate_labeled(
+                self.bundle, batch, propose=self._propose, on_progress=on_progress
+            )
 
     @torch.inference_mode()
     def finish(self, activated: Activated) -> Segmentation:
@@ -218,9 +223,9 @@ class Predictor:
             ValueError: if an image has another form, or their working sizes differ.
         """
         segmenter, settings = self._segmenter()
-        return activate_unlabeled(
-            self.bundle, segmenter, settings, batch, propose=self._propose, on_progress=on_progress
-        )
+        activate = partial(activate_unlabeled, self.bundle, segmenter, settings)
+        with self._computing():
+            return activate(batch, propose=self._propose, on_progress=on_progress)
 
     def release_memory(self) -> None:
         """Give memory that is held for later tensors back to the device; a CPU holds none."""

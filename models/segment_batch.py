@@ -12,7 +12,7 @@ from models.photos import OnProgress, Unlabeled
 from models.refine.regions import Regions
 from models.segmenter_config import SegmentConfig
 from models.segmenters import Segmenter
-from models.segmenters.inference import among, segment_images, winners
+from models.segmenters.inference import among, segment_images, stretched_winners
 from models.working import working_images
 
 
@@ -46,12 +46,12 @@ def activate_unlabeled(
         on_scale=lambda done: on_progress("segment", 0.7 * done),
     )
     hints = hints_for(batch, working, features=bundle.generator.features, propose=propose)
+    size = (working.shape[-2], working.shape[-1])
     activated = []
     for number, photo in enumerate(batch):
-        own = probabilities[number, None]
-        # Of tens of classes few are somewhere the best: the others' maps are not kept until the photo is finished.
-        channels = winners(own)
-        shares, together = among(own, channels)
+        # Of tens of classes few are somewhere the best: the others' maps are not even stretched.
+        channels, kept = stretched_winners(probabilities[number, None], size)
+        shares, together = among(kept)
         classes = tuple(bundle.info.classes.classes[channel] for channel in channels.tolist())
         activated.append(
             Activated(

@@ -153,9 +153,9 @@ def test_older_manifests_load(tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_its_segmenter_is_what_was_trained(
-    predictor: Predictor, tiny_segmenter_bundle: Path
+    tiny_segmenter_bundle: Path,
 ) -> None:
-    segmenter = predictor.bundle.segmenter
+    segmenter = load_bundle(tiny_segmenter_bundle, device=CPU).segmenter
     assert segmenter is not None
     assert not segmenter.training
     assert not any(each.requires_grad for each in segmenter.parameters())

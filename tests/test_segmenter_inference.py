@@ -7,7 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.segmenters.inference import among, in_windows, segment_images, window_starts, winners
+from models.segmenters.inference import (
+    among,
+    competitors,
+    in_windows,
+    segment_images,
+    stretched_winners,
+    window_starts,
+    winners,
+)
 
 
 def local(images: Tensor) -> Tensor:
@@ -82,19 +90,48 @@ def test_windows_cover_everything(length: int, window: int) -> None:
 
 def test_winners_are_kept_and_stay_the_best() -> None:
     scores = torch.tensor([[0.5, 0.1], [0.3, 0.3], [0.1, 0.4], [0.1, 0.2]]).view(1, 4, 1, 2)
-    channels = winners(scores)
+    channels, kept = stretched_winners(scores, (1, 2))
     assert channels.tolist() == [1]
-    shares, together = among(scores, channels)
+    shares, together = among(kept)
     torch.testing.assert_close(shares[0, :, 0], torch.tensor([[5 / 6, 1 / 5], [1 / 6, 4 / 5]]))
     torch.testing.assert_close(together.flatten(), torch.tensor([0.6, 0.5]))
 
 
 def test_where_the_background_wins_everywhere_no_class_is_left() -> None:
     scores = torch.tensor([0.9, 0.1]).view(1, 2, 1, 1)
-    channels = winners(scores)
-    shares, together = among(scores, channels)
+    channels, kept = stretched_winners(scores, (1, 1))
+    shares, together = among(kept)
     assert (shares.shape, channels.tolist()) == ((1, 1, 1, 1), [])
     assert (shares.item(), together.item()) == (1.0, pytest.approx(0.9))
+
+
+def test_what_is_seen_whole_and_once_stays_on_its_grid(images: Tensor) -> None:
+    def lopsided(batch: Tensor) -> Tensor:
+        return local(batch.roll(3, dims=-1))
+
+    found = segment_images(lopsided, images, scales=(1.0,), flip=True, window=160)
+    assert found.shape == (1, 3, 24, 40)
+    wide = (lopsided(images) + lopsided(images.flip(-1)).flip(-1)) / 2
+    torch.testing.assert_close(found, wide)
+    for scales, window in (((1.0,), 64), ((1.5,), None), ((1.0, 1.0), None)):
+        seen = segment_images(lopsided, images, scales=scales, flip=True, window=window)
+        assert seen.shape == (1, 3, 96, 160)
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 9), (2, 3), (12, 16)])
+@pytest.mark.parametrize("sharpness", [0.5, 3.0, 30.0])
+def test_who_can_win_is_told_before_stretching(grid: tuple[int, int], sharpness: float) -> None:
+    coarse = (torch.randn(1, 12, *grid) * sharpness).softmax(dim=1)
+    fine = F.interpolate(coarse, size=(64, 96), mode="bilinear", align_corners=False)
+    channels, maps = stretched_winners(coarse, (64, 96))
+    assert torch.equal(channels, winners(fine))
+    torch.testing.assert_close(maps, fine[:, [0, *(channels + 1).tolist()]])
+    assert set(channels.tolist()) <= set(competitors(coarse).tolist())
+
+
+def test_a_class_that_another_tops_everywhere_cannot_win() -> None:
+    coarse = torch.tensor([0.1, 0.5, 0.3, 0.1]).view(1, 4, 1, 1).expand(1, 4, 5, 6)
+    assert competitors(coarse).tolist() == [0]
 
 
 def test_no_scale_is_refused(images: Tensor) -> None:

@@ -30,6 +30,7 @@ def load_predictor(settings: WorkerSettings) -> PredictorLike:
     Raises:
         BundleError: if there is no such bundle, or it is damaged.
         RuntimeError: if torch does not know the device.
+        ValueError: if the precision is unknown.
     """
     # torch takes seconds to import, which --help and a wrong option should not.
     import torch  # noqa: PLC0415
@@ -42,7 +43,8 @@ def load_predictor(settings: WorkerSettings) -> PredictorLike:
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Predictor(load_bundle(find_bundle(settings.bundle), device=torch.device(device)))
+    bundle = load_bundle(find_bundle(settings.bundle), device=torch.device(device))
+    return Predictor(bundle, precision=settings.precision)
 
 
 def make_app(load: Load) -> typer.Typer:
@@ -65,6 +67,10 @@ def make_app(load: Load) -> typer.Typer:
         device: Annotated[
             str, typer.Option(envvar="SEMPLES_DEVICE", help="cpu, cuda, cuda:1 or auto.")
         ] = "auto",
+        precision: Annotated[
+            str,
+            typer.Option(envvar="SEMPLES_PRECISION", help="float32, bfloat16 or float16."),
+        ] = "float32",
         threads: Annotated[
             int,
             typer.Option(envvar="SEMPLES_THREADS", min=0, help="CPU threads; 0: torch decides."),
@@ -108,6 +114,7 @@ def make_app(load: Load) -> typer.Typer:
             blobs=blobs,
             bundle=bundle,
             device=device,
+            precision=precision,
             threads=threads,
             name=name or default_name(),
             lease=lease,

@@ -33,6 +33,7 @@ class WorkerSettings:
         blobs: directory or fsspec URL of the blob store.
         bundle: name of a shipped bundle, or a folder.
         device: "cpu", "cuda", "cuda:1"…; "auto" takes a GPU if there is one.
+        precision: in which networks compute: "float32", "bfloat16" or "float16".
         threads: CPU threads of the model; 0 leaves the choice to torch.
         name: unique among workers.
         max_pixels: largest image, width times height; as the service's.
@@ -47,6 +48,7 @@ class WorkerSettings:
     blobs: str
     bundle: str = "coco-demo"
     device: str = "auto"
+    precision: str = "float32"
     threads: int = 0
     name: str = field(default_factory=default_name)
     lease: int = LEASE_SECONDS

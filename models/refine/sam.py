@@ -39,14 +39,16 @@ class SamProposals:
 
     def __call__(self, image: Tensor) -> Regions:
         """Propose regions of an image, (3, H, W) in [0, 1]; none if SAM is sure of no mask."""
-        found = self.find_masks(
-            to_pil_image((image.float() * 255).round().byte().cpu()),
-            points_per_crop=self.points_per_side,  # a crop's points per side, whatever the name says
-            points_per_batch=self.points_at_once,
-            pred_iou_thresh=self.min_quality,
-            stability_score_thresh=self.min_stability,
-            crops_nms_thresh=self.max_overlap,
-        )["masks"]
+        # Whatever the networks around it compute in: its post-processing knows single precision alone.
+        with torch.autocast(image.device.type, enabled=False):
+            found = self.find_masks(
+                to_pil_image((image.float() * 255).round().byte().cpu()),
+                points_per_crop=self.points_per_side,  # a crop's points per side, whatever the name says
+                points_per_batch=self.points_at_once,
+                pred_iou_thresh=self.min_quality,
+                stability_score_thresh=self.min_stability,
+                crops_nms_thresh=self.max_overlap,
+            )["masks"]
         nothing = torch.zeros(0, *image.shape[1:], dtype=torch.bool)
         return from_masks((torch.stack(found) if found else nothing).to(image.device))
 

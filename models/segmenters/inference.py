@@ -13,6 +13,7 @@ from models.cam import GRID, grid_size, resize_images
 Probabilities = Callable[[Tensor], Tensor]  # what a segmenter does; see Segmenter.forward
 
 _OVERLAP = 1 / 3  # share of a window that it has in common with the next one, at least
+_ROUNDING = 1e-6  # of probabilities
 
 
 def segment_images(
@@ -24,18 +25,19 @@ def segment_images(
     window: int | None,
     on_scale: Callable[[float], None] = lambda _: None,
 ) -> Tensor:
-    """Average a segmenter's probabilities over scales, with and without flip, at the images' size.
+    """Average a segmenter's probabilities over scales, with and without flip.
 
     Args:
         segmenter: images (B, 3, H, W) → probabilities (B, K + 1, h, w).
-        images: in [0, 1], (B, 3, H, W).
+        images: in [0, 1], (B, 3, H, W), sides multiples of 32.
         scales: relative to the images' size; sides are rounded to multiples of 32.
         flip: add the mirrored image's probabilities.
         window: side of the windows in pixels, for scaled images that exceed it; None sees every image whole.
         on_scale: called before each scale with the share done so far; what it raises stops the work.
 
     Returns:
-        Probabilities, (B, K + 1, H, W), background first; they sum to 1 over the channels.
+        Probabilities, background first; they sum to 1 over the channels. (B, K + 1, H, W), or (B, K + 1, h, w) where
+        the images are seen as they are alone and whole: what is done on that grid costs far less.
 
     Raises:
         ValueError: if there is no scale.
@@ -43,16 +45,20 @@ def segment_images(
     if not scales:
         raise ValueError("expected at least one scale, got none")
     height, width = images.shape[-2:]
+    alone = len(scales) == 1
     total = images.new_zeros(())
     for number, scale in enumerate(scales):
         on_scale(number / len(scales))
         size = grid_size(height, width, longer_side=round(scale * max(height, width)))
         scaled = resize_images(images, size)
         batch = torch.cat([scaled, scaled.flip(-1)]) if flip else scaled
-        found = in_windows(segmenter, batch, window=window)
+        whole = alone and size == (height, width) and not _exceeds(size, window)
+        found = segmenter(batch) if whole else in_windows(segmenter, batch, window=window)
         if flip:
             straight, mirrored = found.chunk(2)
             found = (straight + mirrored.flip(-1)) / 2
+        if whole:
+            return found
         total = total + _stretch(found, (height, width))
     return total / len(scales)
 
@@ -71,7 +77,7 @@ def in_windows(segmenter: Probabilities, images: Tensor, *, window: int | None) 
         (B, K + 1, H, W).
     """
     height, width = images.shape[-2:]
-    if window is None or max(height, width) <= window:
+    if window is None or not _exceeds((height, width), window):
         return _stretch(segmenter(images), (height, width))
     total, count = images.new_zeros(()), images.new_zeros((height, width))
     for top in window_starts(height, window=window):
@@ -108,16 +114,53 @@ def winners(probabilities: Tensor) -> Tensor:
     return channels
 
 
-def among(probabilities: Tensor, channels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what the background and some classes have among themselves, and what they have together.
+def stretched_winners(probabilities: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return the class channels that are the best somewhere once stretched to a size, and only their maps.
 
     Args:
-        probabilities: background first, (1, K + 1, H, W).
-        channels: of the classes, (n,).
+        probabilities: background first, (1, K + 1, h, w).
+        size: (H, W).
+
+    Returns:
+        The channels of the classes, (n,), and the stretched maps of the background and of these, (1, n + 1, H, W).
+    """
+    if probabilities.shape[-2:] == size:
+        best = winners(probabilities)
+        return best, _with_background(probabilities, best)
+    competing = competitors(probabilities)
+    maps = _stretch(_with_background(probabilities, competing), size)
+    best = winners(maps)
+    return competing[best], _with_background(maps, best)
+
+
+def competitors(probabilities: Tensor) -> Tensor:
+    """Return the class channels that can be the best somewhere once stretched, (1, K + 1, h, w) → (n,).
+
+    What bilinear interpolation gives between four places is no higher than a class's highest there, and no lower than
+    another's lowest.
+    """
+    kernel = [min(2, side) for side in probabilities.shape[-2:]]
+    highest = F.max_pool2d(probabilities, kernel, stride=1)
+    lowest = -F.max_pool2d(-probabilities, kernel, stride=1)
+    bar = lowest.amax(dim=1, keepdim=True) - _ROUNDING
+    competes = (highest >= bar).flatten(2).any(dim=2)[0, 1:]
+    channels: Tensor = competes.nonzero()[:, 0]
+    return channels
+
+
+def among(probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what some channels, (1, n + 1, H, W), have among themselves, and what they have together.
 
     Returns:
         Shares that sum to 1, (1, n + 1, H, W), and the sum of the probabilities they were, (1, 1, H, W).
     """
-    kept = probabilities[:, torch.cat([channels.new_zeros(1), channels + 1])]
-    together = kept.sum(dim=1, keepdim=True)
-    return kept / together.clamp(min=1e-12), together
+    together = probabilities.sum(dim=1, keepdim=True)
+    return probabilities / together.clamp(min=1e-12), together
+
+
+def _with_background(probabilities: Tensor, channels: Tensor) -> Tensor:
+    return probabilities[:, torch.cat([channels.new_zeros(1), channels + 1])]
+
+
+def _exceeds(size: tuple[int, int], window: int | None) -> bool:
+    return window is not None and max(size) > window
