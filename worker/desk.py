@@ -28,6 +28,7 @@ from worker.taking import (
     give_back,
     lease,
     leave_canceled,
+    leave_ended,
     mark_canceled,
     new_execution,
     take,
@@ -83,13 +84,15 @@ class QueueDesk:
 
     def receive(self, jobs: Sequence[Job]) -> list[Hand]:
         """Take leases of jobs that are in the intermediate list, and have their photos decoded."""
-        wanted = persistently(lambda: leave_canceled(self._queue, jobs))
+        waiting = persistently(lambda: leave_ended(self._queue, jobs))
+        wanted = persistently(lambda: leave_canceled(self._queue, waiting))
         if not wanted:
             return []
         worker = self._worker
         executions = [new_execution(job, worker=worker.name) for job in wanted]
-        persistently(lambda: lease(self._queue, executions, seconds=worker.lease))
+        # First here: the lease may be taken and the answer lost, and then it must be renewed.
         worker.executions.update({each.id: each for each in executions})
+        persistently(lambda: lease(self._queue, executions, seconds=worker.lease))
         return [
             Hand(job, execution, _waited(job), self._pool.submit(_decode, job, self._runtime))
             for job, execution in zip(wanted, executions, strict=True)
@@ -125,6 +128,8 @@ class QueueDesk:
                 persistently(partial(self._look_and_settle, hand))
 
     def _look_and_settle(self, hand: Hand) -> None:
+        # RQ lets go of the lease before the end is written, and nobody would renew it.
+        self._worker.executions[hand.execution.id] = hand.execution
         (state,) = self._states([hand])
         self._settle_one(hand, state)
 
@@ -138,7 +143,10 @@ class QueueDesk:
         else:
             if hand.concluded is not None:
                 self._runtime.concluded[hand.job.id] = hand.concluded
-            self._worker.perform_job(hand.job, self._queue, hand.execution)
+            well = self._worker.perform_job(hand.job, self._queue, hand.execution)
+            if not well and self._states([hand]) == ["ours"]:
+                # RQ keeps it to itself.
+                raise RedisError("expected a failure written down, got none")
 
     def _states(self, hands: Sequence[Hand]) -> list[str]:
         """Return whether each job is still ours and wanted: "ours", "canceled" or "lost"."""
