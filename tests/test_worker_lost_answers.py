@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -168,3 +169,27 @@ def test_to_be_lost_between_queue_and_hand_is_no_attempt(place: Place, worker: L
     job.refresh()
     assert job.retries_left == MAX_ATTEMPTS - 1
     assert place.leftovers() == NOTHING | {"queue": [job.id.encode()]}
+
+
+def test_what_is_known_before_redis_is_away_is_done_without_it(
+    place: Place, worker: LeaseWorker
+) -> None:
+    break_at(b"suspended", arrives=False)
+    worker.check_for_suspension(burst=False)
+    break_at(b"shutdown_requested_date", arrives=False)
+    worker.set_state("busy")
+    worker.request_stop(signal.SIGTERM, None)
+    assert worker.stopped_on_request
+
+
+def test_a_second_signal_is_no_failure_of_the_job(place: Place, worker: LeaseWorker) -> None:
+    job = place.post("cat")
+
+    def stop(**_: object) -> None:
+        raise SystemExit
+
+    worker.handle_job_success = stop  # type: ignore[method-assign]
+    with pytest.raises(SystemExit):
+        work(worker, place, job)
+    assert job.get_status() == "started"
+    assert job.results() == []

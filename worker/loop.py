@@ -12,7 +12,8 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from redis import Redis
@@ -43,6 +44,15 @@ log = logging.getLogger(__name__)
 BEATS_PER_LEASE = 5
 STUCK_GRACE_SECONDS = 10.0
 STUCK_EXIT_CODE = 70
+
+
+@contextmanager
+def _whether_or_not_redis_is_there(what: str) -> Iterator[None]:
+    """Go on where Redis is away, and log what was left out."""
+    try:
+        yield
+    except RedisError as error:
+        log.warning("%s: %s", what, error)
 
 
 class LeaseWorker(SimpleWorker):
@@ -167,10 +177,18 @@ class LeaseWorker(SimpleWorker):
 
     def set_state(self, state: str, pipeline: Pipeline | None = None) -> None:
         """Tell what this worker does; if Redis is away, itself alone."""
-        try:
+        with _whether_or_not_redis_is_there("state not written"):
             super().set_state(state, pipeline)
-        except RedisError as error:
-            log.warning("state %s not written: %s", state, error)
+
+    def set_shutdown_requested_date(self) -> None:
+        """Tell that a signal asked to stop; called by its handler, in the middle of anything."""
+        with _whether_or_not_redis_is_there("request to stop not written"):
+            super().set_shutdown_requested_date()  # type: ignore[no-untyped-call]
+
+    def check_for_suspension(self, burst: bool) -> None:
+        """Wait while ``rq suspend`` holds; not for Redis, which the next step does."""
+        with _whether_or_not_redis_is_there("not asked whether suspended"):
+            super().check_for_suspension(burst)
 
     def handle_job_success(
         self, job: Job, queue: Queue, started_job_registry: StartedJobRegistry, execution: Execution
@@ -182,9 +200,13 @@ class LeaseWorker(SimpleWorker):
     def _finalize_failure(
         self, job: Job, queue: Queue, execution: Execution, exc_info: tuple[Any, Any, Any]
     ) -> None:
-        """Write down a job's failure, unless what failed was the writing down: that is tried again."""
-        if isinstance(exc_info[1], RedisError):
-            raise exc_info[1]
+        """Write down a job's failure, unless it was not the job that failed.
+
+        A failed writing down is tried again, and a second signal to stop (SystemExit) may come at any time.
+        """
+        error = exc_info[1]
+        if isinstance(error, RedisError) or not isinstance(error, Exception):
+            raise error or RuntimeError("expected an exception, got none")
         job.started_at = execution.created_at
         super()._finalize_failure(job, queue, execution, exc_info)
 
