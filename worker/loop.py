@@ -26,6 +26,7 @@ from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 from rq.worker import WorkerStatus
 
+from worker.calm import Calm
 from worker.conveyor import Conveyor, ThreadsStuckError
 from worker.desk import QueueDesk
 from worker.failures import note_failure
@@ -106,6 +107,7 @@ class LeaseWorker(SimpleWorker):
         )
         self._workers = 1
         self.watch = Watch()
+        self._calm = Calm(lease=lease, pause=lease / 2)
         self._conveyor = Conveyor(runtime, sizes=sizes, watch=self.watch)
         self._desk = QueueDesk(
             queue,
@@ -226,7 +228,8 @@ class LeaseWorker(SimpleWorker):
         announce(self.connection, info, model, self._explanation, lease=self.lease)
         alive = [each for each in live_workers(self.connection) if each.model.name == model.name]
         self._workers = len(alive)
-        tidy(self._queue, self)
+        if self._calm.all_have_beaten():
+            tidy(self._queue, self)
 
     def _worker_info(self, jobs_in_hand: int) -> WorkerInfo:
         return WorkerInfo(
