@@ -89,11 +89,14 @@ class Conveyor:
         """
         self._waiting += first
         while self._waiting or self._ending:
-            self._watch.expect(max(hand.timeout for hand in (*self._waiting, *self._ending)))
             self._give_up_late()
+            self._watch.rest()  # the desk may wait for Redis, and that is no reason to end
             self._settle(desk)
             if not alone:
                 self._waiting += desk.more(2 * self._sizes.batch - len(self._waiting))
+            self._watch.expect(
+                max((hand.timeout for hand in (*self._waiting, *self._ending)), default=0.0)
+            )
             ready = [hand for hand in self._waiting if hand.decoded.done()]
             if ready and len(self._ending) <= 2 * self._sizes.batch:
                 self._through_networks(ready, desk)
