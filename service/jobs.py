@@ -20,7 +20,7 @@ from models.pictures import overlay_png
 from service.errors import ProblemError
 from service.schemas import failure_of, request_of, status_of
 from worker.blobs import BlobStore
-from worker.cancel import ask_to_cancel, withdraw_cancel
+from worker.cancel import ask_to_cancel, cancel_waiting, withdraw_cancel
 from worker.protocol import RESULT_SECONDS, JobRequest, JobResult, idempotency_key
 from worker.queues import TaskQueue, fetch_job, make_job, open_queue
 
@@ -112,11 +112,7 @@ class Jobs:
             return job
         # First the wish: a worker that takes the job meanwhile finds it.
         ask_to_cancel(self._redis, job.id)
-        job = self.find(job.id)
-        if status_of(job) == "queued":
-            with suppress(InvalidJobOperation):  # canceled by somebody else just now
-                job.cancel()
-                job.cleanup(RESULT_SECONDS, remove_from_queue=False)
+        cancel_waiting(self._queue(request_of(job).model.name), job)
         return self.find(job.id)
 
     def position(self, job: Job) -> int | None:

@@ -9,12 +9,14 @@ from typing import Any, ClassVar
 import pytest
 from redis import Redis, UnixDomainSocketConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
+from rq.utils import now
 
 from tests.service_doubles import DoublePredictor
 from tests.service_fixtures import LEASE, NOTHING, Place
+from worker.cancel import cancel_waiting
 from worker.loop import LeaseWorker
 from worker.presence import ModelInfo
-from worker.protocol import MAX_ATTEMPTS
+from worker.protocol import MAX_ATTEMPTS, RESULT_SECONDS
 from worker.queues import open_queue, open_redis
 from worker.runtime import Runtime, install
 from worker.sizes import Sizes
@@ -193,3 +195,24 @@ def test_a_second_signal_is_no_failure_of_the_job(place: Place, worker: LeaseWor
         work(worker, place, job)
     assert job.get_status() == "started"
     assert job.results() == []
+
+
+def test_a_job_taken_while_it_is_canceled_is_its_workers_to_end(
+    place: Place, worker: LeaseWorker
+) -> None:
+    job = place.post("cat")
+    [taken] = take(place.queue, 1)
+    lease(place.queue, [new_execution(taken, worker="lone")], seconds=LEASE)
+    cancel_waiting(place.queue, job)
+    assert job.get_status() == "started"
+    assert len(place.leftovers()["wip"]) == 1
+
+
+def test_what_waits_is_canceled_at_once(place: Place, worker: LeaseWorker) -> None:
+    job = place.post("cat")
+    for _ in range(2):
+        cancel_waiting(place.queue, job)
+    assert job.get_status() == "canceled"
+    assert place.redis.zscore(f"rq:canceled:{place.queue.name}", job.id) > now().timestamp()
+    assert 0 < place.redis.ttl(job.key) <= RESULT_SECONDS
+    assert place.leftovers() == NOTHING
