@@ -68,7 +68,10 @@ class Jobs:
             ProblemError: if the queue is full, or the token was used for another request.
         """
         job_id = self._remembered(token, request) if token else None
-        job = fetch_job(self._redis, job_id or request.job_id())
+        job_id = job_id or request.job_id()
+        # Before the look at it: its worker may be about to leave it.
+        withdraw_cancel(self._redis, job_id)
+        job = fetch_job(self._redis, job_id)
         if job is not None and not self._runs_again(job):
             if token:
                 self._remember(token, request)
@@ -79,7 +82,6 @@ class Jobs:
         if job is not None:
             with suppress(InvalidJobOperation):  # it expired just now
                 job.delete()
-            withdraw_cancel(self._redis, job.id)
         # The image goes first: a worker may take the job at once.
         self._blobs.put("uploads", data)
         job = make_job(self._redis, request, timeout=self.limits.job_timeout)

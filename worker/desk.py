@@ -9,7 +9,7 @@ from functools import partial
 from typing import Protocol
 
 from redis.client import Pipeline
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, WatchError
 from rq import Queue
 from rq.executions import Execution
 from rq.job import Job
@@ -31,6 +31,7 @@ from worker.taking import (
     leave_ended,
     mark_canceled,
     new_execution,
+    queue_again,
     take,
 )
 
@@ -137,9 +138,11 @@ class QueueDesk:
         if state == "lost":
             # The lease ran out while Redis was away, and somebody else has the job by now.
             log.warning("job %s: its lease was lost, and the result with it", hand.job.id)
-            self._let_go(hand, canceled=False)
-        elif state == "canceled" or isinstance(_error(hand), JobCanceledError):
+            self._let_go(hand)
+        elif state == "canceled":
             self._let_go(hand, canceled=True)
+        elif isinstance(_error(hand), JobCanceledError):
+            self._let_go(hand, again=True)  # the same was posted again, and nothing has come out
         else:
             if hand.concluded is not None:
                 self._runtime.concluded[hand.job.id] = hand.concluded
@@ -161,11 +164,20 @@ class QueueDesk:
             for holder, unwanted in zip(answers[::2], answers[1::2], strict=True)
         ]
 
-    def _let_go(self, hand: Hand, *, canceled: bool) -> None:
+    def _let_go(self, hand: Hand, *, canceled: bool = False, again: bool = False) -> None:
+        wish = cancel_key(hand.job.id)
         with self._queue.connection.pipeline() as pipeline:
-            self._worker.cleanup_execution(hand.job, pipeline, hand.execution)
             if canceled:
+                pipeline.watch(wish)  # type: ignore[no-untyped-call]
+                if not pipeline.exists(wish):
+                    raise WatchError(
+                        "expected a job that nobody wants, got one that was posted again"
+                    )
+                pipeline.multi()
                 mark_canceled(hand.job, pipeline)
+            if again:
+                queue_again(self._queue, hand.job, pipeline)
+            self._worker.cleanup_execution(hand.job, pipeline, hand.execution)
             pipeline.execute()
 
 

@@ -78,6 +78,13 @@ def mark_canceled(job: Job, pipeline: Pipeline) -> None:
     job.cleanup(RESULT_SECONDS, pipeline=pipeline, remove_from_queue=False)
 
 
+def queue_again(queue: TaskQueue, job: Job, pipeline: Pipeline) -> None:
+    """Write into a pipeline that a job waits again, before all others."""
+    job.set_status(JobStatus.QUEUED, pipeline=pipeline)
+    job.cleanup(job.ttl, pipeline=pipeline, remove_from_queue=False)
+    pipeline.lpush(queue.key, job.id)
+
+
 def new_execution(job: Job, *, worker: str) -> Execution:
     """Return what a lease of a job will be known by."""
     execution = Execution(uuid4().hex, job.id, job.connection, worker_name=worker)
