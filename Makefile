@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DATA ?= ../shared/data/coco100
 CLIP := build/offline-clip
+SEED ?= 0
 # Idle OpenMP threads that spin stall everything else on a small machine.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup demo test check format offline-clip demo-bundle benchmark-contexts clean
+.PHONY: setup demo test check format chaos offline-clip demo-bundle benchmark-contexts clean
 
 setup: $(READY)
 
@@ -33,6 +34,9 @@ check: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+chaos: $(READY) ## a thousand jobs while workers and Valkey are killed; ten minutes
+	$(BIN)/python -m benchmarks.chaos --jobs 1000 --seed $(SEED)
 
 benchmark-contexts: $(READY) ## the ablation on the controlled world, three seeds
 	$(BIN)/python -m benchmarks.contexts --output build/contexts --generators

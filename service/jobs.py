@@ -23,7 +23,7 @@ from service.errors import ProblemError
 from service.observe import origin
 from worker.blobs import BlobStore
 from worker.callbacks import Recipient, register
-from worker.cancel import ask_to_cancel, withdraw_cancel
+from worker.cancel import ask_to_cancel, cancel_waiting, withdraw_cancel
 from worker.outcome import failure_of, request_of, status_of
 from worker.protocol import RESULT_SECONDS, JobRequest, JobResult, idempotency_key
 from worker.queues import TaskQueue, fetch_job, make_job, open_queue
@@ -90,7 +90,8 @@ class Jobs:
             CallbacksFullError: if too many wait to hear of jobs.
         """
         job_id = (self._remembered(token, request) if token else None) or request.job_id()
-        withdraw_cancel(self._redis, job_id)  # whoever took it back, it is wanted again
+        # Before the look at it: its worker may be about to leave it.
+        withdraw_cancel(self._redis, job_id)
         job = fetch_job(self._redis, job_id)
         if job is not None and not self._runs_again(job):
             if token:
@@ -144,11 +145,7 @@ class Jobs:
             return job
         # First the wish: a worker that takes the job meanwhile finds it.
         ask_to_cancel(self._redis, job.id)
-        job = self.find(job.id)
-        if status_of(job) == "queued":
-            with suppress(InvalidJobOperation):  # canceled by somebody else just now
-                job.cancel()
-                job.cleanup(RESULT_SECONDS, remove_from_queue=False)
+        cancel_waiting(self._queue(request_of(job).model.name), job)
         return self.find(job.id)
 
     def position(self, job: Job) -> int | None:

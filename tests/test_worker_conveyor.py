@@ -65,11 +65,19 @@ class Line:
     settled: dict[str, Future[JobResult]] = field(default_factory=dict)
     unwanted: set[str] = field(default_factory=set)
     asked: int = 0
+    closing: bool = False
+    released: list[Hand] = field(default_factory=list)
 
     def more(self, most: int) -> list[Hand]:
         self.asked += 1
         taken, self.hands = self.hands[: max(0, most)], self.hands[max(0, most) :]
         return taken
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def release(self, hands: Sequence[Hand]) -> None:
+        self.released += hands
 
     def settle(self, hands: Sequence[Hand]) -> None:
         for hand in hands:
@@ -235,6 +243,21 @@ def test_a_device_that_refinement_finds_broken_stops_everything(works: Works) ->
     works.predictor.errors = [RuntimeError("CUDA error: unspecified launch failure")]
     with pytest.raises(DeviceLostError, match="unspecified launch failure"):
         works.work([works.hand("cat")])
+
+
+def test_what_has_not_been_through_the_networks_is_put_back_when_the_worker_is_to_stop(
+    works: Works,
+) -> None:
+    hands = [works.hand("cat", width=20), works.hand("cat", width=30)]
+    line = Line([])
+
+    def stop(stage: str, fraction: float) -> None:
+        line.closing = True
+
+    line.reporter = lambda hands: stop  # type: ignore[method-assign]
+    works.conveyor.work(hands, line, alone=False)
+    assert list(line.settled) == [hands[0].job.id]
+    assert line.released == [hands[1]]
 
 
 def test_no_more_photos_are_taken_than_memory_holds() -> None:

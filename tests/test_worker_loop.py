@@ -13,6 +13,7 @@ from rq.utils import now
 from tests.service_doubles import NAMES, DoublePredictor
 from tests.service_fixtures import LEASE, NOTHING, Place, WorkerProcess, wait_for
 from worker.activity import Activity
+from worker.calm import Calm
 from worker.loop import STUCK_EXIT_CODE, STUCK_GRACE_SECONDS, LeaseWorker
 from worker.presence import (
     Explanation,
@@ -81,7 +82,7 @@ def test_sigterm_finishes_the_job_in_hand_and_takes_no_other(
     place: Place, worker: WorkerProcess
 ) -> None:
     job = place.post("slow")
-    wait_for(lambda: job.get_status() == "started")
+    wait_for(lambda: job.get_meta().get("progress", {}).get("stage") == "cam")
     worker.ensure().ask_to_stop()
     other = place.post("cat")
     assert worker.stop() == 0
@@ -202,6 +203,7 @@ def test_a_main_thread_that_is_stuck_ends_the_process(
     seconds = [100.0]
     activity = Activity(clock=lambda: seconds[0])
     monkeypatch.setattr(lone_worker, "vitals", replace(lone_worker.vitals, activity=activity))
+    lone_worker.calm = Calm(lease=0, pause=1e9)
     activity.expect(1)
     seconds[0] += 1 + STUCK_GRACE_SECONDS - 0.5
     lone_worker.beat()

@@ -6,8 +6,20 @@ from collections.abc import Sequence
 from typing import cast
 
 from redis import Redis
+from rq.job import Job
+from rq.registry import CanceledJobRegistry
+from rq.utils import current_timestamp
 
-from worker.protocol import BLOB_SECONDS
+from worker.protocol import BLOB_SECONDS, RESULT_SECONDS
+from worker.queues import TaskQueue
+
+_CANCEL_WAITING = """
+if redis.call('LREM', KEYS[1], 0, ARGV[1]) > 0 then
+    redis.call('HSET', KEYS[2], 'status', 'canceled')
+    redis.call('EXPIRE', KEYS[2], ARGV[2])
+    redis.call('ZADD', KEYS[3], ARGV[3], ARGV[1])
+end
+"""
 
 
 class JobCanceledError(Exception):
@@ -22,6 +34,14 @@ def cancel_key(job_id: str) -> str:
 def ask_to_cancel(redis: Redis, job_id: str) -> None:
     """Ask whoever has a job, or takes it later, to leave it."""
     redis.set(cancel_key(job_id), 1, ex=BLOB_SECONDS)
+
+
+def cancel_waiting(queue: TaskQueue, job: Job) -> None:
+    """Cancel a job that waits in the queue; one that a worker has taken is that worker's to end."""
+    registry = CanceledJobRegistry.key_template.format(queue.name)
+    keys = (queue.key, job.key, registry)
+    ends = (RESULT_SECONDS, current_timestamp() + RESULT_SECONDS)
+    queue.connection.eval(_CANCEL_WAITING, len(keys), *keys, job.id, *ends)
 
 
 def withdraw_cancel(redis: Redis, job_id: str) -> None:

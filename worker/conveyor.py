@@ -42,6 +42,14 @@ class Desk(Protocol):
         """Return jobs that wait, at most so many; does not wait itself."""
         ...
 
+    def is_closing(self) -> bool:
+        """Return whether no more jobs are welcome."""
+        ...
+
+    def release(self, hands: Sequence[Hand]) -> None:
+        """Put jobs back that have not been through the networks."""
+        ...
+
     def settle(self, hands: Sequence[Hand]) -> None:
         """Finish jobs that are concluded."""
         ...
@@ -103,7 +111,10 @@ class Conveyor:
             self._watch.rest()
             self._give_up_late()
             self._settle(desk)
-            if not alone and self._has_room():
+            if desk.is_closing():
+                desk.release(self._waiting)
+                self._waiting = []
+            elif not alone and self._has_room():
                 self._waiting += desk.more(2 * self._sizes.batch - len(self._waiting))
             ready = [hand for hand in self._waiting if hand.decoded.done()]
             if ready and len(self._ending) <= 2 * self._sizes.batch:
@@ -124,9 +135,7 @@ class Conveyor:
     def _wait(self) -> None:
         """Wait for a thread to be done with something, though not long: there may be more in the queue."""
         if not any(hand.pending.done() for hand in self._ending):
-            pending: list[Future[Any]] = [
-                hand.pending for hand in (*self._waiting, *self._ending)
-            ]
+            pending: list[Future[Any]] = [hand.pending for hand in (*self._waiting, *self._ending)]
             undone = [each for each in pending if not each.done()]
             wait(undone, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Protocol
 
 from redis.client import Pipeline
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, WatchError
 from rq import Queue
 from rq.executions import Execution
 from rq.job import Job
@@ -29,8 +29,10 @@ from worker.taking import (
     give_back,
     lease,
     leave_canceled,
+    leave_ended,
     mark_canceled,
     new_execution,
+    queue_again,
     take,
 )
 
@@ -81,16 +83,24 @@ class QueueDesk:
         self._pool = pool
         self._may_take = may_take
         self._workers = workers
+        self._alone_next = False
+
+    def begin(self, job: Job) -> list[Hand]:
+        """Take a lease of the job that RQ has taken from the queue, and have its photo decoded."""
+        self._alone_next = False
+        return self.receive([job])
 
     def receive(self, jobs: Sequence[Job]) -> list[Hand]:
         """Take leases of jobs that are in the intermediate list, and have their photos decoded."""
-        wanted = persistently(lambda: leave_canceled(self._queue, jobs))
+        waiting = persistently(lambda: leave_ended(self._queue, jobs))
+        wanted = persistently(lambda: leave_canceled(self._queue, waiting))
         if not wanted:
             return []
         worker = self._worker
         executions = [new_execution(job, worker=worker.name) for job in wanted]
-        persistently(lambda: lease(self._queue, executions, seconds=worker.lease))
+        # First here: the lease may be taken and the answer lost, and then it must be renewed.
         worker.executions.update({each.id: each for each in executions})
+        persistently(lambda: lease(self._queue, executions, seconds=worker.lease))
         hands = [
             Hand(job, execution, _waited(job))
             for job, execution in zip(wanted, executions, strict=True)
@@ -108,14 +118,29 @@ class QueueDesk:
 
         Other workers get their share. A job that may be a worker's death is left for later, when it can be alone.
         """
-        if most < 1 or not self._may_take():
+        if most < 1 or self._alone_next or self.is_closing():
             return []
-        waiting = persistently(lambda: self._queue.count)
-        share = -(-waiting // max(1, self._workers()))
-        jobs = persistently(lambda: take(self._queue, min(most, share)))
+        waiting, held = persistently(lambda: self._queue.count), len(self._worker.executions)
+        share = -(-(waiting + held) // max(1, self._workers())) - held
+        jobs = persistently(lambda: take(self._queue, min(most, share, waiting)))
         first = next((i for i, job in enumerate(jobs) if has_cost_a_worker(job)), len(jobs))
-        persistently(lambda: give_back(self._queue, jobs[first:]))
+        if first < len(jobs):
+            self._alone_next = True  # not taken again before all others are done
+            persistently(lambda: give_back(self._queue, jobs[first:]))
         return self.receive(jobs[:first])
+
+    def is_closing(self) -> bool:
+        """Return whether no more jobs are welcome, for the worker is to stop."""
+        return not self._may_take()
+
+    def release(self, hands: Sequence[Hand]) -> None:
+        """Put jobs back that nothing has been done with, to the front of the queue."""
+        for hand in reversed(hands):
+            persistently(partial(self._release_one, hand))
+
+    def _release_one(self, hand: Hand) -> None:
+        (state,) = self._states([hand])
+        self._let_go(hand, canceled=state == "canceled", again=state == "ours")
 
     def reporter(self, hands: Sequence[Hand]) -> OnProgress:
         """Return what tells how far jobs are; see ``worker.progress``."""
@@ -133,6 +158,8 @@ class QueueDesk:
                 persistently(partial(self._look_and_settle, hand))
 
     def _look_and_settle(self, hand: Hand) -> None:
+        # RQ lets go of the lease before the end is written, and nobody would renew it.
+        self._worker.executions[hand.execution.id] = hand.execution
         (state,) = self._states([hand])
         self._settle_one(hand, state)
 
@@ -140,13 +167,26 @@ class QueueDesk:
         if state == "lost":
             # The lease ran out while Redis was away, and somebody else has the job by now.
             log.warning("job %s: its lease was lost, and the result with it", hand.job.id)
-            self._let_go(hand, canceled=False)
-        elif state == "canceled" or isinstance(_error(hand), JobCanceledError):
+            self._let_go(hand)
+        elif state == "canceled":
             self._let_go(hand, canceled=True)
+        elif isinstance(_error(hand), JobCanceledError):
+            self._let_go(hand, again=True)  # the same was posted again, and nothing has come out
         else:
-            if hand.concluded is not None:
-                self._runtime.concluded[hand.job.id] = hand.concluded
-            self._worker.perform_job(hand.job, self._queue, hand.execution)
+            well = self._perform(hand)
+            if not well and self._states([hand]) == ["ours"]:
+                # RQ keeps it to itself.
+                raise RedisError("expected a failure written down, got none")
+
+    def _perform(self, hand: Hand) -> bool:
+        """Have RQ call the task, which hands out what is concluded, and write down what comes of it."""
+        concluded, job = self._runtime.concluded, hand.job
+        if hand.concluded is not None:
+            concluded[job.id] = hand.concluded
+        try:
+            return self._worker.perform_job(job, self._queue, hand.execution)
+        finally:
+            concluded.pop(job.id, None)
 
     def _states(self, hands: Sequence[Hand]) -> list[str]:
         """Return whether each job is still ours and wanted: "ours", "canceled" or "lost"."""
@@ -161,11 +201,20 @@ class QueueDesk:
             for holder, unwanted in zip(answers[::2], answers[1::2], strict=True)
         ]
 
-    def _let_go(self, hand: Hand, *, canceled: bool) -> None:
+    def _let_go(self, hand: Hand, *, canceled: bool = False, again: bool = False) -> None:
+        wish = cancel_key(hand.job.id)
         with self._queue.connection.pipeline() as pipeline:
-            self._worker.cleanup_execution(hand.job, pipeline, hand.execution)
             if canceled:
+                pipeline.watch(wish)  # type: ignore[no-untyped-call]
+                if not pipeline.exists(wish):
+                    raise WatchError(
+                        "expected a job that nobody wants, got one that was posted again"
+                    )
+                pipeline.multi()
                 mark_canceled(hand.job, pipeline)
+            if again:
+                queue_again(self._queue, hand.job, pipeline)
+            self._worker.cleanup_execution(hand.job, pipeline, hand.execution)
             pipeline.execute()
         if canceled:
             self._runtime.meters.ended("canceled")

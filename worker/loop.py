@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import sys
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 from redis import Redis
@@ -26,18 +24,19 @@ from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 from rq.worker import WorkerStatus
 
-from worker import tracing
+from worker.bulletin import Bulletin
+from worker.calm import Calm
 from worker.conveyor import Conveyor, ThreadsStuckError
 from worker.desk import QueueDesk
-from worker.failures import describe, has_cost_a_worker, note_failure
+from worker.device import DeviceLostError
+from worker.failures import has_cost_a_worker
 from worker.logs import about_job
-from worker.meters import Outcome
-from worker.presence import Explanation, WorkerInfo, announce, live_workers, withdraw
+from worker.persistence import whether_or_not_redis_answers
+from worker.presence import Explanation
 from worker.protocol import LEASE_SECONDS
 from worker.pulse import Pulse
 from worker.queues import AllowedJob, TaskQueue, open_queue
 from worker.runtime import Runtime
-from worker.samples import publish_samples
 from worker.sizes import Sizes
 from worker.upkeep import tidy
 from worker.vitals import Vitals
@@ -79,6 +78,7 @@ class LeaseWorker(SimpleWorker):
         exit_process: Callable[[int], object] = os._exit,
     ) -> None:
         self.lease = lease
+        self._bulletin = Bulletin(redis, runtime, vitals, lease=lease, explanation=explanation)
         self._queue = queue = open_queue(redis, runtime.model.name)
         queue.lease = lease
         super().__init__(
@@ -88,11 +88,10 @@ class LeaseWorker(SimpleWorker):
             job_class=AllowedJob,
             queue_class=TaskQueue,
             serializer=JSONSerializer,
-            exception_handlers=[self._note_failure],
+            exception_handlers=[self._bulletin.note_failure],
             log_job_description=False,
         )
         self._runtime = runtime
-        self._explanation = explanation
         self._exit_process = exit_process
         self._pulse = Pulse(
             self.beat,
@@ -101,7 +100,9 @@ class LeaseWorker(SimpleWorker):
             on_death=lambda _error: self._exit_process(STUCK_EXIT_CODE),
         )
         self._workers = 1
+        self._device_lost = False
         self.vitals = vitals
+        self.calm = Calm(lease=lease, pause=lease / 2)
         self._conveyor = Conveyor(runtime, sizes=sizes, watch=vitals.activity)
         self._desk = QueueDesk(
             queue,
@@ -117,10 +118,7 @@ class LeaseWorker(SimpleWorker):
         """Seconds of one blocking wait; a stop signal interrupts it."""
         return 5
 
-    @property
-    def should_run_maintenance_tasks(self) -> bool:
-        """Always: RQ asks the main thread before each wait for a job, and nothing else is as idle."""
-        return True
+    should_run_maintenance_tasks = True  # RQ asks the main thread before each wait for a job
 
     def run_maintenance_tasks(self) -> None:
         """Look after the model; the queues are tidied by the pulse, which no long job delays.
@@ -150,9 +148,13 @@ class LeaseWorker(SimpleWorker):
             self.work(logging_level=None)
         finally:
             self._pulse.stop()
-            self._say_goodbye()
+            self._bulletin.goodbye()
             self._conveyor.close()
-        return self.stopped_on_request
+        if self._conveyor.stuck:
+            # Python would wait for these threads before it ends.
+            log.critical("leaving %d threads that do not end", self._conveyor.stuck)
+            self._exit_process(STUCK_EXIT_CODE)
+        return self.stopped_on_request and not self._device_lost
 
     def _install_signal_handlers(self) -> None:
         """Announce the worker only now: from here on a signal ends it in order."""
@@ -164,12 +166,15 @@ class LeaseWorker(SimpleWorker):
         del queue
         self.set_state(WorkerStatus.BUSY)  # from here on a signal does not interrupt
         try:
-            first = self._desk.receive([job])
+            first = self._desk.begin(job)
             self._conveyor.work(first, self._desk, alone=has_cost_a_worker(job))
         except ThreadsStuckError as error:
             # No exit in order: it would wait for the very threads.
             log.critical("leaving all jobs in hand to another worker: %s", error)
             self._exit_process(STUCK_EXIT_CODE)
+        except DeviceLostError:
+            self._device_lost = True
+            raise
 
     def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
         """Finish a job, and say so; see RQ."""
@@ -190,10 +195,18 @@ class LeaseWorker(SimpleWorker):
 
     def set_state(self, state: str, pipeline: Pipeline | None = None) -> None:
         """Tell what this worker does; if Redis is away, itself alone."""
-        try:
+        with whether_or_not_redis_answers("state not written"):
             super().set_state(state, pipeline)
-        except RedisError as error:
-            log.warning("state %s not written: %s", state, error)
+
+    def set_shutdown_requested_date(self) -> None:
+        """Tell that a signal asked to stop; called by its handler, in the middle of anything."""
+        with whether_or_not_redis_answers("request to stop not written"):
+            super().set_shutdown_requested_date()  # type: ignore[no-untyped-call]
+
+    def check_for_suspension(self, burst: bool) -> None:
+        """Wait while ``rq suspend`` holds; not for Redis, which the next step does."""
+        with whether_or_not_redis_answers("not asked whether suspended"):
+            super().check_for_suspension(burst)
 
     def handle_job_success(
         self, job: Job, queue: Queue, started_job_registry: StartedJobRegistry, execution: Execution
@@ -205,71 +218,33 @@ class LeaseWorker(SimpleWorker):
     def _finalize_failure(
         self, job: Job, queue: Queue, execution: Execution, exc_info: tuple[Any, Any, Any]
     ) -> None:
-        """Write down a job's failure, unless what failed was the writing down: that is tried again."""
-        if isinstance(exc_info[1], RedisError):
-            raise exc_info[1]
+        """Write down a job's failure, unless it was not the job that failed.
+
+        A failed writing down is tried again, and a second signal to stop (SystemExit) may come at any time.
+        """
+        error = exc_info[1]
+        if isinstance(error, RedisError) or not isinstance(error, Exception):
+            raise error or RuntimeError("expected an exception, got none")
         job.started_at = execution.created_at
         super()._finalize_failure(job, queue, execution, exc_info)
 
     def beat(self) -> None:
         """Renew all leases, tidy up after dead workers, and see whether this one is stuck."""
-        if self.vitals.activity.overdue() > STUCK_GRACE_SECONDS:
-            self._announce()
-            log.critical("stuck: leaving all jobs in hand to another worker")
-            sys.stderr.flush()
-            self._exit_process(STUCK_EXIT_CODE)
         executions = list(self.executions.values())
         with self.connection.pipeline() as pipeline:
             super().heartbeat(None, pipeline)
             pipeline.execute()
         for execution in executions:
             self.maintain_heartbeats(execution.job, execution)
-        self._announce()
-        model = self._runtime.model
-        alive = [each for each in live_workers(self.connection) if each.model.name == model.name]
-        self._workers = len(alive)
-        tidy(self._queue, self, note=self._note_failure)
+        self._bulletin.announce(in_hand=len(executions))
+        self._workers = self._bulletin.colleagues()
+        if self.calm.all_have_beaten():
+            tidy(self._queue, self, note=self._bulletin.note_failure)
+            self._leave_if_stuck()
 
-    def _note_failure(
-        self,
-        job: Job,
-        kind: type[BaseException],
-        error: BaseException,
-        traceback: TracebackType | None,
-    ) -> None:
-        note_failure(job, kind, error, traceback)
-        code = describe(error).code
-        outcome: Outcome = "retried" if job.should_retry else "failed"
-        self.vitals.meters.ended(outcome, code=code)
-        tracing.record_job(job.meta, job.id, error=code)
-        extra = {"job": job.id, "outcome": outcome, "code": code}
-        log.warning("job %s: %s", outcome, code, extra=extra)
-
-    def _announce(self) -> None:
-        in_hand = len(self.executions)
-        self.vitals.meters.holds(in_hand)
-        info, model = self._worker_info(in_hand), self._runtime.model
-        announce(self.connection, info, model, self._explanation, lease=self.lease)
-        samples = self.vitals.meters.exposition()
-        publish_samples(self.connection, self.name, samples, lease=self.lease)
-
-    def _say_goodbye(self) -> None:
-        """Give the lease back; or let it run out with the reason, for those who ask."""
-        if self.vitals.activity.trouble:
-            self._announce()
-        else:
-            withdraw(self.connection, self.name)
-
-    def _worker_info(self, jobs_in_hand: int) -> WorkerInfo:
-        activity = self.vitals.activity
-        return WorkerInfo(
-            name=self.name,
-            model=self._runtime.model.ref,
-            device=str(self._runtime.predictor.device),
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            jobs_in_hand=jobs_in_hand,
-            lease=self.lease,
-            silent=round(activity.silent, 1),
-            trouble=activity.trouble,
-        )
+    def _leave_if_stuck(self) -> None:
+        """End the process if its main thread hangs; not after an outage, for that may have waited for Redis."""
+        if self.vitals.activity.overdue() > STUCK_GRACE_SECONDS:
+            log.critical("stuck: leaving all jobs in hand to another worker")
+            sys.stderr.flush()
+            self._exit_process(STUCK_EXIT_CODE)

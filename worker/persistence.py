@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from redis.exceptions import RedisError
@@ -12,6 +13,16 @@ from redis.exceptions import RedisError
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+@contextmanager
+def whether_or_not_redis_answers(what: str) -> Iterator[None]:
+    """Go on where Redis is away, and log what was left out."""
+    try:
+        yield
+    except RedisError as error:
+        log.warning("%s: %s", what, error)
+
 
 PATIENCE_SECONDS = 600.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0

@@ -56,4 +56,5 @@ class Pulse(threading.Thread):
     def stop(self) -> None:
         """Stop, and wait for a call that is under way."""
         self._stopped.set()
-        self.join(timeout=10)
+        if self.is_alive():
+            self.join(timeout=10)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 from redis import Redis
 from redis.backoff import ExponentialBackoff
+from redis.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry as RedisRetry
 from rq import Queue, Retry
@@ -35,6 +37,14 @@ from worker.protocol import (
 )
 
 MAINTENANCE_LOCK_SECONDS = 10
+
+_GIVE_BACK = """
+if redis.call('LREM', KEYS[1], 0, ARGV[1]) > 0 then redis.call('LPUSH', KEYS[2], ARGV[1]) end
+"""
+
+
+class LeaseLostError(RedisError):
+    """A job is not in its worker's hands any more: nothing is to be written down for it."""
 
 
 class TaskNotAllowedError(Exception):
@@ -82,7 +92,8 @@ class LeasedIntermediateQueue(IntermediateQueue):
     """Jobs between the queue and a worker's hands, a matter of milliseconds.
 
     One that stays for a lease belongs to a worker that died there; RQ waits a minute, and remembers
-    for a day that it saw the job, which would make a later passage look like a stay.
+    for a day that it saw the job, which would make a later passage look like a stay. RQ counts the stay as an attempt
+    and writes down a failure; here the job goes back to the queue, for nobody has begun with it.
 
     Args:
         queue_key: the queue's.
@@ -105,6 +116,20 @@ class LeasedIntermediateQueue(IntermediateQueue):
         moment = now().timestamp()
         return bool(self.connection.set(key, moment, nx=True, ex=3 * self.lease))
 
+    def give_back(self, job_id: str) -> None:
+        """Put a job back to the front of the queue, unless it is not here any more: twice is once."""
+        self.connection.eval(_GIVE_BACK, 2, self.key, self.queue_key, job_id)
+
+    def cleanup(self, worker: object, queue: Queue) -> None:
+        """Give back what a worker left that died."""
+        del worker
+        for job_id in self.get_job_ids():
+            if queue.fetch_job(job_id) is None:  # expired while it waited
+                self.remove(job_id)
+            elif not self.set_first_seen(job_id) and self.should_be_cleaned_up(job_id):
+                self.give_back(job_id)
+                self.connection.delete(self.get_first_seen_key(job_id))
+
 
 class TaskQueue(Queue):
     """A queue of AllowedJobs whose maintenance lock does not outlive a dead worker by 15 minutes.
@@ -117,9 +142,32 @@ class TaskQueue(Queue):
     lease: int = LEASE_SECONDS
 
     @property
-    def intermediate_queue(self) -> IntermediateQueue:
+    def intermediate_queue(self) -> LeasedIntermediateQueue:
         """The jobs that a worker has taken but not yet in its hands."""
         return LeasedIntermediateQueue(self.key, self.connection, lease=self.lease)
+
+    def move_dependents_to_ready(
+        self,
+        job: Job,
+        pipeline: Pipeline | None = None,
+        exclude_job_id: str | None = None,
+        refresh_job_status: bool = True,
+    ) -> dict[str, list[str]]:
+        """Let a job be finished only while it is in its worker's hands; no job of ours has dependents.
+
+        RQ calls this in each try of the transaction that finishes a job. When a connection was lost it tries again
+        without knowing whether the last try was carried out, and it does not see that somebody else has the job.
+
+        Raises:
+            LeaseLostError: if it is not.
+        """
+        del exclude_job_id, refresh_job_status
+        if pipeline is not None:
+            pipeline.watch(job.key)  # type: ignore[no-untyped-call]
+            holder = cast("list[bytes | None]", pipeline.hmget(job.key, "status", "worker_name"))
+            if holder != [b"started", str(job.worker_name).encode()]:
+                raise LeaseLostError(f"expected job {job.id} in the hands of {job.worker_name}")
+        return {}
 
     def acquire_maintenance_lock(self) -> bool:
         """Take the lock that keeps several workers from cleaning at once."""
@@ -127,12 +175,13 @@ class TaskQueue(Queue):
         return bool(self.connection.set(key, 1, nx=True, ex=MAINTENANCE_LOCK_SECONDS))
 
 
-def open_redis(url: str, *, timeout: float = 5.0) -> Redis:
+def open_redis(url: str, *, timeout: float = 5.0, retries: int = 2) -> Redis:
     """Return a client that gives up soon, so that a caller can say that Redis is away.
 
     Args:
         url: redis://, rediss:// or unix://.
         timeout: of connecting and of one answer, in seconds.
+        retries: of a command whose answer did not come; it may have been carried out for all that.
 
     Raises:
         ValueError: if the URL has another scheme.
@@ -141,7 +190,7 @@ def open_redis(url: str, *, timeout: float = 5.0) -> Redis:
         url,
         socket_timeout=timeout,
         socket_connect_timeout=min(timeout, 2.0),
-        retry=RedisRetry(ExponentialBackoff(cap=0.2, base=0.02), 2),
+        retry=RedisRetry(ExponentialBackoff(cap=0.2, base=0.02), retries),
         retry_on_error=[RedisConnectionError, RedisTimeoutError],
     )
 

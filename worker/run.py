@@ -56,7 +56,8 @@ def run(settings: WorkerSettings, *, load: Load) -> bool:
     )
     install(runtime)
     worker = LeaseWorker(
-        open_redis(settings.redis_url),
+        # Not twice blindly: what a lost answer means is looked up by whoever asked.
+        open_redis(settings.redis_url, retries=0),
         runtime,
         sizes=settings.sizes,
         vitals=vitals,

@@ -11,6 +11,7 @@ from typing import cast
 from uuid import uuid4
 
 from redis.client import Pipeline
+from rq.exceptions import NoSuchJobError
 from rq.executions import Execution, ExecutionRegistry
 from rq.job import Job, JobStatus
 from rq.registry import CanceledJobRegistry
@@ -18,7 +19,7 @@ from rq.serializers import JSONSerializer
 
 from worker.cancel import canceled
 from worker.protocol import RESULT_SECONDS
-from worker.queues import AllowedJob, TaskQueue
+from worker.queues import AllowedJob, TaskQueue, fetch_job
 
 
 def take(queue: TaskQueue, most: int) -> list[Job]:
@@ -30,25 +31,37 @@ def take(queue: TaskQueue, most: int) -> list[Job]:
         for _ in range(most):
             pipeline.lmove(queue.key, intermediate)
         moved = cast("list[bytes | None]", pipeline.execute())
-    job_ids = [job_id.decode() for job_id in moved if job_id is not None]
+    job_ids = list(dict.fromkeys(job_id.decode() for job_id in moved if job_id is not None))
     if not job_ids:
         return []
-    found = AllowedJob.fetch_many(job_ids, connection=redis, serializer=JSONSerializer)
+    found = _fetch(queue, job_ids)
     for job_id, job in zip(job_ids, found, strict=True):
         if job is None:  # expired while it waited
-            redis.lrem(intermediate, 1, job_id)
+            redis.lrem(intermediate, 0, job_id)
     return [job for job in found if job is not None]
 
 
+def _fetch(queue: TaskQueue, job_ids: Sequence[str]) -> list[Job | None]:
+    """Return jobs, None where there is none or not a whole one: RQ's fetch of many gives up at the first such."""
+    redis = queue.connection
+    try:
+        return AllowedJob.fetch_many(job_ids, connection=redis, serializer=JSONSerializer)
+    except NoSuchJobError:
+        return [fetch_job(redis, job_id) for job_id in job_ids]
+
+
 def give_back(queue: TaskQueue, jobs: Sequence[Job]) -> None:
-    """Put taken jobs back to the front of the queue, in their order."""
-    if not jobs:
-        return
-    with queue.connection.pipeline() as pipeline:
-        for job in reversed(jobs):
-            pipeline.lrem(queue.intermediate_queue_key, 1, job.id)
-            pipeline.lpush(queue.key, job.id)
-        pipeline.execute()
+    """Put taken jobs back to the front of the queue, in their order; twice is once."""
+    for job in reversed(jobs):
+        queue.intermediate_queue.give_back(job.id)
+
+
+def leave_ended(queue: TaskQueue, jobs: Sequence[Job]) -> list[Job]:
+    """Return the taken jobs that wait; one that was in the queue twice has been worked on already."""
+    ended = [job for job in jobs if job.get_status(refresh=False) != JobStatus.QUEUED]
+    for job in ended:
+        queue.connection.lrem(queue.intermediate_queue_key, 0, job.id)
+    return [job for job in jobs if job not in ended]
 
 
 def leave_canceled(queue: TaskQueue, jobs: Sequence[Job]) -> list[Job]:
@@ -60,7 +73,7 @@ def leave_canceled(queue: TaskQueue, jobs: Sequence[Job]) -> list[Job]:
         for job in jobs:
             if job.id in unwanted:
                 mark_canceled(job, pipeline)
-                pipeline.lrem(queue.intermediate_queue_key, 1, job.id)
+                pipeline.lrem(queue.intermediate_queue_key, 0, job.id)
         pipeline.execute()
     return [job for job in jobs if job.id not in unwanted]
 
@@ -73,6 +86,13 @@ def mark_canceled(job: Job, pipeline: Pipeline) -> None:
     )
     registry.add(job, ttl=RESULT_SECONDS, pipeline=pipeline)
     job.cleanup(RESULT_SECONDS, pipeline=pipeline, remove_from_queue=False)
+
+
+def queue_again(queue: TaskQueue, job: Job, pipeline: Pipeline) -> None:
+    """Write into a pipeline that a job waits again, before all others."""
+    job.set_status(JobStatus.QUEUED, pipeline=pipeline)
+    job.cleanup(job.ttl, pipeline=pipeline, remove_from_queue=False)
+    pipeline.lpush(queue.key, job.id)
 
 
 def new_execution(job: Job, *, worker: str) -> Execution:
@@ -98,5 +118,5 @@ def lease(queue: TaskQueue, executions: Sequence[Execution], *, seconds: int) ->
             pipeline.expire(execution.worker_executions_key, seconds + 60)
             job.prepare_for_execution(execution.worker_name, pipeline=pipeline)
             pipeline.persist(job.key)
-            pipeline.lrem(queue.intermediate_queue_key, 1, job.id)
+            pipeline.lrem(queue.intermediate_queue_key, 0, job.id)
         pipeline.execute()

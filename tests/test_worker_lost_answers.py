@@ -1,0 +1,218 @@
+"""Connections that break at the worst moment: done is done once, and what was not done is done again."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import pytest
+from redis import Redis, UnixDomainSocketConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
+from rq.utils import now
+
+from tests.service_doubles import DoublePredictor
+from tests.service_fixtures import LEASE, NOTHING, Place
+from worker.cancel import cancel_waiting
+from worker.loop import LeaseWorker
+from worker.presence import ModelInfo
+from worker.protocol import MAX_ATTEMPTS, RESULT_SECONDS
+from worker.queues import open_queue, open_redis
+from worker.runtime import Runtime, install
+from worker.sizes import Sizes
+from worker.taking import give_back, lease, new_execution, take
+from worker.upkeep import tidy
+
+
+class Fragile(UnixDomainSocketConnection):
+    """Breaks with each command that holds the next of some words: before the server gets it, or after it was done."""
+
+    words: ClassVar[list[bytes]] = []
+    arrives = True
+
+    def send_packed_command(self, command: Any, check_health: bool = True) -> Any:
+        content = command if isinstance(command, bytes) else b"".join(command)
+        if not Fragile.words or Fragile.words[0] not in content:
+            return super().send_packed_command(command, check_health)
+        Fragile.words.pop(0)
+        if Fragile.arrives:
+            super().send_packed_command(command, check_health)
+            self.can_read(timeout=10)
+        raise RedisConnectionError("broken")
+
+
+def break_at(*words: bytes, arrives: bool) -> None:
+    Fragile.words[:], Fragile.arrives = words, arrives
+
+
+@pytest.fixture
+def fragile(place: Place) -> Iterator[Redis]:
+    """The worker's client."""
+    place.redis.flushdb()
+    redis = open_redis(place.url, retries=0)
+    redis.connection_pool.connection_class = Fragile
+    yield redis
+    assert Fragile.words == []  # it did break, if it was to
+    redis.close()
+    place.redis.flushdb()
+
+
+@pytest.fixture
+def worker(place: Place, fragile: Redis) -> LeaseWorker:
+    """A worker in this process."""
+    predictor = DoublePredictor()
+    model = ModelInfo.model_validate(predictor.info.to_json())
+    runtime = Runtime(predictor, model, place.blobs, worker="lone")
+    install(runtime)
+    return LeaseWorker(fragile, runtime, sizes=Sizes(), lease=LEASE)
+
+
+def work(worker: LeaseWorker, place: Place, job: Any) -> Any:
+    """Let the worker take a job and work on it; return the job as it is then."""
+    place.redis.lmove(place.queue.key, place.queue.intermediate_queue_key)
+    worker.execute_job(worker.job_class.fetch(job.id, worker.connection, worker.serializer), None)
+    job.refresh()
+    return job
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+def test_a_success_is_written_once(place: Place, worker: LeaseWorker, *, arrives: bool) -> None:
+    job = place.post("cat")
+    break_at(b"XADD", arrives=arrives)
+    work(worker, place, job)
+    assert [each.type.name for each in job.results()] == ["SUCCESSFUL"]
+    assert job.get_status() == "finished"
+    assert place.leftovers() == NOTHING
+    assert worker.executions == {}
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+def test_a_failure_is_written_once(place: Place, worker: LeaseWorker, *, arrives: bool) -> None:
+    job = place.post("raises")
+    break_at(b"XADD", arrives=arrives)
+    work(worker, place, job)
+    assert [each.type.name for each in job.results()] == ["FAILED"]
+    assert job.meta["failure"]["code"] == "model_error"
+    assert place.leftovers() == NOTHING
+    assert worker.executions == {}
+
+
+def test_a_lease_is_renewed_until_the_end_is_written(place: Place, worker: LeaseWorker) -> None:
+    job = place.post("cat")
+    held: list[int] = []
+    perform = worker.perform_job
+
+    def fail_once(job: Any, queue: Any, execution: Any) -> bool:
+        held.append(len(worker.executions))
+        if len(held) == 1:  # as when the server goes away before the transaction
+            worker.cleanup_execution(job, worker.connection.pipeline(), execution)
+            raise RedisConnectionError("away")
+        return perform(job, queue, execution)
+
+    worker.perform_job = fail_once  # type: ignore[method-assign]
+    work(worker, place, job)
+    assert held == [1, 1]  # in the second try too, although RQ had let go in the first
+    assert job.get_status() == "finished"
+
+
+def test_a_job_of_a_dead_worker_is_queued_once(place: Place, worker: LeaseWorker) -> None:
+    job = place.post("cat")
+    [taken] = take(place.queue, 1)
+    lease(place.queue, [new_execution(taken, worker="dead")], seconds=1)
+    [entry] = place.leftovers()["wip"]
+    place.redis.zadd(job.started_job_registry.key, {entry: 1})  # long ago
+    queue = open_queue(worker.connection, "double")
+    break_at(b"RPUSH", arrives=True)
+    with pytest.raises(RedisConnectionError):
+        tidy(queue, worker)
+    tidy(queue, worker)
+    assert place.leftovers() == NOTHING | {"queue": [job.id.encode()]}
+
+
+def test_what_is_given_back_is_in_the_queue_once(place: Place, worker: LeaseWorker) -> None:
+    first, second, third = (place.post("cat") for _ in range(3))
+    taken = take(place.queue, 2)
+    for _ in range(2):  # the answer to the first was lost
+        give_back(place.queue, taken)
+    ids = [each.id.encode() for each in (first, second, third)]
+    assert place.leftovers() == NOTHING | {"queue": ids}
+
+
+def test_what_is_queued_twice_runs_once(place: Place, worker: LeaseWorker) -> None:
+    job = place.post("cat")
+    place.redis.rpush(place.queue.key, job.id, job.id)
+    work(worker, place, job)
+    work(worker, place, job)
+    assert [each.type.name for each in job.results()] == ["SUCCESSFUL"]
+    assert job.get_status() == "finished"
+    assert place.leftovers() == NOTHING
+
+
+def test_a_finished_job_is_finished_whatever_list_it_is_in(
+    place: Place, worker: LeaseWorker
+) -> None:
+    job = work(worker, place, place.post("cat"))
+    place.redis.rpush(place.queue.intermediate_queue_key, job.id)
+    intermediate = place.queue.intermediate_queue
+    place.redis.set(intermediate.get_first_seen_key(job.id), 0)  # it has been there for long
+    tidy(place.queue, worker)
+    assert place.leftovers() == NOTHING | {"queue": [job.id.encode()]}
+    work(worker, place, job)
+    assert job.get_status() == "finished"
+    assert len(job.results()) == 1
+    assert place.leftovers() == NOTHING
+
+
+def test_to_be_lost_between_queue_and_hand_is_no_attempt(place: Place, worker: LeaseWorker) -> None:
+    job = place.post("cat")
+    take(place.queue, 1)
+    place.redis.set(place.queue.intermediate_queue.get_first_seen_key(job.id), 0)
+    tidy(place.queue, worker)
+    job.refresh()
+    assert job.retries_left == MAX_ATTEMPTS - 1
+    assert place.leftovers() == NOTHING | {"queue": [job.id.encode()]}
+
+
+def test_what_is_known_before_redis_is_away_is_done_without_it(
+    place: Place, worker: LeaseWorker
+) -> None:
+    break_at(b"suspended", arrives=False)
+    worker.check_for_suspension(burst=False)
+    break_at(b"shutdown_requested_date", arrives=False)
+    worker.set_state("busy")
+    worker.request_stop(signal.SIGTERM, None)
+    assert worker.stopped_on_request
+
+
+def test_a_second_signal_is_no_failure_of_the_job(place: Place, worker: LeaseWorker) -> None:
+    job = place.post("cat")
+
+    def stop(**_: object) -> None:
+        raise SystemExit
+
+    worker.handle_job_success = stop  # type: ignore[method-assign]
+    with pytest.raises(SystemExit):
+        work(worker, place, job)
+    assert job.get_status() == "started"
+    assert job.results() == []
+
+
+def test_a_job_taken_while_it_is_canceled_is_its_workers_to_end(
+    place: Place, worker: LeaseWorker
+) -> None:
+    job = place.post("cat")
+    [taken] = take(place.queue, 1)
+    lease(place.queue, [new_execution(taken, worker="lone")], seconds=LEASE)
+    cancel_waiting(place.queue, job)
+    assert job.get_status() == "started"
+    assert len(place.leftovers()["wip"]) == 1
+
+
+def test_what_waits_is_canceled_at_once(place: Place, worker: LeaseWorker) -> None:
+    job = place.post("cat")
+    for _ in range(2):
+        cancel_waiting(place.queue, job)
+    assert job.get_status() == "canceled"
+    assert place.redis.zscore(f"rq:canceled:{place.queue.name}", job.id) > now().timestamp()
+    assert 0 < place.redis.ttl(job.key) <= RESULT_SECONDS
+    assert place.leftovers() == NOTHING
