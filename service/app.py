@@ -7,20 +7,20 @@ from contextlib import asynccontextmanager
 
 from anyio import CapacityLimiter
 from fastapi import FastAPI
-from fastapi.responses import RedirectResponse
 from redis import Redis
 
 from service import errors
 from service.auth import SCHEMES, KeyCheck, open_ring
 from service.callbacks import CallbackRules
 from service.catalog import Catalog
+from service.headers import SecurityHeaders
 from service.http_meters import HttpMeters
 from service.jobs import Jobs, Limits
 from service.limits import BodyBounds, BodyLimit
 from service.observe import Observe
 from service.rates import RateLimit, parse_rate
 from service.redis_collector import RedisCollector
-from service.routes import health, jobs, metrics, models, posts
+from service.routes import health, jobs, metrics, models, page, posts
 from service.settings import Settings
 from service.waiting import ResultWaiter
 from worker.blobs import BlobStore
@@ -60,6 +60,8 @@ def create_app(
         title="SemPLeS",
         description=DESCRIPTION,
         lifespan=lifespan,
+        docs_url=None,  # Swagger UI would come from a CDN; service.routes.page has a list of the calls
+        redoc_url=None,
         # More is no image and a few choices, but a mistake or an attack.
         form_limits={"max_files": 1, "max_fields": 100, "max_part_size": 2**17},
     )
@@ -79,14 +81,12 @@ def create_app(
         app.add_middleware(KeyCheck, ring=ring)
     app.add_middleware(BodyLimit, bounds=_body_bounds(settings))
     app.add_middleware(Observe, meters=meters)
+    app.add_middleware(SecurityHeaders)
     errors.install(app)
     for router in (posts.router, jobs.router, models.router, metrics.router):
         app.include_router(router, dependencies=SCHEMES if ring is not None else ())
     app.include_router(health.router)
-
-    @app.get("/", include_in_schema=False)
-    async def get_root() -> RedirectResponse:
-        return RedirectResponse("docs")
+    app.include_router(page.router)
 
     return app
 

@@ -16,8 +16,8 @@ from service.errors import ProblemError, response
 from service.keys import KeyRing
 from service.settings import Settings
 
-OPEN_PATHS: Final = frozenset({"/", "/health", "/ready", "/docs", "/redoc", "/openapi.json"})
-OPEN_FOLDERS: Final = ("/problems/", "/docs/")
+OPEN_PATHS: Final = frozenset({"/", "/health", "/ready", "/docs", "/openapi.json"})
+OPEN_FOLDERS: Final = ("/problems/", "/web/")
 """What says how to use the API, and whether it is up, is told to anyone."""
 
 SCHEMES: Final = (

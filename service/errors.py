@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from models.data.classes import UnknownLabelError
 from models.images import ImageError, ImageErrorKind
+from service.headers import HEADERS
 from worker.blobs import BlobError, BlobMissingError, BlobStoreFullError
 from worker.callbacks import CallbacksFullError
 
@@ -177,7 +178,8 @@ def _words(field: str, kind: str, message: str) -> str:
 def response(problem: ProblemError) -> JSONResponse:
     """Return a problem as a response."""
     kind = problem.kind
-    headers = dict(problem.headers)
+    # What goes wrong outside of all middleware is answered without SecurityHeaders.
+    headers = {**HEADERS, **problem.headers}
     if kind.retry_after is not None:
         headers.setdefault("Retry-After", str(kind.retry_after))
     content = {
