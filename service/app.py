@@ -14,13 +14,14 @@ from service import errors
 from service.auth import SCHEMES, KeyCheck, open_ring
 from service.callbacks import CallbackRules
 from service.catalog import Catalog
+from service.events import Listeners
 from service.http_meters import HttpMeters
 from service.jobs import Jobs, Limits
 from service.limits import BodyBounds, BodyLimit
 from service.observe import Observe
 from service.rates import RateLimit, parse_rate
 from service.redis_collector import RedisCollector
-from service.routes import health, jobs, metrics, models, posts
+from service.routes import events, files, health, jobs, metrics, models, posts
 from service.settings import Settings
 from service.waiting import ResultWaiter
 from worker.blobs import BlobStore
@@ -53,8 +54,10 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.decoders = CapacityLimiter(settings.decoders)
         app.state.waiter = ResultWaiter(settings.redis_url, max_waiting=settings.max_waiting)
+        app.state.listeners = Listeners(settings.redis_url, most=settings.max_listening)
         yield
         await app.state.waiter.close()
+        await app.state.listeners.close()
 
     app = FastAPI(
         title="SemPLeS",
@@ -80,7 +83,14 @@ def create_app(
     app.add_middleware(BodyLimit, bounds=_body_bounds(settings))
     app.add_middleware(Observe, meters=meters)
     errors.install(app)
-    for router in (posts.router, jobs.router, models.router, metrics.router):
+    for router in (
+        posts.router,
+        jobs.router,
+        files.router,
+        events.router,
+        models.router,
+        metrics.router,
+    ):
         app.include_router(router, dependencies=SCHEMES if ring is not None else ())
     app.include_router(health.router)
 

@@ -19,6 +19,7 @@ class Settings(BaseSettings):
         max_pixels: largest image, width times height.
         max_queue: jobs that may wait for one model; more are turned away.
         max_waiting: requests that may wait at once; more are answered at once.
+        max_listening: requests that may listen to jobs' events at once; more are turned away.
         job_timeout: seconds that one attempt at a job may take, whatever the image's size.
         job_timeout_per_megapixel: seconds on top of that for each million pixels.
         job_timeout_max: the most that these two come to.
@@ -44,6 +45,7 @@ class Settings(BaseSettings):
     max_pixels: int = Field(default=40_000_000, gt=0)
     max_queue: int = Field(default=1000, gt=0)
     max_waiting: int = Field(default=200, ge=0)
+    max_listening: int = Field(default=200, ge=0)
     job_timeout: int = Field(default=120, gt=0)
     job_timeout_per_megapixel: float = Field(default=5.0, ge=0)
     job_timeout_max: int = Field(default=300, gt=0)

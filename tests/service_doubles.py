@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from models.data.classes import ClassInfo, ClassList
 from models.photos import Labeled, OnProgress, Unlabeled
-from models.segmentation import ClassResult, MaskOptions, Segmentation
+from models.pseudo_masks import SoftMaps, class_result, decide
+from models.segmentation import MaskOptions, Segmentation
 from worker.main import make_app
 from worker.runtime import PredictorLike
 from worker.settings import WorkerSettings
@@ -130,8 +130,7 @@ class DoublePredictor:
         return [HalfDone(*each) for each in zip(batch, found, strict=True)]
 
     def finish(self, half_done: HalfDone) -> Segmentation:
-        has_cams = isinstance(half_done.photo, Labeled)
-        return _stripes(half_done.photo.image, half_done.classes, has_cams=has_cams)
+        return _stripes(half_done.photo, half_done.classes)
 
     def release_memory(self) -> None:
         """There is none."""
@@ -163,26 +162,24 @@ class CrookedSegmenter(CrookedPredictor):
         return DoublePredictor.finish(self, half_done)
 
 
-def _stripes(
-    image: NDArray[np.uint8], classes: Sequence[ClassInfo], *, has_cams: bool
-) -> Segmentation:
-    height, width = image.shape[:2]
-    label_map = np.zeros((height, width), dtype=np.uint8)
+def _stripes(photo: Labeled | Unlabeled, classes: Sequence[ClassInfo]) -> Segmentation:
+    """Scores fall from 1 in the top row to 0.7 in the bottom row of each class's stripe; the last stripe has none."""
+    height, width = photo.image.shape[:2]
+    scores = np.zeros((len(classes), height, width), dtype=np.float16)
     edges = np.linspace(0, width, len(classes) + 2).astype(int)
-    results = []
-    for each, left, right in zip(classes, edges, edges[1:], strict=False):
-        label_map[:, left:right] = each.index
-        area = float((label_map == each.index).mean())
-        box = (int(left), 0, int(right), height) if right > left else None
-        results.append(ClassResult(each.index, each.name, area, 0.9, 0.3, 0.1, box))
-    maps = np.zeros((len(classes), 2, 3), dtype=np.float16)
+    for number in range(len(classes)):
+        left, right = edges[number : number + 2]
+        scores[number, :, left:right] = np.linspace(1, 0.7, height)[:, None]
+    indices = np.array([each.index for each in classes], dtype=np.int64)
+    names = tuple(each.name for each in classes)
+    decision = decide(SoftMaps(scores, indices, names, (height, width)), photo.options)
     return Segmentation(
-        label_map=label_map,
-        confidence=np.ones((height, width), dtype=np.float16),
-        scores=maps,
-        cams=maps if has_cams else None,
-        classes=tuple(results),
-        ignored=0.0,
+        label_map=decision.label_map,
+        confidence=decision.confidence,
+        scores=scores,
+        cams=scores[:, ::2, ::2] if isinstance(photo, Labeled) else None,
+        classes=tuple(class_result(each.index, each.name, decision) for each in classes),
+        ignored=decision.ignored,
     )
 
 
