@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 from redis import Redis
 
-from service import errors
+from service import errors, openapi
 from service.auth import SCHEMES, KeyCheck, open_ring
 from service.callbacks import CallbackRules
 from service.catalog import Catalog
@@ -61,6 +61,7 @@ def create_app(
 
     app = FastAPI(
         title="SemPLeS",
+        version=openapi.VERSION,
         description=DESCRIPTION,
         lifespan=lifespan,
         # More is no image and a few choices, but a mistake or an attack.
@@ -83,6 +84,7 @@ def create_app(
     app.add_middleware(BodyLimit, bounds=_body_bounds(settings))
     app.add_middleware(Observe, meters=meters)
     errors.install(app)
+    openapi.install(app)
     for router in (
         posts.router,
         jobs.router,

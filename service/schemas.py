@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from rq.job import Job
 
+from service.examples import JOB
 from worker.outcome import Status, failure_of, request_of, status_of
 from worker.presence import ModelInfo, NearNoun, WorkerInfo
 from worker.protocol import (
@@ -47,6 +48,8 @@ class JobDocument(BaseModel):
 
     To segment takes no ``labels``; ``classes`` are then those that were found.
     """
+
+    model_config = ConfigDict(json_schema_extra={"examples": [JOB]})
 
     id: str
     task: Task

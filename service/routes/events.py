@@ -18,12 +18,25 @@ router = APIRouter(tags=["jobs"])
 
 HEARTBEAT_SECONDS = 15
 _PROBLEM: dict[str, Any] = {"model": ProblemDocument}
-_EXAMPLE = (
-    'id: 1764045380000-0\r\nevent: status\r\ndata: {"status": "queued"}\r\n\r\n'
-    'id: 1764045380012-0\r\nevent: status\r\ndata: {"status": "running"}\r\n\r\n'
-    'id: 1764045380012-1\r\nevent: progress\r\ndata: {"stage": "cam", "fraction": 0.05}\r\n\r\n'
-    'id: end\r\nevent: end\r\ndata: {"status": "finished"}\r\n\r\n'
-)
+_EVENT = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"enum": ["status", "progress", "end"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+    "required": ["event", "data"],
+    "examples": [
+        {"id": "1764045380000-0", "event": "status", "data": '{"status": "queued"}'},
+        {"id": "1764045380012-0", "event": "status", "data": '{"status": "running"}'},
+        {
+            "id": "1764045380012-1",
+            "event": "progress",
+            "data": '{"stage": "cam", "fraction": 0.05}',
+        },
+        {"id": "end", "event": "end", "data": '{"status": "finished"}'},
+    ],
+}
 
 
 @router.get(
@@ -32,7 +45,7 @@ _EXAMPLE = (
     responses={
         200: {
             "description": "status, progress and, last, end.",
-            "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _EXAMPLE}},
+            "content": {"text/event-stream": {"schema": _EVENT}},
         },
         204: {"description": "The client has the end already."},
         404: _PROBLEM,

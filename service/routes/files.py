@@ -23,7 +23,32 @@ from service.routes.jobs import JobId
 
 router = APIRouter(tags=["results"])
 
-PNG = "image/png"
+PNG, JSON = "image/png", "application/json"
+COCO = {
+    "type": "object",
+    "required": ["info", "categories", "images", "annotations"],
+    "examples": [
+        {
+            "info": {"description": "pseudo masks by semples 0.1.0"},
+            "licenses": [],
+            "categories": [{"id": 1, "name": "cat", "supercategory": ""}],
+            "images": [{"id": 1, "file_name": "photo.jpg", "width": 640, "height": 480}],
+            "annotations": [
+                {
+                    "id": 1,
+                    "image_id": 1,
+                    "category_id": 1,
+                    "segmentation": [[120, 80, 320, 80, 320, 300, 120, 300]],
+                    "area": 44000,
+                    "bbox": [120, 80, 200, 220],
+                    "iscrowd": 0,
+                    "score": 0.83,
+                }
+            ],
+        }
+    ],
+}
+TASKS = {"type": "array", "items": {"type": "object", "required": ["data", "predictions"]}}
 
 
 @dataclass(frozen=True)
@@ -82,10 +107,13 @@ async def _shelf(
 ShelfDependency = Annotated[Shelf, Depends(_shelf)]
 
 
-def _file(media_type: str) -> dict[str, Any]:
+_BYTES = {"type": "string", "format": "binary"}
+
+
+def _file(media_type: str, schema: dict[str, Any] = _BYTES) -> dict[str, Any]:
     """Return what all files have in common: a route's arguments."""
     problem: dict[str, Any] = {"model": ProblemDocument}
-    content = {media_type: {"schema": {"type": "string", "format": "binary"}}}
+    content = {media_type: {"schema": schema}}
     return {
         "response_class": Response,
         "responses": {
@@ -144,22 +172,22 @@ async def _annotations(shelf: Shelf, choices: NamedChoices, form: Format, media:
     return await shelf.answer(choices, make, name=form, media_type=media)
 
 
-@router.get("/jobs/{job_id}/coco.json", **_file("application/json"))
+@router.get("/jobs/{job_id}/coco.json", **_file(JSON, COCO))
 async def get_coco(choices: NamedChoicesQuery, shelf: ShelfDependency) -> Response:
     """Return COCO annotations with run lengths: one a class; ignored pixels are the image's `ignored`."""
-    return await _annotations(shelf, choices, "coco.json", "application/json")
+    return await _annotations(shelf, choices, "coco.json", JSON)
 
 
-@router.get("/jobs/{job_id}/polygons.json", **_file("application/json"))
+@router.get("/jobs/{job_id}/polygons.json", **_file(JSON, COCO))
 async def get_polygons(choices: NamedChoicesQuery, shelf: ShelfDependency) -> Response:
     """Return COCO annotations with polygons, which pycocotools turns into exactly the mask's pixels."""
-    return await _annotations(shelf, choices, "polygons.json", "application/json")
+    return await _annotations(shelf, choices, "polygons.json", JSON)
 
 
-@router.get("/jobs/{job_id}/label-studio.json", **_file("application/json"))
+@router.get("/jobs/{job_id}/label-studio.json", **_file(JSON, TASKS))
 async def get_label_studio(choices: NamedChoicesQuery, shelf: ShelfDependency) -> Response:
     """Return a Label Studio task whose prediction is the mask, as brush regions; `image` is the image's URL."""
-    return await _annotations(shelf, choices, "label-studio.json", "application/json")
+    return await _annotations(shelf, choices, "label-studio.json", JSON)
 
 
 @router.get("/jobs/{job_id}/cvat.xml", **_file("application/xml"))
