@@ -17,12 +17,14 @@ from service.catalog import Catalog
 from service.events import Listeners
 from service.http_meters import HttpMeters
 from service.jobs import Jobs, Limits
+from service.label_studio import Projects
 from service.limits import BodyBounds, BodyLimit
 from service.observe import Observe
 from service.rates import RateLimit, parse_rate
 from service.redis_collector import RedisCollector
-from service.routes import events, files, health, jobs, metrics, models, posts
+from service.routes import events, files, health, jobs, label_studio, metrics, models, posts
 from service.settings import Settings
+from service.task_images import TaskImages
 from service.waiting import ResultWaiter
 from worker.blobs import BlobStore
 from worker.callback_url import Resolve, resolve_host
@@ -69,6 +71,10 @@ def create_app(
     )
     app.state.jobs = Jobs(redis, blobs, _limits(settings))
     app.state.catalog = Catalog(redis, default=settings.model)
+    app.state.projects = Projects(redis)
+    app.state.task_images = TaskImages(
+        settings.label_studio_url, settings.label_studio_token, settings.max_body_bytes
+    )
     app.state.callback_rules = CallbackRules(
         bool(settings.webhook_secret), settings.webhook_private, resolve
     )
@@ -90,6 +96,7 @@ def create_app(
         jobs.router,
         files.router,
         events.router,
+        label_studio.router,
         models.router,
         metrics.router,
     ):

@@ -34,6 +34,8 @@ class Settings(BaseSettings):
         body_rate: bytes per second that add a second to that, so that slow lines may send large files.
         webhook_secret: signs webhooks, which the janitor sends; without one no ``callback_url`` is taken.
         webhook_private: whether webhooks may go to addresses that are not on the internet.
+        label_studio_url: of the Label Studio whose tasks' images may be fetched, http:// or https://; empty for none.
+        label_studio_token: of a user there, who may see the images.
     """
 
     model_config = SettingsConfigDict(env_prefix="SEMPLES_", frozen=True, populate_by_name=True)
@@ -60,6 +62,8 @@ class Settings(BaseSettings):
     body_rate: int = Field(default=16 * 1024, gt=0)
     webhook_secret: str = Field(default="", repr=False)
     webhook_private: bool = False
+    label_studio_url: str = Field(default="", pattern=r"^(https?://[^/?#@]+(/.*)?)?$")
+    label_studio_token: str = Field(default="", repr=False)
 
     @field_validator("trusted_proxies")
     @classmethod

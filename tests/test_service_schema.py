@@ -17,7 +17,7 @@ from service.openapi import schema_text
 from tests.service_fixtures import ROOT, Place, WorkerProcess, http_api, png, wait_for
 
 COMMITTED = ROOT / "docs" / "openapi.json"
-EXAMPLES = 15
+EXAMPLES = 40
 
 SCHEMA = schemathesis.openapi.from_dict(json.loads(COMMITTED.read_text(encoding="utf-8")))
 OPERATIONS = {each.ok().label: each.ok() for each in SCHEMA.get_all_operations()}
