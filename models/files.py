@@ -10,9 +10,10 @@ from dataclasses import asdict
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.pseudo_masks import SoftMaps
 
@@ -104,14 +105,14 @@ def scores_npz(segmentation: Segmentation) -> bytes:
     return buffer.getvalue()
 
 
-def read_soft_maps(path: Path) -> SoftMaps:
+def read_soft_maps(source: Path | BinaryIO) -> SoftMaps:
     """Read what ``scores_npz`` wrote, but for the CAMs.
 
     Raises:
         ValueError: if the file holds something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with np.load(source, allow_pickle=False) as stored:
             height, width = stored["image_size"].tolist()
             return SoftMaps(
                 scores=stored["scores"],
@@ -120,5 +121,26 @@ def read_soft_maps(path: Path) -> SoftMaps:
                 size=(height, width),
                 background=stored.get("background"),
             )
-    except (KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"expected soft scores in {path}, got {error}") from error
+    except _UNREADABLE as error:
+        raise ValueError(f"expected soft scores in {_name(source)}, got {error}") from error
+
+
+def read_cams(source: Path | BinaryIO) -> NDArray[np.float16] | None:
+    """Read the CAMs that ``scores_npz`` wrote, (n, h', w'); None if there are none, as from a segmenter.
+
+    Raises:
+        ValueError: if the file holds something else.
+    """
+    try:
+        with np.load(source, allow_pickle=False) as stored:
+            cams: NDArray[np.float16] | None = stored.get("cams")
+            return cams
+    except _UNREADABLE as error:
+        raise ValueError(f"expected soft maps in {_name(source)}, got {error}") from error
+
+
+_UNREADABLE = (KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile)
+
+
+def _name(source: Path | BinaryIO) -> str:
+    return str(source) if isinstance(source, Path) else "the file"

@@ -9,19 +9,32 @@ from anyio import CapacityLimiter
 from fastapi import FastAPI
 from redis import Redis
 
-from service import errors
+from service import errors, openapi
 from service.auth import SCHEMES, KeyCheck, open_ring
 from service.callbacks import CallbackRules
 from service.catalog import Catalog
+from service.events import Listeners
 from service.headers import SecurityHeaders
 from service.http_meters import HttpMeters
 from service.jobs import Jobs, Limits
+from service.label_studio import Projects
 from service.limits import BodyBounds, BodyLimit
 from service.observe import Observe
 from service.rates import RateLimit, parse_rate
 from service.redis_collector import RedisCollector
-from service.routes import health, jobs, metrics, models, page, posts
+from service.routes import (
+    events,
+    files,
+    health,
+    jobs,
+    label_studio,
+    metrics,
+    models,
+    page,
+    posts,
+)
 from service.settings import Settings
+from service.task_images import TaskImages
 from service.waiting import ResultWaiter
 from worker.blobs import BlobStore
 from worker.callback_url import Resolve, resolve_host
@@ -53,11 +66,14 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.decoders = CapacityLimiter(settings.decoders)
         app.state.waiter = ResultWaiter(settings.redis_url, max_waiting=settings.max_waiting)
+        app.state.listeners = Listeners(settings.redis_url, most=settings.max_listening)
         yield
         await app.state.waiter.close()
+        await app.state.listeners.close()
 
     app = FastAPI(
         title="SemPLeS",
+        version=openapi.VERSION,
         description=DESCRIPTION,
         lifespan=lifespan,
         docs_url=None,  # Swagger UI would come from a CDN; service.routes.page has a list of the calls
@@ -67,6 +83,10 @@ def create_app(
     )
     app.state.jobs = Jobs(redis, blobs, _limits(settings))
     app.state.catalog = Catalog(redis, default=settings.model)
+    app.state.projects = Projects(redis)
+    app.state.task_images = TaskImages(
+        settings.label_studio_url, settings.label_studio_token, settings.max_body_bytes
+    )
     app.state.callback_rules = CallbackRules(
         bool(settings.webhook_secret), settings.webhook_private, resolve
     )
@@ -83,7 +103,16 @@ def create_app(
     app.add_middleware(Observe, meters=meters)
     app.add_middleware(SecurityHeaders)
     errors.install(app)
-    for router in (posts.router, jobs.router, models.router, metrics.router):
+    openapi.install(app)
+    for router in (
+        posts.router,
+        jobs.router,
+        files.router,
+        events.router,
+        label_studio.router,
+        models.router,
+        metrics.router,
+    ):
         app.include_router(router, dependencies=SCHEMES if ring is not None else ())
     app.include_router(health.router)
     app.include_router(page.router)

@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from service.callbacks import CallbackRules
 from service.catalog import Catalog
+from service.events import Listeners
 from service.jobs import Jobs
 from service.waiting import ResultWaiter
 
@@ -33,8 +34,13 @@ async def _callback_rules(request: Request) -> CallbackRules:
     return cast("CallbackRules", request.app.state.callback_rules)
 
 
+async def _listeners(request: Request) -> Listeners:
+    return cast("Listeners", request.app.state.listeners)
+
+
 JobsDependency = Annotated[Jobs, Depends(_jobs)]
 CatalogDependency = Annotated[Catalog, Depends(_catalog)]
 WaiterDependency = Annotated[ResultWaiter, Depends(_waiter)]
 DecodersDependency = Annotated[CapacityLimiter, Depends(_decoders)]
 CallbackRulesDependency = Annotated[CallbackRules, Depends(_callback_rules)]
+ListenersDependency = Annotated[Listeners, Depends(_listeners)]

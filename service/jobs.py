@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, cast
 
-import numpy as np
-from PIL import Image
 from redis import Redis
 from rq.exceptions import DuplicateJobError, InvalidJobOperation
 from rq.job import Job
 
-from models.images import MAX_PIXELS, read_image
-from models.pictures import overlay_png
+from models.images import MAX_PIXELS
 from service.backlog import SURGE, jobs_done_lately, keep_place, seconds_to_wait
 from service.errors import ProblemError
+from service.idempotency import remember, remembered
 from service.observe import origin
+from service.removal import remove_job
+from service.results import Finished, Results
 from worker.blobs import BlobStore
 from worker.callbacks import Recipient, register
 from worker.cancel import ask_to_cancel, cancel_waiting, withdraw_cancel
+from worker.events import add_event
 from worker.outcome import failure_of, request_of, status_of
-from worker.protocol import RESULT_SECONDS, JobRequest, JobResult, idempotency_key
+from worker.protocol import JobRequest, JobResult, Options
 from worker.queues import TaskQueue, fetch_job, make_job, open_queue
-
-ResultFile = Literal["mask", "scores"]
 
 
 @dataclass(frozen=True)
@@ -89,20 +84,20 @@ class Jobs:
             ProblemError: if the queue is full, or the token was used for another request.
             CallbacksFullError: if too many wait to hear of jobs.
         """
-        job_id = (self._remembered(token, request) if token else None) or request.job_id()
+        job_id = (remembered(self._redis, token, request) if token else None) or request.job_id()
         # Before the look at it: its worker may be about to leave it.
         withdraw_cancel(self._redis, job_id)
         job = fetch_job(self._redis, job_id)
         if job is not None and not self._runs_again(job):
             if token:
-                self._remember(token, request)
+                remember(self._redis, token, request)
             self._note(job.id, tell)
             return job
         new = make_job(self._redis, request, timeout=self.limits.timeout(pixels))
         self._note(new.id, tell)  # before the job can end
         job = self._enqueue(new, request, data, earlier=job)
         if token:
-            self._remember(token, request)
+            remember(self._redis, token, request)
         return job
 
     def _enqueue(self, job: Job, request: JobRequest, data: bytes, *, earlier: Job | None) -> Job:
@@ -116,6 +111,9 @@ class Jobs:
         # The image goes first: a worker may take the job at once.
         self._blobs.put("uploads", data)
         job.meta.update(origin())
+        with self._redis.pipeline() as pipeline:
+            add_event(pipeline, job.id, "status", {"status": "queued"})
+            pipeline.execute()
         try:
             queue.enqueue_job(job, unique=True)
         except DuplicateJobError:  # another request with the same content was faster
@@ -148,6 +146,12 @@ class Jobs:
         cancel_waiting(self._queue(request_of(job).model.name), job)
         return self.find(job.id)
 
+    def remove(self, job_id: str) -> None:
+        """Forget a job and all that came of it; an unknown one is forgotten already."""
+        job = fetch_job(self._redis, job_id)
+        if job is not None:
+            remove_job(self._redis, self._blobs, job, self.result(job))
+
     def position(self, job: Job) -> int | None:
         """Return how many jobs are before a queued one, or None if it is not in the queue."""
         if status_of(job) != "queued":
@@ -161,27 +165,27 @@ class Jobs:
         value = job.return_value()
         return JobResult.model_validate(value) if value is not None else None
 
-    def file(self, job: Job, file: ResultFile) -> bytes:
-        """Return one of a finished job's files.
+    def mask(self, job: Job) -> bytes:
+        """Return a finished job's mask, a PNG.
 
         Raises:
             ProblemError: if the job is not finished, or has failed.
             BlobMissingError: if the file has expired.
         """
-        return self._blobs.get(cast("str", getattr(self._finished(job).blobs, file)))
+        return self._blobs.get(self._finished(job).blobs.mask)
 
-    def overlay(self, job: Job) -> bytes:
-        """Draw a finished job's mask over its image, as a PNG.
+    def finished(self, job_id: str) -> Finished:
+        """Return a finished job.
 
         Raises:
-            ProblemError: if the job is not finished, or has failed.
-            BlobMissingError: if image or mask have expired.
+            ProblemError: if it is unknown, not finished, or has failed.
         """
-        mask = self.file(job, "mask")
-        image = read_image(
-            self._blobs.get(request_of(job).image), max_pixels=self.limits.max_pixels
-        )
-        return overlay_png(image.pixels, np.array(Image.open(io.BytesIO(mask))))
+        job = self.find(job_id)
+        return Finished(job.id, request_of(job), self._finished(job))
+
+    def results(self, job: Finished, options: Options) -> Results:
+        """Return a finished job's files, decided as some options say."""
+        return Results(job, options, self._blobs, max_pixels=self.limits.max_pixels)
 
     def _finished(self, job: Job) -> JobResult:
         result = self.result(job)
@@ -218,30 +222,8 @@ class Jobs:
         if tell is not None:
             register(self._redis, job_id, tell, now=time.time())
 
-    def _remembered(self, token: str, request: JobRequest) -> str | None:
-        """Return the id of the job that a token stands for, if it was used before."""
-        stored = cast("bytes | None", self._redis.get(idempotency_key(token)))
-        if stored is None:
-            return None
-        memory = json.loads(stored)
-        if memory["request"] != _fingerprint(request):
-            raise ProblemError("idempotency-key-reused", "this key belongs to another request")
-        return str(memory["job"])
-
-    def _remember(self, token: str, request: JobRequest) -> None:
-        memory = {"job": request.job_id(), "request": _fingerprint(request)}
-        key = idempotency_key(token)
-        if not self._redis.set(key, json.dumps(memory), ex=RESULT_SECONDS, nx=True):
-            self._remembered(token, request)  # another request was faster: it must be the same
-
 
 def _queue_full(queue: TaskQueue, waiting: int) -> ProblemError:
     seconds = seconds_to_wait(waiting, jobs_done_lately(queue, now=time.time()))
     detail = f"{waiting} jobs are waiting already, for about {seconds} s"
     return ProblemError("queue-full", detail, headers={"Retry-After": str(seconds)})
-
-
-def _fingerprint(request: JobRequest) -> str:
-    """What a client asked for; not the model's version, which may change between two tries."""
-    asked = request.model_dump(mode="json", exclude={"model": {"version"}})
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

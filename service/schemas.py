@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from rq.job import Job
 
+from service.examples import JOB
 from worker.outcome import Status, failure_of, request_of, status_of
 from worker.presence import ModelInfo, NearNoun, WorkerInfo
 from worker.protocol import (
@@ -24,12 +25,22 @@ from worker.protocol import (
 
 
 class Links(BaseModel):
-    """Paths of a job and its files; the files are there once it is finished."""
+    """Paths of a job and its files; the files are there once it is finished.
+
+    ``cams`` has one for each class, by name.
+    """
 
     self: str
+    events: str
     mask: str | None = None
     overlay: str | None = None
+    confidence: str | None = None
+    cams: dict[str, str] | None = None
     scores: str | None = None
+    coco: str | None = None
+    polygons: str | None = None
+    label_studio: str | None = None
+    cvat: str | None = None
 
 
 class JobDocument(BaseModel):
@@ -37,6 +48,8 @@ class JobDocument(BaseModel):
 
     To segment takes no ``labels``; ``classes`` are then those that were found.
     """
+
+    model_config = ConfigDict(json_schema_extra={"examples": [JOB]})
 
     id: str
     task: Task
@@ -105,13 +118,6 @@ def job_document(
     """
     status = status_of(job)
     request = request_of(job)
-    files: dict[str, Any] = {}
-    if result is not None:
-        files = {
-            "mask": f"{path}/mask.png",
-            "overlay": f"{path}/overlay.png",
-            "scores": f"{path}/scores.npz",
-        }
     progress = job.meta.get("progress") if status == "running" else None
     return JobDocument(
         id=job.id,
@@ -130,5 +136,33 @@ def job_document(
         ignored=result.ignored if result else None,
         timings=result.timings if result else None,
         failure=failure_of(job) if status == "failed" else None,
-        links=Links(self=path, **files),
+        links=links(path, result),
     )
+
+
+_FILES: Final = {
+    "mask": "mask.png",
+    "overlay": "overlay.png",
+    "confidence": "confidence.png",
+    "scores": "scores.npz",
+    "coco": "coco.json",
+    "polygons": "polygons.json",
+    "label_studio": "label-studio.json",
+    "cvat": "cvat.xml",
+}
+
+
+def links(path: str, result: JobResult | None) -> Links:
+    """Return the paths of a job's files.
+
+    Args:
+        path: the job's own.
+        result: what came out, if it is finished.
+    """
+    events = f"{path}/events"
+    if result is None:
+        return Links(self=path, events=events)
+    files: dict[str, Any] = {key: f"{path}/{name}" for key, name in _FILES.items()}
+    # By index: a name may hold whatever a path cannot.
+    files["cams"] = {each.name: f"{path}/cam/{each.index}.png" for each in result.classes}
+    return Links(self=path, events=events, **files)

@@ -19,6 +19,7 @@ class Settings(BaseSettings):
         max_pixels: largest image, width times height.
         max_queue: jobs that may wait for one model; more are turned away.
         max_waiting: requests that may wait at once; more are answered at once.
+        max_listening: requests that may listen to jobs' events at once; more are turned away.
         job_timeout: seconds that one attempt at a job may take, whatever the image's size.
         job_timeout_per_megapixel: seconds on top of that for each million pixels.
         job_timeout_max: the most that these two come to.
@@ -33,6 +34,8 @@ class Settings(BaseSettings):
         body_rate: bytes per second that add a second to that, so that slow lines may send large files.
         webhook_secret: signs webhooks, which the janitor sends; without one no ``callback_url`` is taken.
         webhook_private: whether webhooks may go to addresses that are not on the internet.
+        label_studio_url: of the Label Studio whose tasks' images may be fetched, http:// or https://; empty for none.
+        label_studio_token: of a user there, who may see the images.
     """
 
     model_config = SettingsConfigDict(env_prefix="SEMPLES_", frozen=True, populate_by_name=True)
@@ -44,6 +47,7 @@ class Settings(BaseSettings):
     max_pixels: int = Field(default=40_000_000, gt=0)
     max_queue: int = Field(default=1000, gt=0)
     max_waiting: int = Field(default=200, ge=0)
+    max_listening: int = Field(default=200, ge=0)
     job_timeout: int = Field(default=120, gt=0)
     job_timeout_per_megapixel: float = Field(default=5.0, ge=0)
     job_timeout_max: int = Field(default=300, gt=0)
@@ -58,6 +62,8 @@ class Settings(BaseSettings):
     body_rate: int = Field(default=16 * 1024, gt=0)
     webhook_secret: str = Field(default="", repr=False)
     webhook_private: bool = False
+    label_studio_url: str = Field(default="", pattern=r"^(https?://[^/?#@]+(/.*)?)?$")
+    label_studio_token: str = Field(default="", repr=False)
 
     @field_validator("trusted_proxies")
     @classmethod

@@ -50,7 +50,8 @@ class PseudoMaskForm(ImageForm):
     task = "pseudo_mask"
 
     labels: list[str] = Field(
-        description="What the image shows: the field repeated, or names with commas between them."
+        min_length=1,
+        description="What the image shows: the field repeated, or names with commas between them.",
     )
     background_threshold: float | None = Field(
         default=None, gt=0, lt=1, description="The background's score everywhere."

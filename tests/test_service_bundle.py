@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -103,6 +104,31 @@ def test_it_segments_as_the_library_does(
         "refine": refine,
         "min_confidence": predictor.info.segment.min_confidence,
     }
+
+
+def anew(url: str, path: str, photo: bytes, form: dict[str, Any], options: dict[str, Any]) -> bytes:
+    """A mask decided anew; a job that is posted with the same options has the same bytes."""
+    documents = [
+        httpx.post(f"{url}/{path}?wait=60", files={"image": photo}, data=form | more, timeout=70)
+        for more in ({}, options)
+    ]
+    first, other = (each.json()["links"]["mask"] for each in documents)
+    content = httpx.get(f"{url}{first}", params=options).content
+    assert content == httpx.get(f"{url}{other}").content
+    assert content != httpx.get(f"{url}{first}").content
+    return content
+
+
+@pytest.mark.parametrize("refine", ["none", "pamr"])
+def test_decided_anew_is_what_the_model_would_give(
+    stack: Serving, segmenting_stack: Serving, tiny_data: Path, refine: str
+) -> None:
+    photo = (tiny_data / "images" / "photo2.jpg").read_bytes()
+    form = {"labels": "mug, cat", "refine": refine}
+    for options in ({"background_threshold": 0.35, "min_confidence": 0.6}, {"background_power": 3}):
+        mask = anew(stack.url, "pseudo-mask", photo, form, options)
+        assert np.unique(np.asarray(Image.open(io.BytesIO(mask)))).size > 1
+    anew(segmenting_stack.url, "segment", photo, {"refine": refine}, {"min_confidence": 0.6})
 
 
 def test_a_bundle_without_a_segmenter_is_asked_in_vain(stack: Serving, tiny_data: Path) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import re
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -131,6 +131,19 @@ class BlobStore:
         except BlobMissingError:
             return False
         return True
+
+    def delete(self, key: str) -> None:
+        """Delete a blob; one that is not there is deleted already.
+
+        Raises:
+            BlobError: if the store does not let it be deleted.
+        """
+        path = self._path(key)
+        with (
+            suppress(BlobMissingError),
+            self._failing(f"delete the blob {key!r}", absent=BlobMissingError),
+        ):
+            self._files.rm_file(path, **self._options)
 
     def keys(self, kind: BlobKind) -> list[str]:
         """Return the keys of one kind, sorted.

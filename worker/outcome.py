@@ -24,7 +24,12 @@ _STATUS: Final[dict[JobStatus, Status]] = {
 
 def status_of(job: Job) -> Status:
     """Return a job's status in the API's words."""
-    return _STATUS.get(job.get_status(refresh=False), "queued")
+    return status_word(job.get_status(refresh=False))
+
+
+def status_word(status: JobStatus) -> Status:
+    """Return RQ's status in the API's words."""
+    return _STATUS.get(status, "queued")
 
 
 def request_of(job: Job) -> JobRequest:

@@ -12,6 +12,7 @@ from rq.job import Job
 
 from models.photos import OnProgress
 from worker.cancel import JobCanceledError, cancel_key
+from worker.events import add_event
 from worker.protocol import Progress
 
 log = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('HSET', KEYS[1], 'meta', A
 
 
 def reporter(redis: Redis, jobs: Sequence[Job]) -> OnProgress:
-    """Return a function that writes jobs' progress into their meta, at each stage and each tenth.
+    """Return a function that writes jobs' progress into their meta and events, at each stage and each tenth.
 
     It raises JobCanceledError once none of the jobs is wanted any more. Redis being away is no reason to stop.
     """
@@ -35,9 +36,10 @@ def reporter(redis: Redis, jobs: Sequence[Job]) -> OnProgress:
         nonlocal written
         if stage == written.stage and fraction - written.fraction < STEP:
             return
+        first = not written.stage
         written = Progress(stage=stage, fraction=round(fraction, 3))
         try:
-            wanted = _write(redis, jobs, written)
+            wanted = _write(redis, jobs, written, first=first)
         except RedisError as error:
             log.warning("progress of %d jobs not written: %s", len(jobs), error)
             return
@@ -47,8 +49,8 @@ def reporter(redis: Redis, jobs: Sequence[Job]) -> OnProgress:
     return report
 
 
-def _write(redis: Redis, jobs: Sequence[Job], progress: Progress) -> bool:
-    """Write progress, and return whether one of the jobs is wanted."""
+def _write(redis: Redis, jobs: Sequence[Job], progress: Progress, *, first: bool) -> bool:
+    """Write progress, and before the first one that the jobs run; return whether one of the jobs is wanted."""
     with redis.pipeline(transaction=False) as pipeline:
         for job in jobs:
             pipeline.exists(cancel_key(job.id))
@@ -56,5 +58,8 @@ def _write(redis: Redis, jobs: Sequence[Job], progress: Progress) -> bool:
             job.meta["progress"] = progress.model_dump()
             # As RQ's save_meta, which has a round trip of its own for each job, and makes a job that is gone.
             pipeline.eval(_SAVE_META, 1, job.key, json.dumps(job.meta))
+            if first:
+                add_event(pipeline, job.id, "status", {"status": "running"})
+            add_event(pipeline, job.id, "progress", progress.model_dump())
         answers = pipeline.execute()
     return not all(answers[: len(jobs)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from models.data.classes import IGNORE_INDEX, ClassList
+from models.data.classes import IGNORE_INDEX, ClassInfo, ClassList
 from models.exports.polygons import outline
 from models.exports.source import MaskedPhoto
 from models.files import software_version
@@ -42,7 +42,8 @@ def write_coco(photos: Iterable[MaskedPhoto], classes: ClassList, folder: Path) 
         tempfile.TemporaryFile("w+", encoding="utf-8") as spool,
     ):
         for file in (by_rle, by_polygons):
-            file.write(_head(classes) + ',\n"annotations": [')
+            head = json.dumps(_head(classes.classes), ensure_ascii=False)[:-1]
+            file.write(head + ',\n"annotations": [')
         for images, photo in enumerate(photos, start=1):
             _append(spool, _image(photo, images), first=images == 1)
             for annotation, polygons in _annotations(photo, images):
@@ -56,6 +57,23 @@ def write_coco(photos: Iterable[MaskedPhoto], classes: ClassList, folder: Path) 
             shutil.copyfileobj(spool, file)
             file.write("\n]}\n")
     return f"{images} photos, {count} annotations in {RLE_FILE} and again in {POLYGON_FILE}"
+
+
+def coco_document(
+    photo: MaskedPhoto, classes: Sequence[ClassInfo], *, polygons: bool
+) -> dict[str, Any]:
+    """Return one photo's annotations as a file of its own, as ``write_coco`` writes them.
+
+    Args:
+        photo: the only one.
+        classes: the categories, which may be none.
+        polygons: whether regions are polygons; run lengths otherwise.
+    """
+    annotations = []
+    for number, (annotation, outlines) in enumerate(_annotations(photo, 1), start=1):
+        shape = {"segmentation": outlines} if polygons else {}
+        annotations.append(annotation | shape | {"id": number})
+    return {**_head(classes), "annotations": annotations, "images": [_image(photo, 1)]}
 
 
 def run_lengths(mask: NDArray[np.bool_]) -> dict[str, Any]:
@@ -92,15 +110,14 @@ def _annotations(
         yield annotation, outline(mask)
 
 
-def _head(classes: ClassList) -> str:
-    head = {
+def _head(classes: Sequence[ClassInfo]) -> dict[str, Any]:
+    return {
         "info": {"description": f"pseudo masks by semples {software_version()}"},
         "licenses": [],
         "categories": [
-            {"id": each.index, "name": each.name, "supercategory": ""} for each in classes.classes
+            {"id": each.index, "name": each.name, "supercategory": ""} for each in classes
         ],
     }
-    return json.dumps(head, ensure_ascii=False)[:-1]
 
 
 def _append(file: TextIO, record: Mapping[str, Any], *, first: bool) -> None:

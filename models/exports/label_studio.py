@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
+import numpy as np
+from numpy.typing import NDArray
+
 from models.data.classes import BACKGROUND_INDEX, ClassList
 from models.exports.brush import brush_rle
 from models.exports.labels import Label, all_labels
+from models.exports.polygons import outline
 from models.exports.source import MaskedPhoto
 
 LOCAL_FILES = "/data/local-files/?d="
@@ -49,7 +54,7 @@ def write_label_studio(
     for files, first in enumerate(remaining, start=1):
         with (folder / f"tasks_{files:04}.json").open("w", encoding="utf-8") as file:
             for place, photo in enumerate(chain([first], islice(remaining, _PER_FILE - 1))):
-                task = _task(photo, names, image_prefix)
+                task = label_studio_task(photo, names, image=image_prefix + quote(photo.name))
                 file.write(("[\n" if place == 0 else ",\n") + json.dumps(task, ensure_ascii=False))
                 count += 1
             file.write("\n]\n")
@@ -60,34 +65,72 @@ def write_label_studio(
     )
 
 
-def _task(photo: MaskedPhoto, names: Mapping[int, str], image_prefix: str) -> dict[str, Any]:
+def label_studio_task(
+    photo: MaskedPhoto, names: Mapping[int, str], *, image: str
+) -> dict[str, Any]:
+    """Return a photo's task with its prediction.
+
+    Args:
+        photo: the masked photo.
+        names: of label map indices, 255 among them.
+        image: its URL.
+    """
     prediction: dict[str, Any] = {
         "model_version": photo.model,
-        "result": [_region(photo, index, names[index]) for index in photo.regions],
+        "result": [
+            brush_region(photo.label_map, index, names[index], Tags(_MASK, _IMAGE))
+            for index in photo.regions
+        ],
     }
     if photo.confidence:
         prediction["score"] = min(photo.confidence.values())
-    return {
-        "data": {_IMAGE: image_prefix + quote(photo.name)},
-        "predictions": [prediction],
-    }
+    return {"data": {_IMAGE: image}, "predictions": [prediction]}
 
 
-def _region(photo: MaskedPhoto, index: int, name: str) -> dict[str, Any]:
-    height, width = photo.label_map.shape
+@dataclass(frozen=True)
+class Tags:
+    """Which tags of a labeling interface a region belongs to, by name: that of the labels and that of the image."""
+
+    control: str
+    image: str
+
+
+def brush_region(
+    label_map: NDArray[np.uint8], index: int, label: str, tags: Tags
+) -> dict[str, Any]:
+    """Return the pixels of an index as a brush region."""
+    value = {"format": "rle", "rle": brush_rle(label_map == index), "brushlabels": [label]}
+    return _region(label_map, f"class{index}", tags, "brushlabels", value)
+
+
+def polygon_regions(
+    label_map: NDArray[np.uint8], index: int, label: str, tags: Tags
+) -> list[dict[str, Any]]:
+    """Return the pixels of an index as polygons along their edges, in percent of the image as the tool wants them."""
+    height, width = label_map.shape
+    regions = []
+    for number, outlined in enumerate(outline(label_map == index)):
+        xs, ys = outlined[0::2], outlined[1::2]
+        points = [[100 * x / width, 100 * y / height] for x, y in zip(xs, ys, strict=True)]
+        value = {"points": points, "closed": True, "polygonlabels": [label]}
+        name = f"class{index}-{number}"
+        regions.append(_region(label_map, name, tags, "polygonlabels", value))
+    return regions
+
+
+def _region(
+    label_map: NDArray[np.uint8], identity: str, tags: Tags, kind: str, value: Mapping[str, Any]
+) -> dict[str, Any]:
+    height, width = label_map.shape
     return {
-        "id": f"class{index}",
-        "type": "brushlabels",
-        "from_name": _MASK,
-        "to_name": _IMAGE,
+        "id": identity,
+        "type": kind,
+        "from_name": tags.control,
+        "to_name": tags.image,
         "image_rotation": 0,
         "original_width": width,
         "original_height": height,
-        "value": {
-            "format": "rle",
-            "rle": brush_rle(photo.label_map == index),
-            "brushlabels": [name],
-        },
+        "value": value,
     }
 
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Annotated, Any
 
-from anyio.to_thread import run_sync
 from fastapi import APIRouter, Path, Request, Response
 from rq.job import Job
 
-from service.dependencies import DecodersDependency, JobsDependency
-from service.errors import ProblemDocument
-from service.jobs import Jobs, ResultFile
+from service.dependencies import JobsDependency
+from service.errors import ProblemDocument, ProblemError
+from service.jobs import Jobs
 from service.schemas import JobDocument, job_document
+from worker.outcome import TERMINAL, status_of
 
 router = APIRouter(tags=["jobs"])
 
 _PROBLEM: dict[str, Any] = {"model": ProblemDocument}
-_FILE: dict[int | str, dict[str, Any]] = {404: _PROBLEM, 409: _PROBLEM, 503: _PROBLEM}
 
 JobId = Annotated[str, Path(description="As in the job's document.")]
 
@@ -44,41 +42,25 @@ def get_job(request: Request, job_id: JobId, jobs: JobsDependency) -> JobDocumen
 
 @router.delete(
     "/jobs/{job_id}",
+    response_model=JobDocument,
     response_model_exclude_none=True,
-    responses={404: _PROBLEM, 503: _PROBLEM},
+    responses={
+        200: {"description": "It waited or ran, and is being canceled."},
+        204: {"description": "It was over, and is gone with its files; or there was none."},
+        503: _PROBLEM,
+    },
 )
-def delete_job(request: Request, job_id: JobId, jobs: JobsDependency) -> JobDocument:
-    """Take a job back: one that waits is canceled at once, one that runs as soon as its worker looks up.
+def delete_job(request: Request, job_id: JobId, jobs: JobsDependency) -> Response | JobDocument:
+    """Take a job back, or remove it.
 
-    What is finished, failed or canceled stays so. Doing it again changes nothing.
+    One that waits is canceled at once, one that runs as soon as its worker looks up. One that is over is removed with
+    its image and its files, except those that another job has, too. Doing it again is no error.
     """
-    return describe(jobs.cancel(jobs.find(job_id)), jobs, job_path(request, job_id))
-
-
-@router.get("/jobs/{job_id}/mask.png", response_class=Response, responses=_FILE)
-def get_mask(job_id: JobId, jobs: JobsDependency) -> Response:
-    """Return the label map: a palette PNG in VOC colors, 0 background, 255 ignore."""
-    return _file(job_id, jobs, "mask", "image/png")
-
-
-@router.get("/jobs/{job_id}/overlay.png", response_class=Response, responses=_FILE)
-async def get_overlay(
-    job_id: JobId, jobs: JobsDependency, decoders: DecodersDependency
-) -> Response:
-    """Return the image with the mask's colors laid over it."""
-    draw = partial(_overlay, jobs, job_id)
-    return Response(await run_sync(draw, limiter=decoders), media_type="image/png")
-
-
-@router.get("/jobs/{job_id}/scores.npz", response_class=Response, responses=_FILE)
-def get_scores(job_id: JobId, jobs: JobsDependency) -> Response:
-    """Return the soft maps: scores, class_index, class_name, image_size; cams of a pseudo mask."""
-    return _file(job_id, jobs, "scores", "application/octet-stream")
-
-
-def _overlay(jobs: Jobs, job_id: str) -> bytes:
-    return jobs.overlay(jobs.find(job_id))
-
-
-def _file(job_id: str, jobs: Jobs, file: ResultFile, media_type: str) -> Response:
-    return Response(jobs.file(jobs.find(job_id), file), media_type=media_type)
+    try:
+        job = jobs.find(job_id)
+    except ProblemError:
+        return Response(status_code=204)
+    if status_of(job) in TERMINAL:
+        jobs.remove(job_id)
+        return Response(status_code=204)
+    return describe(jobs.cancel(job), jobs, job_path(request, job_id))

@@ -112,7 +112,7 @@ class Desk:
         path = job_path(self.request, job.id)
         headers = {"Location": path, "Vary": "Accept, Prefer"}
         if done and wish.png:
-            mask = await run_sync(jobs.file, job, "mask")
+            mask = await run_sync(jobs.mask, job)
             return Response(mask, 200, headers, "image/png")
         document = await run_sync(describe, job, jobs, path)
         content = document.model_dump(mode="json", exclude_none=True)
