@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import http.client
 import os
 import socket
@@ -20,6 +19,7 @@ from redis.exceptions import RedisError
 
 from service import embedded
 from service.auth import require_keys
+from service.lock import locked
 from service.processes import Command
 from service.settings import Settings
 from service.supervisor import StopRequestedError, Supervisor, SupervisorError
@@ -64,7 +64,7 @@ def run(stack: Stack) -> None:
     Raises:
         SupervisorError: if it cannot run.
     """
-    with _locked(stack.data), _listening(stack) as listener, Supervisor(_say) as supervisor:
+    with locked(stack.data), _listening(stack) as listener, Supervisor(_say) as supervisor:
         _refuse_strangers(listener)
         redis_url = _start_redis(stack, supervisor)
         environment = {
@@ -162,28 +162,6 @@ def _api_command(stack: Stack, environment: Mapping[str, str], fd: int) -> Comma
 
 def _log(stack: Stack, name: str) -> Path:
     return stack.data / "logs" / f"{name}.log"
-
-
-@contextmanager
-def _locked(data: Path) -> Iterator[None]:
-    """Hold a data directory for ourselves; the lock ends with this process, however it ends."""
-    try:
-        data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = (data / "serve.lock").open("a+")
-    except OSError as error:
-        raise SupervisorError(f"cannot use the data directory {data}: {error.strerror}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
-            message = f"{data} is in use by another semples serve (process {owner})"
-            raise SupervisorError(message) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
 
 
 @contextmanager
