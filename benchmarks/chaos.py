@@ -76,7 +76,9 @@ class Client(threading.Thread):
         """Post until it is accepted: the answer decides, so a job may be there before."""
         while True:
             try:
-                job = self._jobs.submit(*asked.request(number))
+                job = self._jobs.submit(
+                    *asked.request(number), pixels=asked.size[0] * asked.size[1]
+                )
             except RedisError:
                 time.sleep(0.2)
             else:

@@ -79,7 +79,9 @@ class Scene:
 
     def submit(self, asked: Asked, number: int, *, timeout: int = 30) -> str:
         """Have a job accepted, be it the first time or not, and return its id."""
-        job = self.jobs(timeout=timeout).submit(*asked.request(number))
+        job = self.jobs(timeout=timeout).submit(
+            *asked.request(number), pixels=asked.size[0] * asked.size[1]
+        )
         self.accepted[job.id] = asked
         return str(job.id)
 

@@ -8,6 +8,7 @@ import pytest
 
 from tests.chaos import Scene
 from tests.service_fixtures import wait_for
+from worker.protocol import MAX_ATTEMPTS
 
 
 def test_a_worker_is_killed_in_a_batch(there: Scene) -> None:
@@ -82,7 +83,10 @@ def test_sigterm_in_a_batch(there: Scene, signals: int) -> None:
     in_hand = there.in_hand()
     assert worker.stop() == 0
     assert in_hand.isdisjoint(there.in_hand())
-    assert {there.job(each).get_status().value for each in in_hand} == {"finished"}
+    jobs = [there.job(each) for each in in_hand]
+    # What was in the networks is finished; what was only decoded waits again, and lost no attempt.
+    assert {job.get_status().value for job in jobs} == {"finished", "queued"}
+    assert {job.retries_left for job in jobs} == {MAX_ATTEMPTS - 1}
     worker.start()
     assert there.all_finish()
     assert there.problems() == []

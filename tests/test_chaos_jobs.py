@@ -29,7 +29,7 @@ def test_the_same_from_many_threads_is_one_job_that_runs_once(there: Scene) -> N
     assert there.all_finish()
     assert len(ids) == 1
     assert there.problems() == []
-    assert worker.log().count("Job OK") == 1
+    assert worker.log().count("job finished") == 1
 
 
 @pytest.mark.parametrize(

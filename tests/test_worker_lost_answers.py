@@ -19,9 +19,11 @@ from worker.presence import ModelInfo
 from worker.protocol import MAX_ATTEMPTS, RESULT_SECONDS
 from worker.queues import open_queue, open_redis
 from worker.runtime import Runtime, install
+from worker.settings import WorkerSettings
 from worker.sizes import Sizes
 from worker.taking import give_back, lease, new_execution, take
 from worker.upkeep import tidy
+from worker.vitals import Vitals
 
 
 class Fragile(UnixDomainSocketConnection):
@@ -64,7 +66,9 @@ def worker(place: Place, fragile: Redis) -> LeaseWorker:
     model = ModelInfo.model_validate(predictor.info.to_json())
     runtime = Runtime(predictor, model, place.blobs, worker="lone")
     install(runtime)
-    return LeaseWorker(fragile, runtime, sizes=Sizes(), lease=LEASE)
+    settings = WorkerSettings(redis_url=place.url, blobs="")
+    vitals = Vitals.of(predictor, settings)
+    return LeaseWorker(fragile, runtime, sizes=Sizes(), vitals=vitals, lease=LEASE)
 
 
 def work(worker: LeaseWorker, place: Place, job: Any) -> Any:

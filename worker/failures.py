@@ -92,6 +92,8 @@ def note_failure(
     retries_left = job.retries_left or 0
     if died and retries_left > 0:
         log.warning("its worker died; %d attempts left", retries_left, extra={"job": job.id})
+        job.meta[_DEATHS] = job.meta.get(_DEATHS, 0) + 1
+        job.save_meta()  # type: ignore[no-untyped-call]
         return
     if died:
         bury(job, now=now())
