@@ -94,13 +94,20 @@ class Jobs:
             self._note(job.id, tell)
             return job
         new = make_job(self._redis, request, timeout=self.limits.timeout(pixels))
-        self._note(new.id, tell)  # before the job can end
-        job = self._enqueue(new, request, data, earlier=job)
+        job = self._enqueue(new, request, data, earlier=job, tell=tell)
         if token:
             remember(self._redis, token, request)
         return job
 
-    def _enqueue(self, job: Job, request: JobRequest, data: bytes, *, earlier: Job | None) -> Job:
+    def _enqueue(
+        self,
+        job: Job,
+        request: JobRequest,
+        data: bytes,
+        *,
+        earlier: Job | None,
+        tell: Recipient | None,
+    ) -> Job:
         queue, places = self._queue(request.model.name), self.limits.max_queue
         waiting = queue.count
         if waiting >= places:
@@ -111,6 +118,7 @@ class Jobs:
         # The image goes first: a worker may take the job at once.
         self._blobs.put("uploads", data)
         job.meta.update(origin())
+        self._note(job.id, tell)  # before the job can end
         with self._redis.pipeline() as pipeline:
             add_event(pipeline, job.id, "status", {"status": "queued"})
             pipeline.execute()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 from rq.job import Job
 
 from service.examples import JOB
+from worker.links import job_links
 from worker.outcome import Status, failure_of, request_of, status_of
 from worker.presence import ModelInfo, NearNoun, WorkerInfo
 from worker.protocol import (
@@ -140,18 +141,6 @@ def job_document(
     )
 
 
-_FILES: Final = {
-    "mask": "mask.png",
-    "overlay": "overlay.png",
-    "confidence": "confidence.png",
-    "scores": "scores.npz",
-    "coco": "coco.json",
-    "polygons": "polygons.json",
-    "label_studio": "label-studio.json",
-    "cvat": "cvat.xml",
-}
-
-
 def links(path: str, result: JobResult | None) -> Links:
     """Return the paths of a job's files.
 
@@ -159,10 +148,8 @@ def links(path: str, result: JobResult | None) -> Links:
         path: the job's own.
         result: what came out, if it is finished.
     """
-    events = f"{path}/events"
-    if result is None:
-        return Links(self=path, events=events)
-    files: dict[str, Any] = {key: f"{path}/{name}" for key, name in _FILES.items()}
-    # By index: a name may hold whatever a path cannot.
-    files["cams"] = {each.name: f"{path}/cam/{each.index}.png" for each in result.classes}
-    return Links(self=path, events=events, **files)
+    paths: dict[str, Any] = dict(job_links(path, finished=result is not None))
+    if result is not None:
+        # By index: a name may hold whatever a path cannot.
+        paths["cams"] = {each.name: f"{path}/cam/{each.index}.png" for each in result.classes}
+    return Links(**paths)

@@ -71,6 +71,9 @@ def test_from_post_to_webhook(
     news = Webhook(SECRET).verify(delivery.body, delivery.headers)
     assert news["type"] == f"job.{status}"
     assert document["status"] == status
+    links = news["data"].pop("links")
+    assert links.items() <= document["links"].items()
+    assert set(document["links"]) - set(links) <= {"cams"}
     for field, value in news["data"].items():
         assert document[field] == value, field
 

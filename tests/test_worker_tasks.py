@@ -83,7 +83,8 @@ def test_scores_load_without_pickle(runtime: Runtime) -> None:
     content = io.BytesIO(runtime.blobs.get(result.blobs.scores))
     with np.load(content, allow_pickle=False) as scores:
         assert scores["cams"].dtype == np.float16
-        assert scores["cams"].shape == scores["scores"].shape == (2, 2, 3)
+        assert scores["scores"].shape == (2, 20, 30)
+        assert scores["cams"].shape == (2, 10, 15)
         assert scores["class_index"].tolist() == [1, 2]
         assert scores["class_name"].tolist() == ["cat", "bowl"]
         assert scores["image_size"].tolist() == [20, 30]
@@ -100,7 +101,7 @@ def test_to_segment_needs_no_labels(runtime: Runtime) -> None:
     assert np.unique(mask).tolist() == [0, 2]
     with np.load(io.BytesIO(runtime.blobs.get(result.blobs.scores)), allow_pickle=False) as scores:
         assert "cams" not in scores
-        assert scores["scores"].shape == (1, 2, 3)
+        assert scores["scores"].shape == (1, 20, 30)
         assert scores["class_name"].tolist() == ["bowl"]
 
 
@@ -114,7 +115,7 @@ def test_nothing_found_is_a_result_as_well(runtime: Runtime) -> None:
     result = work(runtime, request(runtime, png(color=(0, 0, 0))))
     assert result.classes == ()
     with np.load(io.BytesIO(runtime.blobs.get(result.blobs.scores)), allow_pickle=False) as scores:
-        assert scores["scores"].shape == (0, 2, 3)
+        assert scores["scores"].shape == (0, 20, 30)
         assert scores["class_name"].shape == (0,)
 
 

@@ -22,6 +22,7 @@ from worker.callback_url import (
     resolve_host,
 )
 from worker.callbacks import Callback
+from worker.links import job_links
 from worker.outcome import Status, failure_of, request_of, status_of
 from worker.protocol import JobFailure, ModelRef, Record, Task
 from worker.signing import signed_headers
@@ -72,12 +73,10 @@ def news_of(callback: Callback, job: Job | None, *, now: datetime) -> str:
     data = JobNews(id=callback.job, status="gone", links={"self": link})
     if job is not None:
         request, status = request_of(job), status_of(job)
-        files = {"mask": "mask.png", "overlay": "overlay.png", "scores": "scores.npz"}
-        links = {name: f"{link}/{file}" for name, file in files.items()}
         data = JobNews(
             id=job.id,
             status=status,
-            links={"self": link, **(links if status == "finished" else {})},
+            links=job_links(link, finished=status == "finished"),
             task=request.task,
             model=request.model,
             labels=request.labels,
