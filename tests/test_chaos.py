@@ -116,7 +116,7 @@ def test_sigterm_while_valkey_is_away(there: Scene) -> None:
     there.wait_batch(least=1)
     there.server.kill()
     child.ask_to_stop()
-    wait_for(lambda: "its end not written" in worker.log() or "is away" in worker.log())
+    wait_for(lambda: "its end not written" in worker.log() or "trying again" in worker.log())
     there.server.start()
     wait_for(lambda: child.exit_code is not None, what="the worker's end")
     assert child.exit_code == 0
