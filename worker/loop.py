@@ -22,6 +22,7 @@ from rq.executions import Execution
 from rq.job import Job
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
+from rq.utils import now
 from rq.worker import WorkerStatus
 
 from worker.bulletin import Bulletin
@@ -113,11 +114,7 @@ class LeaseWorker(SimpleWorker):
             workers=lambda: self._workers,
         )
 
-    @property
-    def dequeue_timeout(self) -> int:
-        """Seconds of one blocking wait; a stop signal interrupts it."""
-        return 5
-
+    dequeue_timeout = 5  # seconds of one blocking wait; a stop signal interrupts it
     should_run_maintenance_tasks = True  # RQ asks the main thread before each wait for a job
 
     def run_maintenance_tasks(self) -> None:
@@ -189,7 +186,7 @@ class LeaseWorker(SimpleWorker):
         """Do nothing: the desk has prepared it, together with others."""
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
-        """Do nothing in the main thread, which is not to wait for it: the pulse does it."""
+        """Do nothing in the main thread: the pulse does it."""
         if pipeline is not None:
             super().heartbeat(timeout, pipeline)
 
@@ -208,6 +205,10 @@ class LeaseWorker(SimpleWorker):
         with whether_or_not_redis_answers("not asked whether suspended"):
             super().check_for_suspension(burst)
 
+    def handle_execution_ended(self, job: Job, queue: Queue, heartbeat_ttl: int) -> None:
+        """Note when a job ended; its lease needs no renewal on the way out."""
+        job.ended_at = now()
+
     def handle_job_success(
         self, job: Job, queue: Queue, started_job_registry: StartedJobRegistry, execution: Execution
     ) -> None:
@@ -218,10 +219,7 @@ class LeaseWorker(SimpleWorker):
     def _finalize_failure(
         self, job: Job, queue: Queue, execution: Execution, exc_info: tuple[Any, Any, Any]
     ) -> None:
-        """Write down a job's failure, unless it was not the job that failed.
-
-        A failed writing down is tried again, and a second signal to stop (SystemExit) may come at any time.
-        """
+        """Write down a job's failure, not one of the writing down (tried again) nor a second signal (SystemExit)."""
         error = exc_info[1]
         if isinstance(error, RedisError) or not isinstance(error, Exception):
             raise error or RuntimeError("expected an exception, got none")
