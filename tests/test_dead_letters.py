@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rq.exceptions import AbandonedJobError
 from rq.job import Job
+from rq.job_lifecycle import record_job_failure
 from rq.utils import now
 
 from tests.service_fixtures import NOTHING, ROOT, Place, wait_for
@@ -27,7 +28,6 @@ from worker.dead_letters import (
 )
 from worker.failures import note_failure
 from worker.queues import fetch_job
-from worker.upkeep import Undertaker
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,10 @@ def die(place: Place, *labels: str) -> Job:
     place.redis.lrem(place.queue.key, 1, job.id)
     job.retries_left = 0
     job.save()
-    Undertaker().handle_job_failure(job, place.queue, exc_string="dead")
+    note_failure(job, AbandonedJobError, AbandonedJobError(), None)
+    with place.redis.pipeline() as pipeline:
+        record_job_failure(job, "dead", pipeline)
+        pipeline.execute()
     return job
 
 

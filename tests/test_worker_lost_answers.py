@@ -128,8 +128,8 @@ def test_a_job_of_a_dead_worker_is_queued_once(place: Place, worker: LeaseWorker
     queue = open_queue(worker.connection, "double")
     break_at(b"RPUSH", arrives=True)
     with pytest.raises(RedisConnectionError):
-        tidy(queue, worker)
-    tidy(queue, worker)
+        tidy(queue)
+    tidy(queue)
     assert place.leftovers() == NOTHING | {"queue": [job.id.encode()]}
 
 
@@ -159,7 +159,7 @@ def test_a_finished_job_is_finished_whatever_list_it_is_in(
     place.redis.rpush(place.queue.intermediate_queue_key, job.id)
     intermediate = place.queue.intermediate_queue
     place.redis.set(intermediate.get_first_seen_key(job.id), 0)  # it has been there for long
-    tidy(place.queue, worker)
+    tidy(place.queue)
     assert place.leftovers() == NOTHING | {"queue": [job.id.encode()]}
     work(worker, place, job)
     assert job.get_status() == "finished"
@@ -171,7 +171,7 @@ def test_to_be_lost_between_queue_and_hand_is_no_attempt(place: Place, worker: L
     job = place.post("cat")
     take(place.queue, 1)
     place.redis.set(place.queue.intermediate_queue.get_first_seen_key(job.id), 0)
-    tidy(place.queue, worker)
+    tidy(place.queue)
     job.refresh()
     assert job.retries_left == MAX_ATTEMPTS - 1
     assert place.leftovers() == NOTHING | {"queue": [job.id.encode()]}

@@ -237,7 +237,7 @@ class LeaseWorker(SimpleWorker):
         self._bulletin.announce(in_hand=len(executions))
         self._workers = self._bulletin.colleagues()
         if self.calm.all_have_beaten():
-            tidy(self._queue, self, note=self._bulletin.note_failure)
+            tidy(self._queue, note=self._bulletin.note_failure)
             self._leave_if_stuck()
 
     def _leave_if_stuck(self) -> None:

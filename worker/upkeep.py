@@ -7,17 +7,13 @@ alive.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any
 
 from redis import Redis
-from rq import Queue
-from rq.exceptions import AbandonedJobError
 from rq.job import Job
-from rq.job_lifecycle import record_job_failure
 from rq.registry import CanceledJobRegistry, clean_registries
 from rq.serializers import JSONSerializer
 from rq.utils import current_timestamp
-from rq.worker import BaseWorker
 from rq.worker_registration import clean_worker_registry
 
 from worker.failures import note_failure
@@ -27,38 +23,13 @@ from worker.queues import TaskQueue, open_queue
 ExceptionHandler = Callable[[Job, Any, Any, Any], object]
 
 
-class FailureHandler(Protocol):
-    """What RQ's cleanup of the intermediate list asks of a worker."""
-
-    def handle_job_failure(self, job: Job, queue: Queue, *, exc_string: str) -> None:
-        """Queue a job again, or fail it if it has no attempt left."""
-        ...
-
-
-class Undertaker:
-    """Takes a worker's place where a job was lost between queue and hand and no worker is there."""
-
-    def handle_job_failure(self, job: Job, queue: Queue, *, exc_string: str) -> None:
-        """Queue a job again, or fail it if it has no attempt left."""
-        note_failure(job, AbandonedJobError, AbandonedJobError(), None)
-        with queue.connection.pipeline() as pipeline:
-            if job.should_retry:
-                job.retry(queue, pipeline)
-            else:
-                record_job_failure(job, exc_string, pipeline)
-            pipeline.execute()
-
-
-def tidy(
-    queue: TaskQueue, worker: FailureHandler, *, note: ExceptionHandler = note_failure
-) -> None:
+def tidy(queue: TaskQueue, *, note: ExceptionHandler = note_failure) -> None:
     """Queue the jobs of dead workers again, and drop what has expired from RQ's registries.
 
     Does nothing while somebody else is at it.
 
     Args:
         queue: whose.
-        worker: told of jobs that were lost between queue and hand.
         note: told of jobs whose worker died.
 
     Raises:
@@ -69,8 +40,7 @@ def tidy(
     try:
         clean_registries(queue, [note])
         clean_worker_registry(queue)
-        # Of a worker no more is asked than what the protocol says.
-        queue.intermediate_queue.cleanup(cast("BaseWorker", worker), queue)
+        queue.intermediate_queue.cleanup(None, queue)
         # RQ never forgets a canceled job's id.
         canceled = CanceledJobRegistry.key_template.format(queue.name)
         queue.connection.zremrangebyscore(canceled, 0, current_timestamp())
@@ -96,4 +66,4 @@ def model_queues(redis: Redis, *, lease: int = LEASE_SECONDS) -> list[TaskQueue]
 def tidy_all(redis: Redis, *, lease: int = LEASE_SECONDS) -> None:
     """Tidy up every model's queue; see ``tidy`` and ``model_queues``."""
     for queue in model_queues(redis, lease=lease):
-        tidy(queue, Undertaker())
+        tidy(queue)
