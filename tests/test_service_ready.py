@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import httpx
@@ -79,10 +80,17 @@ def test_health_and_readiness(api: httpx.Client, worker: WorkerProcess) -> None:
     assert api.get("/ready").status_code == 200
 
 
-def test_the_root_leads_to_the_docs(api: httpx.Client) -> None:
-    root = api.get("/", follow_redirects=True)
-    assert root.status_code == 200
-    assert "swagger" in root.text.lower()
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_pages_need_nothing_from_elsewhere(api: httpx.Client, path: str) -> None:
+    page = api.get(path)
+    assert page.status_code == 200
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src" in page.headers["content-security-policy"]
+    parts = re.findall(r'(?:src|href)="([^"#]+)"', page.text)
+    assert any(part.endswith(".js") for part in parts)
+    for part in parts:
+        assert "//" not in part
+        assert api.get(str(httpx.URL(path).join(part))).status_code == 200, part
 
 
 SHARED = {"model", "refine", "min_confidence", "callback_url"}
