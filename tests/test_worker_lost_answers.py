@@ -18,7 +18,7 @@ from worker.loop import LeaseWorker
 from worker.presence import ModelInfo
 from worker.protocol import MAX_ATTEMPTS, RESULT_SECONDS
 from worker.queues import open_queue, open_redis
-from worker.runtime import Runtime, install
+from worker.runtime import Runtime, _Holder
 from worker.settings import WorkerSettings
 from worker.sizes import Sizes
 from worker.taking import give_back, lease, new_execution, take
@@ -60,12 +60,12 @@ def fragile(place: Place) -> Iterator[Redis]:
 
 
 @pytest.fixture
-def worker(place: Place, fragile: Redis) -> LeaseWorker:
+def worker(place: Place, fragile: Redis, monkeypatch: pytest.MonkeyPatch) -> LeaseWorker:
     """A worker in this process."""
     predictor = DoublePredictor()
     model = ModelInfo.model_validate(predictor.info.to_json())
     runtime = Runtime(predictor, model, place.blobs, worker="lone")
-    install(runtime)
+    monkeypatch.setattr(_Holder, "runtime", runtime)  # undone after the test
     settings = WorkerSettings(redis_url=place.url, blobs="")
     vitals = Vitals.of(predictor, settings)
     return LeaseWorker(fragile, runtime, sizes=Sizes(), vitals=vitals, lease=LEASE)
