@@ -22,7 +22,7 @@ function enter(state) {
   byId("drop").hidden = state !== "empty";
   byId("viewer").hidden = state === "empty";
   byId("running").hidden = state !== "running";
-  byId("another").hidden = state === "running";
+  byId("another").hidden = ["empty", "running"].includes(state);
   for (const id of ["views", "result"]) byId(id).hidden = state !== "result";
   byId("opacity-row").hidden = state !== "result";
   byId("go").disabled = state === "running";
@@ -62,6 +62,7 @@ async function busy(work) {
   hideProblem();
   const controller = new AbortController();
   running = { controller, id: null };
+  if (photo) showPhoto();
   showProgress({ status: "sending" });
   enter("running");
   try {
@@ -137,7 +138,7 @@ function complain(error, again) {
   } else if (error.kind === "unknown-label") {
     suggest(error);
   } else if (error.kind === "unknown-job") {
-    showProblem(expired, photo ? [["Send it again", send]] : []);
+    showProblem(expired(Boolean(photo)), photo ? [["Send it again", send]] : []);
   } else {
     showProblem(error, again ? [["Try again", again]] : []);
   }

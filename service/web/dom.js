@@ -14,7 +14,7 @@ export function make(tag, props = {}, ...children) {
 }
 
 export const percent = (share) =>
-  share > 0 && share < 0.001 ? "< 0.1 %" : `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
+  share === 0 ? "0 %" : share < 0.001 ? "< 0.1 %" : `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
 
 /** Tell a screen reader; the same words twice are said once. */
 export function say(words) {

@@ -1,42 +1,44 @@
-// The files of a result: those that the service keeps, and the mask and the overlay as the sliders made them.
+// The files of a result: as the service makes them of what the sliders say, and the overlay as it is shown.
 
 import * as api from "./api.js";
 import { byId, make, save } from "./dom.js";
-import { voc } from "./palette.js";
-import { labelMapPng } from "./png.js";
 
 const WORDS = {
-  coco: "COCO", polygons: "Polygons", label_studio: "Label Studio", cvat: "CVAT", confidence: "Confidence PNG",
-  scores: "Scores NPZ",
+  mask: "Mask PNG", confidence: "Confidence PNG", scores: "Scores NPZ",
+  coco: "COCO", polygons: "Polygons", label_studio: "Label Studio", cvat: "CVAT",
 };
-const OURS = ["self", "mask", "overlay", "events"];
+const NOT_OFFERED = ["self", "events", "overlay"];
+// Files that the service can decide anew, and those that name the photo.
+const NAMED = ["coco", "polygons", "label_studio", "cvat"];
+const DECIDED = ["mask", "confidence", ...NAMED];
 
-/** Draw the buttons; `result` has document, decision, maps, moved, options and `overlayPng()`; `fail` takes errors. */
+/** Draw a button for each file; `result` is a Result; `fail` takes errors. */
 export function drawDownloads(result, fail) {
-  const { links } = result.document;
-  const kept = Object.entries(links).filter(([name, path]) => typeof path === "string" && !OURS.includes(name));
-  const stem = `mask-${result.document.id.slice(0, 8)}`;
+  const { id, links } = result.document;
+  const stem = `mask-${id.slice(0, 8)}`;
+  const kept = Object.entries(links).filter(([name, path]) => typeof path === "string" && !NOT_OFFERED.includes(name));
   const offered = [
-    ["Mask PNG", () => maskPng(result), `${stem}.png`],
-    ["Overlay PNG", () => result.overlayPng(), `${stem}-overlay.png`],
     ...kept.map(([name, path]) => [
-      WORDS[name] ?? name.replaceAll("_", " "), () => api.file(path), `${stem}-${path.split("/").pop()}`,
+      WORDS[name] ?? name.replaceAll("_", " "), () => api.file(path + query(result, name)), `${stem}-${path.split("/").pop()}`,
     ]),
+    ["Overlay PNG", () => result.overlayPng(), `${stem}-overlay.png`],
     ["Job JSON", () => jobJson(result), `${stem}.json`],
   ];
   byId("downloads").replaceChildren(...offered.map(([words, fetch, name]) => {
     const button = make("button", { type: "button" }, words);
-    button.addEventListener("click", () => Promise.resolve(fetch()).then((blob) => save(blob, name), fail));
+    button.addEventListener("click", () => Promise.resolve(fetch()).then((blob) => save(blob, name)).catch(fail));
     return button;
   }));
 }
 
-/** The service's own file, or the same kind of file of what the sliders made. */
-function maskPng({ document, decision, maps, moved, options }) {
-  if (!moved) return api.file(document.links.mask);
-  const { name, version } = document.model;
-  const text = { Software: "semples", Model: `${name} ${version}`, Labels: maps.names.join(", "), Options: JSON.stringify(options) };
-  return labelMapPng(decision.labelMap, maps.width, maps.height, voc, text);
+function query({ photo, options, moved, ownThreshold }, name) {
+  const asked = new URLSearchParams();
+  if (moved && DECIDED.includes(name)) {
+    asked.set("min_confidence", options.min_confidence);
+    if (ownThreshold) asked.set("background_threshold", options.background_threshold);
+  }
+  if (NAMED.includes(name) && photo?.file.name) asked.set("image", photo.file.name);
+  return asked.size ? `?${asked}` : "";
 }
 
 function jobJson({ document }) {

@@ -1,7 +1,7 @@
 // The table of a result: each class's color, area, confidence and alignment, and whether it is shown.
 
 import { byId, make, percent } from "./dom.js";
-import { css } from "./palette.js";
+import { vivid, voc } from "./palette.js";
 
 export class Legend {
   #hidden = new Set();
@@ -35,10 +35,14 @@ export class Legend {
       this.changed();
     });
     const swatch = make("span", { className: "swatch", "aria-hidden": "true" });
-    swatch.style.background = css(index);
-    const fit = moved || own === undefined || own === null ? "–" : `${own.toFixed(2)} / ${other.toFixed(2)}`;
+    // The mask's file has VOC's colors, pictures over the photo have brighter ones.
+    swatch.style.setProperty("--voc", css(voc, index));
+    swatch.style.setProperty("--vivid", css(vivid, index));
+    const fit = moved || own === undefined || own === null ? "–" : `${own.toFixed(2)}/${other.toFixed(2)}`;
     return make("tr", {},
       make("th", { scope: "row" }, make("label", {}, box, swatch, make("span", {}, name))),
       ...[percent(area), confidence ? confidence.toFixed(2) : "–", fit].map((words) => make("td", {}, words)));
   }
 }
+
+const css = (palette, index) => `rgb(${palette.subarray(3 * index, 3 * index + 3).join(" ")})`;

@@ -19,5 +19,3 @@ for (let index = 0; index < 256; index++) {
     vivid[3 * index + channel] = index === 255 ? 224 : Math.floor((color[channel] * 255) / most);
   }
 }
-
-export const css = (index) => `rgb(${voc.subarray(3 * index, 3 * index + 3).join(" ")})`;

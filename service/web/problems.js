@@ -20,10 +20,10 @@ export const unreadable = {
   detail: "Choose a JPEG, PNG or WebP file that opens elsewhere.",
 };
 
-export const expired = {
+export const expired = (canSend) => ({
   title: "This job has expired",
-  detail: "Results are kept for a day. The photo can be sent again.",
-};
+  detail: `Results are kept for a day. ${canSend ? "The photo can be sent again" : "Choose the photo again"}`,
+});
 
 export const failed = ({ code, detail }) => ({ title: FAILURES[code] ?? "The job failed", detail });
 
@@ -53,4 +53,4 @@ export function hideProblem() {
   byId("problem").replaceChildren();
 }
 
-const sentence = (words = "") => (words ? words[0].toUpperCase() + words.slice(1).replace(/\.?$/, ".") : "");
+const sentence = (words = "") => (words ? words[0].toUpperCase() + words.slice(1) + (/[.?!]$/.test(words) ? "" : ".") : "");

@@ -30,6 +30,10 @@ export class Result {
     return this.#sliders.moved;
   }
 
+  get ownThreshold() {
+    return this.#sliders.ownThreshold;
+  }
+
   get options() {
     return this.#sliders.options;
   }
@@ -43,7 +47,7 @@ export class Result {
     this.#cams = maps.indices.length ? stretch(maps.cams, this.shape.height, this.shape.width) : null;
     byId("cams-name").textContent = maps.hasCams ? "CAMs" : "Scores";
     this.#legend.reset();
-    this.#sliders.load(document.options);
+    this.#sliders.load(document.options, maps.names);
     this.#decider.load(maps);
     this.#decider.decide(document.options);
     await new Promise((resolve) => { this.#ready = resolve; });
@@ -82,6 +86,7 @@ export class Result {
     const view = byId("views").querySelector(":checked").value;
     const canvas = byId("canvas");
     if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+    document.body.dataset.view = view;
     canvas.getContext("2d").putImageData(this.#picture(view), 0, 0);
     canvas.setAttribute("aria-label", `${this.#names() || "Nothing"}: ${view} of the photo`);
     byId("opacity-row").hidden = !["overlay", "cams"].includes(view);

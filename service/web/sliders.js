@@ -4,6 +4,7 @@ import { byId } from "./dom.js";
 
 export class Sliders {
   #first = {};
+  #names = [];
   #threshold = byId("threshold");
   #confidence = byId("confidence");
 
@@ -17,21 +18,21 @@ export class Sliders {
       });
     }
     byId("reset").addEventListener("click", () => {
-      this.load(this.#first);
+      this.load(this.#first, this.#names);
       changed(this.options);
       this.#threshold.focus();
     });
   }
 
-  /** Start from a job's options. */
-  load(options) {
+  /** Start from the options of a job and the names of its classes. */
+  load(options, names) {
     this.#first = options;
+    this.#names = names;
     this.ownThreshold = false;
-    const known = Object.values(options.class_thresholds ?? {});
     const { background_threshold: threshold, background_power: power } = options;
     // A segmenter has a background of its own: there is no threshold to move.
     byId("threshold-row").hidden = threshold === undefined && power === undefined;
-    this.#threshold.value = known.length === 1 ? known[0] : threshold ?? 0.4;
+    this.#threshold.value = this.#thresholds[0] ?? threshold ?? 0.4;
     this.#confidence.value = options.min_confidence;
     this.#tell();
   }
@@ -49,11 +50,20 @@ export class Sliders {
     return { ...rest, background_threshold: Number(this.#threshold.value), class_thresholds: {} };
   }
 
+  /** The constant thresholds of a job's classes, each once. */
+  get #thresholds() {
+    const { background_threshold: threshold, class_thresholds: own = {} } = this.#first;
+    return threshold === undefined ? [] : [...new Set(this.#names.map((name) => own[name] ?? threshold))];
+  }
+
+  #kept() {
+    const [first, ...others] = this.#thresholds;
+    if (first === undefined) return "by rule";
+    return others.length ? "per class" : first.toFixed(2);
+  }
+
   #tell() {
-    const many = Object.keys(this.#first.class_thresholds ?? {}).length > 1;
-    const { background_power: power } = this.#first;
-    const kept = power === undefined ? "per class" : "by rule";
-    const words = !this.ownThreshold && (many || power !== undefined) ? kept : Number(this.#threshold.value).toFixed(2);
+    const words = this.ownThreshold ? Number(this.#threshold.value).toFixed(2) : this.#kept();
     byId("threshold-value").textContent = words;
     this.#threshold.setAttribute("aria-valuetext", words);
     byId("confidence-value").textContent = Number(this.#confidence.value).toFixed(2);
