@@ -4,9 +4,11 @@ import { decide } from "./decide.js";
 
 let maps = null;
 
-addEventListener("message", ({ data }) => {
-  if (data.maps) maps = data.maps;
-  if (!data.options) return;
-  const decision = decide(maps, data.options);
-  postMessage({ ...decision, number: data.number }, [decision.labelMap.buffer]);
+addEventListener("message", ({ data: { maps: others, options, shape, number } }) => {
+  if (others) {
+    maps = others;
+    return;
+  }
+  const decision = decide({ ...maps, ...shape }, options);
+  postMessage({ ...decision, ...shape, number }, [decision.labelMap.buffer]);
 });

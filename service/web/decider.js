@@ -2,35 +2,37 @@
 
 export class Decider {
   #worker = new Worker(new URL("decide-worker.js", import.meta.url), { type: "module" });
-  #waiting = null;
+  #shapes = [];
+  #waiting = [];
   #busy = false;
   #number = 0;
 
-  /** `decided` is called with each decision and the options that it is of. */
+  /** `decided` is called with each decision. */
   constructor(decided) {
-    this.decided = decided;
     this.#worker.addEventListener("message", ({ data }) => {
       this.#busy = false;
-      if (data.number === this.#number) this.decided(data, this.options);
+      if (data.number === this.#number) decided(data);
       this.#send();
     });
   }
 
-  /** Decide about other maps from now on. */
-  load(maps) {
+  /** Decide about other maps from now on, first roughly at the shape in which they are shown if that is smaller. */
+  load(maps, shown) {
+    const whole = { width: maps.width, height: maps.height };
+    this.#shapes = shown.width < whole.width ? [shown, whole] : [whole];
     this.#number += 1;
-    this.#waiting = null;
+    this.#waiting = [];
     this.#worker.postMessage({ maps });
   }
 
   decide(options) {
-    this.#waiting = options;
+    this.#waiting = this.#shapes.map((shape) => ({ options, shape, number: this.#number }));
     if (!this.#busy) this.#send();
   }
 
   #send() {
-    if (!this.#waiting) return;
-    [this.options, this.#waiting, this.#busy] = [this.#waiting, null, true];
-    this.#worker.postMessage({ options: this.options, number: this.#number });
+    const next = this.#waiting.shift();
+    this.#busy = Boolean(next);
+    if (next) this.#worker.postMessage(next);
   }
 }

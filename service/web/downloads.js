@@ -17,11 +17,13 @@ export function drawDownloads(result, fail) {
   const { id, links } = result.document;
   const stem = `mask-${id.slice(0, 8)}`;
   const kept = Object.entries(links).filter(([name, path]) => typeof path === "string" && !NOT_OFFERED.includes(name));
+  const [mask, ...others] = kept.map(([name, path]) => [
+    WORDS[name] ?? name.replaceAll("_", " "), () => api.file(path + query(result, name)), `${stem}-${path.split("/").pop()}`,
+  ]);
   const offered = [
-    ...kept.map(([name, path]) => [
-      WORDS[name] ?? name.replaceAll("_", " "), () => api.file(path + query(result, name)), `${stem}-${path.split("/").pop()}`,
-    ]),
+    mask,
     ["Overlay PNG", () => result.overlayPng(), `${stem}-overlay.png`],
+    ...others,
     ["Job JSON", () => jobJson(result), `${stem}.json`],
   ];
   byId("downloads").replaceChildren(...offered.map(([words, fetch, name]) => {

@@ -53,15 +53,15 @@ export function soft(photo, maps, indices, { opacity, shown }) {
   return picture;
 }
 
-/** Take every so-manieth pixel of a label map, so that it has the shape that is shown. */
-export function shrink(labelMap, from, to) {
+/** Bring a label map from one shape to another: the nearest pixel counts. */
+export function fit(labelMap, from, to) {
   if (from.width === to.width && from.height === to.height) return labelMap;
-  const small = new Uint8Array(to.width * to.height);
+  const fitted = new Uint8Array(to.width * to.height);
   for (let y = 0; y < to.height; y++) {
     const row = Math.floor(((y + 0.5) * from.height) / to.height) * from.width;
     for (let x = 0; x < to.width; x++) {
-      small[y * to.width + x] = labelMap[row + Math.floor(((x + 0.5) * from.width) / to.width)];
+      fitted[y * to.width + x] = labelMap[row + Math.floor(((x + 0.5) * from.width) / to.width)];
     }
   }
-  return small;
+  return fitted;
 }

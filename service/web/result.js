@@ -48,7 +48,7 @@ export class Result {
     byId("cams-name").textContent = maps.hasCams ? "CAMs" : "Scores";
     this.#legend.reset();
     this.#sliders.load(document.options, maps.names);
-    this.#decider.load(maps);
+    this.#decider.load(maps, this.shape);
     this.#decider.decide(document.options);
     await new Promise((resolve) => { this.#ready = resolve; });
   }
@@ -56,7 +56,7 @@ export class Result {
   /** The overlay in the photo's own size. */
   overlayPng() {
     const { maps, photo, decision } = this;
-    const picture = draw.overlay(pixels(photo, maps), decision.labelMap, this.#look());
+    const picture = draw.overlay(pixels(photo, maps), draw.fit(decision.labelMap, decision, maps), this.#look());
     const canvas = canvasOf(maps.width, maps.height);
     canvas.getContext("2d").putImageData(picture, 0, 0);
     return toPng(canvas);
@@ -65,7 +65,7 @@ export class Result {
   #show(decision) {
     const first = !this.decision;
     this.decision = decision;
-    this.small = draw.shrink(decision.labelMap, this.maps, this.shape);
+    this.small = draw.fit(decision.labelMap, decision, this.shape);
     const known = new Map((this.document.classes ?? []).map((each) => [each.index, each]));
     const classes = decision.classes.map((each, k) => ({ name: this.maps.names[k], ...known.get(each.index), ...each }));
     this.#legend.draw(classes, decision.ignored, { moved: this.moved });
