@@ -8,6 +8,7 @@ from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import invalid_field
+from service.fields import BackgroundPower, BackgroundThreshold, MinConfidence
 from worker.protocol import JobRequest, Options
 
 
@@ -16,18 +17,9 @@ class Choices(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    background_threshold: float | None = Field(
-        default=None, gt=0, lt=1, description="The background's score everywhere."
-    )
-    background_power: float | None = Field(
-        default=None,
-        gt=0,
-        le=10,
-        description="p of the background's score (1 - max)^p, instead of background_threshold.",
-    )
-    min_confidence: float | None = Field(
-        default=None, ge=0, lt=1, description="Pixels less sure than this become 255, ignore."
-    )
+    background_threshold: BackgroundThreshold = None
+    background_power: BackgroundPower = None
+    min_confidence: MinConfidence = None
 
     def applied_to(self, request: JobRequest) -> Options:
         """Return a job's options with what was chosen.

@@ -13,6 +13,7 @@ from models.data.classes import UnknownLabelError
 from models.images import check_image
 from models.refine.names import REFINERS, parse_chain
 from service.errors import invalid_field
+from service.fields import BackgroundPower, BackgroundThreshold, MinConfidence
 from worker.blobs import blob_key
 from worker.presence import ModelInfo, SegmentDefaults
 from worker.protocol import JobRequest, Options, Task
@@ -35,9 +36,7 @@ class ImageForm(BaseModel):
         description=f'"none", or one or several of {", ".join(REFINERS)}, joined by "+".',
         examples=["pamr"],
     )
-    min_confidence: float | None = Field(
-        default=None, ge=0, lt=1, description="Pixels less sure than this become 255, ignore."
-    )
+    min_confidence: MinConfidence = None
     callback_url: str | None = Field(
         default=None,
         description="Where to post a signed webhook when the job has ended; no part of the job itself.",
@@ -53,15 +52,8 @@ class PseudoMaskForm(ImageForm):
         min_length=1,
         description="What the image shows: the field repeated, or names with commas between them.",
     )
-    background_threshold: float | None = Field(
-        default=None, gt=0, lt=1, description="The background's score everywhere."
-    )
-    background_power: float | None = Field(
-        default=None,
-        gt=0,
-        le=10,
-        description="p of the background's score (1 - max)^p, instead of background_threshold.",
-    )
+    background_threshold: BackgroundThreshold = None
+    background_power: BackgroundPower = None
 
 
 class SegmentForm(ImageForm):

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
-from typing import Protocol
+from typing import Literal, Protocol
 
 from redis.client import Pipeline
 from redis.exceptions import RedisError, WatchError
@@ -37,6 +37,9 @@ from worker.taking import (
 )
 
 log = logging.getLogger(__name__)
+
+State = Literal["ours", "canceled", "lost"]
+"""Of a job in hand: ours and wanted, not wanted any more, or in somebody else's hands."""
 
 
 class Finisher(Protocol):
@@ -163,7 +166,7 @@ class QueueDesk:
         (state,) = self._states([hand])
         self._settle_one(hand, state)
 
-    def _settle_one(self, hand: Hand, state: str) -> None:
+    def _settle_one(self, hand: Hand, state: State) -> None:
         if state == "lost":
             # The lease ran out while Redis was away, and somebody else has the job by now.
             log.warning("job %s: its lease was lost, and the result with it", hand.job.id)
@@ -188,8 +191,8 @@ class QueueDesk:
         finally:
             concluded.pop(job.id, None)
 
-    def _states(self, hands: Sequence[Hand]) -> list[str]:
-        """Return whether each job is still ours and wanted: "ours", "canceled" or "lost"."""
+    def _states(self, hands: Sequence[Hand]) -> list[State]:
+        """Return how it stands with each job."""
         with self._queue.connection.pipeline(transaction=False) as pipeline:
             for hand in hands:
                 pipeline.hmget(hand.job.key, "status", "worker_name")

@@ -111,14 +111,12 @@ def activate(
     asked = [each.asked for each in photos]
     labeled = [each for each in asked if isinstance(each, Labeled)]
     unlabeled = [each for each in asked if isinstance(each, Unlabeled)]
-    made = [
-        *(runtime.predictor.activate(labeled, on_progress=on_progress) if labeled else ()),
-        *(
-            runtime.predictor.activate_segments(unlabeled, on_progress=on_progress)
-            if unlabeled
-            else ()
-        ),
-    ]
+    predictor = runtime.predictor
+    made: list[HalfDone] = []
+    if labeled:
+        made += predictor.activate(labeled, on_progress=on_progress)
+    if unlabeled:
+        made += predictor.activate_segments(unlabeled, on_progress=on_progress)
     return made, time.perf_counter() - started
 
 
