@@ -136,6 +136,7 @@ class WorkerProcess:
             *(sys.executable, "-m", "tests.service_doubles"),
             *("--redis-url", self.place.url, "--blobs", str(self.place.data / "blobs")),
             *("--lease", str(LEASE), "--bundle", self.bundle),
+            *("--batch", "8"),  # as on a GPU
             *self.options,
         ]
         child = Child(Command("worker", arguments, log=self.place.data / "worker.log", grace=20))

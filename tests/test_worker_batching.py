@@ -8,7 +8,7 @@ import pytest
 
 from worker.batching import mates, run_batch
 from worker.device import is_device_lost, is_out_of_memory
-from worker.sizes import Sizes
+from worker.sizes import Sizes, usual_batch
 
 
 def test_mates_are_of_one_key_in_their_order() -> None:
@@ -23,6 +23,10 @@ def test_mates_are_of_one_key_in_their_order() -> None:
 )
 def test_batches_are_bounded_by_number_and_pixels(pixels: int, most: int) -> None:
     assert Sizes(batch=4, pixels=pixels, threads=1).most((20, 30)) == most
+
+
+def test_a_cpu_takes_one_photo_at_a_time() -> None:
+    assert [usual_batch(device) for device in ("cpu", "cuda", "cuda:1")] == [1, 8, 8]
 
 
 class Model:

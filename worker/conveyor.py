@@ -115,9 +115,9 @@ class Conveyor:
                 desk.release(self._waiting)
                 self._waiting = []
             elif not alone and self._has_room():
-                self._waiting += desk.more(2 * self._sizes.batch - len(self._waiting))
+                self._waiting += desk.more(self._sizes.ahead - len(self._waiting))
             ready = [hand for hand in self._waiting if hand.decoded.done()]
-            if ready and len(self._ending) <= 2 * self._sizes.batch:
+            if ready and len(self._ending) <= self._sizes.ahead:
                 self._through_networks(ready, desk)
             elif self._waiting or self._ending:
                 self._wait()

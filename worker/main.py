@@ -85,8 +85,13 @@ def make_app(load: Load) -> typer.Typer:
             int, typer.Option(min=2, help="Seconds of silence after which others take its jobs.")
         ] = LEASE_SECONDS,
         batch: Annotated[
-            int, typer.Option(envvar="SEMPLES_BATCH", min=1, help="Most images at once.")
-        ] = Sizes.batch,
+            int,
+            typer.Option(
+                envvar="SEMPLES_BATCH",
+                min=0,
+                help="Most images at once; 0: eight on a GPU, one on a CPU.",
+            ),
+        ] = 0,
         job_threads: Annotated[
             int,
             typer.Option(
@@ -119,7 +124,8 @@ def make_app(load: Load) -> typer.Typer:
             name=name or default_name(),
             lease=lease,
             max_pixels=max_pixels,
-            sizes=Sizes(batch=batch, threads=job_threads),
+            batch=batch,
+            job_threads=job_threads,
             canary=canary,
             canary_patience=canary_patience,
         )

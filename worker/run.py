@@ -15,6 +15,7 @@ from worker.presence import Explanation, ModelInfo
 from worker.queues import open_redis
 from worker.runtime import PredictorLike, Runtime, install
 from worker.settings import WorkerSettings
+from worker.sizes import Sizes, usual_batch
 from worker.vitals import Vitals
 
 log = logging.getLogger(__name__)
@@ -55,11 +56,12 @@ def run(settings: WorkerSettings, *, load: Load) -> bool:
         predictor, model, blobs, settings.name, settings.max_pixels, meters=vitals.meters
     )
     install(runtime)
+    batch = settings.batch or usual_batch(str(predictor.device))
     worker = LeaseWorker(
         # Not twice blindly: what a lost answer means is looked up by whoever asked.
         open_redis(settings.redis_url, retries=0),
         runtime,
-        sizes=settings.sizes,
+        sizes=Sizes(batch=batch, threads=settings.job_threads),
         vitals=vitals,
         explanation=explanation,
         lease=settings.lease,

@@ -38,7 +38,8 @@ class WorkerSettings:
         name: unique among workers.
         max_pixels: largest image, width times height; as the service's.
         lease: seconds of silence after which this worker counts as dead.
-        sizes: how many jobs at once.
+        batch: most images that go through the networks at once; 0: as suits the device.
+        job_threads: that decode, refine and store.
         canary: seconds without proof that the model works, after which an idle worker sends its
             canary image again; 0 turns that off.
         canary_patience: seconds that the canary image may take.
@@ -53,6 +54,7 @@ class WorkerSettings:
     name: str = field(default_factory=default_name)
     lease: int = LEASE_SECONDS
     max_pixels: int = MAX_PIXELS
-    sizes: Sizes = field(default_factory=Sizes)
+    batch: int = 0
+    job_threads: int = Sizes.threads
     canary: float = CANARY_SECONDS
     canary_patience: float = CANARY_PATIENCE_SECONDS
