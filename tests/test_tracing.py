@@ -52,6 +52,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
             there.redis, WorkerInfo(name="w", model=model.ref, device="", host="", pid=1), model
         )
         yield there
+        install(None)
 
 
 def post(place: Place, label: str, headers: Mapping[str, str]) -> str:

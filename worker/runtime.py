@@ -123,8 +123,8 @@ class _Holder:
     runtime: Runtime | None = None
 
 
-def install(runtime: Runtime) -> None:
-    """Make a runtime the one that this process's tasks use."""
+def install(runtime: Runtime | None) -> None:
+    """Make a runtime the one that this process's tasks use; None: there is none any more."""
     _Holder.runtime = runtime
 
 
