@@ -27,6 +27,9 @@ def voc_palette() -> NDArray[np.uint8]:
     return colors
 
 
+_PALETTE = voc_palette().tobytes()
+
+
 def label_map_png(label_map: NDArray[np.uint8], *, text: Mapping[str, str] | None = None) -> bytes:
     """Encode a label map, (H, W), as a palette PNG in VOC colors.
 
@@ -35,7 +38,7 @@ def label_map_png(label_map: NDArray[np.uint8], *, text: Mapping[str, str] | Non
         text: provenance, written as PNG text chunks.
     """
     picture = Image.fromarray(label_map)
-    picture.putpalette(voc_palette().tobytes())
+    picture.putpalette(_PALETTE)
     return _png(picture, text or {})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import pytest
@@ -31,20 +31,22 @@ class Fragile(UnixDomainSocketConnection):
 
     words: ClassVar[list[bytes]] = []
     arrives = True
+    at_break: ClassVar[Callable[[], object]] = list
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> Any:
         content = command if isinstance(command, bytes) else b"".join(command)
         if not Fragile.words or Fragile.words[0] not in content:
             return super().send_packed_command(command, check_health)
         Fragile.words.pop(0)
+        Fragile.at_break()
         if Fragile.arrives:
             super().send_packed_command(command, check_health)
             self.can_read(timeout=10)
         raise RedisConnectionError("broken")
 
 
-def break_at(*words: bytes, arrives: bool) -> None:
-    Fragile.words[:], Fragile.arrives = words, arrives
+def break_at(*words: bytes, arrives: bool, then: Callable[[], object] = list) -> None:
+    Fragile.words[:], Fragile.arrives, Fragile.at_break = words, arrives, then
 
 
 @pytest.fixture
@@ -101,22 +103,51 @@ def test_a_failure_is_written_once(place: Place, worker: LeaseWorker, *, arrives
     assert worker.executions == {}
 
 
-def test_a_lease_is_renewed_until_the_end_is_written(place: Place, worker: LeaseWorker) -> None:
-    job = place.post("cat")
+@pytest.mark.parametrize(("label", "looks"), [("cat", 1), ("raises", 2)])
+def test_a_lease_is_renewed_until_the_end_is_written(
+    place: Place, worker: LeaseWorker, label: str, looks: int
+) -> None:
+    job = place.post(label)
     held: list[int] = []
-    perform = worker.perform_job
+    states = worker._desk._states
 
-    def fail_once(job: Any, queue: Any, execution: Any) -> bool:
+    def look(hands: Any) -> Any:
         held.append(len(worker.executions))
-        if len(held) == 1:  # as when the server goes away before the transaction
-            worker.cleanup_execution(job, worker.connection.pipeline(), execution)
-            raise RedisConnectionError("away")
-        return perform(job, queue, execution)
+        return states(hands)
 
-    worker.perform_job = fail_once  # type: ignore[method-assign]
+    worker._desk._states = look  # type: ignore[method-assign]
+    break_at(b"XADD", b"XADD", arrives=False)
     work(worker, place, job)
-    assert held == [1, 1]  # in the second try too, although RQ had let go in the first
-    assert job.get_status() == "finished"
+    # Before each try, although RQ lets go of the lease in each; of a failure it is looked at after it too.
+    assert held[: 2 * looks : looks] == [1, 1]
+    assert job.get_status() == ("finished" if label == "cat" else "failed")
+    assert worker.executions == {}
+
+
+def test_what_is_finished_together_is_written_once(place: Place, worker: LeaseWorker) -> None:
+    jobs = [place.post("cat") for _ in range(5)]
+    break_at(b"XADD", arrives=True)
+    work(worker, place, jobs[0])
+    for job in jobs:
+        assert [each.type.name for each in job.results()] == ["SUCCESSFUL"]
+        assert job.get_status(refresh=True) == "finished"
+    assert place.leftovers() == NOTHING
+    assert worker.executions == {}
+
+
+def test_a_job_taken_away_while_its_end_is_written_stays_the_others(
+    place: Place, worker: LeaseWorker
+) -> None:
+    job = place.post("cat")
+
+    def take_away() -> None:
+        place.redis.hset(job.key, "worker_name", "another")
+
+    break_at(b"XADD", arrives=True, then=take_away)
+    work(worker, place, job)
+    assert job.get_status() == "started"
+    assert job.results() == []
+    assert worker.executions == {}
 
 
 def test_a_job_of_a_dead_worker_is_queued_once(place: Place, worker: LeaseWorker) -> None:
@@ -188,13 +219,16 @@ def test_what_is_known_before_redis_is_away_is_done_without_it(
     assert worker.stopped_on_request
 
 
-def test_a_second_signal_is_no_failure_of_the_job(place: Place, worker: LeaseWorker) -> None:
-    job = place.post("cat")
+@pytest.mark.parametrize("label", ["cat", "raises"])
+def test_a_second_signal_is_no_failure_of_the_job(
+    place: Place, worker: LeaseWorker, label: str
+) -> None:
+    job = place.post(label)
 
-    def stop(**_: object) -> None:
+    def stop() -> None:
         raise SystemExit
 
-    worker.handle_job_success = stop  # type: ignore[method-assign]
+    break_at(b"XADD", arrives=False, then=stop)
     with pytest.raises(SystemExit):
         work(worker, place, job)
     assert job.get_status() == "started"

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 import fsspec
@@ -214,16 +215,23 @@ class BlobStore:
             # Object stores and memory show an object when it is complete.
             self._files.pipe_file(path, data, **self._options)
             return
-        incoming = f"{self._root}/{_INCOMING}"
-        temporary = f"{incoming}/{uuid.uuid4().hex}"
-        self._files.makedirs(incoming, exist_ok=True)
-        self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
+        temporary = f"{self._root}/{_INCOMING}/{uuid.uuid4().hex}"
+        try:
+            self._place(temporary, path, data)
+        except FileNotFoundError:  # its folder's first
+            for file in (temporary, path):
+                self._files.makedirs(file.rpartition("/")[0], exist_ok=True)
+            self._place(temporary, path, data)
+
+    def _place(self, temporary: str, path: str, data: bytes) -> None:
+        """Write a file so that it is there whole or not at all."""
         try:
             with self._files.open(temporary, "wb") as file:
                 file.write(data)
-            self._files.mv(temporary, path)
+            # Not the file system's own mv, which takes as long as all the rest.
+            Path(temporary).replace(path)
         except OSError:
-            if self._files.exists(temporary):
+            with suppress(FileNotFoundError):
                 self._files.rm_file(temporary)
             raise
 

@@ -8,14 +8,14 @@ from typing import cast
 from redis import Redis
 from rq.job import Job
 from rq.registry import CanceledJobRegistry
-from rq.utils import current_timestamp
+from rq.utils import current_timestamp, now, utcformat
 
 from worker.protocol import BLOB_SECONDS, RESULT_SECONDS
 from worker.queues import TaskQueue
 
 _CANCEL_WAITING = """
 if redis.call('LREM', KEYS[1], 0, ARGV[1]) > 0 then
-    redis.call('HSET', KEYS[2], 'status', 'canceled')
+    redis.call('HSET', KEYS[2], 'status', 'canceled', 'ended_at', ARGV[4])
     redis.call('EXPIRE', KEYS[2], ARGV[2])
     redis.call('ZADD', KEYS[3], ARGV[3], ARGV[1])
 end
@@ -40,7 +40,7 @@ def cancel_waiting(queue: TaskQueue, job: Job) -> None:
     """Cancel a job that waits in the queue; one that a worker has taken is that worker's to end."""
     registry = CanceledJobRegistry.key_template.format(queue.name)
     keys = (queue.key, job.key, registry)
-    ends = (RESULT_SECONDS, current_timestamp() + RESULT_SECONDS)
+    ends = (RESULT_SECONDS, current_timestamp() + RESULT_SECONDS, utcformat(now()))
     queue.connection.eval(_CANCEL_WAITING, len(keys), *keys, job.id, *ends)
 
 

@@ -128,6 +128,9 @@ class Conveyor:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _has_room(self) -> bool:
+        """Return whether more jobs are welcome: several at a time, which takes no more round trips than one."""
+        if 2 * len(self._waiting) > self._sizes.ahead:
+            return False
         photos = (hand.decoded for hand in (*self._waiting, *self._ending))
         held = (each.result() for each in photos if each.done() and not each.exception())
         return sum(photo.pixels for photo in held) < self._sizes.held

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
-from typing import Literal, Protocol
+from typing import Any, Protocol
 
 from redis.client import Pipeline
 from redis.exceptions import RedisError, WatchError
@@ -18,6 +18,8 @@ from rq.utils import now
 from models.photos import OnProgress
 from worker.cancel import JobCanceledError, cancel_key
 from worker.failures import has_cost_a_worker
+from worker.finishing import Ended, State, finish, states
+from worker.finishing import Worker as FinishingWorker
 from worker.hand import Hand
 from worker.persistence import persistently
 from worker.progress import reporter
@@ -35,26 +37,26 @@ from worker.taking import (
     queue_again,
     take,
 )
+from worker.telling import tell_finished
 
 log = logging.getLogger(__name__)
 
-State = Literal["ours", "canceled", "lost"]
-"""Of a job in hand: ours and wanted, not wanted any more, or in somebody else's hands."""
 
-
-class Finisher(Protocol):
+class Finisher(FinishingWorker, Protocol):
     """What the desk needs of RQ's worker."""
 
-    name: str
-    executions: dict[str, Execution]
     lease: int
 
     def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
-        """Finish a job; see RQ."""
+        """Call a job's task, and write down what comes of it; see RQ."""
         ...
 
     def cleanup_execution(self, job: Job, pipeline: Pipeline, execution: Execution | None) -> None:
         """Give a job's lease back; see RQ."""
+        ...
+
+    def proved(self) -> None:
+        """Take note that the model works."""
         ...
 
 
@@ -151,58 +153,60 @@ class QueueDesk:
 
     def settle(self, hands: Sequence[Hand]) -> None:
         """Finish jobs that are concluded: as finished, failed or canceled."""
-        states = persistently(lambda: self._states(hands))
-        for hand, state in zip(hands, states, strict=True):
-            try:
-                self._settle_one(hand, state)
-            except RedisError as error:
-                # It may have been written down for all that: look again before each try.
-                log.warning("job %s: its end not written: %s", hand.job.id, error)
-                persistently(partial(self._look_and_settle, hand))
+        try:
+            left = self._finish(hands)
+        except RedisError as error:
+            log.warning("the end of %d jobs not written: %s", len(hands), error)
+            left = list(hands)
+        for hand in left:
+            # It may have been written down for all that: look again before each try.
+            persistently(partial(self._look_and_settle, hand))
+
+    def _finish(self, hands: Sequence[Hand]) -> list[Hand]:
+        """Write down what has a result; return the others, and those that are not ours or not wanted any more."""
+        ended = [Ended(hand.job, hand.execution, _value(hand)) for hand in hands]
+        written = finish(self._queue.connection, self._worker, ended)
+        for hand, done in zip(hands, written, strict=True):
+            if done and hand.concluded is not None:
+                times = hand.concluded.result().timings
+                tell_finished(hand.job, times, self._runtime.meters)
+                self._worker.proved()
+        return [hand for hand, done in zip(hands, written, strict=True) if not done]
 
     def _look_and_settle(self, hand: Hand) -> None:
-        # RQ lets go of the lease before the end is written, and nobody would renew it.
+        # RQ lets go of the lease before a failure is written, and nobody would renew it.
         self._worker.executions[hand.execution.id] = hand.execution
-        (state,) = self._states([hand])
-        self._settle_one(hand, state)
-
-    def _settle_one(self, hand: Hand, state: State) -> None:
+        (state,), error = self._states([hand]), _error(hand)
         if state == "lost":
-            # The lease ran out while Redis was away, and somebody else has the job by now.
-            log.warning("job %s: its lease was lost, and the result with it", hand.job.id)
+            # The lease ran out while Redis was away, and somebody else has the job by now; or its end was written.
+            log.warning("job %s: not in hand any more, and nothing written for it", hand.job.id)
             self._let_go(hand)
         elif state == "canceled":
             self._let_go(hand, canceled=True)
-        elif isinstance(_error(hand), JobCanceledError):
+        elif isinstance(error, JobCanceledError):
             self._let_go(hand, again=True)  # the same was posted again, and nothing has come out
+        elif error is None:
+            if self._finish([hand]):
+                raise WatchError("expected a job in hand, got one that was just taken away")
         else:
-            well = self._perform(hand)
-            if not well and self._states([hand]) == ["ours"]:
-                # RQ keeps it to itself.
-                raise RedisError("expected a failure written down, got none")
+            self._fail(hand, error)
 
-    def _perform(self, hand: Hand) -> bool:
-        """Have RQ call the task, which hands out what is concluded, and write down what comes of it."""
-        concluded, job = self._runtime.concluded, hand.job
-        if hand.concluded is not None:
-            concluded[job.id] = hand.concluded
+    def _fail(self, hand: Hand, error: BaseException) -> None:
+        """Have RQ call the task, which raises what it failed with, and write down what comes of it."""
+        failures = self._runtime.failures
+        failures[hand.job.id] = error
         try:
-            return self._worker.perform_job(job, self._queue, hand.execution)
+            self._worker.perform_job(hand.job, self._queue, hand.execution)
         finally:
-            concluded.pop(job.id, None)
+            del failures[hand.job.id]
+        if self._states([hand]) == ["ours"]:
+            # RQ keeps it to itself.
+            raise RedisError("expected a failure written down, got none")
 
     def _states(self, hands: Sequence[Hand]) -> list[State]:
         """Return how it stands with each job."""
-        with self._queue.connection.pipeline(transaction=False) as pipeline:
-            for hand in hands:
-                pipeline.hmget(hand.job.key, "status", "worker_name")
-                pipeline.exists(cancel_key(hand.job.id))
-            answers = pipeline.execute()
-        ours = [b"started", self._worker.name.encode()]
-        return [
-            "lost" if holder != ours else "canceled" if unwanted else "ours"
-            for holder, unwanted in zip(answers[::2], answers[1::2], strict=True)
-        ]
+        jobs = [hand.job for hand in hands]
+        return states(self._queue.connection, jobs, worker=self._worker.name)
 
     def _let_go(self, hand: Hand, *, canceled: bool = False, again: bool = False) -> None:
         wish = cancel_key(hand.job.id)
@@ -226,6 +230,13 @@ class QueueDesk:
 def _decode(job: Job, runtime: Runtime) -> Photo:
     check_task(job)
     return decode(JobRequest.model_validate(job.args[0]), runtime)
+
+
+def _value(hand: Hand) -> dict[str, Any] | None:
+    """Return a job's result as RQ keeps it, None if it has failed."""
+    if hand.concluded is None or hand.concluded.exception() is not None:
+        return None
+    return hand.concluded.result().model_dump(mode="json")
 
 
 def _error(hand: Hand) -> BaseException | None:

@@ -2,8 +2,9 @@
 
 RQ's SimpleWorker runs a job in the worker's own process, which a model in GPU memory needs, but one after the other; it
 sends no heartbeat meanwhile and cannot be interrupted in a C call. Here the jobs that wait go through the model
-together (``worker.conveyor``) and each is finished by RQ's own ``perform_job``; a second thread renews the leases, does
-RQ's maintenance every few seconds and ends the process when a job is stuck.
+together (``worker.conveyor``), the results of several are written down together (``worker.finishing``), and failures by
+RQ's own ``perform_job``; a second thread renews the leases, does RQ's maintenance every few seconds and ends the
+process when a job is stuck.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from redis.exceptions import RedisError
 from rq import Queue, SimpleWorker
 from rq.executions import Execution
 from rq.job import Job
-from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 from rq.utils import now
 from rq.worker import WorkerStatus
@@ -174,13 +174,13 @@ class LeaseWorker(SimpleWorker):
             raise
 
     def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
-        """Finish a job, and say so; see RQ."""
+        """Have a job's task raise what it failed with, and write it down; see RQ."""
         with about_job(job.id, request=job.meta.get("request", "")):
-            done = bool(super().perform_job(job, queue, execution))
-            if done:
-                self.vitals.canary.proved()
-                log.info("job finished", extra={"outcome": "finished"})
-        return done
+            return bool(super().perform_job(job, queue, execution))
+
+    def proved(self) -> None:
+        """Take note that the model works."""
+        self.vitals.canary.proved()
 
     def prepare_job_execution(self, job: Job, remove_from_intermediate_queue: bool = False) -> None:
         """Do nothing: the desk has prepared it, together with others."""
@@ -208,13 +208,6 @@ class LeaseWorker(SimpleWorker):
     def handle_execution_ended(self, job: Job, queue: Queue, heartbeat_ttl: int) -> None:
         """Note when a job ended; its lease needs no renewal on the way out."""
         job.ended_at = now()
-
-    def handle_job_success(
-        self, job: Job, queue: Queue, started_job_registry: StartedJobRegistry, execution: Execution
-    ) -> None:
-        """Write down a job's success; it was started when its lease was, not when it was finished."""
-        job.started_at = execution.created_at
-        super().handle_job_success(job, queue, started_job_registry, execution)
 
     def _finalize_failure(
         self, job: Job, queue: Queue, execution: Execution, exc_info: tuple[Any, Any, Any]

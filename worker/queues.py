@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 
 from redis import Redis
 from redis.backoff import ExponentialBackoff
-from redis.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry as RedisRetry
 from rq import Queue, Retry
@@ -41,10 +39,6 @@ MAINTENANCE_LOCK_SECONDS = 10
 _GIVE_BACK = """
 if redis.call('LREM', KEYS[1], 0, ARGV[1]) > 0 then redis.call('LPUSH', KEYS[2], ARGV[1]) end
 """
-
-
-class LeaseLostError(RedisError):
-    """A job is not in its worker's hands any more: nothing is to be written down for it."""
 
 
 class TaskNotAllowedError(Exception):
@@ -145,29 +139,6 @@ class TaskQueue(Queue):
     def intermediate_queue(self) -> LeasedIntermediateQueue:
         """The jobs that a worker has taken but not yet in its hands."""
         return LeasedIntermediateQueue(self.key, self.connection, lease=self.lease)
-
-    def move_dependents_to_ready(
-        self,
-        job: Job,
-        pipeline: Pipeline | None = None,
-        exclude_job_id: str | None = None,
-        refresh_job_status: bool = True,
-    ) -> dict[str, list[str]]:
-        """Let a job be finished only while it is in its worker's hands; no job of ours has dependents.
-
-        RQ calls this in each try of the transaction that finishes a job. When a connection was lost it tries again
-        without knowing whether the last try was carried out, and it does not see that somebody else has the job.
-
-        Raises:
-            LeaseLostError: if it is not.
-        """
-        del exclude_job_id, refresh_job_status
-        if pipeline is not None:
-            pipeline.watch(job.key)  # type: ignore[no-untyped-call]
-            holder = cast("list[bytes | None]", pipeline.hmget(job.key, "status", "worker_name"))
-            if holder != [b"started", str(job.worker_name).encode()]:
-                raise LeaseLostError(f"expected job {job.id} in the hands of {job.worker_name}")
-        return {}
 
     def acquire_maintenance_lock(self) -> bool:
         """Take the lock that keeps several workers from cleaning at once."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,7 +13,6 @@ from models.segmentation import MaskOptions, Segmentation
 from worker.blobs import BlobStore
 from worker.meters import Meters
 from worker.presence import ModelInfo
-from worker.protocol import JobResult
 
 HalfDone = Any
 """What came out of the networks for one photo: the predictor's own business."""
@@ -103,7 +101,7 @@ class Runtime:
         worker: this worker's name.
         max_pixels: largest image.
         store_patience: seconds for which a blob store that is away is asked again.
-        concluded: results by job, made before RQ calls the task that returns them.
+        failures: why jobs failed, by job, known before RQ calls the task that raises it.
         meters: count what is done.
     """
 
@@ -113,7 +111,7 @@ class Runtime:
     worker: str
     max_pixels: int = MAX_PIXELS
     store_patience: float = 30.0
-    concluded: dict[str, Future[JobResult]] = field(default_factory=dict)
+    failures: dict[str, BaseException] = field(default_factory=dict)
     meters: Meters = field(default_factory=Meters)
 
 

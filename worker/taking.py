@@ -16,6 +16,7 @@ from rq.executions import Execution, ExecutionRegistry
 from rq.job import Job, JobStatus
 from rq.registry import CanceledJobRegistry
 from rq.serializers import JSONSerializer
+from rq.utils import now, utcformat
 
 from worker.cancel import canceled
 from worker.protocol import RESULT_SECONDS
@@ -81,6 +82,7 @@ def leave_canceled(queue: TaskQueue, jobs: Sequence[Job]) -> list[Job]:
 def mark_canceled(job: Job, pipeline: Pipeline) -> None:
     """Write a job's end into a pipeline: canceled, and known as such for as long as a result would be."""
     job.set_status(JobStatus.CANCELED, pipeline=pipeline)
+    pipeline.hset(job.key, "ended_at", utcformat(now()))
     registry = CanceledJobRegistry(
         job.origin, connection=job.connection, job_class=AllowedJob, serializer=JSONSerializer
     )
