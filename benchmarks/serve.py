@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "jobs" in arguments.parts:
         with tempfile.TemporaryDirectory(prefix="semples-load-") as folder:
             seconds = job_load.measure(Path(folder), jobs=arguments.jobs, turns=arguments.turns)
-        say(jobs_table(seconds, jobs=arguments.jobs, ours=job_load.OURS))
+        say(jobs_table(seconds, jobs=arguments.jobs, against=job_load.AGAINST))
 
 
 def _images(arguments: argparse.Namespace, bounds: Bounds) -> None:

@@ -95,14 +95,17 @@ def _beside(load: Load, bare: Load | None) -> tuple[str, ...]:
     return f"{ratio:.2f}", f"{quantile(load.seconds, 0.5) - quantile(bare.seconds, 0.5):.1f}"
 
 
-def jobs_table(seconds: Mapping[str, Sequence[float]], *, jobs: int, ours: str) -> str:
+def jobs_table(
+    seconds: Mapping[str, Sequence[float]], *, jobs: int, against: Mapping[str, str]
+) -> str:
     """Return the table of jobs that do nothing.
 
     Args:
         seconds: that each turn took, by worker.
         jobs: of a turn.
-        ours: the worker that the others are compared with.
+        against: the workers that others are compared with, by those others.
     """
     rates = {name: jobs / float(np.median(turns)) for name, turns in seconds.items()}
-    rows = [(name, f"{rate:.0f}", f"{rates[ours] / rate:.2f}") for name, rate in rates.items()]
-    return markdown(("worker", "jobs/s", "ours ÷ this one"), rows)
+    ratios = {name: f"{rates[name] / rates[other]:.2f}" for name, other in against.items()}
+    rows = [(name, f"{rate:.0f}", ratios.get(name, "–")) for name, rate in rates.items()]
+    return markdown(("worker", "jobs/s", "÷ SimpleWorker with the same"), rows)

@@ -6,7 +6,8 @@ taken from then until RQ's registries hold as many more finished jobs. What a jo
 * ours: the real worker process with a predictor that answers at once: RQ's bookkeeping, leases, the upload read and
   decoded (32 × 24 pixels), mask and scores encoded and stored;
 * the SimpleWorker with our task: the same task by the same import path, hence the same work, one job after the other;
-* the SimpleWorker with nothing: a function that returns at once.
+* the SimpleWorker with nothing: a function that returns at once;
+* ours with nothing: the same real worker whose steps return at once, so what it does for a job beside the job.
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ from rq.job import Job
 from rq.registry import FailedJobRegistry, FinishedJobRegistry
 from rq.serializers import JSONSerializer
 
+from benchmarks.service_load import idle
 from benchmarks.service_load.photos import tiny_photo
 from benchmarks.service_load.programs import (
     DOUBLE,
     environment,
-    instant_worker,
+    our_worker,
     running,
     valkey,
     wait_until,
@@ -38,8 +40,10 @@ from worker.protocol import PSEUDO_MASK, JobRequest, ModelRef, Options
 from worker.queues import make_job, open_queue
 
 OURS = "our worker"
+IDLE_OURS = "our worker, steps that return at once"
 SAME = "SimpleWorker, our task"
 NOTHING = "SimpleWorker, a function that returns at once"
+AGAINST = {OURS: SAME, IDLE_OURS: NOTHING}
 _QUEUES = {SAME: "plain-same", NOTHING: "plain-nothing"}
 _NOTHING = "benchmarks.service_load.plain.nothing"
 _TURN_SECONDS = 120.0
@@ -52,18 +56,21 @@ def measure(data: Path, *, jobs: int, turns: int) -> dict[str, list[float]]:
     Raises:
         SystemExit: if a worker does not start, a job fails or a turn takes minutes.
     """
-    names = [OURS, SAME, NOTHING]
+    names = [OURS, SAME, IDLE_OURS, NOTHING]
     seconds: dict[str, list[float]] = {name: [] for name in names}
     with ExitStack() as stack:
         url, redis = stack.enter_context(valkey(data))
-        stack.enter_context(instant_worker(data, url, redis))
+        stack.enter_context(our_worker(data, url, redis))
+        stack.enter_context(
+            our_worker(data, url, redis, program="benchmarks.service_load.idle", bundle=idle.IDLE)
+        )
         for queue in _QUEUES.values():
             stack.enter_context(_simple_worker(data, url, redis, queue=queue))
         makers = _makers(redis, BlobStore.open(str(data / "blobs")))
         for name in names:
             _drain(redis, *makers[name], jobs=_WARM_UP)
         for turn in range(turns):
-            for name in names[turn % 3 :] + names[: turn % 3]:
+            for name in names[turn % 4 :] + names[: turn % 4]:
                 seconds[name].append(_drain(redis, *makers[name], jobs=jobs))
     return seconds
 
@@ -75,11 +82,13 @@ def _makers(redis: Redis, blobs: BlobStore) -> dict[str, tuple[Queue, Callable[[
         Queue(_QUEUES[name], connection=redis, serializer=JSONSerializer)
         for name in (SAME, NOTHING)
     )
+
+    def ours() -> Job:
+        return make_job(redis, next(requests), timeout=60)
+
     return {
-        OURS: (
-            open_queue(redis, DOUBLE),
-            lambda: make_job(redis, next(requests), timeout=60),
-        ),
+        OURS: (open_queue(redis, DOUBLE), ours),
+        IDLE_OURS: (open_queue(redis, idle.IDLE), ours),
         SAME: (
             same,
             lambda: same.create_job(PSEUDO_MASK, args=(next(requests).model_dump(mode="json"),)),

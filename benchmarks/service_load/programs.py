@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from redis import Redis
@@ -21,7 +22,7 @@ from worker.presence import live_workers
 from worker.queues import open_redis
 
 START_SECONDS = 180.0
-DOUBLE = "double"
+DOUBLE, INSTANT = "double", "tests.service_doubles"
 """Model of ``tests.service_doubles`` that answers at once."""
 
 
@@ -100,13 +101,19 @@ def valkey(data: Path) -> Iterator[tuple[str, Redis]]:
 
 
 @contextmanager
-def instant_worker(data: Path, url: str, redis: Redis) -> Iterator[None]:
-    """Run our worker with a predictor that answers at once."""
-    where = ["--redis-url", url, "--blobs", str(data / "blobs"), "--bundle", DOUBLE]
-    command = [sys.executable, "-m", "tests.service_doubles", *where]
-    with running("worker", command, data, environment()) as child:
-        wait_until(lambda: bool(live_workers(redis)), child, what="starting our worker")
+def our_worker(
+    data: Path, url: str, redis: Redis, *, program: str = INSTANT, bundle: str = DOUBLE
+) -> Iterator[None]:
+    """Run our worker: with a predictor that answers at once, or another program's."""
+    where = ["--redis-url", url, "--blobs", str(data / "blobs"), "--bundle", bundle]
+    with running(bundle, [sys.executable, "-m", program, *where], data, environment()) as child:
+        known = partial(_serves, redis, bundle)
+        wait_until(known, child, what=f"starting {program}")
         yield
+
+
+def _serves(redis: Redis, model: str) -> bool:
+    return any(worker.model.name == model for worker in live_workers(redis))
 
 
 @contextmanager
