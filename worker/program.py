@@ -1,4 +1,4 @@
-"""Programs that ``semples`` hands over to: in their help they have the name by which people call them."""
+"""Programs that ``semples`` hands over to: in their help they have the name by which people call them. Wire layer."""
 
 from __future__ import annotations
 
