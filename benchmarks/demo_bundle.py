@@ -128,7 +128,7 @@ def as_metrics(scores: dict[tuple[str, str], Score]) -> list[dict[str, Any]]:
 
 
 def as_markdown(scores: dict[tuple[str, str], Score]) -> str:
-    """Return the table of README, in percent."""
+    """Return the table of docs/results.md, in percent."""
     lines = [
         "| made by | what | large, fixed | large, oracle (t) | all, fixed |",
         "|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""Configuration to modules: the only place that knows both."""
+"""Configuration to modules: with ``generator_kinds``, which it asks, the only place that knows both."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from models.config import ClipConfig, Config, GeneratorStageConfig, PretrainConf
 from models.data.classes import ClassList
 from models.data.mask_crops import MaskTransform, mask_augmentation
 from models.data.transforms import Transform, light_augmentation, strong_augmentation
-from models.generator_config import CnnConfig, WeakTrConfig, ZeroShotConfig
-from models.generators.cnn import CnnGenerator, cnn_generator
-from models.generators.weaktr import WeakTrGenerator
-from models.generators.weaktr_sizes import WeakTrSizes
-from models.generators.zero_shot import trunk_name, zero_shot_generator
+from models.generator_kinds import KINDS, Start
+from models.generators import MaskGenerator
+from models.generators.cnn import CnnGenerator
+from models.generators.zero_shot import trunk_name
 from models.prompts import BackgroundPrompts
 from models.regions import soft_masks
 from models.segmenter_config import (
@@ -32,7 +31,6 @@ from models.segmenters import Segmenter
 from models.segmenters.light import light_segmenter
 from models.segmenters.mask2former import Mask2FormerSegmenter, build_mask2former
 from models.tensors import load_weights, read_tensors
-from models.training.classifier import EvidenceOf
 from models.training.generator import MasksOf
 
 
@@ -59,7 +57,7 @@ def class_captions(config: Config, classes: ClassList) -> tuple[str, ...]:
 
 def build_generator(
     config: Config, clip: FrozenClip, class_text: Tensor, *, device: torch.device
-) -> CnnGenerator | WeakTrGenerator:
+) -> MaskGenerator:
     """Build the mask generator with its initial weights, the same for stages (a) and (c).
 
     It stays in evaluation mode when it learns: batches are small, and the statistics of its pre-training are the better
@@ -69,21 +67,19 @@ def build_generator(
         ValueError: if the backbone is unknown, the weights do not fit, or CLIP does not fit a zero-shot generator.
         OSError: if the weights cannot be read.
     """
-    weights = None if isinstance(config.generator, ZeroShotConfig) else config.generator.weights
+    weights = config.generator.weights
     if weights is not None:
         return load_generator(config, clip, class_text, Path(weights), device=device)
     # What is not pre-trained is drawn from the global state.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         built = _shape_generator(config, clip, class_text, pretrained=True)
-        if isinstance(built, WeakTrGenerator):
-            built.draw_weights()
     return built.to(device).eval()
 
 
 def load_generator(
     config: Config, clip: FrozenClip, class_text: Tensor, path: Path, *, device: torch.device
-) -> CnnGenerator | WeakTrGenerator:
+) -> MaskGenerator:
     """Build the mask generator and give it the weights of a file, whatever it would start from.
 
     Raises:
@@ -98,25 +94,13 @@ def load_generator(
 
 def _shape_generator(
     config: Config, clip: FrozenClip, class_text: Tensor, *, pretrained: bool
-) -> CnnGenerator | WeakTrGenerator:
-    settings = config.generator
-    if isinstance(settings, CnnConfig):
-        return cnn_generator(
-            settings.backbone,
-            classes=class_text.shape[0],
-            pretrained=settings.pretrained and pretrained,
-            output_stride=settings.output_stride,
-            generator=torch.Generator().manual_seed(config.seed),
-            level=settings.level,
-        )
-    if isinstance(settings, WeakTrConfig):
-        sizes = WeakTrSizes.among(settings.model_dump())
-        return WeakTrGenerator(sizes, classes=class_text.shape[0])
-    return zero_shot_generator(clip, class_text, output_stride=settings.output_stride)
+) -> MaskGenerator:
+    start = Start(clip, class_text, seed=config.seed, pretrained=pretrained)
+    return KINDS[config.generator.kind].shape(config.generator, start)
 
 
 def build_masks(
-    generator: CnnGenerator | WeakTrGenerator, clip: FrozenClip, *, mask: str, epsilon: float
+    generator: MaskGenerator, clip: FrozenClip, *, mask: str, epsilon: float
 ) -> MasksOf:
     """Return what turns a batch into soft masks of its present classes at CLIP's input size.
 
@@ -128,8 +112,8 @@ def build_masks(
         return lambda images, present: soft_masks(
             generator(images).float(), present, size=size, epsilon=epsilon
         )
-    if isinstance(generator, WeakTrGenerator):
-        raise ValueError(f"expected mask 'minmax' for a weaktr generator, got {mask!r}")
+    if not isinstance(generator, CnnGenerator):
+        raise ValueError(f"expected mask 'minmax' for a {type(generator).__name__}, got {mask!r}")
 
     def sigmoid(images: Tensor, present: Tensor) -> Tensor:
         chosen = generator.logits(images).float()[present[:, 0], present[:, 1]]
@@ -140,33 +124,10 @@ def build_masks(
     return sigmoid
 
 
-def build_evidence(generator: CnnGenerator | WeakTrGenerator) -> EvidenceOf:
-    """Return what turns images into class evidence, from which image-level labels are told."""
-    if isinstance(generator, WeakTrGenerator):
-        return lambda images: vars(generator.classifier_logits(images))
-    return lambda images: {"classify": generator.logits(images).mean(dim=(2, 3))}
-
-
 def build_transform(config: GeneratorStageConfig | PretrainConfig) -> Transform:
     """Return the augmentation of a stage in which the mask generator learns."""
     augment = {"strong": strong_augmentation, "light": light_augmentation}[config.augmentation]
     return augment(config.crop_size, min_area=config.crop_min_area)
-
-
-def freeze_for(generator: CnnGenerator | WeakTrGenerator, *, trainable: str) -> None:
-    """Let the whole generator learn ("all") or its head alone ("head"); for a WeakTr both mean head and fusion."""
-    is_weaktr = isinstance(generator, WeakTrGenerator)
-    generator.requires_grad_(trainable == "all" and not is_weaktr)
-    generator.head.requires_grad_(True)
-    if is_weaktr:
-        generator.adaptive_attention_fusion.requires_grad_(True)
-
-
-def let_all_learn(generator: CnnGenerator | WeakTrGenerator) -> None:
-    """Let everything learn, batch statistics too, as pre-training does."""
-    generator.requires_grad_(True).train()
-    if isinstance(generator, WeakTrGenerator):
-        generator.norm.requires_grad_(False)  # nothing goes through it
 
 
 def build_prompts(config: Config, clip: FrozenClip, classes: Sequence[str]) -> BackgroundPrompts:

@@ -24,11 +24,8 @@ from models.bundle_info import (
     read_info,
 )
 from models.clip import FrozenImageTower, build_image_tower
-from models.generator_config import GeneratorSpec
-from models.generators.cnn import CnnGenerator, cnn_generator
-from models.generators.weaktr import WeakTrGenerator
-from models.generators.weaktr_sizes import WeakTrSizes
-from models.generators.zero_shot import classifier_backbone
+from models.generator_kinds import KINDS
+from models.generators import MaskGenerator
 from models.segmenter_config import SegmenterSpec
 from models.segmenters import Segmenter
 from models.segmenters.light import light_segmenter
@@ -61,7 +58,7 @@ class Bundle:
     """
 
     info: BundleInfo
-    generator: CnnGenerator | WeakTrGenerator
+    generator: MaskGenerator
     class_text: Tensor
     prompts: Tensor | None
     context: Tensor | None
@@ -79,7 +76,7 @@ def load_bundle(folder: Path, *, device: torch.device) -> Bundle:
     for name, expected in info.files.items():
         _check_hash(folder / name, expected)
     try:
-        generator = _build_generator(info.generator, classes=len(info.classes))
+        generator = KINDS[info.generator.kind].rebuild(info.generator, len(info.classes))
         weights = _load(folder / GENERATOR_FILE)
         generator.load_state_dict(weights)
         tower = _load_tower(info, folder, weights)
@@ -148,24 +145,6 @@ def write_bundle(
         yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8"
     )
     return read_info(folder)
-
-
-def _build_generator(spec: GeneratorSpec, *, classes: int) -> CnnGenerator | WeakTrGenerator:
-    if spec.kind == "weaktr":
-        sizes = WeakTrSizes.among(spec.model_dump())
-        return WeakTrGenerator(sizes, classes=classes, mean=spec.mean, std=spec.std)
-    if spec.kind == "cnn":
-        return cnn_generator(
-            spec.backbone,
-            classes=classes,
-            pretrained=False,
-            output_stride=spec.output_stride,
-            generator=torch.Generator(),
-            level=spec.level,
-        )
-    backbone = classifier_backbone(spec.backbone, output_stride=spec.output_stride)
-    head = torch.zeros(classes, int(backbone.num_features))  # type: ignore[arg-type]
-    return CnnGenerator(backbone, head, mean=spec.mean, std=spec.std)
 
 
 def _load_tower(

@@ -123,6 +123,15 @@ class Config(_Frozen):
     # Other names that requests may use for a class.
     synonyms: dict[str, tuple[str, ...]] = {}
 
+    @property
+    def backbones(self) -> dict[str, str]:
+        """The names for timm that it holds, by their place."""
+        sections = {"generator": self.generator, "segmenter": self.segmenter}
+        names = {
+            f"{key}.backbone": getattr(each, "backbone", None) for key, each in sections.items()
+        }
+        return {place: name for place, name in names.items() if name is not None}
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message says where and why."""
@@ -181,6 +190,8 @@ def _explain(error: Mapping[str, Any]) -> str:
     if error["type"] == "union_tag_invalid":
         tags, got = error["ctx"]["expected_tags"], error["ctx"]["tag"]
         return f"{place}: expected kind one of {tags}, got {got!r}"
+    if error["type"] == "union_tag_not_found":
+        return f"{place}: expected a kind, as in 'kind: …', got none"
     if error["type"] != "extra_forbidden":
         return f"{place}: {error['msg']}"
     known: dict[str, Any] = Config(name="any").model_dump()

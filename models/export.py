@@ -18,11 +18,8 @@ from models.bundle_info import (
     Noun,
 )
 from models.clip import FrozenClip, vision_config
-from models.config import Config, InferenceConfig
-from models.generator_config import CnnConfig, CnnSpec, GeneratorSpec, WeakTrConfig, WeakTrSpec
-from models.generators.cnn import CnnGenerator
-from models.generators.weaktr import WeakTrGenerator
-from models.generators.zero_shot import trunk_name
+from models.config import InferenceConfig
+from models.generator_kinds import KINDS
 from models.prompts import nearest_nouns, read_nouns
 from models.run import Run
 from models.segmenter_stage import trained_segmenter
@@ -60,6 +57,7 @@ def export_bundle(
     if stage not in STAGES:
         raise ValueError(f"expected a stage of {', '.join(STAGES)}, got {stage!r}")
     clip, class_text = supervision(run)
+    settings = run.config.generator
     if stage == "zero-shot":
         generator = initial_generator(run, clip, class_text)
     else:
@@ -80,7 +78,9 @@ def export_bundle(
         stage=stage,
         classes=run.classes.with_synonyms(run.config.synonyms),
         inference=run.config.inference,
-        generator=_generator_spec(run.config, clip, generator),
+        generator=KINDS[settings.kind].describe(
+            settings, clip, {"mean": _channels(generator.mean), "std": _channels(generator.std)}
+        ),
         image_tower=ImageTowerSpec(
             config=vision_config(run.config.clip.model, run.config.clip.pretrained),
             mean=_channels(clip.mean),
@@ -122,22 +122,6 @@ def explain(run: Run, clip: FrozenClip, prompts: Tensor) -> dict[str, tuple[Noun
         name: tuple(Noun(noun=each.noun, similarity=round(each.similarity, 4)) for each in nouns_of)
         for name, nouns_of in zip(run.classes.names, near, strict=True)
     }
-
-
-def _generator_spec(
-    config: Config, clip: FrozenClip, generator: CnnGenerator | WeakTrGenerator
-) -> GeneratorSpec:
-    settings = config.generator
-    normalization = {"mean": _channels(generator.mean), "std": _channels(generator.std)}
-    if isinstance(settings, WeakTrConfig):
-        return WeakTrSpec(**settings.model_dump(exclude={"weights"}), **normalization)
-    return CnnSpec(
-        kind=settings.kind,
-        backbone=settings.backbone if isinstance(settings, CnnConfig) else trunk_name(clip),
-        output_stride=settings.output_stride,
-        level=settings.level if isinstance(settings, CnnConfig) else -1,
-        **normalization,
-    )
 
 
 def _channels(values: Tensor) -> tuple[float, float, float]:

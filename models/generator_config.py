@@ -34,6 +34,10 @@ class ZeroShotConfig(_Frozen):
     kind: Literal["zero_shot"]
     output_stride: Stride = 16
 
+    @property
+    def weights(self) -> None:
+        """It starts from CLIP, never from a file."""
+
 
 class _WeakTr(_Frozen):
     """What makes one WeakTr another; by default the public one for VOC, on DeiT-S/16."""

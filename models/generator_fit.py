@@ -11,8 +11,7 @@ from models.build import build_transform
 from models.config import GeneratorStageConfig, PretrainConfig, PromptStageConfig
 from models.data.batches import Batch, Crops, RandomBatches
 from models.data.sample import Sample
-from models.generators.cnn import CnnGenerator
-from models.generators.weaktr import WeakTrGenerator
+from models.generators import MaskGenerator
 from models.run import OnStep, Run
 from models.training.loop import Group, Optimization, Part, fit, whole
 from models.training.processes import in_parallel
@@ -22,7 +21,7 @@ def fit_generator(
     run: Run,
     samples: Sequence[Sample],
     on_step: OnStep,
-    generator: CnnGenerator | WeakTrGenerator,
+    generator: MaskGenerator,
     losses_of: Callable[[Batch], Mapping[str, Tensor]],
     *,
     stage: str,

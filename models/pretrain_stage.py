@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from models.build import build_evidence, build_generator, let_all_learn
+from models.build import build_generator
 from models.config import PretrainConfig
 from models.data.sample import Sample
 from models.generator_fit import fit_generator
@@ -37,6 +37,6 @@ def pretrain_generator(run: Run, samples: Sequence[Sample], on_step: OnStep) -> 
     """
     settings_of(run)
     generator = build_generator(run.config, *supervision(run), device=run.device)
-    let_all_learn(generator)
-    losses_of = classification_losses(build_evidence(generator), device=run.device)
+    generator.let_all_learn()
+    losses_of = classification_losses(generator.evidence, device=run.device)
     return fit_generator(run, samples, on_step, generator, losses_of, stage=STAGE)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from models.backbones import require_backbone
 from models.config import Config, dump_config, load_config
 from models.data.batches import RandomBatches
 from models.data.classes import ClassList, read_class_list, write_class_list
@@ -166,9 +167,12 @@ def start_run(
     """Make the work directory and note in it what the run is.
 
     Raises:
-        ValueError: if the directory belongs to a run with another configuration or other classes.
+        ValueError: if the configuration names a backbone that there is not, or the directory belongs to a run with
+            another one or other classes.
         OSError: if it cannot be written.
     """
+    for place, name in config.backbones.items():
+        require_backbone(name, place=place)
     # Without any result nothing is lost: a start that failed must not block its own directory.
     begun = {path.parent.name for path in work.glob("*/*.safetensors")}
     if begun:

@@ -27,7 +27,7 @@ from models.upstream import is_current
 
 OnShare = Callable[[float], None]  # the share of a stage that is done, in [0, 1]
 
-REPORT = "report.html"
+REPORT, MASKS = "report.html", "pseudo-masks"
 _GENERATOR = "refine-generator"
 
 
@@ -94,7 +94,7 @@ def plan(
         trained_on: the data, in words.
     """
     work, config = run.work, run.config
-    masks = work / "pseudo-masks"
+    masks = work / MASKS
 
     def segmenter(on_share: OnShare) -> Path:
         found = read_mask_folder(images, masks, run.classes)

@@ -15,7 +15,6 @@ from models.build import (
     build_masks,
     build_prompts,
     class_captions,
-    freeze_for,
     load_generator,
 )
 from models.clip import FrozenClip
@@ -25,8 +24,7 @@ from models.data.sample import Sample
 from models.data.transforms import light_augmentation
 from models.generator_config import WeakTrConfig
 from models.generator_fit import fit_generator, labeled, optimization_of
-from models.generators.cnn import CnnGenerator
-from models.generators.weaktr import WeakTrGenerator
+from models.generators import MaskGenerator
 from models.run import OnStep, Run
 from models.seeds import derive_seed
 from models.tensors import read_tensors
@@ -59,9 +57,7 @@ def learned_prompts(run: Run) -> dict[str, Tensor]:
     return read_tensors(path, "embeddings", "context", device=run.device)
 
 
-def initial_generator(
-    run: Run, clip: FrozenClip, class_text: Tensor
-) -> CnnGenerator | WeakTrGenerator:
+def initial_generator(run: Run, clip: FrozenClip, class_text: Tensor) -> MaskGenerator:
     """Return the mask generator as stages (a) and (c) start it: built, and pre-trained if the run is to do so.
 
     Raises:
@@ -173,7 +169,7 @@ def _fit_generator(
     settings: GeneratorStageConfig = getattr(run.config, stage.replace("-", "_"))
     clip, class_text = supervision(run)
     generator = initial_generator(run, clip, class_text)
-    freeze_for(generator, trainable=settings.trainable)
+    generator.let_learn(settings.trainable)
     losses_of = generator_losses(
         build_masks(generator, clip, mask=settings.mask, epsilon=settings.epsilon),
         clip,

@@ -6,7 +6,6 @@ import hashlib
 from pathlib import Path
 
 from models.config import Config
-from models.generator_config import ZeroShotConfig
 from models.json_files import read_json, write_json
 
 _INITIAL = "pretrain-generator/generator.safetensors"
@@ -30,7 +29,7 @@ def inputs_of(work: Path, config: Config, stage: str) -> dict[str, str]:
         OSError: if one cannot be read.
     """
     paths = {name: work / name for name in _RESTS_ON.get(stage, ())}
-    if not isinstance(config.generator, ZeroShotConfig) and config.generator.weights:
+    if config.generator.weights:
         paths["generator.weights"] = Path(config.generator.weights)
     return {
         name: hashlib.sha256(path.read_bytes()).hexdigest()

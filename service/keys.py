@@ -13,6 +13,8 @@ from typing import Annotated
 
 import typer
 
+from worker.program import run_program
+
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -164,4 +166,4 @@ def main(name: Annotated[str, typer.Argument(help="Whose key it is.")]) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main, "semples api-key")

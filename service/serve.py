@@ -1,4 +1,4 @@
-"""``python -m service.serve``: queue, worker, janitor and API on one host, with one command."""
+"""``semples serve``: queue, worker, janitor and API on one host, with one command."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from service.lock import locked
 from service.processes import Command
 from service.settings import Settings
 from service.supervisor import StopRequestedError, Supervisor, SupervisorError
+from worker.program import run_program
 from worker.queues import open_redis
 
 EXIT_CANNOT_START = 3
@@ -231,4 +232,4 @@ def serve(stack: Stack) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main, "semples serve")

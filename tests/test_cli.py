@@ -42,6 +42,14 @@ def test_help_names_every_command_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.parametrize("command", ["serve", "worker", "api-key", "janitor", "dead"])
+def test_programs_call_themselves_as_people_call_them(command: str) -> None:
+    shown = semples(command, "--help")
+    assert shown.returncode == 0
+    assert f"Usage: semples {command} " in shown.stdout
+    assert "python -m" not in shown.stdout
+
+
 def test_predict(tiny_bundle: Path, tmp_path: Path) -> None:
     photo = tmp_path / "photo.jpg"
     exif = Image.Exif()

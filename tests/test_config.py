@@ -37,6 +37,7 @@ def test_round_trip() -> None:
             "name: a\ngenerator: {kind: gan}",
             "f.yaml: generator: expected kind one of 'cnn', .* got 'gan'",
         ),
+        ("name: a\nsegmenter: {decoder: fpn}", "f.yaml: segmenter: expected a kind, .* got none"),
         ("name: a\nsegmentor: {}", "f.yaml: segmentor: expected a known key, perhaps segmenter"),
         ("name: a\nqqq: {}", "f.yaml: qqq: expected a known key, got 'qqq'"),
         (

@@ -112,7 +112,7 @@ def test_a_weaktr_has_no_logits_for_sigmoid_masks(
     config = weaktr_config.model_copy(update={"train_generator": stage})
     run = start_run(config, CLASSES, tmp_path / "work", device=CPU)
     samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
-    with pytest.raises(ValueError, match="expected mask 'minmax' for a weaktr generator"):
+    with pytest.raises(ValueError, match="expected mask 'minmax' for a WeakTrGenerator"):
         train_generator(run, samples, lambda step: None)
 
 

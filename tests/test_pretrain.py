@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from models import stages
-from models.build import build_evidence, build_generator
+from models.build import build_generator
 from models.config import CnnConfig, Config, PretrainConfig
 from models.data.folder import read_folder
 from models.data.sample import Sample
@@ -44,7 +44,7 @@ def test_the_loss_is_the_soft_margin_of_each_reading() -> None:
 def test_evidence_is_the_mean_of_the_signed_maps(config: Config) -> None:
     clip_free = build_generator(config, None, torch.zeros(4, 1), device=CPU)  # type: ignore[arg-type]
     images = torch.rand(2, 3, 64, 64)
-    evidence = build_evidence(clip_free)(images)["classify"]
+    evidence = clip_free.evidence(images)["classify"]
     torch.testing.assert_close(evidence, clip_free.logits(images).mean(dim=(2, 3)))
 
 

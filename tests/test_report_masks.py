@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from models.reports.masks import masks_part, options_in_words
+from models.reports.masks import masks_part, options_in_words, outcome_in_words
 
 OPTIONS = {
     "refine": "pamr", "min_confidence": 0.0, "background_threshold": 0.4, "background_power": None,
@@ -28,6 +28,26 @@ def test_a_summary(tmp_path: Path) -> None:
     assert part.empty == 2
     [row] = part.rows
     assert (row.name, row.photos, row.area, row.to_class) == ("cat", 3, 0.1, None)
+
+
+@pytest.mark.parametrize(
+    ("classes", "failed", "words"),
+    [
+        ({"cat": CAT}, [], "2 empty of 3 labels (cat 2 of 3)"),
+        ({"cat": {**CAT, "empty": []}}, [], "0 empty of 3 labels"),
+        (
+            {"bowl": {**CAT, "empty": ["c.jpg"]}, "cat": CAT},
+            SUMMARY["failed"],
+            "3 empty of 6 labels (cat 2 of 3, bowl 1 of 3); photos that failed: 1",
+        ),
+    ],
+)
+def test_outcome_in_words(tmp_path: Path, classes: object, failed: object, words: str) -> None:
+    content = {**SUMMARY, "classes": classes, "failed": failed}
+    (tmp_path / "summary.json").write_text(json.dumps(content))
+    part = masks_part(tmp_path)
+    assert part is not None
+    assert outcome_in_words(part) == words
 
 
 @pytest.mark.parametrize("key", ["options", "masks", "classes", "failed"])

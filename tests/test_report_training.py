@@ -58,6 +58,13 @@ def test_terms_and_plots(run: Run) -> None:
     assert losses.x_ticks[-1].label == "2.0"
 
 
+def test_an_epoch_of_one_step_is_an_epoch_wide(run: Run) -> None:
+    write_log(run, "train-generator", [Step(0, 0, 1, 0.1, {"match": 1.0})])
+    part = {each.name: each for each in stage_parts(run.work)}["train-generator"]
+    for plot in part.plots:
+        assert (plot.x_ticks[0].label, plot.x_ticks[-1].label) == ("0.0", "1.0")
+
+
 def test_the_sum_of_one_term_is_not_shown_twice(run: Run) -> None:
     write_log(run, "learn-prompts", [Step(0, 0, 1, 0.1, {"prompt": 1.0, "loss": 1.0})])
     part = {each.name: each for each in stage_parts(run.work)}["learn-prompts"]

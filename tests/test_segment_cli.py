@@ -89,6 +89,7 @@ def test_run_all_misses_the_segmenter_first(
         tiny_data / "labels.csv", "--config", config, "--device", "cpu",
     )  # fmt: skip
     assert done.returncode == 2
+    assert "segmenter.backbone: expected a backbone that timm knows, perhaps resnet5" in done.stderr
     assert "'resnot5'" in done.stderr
     assert "train-generator" not in done.stdout + done.stderr
     # A start that failed does not bind its directory to the labels that it had.
@@ -133,14 +134,17 @@ def test_run_all_then_again(tiny_config: Config, tiny_data: Path, tmp_path: Path
         "train-generator", "learn-prompts", "refine-generator", "make-pseudo-masks",
         "train-segmenter", "export-bundle", "report",
     ]  # fmt: skip
-    first = run_all()
+    *first, last = run_all()
     assert [line.partition(":")[0] for line in first] == names
     assert all(": written to " in line for line in first)
+    empty = json.loads((work / "pseudo-masks" / "summary.json").read_text())["classes"].values()
+    count = sum(len(each["empty"]) for each in empty)
+    assert last.startswith(f"pseudo masks: {count} empty of 8 labels")
     page = (work / "report.html").read_text()
     assert page.count("<article>") == 6
     again = run_all()
-    assert [line.partition(":")[0] for line in again] == names
-    assert all(": done before, see " in line for line in again[:-2])
+    assert [line.partition(":")[0] for line in again] == [*names, "pseudo masks"]
+    assert all(": done before, see " in line for line in again[:-3])
 
     # As a kill between the stages would leave it.
     version = semples("explain-prompts", bundle, "--json").stdout

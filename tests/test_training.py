@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from models import stages
-from models.build import build_generator, freeze_for
+from models.build import build_generator
 from models.clip import FrozenClip
 from models.config import CnnConfig, Config
 from models.data.folder import read_folder
@@ -97,7 +97,7 @@ def test_each_epoch_of_regions_is_of_another_view() -> None:
 def test_only_the_head_learns_if_so_configured(tiny_config: Config, tiny_clip: FrozenClip) -> None:
     text = tiny_clip.embed_classes(CLASSES.names)
     generator = build_generator(tiny_config, tiny_clip, text, device=CPU)
-    freeze_for(generator, trainable="head")
+    generator.let_learn("head")
     learning = [name for name, each in generator.named_parameters() if each.requires_grad]
     assert learning == ["head.weight"]
 

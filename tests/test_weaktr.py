@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from models.build import build_evidence, freeze_for, let_all_learn
 from models.generators.mean_attention import mean_attention
 from models.generators.weaktr import WeakTrGenerator
 from models.generators.weaktr_sizes import WeakTrSizes
@@ -128,7 +127,7 @@ def gradients(generator: WeakTrGenerator) -> set[str]:
 @pytest.mark.parametrize("trainable", ["all", "head"])
 def test_masks_teach_the_head_and_the_fusion_alone(trainable: str) -> None:
     generator = tiny_weaktr()
-    freeze_for(generator, trainable=trainable)
+    generator.let_learn(trainable)
     # Random attention is nearly even; a square tells its places apart.
     generator(torch.rand(2, 3, 64, 64)).square().sum().backward()
     learns = {
@@ -151,11 +150,11 @@ def test_the_trunk_gets_no_gradient_even_if_it_asks_for_one() -> None:
 
 def test_labels_teach_everything() -> None:
     generator = tiny_weaktr()
-    losses = classification_losses(build_evidence(generator), device=CPU)
+    losses = classification_losses(generator.evidence, device=CPU)
     terms = losses((torch.rand(2, 3, 64, 64), torch.eye(4)[:2]))
     assert terms.keys() == {"class_token", "coarse", "fine"}
     torch.stack([*terms.values()]).sum().backward()
-    let_all_learn(generator)
+    generator.let_all_learn()
     learns = {name for name, each in generator.named_parameters() if each.requires_grad}
     assert gradients(generator) == learns
     assert {name for name, _ in generator.named_parameters()} - learns == {
@@ -174,7 +173,7 @@ def test_the_fine_cams_opinion_teaches_the_fusion_alone() -> None:
 def peak_of_a_step(depth: int, *, learn: bool) -> int:
     """Bytes at the peak of a forward and, if it learns, a backward pass on an image of 256 patches."""
     generator = tiny_weaktr(replace(TINY, depth=depth))
-    freeze_for(generator, trainable="head")
+    generator.let_learn("head")
     images = torch.rand(1, 3, 256, 256)
     watched = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
     with watched, torch.set_grad_enabled(learn):

@@ -70,4 +70,4 @@ def _cannot(error: Exception) -> typer.Exit:
 
 
 if __name__ == "__main__":
-    app()
+    app(prog_name="semples dead")

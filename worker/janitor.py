@@ -24,6 +24,7 @@ from worker.blobs import BlobError, BlobStore
 from worker.dead_letters import forget_gone
 from worker.deliveries import PER_HOST, deliver_due
 from worker.presence import janitor_key
+from worker.program import run_program
 from worker.protocol import BLOB_SECONDS, LEASE_SECONDS
 from worker.pulse import Pulse
 from worker.queues import open_redis
@@ -200,4 +201,4 @@ def _now() -> datetime:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_program(main, "semples janitor")

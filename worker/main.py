@@ -141,4 +141,4 @@ def make_app(load: Load) -> typer.Typer:
 
 
 if __name__ == "__main__":
-    make_app(load_predictor)()
+    make_app(load_predictor)(prog_name="semples worker")

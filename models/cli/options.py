@@ -22,6 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from models.data.labels import FORMS
 from models.refine.names import REFINERS
 
 if TYPE_CHECKING:
@@ -64,8 +65,7 @@ LabelsFileOption = Annotated[
     Path,
     typer.Option(
         "--labels",
-        help="CSV: a header 'image,labels', then 'photo.jpg,cat;bowl'. Or a .txt of lines 'photo 3 7' (numbers of "
-        "classes, from 0), COCO's instances (.json), or a folder of PASCAL VOC's XML files.",
+        help=f"Image-level labels. {'; '.join(form.words for form in FORMS.values())}.",
     ),
 ]
 WorkersOption = Annotated[

@@ -155,8 +155,9 @@ def run_all(
     workers: WorkersOption = 0,
 ) -> None:
     """From photos with labels to a bundle that segments: all stages, leaving out what is done already."""
+    from models.reports.masks import masks_part, outcome_in_words
     from models.run import start_run
-    from models.run_all import claim, plan
+    from models.run_all import MASKS, REPORT, claim, plan
     from models.segmenter_stage import check_segmenter
 
     refuse_company("run-all")
@@ -179,6 +180,9 @@ def run_all(
             stage.start(partial(_show_share, bar, task))
             bar.update(task, completed=100)
         print(f"{stage.name}: written to {stage.result}")
+    part = masks_part(work / MASKS)
+    if part is not None:
+        print(f"pseudo masks: {outcome_in_words(part)}; see {work / REPORT}")
 
 
 def _show_share(bar: Progress, task: TaskID, share: float) -> None:

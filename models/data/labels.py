@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 from models.data.classes import ClassInfo, ClassList
 from models.data.instances import read_instances
@@ -16,8 +19,27 @@ _COLUMNS = ["image", "labels"]
 _PHOTOS = (".jpg", ".jpeg", ".png", ".webp")
 
 
-def read_labels(path: Path, classes: ClassList) -> dict[str, tuple[str, ...]]:
-    """Read labels from a folder of PASCAL VOC's XML files, COCO's instances (.json), numbers (.txt) or a labels.csv.
+Rows = dict[str, tuple[str, ...]]
+"""Label names by photo; a photo without labels has none."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form that labels come in.
+
+    Attributes:
+        words: for the help of ``--labels``.
+        read: path and the names of classes, in the order of channels → rows.
+        classes: path → the class list that goes without saying; None takes the labels' names, sorted, from 1.
+    """
+
+    words: str
+    read: Callable[[Path, Sequence[str]], Rows]
+    classes: Callable[[Path], ClassList] | None = None
+
+
+def read_labels(path: Path, classes: ClassList) -> Rows:
+    """Read labels in whichever of ``FORMS`` the path's name promises.
 
     Args:
         path: of the file or folder.
@@ -30,13 +52,7 @@ def read_labels(path: Path, classes: ClassList) -> dict[str, tuple[str, ...]]:
         ValueError: if the content is not what the path promises.
         OSError: if it cannot be read.
     """
-    if path.is_dir():
-        return read_annotations(path)
-    if path.suffix == ".json":
-        return read_instances(path).labels()
-    if path.suffix == ".txt":
-        return read_numbers(path, classes.names)
-    return read_label_rows(path)
+    return _form(path).read(path, classes.names)
 
 
 def classes_of(path: Path) -> ClassList:
@@ -46,16 +62,20 @@ def classes_of(path: Path) -> ClassList:
         ValueError: if the content is malformed, or names none or more than 254 classes, or only numbers them.
         OSError: if it cannot be read.
     """
-    if path.is_file() and path.suffix == ".json":
-        return read_instances(path).classes
-    if path.is_file() and path.suffix == ".txt":
-        raise ValueError(f"expected --classes, which name the numbers in {path}, got none")
-    rows = read_annotations(path) if path.is_dir() else read_label_rows(path)
+    form = _form(path)
+    if form.classes is not None:
+        return form.classes(path)
+    rows = form.read(path, ())
     names = sorted({label for row in rows.values() for label in row})
     return ClassList(tuple(ClassInfo(index, name) for index, name in enumerate(names, start=1)))
 
 
-def read_numbers(path: Path, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def _form(path: Path) -> Form:
+    """Return the form of a path: a folder's, its suffix's, or else that of labels.csv."""
+    return FORMS[FOLDER if path.is_dir() else path.suffix if path.suffix in FORMS else CSV]
+
+
+def read_numbers(path: Path, names: Sequence[str]) -> Rows:
     """Read lines "photo number number …", as lists of image-level labels have them; a photo without ending is a .jpg.
 
     Args:
@@ -66,7 +86,7 @@ def read_numbers(path: Path, names: Sequence[str]) -> dict[str, tuple[str, ...]]
         ValueError: if a line has another form, a number is too large, or a photo occurs twice.
         OSError: if it cannot be read.
     """
-    rows: dict[str, tuple[str, ...]] = {}
+    rows: Rows = {}
     with path.open(encoding="utf-8-sig") as file:
         for at, line in enumerate(_decoded(file, path), start=1):
             photo, *numbers = line.split() or [""]
@@ -84,7 +104,7 @@ def read_numbers(path: Path, names: Sequence[str]) -> dict[str, tuple[str, ...]]
     return rows
 
 
-def read_label_rows(path: Path) -> dict[str, tuple[str, ...]]:
+def read_label_rows(path: Path) -> Rows:
     """Read ``labels.csv``: a header "image,labels", then a row an image with its labels separated by semicolons.
 
     Returns:
@@ -94,7 +114,7 @@ def read_label_rows(path: Path) -> dict[str, tuple[str, ...]]:
         ValueError: if the header, a row or a repeated image is wrong, with its line.
         OSError: if the file cannot be read.
     """
-    rows: dict[str, tuple[str, ...]] = {}
+    rows: Rows = {}
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(_decoded(file, path))
         if reader.fieldnames is None or list(reader.fieldnames)[:2] != _COLUMNS:
@@ -114,6 +134,37 @@ def read_label_rows(path: Path) -> dict[str, tuple[str, ...]]:
                 )
             rows[name] = tuple(label.strip() for label in labels.split(_SEPARATOR) if label.strip())
     return rows
+
+
+def _no_classes(path: Path) -> ClassList:
+    raise ValueError(f"expected --classes, which name the numbers in {path}, got none")
+
+
+FOLDER: Final = "folder"
+CSV: Final = ".csv"
+# By suffix. What has none of these is read as labels.csv is.
+FORMS: Final[Mapping[str, Form]] = MappingProxyType(
+    {
+        CSV: Form(
+            "CSV: a header 'image,labels', then 'photo.jpg,cat;bowl'",
+            lambda path, _: read_label_rows(path),
+        ),
+        ".txt": Form(
+            ".txt: lines 'photo 3 7', numbers of classes, from 0",
+            read_numbers,
+            _no_classes,
+        ),
+        ".json": Form(
+            ".json: COCO's instances",
+            lambda path, _: read_instances(path).labels(),
+            lambda path: read_instances(path).classes,
+        ),
+        FOLDER: Form(
+            "a folder: PASCAL VOC's XML files",
+            lambda path, _: read_annotations(path),
+        ),
+    }
+)
 
 
 def label_rows_csv(rows: Mapping[str, Sequence[str]]) -> bytes:

@@ -9,13 +9,14 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from models.generators import MaskGenerator
 from models.generators.affinity import cosine_affinity
 
 # Cosines of rectified features are high everywhere; their power leaves the near ones.
 SHARPNESS = 4
 
 
-class CnnGenerator(nn.Module):
+class CnnGenerator(MaskGenerator):
     """The CAM network that CLIMS-like methods use.
 
     Args:
@@ -24,9 +25,6 @@ class CnnGenerator(nn.Module):
         mean: of the backbone's input normalization, per RGB channel.
         std: of the backbone's input normalization, per RGB channel.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -42,21 +40,20 @@ class CnnGenerator(nn.Module):
         self.head = nn.Conv2d(channels, classes, kernel_size=1, bias=False)
         with torch.no_grad():
             self.head.weight.copy_(head[:, :, None, None])
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.normalize_by(mean=mean, std=std)
 
     def logits(self, images: Tensor) -> Tensor:
         """Return signed class evidence, (B, K, h, w), for images in [0, 1], (B, 3, H, W)."""
         evidence: Tensor = self.head(self.features(images))
         return evidence
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return non-negative CAMs, (B, K, h, w), for images in [0, 1], (B, 3, H, W)."""
-        return self.cams(self.features(images))
+    def evidence(self, images: Tensor) -> Mapping[str, Tensor]:
+        """Return the mean evidence of each class, (B, K), for images in [0, 1], (B, 3, H, W)."""
+        return {"classify": self.logits(images).mean(dim=(2, 3))}
 
     def features(self, images: Tensor) -> Tensor:
         """Return the backbone's map, (B, C, h, w), for images in [0, 1], (B, 3, H, W)."""
-        features: Tensor = self.backbone((images - self.mean) / self.std)
+        features: Tensor = self.backbone(self.normalize(images))
         return features
 
     def cams(self, features: Tensor) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from models.generators import MaskGenerator
 from models.generators.attention_fusion import AdaptiveAttentionFusion
 from models.generators.mean_attention import mean_attention
 from models.generators.vit import ClassTokenTransformer, Encoded
@@ -40,7 +41,7 @@ class ClassifierLogits:
     fine: Tensor
 
 
-class WeakTrGenerator(ClassTokenTransformer):
+class WeakTrGenerator(ClassTokenTransformer, MaskGenerator):
     """WeakTr as a mask generator; masks teach its head and its fusion alone, never the trunk.
 
     Args:
@@ -49,9 +50,6 @@ class WeakTrGenerator(ClassTokenTransformer):
         mean: of the input normalization, per RGB channel.
         std: of the input normalization, per RGB channel.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -65,12 +63,17 @@ class WeakTrGenerator(ClassTokenTransformer):
         self.classes = classes
         self.head = nn.Conv2d(sizes.width, classes, kernel_size=3, padding=1)
         self.adaptive_attention_fusion = AdaptiveAttentionFusion(sizes)
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.normalize_by(mean=mean, std=std)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return fine CAMs, (B, K, h, w), for images in [0, 1], (B, 3, H, W)."""
-        return self.cams(self.features(images))
+    def let_learn(self, trainable: str) -> None:
+        """Let head and fusion learn, whatever is asked for: masks teach nothing else."""
+        super().let_learn("head")
+        self.adaptive_attention_fusion.requires_grad_(True)
+
+    def let_all_learn(self) -> None:
+        """Let everything learn but the last norm, through which nothing goes."""
+        super().let_all_learn()
+        self.norm.requires_grad_(False)
 
     def features(self, images: Tensor) -> Tensor:
         """Return what ``cams`` and ``affinity`` read, for images in [0, 1], (B, 3, H, W).
@@ -115,6 +118,10 @@ class WeakTrGenerator(ClassTokenTransformer):
             fine=steps.fine_cam.mean(dim=(2, 3)),
         )
 
+    def evidence(self, images: Tensor) -> Mapping[str, Tensor]:
+        """Return the three opinions of ``classifier_logits`` by name."""
+        return vars(self.classifier_logits(images))
+
     def _steps(self, logits: Tensor, attention: Tensor) -> CamSteps:
         cam = attention[:, : self.classes] * logits.relu()
         affinity = attention[:, self.classes :].flatten(2)
@@ -122,8 +129,7 @@ class WeakTrGenerator(ClassTokenTransformer):
         return CamSteps(logits, cam, fine.view_as(cam))
 
     def _encode(self, images: Tensor) -> Encoded:
-        normalized = (images - self.mean) / self.std
-        return self.encode(normalized, pool=self.adaptive_attention_fusion.pool)
+        return self.encode(self.normalize(images), pool=self.adaptive_attention_fusion.pool)
 
     def _fuse(self, encoded: Encoded) -> Tensor:
         weights = self.adaptive_attention_fusion(encoded.pooled)

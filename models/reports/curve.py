@@ -62,14 +62,27 @@ class Plot:
 
 
 def draw(
-    lines: Sequence[Line], *, title: str, x_name: str, marks: Sequence[Point] = ()
+    lines: Sequence[Line],
+    *,
+    title: str,
+    x_name: str,
+    marks: Sequence[Point] = (),
+    x_span: Sequence[float] = (),
 ) -> Plot | None:
-    """Lay lines out; None if they have no point."""
+    """Lay lines out; None if they have no point.
+
+    Args:
+        lines: to draw.
+        title: what they show, in words.
+        x_name: of the horizontal axis.
+        marks: points to mark.
+        x_span: values that the horizontal axis reaches, whatever the lines do.
+    """
     kept = [_finite(line) for line in lines]
     known = [point for line in kept for point in line.points]
     if not known:
         return None
-    x_axis = _Axis([x for x, _ in known], start=LEFT, end=WIDTH - RIGHT)
+    x_axis = _Axis([*(x for x, _ in known), *x_span], start=LEFT, end=WIDTH - RIGHT)
     y_axis = _Axis([y for _, y in known], start=HEIGHT - BOTTOM, end=TOP)
 
     def place(point: Point) -> Point:

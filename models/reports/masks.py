@@ -11,6 +11,8 @@ from models.data.mask_records import SUMMARY
 from models.json_files import read_json
 from models.refine.names import NO_REFINER
 
+_MOST_NAMED = 5
+
 
 @dataclass(frozen=True)
 class ClassRow:
@@ -57,6 +59,16 @@ class MasksPart:
     def empty(self) -> int:
         """How many masks of a class in a photo have no pixel."""
         return sum(len(row.empty) for row in self.rows)
+
+
+def outcome_in_words(part: MasksPart) -> str:
+    """Say how many labels have a mask without a pixel, and of which classes, the emptiest first; and what failed."""
+    labels = sum(row.photos for row in part.rows)
+    rows = sorted((row for row in part.rows if row.empty), key=lambda row: -len(row.empty))
+    shares = [f"{row.name} {len(row.empty)} of {row.photos}" for row in rows[:_MOST_NAMED]]
+    named = f" ({', '.join(shares)}{', …' if len(rows) > _MOST_NAMED else ''})" if rows else ""
+    failed = f"; photos that failed: {len(part.failed)}" if part.failed else ""
+    return f"{part.empty} empty of {labels} labels{named}{failed}"
 
 
 def masks_part(folder: Path) -> MasksPart | None:

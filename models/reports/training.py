@@ -93,9 +93,11 @@ def _plots(stage: str, steps: Sequence[Step]) -> tuple[Plot, ...]:
         for name in _names(steps)
     ]
     rate = Line("learning rate", _curve(steps, [step.learning_rate for step in steps]))
+    # Whole epochs, so that one of a single step is no point in the middle of nowhere.
+    span = (0, 1 + max((step.epoch for step in steps), default=0))
     plots = (
-        draw(losses, title=f"Losses of {stage} by epoch", x_name="epoch"),
-        draw([rate], title=f"Learning rate of {stage} by epoch", x_name="epoch"),
+        draw(losses, title=f"Losses of {stage} by epoch", x_name="epoch", x_span=span),
+        draw([rate], title=f"Learning rate of {stage} by epoch", x_name="epoch", x_span=span),
     )
     return tuple(plot for plot in plots if plot)
 
