@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypeVar, Unpack
 
@@ -58,7 +57,10 @@ class Client:
         self._timeout = timeout
         self._sleep = sleep
         self._http = httpx.Client(transport=transport, **http_options(url, key))
-        self._beside = partial(AsyncClient, url, key=key, timeout=timeout, retries=retries)
+        # Not a partial, whose repr would show the key.
+        self._beside: Callable[[], AsyncClient] = lambda: AsyncClient(
+            url, key=key, timeout=timeout, retries=retries
+        )
 
     def __enter__(self) -> Self:
         return self
