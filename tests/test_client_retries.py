@@ -81,7 +81,7 @@ def test_retry_after_is_honored() -> None:
     "trouble",
     [
         httpx.ConnectError("refused"),
-        httpx.ReadTimeout("silent"),
+        httpx.ReadTimeout(""),
         httpx.RemoteProtocolError("gone"),
         httpx.WriteError("broken pipe"),
         problem(502, ""),
@@ -222,6 +222,23 @@ def test_timeouts_allow_for_what_was_asked() -> None:
     assert posted["read"] == 9 + 20
     assert posted["connect"] == posted["write"] == asked["read"] == 9
     assert listened["read"] > 9 + 15  # the service's pings
+
+
+def test_another_file_is_no_mask() -> None:
+    script = Script(job(), httpx.Response(200, text="<html>log in</html>"))
+    told = r"expected a file at /jobs/0+/mask\.png, got something else"
+    with Client("http://host", transport=script) as client, pytest.raises(SemplesError, match=told):
+        client.pseudo_mask(b"photo", "cat")
+
+
+def test_an_error_without_words_has_its_name() -> None:
+    script = Script(httpx.ReadTimeout(""))
+    told = "cannot reach the service: ReadTimeout"
+    with (
+        Client("http://host", transport=script, retries=0) as client,
+        pytest.raises(Unavailable, match=told),
+    ):
+        client.models()
 
 
 def test_no_fewer_retries_than_none() -> None:

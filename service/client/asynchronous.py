@@ -83,9 +83,8 @@ class AsyncClient:
         **options: Unpack[SegmentOptions],
     ) -> AsyncResult:
         """Make a mask of whatever an image shows, with a model that has a segmenter."""
-        return self._result(
-            await self._run(operations.segment(image, options, self._retries, on_progress))
-        )
+        flow = operations.segment(image, options, self._retries, on_progress)
+        return self._result(await self._run(flow))
 
     async def job(self, job_id: str) -> Job:
         """Say where a job stands."""

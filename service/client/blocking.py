@@ -106,9 +106,8 @@ class Client:
         **options: Unpack[SegmentOptions],
     ) -> Result:
         """Make a mask of whatever an image shows, with a model that has a segmenter; raises as ``pseudo_mask``."""
-        return self._result(
-            self._run(operations.segment(image, options, self._retries, on_progress))
-        )
+        flow = operations.segment(image, options, self._retries, on_progress)
+        return self._result(self._run(flow))
 
     def job(self, job_id: str) -> Job:
         """Say where a job stands."""
@@ -127,7 +126,7 @@ class Client:
 
         Args:
             job: its id, or its result.
-            thresholds: background_threshold or background_power, min_confidence; the others stay as they are.
+            thresholds: background_threshold or background_power, min_confidence; what is not named stays.
         """
         return self._run(operations.rethreshold(job, thresholds, self._retries))
 
@@ -150,10 +149,9 @@ class Client:
         on_photo: OnPhoto | None = None,
         **options: Unpack[PseudoMaskOptions],
     ) -> Outcome:
-        """Make the masks of a folder of photos, several in flight, as ``AsyncClient.batch`` does.
+        """Make the masks of a folder, as ``AsyncClient.batch``: in a thread of its own, which calls ``on_photo``.
 
-        A thread of its own does so, over connections of its own (never this client's ``transport``), and calls
-        ``on_photo``; an interrupt here ends it.
+        It has connections of its own, never this client's ``transport``; an interrupt here ends it.
         """
 
         async def send() -> Outcome:

@@ -122,7 +122,7 @@ def error_of(answer: httpx.Response | httpx.RequestError, *, now: datetime) -> S
         now: what a Retry-After that names a date counts from.
     """
     if isinstance(answer, httpx.RequestError):
-        lost = Unavailable(f"cannot reach the service: {answer or type(answer).__name__}")
+        lost = Unavailable(f"cannot reach the service: {str(answer) or type(answer).__name__}")
         lost.__cause__ = answer
         return lost
     if answer.is_success:

@@ -27,6 +27,8 @@ PING_SECONDS = 30.0
 """Longer than the pause between two signs of life of a connection with events."""
 POSTS = 3
 """How often an image is posted whose job is gone before its mask was fetched."""
+SIGNATURES = {"png": b"\x89PNG\r\n\x1a\n", "npz": b"PK"}
+"""What files begin with: nothing else may end among masks."""
 LONGEST_PAUSE = 600.0
 LONGEST_BACKOFF = 30.0
 
@@ -120,8 +122,15 @@ def get(path: str, parse: Callable[[Any], T], retries: Retries, **query: object)
 
 
 def fetch(path: str, retries: Retries, **query: object) -> Flow[bytes]:
-    """Fetch a file."""
-    return (yield from ask(Call("GET", path, query=query), retries)).content
+    """Fetch a file.
+
+    Raises:
+        SemplesError: if it is something else, as a page that a proxy shows in its place.
+    """
+    content = (yield from ask(Call("GET", path, query=query), retries)).content
+    if not content.startswith(SIGNATURES[path.rpartition(".")[2]]):
+        raise SemplesError(f"expected a file at {path}, got something else: is the URL right?")
+    return content
 
 
 def get_job(job_id: str, retries: Retries) -> Flow[Job]:

@@ -38,7 +38,7 @@ class Outcome:
 class OutputFolder:
     """The folder while masks come in. Each is written whole; a kill at any moment leaves what can be continued.
 
-    Of photos and masks no more than one is in memory, of what was done before only the names.
+    Nothing of photos, masks and records stays in memory but the names.
 
     Args:
         plan: what is to be done.

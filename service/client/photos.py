@@ -113,6 +113,6 @@ async def send_photos(
 
 
 def is_the_photos(error: SemplesError) -> bool:
-    """Whether an error is about one photo, so that the next one may do; 500 and 408 are for all we know."""
+    """Whether an error is about one photo, so that the next one may do; for all we know 500 and 408 are."""
     own = isinstance(error, BadImage | JobFailed | JobCanceled | UnknownLabel)
-    return own or error.status in (408, 500)
+    return own or error.status in (408, 500) or error.kind == "unknown-job"
