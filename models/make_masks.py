@@ -10,18 +10,11 @@ from typing import Any
 
 from models.bundle_info import BundleInfo
 from models.data.classes import write_class_list
-from models.data.mask_records import (
-    RESULTS,
-    SETTINGS,
-    SUMMARY,
-    drop_cut_line,
-    read_results,
-    read_settings,
-)
+from models.data.mask_records import RESULTS, SUMMARY, claim_folder, drop_cut_line, read_results
+from models.data.mask_summary import summarize
 from models.data.sample import Sample
-from models.differences import first_difference
 from models.images import ImageError
-from models.json_files import to_json, write_json
+from models.json_files import write_json
 from models.mask_job import Made, MaskJob
 
 
@@ -65,7 +58,8 @@ def make_pseudo_masks(
     masks = (output / "masks").resolve()
     if any(sample.path.parent.resolve() == masks for sample in samples):
         raise ValueError(f"expected an output folder that keeps the images, got theirs: {output}")
-    settings = _claim(job, info)
+    settings = _settings(job, info)
+    claim_folder(output, settings)
     (output / SUMMARY).unlink(missing_ok=True)  # it says that the folder is whole
     write_class_list(output / "classes.txt", info.classes)
     drop_cut_line(output / RESULTS)
@@ -87,10 +81,12 @@ def make_pseudo_masks(
                 results.write(json.dumps({"stem": sample.stem, **record}) + "\n")
                 results.flush()
             on_image()
-    records = [done[sample.stem] for sample in labeled if sample.stem in done]
-    outcome = Outcome(len(rest) - len(failed), len(kept), tuple(failed))
-    write_json(output / SUMMARY, {**settings, **_summarize(records, samples, outcome)})
-    return outcome
+    records = (done[sample.stem] for sample in labeled if sample.stem in done)
+    summary = summarize(
+        records, images=len(samples), unlabeled=len(samples) - len(labeled), failed=failed
+    )
+    write_json(output / SUMMARY, {**settings, **summary})
+    return Outcome(len(rest) - len(failed), len(kept), tuple(failed))
 
 
 def _is_done(
@@ -105,55 +101,9 @@ def _is_done(
     return known and (output / "masks" / f"{sample.stem}.png").is_file()
 
 
-def _claim(job: MaskJob, info: BundleInfo) -> dict[str, Any]:
-    """Note in the folder what its masks are made with, or check that it is the same as before; return it."""
-    output = job.output
-    settings = {
+def _settings(job: MaskJob, info: BundleInfo) -> dict[str, Any]:
+    return {
         "model": {"name": info.name, "version": info.version},
         "options": vars(job.options),
         "scores": job.save_scores,
     }
-    path = output / SETTINGS
-    if not path.exists():
-        write_json(path, settings)
-        return settings
-    before = read_settings(output)
-    # Compared as JSON has them: a tuple comes back as a list.
-    difference = first_difference(before, json.loads(to_json(settings)))
-    if difference:
-        raise ValueError(
-            f"expected {output} to be new or made with the same model and options, got {difference}"
-        )
-    return settings
-
-
-def _summarize(
-    records: Sequence[dict[str, Any]], samples: Sequence[Sample], outcome: Outcome
-) -> dict[str, Any]:
-    by_class: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
-        for each in record["classes"]:
-            by_class.setdefault(each["name"], []).append({**each, "image": record["image"]})
-    return {
-        "images": len(samples),
-        "masks": len(records),
-        "unlabeled": sum(not sample.channels for sample in samples),
-        "failed": [{"image": name, "reason": reason} for name, reason in outcome.failed],
-        "classes": {name: _summarize_class(found) for name, found in sorted(by_class.items())},
-    }
-
-
-def _summarize_class(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "images": len(found),
-        "mean_area": _mean([each["area"] for each in found]),
-        "mean_confidence": _mean([each["confidence"] for each in found]),
-        "mean_alignment_class": _mean([each["alignment_class"] for each in found]),
-        "mean_alignment_background": _mean([each["alignment_background"] for each in found]),
-        "empty": [each["image"] for each in found if each["box"] is None],
-    }
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None

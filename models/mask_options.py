@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Protocol
 
-from models.config import InferenceConfig
 from models.refine.names import parse_chain
 from models.segmentation import MaskOptions
 
 
+class Defaults(Protocol):
+    """How a bundle's pseudo masks are made; its InferenceConfig fits, and options that are whole."""
+
+    @property
+    def refine(self) -> str:
+        """Refiner chain."""
+        ...
+
+    @property
+    def min_confidence(self) -> float:
+        """Pixels less sure become 255."""
+        ...
+
+    @property
+    def background_threshold(self) -> float | None:
+        """The background's score."""
+        ...
+
+    @property
+    def class_thresholds(self) -> Mapping[str, float]:
+        """The background's score against some classes, by name."""
+        ...
+
+
 def pseudo_mask_options(
-    defaults: InferenceConfig,
+    defaults: Defaults,
     *,
     refine: str | None = None,
     background_threshold: float | None = None,

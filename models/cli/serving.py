@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
     app.command("api-key", context_settings=_FORWARD)(api_key)
     app.command("janitor", context_settings=_FORWARD)(janitor)
     app.command("dead", context_settings=_FORWARD)(dead)
+    app.command("submit", context_settings=_FORWARD)(submit)
 
 
 def serve(context: typer.Context) -> None:
@@ -44,6 +45,11 @@ def janitor(context: typer.Context) -> None:
 def dead(context: typer.Context) -> None:
     """List the jobs that took every worker down, or queue one again (see dead --help)."""
     _become("worker.dead", context.args, needs="semples[queue]")
+
+
+def submit(context: typer.Context) -> None:
+    """Have a service elsewhere make the masks of a photo or a folder (see submit --help)."""
+    _become("service.submit", context.args, needs="semples[client]", packages=("httpx",))
 
 
 def _become(

@@ -1,0 +1,169 @@
+"""What goes wrong between a client and the service: problem documents and lost connections as exceptions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+
+import httpx
+
+
+class SemplesError(Exception):
+    """Something went wrong; ``str()`` is a sentence for a person.
+
+    Args:
+        detail: that sentence.
+        kind: the name of the problem's type, as in ``/problems/unknown-label``; empty if there is none.
+        status: of the answer, if there was one.
+        members: what the problem says beside that.
+    """
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        kind: str = "",
+        status: int | None = None,
+        members: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.kind = kind
+        self.status = status
+        self.members = dict(members or {})
+
+
+class Unauthorized(SemplesError):
+    """There is no key, or the service does not know it."""
+
+
+class NotFound(SemplesError):
+    """There is no such job, model or class, or there is no more."""
+
+
+class InvalidRequest(SemplesError):
+    """The request will not do, however often it is sent."""
+
+
+class BadImage(InvalidRequest):
+    """The image will not do: damaged, too large, or of a kind that is not taken."""
+
+
+class UnknownLabel(InvalidRequest):
+    """A label that the model does not know."""
+
+    @property
+    def label(self) -> str:
+        """The label, as far as the service quotes it."""
+        return str(self.members.get("label", ""))
+
+    @property
+    def nearest(self) -> tuple[str, ...]:
+        """Known names most like it, best first."""
+        return tuple(map(str, self.members.get("nearest", ())))
+
+
+class Unavailable(SemplesError):
+    """The service cannot be reached, or has no room now: the same may do later.
+
+    Attributes:
+        retry_after: seconds after which the service would like to be asked again, if it says so.
+    """
+
+    retry_after: float | None = None
+
+
+class JobFailed(SemplesError):
+    """The job ended without a mask."""
+
+    @property
+    def code(self) -> str:
+        """Why, in a word, such as ``out_of_memory``."""
+        return str(self.members.get("code", ""))
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether posting the same image again runs the job again."""
+        return bool(self.members.get("repeatable", False))
+
+
+class JobCanceled(SemplesError):
+    """Somebody has canceled the job."""
+
+
+_BY_KIND: Final[Mapping[str, type[SemplesError]]] = {
+    "unknown-label": UnknownLabel,
+    "image-too-large": BadImage,
+    "body-too-large": BadImage,
+    "unsupported-image": BadImage,
+    "unreadable-image": BadImage,
+    "job-failed": JobFailed,
+}
+# Beside what the service itself says, what a proxy before it does.
+_BY_STATUS: Final[Mapping[int, type[SemplesError]]] = {
+    401: Unauthorized,
+    403: Unauthorized,
+    404: NotFound,
+    429: Unavailable,
+    502: Unavailable,
+    503: Unavailable,
+    504: Unavailable,
+}
+
+
+def error_of(answer: httpx.Response | httpx.RequestError, *, now: datetime) -> SemplesError | None:
+    """Return what is wrong with an answer, or None if nothing is.
+
+    Args:
+        answer: read to its end, or why there is none.
+        now: what a Retry-After that names a date counts from.
+    """
+    if isinstance(answer, httpx.RequestError):
+        lost = Unavailable(f"cannot reach the service: {str(answer) or type(answer).__name__}")
+        lost.__cause__ = answer
+        return lost
+    if answer.is_success:
+        return None
+    members = _members(answer)
+    kind = str(members.pop("type", "")).rpartition("/")[2]
+    detail = str(members.pop("detail", "")) or _unexpected(answer)
+    status = answer.status_code
+    own = InvalidRequest if 400 <= status < 500 else SemplesError
+    error = (_BY_KIND.get(kind) or _BY_STATUS.get(status, own))(
+        detail, kind=kind, status=status, members=members
+    )
+    if isinstance(error, Unavailable):
+        error.retry_after = _retry_after(answer, now)
+    return error
+
+
+def _members(answer: httpx.Response) -> dict[str, Any]:
+    try:
+        content = json.loads(answer.content)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _unexpected(answer: httpx.Response) -> str:
+    where = answer.headers.get("location", "")
+    more = f", which leads to {where[:200]}" if where else ""
+    return (
+        f"expected an answer of the service, got {answer.status_code} {answer.reason_phrase}{more}"
+    )
+
+
+def _retry_after(answer: httpx.Response, now: datetime) -> float | None:
+    """Seconds, however the header says it; None without one that can be read."""
+    value = answer.headers.get("retry-after", "").strip()
+    if value.isascii() and value.isdecimal():
+        return float(value)
+    try:
+        then = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    # A date without a zone is in UTC.
+    return max(0.0, ((then if then.tzinfo else then.replace(tzinfo=UTC)) - now).total_seconds())

@@ -1,0 +1,178 @@
+"""A folder of masks that a service made, laid out as ``semples make-pseudo-masks`` does, and continued like that."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from models.data.classes import write_class_list
+from models.data.mask_records import RESULTS, SUMMARY, claim_folder, drop_cut_line, iter_results
+from models.data.mask_summary import summarize
+from models.data.sample import Sample
+from models.json_files import write_atomically, write_json
+from models.segmentation import MaskOptions
+from service.client.documents import Job
+from service.client.plan import Plan
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a folder.
+
+    Attributes:
+        made: masks written by this call.
+        kept: masks that an earlier call had written.
+        empty: masks, of all that are there, in which no class has a pixel.
+        failed: (image, reason) of photos that there is no mask of; the next call tries them again.
+    """
+
+    made: int
+    kept: int
+    empty: int
+    failed: tuple[tuple[str, str], ...]
+
+
+class OutputFolder:
+    """The folder while masks come in. Each is written whole; a kill at any moment leaves what can be continued.
+
+    Nothing of photos, masks and records stays in memory but the names.
+
+    Args:
+        plan: what is to be done.
+
+    Attributes:
+        total: photos with labels.
+        todo: those of them that have no mask yet.
+
+    Raises:
+        ValueError: if the folder holds masks of another model or other options.
+        OSError: if it cannot be written.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        output = plan.output
+        claim_folder(output, plan.settings)
+        (output / SUMMARY).unlink(missing_ok=True)  # it says that the folder is whole
+        write_class_list(output / "classes.txt", plan.model.classes)
+        drop_cut_line(output / RESULTS)
+        kept = self._kept()
+        self.total = sum(1 for _ in plan.labeled)
+        self._kept_count = len(kept)
+        self.todo = iter([sample for sample in plan.labeled if sample.stem not in kept])
+        self._made = 0
+        self._failed: list[tuple[str, str]] = []
+        self._results = (output / RESULTS).open("a", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._results.close()
+
+    def keep(self, sample: Sample, job: Job, mask: bytes, scores: bytes | None) -> None:
+        """Write what came out for a photo.
+
+        Raises:
+            ValueError: if another model made it: the service has changed.
+            OSError: if it cannot be written.
+        """
+        record = describe(job, image=sample.name)
+        expected = self._plan.settings["model"]
+        if record["model"] != expected:
+            raise ValueError(
+                f"expected masks of {expected['name']} {expected['version']}, got {job.model} {job.version}: "
+                "the service has another model now"
+            )
+        if scores is not None:
+            write_atomically(self._plan.output / "scores" / f"{sample.stem}.npz", scores)
+        write_atomically(self._mask(sample.stem), mask)
+        self._results.write(json.dumps({"stem": sample.stem, **record}) + "\n")
+        self._results.flush()
+        self._made += 1
+
+    @property
+    def done(self) -> int:
+        """How many photos have their masks."""
+        return self._kept_count + self._made
+
+    @property
+    def failed(self) -> int:
+        """How many photos can have none."""
+        return len(self._failed)
+
+    def fail(self, sample: Sample, reason: str) -> None:
+        """Note why there is no mask of a photo."""
+        self._failed.append((sample.name, reason))
+
+    def finish(self) -> Outcome:
+        """Write the summary, which says that the folder is whole.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        plan, empty = self._plan, 0
+        failed = {name for name, _ in self._failed}
+        wanted = {sample.stem for sample in plan.labeled if sample.name not in failed}
+
+        def counted() -> Iterator[Mapping[str, Any]]:
+            nonlocal empty
+            for stem, record in latest(plan.output / RESULTS):
+                if stem in wanted:
+                    empty += all(each["box"] is None for each in record["classes"])
+                    yield record
+
+        unlabeled = sum(not sample.channels for sample in plan.samples)
+        summary = summarize(
+            counted(), images=len(plan.samples), unlabeled=unlabeled, failed=self._failed
+        )
+        write_json(plan.output / SUMMARY, {**plan.settings, **summary})
+        return Outcome(self._made, self._kept_count, empty, tuple(self._failed))
+
+    def _kept(self) -> set[str]:
+        """Stems of the photos that an earlier call made the masks of, for the labels that they have now."""
+        samples = {sample.stem: sample for sample in self._plan.labeled}
+        kept: set[str] = set()
+        for stem, record in latest(self._plan.output / RESULTS):
+            sample = samples.get(stem)
+            if sample is not None and self._is_done(sample, record):
+                kept.add(stem)
+        return kept
+
+    def _is_done(self, sample: Sample, record: Mapping[str, Any]) -> bool:
+        known = [each["name"] for each in record["classes"]] == self._plan.labels(sample)
+        scores = self._plan.output / "scores" / f"{sample.stem}.npz"
+        return (
+            known
+            and record["image"] == sample.name
+            and self._mask(sample.stem).is_file()
+            and (not self._plan.save_scores or scores.is_file())
+        )
+
+    def _mask(self, stem: str) -> Path:
+        return self._plan.output / "masks" / f"{stem}.png"
+
+
+def latest(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the last record of each photo, one at a time."""
+    last = {stem: number for number, (stem, _) in enumerate(iter_results(path))}
+    for number, (stem, record) in enumerate(iter_results(path)):
+        if last.get(stem) == number:
+            yield stem, record
+
+
+def describe(job: Job, *, image: str) -> dict[str, Any]:
+    """Return what ``results.jsonl`` says of a photo, as ``models.files.describe`` does."""
+    size, options = job.document["image"], job.document["options"]
+    known = {each.name: options[each.name] for each in fields(MaskOptions) if each.name in options}
+    return {
+        "image": image,
+        "size": {"width": size["width"], "height": size["height"]},
+        "model": {"name": job.model, "version": job.version},
+        "options": vars(MaskOptions(**known)),
+        "classes": [vars(each) for each in job.classes],
+        "ignored": job.ignored,
+    }
