@@ -18,7 +18,8 @@ from fsspec.implementations.local import LocalFileOpener, LocalFileSystem
 
 from tests.s3_server import BUCKET, aws_environment, moto_server
 from tests.service_fixtures import ROOT
-from worker.blobs import BlobError, BlobMissingError, BlobStore, BlobStoreFullError, blob_key
+from worker.blob_keys import blob_key
+from worker.blobs import BlobError, BlobMissingError, BlobStore, BlobStoreFullError
 
 
 @pytest.fixture(scope="module")
