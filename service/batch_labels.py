@@ -44,8 +44,14 @@ def read_items(archive: ZipFile, contents: Contents, classes: ClassList) -> list
         except BadZipFile as error:
             raise ProblemError("invalid-archive", f"the labels are damaged: {error}") from error
         except (ValueError, RecursionError) as error:
-            # The folder's name is nobody's business.
-            detail = str(error).replace(f"{place}/", "").replace(str(place), "the zip")
+            # Where it was unpacked is nobody's business.
+            detail = str(error)
+            for known, said in (
+                (f"{place}/labels/", ""),
+                (f"{place}/labels", "the zip"),
+                (f"{place}/", ""),
+            ):
+                detail = detail.replace(known, said)
             raise ProblemError("invalid-labels", detail[:1000]) from error
     return _paired(contents, rows, classes)
 

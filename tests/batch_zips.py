@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
+from rq.results import Result
 
 from service.processes import Child, Command
 from tests.service_fixtures import LEASE, Place, png, wait_for
@@ -80,6 +81,11 @@ def items(api: httpx.Client, path: str, **query: Any) -> list[dict[str, Any]]:
     return found
 
 
+def runs(place: Place, job_id: str) -> int:
+    """How often a job has come to an end with a result."""
+    return int(place.redis.xlen(Result.get_key(job_id)))
+
+
 @contextmanager
 def janitor(place: Place) -> Iterator[Child]:
     """A janitor, which feeds batches to the queue."""
@@ -93,5 +99,3 @@ def janitor(place: Place) -> Iterator[Child]:
     finally:
         child.ask_to_stop()
         child.wait()
-
-

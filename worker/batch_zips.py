@@ -1,4 +1,4 @@
-"""Photos out of batches' zips, one at a time, wherever the zips are."""
+"""Photos out of batches' zips, one at a time, wherever the zips are. Wire layer."""
 
 from __future__ import annotations
 

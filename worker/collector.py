@@ -1,4 +1,4 @@
-"""What became of a batch's jobs, written down with its items before the jobs expire."""
+"""What became of a batch's jobs, written down with its items before the jobs expire. Wire layer."""
 
 from __future__ import annotations
 
