@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -138,6 +139,8 @@ def to_problem(error: Exception) -> ProblemError:
     if isinstance(error, UnknownLabelError):
         nearest = list(error.nearest)
         return ProblemError("unknown-label", str(error), label=error.label[:80], nearest=nearest)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ProblemError("storage-full", "there is no room for temporary files")
     for kind, name, detail in _OUTAGES:
         if isinstance(error, kind):
             return ProblemError(name, detail)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import stat
 import struct
+import tempfile
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from service.errors import to_problem
+from service.main import use_spool
 from tests.batch_zips import packed, post, rows
 from tests.service_doubles import Info
 from tests.service_fixtures import Place, http_api, png
@@ -288,3 +293,17 @@ def test_photos_are_not_read_when_the_zip_is_posted(api: httpx.Client) -> None:
     path = answer.json()["links"]["self"]
     assert api.delete(path).status_code == 200
     assert api.delete(path).status_code == 204
+
+
+def test_no_room_to_receive_a_zip(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)  # and back to what it was
+    use_spool(str(tmp_path / "new" / "spool"))
+    assert Path(tempfile.gettempdir()) == tmp_path / "new" / "spool"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with http_api(place) as roomy:
+        answer = post(roomy, b"PK" + bytes(2**21))
+    assert (answer.status_code, answer.json()["type"]) == (503, "/problems/storage-full")
+    full = to_problem(OSError(errno.ENOSPC, "no room"))
+    assert full.kind.name == "storage-full"

@@ -132,6 +132,20 @@ def test_faster_workers_get_more(
     assert counts(api, path)["queued"] == place.queue.count == 5
 
 
+def test_a_full_redis_is_not_filled_up(api: httpx.Client, place: Place, feeder: Feeder) -> None:
+    path = accepted(api, packed(many(1)))
+    place.redis.set("ballast", b"0" * 80_000_000)
+    place.redis.config_set("maxmemory", 100_000_000)
+    try:
+        feeder.round()
+        assert counts(api, path)["waiting"] == 1
+        place.redis.delete("ballast")
+        feeder.round()
+        assert counts(api, path)["queued"] == 1
+    finally:
+        place.redis.config_set("maxmemory", 0)
+
+
 def test_what_was_queued_and_not_noted_is_found(
     api: httpx.Client, place: Place, feeder: Feeder
 ) -> None:

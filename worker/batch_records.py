@@ -14,6 +14,10 @@ QUEUE_SHARE: Final = 2
 """Of a queue's places batches take at most one in so many; the others are for whoever posts an image."""
 
 
+BATCH_META: Final = "batch"
+"""Key of a job's meta: the batch that made it."""
+
+
 class BatchRequest(Record):
     """Everything that decides what comes out of a batch.
 

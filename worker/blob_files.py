@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Final
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 PART_BYTES: Final = 8 * 2**20
 """That are in memory at once while a file is copied; S3 takes no smaller parts than five."""
@@ -52,6 +53,8 @@ class Writer:
             upload.close()
         except BaseException:  # not `with`, which would keep what came before a failure
             upload.discard()
+            if isinstance(upload, AbstractBufferedFile):
+                upload.closed = True  # or it would be completed when it is collected
             raise
         upload.commit()
 

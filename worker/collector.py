@@ -11,7 +11,8 @@ from rq.serializers import JSONSerializer
 
 from worker.batch_items import move, numbers_in, outcomes_of
 from worker.batch_keys import ItemStatus
-from worker.batch_records import ItemOutcome, item_result
+from worker.batch_records import BATCH_META, ItemOutcome, item_result
+from worker.events import events_key
 from worker.outcome import TERMINAL, failure_of, results_of, status_of, status_word
 from worker.queues import AllowedJob
 
@@ -90,4 +91,12 @@ def _outcomes(redis: Redis, job_ids: list[str]) -> dict[str, tuple[ItemStatus, I
             found[job_id] = (status, ItemOutcome(job=job_id, failure=failure_of(job)))
         elif status == "canceled":
             found[job_id] = (status, ItemOutcome(job=job_id))
+    _drop_events(redis, [each for each in jobs if each is not None])
     return found
+
+
+def _drop_events(redis: Redis, jobs: Sequence[Job]) -> None:
+    """Forget the events of jobs that have ended and that a batch has made: of 100,000 they take half a gigabyte."""
+    keys = [events_key(job.id) for job in jobs if BATCH_META in job.meta]
+    if keys:
+        redis.delete(*keys)

@@ -40,6 +40,10 @@ LEAST_AHEAD: Final = 64
 """Items that are under way however slow the workers are, or nobody would know how fast they could be."""
 
 
+MEMORY_SHARE: Final = 0.75
+"""Of Redis's memory; beyond that batches wait until results of the day before have expired."""
+
+
 class Feeder:
     """Feeds queues from batches, one janitor at a time.
 
@@ -81,28 +85,41 @@ class Feeder:
         records = [each.record for each in found if each is not None]
         self._zips.close_others({each.request.archive for each in records})
         self._told = {each.id: self._told.get(each.id, {}) for each in records}
-        models = Counter(each.request.model.name for each in records)
+        sharing = Counter(each.request.model.name for each in records)
+        memory = self._has_memory()
         for record in records:
-            batch_id = record.id
-            renew(self._redis, batch_id, OPEN_SECONDS)
-            room = self._room(record, models[record.request.model.name])
-            numbers = numbers_in(self._redis, batch_id, "waiting", limit=room) if room else []
-            for number, item in zip(numbers, items_of(self._redis, batch_id, numbers), strict=True):
-                hand_out(self._redis, self._blobs, self._zips, record, number, item)
-                turn.reacquire()
-            self._tell(batch_id)
-            end_if_done(self._redis, batch_id)
+            renew(self._redis, record.id, OPEN_SECONDS)
+            under_way = collect(self._redis, record.id)
+            if memory:
+                room = self._room(record, under_way, sharing[record.request.model.name])
+                self._feed(record, room, turn)
+            self._tell(record.id)
+            end_if_done(self._redis, record.id)
 
-    def _room(self, record: BatchRecord, batches: int) -> int:
-        """Collect what is done of a batch, and return how many of its items may be handed out.
+    def _feed(self, record: BatchRecord, room: int, turn: Lock) -> None:
+        numbers = numbers_in(self._redis, record.id, "waiting", limit=room) if room else []
+        for number, item in zip(numbers, items_of(self._redis, record.id, numbers), strict=True):
+            hand_out(self._redis, self._blobs, self._zips, record, number, item)
+            turn.reacquire()
+
+    def _room(self, record: BatchRecord, under_way: int, sharing: int) -> int:
+        """Return how many items of a batch may be handed out.
 
         Batches of a model share the places in its queue, and jobs that somebody posted take theirs first.
         """
-        under_way = collect(self._redis, record.id)
         queue = open_queue(self._redis, record.request.model.name)
         lately = jobs_done_lately(queue, now=self._clock())
         ahead = min(record.places, max(LEAST_AHEAD, lately * AHEAD_SECONDS // RATE_SECONDS))
-        return max(0, min(math.ceil(ahead / batches) - under_way, record.places - queue.count))
+        return max(0, min(math.ceil(ahead / sharing) - under_way, record.places - queue.count))
+
+    def _has_memory(self) -> bool:
+        """Return whether Redis has room: results stay for a day, and a full Redis would take nobody's jobs."""
+        told = self._redis.info("memory")
+        most = told.get("maxmemory", 0)
+        enough = not most or told["used_memory"] < MEMORY_SHARE * most
+        if not enough:
+            log.warning("batches wait: Redis has %d of %d bytes in use", told["used_memory"], most)
+        return bool(enough)
 
     def _tell(self, batch_id: str) -> None:
         counts = counts_of(self._redis, batch_id)

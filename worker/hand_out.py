@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from redis import Redis
+from rq.job import Job
 
 from models.images import ImageError, check_image
 from worker.batch_book import find_batch
 from worker.batch_items import move
-from worker.batch_records import BatchItem, BatchRecord, ItemOutcome
+from worker.batch_records import BATCH_META, BatchItem, BatchRecord, ItemOutcome
 from worker.batch_zips import DAMAGED, Zips
 from worker.blob_keys import blob_key
 from worker.blobs import BlobMissingError, BlobStore
 from worker.cancel import take_back, withdraw_cancel
 from worker.failures import describe
-from worker.protocol import JobFailure, JobRequest
+from worker.outcome import request_of
+from worker.protocol import JobFailure
 from worker.queues import fetch_job, make_job, open_queue
 from worker.submission import enqueue, runs_again
 
@@ -44,7 +46,9 @@ def hand_out(
         return
     request = record.request.of_item(blob_key("uploads", data), item.labels)
     timeout = record.limits.timeout(header.width * header.height)
-    is_new = _submit(redis, blobs, request, data, timeout)
+    new = make_job(redis, request, timeout=timeout)
+    new.meta[BATCH_META] = record.id
+    is_new = _submit(redis, blobs, new, data)
     outcome = ItemOutcome(job=request.job_id())
     moved = move(redis, record.id, number, ("waiting", "queued"), outcome)
     job = fetch_job(redis, request.job_id()) if is_new and not moved else None
@@ -52,16 +56,15 @@ def hand_out(
         take_back(open_queue(redis, request.model.name), job)
 
 
-def _submit(redis: Redis, blobs: BlobStore, request: JobRequest, data: bytes, timeout: int) -> bool:
-    """Have the job of a request be there; return whether it was made."""
-    job_id = request.job_id()
-    withdraw_cancel(redis, job_id)  # before the look at it: its worker may be about to leave it
-    job = fetch_job(redis, job_id)
-    if job is not None and not runs_again(job, blobs):
+def _submit(redis: Redis, blobs: BlobStore, new: Job, data: bytes) -> bool:
+    """Queue a job unless there is the same already; return whether it was queued."""
+    withdraw_cancel(redis, new.id)  # before the look at it: its worker may be about to leave it
+    earlier = fetch_job(redis, new.id)
+    if earlier is not None and not runs_again(earlier, blobs):
         return False
     blobs.put("uploads", data)
-    new = make_job(redis, request, timeout=timeout)
-    return enqueue(open_queue(redis, request.model.name), new, earlier=job)
+    queue = open_queue(redis, request_of(new).model.name)
+    return enqueue(queue, new, earlier=earlier)
 
 
 def _is_open(redis: Redis, batch_id: str) -> bool:
