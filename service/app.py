@@ -11,18 +11,21 @@ from redis import Redis
 
 from service import errors, openapi
 from service.auth import SCHEMES, KeyCheck, open_ring
+from service.batches import Batches
 from service.callbacks import CallbackRules
 from service.catalog import Catalog
 from service.events import Listeners
 from service.headers import SecurityHeaders
 from service.http_meters import HttpMeters
-from service.jobs import Jobs, Limits
+from service.jobs import Jobs
 from service.label_studio import Projects
 from service.limits import BodyBounds, BodyLimit
 from service.observe import Observe
 from service.rates import RateLimit, parse_rate
 from service.redis_collector import RedisCollector
 from service.routes import (
+    batch_results,
+    batches,
     events,
     files,
     health,
@@ -36,13 +39,20 @@ from service.routes import (
 from service.settings import Settings
 from service.task_images import TaskImages
 from service.waiting import ResultWaiter
+from service.zips import ZipLimits
 from worker.blobs import BlobStore
 from worker.callback_url import Resolve, resolve_host
+from worker.submission import Limits
+
+ZIPS_AT_ONCE = 2
+"""That are looked through, and that are made: each takes a thread, and some memory or disk."""
+UNPACKED_FACTOR = 4
+"""Photos are packed already: what unpacks to more than so many times the largest zip is no folder of photos."""
 
 DESCRIPTION = """Images with class labels go in, pixel masks come out.
 
 Post an image with the labels of what it shows (`/pseudo-mask`), or without any to a model that finds out itself
-(`/segment`); then ask for its job, or wait for the mask itself.
+(`/segment`); then ask for its job, or wait for the mask itself. Post a zip of many with their labels to `/batches`.
 Errors are `application/problem+json`; their types are explained under `/problems/…`.
 """
 
@@ -65,6 +75,8 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.decoders = CapacityLimiter(settings.decoders)
+        app.state.unpackers = CapacityLimiter(ZIPS_AT_ONCE)
+        app.state.packers = CapacityLimiter(ZIPS_AT_ONCE)
         app.state.waiter = ResultWaiter(settings.redis_url, max_waiting=settings.max_waiting)
         app.state.listeners = Listeners(settings.redis_url, most=settings.max_listening)
         yield
@@ -82,6 +94,7 @@ def create_app(
         form_limits={"max_files": 1, "max_fields": 100, "max_part_size": 2**17},
     )
     app.state.jobs = Jobs(redis, blobs, _limits(settings))
+    app.state.batches = Batches(redis, blobs, _limits(settings), _zip_limits(settings))
     app.state.catalog = Catalog(redis, default=settings.model)
     app.state.projects = Projects(redis)
     app.state.task_images = TaskImages(
@@ -99,7 +112,11 @@ def create_app(
         app.add_middleware(RateLimit, rate=parse_rate(settings.rate), redis=redis)
     if ring is not None:
         app.add_middleware(KeyCheck, ring=ring)
-    app.add_middleware(BodyLimit, bounds=_body_bounds(settings))
+    app.add_middleware(
+        BodyLimit,
+        bounds=_body_bounds(settings, settings.max_body_bytes),
+        others={"/batches": _body_bounds(settings, settings.max_batch_bytes)},
+    )
     app.add_middleware(Observe, meters=meters)
     app.add_middleware(SecurityHeaders)
     errors.install(app)
@@ -109,6 +126,8 @@ def create_app(
         jobs.router,
         files.router,
         events.router,
+        batches.router,
+        batch_results.router,
         label_studio.router,
         models.router,
         metrics.router,
@@ -130,9 +149,17 @@ def _limits(settings: Settings) -> Limits:
     )
 
 
-def _body_bounds(settings: Settings) -> BodyBounds:
+def _zip_limits(settings: Settings) -> ZipLimits:
+    return ZipLimits(
+        photos=settings.max_batch_photos,
+        photo_bytes=settings.max_body_bytes,
+        total_bytes=UNPACKED_FACTOR * settings.max_batch_bytes,
+    )
+
+
+def _body_bounds(settings: Settings, max_bytes: int) -> BodyBounds:
     return BodyBounds(
-        max_bytes=settings.max_body_bytes,
+        max_bytes=max_bytes,
         seconds=settings.body_seconds,
         rate=settings.body_rate,
     )

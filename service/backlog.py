@@ -3,39 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Final, cast
+from typing import Final
 
 from rq.job import Job
 
-from worker.protocol import FAILURE_SECONDS, RESULT_SECONDS
+from worker.backlog import RATE_SECONDS
 from worker.queues import TaskQueue
-
-RATE_SECONDS: Final = 60
-"""How far back the rate of finished jobs is looked at."""
 
 MAX_RETRY_SECONDS: Final = 600
 
 SURGE: Final = 500
 """More posts than can be between their look at a queue's length and its end at once: 40 threads an API process."""
-
-
-def jobs_done_lately(queue: TaskQueue, *, now: float) -> int:
-    """Return how many jobs of a queue came to an end in the last minute.
-
-    RQ keeps them sorted by the moment they expire, which is a fixed time after their end.
-
-    Args:
-        queue: a model's.
-        now: seconds since the epoch.
-
-    Raises:
-        RedisError: if Redis is away.
-    """
-    since = now - RATE_SECONDS
-    with queue.connection.pipeline(transaction=False) as pipeline:
-        pipeline.zcount(queue.finished_job_registry.key, since + RESULT_SECONDS, "+inf")
-        pipeline.zcount(queue.failed_job_registry.key, since + FAILURE_SECONDS, "+inf")
-        return sum(cast("list[int]", pipeline.execute()))
 
 
 def seconds_to_wait(waiting: int, done_lately: int) -> int:

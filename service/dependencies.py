@@ -7,6 +7,7 @@ from typing import Annotated, cast
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
+from service.batches import Batches
 from service.callbacks import CallbackRules
 from service.catalog import Catalog
 from service.events import Listeners
@@ -16,6 +17,18 @@ from service.waiting import ResultWaiter
 
 async def _jobs(request: Request) -> Jobs:
     return cast("Jobs", request.app.state.jobs)
+
+
+async def _batches(request: Request) -> Batches:
+    return cast("Batches", request.app.state.batches)
+
+
+async def _unpackers(request: Request) -> CapacityLimiter:
+    return cast("CapacityLimiter", request.app.state.unpackers)
+
+
+async def _packers(request: Request) -> CapacityLimiter:
+    return cast("CapacityLimiter", request.app.state.packers)
 
 
 async def _catalog(request: Request) -> Catalog:
@@ -39,6 +52,9 @@ async def _listeners(request: Request) -> Listeners:
 
 
 JobsDependency = Annotated[Jobs, Depends(_jobs)]
+BatchesDependency = Annotated[Batches, Depends(_batches)]
+UnpackersDependency = Annotated[CapacityLimiter, Depends(_unpackers)]
+PackersDependency = Annotated[CapacityLimiter, Depends(_packers)]
 CatalogDependency = Annotated[Catalog, Depends(_catalog)]
 WaiterDependency = Annotated[ResultWaiter, Depends(_waiter)]
 DecodersDependency = Annotated[CapacityLimiter, Depends(_decoders)]

@@ -124,6 +124,8 @@ def server_command(data: Path, path: Path, *, log: Path) -> Command:
         "appendfsync": "everysec",
         "save": '""',
         "maxmemory-policy": "noeviction",
+        # Each job has streams of a few hundred bytes: Valkey would take 4 KB for each at once.
+        "stream-node-max-bytes": "1024",
         "loglevel": "notice",
         "logfile": '""',
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,17 +46,24 @@ PROBLEMS: Final = _table(
     ProblemType("unauthorized", 401, "No valid key", "Send a key: Authorization: Bearer KEY."),
     ProblemType("not-found", 404, "Not found", "Look at /docs for what there is."),
     ProblemType("unknown-job", 404, "Unknown or expired job", "Post the image again."),
+    ProblemType("unknown-batch", 404, "Unknown or expired batch", "Post the zip again."),
     ProblemType("unknown-model", 404, "Unknown model", "Take one of GET /models."),
     ProblemType("unknown-class", 404, "Unknown class", "Take one of the job's classes."),
     ProblemType("method-not-allowed", 405, "Method not allowed", "See the Allow header."),
     ProblemType("body-too-slow", 408, "Request too slow", "Send it faster, or a smaller file."),
     ProblemType("job-not-ready", 409, "Job not finished", "Ask again, or post with ?wait=.", 1),
     ProblemType("job-failed", 409, "Job failed", "Read the detail; the job has no files."),
+    ProblemType("batch-not-ready", 409, "Batch not ended", "Ask again, or follow its events.", 10),
     ProblemType("cannot-segment", 409, "No segmenter", "Name a model of GET /models that can."),
     ProblemType("body-too-large", 413, "Request too large", "Send a smaller file."),
     ProblemType("image-too-large", 413, "Image too large", "Scale the image down."),
+    ProblemType("archive-too-large", 413, "Archive too large", "Send several smaller zips."),
     ProblemType("not-multipart", 415, "Wrong content type", "Send multipart/form-data."),
     ProblemType("unsupported-image", 415, "Unsupported image", "Send a still JPEG, PNG or WebP."),
+    ProblemType("unsupported-archive", 415, "Unsupported archive", "Send a zip."),
+    ProblemType("invalid-archive", 422, "Invalid archive", "Mend the entry that is named."),
+    ProblemType("invalid-labels", 422, "Invalid labels", "Mend the zip's labels."),
+    ProblemType("cannot-export", 422, "Cannot export", "Take another format."),
     ProblemType("unreadable-image", 422, "Unreadable image", "Check that the file is whole."),
     ProblemType("unknown-label", 422, "Unknown label", "Take one of GET /models."),
     ProblemType("invalid-request", 422, "Invalid request", "Mend the fields named in errors."),
@@ -77,7 +85,7 @@ _IMAGES: Final[Mapping[ImageErrorKind, str]] = {
 }
 _OUTAGES: Final[tuple[tuple[type[Exception], str, str], ...]] = (
     (BlobMissingError, "unknown-job", "the job's files are no longer stored"),
-    (BlobStoreFullError, "storage-full", "there is no room to store the image"),
+    (BlobStoreFullError, "storage-full", "there is no room to store the files"),
     (BlobError, "storage-unavailable", "the blob store cannot be read or written"),
     (RedisError, "queue-unreachable", "the queue cannot be reached"),
     (CallbacksFullError, "queue-full", "too many callbacks wait already"),
@@ -131,6 +139,8 @@ def to_problem(error: Exception) -> ProblemError:
     if isinstance(error, UnknownLabelError):
         nearest = list(error.nearest)
         return ProblemError("unknown-label", str(error), label=error.label[:80], nearest=nearest)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ProblemError("storage-full", "there is no room for temporary files")
     for kind, name, detail in _OUTAGES:
         if isinstance(error, kind):
             return ProblemError(name, detail)
@@ -141,6 +151,8 @@ def _http_problem(error: Exception) -> ProblemError:
     if isinstance(error, RequestValidationError):
         return _invalid_form(error)
     if isinstance(error, HTTPException):
+        if isinstance(error.__cause__, OSError):  # of a form that is spooled to disk
+            return ProblemError("storage-full", "there is no room to receive the request")
         name = _HTTP.get(error.status_code, "malformed")
         return ProblemError(name, str(error.detail), headers=error.headers)
     return ProblemError("internal-error", "an unexpected error; the server's log has the details")

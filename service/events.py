@@ -1,4 +1,4 @@
-"""A job's events for those who listen: what was written so far, what comes, and the end. Holds no thread."""
+"""Events of a job or a batch for those who listen: what was written, what comes, and the end. Holds no thread."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import AsyncIterator
-from typing import Final, cast
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -15,8 +16,9 @@ from rq.job import Job, JobStatus
 from rq.results import Result
 from sse_starlette import ServerSentEvent
 
+from worker.batch_keys import batch_events_key, batch_key
 from worker.events import events_key
-from worker.outcome import TERMINAL, Status, status_word
+from worker.outcome import TERMINAL, status_word
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +32,49 @@ _ID = re.compile(r"\d{1,15}-\d{1,15}")
 Entry = tuple[bytes, dict[bytes, bytes]]
 
 
+@dataclass(frozen=True)
+class Source:
+    """What is listened to.
+
+    Attributes:
+        name: for the log.
+        stream: key of its events.
+        ending: key of a stream where something is written when it ends; empty if nothing is.
+        status: says what it is now, None if it is gone.
+        ends: what it can be when it has ended.
+    """
+
+    name: str
+    stream: str
+    ending: str
+    status: Callable[[Redis], Awaitable[str | None]]
+    ends: frozenset[str]
+
+
+def job_source(job_id: str) -> Source:
+    """Return a job to listen to."""
+
+    async def status(redis: Redis) -> str | None:
+        stored = cast("bytes | None", await redis.hget(Job.key_for(job_id), "status"))
+        return None if stored is None else status_word(JobStatus(stored.decode()))
+
+    ending = str(Result.get_key(job_id))  # type: ignore[no-untyped-call]
+    return Source(f"job {job_id}", events_key(job_id), ending, status, frozenset(TERMINAL))
+
+
+def batch_source(batch_id: str) -> Source:
+    """Return a batch to listen to."""
+
+    async def status(redis: Redis) -> str | None:
+        stored = cast("bytes | None", await redis.hget(batch_key(batch_id), "status"))
+        return None if stored is None else stored.decode()
+
+    ends = frozenset({"finished", "canceled"})
+    return Source(f"batch {batch_id}", batch_events_key(batch_id), "", status, ends)
+
+
 class Listeners:
-    """Those who listen to jobs.
+    """Those who listen to jobs and batches.
 
     Args:
         url: Redis's.
@@ -48,32 +91,31 @@ class Listeners:
         """Whether no more may listen."""
         return self._places.locked()
 
-    async def listen(self, job_id: str, *, after: str) -> AsyncIterator[ServerSentEvent]:
-        """Yield a job's events, and return after its end, or when it is gone or Redis is.
+    async def listen(self, source: Source, *, after: str) -> AsyncIterator[ServerSentEvent]:
+        """Yield events, and return after the end, or when the source is gone or Redis is.
 
         Args:
-            job_id: the job's.
+            source: of the events.
             after: id of the last event that the client has; BEGINNING for none.
         """
         async with self._places:
             try:
-                async for event in self._events(job_id, after):
+                async for event in self._events(source, after):
                     yield event
             except RedisError as error:
                 # The client asks again with the last id that it has.
-                log.warning("events of job %s cut off: %s", job_id, error)
+                log.warning("events of %s cut off: %s", source.name, error)
 
     async def close(self) -> None:
         """Close all connections."""
         await self._redis.aclose()
 
-    async def _events(self, job_id: str, after: str) -> AsyncIterator[ServerSentEvent]:
-        stream, result = events_key(job_id), str(Result.get_key(job_id))  # type: ignore[no-untyped-call]
+    async def _events(self, source: Source, after: str) -> AsyncIterator[ServerSentEvent]:
         said = ""
         while True:
             # In this order nothing is missed: all that is written before the end is there once the end is seen.
-            status = await self._status(job_id)
-            for identity, fields in await self._entries(stream, after):
+            status = await source.status(self._redis)
+            for identity, fields in await self._entries(source.stream, after):
                 after, name, data = (
                     identity.decode(),
                     fields[b"event"].decode(),
@@ -85,26 +127,24 @@ class Listeners:
                 yield ServerSentEvent(id=after, event=name, data=data)
             if status is None:
                 return
-            if status in TERMINAL:
+            if status in source.ends:
                 yield ServerSentEvent(id=END, event=END, data=_data(status))
                 return
-            if after == BEGINNING and not said:  # nobody has written events of this one
+            if (
+                source.ending and after == BEGINNING and not said
+            ):  # nobody has written events of this one
                 said = _data(status)
                 yield ServerSentEvent(event="status", data=said)
-            await self._news(stream, after, result)
-
-    async def _status(self, job_id: str) -> Status | None:
-        """Return a job's status, None if the job is gone."""
-        stored = cast("bytes | None", await self._redis.hget(Job.key_for(job_id), "status"))
-        return None if stored is None else status_word(JobStatus(stored.decode()))
+            await self._news(source, after)
 
     async def _entries(self, stream: str, after: str) -> list[Entry]:
         return cast("list[Entry]", await self._redis.xrange(stream, min=f"({after}"))
 
-    async def _news(self, stream: str, after: str, result: str) -> None:
-        """Return when there is an event, or a result, or after a while: some ends are only in the status."""
+    async def _news(self, source: Source, after: str) -> None:
+        """Return when there is an event, or an end, or after a while: some ends are only in the status."""
         block = int(1000 * _SLICE_SECONDS)
-        await self._redis.xread({stream: after, result: "$"}, block=block)
+        streams = {source.stream: after} | ({source.ending: "$"} if source.ending else {})
+        await self._redis.xread(cast("dict[Any, Any]", streams), block=block)
 
 
 def resume_after(last_event_id: str | None) -> str:
@@ -113,5 +153,5 @@ def resume_after(last_event_id: str | None) -> str:
     return last_event_id if known and last_event_id else BEGINNING
 
 
-def _data(status: Status) -> str:
+def _data(status: str) -> str:
     return json.dumps({"status": status})

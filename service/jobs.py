@@ -3,43 +3,24 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
-from dataclasses import dataclass
 
 from redis import Redis
-from rq.exceptions import DuplicateJobError, InvalidJobOperation
 from rq.job import Job
 
-from models.images import MAX_PIXELS
-from service.backlog import SURGE, jobs_done_lately, keep_place, seconds_to_wait
+from service.backlog import SURGE, keep_place, seconds_to_wait
 from service.errors import ProblemError
 from service.idempotency import remember, remembered
 from service.observe import origin
 from service.removal import remove_job
 from service.results import Finished, Results
+from worker.backlog import jobs_done_lately
 from worker.blobs import BlobStore
 from worker.callbacks import Recipient, register
-from worker.cancel import ask_to_cancel, cancel_waiting, withdraw_cancel
-from worker.events import add_event
-from worker.outcome import failure_of, request_of, status_of
+from worker.cancel import take_back, withdraw_cancel
+from worker.outcome import failure_of, request_of, result_of, status_of
 from worker.protocol import JobRequest, JobResult, Options
 from worker.queues import TaskQueue, fetch_job, make_job, open_queue
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much the API takes on; see service.settings."""
-
-    max_queue: int = 1000
-    job_timeout: int = 120
-    job_timeout_per_megapixel: float = 5.0
-    job_timeout_max: int = 300
-    max_pixels: int = MAX_PIXELS
-
-    def timeout(self, pixels: int) -> int:
-        """Return the whole seconds that a job on so many pixels may take, at least 1."""
-        seconds = self.job_timeout + self.job_timeout_per_megapixel * pixels / 1e6
-        return max(1, round(min(seconds, self.job_timeout_max)))
+from worker.submission import Limits, enqueue, runs_again
 
 
 class Jobs:
@@ -88,7 +69,7 @@ class Jobs:
         # Before the look at it: its worker may be about to leave it.
         withdraw_cancel(self._redis, job_id)
         job = fetch_job(self._redis, job_id)
-        if job is not None and not self._runs_again(job):
+        if job is not None and not runs_again(job, self._blobs):
             if token:
                 remember(self._redis, token, request)
             self._note(job.id, tell)
@@ -112,19 +93,13 @@ class Jobs:
         waiting = queue.count
         if waiting >= places:
             raise _queue_full(queue, waiting)
-        if earlier is not None:
-            with suppress(InvalidJobOperation):  # it expired just now
-                earlier.delete()
         # The image goes first: a worker may take the job at once.
         self._blobs.put("uploads", data)
         job.meta.update(origin())
         self._note(job.id, tell)  # before the job can end
-        with self._redis.pipeline() as pipeline:
-            add_event(pipeline, job.id, "status", {"status": "queued"})
-            pipeline.execute()
-        try:
-            queue.enqueue_job(job, unique=True)
-        except DuplicateJobError:  # another request with the same content was faster
+        if not enqueue(
+            queue, job, earlier=earlier
+        ):  # another request with the same content was faster
             return self.find(job.id)
         if waiting + SURGE >= places and not keep_place(queue, job, places=places):
             raise _queue_full(queue, places)
@@ -149,9 +124,7 @@ class Jobs:
         """
         if status_of(job) not in ("queued", "running"):
             return job
-        # First the wish: a worker that takes the job meanwhile finds it.
-        ask_to_cancel(self._redis, job.id)
-        cancel_waiting(self._queue(request_of(job).model.name), job)
+        take_back(self._queue(request_of(job).model.name), job)
         return self.find(job.id)
 
     def remove(self, job_id: str) -> None:
@@ -168,10 +141,7 @@ class Jobs:
 
     def result(self, job: Job) -> JobResult | None:
         """Return what came out of a job, or None if it is not finished."""
-        if status_of(job) != "finished":
-            return None
-        value = job.return_value()
-        return JobResult.model_validate(value) if value is not None else None
+        return result_of(job)
 
     def mask(self, job: Job) -> bytes:
         """Return a finished job's mask, a PNG.
@@ -211,20 +181,6 @@ class Jobs:
         if model not in self._queues:
             self._queues[model] = open_queue(self._redis, model)
         return self._queues[model]
-
-    def _runs_again(self, job: Job) -> bool:
-        status = status_of(job)
-        if status == "failed":
-            return failure_of(job).repeatable
-        if status == "finished":
-            result = self.result(job)
-            return result is None or not self._has_files(request_of(job), result)
-        return status == "canceled"
-
-    def _has_files(self, request: JobRequest, result: JobResult) -> bool:
-        """Whether all is still there that a finished job's answers are made from."""
-        keys = (request.image, *result.blobs.model_dump().values())
-        return all(map(self._blobs.exists, keys))
 
     def _note(self, job_id: str, tell: Recipient | None) -> None:
         if tell is not None:

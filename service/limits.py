@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import anyio
@@ -10,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.auth import route_path
 from service.errors import response, to_problem
 
 DRAIN_FACTOR = 4
@@ -40,18 +42,23 @@ class BodyLimit:
     Args:
         app: what is protected.
         bounds: see BodyBounds.
+        others: of paths that have their own.
     """
 
-    def __init__(self, app: ASGIApp, *, bounds: BodyBounds) -> None:
+    def __init__(
+        self, app: ASGIApp, *, bounds: BodyBounds, others: Mapping[str, BodyBounds]
+    ) -> None:
         self.app = app
         self.bounds = bounds
+        self.others = others
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, counting its bytes and seconds; see ASGI."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        body = _Body(receive, Headers(scope=scope), self.bounds)
+        bounds = self.others.get(route_path(scope), self.bounds)
+        body = _Body(receive, Headers(scope=scope), bounds)
 
         async def send_after_body(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -61,8 +68,8 @@ class BodyLimit:
                     MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
-        if body.declared > self.bounds.max_bytes:
-            refusal = response(to_problem(_too_large(self.bounds.max_bytes)))
+        if body.declared > bounds.max_bytes:
+            refusal = response(to_problem(_too_large(bounds.max_bytes)))
             await refusal(scope, receive, send_after_body)
             return
         await self.app(scope, body.receive, send_after_body)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,6 +36,17 @@ def build(settings: Settings) -> FastAPI:
     # A client in front of a queue that is away should hear of it soon.
     redis = open_redis(settings.redis_url, timeout=3.0)
     return create_app(settings, redis, BlobStore.open(settings.blobs))
+
+
+def use_spool(folder: str) -> None:
+    """Have all temporary files of this process in a folder, which is made; the system's own may be in memory.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    if folder:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.tempdir = folder
 
 
 def server_config(
@@ -77,8 +90,9 @@ def main(
     try:
         settings = Settings()
         require_keys(settings, host)
+        use_spool(settings.spool)
         app = build(settings)
-    except (ValidationError, BlobError, ValueError) as error:
+    except (ValidationError, BlobError, ValueError, OSError) as error:
         typer.echo(f"semples api: {str(error).replace(chr(10), ' ')}", err=True)
         raise typer.Exit(EXIT_CANNOT_START) from error
     config = server_config(app, settings, host=host, port=port)

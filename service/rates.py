@@ -21,8 +21,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.auth import key_name, route_path
 from service.errors import ProblemError, response, to_problem
 
-COUNTED_PATHS: Final = frozenset({"/pseudo-mask", "/segment"})
-"""Posts here make jobs; whatever else is asked for does not count."""
+COUNTED_PATHS: Final = frozenset({"/pseudo-mask", "/segment", "/batches"})
+"""Posts here make jobs; whatever else is asked for does not count. A batch counts as one."""
 
 _PREFIX = "semples:rate"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -15,6 +16,7 @@ from rq.job import Job
 from rq.utils import str_to_date
 
 from service.worker_samples import merge
+from worker.batch_keys import batch_key, known_batches
 from worker.presence import WorkerInfo, known_models, live_workers, worker_key
 from worker.queues import TaskQueue, open_queue
 from worker.samples import published_samples
@@ -30,6 +32,7 @@ _REGISTRIES: Final[dict[str, Callable[[TaskQueue], str]]] = {
     "deferred": lambda queue: str(queue.deferred_job_registry.key),
     "scheduled": lambda queue: str(queue.scheduled_job_registry.key),
 }
+BATCH_STATES: Final = {"running": b"open", "finished": b"finished", "canceled": b"canceled"}
 STATES: Final = ("queued", "taken", *_REGISTRIES)
 
 
@@ -49,7 +52,7 @@ class RedisCollector(Collector):
         """Yield all families; but for the first, none if Redis is away."""
         up = GaugeMetricFamily("semples_redis_up", "Whether Redis answers: 1 or 0.")
         try:
-            families = [*self._queues(), *self._workers()]
+            families = [*self._queues(), *self._workers(), self._batches()]
         except RedisError as error:
             log.warning("metrics without Redis: %s", error)
             families = []
@@ -116,6 +119,17 @@ class RedisCollector(Collector):
             silent.add_metric((worker.name, worker.model.name), worker.silent)
         texts = published_samples(self._redis, [worker.name for worker in workers])
         return count, lease, silent, *merge(texts)
+
+    def _batches(self) -> Metric:
+        """Return how many batches there are; those that have not ended count as running."""
+        family = GaugeMetricFamily("semples_batches", "Batches by state.", labels=("state",))
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for batch_id in known_batches(self._redis):
+                pipeline.hget(batch_key(batch_id), "status")
+            found = Counter(pipeline.execute())
+        for state, stored in BATCH_STATES.items():
+            family.add_metric((state,), found[stored])
+        return family
 
     def _lease_ages(self, workers: Sequence[WorkerInfo]) -> list[float]:
         # From the time that is left, so that no two hosts' clocks are compared.

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import cast
 
 from redis import Redis
 from rq.exceptions import InvalidJobOperation
 from rq.job import Job
-from rq.results import Result
 from rq.serializers import JSONSerializer
 
+from worker.batch_keys import kept
 from worker.blobs import BlobStore
 from worker.cancel import withdraw_cancel
 from worker.events import events_key
-from worker.outcome import request_of
+from worker.outcome import request_of, results_of
 from worker.protocol import JobResult
 from worker.queues import AllowedJob, TaskQueue
 
@@ -23,7 +23,8 @@ _CHUNK = 500  # jobs that are looked at in one round trip
 
 
 def remove_job(redis: Redis, blobs: BlobStore, job: Job, result: JobResult | None) -> None:
-    """Delete a job that is over, and its blobs unless a job that waits, runs or is finished names them too.
+    """Delete a job that is over, and its blobs unless a batch, or a job that waits, runs or is finished names
+    them too.
 
     Blobs are named by their content, so two jobs on one photo share it, and two that find nothing share their masks.
     Who shares them is known from the jobs alone: all of them are looked at. A job that comes to name a blob in the very
@@ -39,7 +40,7 @@ def remove_job(redis: Redis, blobs: BlobStore, job: Job, result: JobResult | Non
         BlobError: if the store does not let a blob be deleted; the record is still there.
     """
     keys = {request_of(job).image, *(result.blobs.model_dump().values() if result else ())}
-    for key in keys - _named_by_others(redis, job.id):
+    for key in keys - _named_by_others(redis, job.id) - kept(redis, sorted(keys)):
         blobs.delete(key)
     with suppress(InvalidJobOperation):  # it expired just now
         job.delete()
@@ -75,17 +76,5 @@ def _images(redis: Redis, job_ids: Sequence[str]) -> set[str]:
 
 
 def _files(redis: Redis, job_ids: Sequence[str]) -> set[str]:
-    with redis.pipeline(transaction=False) as pipeline:
-        for job_id in job_ids:
-            pipeline.xrevrange(Result.get_key(job_id), count=1)  # type: ignore[no-untyped-call]
-        answers: list[list[tuple[bytes, Any]]] = pipeline.execute()
-    named: set[str] = set()
-    for job_id, entries in zip(job_ids, answers, strict=True):
-        for identity, payload in entries:
-            stored = Result.restore(
-                job_id, identity.decode(), payload, connection=redis, serializer=JSONSerializer
-            )
-            if stored.return_value is not None:
-                result = JobResult.model_validate(stored.return_value)
-                named |= set(result.blobs.model_dump().values())
-    return named
+    results = results_of(redis, job_ids).values()
+    return {key for result in results for key in result.blobs.model_dump().values()}

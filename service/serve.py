@@ -152,10 +152,14 @@ def _janitor_command(stack: Stack, environment: Mapping[str, str]) -> Command:
 
 
 def _api_command(stack: Stack, environment: Mapping[str, str], fd: int) -> Command:
+    # Where the janitor sweeps up what a killed API leaves.
+    spool = {
+        "SEMPLES_SPOOL": os.environ.get("SEMPLES_SPOOL") or str(stack.data / "blobs" / "incoming")
+    }
     return Command(
         name="api",
         arguments=[sys.executable, "-P", "-m", "service.main", "--fd", str(fd)],
-        environment=environment,
+        environment={**environment, **spool},
         log=_log(stack, "api"),
         pass_fds=(fd,),
     )

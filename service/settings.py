@@ -16,6 +16,9 @@ class Settings(BaseSettings):
         blobs: directory or fsspec URL of the blob store, shared with the workers.
         model: the model of requests that name none; empty for the one that is alive.
         max_body_bytes: largest request body.
+        max_batch_bytes: largest body of a batch, whose zip is kept on disk.
+        max_batch_photos: most photos in it.
+        spool: folder for zips on their way in and out, on a disk; empty for the system's temporary one.
         max_pixels: largest image, width times height.
         max_queue: jobs that may wait for one model; more are turned away.
         max_waiting: requests that may wait at once; more are answered at once.
@@ -44,6 +47,9 @@ class Settings(BaseSettings):
     blobs: str = "blobs"
     model: str = ""
     max_body_bytes: int = Field(default=32 * 2**20, gt=0)
+    max_batch_bytes: int = Field(default=2 * 2**30, gt=0)
+    max_batch_photos: int = Field(default=100_000, gt=0)
+    spool: str = ""
     max_pixels: int = Field(default=40_000_000, gt=0)
     max_queue: int = Field(default=1000, gt=0)
     max_waiting: int = Field(default=200, ge=0)

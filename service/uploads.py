@@ -14,20 +14,18 @@ from models.images import check_image
 from models.refine.names import REFINERS, parse_chain
 from service.errors import invalid_field
 from service.fields import BackgroundPower, BackgroundThreshold, MinConfidence
-from worker.blobs import blob_key
+from worker.blob_keys import blob_key
 from worker.presence import ModelInfo, SegmentDefaults
 from worker.protocol import JobRequest, Options, Task
 
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})\"?", re.IGNORECASE)
 
 
-class ImageForm(BaseModel):
-    """What every post of an image takes; an unknown field is an error, not a silent default."""
+class MaskForm(BaseModel):
+    """What every post takes; an unknown field is an error, not a silent default."""
 
     model_config = ConfigDict(extra="forbid")
-    task: ClassVar[Task]
 
-    image: UploadFile = Field(description="A still JPEG, PNG or WebP.")
     model: str | None = Field(
         default=None, description="A name from GET /models, which says what is taken without one."
     )
@@ -37,6 +35,14 @@ class ImageForm(BaseModel):
         examples=["pamr"],
     )
     min_confidence: MinConfidence = None
+
+
+class ImageForm(MaskForm):
+    """What every post of an image takes."""
+
+    task: ClassVar[Task]
+
+    image: UploadFile = Field(description="A still JPEG, PNG or WebP.")
     callback_url: str | None = Field(
         default=None,
         description="Where to post a signed webhook when the job has ended; no part of the job itself.",
@@ -51,6 +57,16 @@ class PseudoMaskForm(ImageForm):
     labels: list[str] = Field(
         min_length=1,
         description="What the image shows: the field repeated, or names with commas between them.",
+    )
+    background_threshold: BackgroundThreshold = None
+    background_power: BackgroundPower = None
+
+
+class BatchForm(MaskForm):
+    """The fields of ``POST /batches``, the same for all photos."""
+
+    archive: UploadFile = Field(
+        description="A zip of photos and, at its root, their image-level labels; see docs/batches.md."
     )
     background_threshold: BackgroundThreshold = None
     background_power: BackgroundPower = None
@@ -92,7 +108,7 @@ def build_request(form: ImageForm, data: bytes, model: ModelInfo, *, max_pixels:
     labels: tuple[str, ...] = ()
     if isinstance(form, PseudoMaskForm):
         labels = _labels(form, model)
-        options = _pseudo_mask_options(form, model, labels)
+        options = pseudo_mask_options(form, model, labels)
     else:
         defaults = model.segment or SegmentDefaults()
         options = _options(form, defaults.refine, defaults.min_confidence)
@@ -135,10 +151,19 @@ def _labels(form: PseudoMaskForm, model: ModelInfo) -> tuple[str, ...]:
     return tuple(each.name for each in classes)
 
 
-def _pseudo_mask_options(
-    form: PseudoMaskForm, model: ModelInfo, labels: tuple[str, ...]
+def pseudo_mask_options(
+    form: PseudoMaskForm | BatchForm, model: ModelInfo, labels: tuple[str, ...]
 ) -> Options:
-    """Return the options with the model's background rule, unless the form names its own."""
+    """Return the options with the model's background rule, unless the form names its own.
+
+    Args:
+        form: the choices.
+        model: whose defaults fill them up.
+        labels: class names in canonical order.
+
+    Raises:
+        ProblemError: if an option is out of range, or two rules are named.
+    """
     threshold, power = form.background_threshold, form.background_power
     if threshold is not None and power is not None:
         raise invalid_field(
@@ -154,7 +179,7 @@ def _pseudo_mask_options(
     return options.model_copy(update={**background, "class_thresholds": by_class})
 
 
-def _options(form: ImageForm, refine: str, min_confidence: float) -> Options:
+def _options(form: MaskForm, refine: str, min_confidence: float) -> Options:
     """Return what all posts have in common, with defaults where the form says nothing."""
     chain = form.refine or refine
     try:

@@ -13,17 +13,19 @@ import pytest
 from rq.results import Result
 
 from service import embedded
-from service.jobs import Jobs, Limits
+from service.jobs import Jobs
 from service.processes import Child
 from tests.service_fixtures import NOTHING, Place, WorkerProcess, wait_for
 from tests.undisturbed import SIZES, Asked, undisturbed
-from worker.blobs import BlobStore, blob_key
+from worker.blob_keys import blob_key
+from worker.blobs import BlobStore
 from worker.protocol import (
     MAX_ATTEMPTS,
     JobResult,
     queue_name,
 )
 from worker.queues import fetch_job, open_redis
+from worker.submission import Limits
 
 TERMINAL = ("finished", "failed", "canceled")
 LABELS = (("cat",), ("bowl",), ("cat", "bowl"), ("dining table",), ("cat", "dining table"))

@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from service.backlog import jobs_done_lately, keep_place, seconds_to_wait
-from service.jobs import Limits
+from service.backlog import keep_place, seconds_to_wait
 from tests.service_fixtures import Place, WorkerProcess, http_api, png
+from worker.backlog import jobs_done_lately
 from worker.queues import fetch_job
+from worker.submission import Limits
 
 
 @pytest.fixture

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,7 +19,8 @@ from fsspec.implementations.local import LocalFileOpener, LocalFileSystem
 
 from tests.s3_server import BUCKET, aws_environment, moto_server
 from tests.service_fixtures import ROOT
-from worker.blobs import BlobError, BlobMissingError, BlobStore, BlobStoreFullError, blob_key
+from worker.blob_keys import blob_key, file_key
+from worker.blobs import BlobError, BlobMissingError, BlobStore, BlobStoreFullError
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,49 @@ def test_the_same_bytes_are_one_blob(store: BlobStore) -> None:
 
 def test_the_empty_blob(store: BlobStore) -> None:
     assert store.get(store.put("results", b"")) == b""
+
+
+def test_files_are_stored_and_read_in_parts(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("worker.blob_files.PART_BYTES", 5 * 2**20)  # S3 takes no smaller parts
+    content = bytes(range(256)) * (12 * 2**12)
+    (tmp_path / "file").write_bytes(content)
+    with (tmp_path / "file").open("rb") as file:
+        key = file_key("archives", file)
+        store.put_file(key, file)
+    assert key == blob_key("archives", content)
+    assert store.keys("archives") == [key]
+    with store.open_file(key) as opened:
+        assert opened.seek(-10, io.SEEK_END) == len(content) - 10
+        assert opened.read(100) == content[-10:]
+        opened.seek(2**20 + 5)
+        assert opened.read(7) == content[5:12]
+    assert store.get(key) == content
+    store.delete(key)
+    with pytest.raises(BlobMissingError), store.open_file(key) as opened:
+        opened.read(1)
+
+
+class Torn(io.BytesIO):
+    """A file that cannot be read to its end."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        found = super().read(size)
+        if not found:
+            raise OSError(errno.EIO, "torn")
+        return found
+
+
+def test_a_file_that_tears_is_no_blob(url: str) -> None:
+    if url.startswith("memory:"):
+        pytest.skip("which is for tests, and not atomic")
+    store = BlobStore.open(url)
+    key = blob_key("archives", b"whole")
+    with pytest.raises(BlobError, match="cannot store a file: torn"):
+        store.put_file(key, Torn(b"whole" * 2**21))
+    assert not store.exists(key)
+    assert store.keys("archives") == []
 
 
 def test_missing(store: BlobStore) -> None:
@@ -130,6 +175,20 @@ def test_sweep_takes_the_old_and_leaves_the_new(store: BlobStore) -> None:
     assert store.exists(key)
     assert store.sweep(now=now + timedelta(hours=2), lifetime=timedelta(hours=1)) == 1
     assert not store.exists(key)
+
+
+def test_sweep_spares_what_is_asked_for(store: BlobStore) -> None:
+    keys = [store.put("results", b"%d" % number) for number in range(4)]
+    later = datetime.now(UTC) + timedelta(hours=2)
+    asked: list[str] = []
+
+    def spare(some: Sequence[str]) -> frozenset[str]:
+        asked.extend(some)
+        return frozenset(keys[:2])
+
+    assert store.sweep(now=later, lifetime=timedelta(hours=1), spare=spare) == 2
+    assert sorted(asked) == sorted(keys)
+    assert store.keys("results") == sorted(keys[:2])
 
 
 def test_sweep_takes_what_a_dead_writer_left(tmp_path: Path) -> None:

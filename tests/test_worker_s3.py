@@ -21,7 +21,8 @@ from tests.s3_server import (
     refusal,
     silent,
 )
-from worker.blobs import BlobError, BlobMissingError, BlobStore, BlobStoreFullError, blob_key
+from worker.blob_keys import blob_key
+from worker.blobs import BlobError, BlobMissingError, BlobStore, BlobStoreFullError
 from worker.s3 import Patience
 
 ONCE = Patience(attempts=1)

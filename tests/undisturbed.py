@@ -11,7 +11,8 @@ from models.data.classes import ClassInfo
 from models.photos import Labeled, OnProgress, Unlabeled
 from tests.service_doubles import DoublePredictor, HalfDone
 from tests.service_fixtures import png
-from worker.blobs import BlobStore, blob_key
+from worker.blob_keys import blob_key
+from worker.blobs import BlobStore
 from worker.presence import ModelInfo
 from worker.protocol import ClassRecord, JobRequest, ModelRef, Options, ResultBlobs
 from worker.runtime import Runtime

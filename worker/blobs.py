@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import errno
-import hashlib
-import re
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any, Literal
+from functools import partial
+from typing import Any, BinaryIO
 
 import fsspec
 from fsspec import AbstractFileSystem
-from fsspec.implementations.local import LocalFileSystem
 
+from worker.blob_files import PART_BYTES, BlobFile, Writer
+from worker.blob_keys import KEY, KINDS, BlobKind, blob_key, key_in
 from worker.s3 import PATIENCE, SCHEME, Patience, is_full, is_missing_bucket, open_s3, s3_errors
 
-BlobKind = Literal["uploads", "results"]
-KINDS: tuple[BlobKind, ...] = ("uploads", "results")
+Spare = Callable[[Sequence[str]], frozenset[str]]
+"""Says which of some keys are still needed, however old."""
 
-_KEY = re.compile(r"(uploads|results)/[0-9a-f]{2}/[0-9a-f]{64}")
+_CHUNK = 500  # keys that are asked about at once
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _INCOMING = "incoming"
 
@@ -42,7 +40,7 @@ class BlobStore:
     """Bytes under keys that are made from the bytes.
 
     The same bytes always get the same key, so writing twice does no harm, and a reader sees a whole
-    blob or none. Nothing counts references: blobs live for a time after they were last written.
+    blob or none. Blobs live for a time after they were last written; a sweep can be told what to spare.
     All methods may be called from any thread.
 
     Args:
@@ -64,6 +62,7 @@ class BlobStore:
         self._root = root.rstrip("/")
         self._errors = errors
         self._options = dict(options or {})
+        self._writer = Writer(filesystem, f"{self._root}/{_INCOMING}", self._options)
 
     @classmethod
     def open(cls, url: str, *, patience: Patience = PATIENCE) -> BlobStore:
@@ -103,8 +102,29 @@ class BlobStore:
         """
         key = blob_key(kind, data)
         with self._failing(f"store a blob of {len(data)} bytes"):
-            self._write(f"{self._root}/{key}", data)
+            self._writer.write(f"{self._root}/{key}", data)
         return key
+
+    def put_file(self, key: str, file: BinaryIO) -> None:
+        """Store a file, a part at a time, under its key; see ``file_key``. Otherwise as ``put``."""
+        path = self._path(key)
+        file.seek(0)
+        with self._failing("store a file"):
+            self._writer.copy(path, file)
+
+    def open_file(self, key: str) -> BlobFile:
+        """Open a blob that is too large for memory; the caller closes it.
+
+        Reading and seeking raise BlobError.
+
+        Raises:
+            BlobMissingError: if there is none.
+            BlobError: if the store cannot be read.
+        """
+        path = self._path(key)
+        failing = partial(self._failing, f"read the blob {key!r}", absent=BlobMissingError)
+        with failing():
+            return BlobFile(self._files.open(path, "rb", block_size=PART_BYTES), failing)
 
     def get(self, key: str) -> bytes:
         """Return a blob's bytes.
@@ -152,23 +172,32 @@ class BlobStore:
         Raises:
             BlobError: if the store cannot be listed.
         """
-        return sorted("/".join(path.split("/")[-3:]) for path in self._list(kind))
+        return sorted(map(key_in, self._list(kind)))
 
-    def sweep(self, *, now: datetime, lifetime: timedelta) -> int:
+    def sweep(
+        self, *, now: datetime, lifetime: timedelta, spare: Spare = lambda _keys: frozenset()
+    ) -> int:
         """Delete what was last written longer than ``lifetime`` ago; return how many files.
 
         Files of writers that died half-way go too.
+
+        Args:
+            now: this moment.
+            lifetime: of a blob.
+            spare: asked about what is old.
 
         Raises:
             BlobError: if the store cannot be listed, or does not let a file be deleted.
         """
         deleted, moment = 0, now - lifetime
         for folder in (*KINDS, _INCOMING):
-            for path, info in self._list(folder).items():
-                # S3 lists the times: only the old cost a request each.
-                listed = info.get("LastModified")
-                if listed is None or listed <= moment:
-                    deleted += self._delete_if_older(path, moment)
+            listed = self._list(folder)
+            # S3 lists the times: only the old cost a request each.
+            old = [path for path, info in listed.items() if _may_be_old(info, moment)]
+            for start in range(0, len(old), _CHUNK):
+                paths = {key_in(path): path for path in old[start : start + _CHUNK]}
+                for key in paths.keys() - spare(list(paths)):
+                    deleted += self._delete_if_older(paths[key], moment)
         return deleted
 
     def _list(self, folder: str) -> dict[str, dict[str, Any]]:
@@ -206,37 +235,11 @@ class BlobStore:
             raise reason(f"cannot {doing}: {said}") from error
 
     def _path(self, key: str) -> str:
-        if not _KEY.fullmatch(key):
+        if not KEY.fullmatch(key):
             raise BlobMissingError(f"expected a blob key, got {key[:80]!r}")
         return f"{self._root}/{key}"
 
-    def _write(self, path: str, data: bytes) -> None:
-        if not isinstance(self._files, LocalFileSystem):
-            # Object stores and memory show an object when it is complete.
-            self._files.pipe_file(path, data, **self._options)
-            return
-        temporary = f"{self._root}/{_INCOMING}/{uuid.uuid4().hex}"
-        try:
-            self._place(temporary, path, data)
-        except FileNotFoundError:  # its folder's first
-            for file in (temporary, path):
-                self._files.makedirs(file.rpartition("/")[0], exist_ok=True)
-            self._place(temporary, path, data)
 
-    def _place(self, temporary: str, path: str, data: bytes) -> None:
-        """Write a file so that it is there whole or not at all."""
-        try:
-            with self._files.open(temporary, "wb") as file:
-                file.write(data)
-            # Not the file system's own mv, which takes as long as all the rest.
-            Path(temporary).replace(path)
-        except OSError:
-            with suppress(FileNotFoundError):
-                self._files.rm_file(temporary)
-            raise
-
-
-def blob_key(kind: BlobKind, data: bytes) -> str:
-    """Return the key of bytes: the kind, two digits to keep folders small, the SHA-256."""
-    digest = hashlib.sha256(data).hexdigest()
-    return f"{kind}/{digest[:2]}/{digest}"
+def _may_be_old(info: Mapping[str, Any], moment: datetime) -> bool:
+    listed = info.get("LastModified")
+    return listed is None or listed <= moment

@@ -44,6 +44,13 @@ def cancel_waiting(queue: TaskQueue, job: Job) -> None:
     queue.connection.eval(_CANCEL_WAITING, len(keys), *keys, job.id, *ends)
 
 
+def take_back(queue: TaskQueue, job: Job) -> None:
+    """Cancel a job that waits, and have its worker leave one that runs as soon as that looks up."""
+    # First the wish: a worker that takes the job meanwhile finds it.
+    ask_to_cancel(queue.connection, job.id)
+    cancel_waiting(queue, job)
+
+
 def withdraw_cancel(redis: Redis, job_id: str) -> None:
     """Take the wish back, for the same job is wanted again."""
     redis.delete(cancel_key(job_id))

@@ -1,6 +1,7 @@
 """``python -m worker.janitor``: keep a service clean that runs for months, and tell who wants to hear of jobs.
 
-A CPU process without a model: it puts RQ's books in order, deletes what has expired, and delivers webhooks.
+A CPU process without a model: it puts RQ's books in order, feeds batches to the queue, deletes what has expired, and
+delivers webhooks.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from redis import Redis
 from worker.blobs import BlobError, BlobStore
 from worker.dead_letters import forget_gone
 from worker.deliveries import PER_HOST, deliver_due
+from worker.feeder import FEED_SECONDS, Feeder
 from worker.presence import janitor_key
 from worker.program import run_program
 from worker.protocol import BLOB_SECONDS, LEASE_SECONDS
@@ -83,6 +85,7 @@ def chores(
     found = [
         Chore("upkeep", partial(_look_after, settings, redis), settings.interval),
         Chore("dead letters", partial(forget_gone, redis), DEAD_LETTER_SECONDS),
+        Chore("batches", Feeder(redis, blobs).round, FEED_SECONDS),
         Chore("sweep", partial(_sweep, settings, redis, blobs), settings.sweep_interval),
     ]
     if settings.secret is not None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from collections.abc import Sequence
+from typing import Any, Final, Literal
 
+from redis import Redis
 from rq.job import Job, JobStatus
+from rq.results import Result
+from rq.serializers import JSONSerializer
 
-from worker.protocol import JobFailure, JobRequest
+from worker.protocol import JobFailure, JobRequest, JobResult
 
 Status = Literal["queued", "running", "finished", "failed", "canceled"]
 
@@ -35,6 +39,31 @@ def status_word(status: JobStatus) -> Status:
 def request_of(job: Job) -> JobRequest:
     """Return what a job was asked to do."""
     return JobRequest.model_validate(job.args[0])
+
+
+def result_of(job: Job) -> JobResult | None:
+    """Return what came out of a job, or None if it is not finished, or its result has expired."""
+    if status_of(job) != "finished":
+        return None
+    value = job.return_value()
+    return JobResult.model_validate(value) if value is not None else None
+
+
+def results_of(redis: Redis, job_ids: Sequence[str]) -> dict[str, JobResult]:
+    """Return what came out of those of some jobs whose result there is, in one round trip."""
+    with redis.pipeline(transaction=False) as pipeline:
+        for job_id in job_ids:
+            pipeline.xrevrange(Result.get_key(job_id), count=1)  # type: ignore[no-untyped-call]
+        answers: list[list[tuple[bytes, Any]]] = pipeline.execute()
+    found = {}
+    for job_id, entries in zip(job_ids, answers, strict=True):
+        for identity, payload in entries:
+            stored = Result.restore(
+                job_id, identity.decode(), payload, connection=redis, serializer=JSONSerializer
+            )
+            if stored.return_value is not None:
+                found[job_id] = JobResult.model_validate(stored.return_value)
+    return found
 
 
 def failure_of(job: Job) -> JobFailure:

@@ -45,6 +45,7 @@ FailureCode = Literal[
     "worker_died",
     "task_not_allowed",
     "model_error",
+    "no_labels",
 ]
 
 

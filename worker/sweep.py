@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from datetime import datetime, timedelta
+from functools import partial
 
 from redis import Redis
 
+from worker.batch_keys import kept
 from worker.blobs import BlobStore
 
 log = logging.getLogger(__name__)
@@ -18,7 +20,7 @@ SWEEP_KEY = "semples:sweep"
 def sweep_for_all(
     blobs: BlobStore, redis: Redis, *, now: datetime, lifetime: timedelta, turn: float
 ) -> None:
-    """Delete expired blobs, unless another janitor has just done it.
+    """Delete expired blobs that no batch keeps, unless another janitor has just done it.
 
     Args:
         blobs: the store.
@@ -34,6 +36,6 @@ def sweep_for_all(
     # A little less, so that the same janitor's next turn is one, should it be the only one.
     if not redis.set(SWEEP_KEY, 1, px=max(1, int(900 * turn)), nx=True):
         return
-    deleted = blobs.sweep(now=now, lifetime=lifetime)
+    deleted = blobs.sweep(now=now, lifetime=lifetime, spare=partial(kept, redis))
     if deleted:
         log.info("deleted %d blobs whose time was over", deleted)

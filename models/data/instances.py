@@ -56,7 +56,7 @@ def read_instances(path: Path) -> Instances:
         )
     try:
         return _instances(content)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"expected COCO's instances in {path}, got {reason}") from error
 

@@ -10,7 +10,7 @@ from sse_starlette import EventSourceResponse
 
 from service.dependencies import JobsDependency, ListenersDependency
 from service.errors import ProblemDocument, ProblemError
-from service.events import END, resume_after
+from service.events import END, job_source, resume_after
 from service.routes.jobs import JobId
 from worker.outcome import TERMINAL, status_of
 
@@ -67,5 +67,5 @@ async def get_events(
         return Response(status_code=204)  # a browser asks again until it gets this
     if listeners.full:
         raise ProblemError("too-many-listeners", "all places of listeners are taken")
-    events = listeners.listen(job.id, after=resume_after(last_event_id))
+    events = listeners.listen(job_source(job.id), after=resume_after(last_event_id))
     return EventSourceResponse(events, ping=HEARTBEAT_SECONDS)

@@ -1,0 +1,211 @@
+"""Batches as the API knows them: post, find, cancel, forget. Calls block, so routes run them in threads."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import BinaryIO
+
+from redis import Redis
+
+from service.batch_archive import ArchiveFormat, Packer
+from service.batch_labels import read_items
+from service.batch_report import BatchReport, make_report
+from service.batch_schemas import BatchDocument, ItemList, batch_document, item_document
+from service.errors import ProblemError
+from service.uploads import BatchForm, pseudo_mask_options
+from service.zips import ZipLimits, look_through, open_zip
+from worker.batch_book import (
+    Standing,
+    cancel_items,
+    find_batch,
+    forget_batch,
+    keep_archive,
+    make_batch,
+    open_batches,
+    reopen,
+)
+from worker.batch_items import (
+    counts_of,
+    each_in,
+    items_of,
+    numbers_in,
+    outcomes_of,
+    states_of,
+    tell_counts,
+)
+from worker.batch_keys import ItemStatus, kept
+from worker.batch_records import BatchItem, BatchRecord, BatchRequest, ItemOutcome
+from worker.blob_keys import file_key
+from worker.blobs import BlobStore
+from worker.cancel import take_back
+from worker.collector import jobs_under_way
+from worker.presence import ModelInfo
+from worker.protocol import JobFailure
+from worker.queues import fetch_job, open_queue
+from worker.submission import Limits
+
+NO_LABELS = JobFailure(
+    code="no_labels", detail="the zip's labels do not say what it shows", repeatable=False
+)
+
+
+class Batches:
+    """The batches that there are.
+
+    Args:
+        redis: where they are.
+        blobs: where their zips and masks are.
+        limits: of their jobs.
+        zips: what a zip may hold.
+
+    All methods raise RedisError if Redis is away and BlobError if the store is.
+    """
+
+    def __init__(self, redis: Redis, blobs: BlobStore, limits: Limits, zips: ZipLimits) -> None:
+        self._redis = redis
+        self._blobs = blobs
+        self._limits = limits
+        self._zips = zips
+
+    def submit(self, form: BatchForm, file: BinaryIO, model: ModelInfo) -> Standing:
+        """Return the batch of a zip: a new one, or the one that there is already, which goes on.
+
+        Args:
+            form: the choices.
+            file: the zip, which stays open.
+            model: that the form names.
+
+        Raises:
+            ProblemError: if the zip, its labels or an option will not do.
+        """
+        classes = model.class_list()
+        options = pseudo_mask_options(form, model, classes.names)
+        with open_zip(file, self._zips) as archive:
+            contents = look_through(archive, self._zips)
+            items = read_items(archive, contents, classes)
+        key = file_key("archives", file)
+        request = BatchRequest(archive=key, model=model.ref, options=options)
+        record = BatchRecord(
+            request=request,
+            created_at=datetime.now(UTC),
+            total=len(items),
+            classes={each.index: each.name for each in classes.classes},
+            limits=self._limits,
+        )
+        keep_archive(self._redis, record)
+        self._blobs.put_file(key, file)
+        self._open(record, items)
+        return self.find(record.id)
+
+    def find(self, batch_id: str) -> Standing:
+        """Return a batch.
+
+        Raises:
+            ProblemError: if it is unknown or expired.
+        """
+        standing = find_batch(self._redis, batch_id)
+        if standing is None:
+            raise ProblemError(
+                "unknown-batch", "no such batch; they are kept for a day after their end"
+            )
+        return standing
+
+    def ended(self, batch_id: str) -> Standing:
+        """Return a batch that has ended.
+
+        Raises:
+            ProblemError: if it has not, or is unknown.
+        """
+        standing = self.find(batch_id)
+        if standing.end is None:
+            raise ProblemError("batch-not-ready", "the batch has not ended")
+        return standing
+
+    def describe(self, standing: Standing, path: str) -> BatchDocument:
+        """Return a batch's document.
+
+        Args:
+            standing: the batch.
+            path: its own.
+        """
+        counts = counts_of(self._redis, standing.record.id)
+        return batch_document(standing, counts, path=path)
+
+    def page(
+        self, standing: Standing, status: ItemStatus | None, *, after: int, limit: int
+    ) -> ItemList:
+        """Return some of a batch's photos.
+
+        Args:
+            standing: the batch.
+            status: only photos in this state; None for all.
+            after: number that the page begins after.
+            limit: most photos in it.
+        """
+        batch_id, total = standing.record.id, standing.record.total
+        if status is not None:
+            numbers = numbers_in(self._redis, batch_id, status, after=after, limit=limit)
+            states = dict.fromkeys(numbers, status)
+            more = len(numbers) == limit
+        else:
+            last = min(after + limit, total)
+            # An item that was made and is in no state is of a batch that was forgotten just now.
+            states = states_of(self._redis, batch_id, after + 1, last) if after < last else {}
+            numbers, more = sorted(states), last < total
+        items = items_of(self._redis, batch_id, numbers)
+        outcomes = outcomes_of(self._redis, batch_id, numbers)
+        return ItemList(
+            items=tuple(
+                item_document(number, item, states[number], outcome)
+                for number, item, outcome in zip(numbers, items, outcomes, strict=True)
+            ),
+            next=numbers[-1] if more and numbers else None,
+        )
+
+    def report(self, standing: Standing, *, low_confidence: float, limit: int) -> BatchReport:
+        """Add up what came out so far; see ``make_report``."""
+        batch_id = standing.record.id
+        return make_report(
+            each_in(self._redis, batch_id, "finished"),
+            each_in(self._redis, batch_id, "failed"),
+            standing.record.classes,
+            low_confidence=low_confidence,
+            limit=limit,
+        )
+
+    def pack(self, standing: Standing, form: ArchiveFormat) -> BinaryIO:
+        """Make an archive; see ``Packer``."""
+        return Packer(self._redis, self._blobs).pack(standing, form)
+
+    def cancel(self, record: BatchRecord) -> None:
+        """Cancel what is not done of a batch; jobs that another batch has under way go on."""
+        taken = cancel_items(self._redis, record.id)
+        jobs = {each.job for each in outcomes_of(self._redis, record.id, taken) if each.job}
+        others = [each for each in open_batches(self._redis) if each != record.id]
+        for other in others if jobs else ():
+            jobs -= set(jobs_under_way(self._redis, other).values())
+        queue = open_queue(self._redis, record.request.model.name)
+        for job_id in jobs:
+            job = fetch_job(self._redis, job_id)
+            if job is not None:
+                take_back(queue, job)
+        tell_counts(self._redis, record.id, counts_of(self._redis, record.id))
+
+    def forget(self, record: BatchRecord) -> None:
+        """Forget a batch and its zip, unless another one has the same; masks stay as long as their jobs' do."""
+        forget_batch(self._redis, record.id)
+        archive = record.request.archive
+        if not kept(self._redis, [archive]):
+            self._blobs.delete(archive)
+
+    def _open(self, record: BatchRecord, items: list[BatchItem]) -> None:
+        unlabeled = {
+            number: ItemOutcome(failure=NO_LABELS)
+            for number, item in enumerate(items, start=1)
+            if not item.labels
+        }
+        standing = find_batch(self._redis, record.id)
+        if standing is not None:
+            reopen(self._redis, standing)
+        elif make_batch(self._redis, record, items, unlabeled):
+            tell_counts(self._redis, record.id, counts_of(self._redis, record.id))
