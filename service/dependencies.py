@@ -11,6 +11,7 @@ from service.callbacks import CallbackRules
 from service.catalog import Catalog
 from service.events import Listeners
 from service.jobs import Jobs
+from service.store_probe import StoreProbe
 from service.waiting import ResultWaiter
 
 
@@ -38,9 +39,14 @@ async def _listeners(request: Request) -> Listeners:
     return cast("Listeners", request.app.state.listeners)
 
 
+async def _store_probe(request: Request) -> StoreProbe:
+    return cast("StoreProbe", request.app.state.store_probe)
+
+
 JobsDependency = Annotated[Jobs, Depends(_jobs)]
 CatalogDependency = Annotated[Catalog, Depends(_catalog)]
 WaiterDependency = Annotated[ResultWaiter, Depends(_waiter)]
 DecodersDependency = Annotated[CapacityLimiter, Depends(_decoders)]
 CallbackRulesDependency = Annotated[CallbackRules, Depends(_callback_rules)]
 ListenersDependency = Annotated[Listeners, Depends(_listeners)]
+StoreProbeDependency = Annotated[StoreProbe, Depends(_store_probe)]
