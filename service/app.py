@@ -37,6 +37,7 @@ from service.routes import (
     posts,
 )
 from service.settings import Settings
+from service.store_probe import StoreProbe
 from service.task_images import TaskImages
 from service.waiting import ResultWaiter
 from service.zips import ZipLimits
@@ -96,6 +97,7 @@ def create_app(
     app.state.jobs = Jobs(redis, blobs, _limits(settings))
     app.state.batches = Batches(redis, blobs, _limits(settings), _zip_limits(settings))
     app.state.catalog = Catalog(redis, default=settings.model)
+    app.state.store_probe = StoreProbe(blobs)
     app.state.projects = Projects(redis)
     app.state.task_images = TaskImages(
         settings.label_studio_url, settings.label_studio_token, settings.max_body_bytes

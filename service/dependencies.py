@@ -12,6 +12,7 @@ from service.callbacks import CallbackRules
 from service.catalog import Catalog
 from service.events import Listeners
 from service.jobs import Jobs
+from service.store_probe import StoreProbe
 from service.waiting import ResultWaiter
 
 
@@ -51,6 +52,10 @@ async def _listeners(request: Request) -> Listeners:
     return cast("Listeners", request.app.state.listeners)
 
 
+async def _store_probe(request: Request) -> StoreProbe:
+    return cast("StoreProbe", request.app.state.store_probe)
+
+
 JobsDependency = Annotated[Jobs, Depends(_jobs)]
 BatchesDependency = Annotated[Batches, Depends(_batches)]
 UnpackersDependency = Annotated[CapacityLimiter, Depends(_unpackers)]
@@ -60,3 +65,4 @@ WaiterDependency = Annotated[ResultWaiter, Depends(_waiter)]
 DecodersDependency = Annotated[CapacityLimiter, Depends(_decoders)]
 CallbackRulesDependency = Annotated[CallbackRules, Depends(_callback_rules)]
 ListenersDependency = Annotated[Listeners, Depends(_listeners)]
+StoreProbeDependency = Annotated[StoreProbe, Depends(_store_probe)]

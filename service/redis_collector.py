@@ -17,7 +17,9 @@ from rq.utils import str_to_date
 
 from service.worker_samples import merge
 from worker.batch_keys import batch_key, known_batches
+from worker.callbacks import DUE_KEY
 from worker.presence import WorkerInfo, known_models, live_workers, worker_key
+from worker.protocol import dead_key
 from worker.queues import TaskQueue, open_queue
 from worker.samples import published_samples
 
@@ -52,7 +54,8 @@ class RedisCollector(Collector):
         """Yield all families; but for the first, none if Redis is away."""
         up = GaugeMetricFamily("semples_redis_up", "Whether Redis answers: 1 or 0.")
         try:
-            families = [*self._queues(), *self._workers(), self._batches()]
+            left_over = [*self._left_over(), self._batches()]
+            families = [*self._queues(), *left_over, *self._workers()]
         except RedisError as error:
             log.warning("metrics without Redis: %s", error)
             families = []
@@ -76,6 +79,25 @@ class RedisCollector(Collector):
                 jobs.add_metric((name, state), count)
             oldest.add_metric((name,), age)
         return jobs, oldest
+
+    def _left_over(self) -> Sequence[Metric]:
+        """What a janitor or a person is to see to."""
+        webhooks = GaugeMetricFamily(
+            "semples_webhooks_waiting", "Webhooks not delivered and not given up, due or not."
+        )
+        dead = GaugeMetricFamily(
+            "semples_dead_letters", "Jobs that took every worker down.", labels=("model",)
+        )
+        names = [model.name for model in known_models(self._redis)]
+        with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.zcard(DUE_KEY)
+            for name in names:
+                pipeline.zcard(dead_key(name))
+            waiting, *letters = pipeline.execute()
+        webhooks.add_metric((), waiting)
+        for name, count in zip(names, letters, strict=True):
+            dead.add_metric((name,), count)
+        return webhooks, dead
 
     def _ask(self, queues: Sequence[TaskQueue]) -> list[tuple[Sequence[int], float]]:
         """Return each queue's numbers of jobs in the order of STATES, and the next one's age."""

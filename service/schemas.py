@@ -100,7 +100,7 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Redis answers and these workers are alive, each with a warm model."""
+    """Redis answers, the blob store can be written, and these workers are alive, each with a warm model."""
 
     status: Literal["ready"] = "ready"
     workers: tuple[WorkerInfo, ...]

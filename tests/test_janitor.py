@@ -23,10 +23,9 @@ from tests.test_service_outages import again
 from tests.webhook_receiver import SECRET, receiving
 from worker import janitor
 from worker.callbacks import Recipient, register
-from worker.dead_letters import dead_key
 from worker.janitor import JanitorSettings, run
 from worker.presence import janitor_key
-from worker.protocol import BLOB_SECONDS
+from worker.protocol import BLOB_SECONDS, dead_key
 from worker.upkeep import model_queues, tidy_all
 
 HERE = janitor_key(socket.gethostname())

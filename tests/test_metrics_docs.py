@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,11 @@ def metrics_of(expression: str) -> set[str]:
     return set(words) - {"unless", "and", "or", "sum"}
 
 
+def panels() -> list[dict[str, Any]]:
+    board = json.loads((ROOT / "deploy" / "grafana-dashboard.json").read_text())
+    return [panel for panel in board["panels"] if panel["type"] != "row"]
+
+
 def test_every_rule_is_whole_and_named_once() -> None:
     names = [rule["alert"] for rule in rules()]
     assert len(names) == len(set(names)) >= 5
@@ -66,6 +72,36 @@ def test_every_metric_of_a_rule_exists(scrape: Scrape) -> None:
     named = {rule["alert"]: metrics_of(rule["expr"]) for rule in rules()}
     assert all(named.values())
     assert set().union(*named.values()) - known == set()
+
+
+def test_every_metric_of_a_panel_exists(scrape: Scrape) -> None:
+    known = {family + suffix for family in scrape.families for suffix in SUFFIXES}
+    named = {
+        panel["title"]: set().union(*(metrics_of(each["expr"]) for each in panel["targets"]))
+        for panel in panels()
+    }
+    assert len(named) == len(panels()) >= 20
+    assert all(named.values())
+    assert set().union(*named.values()) - known == set()
+    subjects = {"queue", "worker", "http", "webhooks", "dead", "lease", "redis"}
+    assert {name.split("_")[1] for names in named.values() for name in names} >= subjects
+
+
+def test_panels_stand_side_by_side_and_ask_one_source() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in panels():
+        place = panel["gridPos"]
+        cells = {
+            (place["x"] + right, place["y"] + down)
+            for right in range(place["w"])
+            for down in range(place["h"])
+        }
+        assert not cells & taken, panel["title"]
+        assert max(cell[0] for cell in cells) < 24
+        taken |= cells
+        assert panel["datasource"]["uid"] == "${datasource}"
+        for target in panel["targets"]:
+            assert target["expr"].count("(") == target["expr"].count(")")
 
 
 def test_every_label_value_of_a_rule_exists() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -15,6 +15,8 @@ from service.worker_samples import merge
 from tests.exposition import Scrape
 from tests.service_doubles import Info
 from tests.service_fixtures import LEASE, Place, WorkerProcess, http_api, png, valkey, wait_for
+from worker.callbacks import Recipient, register
+from worker.dead_letters import bury
 from worker.meters import Meters
 from worker.presence import ModelInfo, WorkerInfo, announce, live_workers
 from worker.samples import publish_samples, published_samples, samples_key
@@ -69,6 +71,20 @@ def test_jobs_are_counted_by_the_worker_and_read_at_the_api(fresh: Place) -> Non
         gone = Scrape.of(api)
         assert gone.values("semples_workers", "state") == {}
         assert not [family for family in gone.families if family.startswith("semples_worker_")]
+
+
+def test_what_somebody_must_see_to_is_counted(fresh: Place) -> None:
+    model = ModelInfo.model_validate(Info().to_json())
+    announce(
+        fresh.redis, WorkerInfo(name="w", model=model.ref, device="cpu", host="h", pid=1), model
+    )
+    for number in range(3):
+        register(fresh.redis, f"{number:032x}", Recipient(url="https://example.org/"), now=1.0)
+    bury(fresh.post("cat"), now=datetime.now(UTC))
+    with http_api(fresh) as api:
+        seen = Scrape.of(api)
+    assert seen.value("semples_webhooks_waiting") == 3
+    assert seen.values("semples_dead_letters", "model") == {("double",): 1}
 
 
 def test_waiting_jobs_have_an_age(fresh: Place) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 import pytest
-from redis import Redis
 
 from service.keys import make_key
 from service.rates import client_of, parse_rate
@@ -20,11 +19,6 @@ from tests.service_fixtures import Place, WorkerProcess, http_api, png, valkey, 
 ALICE, ALICES = make_key("alice")
 BOB, BOBS = make_key("bob")
 KEYS = f"{ALICES.line},{BOBS.line}"
-
-API_ACL = (
-    "on >secret resetchannels ~rq:* ~semples:* &rq:pubsub:* +@read +@write +@connection "
-    "+@transaction +@scripting +publish -@admin -@dangerous +info"
-)
 
 
 @pytest.fixture
@@ -136,17 +130,6 @@ def test_without_redis_it_is_the_queue_that_is_away(tmp_path: Path) -> None:
         assert response.status_code == 503
         assert response.json()["type"] == "/problems/queue-unreachable"
         assert int(response.headers["Retry-After"]) > 0
-
-
-def test_the_least_privileges_are_enough(calm: Place) -> None:
-    calm.redis.execute_command("ACL", "SETUSER", "api", *API_ACL.split())
-    path = calm.url.removeprefix("unix://")
-    with Redis(unix_socket_path=path, username="api", password="secret") as redis:
-        limited = Place(calm.data, f"unix://api:secret@{path}", redis, calm.blobs)
-        with http_api(limited, rate="2/minute", max_queue=1) as api:
-            assert post(api).status_code == 202
-            assert post(api, color=1).json()["type"] == "/problems/queue-full"
-            assert_limited(post(api), window=60)
 
 
 @pytest.mark.parametrize(

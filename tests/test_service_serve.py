@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,10 @@ import pytest
 from standardwebhooks import Webhook
 
 from service import embedded
+from service.serve import Stack
+from service.serve import _worker_command as worker_command
+from service.settings import Settings
+from service.supervisor import _IMPATIENCE_SECONDS as IMPATIENCE
 from tests.service_fixtures import ROOT, png, valkey, wait_for
 from tests.webhook_receiver import SECRET, receiving
 
@@ -171,6 +176,31 @@ def test_a_dead_worker_and_a_dead_api_are_replaced(tmp_path: Path) -> None:
         assert code == 0
         assert "worker ended (-9)" in output
         assert "api ended (-9)" in output
+
+
+def test_a_job_in_hand_is_waited_for_until_the_second_signal(tmp_path: Path) -> None:
+    settings = Stack("127.0.0.1", 0, tmp_path, None, ["worker"])
+    assert worker_command(settings, {}).grace > Settings().job_timeout_max
+    with serving(tmp_path / "data") as stack:
+        stack.wait_ready()
+        form: dict[str, Any] = {"files": {"image": png()}, "data": {"labels": "hangs"}}
+        job = stack.url + httpx.post(f"{stack.url}/pseudo-mask", **form).headers["Location"]
+        wait_for(lambda: httpx.get(job).json()["status"] == "running", what="the job")
+        worker = {stack.worker_pid()}
+        stack.process.send_signal(signal.SIGTERM)
+        api = f"{stack.url}/health"
+        wait_for(lambda: not answers(api), what="the API's end")
+        time.sleep(IMPATIENCE)
+        assert alive(worker) == worker
+        code, output, _ = stack.end()
+        assert (code, output.splitlines()[-1]) == (0, "semples serve: stopped")
+        assert alive(worker) == set()
+
+
+def answers(url: str) -> bool:
+    with suppress(httpx.TransportError):
+        return httpx.get(url).status_code == 200
+    return False
 
 
 def test_webhooks_with_one_command(tmp_path: Path) -> None:

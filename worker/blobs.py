@@ -22,6 +22,7 @@ Spare = Callable[[Sequence[str]], frozenset[str]]
 _CHUNK = 500  # keys that are asked about at once
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _INCOMING = "incoming"
+_TRIAL, _BLOCK = f"{_INCOMING}/trial", 4096
 
 
 class BlobError(Exception):
@@ -92,6 +93,16 @@ class BlobStore:
             BlobError: if not.
         """
         self._list(_INCOMING)
+
+    def try_to_write(self) -> None:
+        """See whether the store takes a file, a block long; each replaces the one before, and a sweep the last.
+
+        Raises:
+            BlobStoreFullError: if there is no room.
+            BlobError: if the store cannot be written.
+        """
+        with self._failing("write a file to see whether it can be done"):
+            self._write(f"{self._root}/{_TRIAL}", bytes(_BLOCK))
 
     def put(self, kind: BlobKind, data: bytes) -> str:
         """Store bytes and return their key; a blob that is there already gets a new lifetime.

@@ -14,13 +14,11 @@ from rq.job import Job
 
 from worker.blobs import BlobStore
 from worker.outcome import failure_of, request_of, status_of
-from worker.protocol import FAILURE_SECONDS, MAX_ATTEMPTS, Task, queue_name
+from worker.protocol import DEAD_KEY, FAILURE_SECONDS, MAX_ATTEMPTS, Task, dead_key, queue_name
 from worker.queues import fetch_job
 
 MAX_DEAD = 1000
 """The latest so many are kept, for each model."""
-
-_MODELS = "semples:dead"
 
 
 class DeadLetterError(Exception):
@@ -46,11 +44,6 @@ class DeadLetter:
     reason: str
 
 
-def dead_key(model: str) -> str:
-    """Return the key of a model's dead letters: job ids, by the time of their death."""
-    return f"{_MODELS}:{model}"
-
-
 def bury(job: Job, *, now: datetime) -> None:
     """Note that a job is failed for good; it stays in the list for as long as Redis knows the job.
 
@@ -61,8 +54,8 @@ def bury(job: Job, *, now: datetime) -> None:
     model = job.origin.removeprefix(queue_name(""))
     key = dead_key(model)
     with job.connection.pipeline() as pipeline:
-        pipeline.sadd(_MODELS, model)
-        pipeline.expire(_MODELS, FAILURE_SECONDS)
+        pipeline.sadd(DEAD_KEY, model)
+        pipeline.expire(DEAD_KEY, FAILURE_SECONDS)
         pipeline.zadd(key, {job.id: now.timestamp()})
         pipeline.zremrangebyrank(key, 0, -MAX_DEAD - 1)
         pipeline.expire(key, FAILURE_SECONDS)
@@ -111,7 +104,7 @@ def requeue(redis: Redis, blobs: BlobStore, job_id: str) -> Job:
 
 def _entries(redis: Redis) -> Iterator[tuple[str, str, float]]:
     """Give key, job and time of every letter."""
-    for model in cast("set[bytes]", redis.smembers(_MODELS)):
+    for model in cast("set[bytes]", redis.smembers(DEAD_KEY)):
         key = dead_key(model.decode())
         found = cast("list[tuple[bytes, float]]", redis.zrange(key, 0, -1, withscores=True))
         for job_id, died in found:

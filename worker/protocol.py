@@ -62,6 +62,15 @@ def idempotency_key(token: str) -> str:
     return f"semples:idempotency:{hashlib.sha256(token.encode()).hexdigest()}"
 
 
+DEAD_KEY: Final = "semples:dead"
+"""The key that holds the names of the models that have dead letters."""
+
+
+def dead_key(model: str) -> str:
+    """Return the key of a model's dead letters: job ids, by the time of their death."""
+    return f"{DEAD_KEY}:{model}"
+
+
 class Record(BaseModel):
     """A frozen message. Unknown fields are ignored, so that old and new processes can talk."""
 

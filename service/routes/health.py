@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from service.dependencies import CatalogDependency
+from service.dependencies import CatalogDependency, StoreProbeDependency
 from service.errors import PROBLEMS, ProblemDocument, ProblemError
 from service.schemas import Health, Readiness
 
@@ -33,9 +33,11 @@ async def get_health() -> Health:
 
 
 @router.get("/ready", responses={503: {"model": ProblemDocument}})
-def get_ready(catalog: CatalogDependency) -> Readiness:
-    """Say that Redis answers and that a live worker has a warm model and gets ahead."""
-    return Readiness(workers=catalog.require_worker())
+def get_ready(catalog: CatalogDependency, store: StoreProbeDependency) -> Readiness:
+    """Say that Redis answers, a live worker has a warm model and gets ahead, and the blob store can be written."""
+    workers = catalog.require_worker()
+    store.require_writable()
+    return Readiness(workers=workers)
 
 
 @router.get("/problems/{name}", responses={404: {"model": ProblemDocument}})
