@@ -133,11 +133,11 @@ class Fortress:
     def wait_for_status(self, job: Mapping[str, Any], status: str) -> None:
         wait_for(lambda: self.status(job) == status, what=f"a job that is {status}")
 
-    def denied(self) -> list[tuple[str, str]]:
+    def denied(self) -> list[tuple[str, str, str]]:
         """Whom Redis refused what, since it was started."""
         with self.client("operator") as redis:
             entries = redis.acl_log()
-        return [(each["username"], each["object"]) for each in entries]
+        return [(each["username"], each["object"], each["context"]) for each in entries]
 
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text()

@@ -13,6 +13,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import AuthenticationError, ResponseError
 
+from tests.batch_zips import accepted, ended, many, packed
 from tests.redis_users import DEPLOY, USERS, Fortress, events_of, make_secrets
 from tests.service_fixtures import wait_for
 from tests.webhook_receiver import SECRET, receiving
@@ -159,6 +160,7 @@ def test_the_programs_do_all_their_work_with_their_rights(tmp_path: Path) -> Non
         fortress.start_janitor(**hooks)
         fortress.start_api(SEMPLES_RATE="1000/minute", SEMPLES_MAX_QUEUE="2", **hooks)
         _whole_life(fortress)
+        _batches(fortress)
         _full(fortress)
         _dead_letter(fortress)
         for part in ("worker", "janitor"):
@@ -211,6 +213,24 @@ def _whole_life(fortress: Fortress) -> None:
     metrics = api.get("/metrics").text
     assert "semples_redis_up 1.0" in metrics
     assert 'semples_worker_jobs_ended_total{code="",outcome="finished"' in metrics
+
+
+def _batches(fortress: Fortress) -> None:
+    """A zip is worked on, looked at, posted again; another is forgotten while its photos wait."""
+    api, archive = fortress.api, packed(many(4) | {"bad.png": b"no picture"})
+    path = accepted(api, archive)
+    assert ended(api, path)["counts"]["finished"] == 4
+    assert events_of(api.get(f"{path}/events"))[-1][0] == "end"
+    assert api.get(f"{path}/items", params={"status": "failed"}).json()["items"]
+    assert api.get(f"{path}/report").status_code == 200
+    assert api.get(f"{path}/archive.zip", params={"format": "voc"}).status_code == 200
+    assert accepted(api, archive) == path
+    assert ended(api, path)["status"] == "finished"
+    slow = accepted(api, packed(many(6, "slow")))
+    wait_for(lambda: api.get(slow).json()["counts"]["queued"] > 0, what="a photo in the queue")
+    for each in (slow, path):
+        assert api.delete(each).status_code in (200, 204)
+    assert "semples_batches" in api.get("/metrics").text
 
 
 def _full(fortress: Fortress) -> None:

@@ -102,7 +102,7 @@ class BlobStore:
             BlobError: if the store cannot be written.
         """
         with self._failing("write a file to see whether it can be done"):
-            self._write(f"{self._root}/{_TRIAL}", bytes(_BLOCK))
+            self._writer.write(f"{self._root}/{_TRIAL}", bytes(_BLOCK))
 
     def put(self, kind: BlobKind, data: bytes) -> str:
         """Store bytes and return their key; a blob that is there already gets a new lifetime.
