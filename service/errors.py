@@ -147,11 +147,16 @@ def to_problem(error: Exception) -> ProblemError:
     return _http_problem(error)
 
 
+def _is_disk(error: BaseException | None) -> bool:
+    """Return whether a file system has failed: the network's errors, and being late, are OSErrors too."""
+    return isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError)
+
+
 def _http_problem(error: Exception) -> ProblemError:
     if isinstance(error, RequestValidationError):
         return _invalid_form(error)
     if isinstance(error, HTTPException):
-        if isinstance(error.__cause__, OSError):  # of a form that is spooled to disk
+        if _is_disk(error.__cause__):  # a form is spooled to disk
             return ProblemError("storage-full", "there is no room to receive the request")
         name = _HTTP.get(error.status_code, "malformed")
         return ProblemError(name, str(error.detail), headers=error.headers)
