@@ -151,7 +151,7 @@ def _http_problem(error: Exception) -> ProblemError:
     if isinstance(error, RequestValidationError):
         return _invalid_form(error)
     if isinstance(error, HTTPException):
-        if isinstance(error.__cause__, OSError):  # of a form that is spooled to disk
+        if error.status_code == 400 and isinstance(error.__cause__, OSError):  # spooling a form
             return ProblemError("storage-full", "there is no room to receive the request")
         name = _HTTP.get(error.status_code, "malformed")
         return ProblemError(name, str(error.detail), headers=error.headers)
