@@ -6,13 +6,14 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
-from zipfile import BadZipFile, ZipFile, ZipInfo
+from zipfile import ZipFile, ZipInfo
 
 from models.data.classes import ClassList, UnknownLabelError, read_class_list
 from models.data.labels import read_labels
 from service.errors import ProblemError
 from service.zips import Contents, refused
 from worker.batch_records import BatchItem
+from worker.batch_zips import DAMAGED
 
 CSV, NUMBERS, CLASSES = "labels.csv", "image_labels.txt", "classes.txt"
 MOST_BYTES: Final = 64 * 2**20
@@ -39,10 +40,12 @@ def read_items(archive: ZipFile, contents: Contents, classes: ClassList) -> list
         place = Path(folder)
         try:
             path = _unpack(archive, source, place)
-            counted = _unpack_classes(archive, contents, place) or classes
-            rows = read_labels(path, counted)
-        except BadZipFile as error:
+            numbered = _unpack_classes(archive, contents, place)
+        except DAMAGED as error:
             raise ProblemError("invalid-archive", f"the labels are damaged: {error}") from error
+        try:
+            counted = read_class_list(numbered) if numbered else classes
+            rows = read_labels(path, counted)
         except (ValueError, RecursionError) as error:
             # Where it was unpacked is nobody's business.
             detail = str(error)
@@ -52,8 +55,9 @@ def read_items(archive: ZipFile, contents: Contents, classes: ClassList) -> list
                 (f"{place}/", ""),
             ):
                 detail = detail.replace(known, said)
-            raise ProblemError("invalid-labels", detail[:1000]) from error
-    return _paired(contents, rows, classes)
+            raise ProblemError("invalid-labels", _whole(detail[:1000])) from error
+    clean = {_whole(image): tuple(map(_whole, said)) for image, said in rows.items()}
+    return _paired(contents, clean, classes)
 
 
 def _source(contents: Contents) -> list[ZipInfo]:
@@ -97,7 +101,7 @@ def _unpack(archive: ZipFile, source: Sequence[ZipInfo], folder: Path) -> Path:
     for number, entry in enumerate(source):
         name = PurePosixPath(entry.filename).name
         # XML files say themselves which photo they are about; two may have the same name.
-        target = place / (f"{number} {name[-100:-4]}.xml" if is_xml else name)
+        target = place / (f"{number} {name}" if is_xml else name)
         content = archive.read(entry)
         if is_xml and b"<!" in content.replace(b"<!--", b""):
             raise refused(entry.filename, "expected XML without a document type")
@@ -105,14 +109,19 @@ def _unpack(archive: ZipFile, source: Sequence[ZipInfo], folder: Path) -> Path:
     return place if is_xml else target
 
 
-def _unpack_classes(archive: ZipFile, contents: Contents, folder: Path) -> ClassList | None:
-    """Return what the zip says that numbers count."""
+def _unpack_classes(archive: ZipFile, contents: Contents, folder: Path) -> Path | None:
+    """Write the file that says what numbers count, if there is one."""
     for entry in contents.others:
         if entry.filename.removeprefix(contents.root) == CLASSES and entry.file_size < MOST_BYTES:
             path = folder / CLASSES
             path.write_bytes(archive.read(entry))
-            return read_class_list(path)
+            return path
     return None
+
+
+def _whole(text: str) -> str:
+    """Return text without what JSON can spell and UTF-8 cannot hold."""
+    return text.encode(errors="replace").decode()
 
 
 def _paired(

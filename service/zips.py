@@ -5,16 +5,16 @@ from __future__ import annotations
 import io
 import re
 import stat
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import BinaryIO, Final
-from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 from models.exports.labels import list_line
 from models.images import PHOTO_SUFFIXES
 from service.errors import ProblemError
+from worker.batch_zips import DAMAGED
 
 ENTRIES_PER_PHOTO: Final = 4
 """A photo, its XML file, and what macOS adds to each of them."""
@@ -23,6 +23,8 @@ _SIGNATURE: Final = b"PK\x01\x02"
 _ENCRYPTED: Final = 0x1 | 0x40
 _BOMB_BYTES: Final = 2**20
 """Less than this is no bomb, however well it was packed."""
+_LONGEST: Final = 240
+"""Bytes of a name without its folders, so that file systems can hold it with another ending."""
 _ODD: Final = re.compile(r"[\x00-\x1f\x7f\\]|^[A-Za-z]:")
 
 
@@ -71,7 +73,7 @@ def open_zip(file: BinaryIO, limits: ZipLimits) -> ZipFile:
         raise ProblemError("unsupported-archive", "expected a zip, got something else")
     try:
         return ZipFile(_Guarded(file, limits))
-    except (BadZipFile, OSError, ValueError, NotImplementedError, zlib.error) as error:
+    except (OSError, *DAMAGED) as error:
         detail = f"the zip is damaged or incomplete: {error}"
         raise ProblemError("invalid-archive", detail) from error
 
@@ -89,6 +91,8 @@ def look_through(archive: ZipFile, limits: ZipLimits) -> Contents:
         _check_name(entry)
         if not (entry.is_dir() or _is_hidden(entry)):
             _check_content(entry, limits)
+            if not 0 <= entry.header_offset < archive.start_dir:
+                raise refused(entry.filename, "expected an entry that is in the zip")
             used.append(entry)
     if sum(entry.file_size for entry in used) > limits.total_bytes:
         detail = f"expected at most {limits.total_bytes} bytes once unpacked, got more"
@@ -109,6 +113,8 @@ def _check_name(entry: ZipInfo) -> None:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or _ODD.search(name) or not path.parts:
         raise refused(name, "expected a path below the zip's root, with / between folders")
+    if max(len(part.encode()) for part in path.parts) > _LONGEST:
+        raise refused(name, f"expected names of at most {_LONGEST} bytes")
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise refused(name, "expected a file or a folder, got a link or a device")

@@ -232,6 +232,8 @@ def test_what_is_unknown(api: httpx.Client) -> None:
         answer = api.get(f"/batches/{'0' * 32}{path}")
         assert answer.status_code == 404
         assert answer.json()["type"] == "/problems/unknown-batch"
+    path = accepted(api, packed(many(1)))
+    assert api.get(f"{path}:items").status_code == 404  # though there is such a key
     assert api.delete("/batches/what").status_code == 204
 
 

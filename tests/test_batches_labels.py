@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import zipfile
 from collections.abc import Mapping
+from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -14,6 +17,8 @@ from service.batch_labels import read_items
 from service.errors import ProblemError
 from service.zips import ZipLimits, look_through, open_zip
 from tests.batch_zips import packed, rows
+from worker.batch_zips import DAMAGED, Zips
+from worker.blobs import BlobStore
 
 CLASSES = ClassList((ClassInfo(3, "bowl"), ClassInfo(4, "cat", ("kitty",)), ClassInfo(9, "cup")))
 LIMITS = ZipLimits(photos=10, photo_bytes=1000, total_bytes=10**6)
@@ -97,3 +102,45 @@ def test_large_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.batch_labels.MOST_XML_BYTES", 150)
     with pytest.raises(ProblemError, match="expected XML files of at most 150 bytes together"):
         labels({"a.jpg": b"", "a.xml": b" " * 80, "b.xml": b" " * 80})
+
+
+def test_names_that_no_text_can_hold() -> None:
+    odd = COCO.replace("a.jpg", "\\ud800.jpg")
+    with pytest.raises(ProblemError) as caught:
+        labels({"a.jpg": b"", "b.jpg": b"", "a.json": odd})
+    assert caught.value.members["missing"] == ["?.jpg"]
+
+
+def test_long_names() -> None:
+    with pytest.raises(ProblemError, match="expected names of at most 240 bytes"):
+        labels({"ä" * 119 + ".jpg": b"", "labels.csv": rows({})})
+    name = "ä" * 118 + ".jpg"
+    assert labels({name: b"", "ö" * 118 + ".xml": xml(name, "cat")}) == {name: ("cat",)}
+
+
+def test_damage_anywhere_is_a_problem_and_nothing_else(tmp_path: Path) -> None:
+    """What the API has let in, the janitor must survive."""
+    good = packed(
+        {"a.jpg": b"0123456789" * 9, "b/ä.jpg": b"x", "labels.csv": rows({"a.jpg": "cat"})}
+    )
+    blobs = BlobStore.open(str(tmp_path))
+    random = Random(0)
+    let_in = 0
+    for _ in range(300):
+        data = bytearray(good)
+        for _ in range(random.randint(1, 3)):
+            data[random.randrange(len(data))] = random.choice((0, 1, 127, 128, 255))
+        try:
+            with open_zip(io.BytesIO(bytes(data)), LIMITS) as archive:
+                contents = look_through(archive, LIMITS)
+                items = read_items(archive, contents, CLASSES)
+        except ProblemError:
+            continue
+        let_in += 1
+        key = blobs.put("archives", bytes(data))
+        zips = Zips(blobs)
+        for item in items:
+            with contextlib.suppress(*DAMAGED):
+                zips.read(key, item.image)
+        zips.close(key)
+    assert let_in > 20

@@ -23,11 +23,9 @@ from worker.batch_keys import (
     outcomes_key,
     status_key,
 )
-from worker.batch_records import BatchItem, BatchRecord, ItemOutcome
-from worker.protocol import FAILURE_SECONDS, RESULT_SECONDS
+from worker.batch_records import OPEN_SECONDS, BatchItem, BatchRecord, ItemOutcome
+from worker.protocol import JOB_ID, RESULT_SECONDS
 
-OPEN_SECONDS: Final = FAILURE_SECONDS
-"""How long a batch is known that has not ended and that no janitor looks after."""
 ENDED_SECONDS: Final = RESULT_SECONDS
 """How long one is known that has ended."""
 _MAKING_SECONDS = 24 * 3600
@@ -109,6 +107,8 @@ def renew(redis: Redis, batch_id: str, seconds: int) -> None:
 
 def find_batch(redis: Redis, batch_id: str) -> Standing | None:
     """Return a batch, or None if there is none of this id."""
+    if not JOB_ID.fullmatch(batch_id):
+        return None
     stored = redis.hmget(batch_key(batch_id), "record", "status", "ended_at")
     record, status, ended = cast("list[bytes | None]", stored)
     if record is None or status is None:

@@ -19,7 +19,7 @@ from worker.batch_keys import (
     outcomes_key,
     status_key,
 )
-from worker.batch_records import BatchItem, ItemOutcome
+from worker.batch_records import OPEN_SECONDS, BatchItem, ItemOutcome
 from worker.events import MAX_EVENTS
 
 Row = tuple[int, BatchItem, ItemOutcome]
@@ -120,5 +120,8 @@ def move(
 
 def tell_counts(redis: Redis, batch_id: str, counts: dict[ItemStatus, int]) -> None:
     """Write how many items are in which state at the end of the batch's stream."""
-    entry = {"event": "counts", "data": json.dumps(counts)}
-    redis.xadd(batch_events_key(batch_id), cast("dict[Any, Any]", entry), maxlen=MAX_EVENTS)
+    key, entry = batch_events_key(batch_id), {"event": "counts", "data": json.dumps(counts)}
+    with redis.pipeline() as pipeline:
+        pipeline.xadd(key, cast("dict[Any, Any]", entry), maxlen=MAX_EVENTS)
+        pipeline.expire(key, OPEN_SECONDS)
+        pipeline.execute()

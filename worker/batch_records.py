@@ -7,12 +7,23 @@ import json
 from datetime import datetime
 from typing import Final
 
-from worker.protocol import JobFailure, JobRequest, JobResult, ModelRef, Options, Record
+from worker.protocol import (
+    FAILURE_SECONDS,
+    JobFailure,
+    JobRequest,
+    JobResult,
+    ModelRef,
+    Options,
+    Record,
+)
 from worker.submission import Limits
 
 QUEUE_SHARE: Final = 2
 """Of a queue's places batches take at most one in so many; the others are for whoever posts an image."""
 
+
+OPEN_SECONDS: Final = FAILURE_SECONDS
+"""How long a batch is known that has not ended and that no janitor looks after."""
 
 BATCH_META: Final = "batch"
 """Key of a job's meta: the batch that made it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zlib
 from typing import Final
 from zipfile import BadZipFile, ZipFile
@@ -10,8 +11,16 @@ from worker.blob_files import BlobFile
 from worker.blobs import BlobStore
 
 MAX_OPEN: Final = 8
-DAMAGED: Final = (BadZipFile, zlib.error, EOFError, NotImplementedError)
-"""What a damaged zip raises when it is read."""
+DAMAGED: Final = (
+    BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    ValueError,  # of names that are not in the encoding that they claim
+    RuntimeError,  # of passwords, and of methods that are not known
+    OverflowError,
+)
+"""What a damaged zip raises when it is read; a blob's own errors are no such."""
 
 
 class Zips:

@@ -18,10 +18,10 @@ from redis.exceptions import LockError, LockNotOwnedError
 from redis.lock import Lock
 
 from worker.backlog import RATE_SECONDS, jobs_done_lately
-from worker.batch_book import OPEN_SECONDS, end_if_done, find_batch, open_batches, renew
+from worker.batch_book import end_if_done, find_batch, open_batches, renew
 from worker.batch_items import counts_of, items_of, numbers_in, tell_counts
 from worker.batch_keys import TURN_KEY, ItemStatus
-from worker.batch_records import BatchRecord
+from worker.batch_records import OPEN_SECONDS, BatchRecord
 from worker.batch_zips import Zips
 from worker.blobs import BlobStore
 from worker.collector import collect

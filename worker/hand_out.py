@@ -73,8 +73,8 @@ def _is_open(redis: Redis, batch_id: str) -> bool:
 
 
 def _failure(error: Exception) -> JobFailure:
-    if isinstance(error, DAMAGED):
-        return JobFailure(
-            code="image_unreadable", detail="damaged in the zip: unpacking fails", repeatable=False
-        )
-    return describe(error)
+    if isinstance(error, ImageError | BlobMissingError):
+        return describe(error)
+    return JobFailure(
+        code="image_unreadable", detail="damaged in the zip: unpacking fails", repeatable=False
+    )
