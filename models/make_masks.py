@@ -67,12 +67,12 @@ def make_pseudo_masks(
         raise ValueError(f"expected an output folder that keeps the images, got theirs: {output}")
     settings = _claim(job, info)
     (output / SUMMARY).unlink(missing_ok=True)  # it says that the folder is whole
-    write_class_list(output / "classes.txt", info.classes)
+    classes = job.classes or info.classes
+    write_class_list(output / "classes.txt", classes)
     drop_cut_line(output / RESULTS)
     done = read_results(output / RESULTS)
     labeled = [sample for sample in samples if sample.channels]
-    names = info.classes.names
-    kept = {sample.stem for sample in labeled if _is_done(sample, done, output, names)}
+    kept = {sample.stem for sample in labeled if _is_done(sample, done, output, classes.names)}
     for _ in kept:
         on_image()
     rest = [sample for sample in labeled if sample.stem not in kept]
@@ -113,6 +113,10 @@ def _claim(job: MaskJob, info: BundleInfo) -> dict[str, Any]:
         "options": vars(job.options),
         "scores": job.save_scores,
     }
+    if opened := [
+        name for name in (job.classes or info.classes).names if not info.classes.knows(name)
+    ]:
+        settings["zero_shot"] = opened  # in their order, which numbers them
     path = output / SETTINGS
     if not path.exists():
         write_json(path, settings)

@@ -22,6 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from models.data.open_labels import Vocabulary
 from models.refine.names import REFINERS
 
 if TYPE_CHECKING:
@@ -54,6 +55,13 @@ PowerOption = Annotated[
 ConfidenceOption = Annotated[
     float | None,
     typer.Option(help="Pixels less sure become 255 (ignore), in [0, 1). Default: the bundle's."),
+]
+VocabularyOption = Annotated[
+    Vocabulary,
+    typer.Option(
+        "--vocabulary",
+        help="open: labels may be others than the bundle's classes, if it has CLIP's text tower.",
+    ),
 ]
 DeviceOption = Annotated[
     str, typer.Option("--device", help="cpu, cuda, cuda:1, …; auto takes a GPU if there is one.")
