@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.cam import normalize_cams, resize_images
-from models.clip import CLASS_TEMPLATE, FrozenClip
+from models.clip import FrozenClip
+from models.clip_text import CLASS_TEMPLATE
 from models.generators.weaktr import WeakTrGenerator
 from models.losses import contrastive_prompt_learning, segment_label_matching, semantic_refinement
 from models.prompts import BackgroundPrompts

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -38,6 +38,7 @@ class Activated:
         maps: their CAMs in [0, 1], or what they have of ``together``, (n, H, W).
         together: a segmenter's probability of the classes and the background, (H, W); None beside CAMs.
         hints: for the refiners.
+        opened: class text embeddings, (D,), of those classes that the bundle was not trained on, by name.
     """
 
     photo: Labeled | Unlabeled
@@ -46,6 +47,7 @@ class Activated:
     maps: Tensor
     together: Tensor | None
     hints: Hints
+    opened: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def hints_for(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,27 +12,48 @@ from torch import Tensor
 
 from models.bundle import Bundle
 from models.cam import resize_images
+from models.clip import FrozenImageTower
 from models.segmentation import NO_ALIGNMENT, Alignment
 
 
+@dataclass(frozen=True)
+class Measures:
+    """What a class's region is compared with.
+
+    Attributes:
+        text: embedding of the class text, (D,), L2-normalized.
+        prompt: embedding of the learned background prompt, likewise; None if none was learned.
+    """
+
+    text: Tensor
+    prompt: Tensor | None
+
+
+def measures_of(bundle: Bundle, name: str, opened: Mapping[str, Tensor]) -> Measures:
+    """Return the measures of a class by name, of the bundle's or of those that it was not trained on."""
+    if name in opened:
+        return Measures(opened[name], None)
+    channel, prompts = bundle.info.classes.channel(name), bundle.prompts
+    return Measures(bundle.class_text[channel], None if prompts is None else prompts[channel])
+
+
 def score_alignment(
-    bundle: Bundle, image: Tensor, label_map: NDArray[np.uint8], channels: Tensor
+    tower: FrozenImageTower | None,
+    image: Tensor,
+    regions: Sequence[NDArray[np.bool_]],
+    measures: Sequence[Measures],
 ) -> list[Alignment]:
     """Score each class's mask: CLIP sees the masked image, its other pixels the mean color.
 
     Args:
-        bundle: with or without CLIP's image tower and prompts.
+        tower: CLIP's; None scores nothing.
         image: in [0, 1], (1, 3, H, W).
-        label_map: class indices, of any size.
-        channels: of the classes to score, (n,).
+        regions: the classes' pixels, of any size.
+        measures: of each class.
 
     Returns:
-        One alignment a class, in the order of channels.
+        One alignment a class.
     """
-    tower = bundle.image_tower
-    regions = [
-        label_map == bundle.info.classes.classes[channel].index for channel in channels.tolist()
-    ]
     filled = [number for number, region in enumerate(regions) if region.any()]
     scored = [NO_ALIGNMENT] * len(regions)
     if tower is None or not filled:
@@ -39,14 +63,23 @@ def score_alignment(
     masks = torch.stack([_area(regions[number], size) for number in filled])
     seen = tower.normalize(resize_images(image, size))
     foreground = tower.embed_images(masks.to(image.device)[:, None] * seen)
-    chosen = channels[filled]
-    to_class = (foreground * bundle.class_text[chosen]).sum(dim=-1).tolist()
-    to_background: list[float] | list[None] = [None] * len(filled)
-    if bundle.prompts is not None:
-        to_background = (foreground * bundle.prompts[chosen]).sum(dim=-1).tolist()
-    for number, near, far in zip(filled, to_class, to_background, strict=True):
-        scored[number] = Alignment(near, far)
+    chosen = [measures[number] for number in filled]
+    to_class = _cosines(foreground, [each.text for each in chosen])
+    # Where no prompt was learned anything stands in for it, so that all are asked for at once.
+    to_background = _cosines(foreground, [_or(each.prompt, each.text) for each in chosen])
+    for number, each, near, far in zip(filled, chosen, to_class, to_background, strict=True):
+        scored[number] = Alignment(near, None if each.prompt is None else far)
     return scored
+
+
+def _cosines(embeddings: Tensor, others: Sequence[Tensor]) -> list[float]:
+    """Cosines of each embedding, (n, D), and the other, (D,), that it is beside."""
+    found: list[float] = (embeddings * torch.stack([*others])).sum(dim=-1).tolist()
+    return found
+
+
+def _or(prompt: Tensor | None, text: Tensor) -> Tensor:
+    return text if prompt is None else prompt
 
 
 def _area(region: NDArray[np.bool_], size: tuple[int, int]) -> Tensor:

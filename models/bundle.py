@@ -16,6 +16,7 @@ from models.bundle_info import (
     MANIFEST,
     PROMPTS_FILE,
     SEGMENTER_FILE,
+    TEXT_TOWER_FILE,
     TOWER_FILE,
     BundleError,
     BundleInfo,
@@ -23,7 +24,9 @@ from models.bundle_info import (
     find_bundle,
     read_info,
 )
-from models.clip import FrozenImageTower, build_image_tower
+from models.bundle_towers import check_trunk, load_image_tower, load_text_tower, unshared
+from models.clip import FrozenImageTower
+from models.clip_text import FrozenTextTower
 from models.generator_kinds import KINDS
 from models.generators import MaskGenerator
 from models.segmenter_config import SegmenterSpec
@@ -55,6 +58,8 @@ class Bundle:
         context: their parameters, (K, M, width); None without stage (b).
         image_tower: CLIP's, to score alignment; None if the bundle has none.
         segmenter: the segmentation network, in evaluation mode; None if the bundle has none.
+        text_tower: CLIP's, for labels that the bundle was not trained on; None if it has none. Where there is one, the
+            generator's backbone is the image tower's trunk.
     """
 
     info: BundleInfo
@@ -64,6 +69,7 @@ class Bundle:
     context: Tensor | None
     image_tower: FrozenImageTower | None
     segmenter: Segmenter | None = None
+    text_tower: FrozenTextTower | None = None
 
 
 def load_bundle(folder: Path, *, device: torch.device) -> Bundle:
@@ -79,7 +85,7 @@ def load_bundle(folder: Path, *, device: torch.device) -> Bundle:
         generator = KINDS[info.generator.kind].rebuild(info.generator, len(info.classes))
         weights = _load(folder / GENERATOR_FILE)
         generator.load_state_dict(weights)
-        tower = _load_tower(info, folder, weights)
+        tower, text_tower = _load_towers(info, folder, weights)
         segmenter = _load_segmenter(info, folder)
         texts = _load(folder / PROMPTS_FILE, "class_text", device=device)
         if len(texts["class_text"]) != len(info.classes):
@@ -100,6 +106,7 @@ def load_bundle(folder: Path, *, device: torch.device) -> Bundle:
         context=texts.get("context"),
         image_tower=tower.to(device) if tower is not None else None,
         segmenter=segmenter.to(device) if segmenter is not None else None,
+        text_tower=text_tower.to(device) if text_tower is not None else None,
     )
 
 
@@ -111,6 +118,7 @@ def write_bundle(
     texts: Mapping[str, Tensor],
     image_tower: Mapping[str, Tensor] | None,
     segmenter: Mapping[str, Tensor] | None = None,
+    text_tower: Mapping[str, Tensor] | None = None,
 ) -> BundleInfo:
     """Write a bundle in half precision (vectors stay in single), and return its info.
 
@@ -123,20 +131,22 @@ def write_bundle(
         texts: "class_text" (K, D), and "embeddings" (K, D) and "context" (K, M, width) if prompts were learned.
         image_tower: the tower's state dict; None leaves alignment out.
         segmenter: the segmenter's state dict, if the manifest has one.
+        text_tower: CLIP's text tower's state dict, if the manifest has one.
 
     Raises:
+        ValueError: if there is a text tower and the generator's backbone is not the image tower's trunk.
         OSError: if the folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     parts = {GENERATOR_FILE: _halved(generator), PROMPTS_FILE: _halved(texts)}
     if image_tower is not None:
-        tower = _halved(image_tower)
-        shared = _shared_with(tower, parts[GENERATOR_FILE])
-        parts[TOWER_FILE] = {key: value for key, value in tower.items() if key not in shared}
-    if segmenter is not None:
-        parts[SEGMENTER_FILE] = _halved(segmenter)
-    if segmenter is None:
-        (folder / SEGMENTER_FILE).unlink(missing_ok=True)  # an earlier bundle's
+        parts[TOWER_FILE] = unshared(_halved(image_tower), parts[GENERATOR_FILE])
+    optional = {SEGMENTER_FILE: segmenter, TEXT_TOWER_FILE: text_tower}
+    parts |= {name: _halved(part) for name, part in optional.items() if part is not None}
+    if text_tower is not None:
+        check_trunk(parts[TOWER_FILE])
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in optional.keys() - parts.keys():
+        (folder / name).unlink(missing_ok=True)  # an earlier bundle's
     for name, tensors in parts.items():
         write_tensors(folder / name, tensors)
     hashes = {name: _hash(folder / name) for name in parts}
@@ -147,19 +157,17 @@ def write_bundle(
     return read_info(folder)
 
 
-def _load_tower(
+def _load_towers(
     info: BundleInfo, folder: Path, generator: Mapping[str, Tensor]
-) -> FrozenImageTower | None:
+) -> tuple[FrozenImageTower | None, FrozenTextTower | None]:
     if info.image_tower is None:
-        return None
-    spec = info.image_tower
-    tower = build_image_tower(spec.config, mean=spec.mean, std=spec.std)
+        return None, None
     stored = _load(folder / TOWER_FILE)
-    missing = {key: _counterpart(key) for key in tower.visual.state_dict() if key not in stored}
-    tower.visual.load_state_dict(
-        {**stored, **{key: generator[other] for key, other in missing.items()}}
-    )
-    return tower
+    tower = load_image_tower(info.image_tower, stored, generator)
+    if info.text_tower is None:
+        return tower, None
+    check_trunk(stored)
+    return tower, load_text_tower(info.text_tower, _load(folder / TEXT_TOWER_FILE))
 
 
 def _build_segmenter(spec: SegmenterSpec, *, classes: int) -> Segmenter:
@@ -176,19 +184,6 @@ def _load_segmenter(info: BundleInfo, folder: Path) -> Segmenter | None:
     segmenter = _build_segmenter(info.segmenter, classes=len(info.classes))
     segmenter.load_state_dict(_load(folder / SEGMENTER_FILE))
     return segmenter.eval().requires_grad_(False)
-
-
-def _counterpart(tower_key: str) -> str:
-    """The generator's name of a tensor of the image tower's timm trunk."""
-    return "backbone." + tower_key.removeprefix("trunk.")
-
-
-def _shared_with(tower: Mapping[str, Tensor], generator: Mapping[str, Tensor]) -> set[str]:
-    return {
-        key
-        for key, value in tower.items()
-        if (other := generator.get(_counterpart(key))) is not None and torch.equal(value, other)
-    }
 
 
 def _halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

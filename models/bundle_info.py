@@ -27,6 +27,7 @@ MANIFEST = "bundle.yaml"
 GENERATOR_FILE = "generator.safetensors"
 PROMPTS_FILE = "prompts.safetensors"
 TOWER_FILE = "clip_image.safetensors"
+TEXT_TOWER_FILE = "clip_text.safetensors"
 SEGMENTER_FILE = "segmenter.safetensors"
 
 
@@ -67,6 +68,12 @@ class ImageTowerSpec(_Frozen):
     std: tuple[float, float, float]
 
 
+class TextTowerSpec(_Frozen):
+    """How to build CLIP's text tower before its weights are loaded."""
+
+    config: dict[str, Any]
+
+
 class Measurement(_Frozen):
     """One measured figure, with what it takes to read it honestly."""
 
@@ -95,6 +102,7 @@ class Manifest(_Frozen):
     inference: InferenceConfig
     generator: GeneratorSpec
     image_tower: ImageTowerSpec | None
+    text_tower: TextTowerSpec | None = None
     segmenter: SegmenterSpec | None = None
     segment: SegmentConfig | None = None
     metrics: tuple[Measurement, ...] = ()
@@ -108,9 +116,21 @@ class Manifest(_Frozen):
             raise ValueError("expected segmenter and segment together, got one of them")
         if self.segmenter:
             needed.add(SEGMENTER_FILE)
+        if self.text_tower:
+            needed.add(TEXT_TOWER_FILE)
         # A manifest that is being written lists none yet; one that is read must list all, or none would be checked.
         if self.files and set(self.files) != needed:
             raise ValueError(f"expected files {sorted(needed)}, got {sorted(self.files)}")
+        return self
+
+    @model_validator(mode="after")
+    def _can_use_its_text_tower(self) -> Self:
+        of_clip = self.image_tower is not None and self.generator.kind == "zero_shot"
+        if self.text_tower and not of_clip:
+            raise ValueError(
+                "expected a text tower beside CLIP's image tower and a zero_shot generator on it, "
+                f"got a {self.generator.kind} generator"
+            )
         return self
 
 
@@ -148,9 +168,15 @@ class BundleInfo(Manifest):
         """Whether it segments photos without labels."""
         return self.segmenter is not None
 
+    @property
+    def open_vocabulary(self) -> bool:
+        """Whether it takes labels that it was not trained on."""
+        return self.text_tower is not None
+
     def to_json(self) -> dict[str, Any]:
         """Return what users may want to know, in JSON's types; not how to build it."""
-        hidden = {"format", "generator", "image_tower", "segmenter", "segment", "files"}
+        built = {"generator", "image_tower", "text_tower", "segmenter", "segment"}
+        hidden = {"format", "files", *built}
         shown = self.model_dump(mode="json", exclude=hidden)
         segment = self.segment
         defaults = {
@@ -159,6 +185,7 @@ class BundleInfo(Manifest):
             "min_confidence": self.min_confidence,
             "refine": self.refine,
             "can_segment": self.can_segment,
+            "open_vocabulary": self.open_vocabulary,
             "segment": segment
             and {"refine": segment.refine, "min_confidence": segment.min_confidence},
         }

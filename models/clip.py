@@ -1,9 +1,9 @@
-"""A frozen CLIP over open_clip: embeddings of images, texts and soft prompts."""
+"""A frozen CLIP over open_clip: embeddings of images and, by ``models.clip_text``, of texts and soft prompts."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,12 +13,10 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-CLASS_TEMPLATE = "a photo of {}."
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_TEXT_BATCH = 256
-_LOCAL = "local-dir:"
+from models.clip_text import TextEmbeddings, Tokenizer, text_tower_of
 
-Tokenizer = Callable[[list[str]], Tensor]
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_LOCAL = "local-dir:"
 
 
 class FrozenImageTower(nn.Module):
@@ -69,7 +67,7 @@ class FrozenImageTower(nn.Module):
         return F.normalize(self.visual(images), dim=-1)
 
 
-class FrozenClip(FrozenImageTower):
+class FrozenClip(TextEmbeddings, FrozenImageTower):
     """Both towers of a CLIP; gradients flow through to images and to soft prompts.
 
     Args:
@@ -88,75 +86,9 @@ class FrozenClip(FrozenImageTower):
         self.tokenizer = tokenizer
 
     @property
-    def prompt_width(self) -> int:
-        """Width of a token embedding, and so of a soft prompt's tokens."""
-        return int(self._text.token_embedding.weight.shape[1])
-
-    @property
-    def _text(self) -> Any:
-        # open_clip keeps the text tower's parts on the model itself (CLIP) or under .text (CustomTextCLIP).
-        return getattr(self.model, "text", self.model)
-
-    @torch.no_grad()
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Embed texts, → (N, D), L2-normalized.
-
-        Raises:
-            ValueError: if there are none.
-        """
-        if not texts:
-            raise ValueError("expected at least one text, got none")
-        chunks = [list(texts[at : at + _TEXT_BATCH]) for at in range(0, len(texts), _TEXT_BATCH)]
-        return torch.cat([self._embed_chunk(chunk) for chunk in chunks])
-
-    def _embed_chunk(self, texts: list[str]) -> Tensor:
-        tokens = self.tokenizer(texts).to(self.mean.device)
-        ends = tokens.argmax(dim=1)  # [end] is the highest token
-        sequence = self._text.token_embedding(tokens[:, : int(ends.max()) + 1])
-        return F.normalize(self._encode(sequence, ends), dim=-1)
-
-    def embed_classes(self, names: Sequence[str]) -> Tensor:
-        """Embed the class texts "a photo of {name}.", → (K, D), L2-normalized."""
-        return self.embed_texts([CLASS_TEMPLATE.format(name) for name in names])
-
-    def embed_prompts(self, contexts: Tensor) -> Tensor:
-        """Embed soft prompts: [start] a photo of P_1 … P_M . [end], → (N, D), L2-normalized, with gradient.
-
-        Args:
-            contexts: token embeddings P, (N, M, width).
-
-        Raises:
-            ValueError: if contexts has another form, or the prompt exceeds the context length.
-        """
-        if contexts.ndim != 3 or contexts.shape[-1] != self.prompt_width:
-            raise ValueError(
-                f"expected contexts (N, M, {self.prompt_width}), got {tuple(contexts.shape)}"
-            )
-        # The period is the ordinary one, with the end-of-word mark; the released experiments have the one without.
-        fixed = self.tokenizer([CLASS_TEMPLATE.format("")])[0].to(contexts.device)
-        fixed = fixed[: int(fixed.argmax()) + 1]
-        embedded = self._text.token_embedding(fixed).expand(contexts.shape[0], -1, -1)
-        sequence = torch.cat([embedded[:, :4], contexts, embedded[:, 4:]], dim=1)
-        ends = torch.full((len(sequence),), sequence.shape[1] - 1, device=sequence.device)
-        return F.normalize(self._encode(sequence, ends), dim=-1)
-
-    def _encode(self, sequence: Tensor, ends: Tensor) -> Tensor:
-        """Run the text tower on token embeddings (N, L, width), [end] at the places ends (N,); → (N, D)."""
-        text, length = self._text, sequence.shape[1]
-        available = text.positional_embedding.shape[0]
-        if length > available:
-            raise ValueError(f"expected at most {available} tokens, got {length}")
-        # With a causal mask, what follows [end] cannot matter: cropping is exact and several times faster.
-        hidden = text.transformer(
-            sequence + text.positional_embedding[:length],
-            attn_mask=text.attn_mask[:length, :length],
-        )
-        end = text.ln_final(hidden)[torch.arange(len(hidden), device=ends.device), ends]
-        projection = text.text_projection
-        embedding: Tensor = (
-            projection(end) if isinstance(projection, nn.Module) else end @ projection
-        )
-        return embedding
+    def text(self) -> Any:
+        """What holds the text tower's parts."""
+        return text_tower_of(self.model)
 
 
 def load_clip(model: str, pretrained: str | None, *, normalization: str = "clip") -> FrozenClip:
@@ -187,7 +119,7 @@ def load_clip(model: str, pretrained: str | None, *, normalization: str = "clip"
         raise ValueError(
             f"expected a CLIP that open_clip loads (by name it is downloaded once), got {model!r}: {error}"
         ) from error
-    if getattr(getattr(network, "text", network), "attn_mask", None) is None:
+    if getattr(text_tower_of(network), "attn_mask", None) is None:
         raise ValueError(f"expected a CLIP with a causal text transformer, got {model!r}")
     mean, std = network.visual.image_mean, network.visual.image_std
     if normalization == "imagenet":
@@ -211,6 +143,36 @@ def vision_config(model: str, pretrained: str | None) -> dict[str, Any]:
     Raises:
         ValueError: if open_clip has no such configuration.
     """
+    config = _model_config(model)
+    return {
+        "embed_dim": config["embed_dim"],
+        "vision_cfg": config["vision_cfg"],
+        "quick_gelu": config.get("quick_gelu", False) or _needs_quick_gelu(model, pretrained),
+    }
+
+
+def text_config(model: str, pretrained: str | None) -> dict[str, Any]:
+    """Return open_clip's description of a model's text tower, enough to build it again without its image tower.
+
+    Args:
+        model: as ``load_clip`` takes it.
+        pretrained: likewise; the weights may ask for another activation.
+
+    Raises:
+        ValueError: if open_clip has no such configuration, or the tokenizer is not the one that comes with open_clip.
+    """
+    config = _model_config(model)
+    if config["text_cfg"].get("hf_tokenizer_name"):
+        raise ValueError(f"expected a CLIP with open_clip's own tokenizer, got {model!r}")
+    return {
+        "embed_dim": config["embed_dim"],
+        "text_cfg": config["text_cfg"],
+        "quick_gelu": config.get("quick_gelu", False) or _needs_quick_gelu(model, pretrained),
+    }
+
+
+def _model_config(model: str) -> dict[str, Any]:
+    config: dict[str, Any] | None
     if model.startswith(_LOCAL):
         path = Path(model.removeprefix(_LOCAL)) / "open_clip_config.json"
         config = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
@@ -218,11 +180,7 @@ def vision_config(model: str, pretrained: str | None) -> dict[str, Any]:
         config = open_clip.get_model_config(model)
     if config is None:
         raise ValueError(f"expected a model that open_clip has a configuration of, got {model!r}")
-    return {
-        "embed_dim": config["embed_dim"],
-        "vision_cfg": config["vision_cfg"],
-        "quick_gelu": config.get("quick_gelu", False) or _needs_quick_gelu(model, pretrained),
-    }
+    return config
 
 
 def build_image_tower(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
@@ -16,9 +17,11 @@ from models.bundle_info import (
     Manifest,
     Measurement,
     Noun,
+    TextTowerSpec,
 )
-from models.clip import FrozenClip, vision_config
-from models.config import InferenceConfig
+from models.clip import FrozenClip, text_config, vision_config
+from models.clip_text import text_weights
+from models.config import Config, InferenceConfig
 from models.generator_kinds import KINDS
 from models.prompts import nearest_nouns, read_nouns
 from models.run import Run
@@ -28,6 +31,8 @@ from models.stages import initial_generator, learned_prompts, supervision
 # Which generator a bundle can hold: the initial one, of stage (a), or of stage (c).
 STAGES = ("zero-shot", "train-generator", "refine-generator")
 _NOUNS = 8
+Part = Literal["segmenter", "text_tower"]
+_USUAL: tuple[Part, ...] = ("segmenter",)
 
 
 def export_bundle(
@@ -38,7 +43,7 @@ def export_bundle(
     licence: str,
     trained_on: str,
     metrics: Sequence[Measurement] = (),
-    with_segmenter: bool = True,
+    parts: Collection[Part] = _USUAL,
 ) -> BundleInfo:
     """Write a bundle of what a run has trained so far.
 
@@ -49,10 +54,12 @@ def export_bundle(
         licence: under which others may use the weights.
         trained_on: the data, in words.
         metrics: measured figures that the bundle shall carry.
-        with_segmenter: take along the segmenter, if the run has one.
+        parts: what to take along: the segmenter, if the run has one; CLIP's text tower, with which the bundle takes
+            labels that it was not trained on.
 
     Raises:
-        ValueError: if the stage is unknown or its files are missing.
+        ValueError: if the stage is unknown or its files are missing; or a text tower is wanted and the generator is not
+            on the frozen trunk of CLIP's image tower, or CLIP's tokenizer is not open_clip's own.
     """
     if stage not in STAGES:
         raise ValueError(f"expected a stage of {', '.join(STAGES)}, got {stage!r}")
@@ -69,7 +76,8 @@ def export_bundle(
         learned = learned_prompts(run)
         texts |= {key: learned[key] for key in ("embeddings", "context")}
         nouns = explain(run, clip, learned["embeddings"])
-    segmenter = trained_segmenter(run) if with_segmenter else None
+    segmenter = trained_segmenter(run) if "segmenter" in parts else None
+    text_tower = _text_tower_spec(run.config) if "text_tower" in parts else None
     manifest = Manifest(
         format=2,
         name=run.config.name,
@@ -86,6 +94,7 @@ def export_bundle(
             mean=_channels(clip.mean),
             std=_channels(clip.std),
         ),
+        text_tower=text_tower,
         segmenter=segmenter[0] if segmenter else None,
         segment=run.config.segment if segmenter else None,
         metrics=tuple(metrics),
@@ -99,6 +108,7 @@ def export_bundle(
         texts=texts,
         image_tower=clip.visual.state_dict(),
         segmenter=segmenter[1] if segmenter else None,
+        text_tower=text_weights(clip.model) if text_tower else None,
     )
 
 
@@ -122,6 +132,13 @@ def explain(run: Run, clip: FrozenClip, prompts: Tensor) -> dict[str, tuple[Noun
         name: tuple(Noun(noun=each.noun, similarity=round(each.similarity, 4)) for each in nouns_of)
         for name, nouns_of in zip(run.classes.names, near, strict=True)
     }
+
+
+def _text_tower_spec(config: Config) -> TextTowerSpec:
+    kind = config.generator.kind
+    if kind != "zero_shot":
+        raise ValueError(f"expected a zero_shot generator for an open vocabulary, got {kind}")
+    return TextTowerSpec(config=text_config(config.clip.model, config.clip.pretrained))
 
 
 def _channels(values: Tensor) -> tuple[float, float, float]:

@@ -19,7 +19,7 @@ from models.pseudo_masks import SoftMaps
 
 if TYPE_CHECKING:  # at run time they would bring torch, which a check of the input does not need
     from models.bundle_info import BundleInfo
-    from models.segmentation import MaskOptions, Segmentation
+    from models.segmentation import ClassResult, MaskOptions, Segmentation
 
 OVERLAY = "_overlay"  # what follows the stem in the name of a picture to look at
 
@@ -59,16 +59,20 @@ class Model(Protocol):
         ...
 
 
-def provenance(model: Model, labels: Sequence[str], options: Mapping[str, Any]) -> dict[str, str]:
+def provenance(
+    model: Model, classes: Sequence[ClassResult], options: Mapping[str, Any]
+) -> dict[str, str]:
     """Return the PNG text chunks that say where a mask comes from.
 
-    No time and no place: equal requests give equal files.
+    No time and no place: equal requests give equal files. Labels that the model was not trained on are named once more.
     """
+    zero_shot = ", ".join(each.name for each in classes if each.zero_shot)
     return {
         "Software": f"semples {software_version()}",
         "Model": f"{model.name} {model.version}",
         "Licence": model.licence,
-        "Labels": ", ".join(labels),
+        "Labels": ", ".join(each.name for each in classes),
+        **({"Zero-shot": zero_shot} if zero_shot else {}),
         "Options": json.dumps(options, sort_keys=True),
     }
 

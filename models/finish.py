@@ -42,7 +42,8 @@ def _finish_cams(bundle: Bundle, activated: Activated) -> Segmentation:
     grid = (image.shape[-2] // stride, image.shape[-1] // stride)
     coarse = F.interpolate(cams, size=grid, mode="area")[0]
     maps = soft_maps(scores, activated.classes, activated.photo.image)
-    return conclude(bundle, image, maps, activated.photo.options, cams=coarse)
+    options, opened = activated.photo.options, activated.opened
+    return conclude(bundle, image, maps, options, cams=coarse, opened=opened)
 
 
 def _finish_probabilities(bundle: Bundle, activated: Activated, together: Tensor) -> Segmentation:

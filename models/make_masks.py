@@ -61,12 +61,12 @@ def make_pseudo_masks(
     settings = _settings(job, info)
     claim_folder(output, settings)
     (output / SUMMARY).unlink(missing_ok=True)  # it says that the folder is whole
-    write_class_list(output / "classes.txt", info.classes)
+    classes = job.classes or info.classes
+    write_class_list(output / "classes.txt", classes)
     drop_cut_line(output / RESULTS)
     done = read_results(output / RESULTS)
     labeled = [sample for sample in samples if sample.channels]
-    names = info.classes.names
-    kept = {sample.stem for sample in labeled if _is_done(sample, done, output, names)}
+    kept = {sample.stem for sample in labeled if _is_done(sample, done, output, classes.names)}
     for _ in kept:
         on_image()
     rest = [sample for sample in labeled if sample.stem not in kept]
@@ -102,8 +102,12 @@ def _is_done(
 
 
 def _settings(job: MaskJob, info: BundleInfo) -> dict[str, Any]:
-    return {
+    settings = {
         "model": {"name": info.name, "version": info.version},
         "options": vars(job.options),
         "scores": job.save_scores,
     }
+    names = (job.classes or info.classes).names
+    if opened := [name for name in names if not info.classes.knows(name)]:
+        settings["zero_shot"] = opened  # in their order, which numbers them
+    return settings

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from models.data.classes import ClassList
 from models.data.sample import Sample
 from models.files import describe, provenance, scores_npz
 from models.images import ImageError, read_image
@@ -32,11 +33,13 @@ class MaskJob:
         output: folder for ``masks/<stem>.png`` and ``scores/<stem>.npz``.
         options: from ``predictor.options``.
         save_scores: also write the scores.
+        classes: what samples' channels mean: the bundle's, with open ones after them; None for the bundle's alone.
     """
 
     output: Path
     options: MaskOptions
     save_scores: bool
+    classes: ClassList | None = None
 
 
 def make_mask(predictor: Predictor, sample: Sample, job: MaskJob) -> Made:
@@ -51,11 +54,12 @@ def make_mask(predictor: Predictor, sample: Sample, job: MaskJob) -> Made:
         return ImageError("unreadable", f"cannot read the file: {error.strerror}")
     except ImageError as error:
         return error
-    labels = [predictor.info.classes.names[channel] for channel in sample.channels]
-    segmentation = predictor.pseudo_mask(image, labels, job.options)
+    classes = job.classes or predictor.info.classes
+    labels = [classes.names[channel] for channel in sample.channels]
+    segmentation = predictor.pseudo_mask(image, labels, job.options, classes=classes)
     if job.save_scores:
         write_atomically(job.output / "scores" / f"{sample.stem}.npz", scores_npz(segmentation))
-    text = provenance(predictor.info, labels, asdict(job.options.among(labels)))
+    text = provenance(predictor.info, segmentation.classes, asdict(job.options.among(labels)))
     png = label_map_png(segmentation.label_map, text=text)
     write_atomically(job.output / "masks" / f"{sample.stem}.png", png)
     return describe(segmentation, predictor.info, job.options, image=sample.name)

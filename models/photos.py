@@ -8,10 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from models.data.classes import ClassList
 from models.segmentation import MaskOptions
 
 # Told a stage's name and the fraction of all work done; what it raises stops the work.
 OnProgress = Callable[[str, float], None]
+
+
+def ignore_progress(stage: str, fraction: float) -> None:
+    """Be told, and let the work go on."""
+    del stage, fraction
 
 
 @dataclass(frozen=True)
@@ -22,11 +28,14 @@ class Labeled:
         image: RGB in the upright frame, (H, W, 3).
         labels: names or synonyms of classes that it shows.
         options: from ``Predictor.options``.
+        classes: that labels may name: the bundle's, with open ones after them (``models.data.open_labels``); None for
+            the bundle's alone.
     """
 
     image: NDArray[np.uint8]
     labels: Sequence[str]
     options: MaskOptions
+    classes: ClassList | None = None
 
 
 @dataclass(frozen=True)

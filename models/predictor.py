@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from models.activated import Activated
 from models.bundle import Bundle, BundleInfo
 from models.cam import grid_size
+from models.data.classes import ClassList
 from models.finish import finish
 from models.folding import folded_bundle
 from models.mask_batch import activate_labeled
 from models.mask_options import pseudo_mask_options
-from models.photos import Labeled, OnProgress, Unlabeled
+from models.open_vocabulary import OpenVocabulary
+from models.photos import Labeled, OnProgress, Unlabeled, ignore_progress
 from models.precision import computing_in
 from models.refine import parse_chain
 from models.refine.sam import load_sam
@@ -30,10 +32,6 @@ __all__ = ["Activated", "CannotSegmentError", "Labeled", "OnProgress", "Predicto
 
 class CannotSegmentError(ValueError):
     """A bundle without a segmenter was asked to segment without labels."""
-
-
-def _ignore_progress(stage: str, fraction: float) -> None:
-    del stage, fraction
 
 
 class Predictor:
@@ -56,6 +54,9 @@ class Predictor:
         self.device = bundle.class_text.device
         self._computing = partial(computing_in, precision, device=self.device)
         self._computing()  # an unknown precision is refused here
+        self._activate_labeled = partial(
+            activate_labeled, self.bundle, vocabulary=OpenVocabulary(self.bundle)
+        )
         sam = self.info.inference.sam
         # At once: weights that are missing stop a server's start, not its first job.
         self._propose = load_sam(sam, device=self.device) if sam else None
@@ -88,7 +89,8 @@ class Predictor:
         labels: Sequence[str],
         options: MaskOptions,
         *,
-        on_progress: OnProgress = _ignore_progress,
+        classes: ClassList | None = None,
+        on_progress: OnProgress = ignore_progress,
     ) -> Segmentation:
         """Segment the labeled classes of an image; ``pseudo_masks`` for one.
 
@@ -96,9 +98,11 @@ class Predictor:
             image: RGB in the upright frame, (H, W, 3).
             labels: names or synonyms of classes that the image shows.
             options: from ``options``.
+            classes: that labels may name; see ``Labeled``.
             on_progress: as for ``activate``, whose errors are raised.
         """
-        (made,) = self.pseudo_masks([Labeled(image, labels, options)], on_progress=on_progress)
+        asked = Labeled(image, labels, options, classes)
+        (made,) = self.pseudo_masks([asked], on_progress=on_progress)
         return made
 
     def working_size(self, height: int, width: int) -> tuple[int, int]:
@@ -106,7 +110,7 @@ class Predictor:
         return grid_size(height, width, longer_side=self.info.inference.image_size)
 
     def pseudo_masks(
-        self, batch: Sequence[Labeled], *, on_progress: OnProgress = _ignore_progress
+        self, batch: Sequence[Labeled], *, on_progress: OnProgress = ignore_progress
     ) -> list[Segmentation]:
         """Segment the labeled classes of several images at once: one pass through the mask generator for each scale.
 
@@ -116,7 +120,7 @@ class Predictor:
 
     @torch.inference_mode()
     def activate(
-        self, batch: Sequence[Labeled], *, on_progress: OnProgress = _ignore_progress
+        self, batch: Sequence[Labeled], *, on_progress: OnProgress = ignore_progress
     ) -> list[Activated]:
         """Do what networks do for ``pseudo_masks``; one thread at a time.
 
@@ -126,12 +130,11 @@ class Predictor:
 
         Raises:
             UnknownLabelError: if a label is not known.
+            ClosedVocabularyError: if it names an open class and the bundle has no text tower.
             ValueError: if an image has another form or no labels, or their working sizes differ.
         """
         with self._computing():
-            return activate_labeled(
-                self.bundle, batch, propose=self._propose, on_progress=on_progress
-            )
+            return self._activate_labeled(batch, propose=self._propose, on_progress=on_progress)
 
     @torch.inference_mode()
     def finish(self, activated: Activated) -> Segmentation:
@@ -173,7 +176,7 @@ class Predictor:
         image: NDArray[np.uint8],
         options: MaskOptions,
         *,
-        on_progress: OnProgress = _ignore_progress,
+        on_progress: OnProgress = ignore_progress,
     ) -> Segmentation:
         """Segment an image without being told what it shows; ``segments`` for one.
 
@@ -199,7 +202,7 @@ class Predictor:
         return grid_size(height, width, longer_side=settings.image_size)
 
     def segments(
-        self, batch: Sequence[Unlabeled], *, on_progress: OnProgress = _ignore_progress
+        self, batch: Sequence[Unlabeled], *, on_progress: OnProgress = ignore_progress
     ) -> list[Segmentation]:
         """Segment several images with the segmenter at once, without being told what they show.
 
@@ -210,7 +213,7 @@ class Predictor:
 
     @torch.inference_mode()
     def activate_segments(
-        self, batch: Sequence[Unlabeled], *, on_progress: OnProgress = _ignore_progress
+        self, batch: Sequence[Unlabeled], *, on_progress: OnProgress = ignore_progress
     ) -> list[Activated]:
         """Do what networks do for ``segments``; one thread at a time.
 

@@ -131,7 +131,12 @@ def stretch(
 
 
 def class_result(
-    index: int, name: str, decision: Decision, alignment: Alignment = NO_ALIGNMENT
+    index: int,
+    name: str,
+    decision: Decision,
+    alignment: Alignment = NO_ALIGNMENT,
+    *,
+    zero_shot: bool = False,
 ) -> ClassResult:
     """Describe what became of a class in a decision."""
     region = decision.label_map == index
@@ -147,4 +152,5 @@ def class_result(
         box=(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
         if found
         else None,
+        zero_shot=zero_shot,
     )

@@ -147,7 +147,7 @@ def _make_masks(run: Run, samples: Sequence[Sample], output: Path, on_share: OnS
     """Make the pseudo masks with the same code that serves bundles, and so with a bundle."""
     folder = run.work / "generator-bundle"
     export_bundle(
-        run, folder, stage=_GENERATOR, licence="internal", trained_on="see the run", with_segmenter=False
+        run, folder, stage=_GENERATOR, licence="internal", trained_on="see the run", parts=()
     )  # fmt: skip
     predictor = Predictor(load_bundle(folder, device=run.device))
     if _made_with_another(output, predictor):

@@ -93,6 +93,7 @@ class ClassResult:
         alignment_class: cosine of the masked region to the class text; None without pixels or without CLIP.
         alignment_background: cosine of the masked region to the learned background prompt; likewise.
         box: left, top, right, bottom in pixels, right and bottom exclusive; None if it has no pixel.
+        zero_shot: whether it is an open class, whose CAM CLIP's text alone wrote.
     """
 
     index: int
@@ -102,6 +103,7 @@ class ClassResult:
     alignment_class: float | None
     alignment_background: float | None
     box: tuple[int, int, int, int] | None
+    zero_shot: bool = False
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,9 @@ PROBLEMS: Final = _table(
     ProblemType("cannot-export", 422, "Cannot export", "Take another format."),
     ProblemType("unreadable-image", 422, "Unreadable image", "Check that the file is whole."),
     ProblemType("unknown-label", 422, "Unknown label", "Take one of GET /models."),
+    ProblemType(
+        "closed-vocabulary", 422, "Closed vocabulary", "Take one whose open_vocabulary is true."
+    ),
     ProblemType("invalid-request", 422, "Invalid request", "Mend the fields named in errors."),
     ProblemType("idempotency-key-reused", 422, "Idempotency-Key reused", "Take a new key."),
     ProblemType("rate-limited", 429, "Too many requests", "Wait as long as Retry-After says.", 1),
@@ -90,7 +93,7 @@ _OUTAGES: Final[tuple[tuple[type[Exception], str, str], ...]] = (
     (RedisError, "queue-unreachable", "the queue cannot be reached"),
     (CallbacksFullError, "queue-full", "too many callbacks wait already"),
 )
-_PSEUDO_MASK_FIELDS: Final = ("labels", "background_threshold", "background_power")
+_PSEUDO_MASK_FIELDS: Final = ("labels", "vocabulary", "background_threshold", "background_power")
 _HTTP: Final = {
     404: "not-found",
     405: "method-not-allowed",

@@ -15,6 +15,7 @@ JOB: Final[dict[str, Any]] = {
     "ended_at": "2026-11-25T08:30:00.480000Z",
     "model": {"name": "coco-demo", "version": "0123456789ab"},
     "labels": ["cat"],
+    "vocabulary": "closed",
     "options": {
         "refine": "pamr",
         "min_confidence": 0.0,
@@ -31,6 +32,7 @@ JOB: Final[dict[str, Any]] = {
             "alignment_class": 0.27,
             "alignment_background": 0.16,
             "box": [120, 80, 400, 420],
+            "zero_shot": False,
         }
     ],
     "ignored": 0.0,

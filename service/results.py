@@ -110,10 +110,11 @@ class Results:
         classes = self._job.result.classes
         if not self._anew:
             return list(classes)
-        return [
-            ClassRecord(**asdict(class_result(each.index, each.name, self._decision)))
+        decided = (
+            class_result(each.index, each.name, self._decision, zero_shot=each.zero_shot)
             for each in classes
-        ]
+        )
+        return [ClassRecord(**asdict(each)) for each in decided]
 
     @cached_property
     def _label_map(self) -> NDArray[np.uint8]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 from rq.job import Job
 
+from models.data.open_labels import Vocabulary
 from service.examples import JOB
 from worker.links import job_links
 from worker.outcome import Status, failure_of, request_of, status_of
@@ -47,7 +48,8 @@ class Links(BaseModel):
 class JobDocument(BaseModel):
     """A job: where it stands and, once finished, what came out for each class.
 
-    To segment takes no ``labels``; ``classes`` are then those that were found.
+    To segment takes no ``labels``; ``classes`` are then those that were found. ``vocabulary`` is open where a label is
+    none of the model's classes; what came of it is ``zero_shot``.
     """
 
     model_config = ConfigDict(json_schema_extra={"examples": [JOB]})
@@ -62,6 +64,7 @@ class JobDocument(BaseModel):
     ended_at: datetime | None
     model: ModelRef
     labels: tuple[str, ...]
+    vocabulary: Vocabulary
     options: Options
     image: ImageRecord | None = None
     classes: tuple[ClassRecord, ...] | None = None
@@ -131,6 +134,7 @@ def job_document(
         ended_at=job.ended_at,
         model=result.model if result else request.model,
         labels=request.labels,
+        vocabulary=request.vocabulary,
         options=request.options,
         image=result.image if result else None,
         classes=result.classes if result else None,

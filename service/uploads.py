@@ -10,9 +10,10 @@ from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.data.classes import UnknownLabelError
+from models.data.open_labels import Vocabulary, why_closed, with_open_labels
 from models.images import check_image
 from models.refine.names import REFINERS, parse_chain
-from service.errors import invalid_field
+from service.errors import ProblemError, invalid_field
 from service.fields import BackgroundPower, BackgroundThreshold, MinConfidence
 from worker.blob_keys import blob_key
 from worker.presence import ModelInfo, SegmentDefaults
@@ -58,6 +59,10 @@ class PseudoMaskForm(ImageForm):
         min_length=1,
         description="What the image shows: the field repeated, or names with commas between them.",
     )
+    vocabulary: Vocabulary = Field(
+        default="closed",
+        description='"open": labels may also be others than the model\'s classes, if it has `open_vocabulary`.',
+    )
     background_threshold: BackgroundThreshold = None
     background_power: BackgroundPower = None
 
@@ -101,13 +106,18 @@ def build_request(form: ImageForm, data: bytes, model: ModelInfo, *, max_pixels:
         max_pixels: largest image, width times height.
 
     Raises:
-        ProblemError: if the labels are too many or none, or an option is out of range.
+        ProblemError: if the labels are too many or none, will not do, or an option is out of range; or an open
+            vocabulary is wanted that the model does not have.
         UnknownLabelError: if the model knows a label not.
         ImageError: if the image is not one that we take.
     """
     labels: tuple[str, ...] = ()
+    vocabulary: Vocabulary = "closed"
     if isinstance(form, PseudoMaskForm):
         labels = _labels(form, model)
+        # Where all are the model's own, the answer is that of a closed vocabulary, and so is the job.
+        known = set(labels) <= set(model.class_list().names)
+        vocabulary = "closed" if known else "open"
         options = pseudo_mask_options(form, model, labels)
     else:
         defaults = model.segment or SegmentDefaults()
@@ -119,6 +129,7 @@ def build_request(form: ImageForm, data: bytes, model: ModelInfo, *, max_pixels:
         labels=labels,
         options=options,
         model=model.ref,
+        vocabulary=vocabulary,
     )
     return Checked(request, header.width * header.height)
 
@@ -141,9 +152,15 @@ def wants_png(accept: str) -> bool:
 
 
 def _labels(form: PseudoMaskForm, model: ModelInfo) -> tuple[str, ...]:
-    """Return the names of the classes that a form's labels mean, in canonical order."""
+    """Return the names of the classes that a form's labels mean, in canonical order; open ones come last."""
+    labels, known = split_labels(form.labels), model.class_list()
+    if form.vocabulary == "open" and not model.open_vocabulary:
+        detail = f"model {model.name!r} knows its own classes alone: {why_closed(model.kind)}"
+        raise ProblemError("closed-vocabulary", detail)
     try:
-        classes = model.class_list().resolve(split_labels(form.labels))
+        if form.vocabulary == "open":
+            known = with_open_labels(known, labels)
+        classes = known.resolve(labels)
     except UnknownLabelError:
         raise
     except ValueError as error:

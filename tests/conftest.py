@@ -13,7 +13,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from models import stages
 from models.clip import FrozenClip, load_clip
@@ -166,6 +166,29 @@ def tiny_bundle(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path
     folder = tmp_path_factory.mktemp("bundle") / "tiny"
     export_bundle(
         tiny_run, folder, stage="refine-generator", licence="Apache-2.0", trained_on="squares"
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_open_bundle(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle with CLIP's text tower and a backbone that is still CLIP's, which takes any label."""
+    work = tmp_path_factory.mktemp("open") / "work"
+    shutil.copytree(tiny_run.work, work)
+    run = open_run(work, device=CPU)
+    clip, class_text = stages.supervision(run)
+    learned = load_file(run.existing("refine-generator", "generator.safetensors"))
+    untouched = stages.initial_generator(run, clip, class_text).state_dict()
+    tensors = {**untouched, "head.weight": learned["head.weight"]}
+    run.save("refine-generator", "generator.safetensors", tensors)
+    folder = tmp_path_factory.mktemp("bundle") / "tiny"
+    export_bundle(
+        run,
+        folder,
+        stage="refine-generator",
+        licence="Apache-2.0",
+        trained_on="squares",
+        parts=("text_tower",),
     )
     return folder
 

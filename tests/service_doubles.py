@@ -50,6 +50,7 @@ class Info:
     name: str = "double"
     version: str = "0123456789ab"
     can_segment: bool = True
+    open_vocabulary: bool = True
 
     @property
     def classes(self) -> ClassList:
@@ -69,6 +70,7 @@ class Info:
             "refine": "none",
             "class_thresholds": {"bowl": 0.6},
             "can_segment": self.can_segment,
+            "open_vocabulary": self.open_vocabulary,
             "segment": {"refine": "pamr", "min_confidence": 0.1} if self.can_segment else None,
             "licence": "none",
             "metrics": [{"name": "mean_iou", "value": 0.5, "data": "none", "rule": "fixed"}],
@@ -102,7 +104,7 @@ class DoublePredictor:
     def activate(
         self, batch: Sequence[Labeled], *, on_progress: OnProgress = lambda _stage, _fraction: None
     ) -> list[HalfDone]:
-        found = [self.info.classes.resolve(each.labels) for each in batch]
+        found = [(each.classes or self.info.classes).resolve(each.labels) for each in batch]
         return self._activate(batch, found, on_progress)
 
     def activate_segments(
@@ -130,7 +132,7 @@ class DoublePredictor:
         return [HalfDone(*each) for each in zip(batch, found, strict=True)]
 
     def finish(self, half_done: HalfDone) -> Segmentation:
-        return _stripes(half_done.photo, half_done.classes)
+        return _stripes(half_done.photo, half_done.classes, self.info.classes)
 
     def release_memory(self) -> None:
         """There is none."""
@@ -140,9 +142,9 @@ class DoublePredictor:
 
 
 class PlainPredictor(DoublePredictor):
-    """A model without a segmenter."""
+    """A model without a segmenter and an open vocabulary."""
 
-    info = Info(name="plain", can_segment=False)
+    info = Info(name="plain", can_segment=False, open_vocabulary=False)
 
 
 class CrookedPredictor(DoublePredictor):
@@ -162,7 +164,9 @@ class CrookedSegmenter(CrookedPredictor):
         return DoublePredictor.finish(self, half_done)
 
 
-def _stripes(photo: Labeled | Unlabeled, classes: Sequence[ClassInfo]) -> Segmentation:
+def _stripes(
+    photo: Labeled | Unlabeled, classes: Sequence[ClassInfo], known: ClassList
+) -> Segmentation:
     """Scores fall from 1 in the top row to 0.7 in the bottom row of each class's stripe; the last stripe has none."""
     height, width = photo.image.shape[:2]
     scores = np.zeros((len(classes), height, width), dtype=np.float16)
@@ -178,7 +182,10 @@ def _stripes(photo: Labeled | Unlabeled, classes: Sequence[ClassInfo]) -> Segmen
         confidence=decision.confidence,
         scores=scores,
         cams=scores[:, ::2, ::2] if isinstance(photo, Labeled) else None,
-        classes=tuple(class_result(each.index, each.name, decision) for each in classes),
+        classes=tuple(
+            class_result(each.index, each.name, decision, zero_shot=not known.knows(each.name))
+            for each in classes
+        ),
         ignored=decision.ignored,
     )
 

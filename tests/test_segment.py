@@ -199,7 +199,7 @@ def test_a_bundle_can_leave_it_out(
         (work / "train-segmenter" / name).write_bytes(b"not looked at")
     info = export_bundle(
         replace(tiny_run, work=work), tmp_path / "out", stage="refine-generator", licence="CC0",
-        trained_on="squares", with_segmenter=False,
+        trained_on="squares", parts=(),
     )  # fmt: skip
     assert not info.can_segment
     assert not (tmp_path / "out" / "segmenter.safetensors").exists()

@@ -48,12 +48,20 @@ def test_equal_requests_are_one_job_and_survive_json() -> None:
             )
         },
         {"task": "segment"},
+        {"vocabulary": "open"},
         {"model": ModelRef(name="m", version="2")},
         {"model": ModelRef(name="n", version="1")},
     ],
 )
 def test_whatever_decides_the_result_decides_the_job(change: dict[str, object]) -> None:
     assert request(**change).job_id() != request().job_id()
+
+
+def test_a_closed_vocabulary_is_no_part_of_the_job() -> None:
+    assert request().job_id() == "0a1dd85bb0a197a5e16e2b58d1d87ba3"  # as before there was another
+    assert "vocabulary" not in json.loads(request().model_dump_json())
+    opened = request(vocabulary="open")
+    assert JobRequest.model_validate(json.loads(opened.model_dump_json())) == opened
 
 
 def test_a_record_from_before_there_were_two_tasks_is_a_pseudo_mask() -> None:
@@ -85,10 +93,11 @@ def test_a_model_is_announced_with_all_that_the_service_asks_of_it() -> None:
     assert (info.can("segment"), info.can("pseudo_mask")) == (True, True)
 
 
-def test_a_model_of_an_older_worker_cannot_segment() -> None:
+def test_a_model_of_an_older_worker_can_neither_segment_nor_take_open_labels() -> None:
     shown = Info().to_json()
-    old = {key: shown[key] for key in shown if key not in ("can_segment", "segment")}
-    info = ModelInfo.model_validate(old)
+    new = ("can_segment", "segment", "open_vocabulary")
+    info = ModelInfo.model_validate({key: shown[key] for key in shown if key not in new})
+    assert not info.open_vocabulary
     assert (info.can("segment"), info.can("pseudo_mask")) == (False, True)
     assert info.segment is None
 

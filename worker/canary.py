@@ -8,11 +8,15 @@ from collections.abc import Callable
 
 import numpy as np
 
+from models.data.open_labels import with_open_labels
 from models.photos import Labeled, Unlabeled
 from worker.activity import Activity
 from worker.runtime import PredictorLike
 
 log = logging.getLogger(__name__)
+
+# A label that no model was trained on.
+_UNKNOWN = "canary in a coal mine"
 
 
 class CanaryError(Exception):
@@ -26,8 +30,13 @@ def canary(predictor: PredictorLike) -> None:
         RuntimeError: if what comes out has another size.
     """
     image = np.full((64, 96, 3), 128, dtype=np.uint8)
-    first = predictor.info.classes.names[:1]
-    half_done = [*predictor.activate([Labeled(image, first, predictor.options())])]
+    classes = predictor.info.classes
+    labels = [classes.names[0]]
+    if predictor.info.open_vocabulary:
+        classes = with_open_labels(classes, [_UNKNOWN])
+        labels.append(_UNKNOWN)
+    labeled = Labeled(image, labels, predictor.options(), classes)
+    half_done = [*predictor.activate([labeled])]
     if predictor.info.can_segment:
         unlabeled = Unlabeled(image, predictor.segment_options())
         half_done += predictor.activate_segments([unlabeled])

@@ -63,6 +63,7 @@ class ModelInfo(Record):
             says otherwise.
         can_segment: whether it has a segmenter, which needs no labels.
         segment: how that works unless a request says otherwise.
+        open_vocabulary: whether it takes labels that it was not trained on.
     """
 
     name: str
@@ -75,6 +76,7 @@ class ModelInfo(Record):
     class_thresholds: dict[str, float] = Field(default_factory=dict)
     can_segment: bool = False
     segment: SegmentDefaults | None = None
+    open_vocabulary: bool = False
     stage: str = ""
     licence: str = ""
     trained_on: str = ""

@@ -7,9 +7,17 @@ import json
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
+
+from models.data.open_labels import Vocabulary
 
 Task = Literal["pseudo_mask", "segment"]
 
@@ -103,6 +111,7 @@ class JobRequest(Record):
         labels: class names in canonical order; none to segment, which finds them itself.
         options: see Options.
         model: see ModelRef.
+        vocabulary: "open" where a label is none of the model's classes.
     """
 
     task: Task = "pseudo_mask"
@@ -110,6 +119,15 @@ class JobRequest(Record):
     labels: tuple[str, ...]
     options: Options
     model: ModelRef
+    vocabulary: Vocabulary = "closed"
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the vocabulary out while it is closed: requests keep the ids from before there was another one."""
+        content: dict[str, Any] = dump(self)
+        if self.vocabulary == "closed":
+            content.pop("vocabulary", None)
+        return content
 
     def job_id(self) -> str:
         """Return the job's id: 32 hex digits of the hash of everything that decides its result."""
@@ -136,6 +154,7 @@ class ClassRecord(Record):
         alignment_class: cosine of its region with its class text, if the bundle holds CLIP.
         alignment_background: cosine of its region with its background prompt, likewise.
         box: left, top, right, bottom in pixels, or None without any.
+        zero_shot: whether the model was not trained on it, and its CAM comes from CLIP's text alone.
     """
 
     index: int
@@ -145,6 +164,7 @@ class ClassRecord(Record):
     alignment_class: float | None = None
     alignment_background: float | None = None
     box: tuple[int, int, int, int] | None = None
+    zero_shot: bool = False
 
 
 class Timings(Record):

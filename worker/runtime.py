@@ -31,6 +31,11 @@ class Described(Protocol):
         """Whether it holds a segmenter."""
         ...
 
+    @property
+    def open_vocabulary(self) -> bool:
+        """Whether labels may be others than its classes."""
+        ...
+
     def to_json(self) -> dict[str, Any]:
         """Return it in JSON's types."""
         ...

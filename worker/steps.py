@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TypeVar
 
+from models.data.open_labels import with_open_labels
 from models.files import provenance, scores_npz
 from models.images import UprightImage, read_image
 from models.photos import Labeled, OnProgress, Unlabeled
@@ -77,8 +78,11 @@ def decode(request: JobRequest, runtime: Runtime) -> Photo:
     started = time.perf_counter()
     predictor, options = runtime.predictor, MaskOptions(**request.options.model_dump())
     # The API has seen to labels and segmenter, but the bundle may have been another one then.
+    classes = predictor.info.classes
     if request.task == "pseudo_mask":
-        predictor.info.classes.resolve(request.labels)
+        if request.vocabulary == "open" and runtime.model.open_vocabulary:
+            classes = with_open_labels(classes, request.labels)
+        classes.resolve(request.labels)
     elif not runtime.model.can_segment:
         raise CannotSegmentError(f"expected a model with a segmenter, got {runtime.model.name!r}")
     data = _patiently(runtime, partial(runtime.blobs.get, request.image))
@@ -86,7 +90,7 @@ def decode(request: JobRequest, runtime: Runtime) -> Photo:
     height, width = image.pixels.shape[:2]
     asked: Labeled | Unlabeled
     if request.task == "pseudo_mask":
-        asked = Labeled(image.pixels, request.labels, options)
+        asked = Labeled(image.pixels, request.labels, options, classes)
         size = predictor.working_size(height, width)
     else:
         asked, size = Unlabeled(image.pixels, options), predictor.segment_size(height, width)
@@ -139,8 +143,7 @@ def conclude(
     segmentation = runtime.predictor.finish(half_done)
     refined = time.perf_counter()
     model, request = runtime.model, photo.request
-    names = [each.name for each in segmentation.classes]
-    text = provenance(model, names, request.options.model_dump())
+    text = provenance(model, segmentation.classes, request.options.model_dump())
     blobs = store(segmentation, runtime, text=text)
     encoded = time.perf_counter()
     height, width = segmentation.label_map.shape

@@ -41,17 +41,25 @@ def export(
     segmenter: Annotated[
         bool, typer.Option(help="Take along the segmenter, if the run has one.")
     ] = True,
+    open_vocabulary: Annotated[
+        bool,
+        typer.Option(
+            "--open-vocabulary",
+            help="Take along CLIP's text tower, for labels that the bundle was not trained on.",
+        ),
+    ] = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
     """Pack what a run has trained into the one folder that predict and serve load."""
-    from models.export import export_bundle, with_class_thresholds
+    from models.export import Part, export_bundle, with_class_thresholds
     from models.json_files import read_json
     from models.run import open_run
 
     run = open_run(work, device=pick_device(device, threads))
     if class_thresholds:
         run = with_class_thresholds(run, read_json(class_thresholds))
+    wishes: dict[Part, bool] = {"segmenter": segmenter, "text_tower": open_vocabulary}
     info = export_bundle(
         run,
         output,
@@ -59,7 +67,7 @@ def export(
         licence=licence,
         trained_on=trained_on,
         metrics=_read_metrics(metrics) if metrics else (),
-        with_segmenter=segmenter,
+        parts=[part for part, wanted in wishes.items() if wanted],
     )
     size = sum(path.stat().st_size for path in output.iterdir())
     print(f"{info.name} {info.version}: {size / 1e6:.1f} MB in {output}")

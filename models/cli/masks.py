@@ -20,12 +20,14 @@ from models.cli.options import (
     PowerOption,
     RefineOption,
     ThreadsOption,
+    VocabularyOption,
     pick_device,
     progress,
 )
 from models.cli.results import check_keeps, write_results
 
 if TYPE_CHECKING:
+    from models.bundle_info import BundleInfo
     from models.make_masks import Outcome
     from models.predictor import Predictor
 
@@ -47,6 +49,7 @@ def predict(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", help="Folder for the results.")],
+    vocabulary: VocabularyOption = "closed",
     bundle: BundleOption = DEFAULT_BUNDLE,
     refine: RefineOption = None,
     background_threshold: BackgroundOption = None,
@@ -57,13 +60,19 @@ def predict(
 ) -> None:
     """Make the pseudo mask of one photo: STEM.png, STEM_overlay.png and STEM.json."""
     from models.bundle_info import find_bundle, read_info
+    from models.data.open_labels import with_open_labels
     from models.images import read_image
 
     # The photo and the labels are checked before the model is loaded, so that mistakes answer at once.
     labels = [part.strip() for label in labels for part in label.split(",")]
     upright = read_image(image.read_bytes())
     check_keeps(output, image)
-    read_info(find_bundle(bundle)).classes.resolve(labels)
+    info = read_info(find_bundle(bundle))
+    classes = info.classes
+    if vocabulary == "open":
+        _require_open(info)
+        classes = with_open_labels(classes, labels)
+    classes.resolve(labels)
     predictor = _load_predictor(bundle, device, threads)
     options = predictor.options(
         refine=refine,
@@ -71,10 +80,11 @@ def predict(
         background_power=background_power,
         min_confidence=min_confidence,
     )
-    segmentation = predictor.pseudo_mask(upright.pixels, labels, options)
+    segmentation = predictor.pseudo_mask(upright.pixels, labels, options, classes=classes)
     stem = write_results(output, image, upright, segmentation, options, info=predictor.info)
     for each in segmentation.classes:
-        print(f"{each.name}: {each.area:.1%} of the image, confidence {each.confidence or 0:.2f}")
+        name = f"{each.name} (zero-shot)" if each.zero_shot else each.name
+        print(f"{name}: {each.area:.1%} of the image, confidence {each.confidence or 0:.2f}")
     print(f"written to {stem}.png, {stem}_overlay.png and {stem}.json")
 
 
@@ -82,6 +92,7 @@ def make_masks(
     images: ImagesOption,
     labels: LabelsFileOption,
     output: Annotated[Path, typer.Option("--output", help="Folder for masks, classes, summary.")],
+    vocabulary: VocabularyOption = "closed",
     bundle: BundleOption = DEFAULT_BUNDLE,
     refine: RefineOption = None,
     background_threshold: BackgroundOption = None,
@@ -98,13 +109,17 @@ def make_masks(
 ) -> None:
     """Make pseudo masks of a folder: masks/STEM.png, classes.txt, summary.json. Continues where it stopped."""
     from models.bundle_info import find_bundle, read_info
-    from models.data.folder import read_folder
+    from models.data.folder import classes_with_open_labels, read_folder
     from models.make_masks import make_pseudo_masks
     from models.mask_job import MaskJob, make_here, make_in_processes
     from models.mask_options import pseudo_mask_options
 
     info = read_info(find_bundle(bundle))
-    samples = read_folder(images, labels, info.classes)
+    classes = info.classes
+    if vocabulary == "open":
+        _require_open(info)
+        classes = classes_with_open_labels(labels, classes)
+    samples = read_folder(images, labels, classes)
     options = pseudo_mask_options(
         info.inference,
         refine=refine,
@@ -112,7 +127,7 @@ def make_masks(
         background_power=background_power,
         min_confidence=min_confidence,
     )
-    job = MaskJob(output, options, save_scores=save_scores)
+    job = MaskJob(output, options, save_scores=save_scores, classes=classes)
     if processes == 1:
         make = partial(make_here, _load_predictor(bundle, device, threads), job)
     else:
@@ -132,6 +147,15 @@ def report_outcome(outcome: Outcome, output: Path) -> None:
         Console(stderr=True).print(f"semples: {name}: {reason}", markup=False)
     if outcome.failed:
         raise typer.Exit(1)
+
+
+def _require_open(info: BundleInfo) -> None:
+    from models.data.open_labels import why_closed
+
+    if not info.open_vocabulary:
+        raise ValueError(
+            f"expected a bundle with an open vocabulary, got {info.name!r}: {why_closed(info.kind)}"
+        )
 
 
 def _load_predictor(bundle: str, device: str, threads: int) -> Predictor:

@@ -23,6 +23,7 @@ from rich.progress import (
 )
 
 from models.data.labels import FORMS
+from models.data.open_labels import Vocabulary
 from models.refine.names import REFINERS
 
 if TYPE_CHECKING:
@@ -55,6 +56,13 @@ PowerOption = Annotated[
 ConfidenceOption = Annotated[
     float | None,
     typer.Option(help="Pixels less sure become 255 (ignore), in [0, 1). Default: the bundle's."),
+]
+VocabularyOption = Annotated[
+    Vocabulary,
+    typer.Option(
+        "--vocabulary",
+        help="open: labels may be others than the bundle's classes, if it has CLIP's text tower.",
+    ),
 ]
 DeviceOption = Annotated[
     str, typer.Option("--device", help="cpu, cuda, cuda:1, …; auto takes a GPU if there is one.")

@@ -93,7 +93,7 @@ def _pack(run: Run, folder: Path) -> bool:
     trained = [each for each in STAGES if (run.work / each / "generator.safetensors").is_file()]
     stage = [STAGES[0], *trained][-1]
     try:
-        export_bundle(run, folder, stage=stage, licence="", trained_on="", with_segmenter=False)
+        export_bundle(run, folder, stage=stage, licence="", trained_on="", parts=())
     except ValueError as error:
         console = Console(stderr=True, soft_wrap=True)
         console.print(

@@ -38,7 +38,7 @@ def write_results(
 
     stem = output / image.stem
     names = [each.name for each in segmentation.classes]
-    text = provenance(info, names, asdict(options.among(names)))
+    text = provenance(info, segmentation.classes, asdict(options.among(names)))
     mask = label_map_png(segmentation.label_map, text=text)
     write_atomically(stem.with_name(f"{image.stem}.png"), mask)
     overlay = overlay_png(upright.pixels, segmentation.label_map)

@@ -44,7 +44,7 @@ def rethreshold(
     from models.make_masks import make_pseudo_masks
     from models.mask_job import MaskJob
     from models.mask_options import pseudo_mask_options
-    from models.rethreshold import redecide, stored_samples
+    from models.rethreshold import redecide, stored_classes, stored_samples
     from models.thresholds import MIN_PHOTOS, estimate_thresholds
 
     if output.resolve() == folder.resolve():
@@ -72,7 +72,7 @@ def rethreshold(
         print(f"thresholds estimated for {len(estimated)} of {len(occurring)} classes")
         # The others keep the bundle's, or what --background-threshold says.
         options = replace(options, class_thresholds={**options.class_thresholds, **estimated})
-    job = MaskJob(output, options, save_scores=False)
+    job = MaskJob(output, options, save_scores=False, classes=stored_classes(folder, info))
     with progress("masks", len(samples)) as (bar, task):
         outcome = make_pseudo_masks(
             info,

@@ -91,6 +91,10 @@ class ClassList:
             raise UnknownLabelError(label, self._nearest(key))
         return self._channels[key]
 
+    def knows(self, label: str) -> bool:
+        """Return whether a class is called so, by its name or a synonym."""
+        return normalize(label) in self._channels
+
     def resolve(self, labels: Sequence[str]) -> tuple[ClassInfo, ...]:
         """Return the classes that labels name, each once, in channel order.
 

@@ -6,7 +6,26 @@ from pathlib import Path
 
 from models.data.classes import MAX_LABELS, ClassList, UnknownLabelError
 from models.data.labels import read_labels
+from models.data.open_labels import with_open_labels
 from models.data.sample import Sample
+
+
+def classes_with_open_labels(labels: Path, classes: ClassList) -> ClassList:
+    """Return classes with one for each label of a file that none of them is called by; see ``with_open_labels``.
+
+    Args:
+        labels: anything that ``read_labels`` takes.
+        classes: of a bundle.
+
+    Raises:
+        ValueError: if a label will not do, or they are too many.
+        OSError: if the labels cannot be read.
+    """
+    rows = read_labels(labels, classes)
+    try:
+        return with_open_labels(classes, {label for names in rows.values() for label in names})
+    except ValueError as error:
+        raise ValueError(f"{labels}: {error}") from error
 
 
 def read_folder(images: Path, labels: Path, classes: ClassList) -> list[Sample]:

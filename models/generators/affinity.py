@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch.nn.functional as F
 from torch import Tensor
-
-from models.generators import MaskGenerator
 
 
 def cosine_affinity(features: Tensor) -> Tensor:
@@ -19,6 +19,18 @@ def cosine_affinity(features: Tensor) -> Tensor:
     return (unit.transpose(1, 2) @ unit).relu().view(-1, *grid, *grid)
 
 
+class TwoSteps(Protocol):
+    """What there is of a mask generator here: its features of images, and the CAMs read from them."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return what the network knows of images before its head; see MaskGenerator."""
+        ...
+
+    def cams(self, features: Tensor) -> Tensor:
+        """Read the CAMs from features; see MaskGenerator."""
+        ...
+
+
 class RememberingGenerator:
     """A mask generator that keeps its features of a batch, which an affinity would compute again.
 
@@ -29,7 +41,7 @@ class RememberingGenerator:
         size: (H, W) of the images whose features are kept; other scales' are not.
     """
 
-    def __init__(self, generator: MaskGenerator, *, size: tuple[int, int]) -> None:
+    def __init__(self, generator: TwoSteps, *, size: tuple[int, int]) -> None:
         self._generator, self._size = generator, size
         self._features: Tensor | None = None
 

@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from models.clip import FrozenClip
+from models.clip import FrozenClip, FrozenImageTower
 from models.generators.cnn import CnnGenerator
 
 # Evidence is a few units high, so that the released epsilon of 0.1 in the masks' min-max stays small beside it.
@@ -39,20 +39,20 @@ def trunk_name(clip: FrozenClip) -> str:
     return str(visual.trunk.pretrained_cfg["architecture"])
 
 
-def text_initialized_head(clip: FrozenClip, class_text: Tensor) -> Tensor:
+def text_initialized_head(tower: FrozenImageTower, class_text: Tensor) -> Tensor:
     """Write a 1×1 head whose evidence, averaged over space, is proportional to CLIP's own score of the class.
 
     The tower pools features f and projects them, so t · P mean(f) = mean((Pᵀt) · f): the row of a class is Pᵀt.
     All rows share one scale, by which the evidence of a feature as large as P's typical input is EVIDENCE_SCALE.
 
     Args:
-        clip: a CLIP that ``trunk_name`` accepts.
+        tower: the image tower of a CLIP that ``trunk_name`` accepts.
         class_text: class text embeddings, (K, D), L2-normalized.
 
     Returns:
         Head weights, (K, C).
     """
-    projection = clip.model.visual.head.proj.weight
+    projection = tower.visual.head.proj.weight
     with torch.no_grad():
         rows: Tensor = class_text @ projection
         scale: Tensor = EVIDENCE_SCALE / rows.norm(dim=1).mean()

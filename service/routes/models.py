@@ -15,8 +15,8 @@ router = APIRouter(tags=["models"])
 def get_models(catalog: CatalogDependency) -> ModelList:
     """List the models: classes with synonyms, defaults, measured metrics, licence, version.
 
-    ``can_segment`` says whether ``POST /segment`` takes a model; its defaults are in ``segment``. What its prompts
-    learned is under ``/models/{name}``.
+    ``can_segment`` says whether ``POST /segment`` takes a model; its defaults are in ``segment``. ``open_vocabulary``
+    says whether it takes ``vocabulary=open``. What its prompts learned is under ``/models/{name}``.
     """
     alive = {worker.model for worker in catalog.workers()}
     default, segment = catalog.default("pseudo_mask"), catalog.default("segment")

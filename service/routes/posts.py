@@ -165,7 +165,8 @@ async def post_pseudo_mask(
 ) -> Response:
     """Make a mask of an image from the labels of what it shows.
 
-    The same image, labels, options and model version give the same job, which runs once.
+    The same image, labels, options and model version give the same job, which runs once. With ``vocabulary=open``
+    labels may be others than the model's classes: up to 64 bytes of letters, digits, spaces and a few marks each.
     """
     return await at.answer(form)
 

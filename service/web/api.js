@@ -52,12 +52,13 @@ export const cancel = (id) => json(`jobs/${id}`, { method: "DELETE" });
 export const file = async (path, options) => (await call(path, options)).blob();
 
 /** Post a photo: with labels for a mask of these, without for whatever it shows. */
-export function post(photo, { labels, model, refine }, options) {
+export function post(photo, { labels, model, refine, vocabulary }, options) {
   const body = new FormData();
   body.append("image", photo, photo.name || "photo");
   for (const label of labels) body.append("labels", label);
   if (model) body.append("model", model);
   if (refine) body.append("refine", refine);
+  if (labels.length && vocabulary) body.append("vocabulary", vocabulary);
   return json(labels.length ? "pseudo-mask" : "segment", { method: "POST", body, ...options });
 }
 

@@ -148,6 +148,7 @@ function suggest({ label, nearest }) {
   const replace = (name) => () => labels.set(labels.chosen.flatMap((each) => (each !== label ? [each] : name ? [name] : [])));
   const detail = nearest.length ? "Did you mean one of these?" : "Choose another one from the list";
   const actions = nearest.map((name) => [name, () => { replace(name)(); send(); }]);
+  if (models.isOpen) actions.push([`Try “${label}” all the same`, () => { byId("open").checked = true; send(); }]);
   showProblem({ title: `The model does not know “${label}”`, detail }, [...actions, ["Leave it out", replace(null)]]);
 }
 

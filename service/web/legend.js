@@ -27,7 +27,7 @@ export class Legend {
     if (focused) byId("legend").querySelector(`[data-index="${focused}"]`)?.focus();
   }
 
-  #row({ index, name, area, confidence, alignment_class: own, alignment_background: other }, moved) {
+  #row({ index, name, area, confidence, alignment_class: own, alignment_background: other, zero_shot: guessed }, moved) {
     const box = make("input", { type: "checkbox", checked: !this.#hidden.has(index), "data-index": index });
     box.addEventListener("change", () => {
       if (box.checked) this.#hidden.delete(index);
@@ -38,9 +38,11 @@ export class Legend {
     // The mask's file has VOC's colors, pictures over the photo have brighter ones.
     swatch.style.setProperty("--voc", css(voc, index));
     swatch.style.setProperty("--vivid", css(vivid, index));
-    const fit = moved || own === undefined || own === null ? "–" : `${own.toFixed(2)}/${other.toFixed(2)}`;
+    const [near, far] = [own, other].map((cosine) => cosine?.toFixed(2) ?? "–");
+    const fit = moved || near === "–" ? "–" : `${near}/${far}`;
+    const note = guessed ? make("span", { className: "soft small" }, " not trained on") : null;
     return make("tr", {},
-      make("th", { scope: "row" }, make("label", {}, box, swatch, make("span", {}, name))),
+      make("th", { scope: "row" }, make("label", {}, box, swatch, make("span", {}, name, note))),
       ...[percent(area), confidence ? confidence.toFixed(2) : "–", fit].map((words) => make("td", {}, words)));
   }
 }

@@ -33,14 +33,20 @@ export class Models {
     return Boolean(this.#model?.can_segment);
   }
 
+  get isOpen() {
+    return Boolean(this.#model?.open_vocabulary);
+  }
+
   get chosen() {
-    return { model: this.#model?.name, refine: byId("refine").value };
+    const vocabulary = this.isOpen && byId("open").checked ? "open" : "";
+    return { model: this.#model?.name, refine: byId("refine").value, vocabulary };
   }
 
   #tell() {
     const model = this.#model;
     const free = model?.can_segment ? "can look without labels" : "needs labels";
     byId("model-note").textContent = model ? `Knows ${model.classes.length} classes, ${free}.` : "No model is up yet.";
+    byId("open-row").hidden = !this.isOpen;
     byId("refine-default").textContent = model ? `As the model does (${model.refine.replaceAll("+", ", ")})` : "As the model does";
     this.changed();
   }
