@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -31,7 +32,11 @@ def listen(api: httpx.Client, path: str, *, after: str | None = None) -> list[Ev
     with api.stream("GET", f"{path}/events", headers=headers) as answer:
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/event-stream")
-        text = "".join(answer.iter_text())
+        return events_of(answer)
+
+
+def events_of(answer: httpx.Response) -> list[Event]:
+    text = "".join(answer.iter_text())
     return [parse(block) for block in text.split("\r\n\r\n") if block and not block.startswith(":")]
 
 
@@ -128,15 +133,16 @@ def test_places_are_bounded(place: Place, worker: WorkerProcess) -> None:
     worker.stop()
     with http_api(place, max_listening=2) as api:
         path = post(api, "cat")
-        with ThreadPoolExecutor(2) as pool:
-            heard = [pool.submit(listen, api, path) for _ in range(2)]
-            wait_for(lambda: is_refused(api, path))
+        with ExitStack() as stack:
+            heard = [stack.enter_context(api.stream("GET", f"{path}/events")) for _ in range(2)]
+            assert [each.status_code for each in heard] == [200, 200]
             refused = api.get(f"{path}/events")
             assert refused.json()["type"] == "/problems/too-many-listeners"
             assert refused.headers["Retry-After"] == "5"
             api.delete(path)
-            assert [statuses(each.result())[-1] for each in heard] == ["canceled"] * 2
-        assert statuses(listen(api, path))[-1] == "canceled"  # the places are free again
+            assert [statuses(events_of(each))[-1] for each in heard] == ["canceled"] * 2
+        wait_for(lambda: not is_refused(api, path))  # the places are free again
+        assert statuses(listen(api, path))[-1] == "canceled"
     worker.start()
 
 
