@@ -52,6 +52,16 @@ def live(worker: WorkerProcess) -> None:
     del worker
 
 
+def test_labels_that_the_model_was_not_trained_on(client: Client, photo: bytes) -> None:
+    with pytest.raises(UnknownLabel):
+        client.pseudo_mask(photo, ["cat", "zebra"])
+    result = client.pseudo_mask(photo, ["cat", "zebra"], vocabulary="open")
+    assert [(each.name, each.zero_shot) for each in result.classes] == [
+        ("cat", False),
+        ("zebra", True),
+    ]
+
+
 def test_a_mask_is_the_services(
     client: Client, api: httpx.Client, photo: bytes, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from service.client import flows, operations
 from service.client.calls import (
     Call,
     ImageLike,
+    PhotoOptions,
     PseudoMaskOptions,
     SegmentOptions,
     Thresholds,
@@ -69,7 +70,7 @@ class AsyncClient:
         labels: str | Sequence[str],
         *,
         on_progress: OnProgress | None = None,
-        **options: Unpack[PseudoMaskOptions],
+        **options: Unpack[PhotoOptions],
     ) -> AsyncResult:
         """Make a mask of an image from the labels of what it shows."""
         flow = operations.pseudo_mask(image, labels, options, self._retries, on_progress)
@@ -200,7 +201,7 @@ class AsyncClient:
         return await self._run(operations.save_archive(batch_id, path, format, self._retries))
 
     async def cancel_batch(self, batch_id: str) -> None:
-        """Cancel what is not done of a batch, and forget it."""
+        """Cancel what is not done of a batch; forget one that has ended."""
         await self._run(operations.cancel_batch(batch_id, self._retries))
 
     def _result(self, made: MaskedJob) -> AsyncResult:

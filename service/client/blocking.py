@@ -12,7 +12,13 @@ from anyio.from_thread import start_blocking_portal
 
 from service.client import flows, operations
 from service.client.asynchronous import AsyncClient
-from service.client.calls import ImageLike, PseudoMaskOptions, SegmentOptions, Thresholds
+from service.client.calls import (
+    ImageLike,
+    PhotoOptions,
+    PseudoMaskOptions,
+    SegmentOptions,
+    Thresholds,
+)
 from service.client.connecting import RETRIES, TIMEOUT_SECONDS, http_options
 from service.client.documents import Batch, Job, Model
 from service.client.flows import Answer, Flow, MaskedJob, Pause, Send
@@ -78,7 +84,7 @@ class Client:
         labels: str | Sequence[str],
         *,
         on_progress: OnProgress | None = None,
-        **options: Unpack[PseudoMaskOptions],
+        **options: Unpack[PhotoOptions],
     ) -> Result:
         """Make a mask of an image from the labels of what it shows; returns when it is done, however long that takes.
 
@@ -86,7 +92,7 @@ class Client:
             image: a path, a file's bytes, a Pillow image, or uint8 pixels.
             labels: names or synonyms of the model's classes.
             on_progress: told how it goes.
-            options: model, refine, background_threshold or background_power, min_confidence.
+            options: model, vocabulary, refine, background_threshold or background_power, min_confidence.
 
         Raises:
             JobFailed: if the job fails.
@@ -208,7 +214,7 @@ class Client:
         return self._run(operations.save_archive(batch_id, path, format, self._retries))
 
     def cancel_batch(self, batch_id: str) -> None:
-        """Cancel what is not done of a batch, and forget it."""
+        """Cancel what is not done of a batch; forget one that has ended."""
         self._run(operations.cancel_batch(batch_id, self._retries))
 
     def _result(self, made: MaskedJob) -> Result:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypedDict, get_type_hints
+from typing import Any, Final, Literal, TypedDict, get_type_hints
 from urllib.parse import quote
 
 import httpx
@@ -49,6 +49,12 @@ class PseudoMaskOptions(SegmentOptions, total=False):
 
     background_threshold: float | None
     background_power: float | None
+
+
+class PhotoOptions(PseudoMaskOptions, total=False):
+    """How one photo's pseudo mask is made; ``vocabulary`` "open" takes labels that the model was not trained on."""
+
+    vocabulary: Literal["closed", "open"] | None
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,11 @@ class Call:
 
 
 def pseudo_mask_call(
-    image: bytes, labels: str | Sequence[str], options: PseudoMaskOptions, *, wait: int
+    image: bytes,
+    labels: str | Sequence[str],
+    options: PseudoMaskOptions | PhotoOptions,
+    *,
+    wait: int,
 ) -> Call:
     """Return the post of an image with its labels.
 
@@ -118,7 +128,7 @@ def pseudo_mask_call(
     chosen = [labels] if isinstance(labels, str) else list(labels)
     if not chosen:
         raise ValueError("expected at least one label, got none")
-    form = {**checked(options, PseudoMaskOptions), "labels": chosen}
+    form = {**checked(options, PhotoOptions), "labels": chosen}
     return _post_image("/pseudo-mask", image, form, wait=wait)
 
 

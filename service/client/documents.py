@@ -158,6 +158,7 @@ def _class(said: Mapping[str, Any]) -> ClassResult:
         alignment_class=said.get("alignment_class"),
         alignment_background=said.get("alignment_background"),
         box=tuple(box) if box else None,
+        zero_shot=bool(said.get("zero_shot", False)),
     )
 
 

@@ -10,6 +10,7 @@ from service.client import documents
 from service.client.calls import (
     Call,
     ImageLike,
+    PhotoOptions,
     PseudoMaskOptions,
     SegmentOptions,
     Thresholds,
@@ -45,7 +46,7 @@ BATCH_PAUSES: Final = (1.0, 2.0, 5.0, 10.0)
 def pseudo_mask(
     image: ImageLike,
     labels: str | Sequence[str],
-    options: PseudoMaskOptions,
+    options: PhotoOptions,
     retries: Retries,
     on_progress: OnProgress | None,
 ) -> Flow[MaskedJob]:
@@ -121,7 +122,7 @@ def wait_for_batch(batch_id: str, retries: Retries) -> Flow[Batch]:
 
 
 def cancel_batch(batch_id: str, retries: Retries) -> Flow[None]:
-    """Cancel what is not done of a batch, and forget it."""
+    """Cancel what is not done of a batch; forget one that has ended."""
     yield from ask(Call("DELETE", f"/batches/{quoted(batch_id)}"), retries)
 
 
