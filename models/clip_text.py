@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 CLASS_TEMPLATE = "a photo of {}."
 _TEXT_BATCH = 256
+REMEMBERED_WORDS = 10_000
 _IMAGE_PARTS = ("visual.", "logit_")
 
 Tokenizer = Callable[[list[str]], Tensor]
@@ -139,4 +140,17 @@ def build_text_tower(config: Mapping[str, Any]) -> FrozenTextTower:
     tokenizer = open_clip.SimpleTokenizer(
         context_length=model.context_length, **described.get("tokenizer_kwargs", {})
     )
-    return FrozenTextTower(model, tokenizer)
+    return FrozenTextTower(model, _forgetful(tokenizer))
+
+
+def _forgetful(tokenizer: Any) -> Tokenizer:
+    """Keep open_clip's tokenizer from remembering every word that it ever read: they come from outside, without end."""
+    at_first = dict(tokenizer.cache)
+
+    def tokenize(texts: list[str]) -> Tensor:
+        if len(tokenizer.cache) > REMEMBERED_WORDS:
+            tokenizer.cache = dict(at_first)
+        tokens: Tensor = tokenizer(texts)
+        return tokens
+
+    return tokenize

@@ -5,13 +5,16 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from numpy.typing import NDArray
 
 from benchmarks.open_vocabulary import forgetful
+from models import clip_text
 from models.bundle import BundleError, load_bundle
 from models.bundle_info import MANIFEST, TEXT_TOWER_FILE
 from models.clip import FrozenClip, text_config
@@ -204,6 +207,22 @@ def test_a_label_is_read_once_and_not_kept_forever(tiny_open_bundle: Path) -> No
         predictor.activate([asked(predictor, *labels)])
     assert len(read) == 2
     assert OpenVocabulary(bundle)._remembered.cache_info().maxsize == REMEMBERED
+
+
+def test_words_from_outside_do_not_fill_the_memory(
+    tiny_clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clip_text, "REMEMBERED_WORDS", 20)
+    made: list[Any] = []
+    plain = open_clip.SimpleTokenizer
+    monkeypatch.setattr(
+        open_clip, "SimpleTokenizer", lambda **options: made.append(plain(**options)) or made[-1]
+    )
+    tower = clip_text.build_text_tower(text_config(f"local-dir:{tiny_clip_folder}", None))
+    for number in range(30):
+        words = f"{chr(97 + number % 26)}qx word{chr(97 + number // 26)}{chr(97 + number % 26)}z"
+        assert torch.equal(tower.tokenizer([words]), plain()([words]))
+    assert len(made[0].cache) <= 20 + len(words.split())
 
 
 def test_half_precision_leaves_texts_alone(tiny_open_bundle: Path) -> None:
