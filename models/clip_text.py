@@ -126,11 +126,13 @@ def build_text_tower(config: Mapping[str, Any]) -> FrozenTextTower:
     """Build a text tower with random weights from what ``models.clip.text_config`` returned.
 
     Raises:
-        ValueError: if it is not causal.
+        ValueError: if it is not a causal transformer of open_clip's own.
     """
     # open_clip builds towers only in pairs; the smallest image tower costs nothing and is dropped.
     vision = {"layers": 1, "width": 8, "head_width": 8, "patch_size": 8, "image_size": 8}
     described = config["text_cfg"]
+    if described.get("hf_model_name"):  # which would be fetched, whoever wrote the name
+        raise ValueError("expected a text tower of open_clip's own, got one of a model hub")
     model = open_clip.CLIP(
         config["embed_dim"], vision, described, quick_gelu=config.get("quick_gelu", False)
     )

@@ -125,6 +125,22 @@ def test_a_tokenizer_of_others_is_refused(tmp_path: Path, tiny_clip_folder: Path
         text_config(f"local-dir:{copy}", None)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hf_model_name": "x/y"}, "expected a text tower of open_clip's own"),
+        ({"no_causal_mask": True}, "expected a causal text transformer"),
+    ],
+)
+def test_other_text_towers_are_refused(
+    tiny_clip_folder: Path, change: dict[str, object], message: str
+) -> None:
+    config = text_config(f"local-dir:{tiny_clip_folder}", None)
+    changed = {**config, "text_cfg": {**config["text_cfg"], **change}}
+    with pytest.raises(ValueError, match=message):
+        clip_text.build_text_tower(changed)
+
+
 def test_the_head_is_the_zero_shot_generators(
     predictor: Predictor, tiny_run: Run, untrained: Path
 ) -> None:

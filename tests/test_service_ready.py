@@ -102,7 +102,7 @@ SHARED = {"model", "refine", "min_confidence", "callback_url"}
         (
             "/pseudo-mask",
             {"image", "labels"},
-            {*SHARED, "background_threshold", "background_power"},
+            {*SHARED, "vocabulary", "background_threshold", "background_power"},
         ),
         ("/segment", {"image"}, SHARED),
     ],
