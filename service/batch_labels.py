@@ -13,7 +13,7 @@ from models.data.labels import read_labels
 from service.errors import ProblemError
 from service.zips import Contents, refused
 from worker.batch_records import BatchItem
-from worker.batch_zips import DAMAGED
+from worker.batch_zips import DAMAGED, read_entry
 
 CSV, NUMBERS, CLASSES = "labels.csv", "image_labels.txt", "classes.txt"
 MOST_BYTES: Final = 64 * 2**20
@@ -102,7 +102,7 @@ def _unpack(archive: ZipFile, source: Sequence[ZipInfo], folder: Path) -> Path:
         name = PurePosixPath(entry.filename).name
         # XML files say themselves which photo they are about; two may have the same name.
         target = place / (f"{number} {name}" if is_xml else name)
-        content = archive.read(entry)
+        content = read_entry(archive, entry)
         if is_xml and b"<!" in content.replace(b"<!--", b""):
             raise refused(entry.filename, "expected XML without a document type")
         target.write_bytes(content)
@@ -114,7 +114,7 @@ def _unpack_classes(archive: ZipFile, contents: Contents, folder: Path) -> Path 
     for entry in contents.others:
         if entry.filename.removeprefix(contents.root) == CLASSES and entry.file_size < MOST_BYTES:
             path = folder / CLASSES
-            path.write_bytes(archive.read(entry))
+            path.write_bytes(read_entry(archive, entry))
             return path
     return None
 

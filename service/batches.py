@@ -34,7 +34,7 @@ from worker.batch_items import (
     tell_counts,
 )
 from worker.batch_keys import ItemStatus, kept
-from worker.batch_records import BatchItem, BatchRecord, BatchRequest, ItemOutcome
+from worker.batch_records import BATCH_META, BatchItem, BatchRecord, BatchRequest, ItemOutcome
 from worker.blob_keys import file_key
 from worker.blobs import BlobStore
 from worker.cancel import take_back
@@ -187,7 +187,8 @@ class Batches:
         queue = open_queue(self._redis, record.request.model.name)
         for job_id in jobs:
             job = fetch_job(self._redis, job_id)
-            if job is not None:
+            # One that somebody had posted before is theirs.
+            if job is not None and job.meta.get(BATCH_META) == record.id:
                 take_back(queue, job)
         tell_counts(self._redis, record.id, counts_of(self._redis, record.id))
 

@@ -132,6 +132,17 @@ def test_the_same_zip_is_the_same_batch_and_runs_again_what_may_go_well(
     assert accepted(api, packed({**files, "c.png": photo()})) != path
 
 
+def test_what_somebody_posted_alone_outlives_a_canceled_batch(api: httpx.Client) -> None:
+    one = photo()
+    alone = api.post("/pseudo-mask", files={"image": one}, data={"labels": "slow"}).json()
+    path = accepted(api, packed({"labels.csv": rows({"a.png": "slow"}), "a.png": one}))
+    wait_for(lambda: api.get(path).json()["counts"]["waiting"] == 0, what="the photo's turn")
+    assert api.delete(path).json()["status"] == "canceled"
+    job = f"/jobs/{alone['id']}"
+    wait_for(lambda: api.get(job).json()["status"] in ("finished", "canceled"), what="its end")
+    assert api.get(job).json()["status"] == "finished"
+
+
 def test_canceled_in_the_middle_it_goes_on_when_it_is_posted_again(
     api: httpx.Client, place: Place
 ) -> None:

@@ -7,8 +7,10 @@ import io
 import stat
 import struct
 import tempfile
+import tracemalloc
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ from tests.batch_zips import packed, post, rows
 from tests.service_doubles import Info
 from tests.service_fixtures import Place, http_api, png
 from worker.batch_keys import KNOWN_KEY
+from worker.batch_zips import DAMAGED, Zips
+from worker.blob_keys import file_key
+from worker.blobs import BlobStore
 from worker.presence import ModelInfo, WorkerInfo, announce
 
 MOST = 300_000
@@ -222,6 +227,17 @@ CASES = {
         "invalid-labels",
         "'a.png': expected at most 32 labels, got 33",
     ),
+    "a document type in UTF-16": (
+        packed(
+            {
+                "a.png": png(),
+                "a.xml": '<!DOCTYPE a [<!ENTITY b "cat">]><annotation/>'.encode("utf-16"),
+            }
+        ),
+        422,
+        "invalid-labels",
+        "a document type",
+    ),
     "a size that is a lie": (lying(), 202, "", ""),
 }
 
@@ -293,6 +309,22 @@ def test_photos_are_not_read_when_the_zip_is_posted(api: httpx.Client) -> None:
     path = answer.json()["links"]["self"]
     assert api.delete(path).status_code == 200
     assert api.delete(path).status_code == 204
+
+
+def test_no_more_is_unpacked_than_an_entry_says(tmp_path: Path) -> None:
+    """It says 1,000 bytes, and would be 40 MB."""
+    data = packed({"a.png": bytes(40_000_000)})
+    bomb = data.replace((40_000_000).to_bytes(4, "little"), (1000).to_bytes(4, "little"))
+    assert bomb.count((1000).to_bytes(4, "little")) == 2
+    blobs = BlobStore.open(str(tmp_path))
+    key = file_key("archives", io.BytesIO(bomb))
+    blobs.put_file(key, io.BytesIO(bomb))
+    tracemalloc.start()
+    with suppress(*DAMAGED):
+        assert len(Zips(blobs).read(key, "a.png")) == 1000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4_000_000
 
 
 def test_no_room_to_receive_a_zip(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -13,6 +14,8 @@ from service.processes import Child
 from tests.batch_zips import accepted, ended, items, janitor, many, packed, runs
 from tests.service_fixtures import NOTHING, Place, WorkerProcess, http_api, wait_for
 from worker.batch_keys import batch_key
+from worker.batch_records import BatchRecord
+from worker.feeder import Feeder
 
 PHOTOS = 80
 
@@ -44,6 +47,23 @@ def each_is_done_once(api: httpx.Client, place: Place, path: str) -> None:
     assert [each["number"] for each in found] == list(range(1, PHOTOS + 1))
     assert len({each["job"] for each in found}) == PHOTOS
     assert {runs(place, each["job"]) for each in found} == {1}
+
+
+def test_trouble_with_one_batch_is_not_the_others(
+    api: httpx.Client, place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Troubled(Feeder):
+        def _look_after(self, record: BatchRecord, *given: Any, **named: Any) -> None:
+            if record.id in bad:
+                raise KeyError("nobody has thought of it")
+            super()._look_after(record, *given, **named)
+
+    bad, good = accepted(api, packed(many(1))), accepted(api, packed(many(1)))
+    Troubled(place.redis, place.blobs).round()
+    assert [api.get(path).json()["counts"]["waiting"] for path in (bad, good)] == [1, 0]
+    assert "is left alone in this turn" in caplog.text
+    with janitor(place):
+        assert [ended(api, path)["counts"]["finished"] for path in (bad, good)] == [1, 1]
 
 
 def test_killed_again_and_again(api: httpx.Client, place: Place) -> None:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Final
 
 from redis import Redis
-from redis.exceptions import LockError, LockNotOwnedError
+from redis.exceptions import LockError, LockNotOwnedError, RedisError
 from redis.lock import Lock
 
 from worker.backlog import RATE_SECONDS, jobs_done_lately
@@ -23,7 +23,7 @@ from worker.batch_items import counts_of, items_of, numbers_in, tell_counts
 from worker.batch_keys import TURN_KEY, ItemStatus
 from worker.batch_records import OPEN_SECONDS, BatchRecord
 from worker.batch_zips import Zips
-from worker.blobs import BlobStore
+from worker.blobs import BlobError, BlobStore
 from worker.collector import collect
 from worker.hand_out import hand_out
 from worker.queues import open_queue
@@ -88,13 +88,22 @@ class Feeder:
         sharing = Counter(each.request.model.name for each in records)
         memory = self._has_memory()
         for record in records:
-            renew(self._redis, record.id, OPEN_SECONDS)
-            under_way = collect(self._redis, record.id)
-            if memory:
-                room = self._room(record, under_way, sharing[record.request.model.name])
-                self._feed(record, room, turn)
-            self._tell(record.id)
-            end_if_done(self._redis, record.id)
+            try:
+                self._look_after(record, turn, sharing[record.request.model.name], memory=memory)
+            except (RedisError, BlobError):
+                raise
+            except (
+                Exception
+            ):  # whatever it is about this batch, others and the janitor's other work go on
+                log.exception("batch %s is left alone in this turn", record.id)
+
+    def _look_after(self, record: BatchRecord, turn: Lock, sharing: int, *, memory: bool) -> None:
+        renew(self._redis, record.id, OPEN_SECONDS)
+        under_way = collect(self._redis, record.id)
+        if memory:
+            self._feed(record, self._room(record, under_way, sharing), turn)
+        self._tell(record.id)
+        end_if_done(self._redis, record.id)
 
     def _feed(self, record: BatchRecord, room: int, turn: Lock) -> None:
         numbers = numbers_in(self._redis, record.id, "waiting", limit=room) if room else []

@@ -22,6 +22,12 @@ class Annotation:
     labels: tuple[str, ...]
 
 
+class _NoDoctype(ElementTree.TreeBuilder):
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        del name, pubid, system
+        raise ValueError("a document type")
+
+
 def read_annotation(path: Path) -> Annotation:
     """Read a photo's XML file.
 
@@ -30,7 +36,8 @@ def read_annotation(path: Path) -> Annotation:
         OSError: if it cannot be read.
     """
     try:
-        root = ElementTree.parse(path).getroot()
+        # One parser a file. A document type may define words that unfold to gigabytes, and VOC's files have none.
+        root = ElementTree.parse(path, ElementTree.XMLParser(target=_NoDoctype())).getroot()
         image = (root.findtext("filename") or "").strip()
         if root.tag != "annotation" or not image:
             raise ValueError(f"no annotation with a filename but {root.tag!r}")

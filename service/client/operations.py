@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 from service.client import documents
 from service.client.calls import (
+    UNPACK_SECONDS,
     Call,
     ImageLike,
     PhotoOptions,
@@ -153,7 +154,9 @@ def save_archive(
     """
     target = Path(path)
     partial = target.with_name(target.name + ".partial")
-    call = Call("GET", f"/batches/{quoted(batch_id)}/archive.zip", query={"format": format})
+    # Nothing comes before all is packed.
+    path_of = f"/batches/{quoted(batch_id)}/archive.zip"
+    call = Call("GET", path_of, query={"format": format}, patience=UNPACK_SECONDS)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with partial.open("wb") as opened:
