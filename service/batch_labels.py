@@ -128,7 +128,7 @@ def _paired(
     contents: Contents, rows: Mapping[str, Sequence[str]], classes: ClassList
 ) -> list[BatchItem]:
     photos = [entry.filename for entry in contents.photos]
-    by_path = {name.removeprefix(contents.root): name for name in photos}
+    by_path = {each: name for name in photos for each in (name.removeprefix(contents.root), name)}
     by_name = {PurePosixPath(name).name: name for name in photos}  # no two share a stem
     labels: dict[str, tuple[str, ...]] = {}
     missing = []
@@ -136,6 +136,9 @@ def _paired(
         photo = by_path.get(image) or by_name.get(image)
         if photo is None:
             missing.append(image)
+        elif photo in labels:
+            detail = f"{image[:200]!r}: expected labels of a photo once, got them again"
+            raise ProblemError("invalid-labels", detail, image=image[:1000])
         elif said:
             labels[photo] = _resolved(image, said, classes)
     if missing:

@@ -227,6 +227,18 @@ CASES = {
         "invalid-labels",
         "'a.png': expected at most 32 labels, got 33",
     ),
+    "labels twice": (
+        packed(
+            {
+                "labels.csv": rows({"p/a.png": "cat", "a.png": "bowl"}),
+                "p/a.png": png(),
+                "b.png": png(),
+            }
+        ),
+        422,
+        "invalid-labels",
+        "'a.png': expected labels of a photo once",
+    ),
     "a document type in UTF-16": (
         packed(
             {
