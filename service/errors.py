@@ -67,7 +67,7 @@ PROBLEMS: Final = _table(
     ProblemType("unreadable-image", 422, "Unreadable image", "Check that the file is whole."),
     ProblemType("unknown-label", 422, "Unknown label", "Take one of GET /models."),
     ProblemType(
-        "closed-vocabulary", 422, "Closed vocabulary", "Take one whose open_vocabulary is true."
+        "closed-vocabulary", 422, "Closed vocabulary", "Take a model whose open_vocabulary is true."
     ),
     ProblemType("invalid-request", 422, "Invalid request", "Mend the fields named in errors."),
     ProblemType("idempotency-key-reused", 422, "Idempotency-Key reused", "Take a new key."),

@@ -24,7 +24,7 @@ from rich.progress import (
 
 from models.files import OVERLAY
 from models.json_files import write_atomically, write_json
-from service.client import Client, Outcome, Result, SemplesError
+from service.client import Client, Outcome, Result, SemplesError, Unauthorized, Unavailable
 from service.client.calls import PseudoMaskOptions
 from service.client.connecting import RETRIES, TIMEOUT_SECONDS
 from service.client.folder import describe
@@ -85,7 +85,7 @@ def main(
         "min_confidence": min_confidence,
     }
     with (
-        _one_line(photos),
+        _one_line(photos, to),
         Client(to, key=read_key(key_file), timeout=timeout, retries=retries) as client,
     ):
         if photos.is_dir():
@@ -200,7 +200,7 @@ def _bar(*columns: ProgressColumn) -> Progress:
 
 
 @contextmanager
-def _one_line(photos: Path) -> Iterator[None]:
+def _one_line(photos: Path, url: str) -> Iterator[None]:
     """End in one line and an exit code, never in a traceback.
 
     Raises:
@@ -217,6 +217,10 @@ def _one_line(photos: Path) -> Iterator[None]:
             EXIT_WRONG,
             error,
         )
+    except Unauthorized as error:
+        _fail(f"{error} (the key is read from {KEY_VARIABLE}, or --key-file)", EXIT_WRONG, error)
+    except Unavailable as error:
+        _fail(f"{url}: {error}", EXIT_WRONG, error)
     except (SemplesError, ValueError) as error:
         _fail(str(error), EXIT_WRONG, error)
 
@@ -227,4 +231,6 @@ def _fail(message: str, code: int, cause: BaseException) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(add_completion=False)
+    app.command()(main)
+    app(prog_name="semples submit")

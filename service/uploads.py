@@ -154,7 +154,8 @@ def wants_png(accept: str) -> bool:
 def _labels(form: PseudoMaskForm, model: ModelInfo) -> tuple[str, ...]:
     """Return the names of the classes that a form's labels mean, in canonical order; open ones come last."""
     labels, known = split_labels(form.labels), model.class_list()
-    if form.vocabulary == "open" and not model.open_vocabulary:
+    strange = not all(known.knows(each) for each in labels)
+    if form.vocabulary == "open" and strange and not model.open_vocabulary:
         detail = f"model {model.name!r} knows its own classes alone: {why_closed(model.kind)}"
         raise ProblemError("closed-vocabulary", detail)
     try:

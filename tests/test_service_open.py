@@ -145,7 +145,7 @@ def test_a_model_without_it_says_why_before_anything_is_queued(
 ) -> None:
     del plain_worker
     before = place.blobs.keys("uploads")
-    for labels in (("fire truck",), ("cat",)):
+    for labels in (("fire truck",), ("cat", "fire truck")):
         answer = post(api, image(), *labels, model="plain")
         problem = answer.json()
         assert (answer.status_code, problem["type"]) == (422, "/problems/closed-vocabulary")
@@ -157,6 +157,8 @@ def test_a_model_without_it_says_why_before_anything_is_queued(
     listed = {each["model"]["name"]: each["model"] for each in api.get("/models").json()["models"]}
     shown = {name: model["open_vocabulary"] for name, model in listed.items()}
     assert shown == {"plain": False, "double": True}
+    # Its own labels are its own, whatever the vocabulary.
+    assert post(api, image(), "cat", model="plain").json()["vocabulary"] == "closed"
 
 
 def test_a_job_that_reaches_such_a_model_anyway_fails(

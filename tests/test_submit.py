@@ -154,14 +154,18 @@ WRONG = make_key("bob")[0]
     [
         (("catt", "--to", "URL"), KEY, "expected a known label, got 'catt'; nearest known: cat"),
         (("raises", "--to", "URL"), KEY, "the model failed"),
-        (("cat", "--to", "URL"), None, "expected Authorization: Bearer KEY, or X-API-Key"),
+        (
+            ("cat", "--to", "URL"),
+            None,
+            "expected Authorization: Bearer KEY, or X-API-Key (the key is",
+        ),
         (("cat", "--to", "URL"), WRONG, "unknown key"),
         (("cat", "--to", "URL"), "two words", "expected a key of printable ASCII"),
         (("cat", "--to", "host"), KEY, "expected the service's URL"),
         (
             ("cat", "--to", "http://127.0.0.1:1", "--retries", "0"),
             KEY,
-            "cannot reach the service: ",
+            "http://127.0.0.1:1: cannot reach the service: ",
         ),
         (("cat", "--to", "URL", "--refine", "nonsense"), KEY, "refine: "),
         (
