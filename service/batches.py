@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from redis import Redis
 
@@ -14,6 +14,7 @@ from service.batch_schemas import BatchDocument, ItemList, batch_document, item_
 from service.errors import ProblemError
 from service.uploads import BatchForm, pseudo_mask_options
 from service.zips import ZipLimits, look_through, open_zip
+from worker.backlog import MEMORY_SHARE, memory_in_use
 from worker.batch_book import (
     Standing,
     cancel_items,
@@ -47,6 +48,8 @@ from worker.submission import Limits
 NO_LABELS = JobFailure(
     code="no_labels", detail="the zip's labels do not say what it shows", repeatable=False
 )
+
+MOST_UNDER_WAY: Final = 100
 
 
 class Batches:
@@ -92,10 +95,23 @@ class Batches:
             classes={each.index: each.name for each in classes.classes},
             limits=self._limits,
         )
+        self._check_room(record)
         keep_archive(self._redis, record)
         self._blobs.put_file(key, file)
         self._open(record, items)
         return self.find(record.id)
+
+    def _check_room(self, record: BatchRecord) -> None:
+        """Take no more batches than can be looked after; one that is under way takes no more room.
+
+        Raises:
+            ProblemError: if this is one too many.
+        """
+        under_way = open_batches(self._redis)
+        full = len(under_way) >= MOST_UNDER_WAY or memory_in_use(self._redis) >= MEMORY_SHARE
+        if full and record.id not in under_way:
+            detail = f"{len(under_way)} batches are under way, and there is no room for another"
+            raise ProblemError("queue-full", detail, headers={"Retry-After": "60"})
 
     def find(self, batch_id: str) -> Standing:
         """Return a batch.

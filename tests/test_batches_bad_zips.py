@@ -323,6 +323,27 @@ def test_photos_are_not_read_when_the_zip_is_posted(api: httpx.Client) -> None:
     assert api.delete(path).status_code == 204
 
 
+def test_no_more_batches_than_can_be_looked_after(
+    api: httpx.Client, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = {"labels.csv": rows({"a.png": "cat"}), "a.png": png()}
+    monkeypatch.setattr("service.batches.MOST_UNDER_WAY", 1)
+    first = post(api, packed(photos))
+    assert first.status_code == 202
+    refused = post(api, packed(photos | {"b.png": png()}))
+    assert (refused.status_code, refused.json()["type"]) == (503, "/problems/queue-full")
+    assert refused.headers["Retry-After"] == "60"
+    assert post(api, packed(photos)).json()["id"] == first.json()["id"]
+    for status in (200, 204):
+        assert api.delete(first.headers["Location"]).status_code == status
+    monkeypatch.setattr("service.batches.MOST_UNDER_WAY", 100)
+    place.redis.config_set("maxmemory", int(1.2 * place.redis.info("memory")["used_memory"]))
+    try:
+        assert post(api, packed(photos)).json()["type"] == "/problems/queue-full"
+    finally:
+        place.redis.config_set("maxmemory", 0)
+
+
 def test_no_more_is_unpacked_than_an_entry_says(tmp_path: Path) -> None:
     """It says 1,000 bytes, and would be 40 MB."""
     data = packed({"a.png": bytes(40_000_000)})

@@ -1,14 +1,19 @@
-"""How fast a queue's jobs are done. Wire layer."""
+"""How fast a queue's jobs are done, and whether Redis has room for more. Wire layer."""
 
 from __future__ import annotations
 
 from typing import Final, cast
+
+from redis import Redis
 
 from worker.protocol import FAILURE_SECONDS, RESULT_SECONDS
 from worker.queues import TaskQueue
 
 RATE_SECONDS: Final = 60
 """How far back the rate of finished jobs is looked at."""
+
+MEMORY_SHARE: Final = 0.75
+"""Of Redis's memory, beyond which batches wait: a full Redis would take nobody's jobs."""
 
 
 def jobs_done_lately(queue: TaskQueue, *, now: float) -> int:
@@ -28,3 +33,14 @@ def jobs_done_lately(queue: TaskQueue, *, now: float) -> int:
         pipeline.zcount(queue.finished_job_registry.key, since + RESULT_SECONDS, "+inf")
         pipeline.zcount(queue.failed_job_registry.key, since + FAILURE_SECONDS, "+inf")
         return sum(cast("list[int]", pipeline.execute()))
+
+
+def memory_in_use(redis: Redis) -> float:
+    """Return the share of Redis's memory that is in use; 0 if it has no bound.
+
+    Raises:
+        RedisError: if Redis is away.
+    """
+    told = cast("dict[str, int]", redis.info("memory"))
+    most = told.get("maxmemory", 0)
+    return told["used_memory"] / most if most else 0.0

@@ -17,7 +17,7 @@ from redis import Redis
 from redis.exceptions import LockError, LockNotOwnedError, RedisError
 from redis.lock import Lock
 
-from worker.backlog import RATE_SECONDS, jobs_done_lately
+from worker.backlog import MEMORY_SHARE, RATE_SECONDS, jobs_done_lately, memory_in_use
 from worker.batch_book import end_if_done, find_batch, open_batches, renew
 from worker.batch_items import counts_of, items_of, numbers_in, tell_counts
 from worker.batch_keys import TURN_KEY, ItemStatus
@@ -38,10 +38,6 @@ AHEAD_SECONDS: Final = 10
 """So many seconds' work is in the queue: an image that somebody posts waits no longer for the batches."""
 LEAST_AHEAD: Final = 64
 """Items that are under way however slow the workers are, or nobody would know how fast they could be."""
-
-
-MEMORY_SHARE: Final = 0.75
-"""Of Redis's memory; beyond that batches wait until results of the day before have expired."""
 
 
 class Feeder:
@@ -122,13 +118,11 @@ class Feeder:
         return max(0, min(math.ceil(ahead / sharing) - under_way, record.places - queue.count))
 
     def _has_memory(self) -> bool:
-        """Return whether Redis has room: results stay for a day, and a full Redis would take nobody's jobs."""
-        told = self._redis.info("memory")
-        most = told.get("maxmemory", 0)
-        enough = not most or told["used_memory"] < MEMORY_SHARE * most
-        if not enough:
-            log.warning("batches wait: Redis has %d of %d bytes in use", told["used_memory"], most)
-        return bool(enough)
+        """Return whether Redis has room: results stay for a day."""
+        share = memory_in_use(self._redis)
+        if share >= MEMORY_SHARE:
+            log.warning("batches wait: Redis has %.0f %% of its memory in use", 100 * share)
+        return share < MEMORY_SHARE
 
     def _tell(self, batch_id: str) -> None:
         counts = counts_of(self._redis, batch_id)
