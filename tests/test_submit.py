@@ -39,7 +39,9 @@ def url(place: Place) -> Iterator[str]:
 
 def submit(*arguments: object, key: str | None = KEY) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if name != "SEMPLES_KEY"}
-    program = "from models.cli import main; main()"
+    # A shell's background jobs ignore SIGINT, and so would what they start.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{heed}; from models.cli import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", program, "submit", *map(str, arguments)],
         cwd=ROOT,
