@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack, cast
 
 import httpx
 from anyio.from_thread import start_blocking_portal
 
-from service.client import flows, operations
+from service.client import calls, flows, operations
 from service.client.asynchronous import AsyncClient
-from service.client.calls import (
-    ImageLike,
-    PhotoOptions,
-    PseudoMaskOptions,
-    SegmentOptions,
-    Thresholds,
-)
 from service.client.connecting import RETRIES, TIMEOUT_SECONDS, http_options
 from service.client.documents import Batch, Job, Model
 from service.client.flows import Answer, Flow, MaskedJob, Pause, Send
@@ -80,11 +74,11 @@ class Client:
 
     def pseudo_mask(
         self,
-        image: ImageLike,
+        image: calls.ImageLike,
         labels: str | Sequence[str],
         *,
         on_progress: OnProgress | None = None,
-        **options: Unpack[PhotoOptions],
+        **options: Unpack[calls.PhotoOptions],
     ) -> Result:
         """Make a mask of an image from the labels of what it shows; returns when it is done, however long that takes.
 
@@ -106,10 +100,10 @@ class Client:
 
     def segment(
         self,
-        image: ImageLike,
+        image: calls.ImageLike,
         *,
         on_progress: OnProgress | None = None,
-        **options: Unpack[SegmentOptions],
+        **options: Unpack[calls.SegmentOptions],
     ) -> Result:
         """Make a mask of whatever an image shows, with a model that has a segmenter; raises as ``pseudo_mask``."""
         flow = operations.segment(image, options, self._retries, on_progress)
@@ -127,7 +121,7 @@ class Client:
         """Take a job back; None if it was over or is unknown: then it is gone, files and all."""
         return self._run(flows.cancel(job_id, self._retries))
 
-    def rethreshold(self, job: str | Mask, **thresholds: Unpack[Thresholds]) -> Mask:
+    def rethreshold(self, job: str | Mask, **thresholds: Unpack[calls.Thresholds]) -> Mask:
         """Decide a finished job's mask anew by other thresholds, which the service does from its scores.
 
         Args:
@@ -153,7 +147,7 @@ class Client:
         concurrency: int = 4,
         save_scores: bool = False,
         on_photo: OnPhoto | None = None,
-        **options: Unpack[PseudoMaskOptions],
+        **options: Unpack[calls.PseudoMaskOptions],
     ) -> Outcome:
         """Make the masks of a folder, as ``AsyncClient.batch``: in a thread of its own, which calls ``on_photo``.
 
@@ -173,7 +167,9 @@ class Client:
         with start_blocking_portal() as portal:
             return portal.call(send)
 
-    def submit_batch(self, archive: str | Path, **options: Unpack[PseudoMaskOptions]) -> Batch:
+    def submit_batch(
+        self, archive: str | Path, **options: Unpack[calls.PseudoMaskOptions]
+    ) -> Batch:
         """Post a zip of photos and their labels; the same zip and options again are the same batch, which goes on.
 
         Raises:
@@ -231,8 +227,7 @@ class Client:
             try:
                 step = flow.send(answer)
             except StopIteration as stop:
-                result: T = stop.value
-                return result
+                return cast("T", stop.value)
             answer = self._perform(step)
 
     def _perform(self, step: Send | Pause) -> Answer:
@@ -240,17 +235,16 @@ class Client:
             self._sleep(step.seconds)
             return None
         try:
-            with step.call.request(self._http, self._timeout) as request:
-                response = self._http.send(request, stream=True)
-                try:
-                    if step.feed is None or not response.is_success:
-                        response.read()
-                    else:
-                        step.begin()
-                        for chunk in response.iter_bytes():
-                            step.feed(chunk)
-                finally:
-                    response.close()
+            with (
+                step.call.request(self._http, self._timeout) as request,
+                closing(self._http.send(request, stream=True)) as response,
+            ):
+                if step.feed is None or not response.is_success:
+                    response.read()
+                else:
+                    step.begin()
+                    for chunk in response.iter_bytes():
+                        step.feed(chunk)
         except httpx.RequestError as error:
             return error
         return response
