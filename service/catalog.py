@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from redis import Redis
 
 from service.errors import ProblemError, invalid_field
@@ -75,11 +77,7 @@ class Catalog:
 
         Models that cannot do the task do not count.
         """
-        models = [model for model in self.models() if model.can(task)]
-        named = [model for model in models if model.name == self._default]
-        alive = {worker.model for worker in self.workers()}
-        live = [model for model in models if model.ref in alive]
-        return next(iter([*named, *live, *models]), None)
+        return self._default_of([model for model in self.models() if model.can(task)])
 
     def choose(self, name: str | None, task: Task) -> ModelInfo:
         """Return the model that a request asks for.
@@ -90,10 +88,20 @@ class Catalog:
         models = self._announced()
         if name is not None and name not in models:
             raise invalid_field("model", f"expected one of {', '.join(models)}, got {name[:80]!r}")
-        model = models[name] if name is not None else self.default(task)
+        able = [each for each in models.values() if each.can(task)]
+        model = models[name] if name is not None else self._default_of(able)
         if model is None or not model.can(task):
-            raise _cannot_segment(name, [each.name for each in models.values() if each.can(task)])
+            raise _cannot_segment(name, [each.name for each in able])
         return model
+
+    def _default_of(self, models: Sequence[ModelInfo]) -> ModelInfo | None:
+        for model in models:
+            if model.name == self._default:
+                return model
+        if len(models) > 1:  # else nobody need be asked who is alive
+            alive = {worker.model for worker in self.workers()}
+            models = [model for model in models if model.ref in alive] or models
+        return next(iter(models), None)
 
     def _announced(self) -> dict[str, ModelInfo]:
         models = {model.name: model for model in self.models()}

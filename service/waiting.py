@@ -38,10 +38,8 @@ class ResultWaiter:
         deadline = time.monotonic() + seconds
         async with self._places:
             while (left := deadline - time.monotonic()) > 0:
-                # In this order nothing is missed: what comes after the look at the status is newer
-                # than the last entry.
-                last = await self._last_entry(job_id)
-                if await self._is_done(job_id):
+                last, done = await self._look(job_id)
+                if done:
                     return
                 block = max(1, int(1000 * min(left, _SLICE_SECONDS)))
                 await self._redis.xread({_stream(job_id): last}, block=block)
@@ -50,16 +48,16 @@ class ResultWaiter:
         """Close all connections."""
         await self._redis.aclose()
 
-    async def _last_entry(self, job_id: str) -> bytes:
-        entries = cast(
-            "list[tuple[bytes, Any]]",
-            await self._redis.xrevrange(_stream(job_id), count=1),
-        )
-        return entries[0][0] if entries else b"0-0"
-
-    async def _is_done(self, job_id: str) -> bool:
-        status = cast("bytes | None", await self._redis.hget(Job.key_for(job_id), "status"))
-        return status is None or status in _DONE
+    async def _look(self, job_id: str) -> tuple[bytes, bool]:
+        """Return the id of a job's last result, and whether the job is done."""
+        async with self._redis.pipeline(transaction=False) as pipeline:
+            # In this order nothing is missed: what comes after the look at the status is newer
+            # than the last entry.
+            pipeline.xrevrange(_stream(job_id), count=1)
+            pipeline.hget(Job.key_for(job_id), "status")
+            found = await pipeline.execute()
+        entries, status = cast("tuple[list[tuple[bytes, Any]], bytes | None]", tuple(found))
+        return entries[0][0] if entries else b"0-0", status is None or status in _DONE
 
 
 def _stream(job_id: str) -> str:

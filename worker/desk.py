@@ -89,6 +89,7 @@ class QueueDesk:
         self._may_take = may_take
         self._workers = workers
         self._alone_next = False
+        self._left: int | None = None
 
     def begin(self, job: Job) -> list[Hand]:
         """Take a lease of the job that RQ has taken from the queue, and have its photo decoded."""
@@ -105,7 +106,7 @@ class QueueDesk:
         executions = [new_execution(job, worker=worker.name) for job in wanted]
         # First here: the lease may be taken and the answer lost, and then it must be renewed.
         worker.executions.update({each.id: each for each in executions})
-        persistently(lambda: lease(self._queue, executions, seconds=worker.lease))
+        self._left = persistently(lambda: lease(self._queue, executions, seconds=worker.lease))
         hands = [
             Hand(job, execution, _waited(job))
             for job, execution in zip(wanted, executions, strict=True)
@@ -125,14 +126,21 @@ class QueueDesk:
         """
         if most < 1 or self._alone_next or self.is_closing():
             return []
-        waiting, held = persistently(lambda: self._queue.count), len(self._worker.executions)
+        waiting, held = self._count(), len(self._worker.executions)
         share = -(-(waiting + held) // max(1, self._workers())) - held
         jobs = persistently(lambda: take(self._queue, min(most, share, waiting)))
         first = next((i for i, job in enumerate(jobs) if has_cost_a_worker(job)), len(jobs))
         if first < len(jobs):
             self._alone_next = True  # not taken again before all others are done
             persistently(lambda: give_back(self._queue, jobs[first:]))
-        return self.receive(jobs[:first])
+        hands = self.receive(jobs[:first])
+        self._left = None  # old by the time that more are wanted
+        return hands
+
+    def _count(self) -> int:
+        """Return how many jobs wait in the queue; right after ``begin`` its lease has said so."""
+        left, self._left = self._left, None
+        return persistently(lambda: self._queue.count) if left is None else left
 
     def is_closing(self) -> bool:
         """Return whether no more jobs are welcome, for the worker is to stop."""

@@ -66,9 +66,11 @@ def enqueue(queue: TaskQueue, job: Job, *, earlier: Job | None) -> bool:
             earlier.delete()
     with queue.connection.pipeline() as pipeline:
         add_event(pipeline, job.id, "status", {"status": "queued"})
+        pipeline.sadd(queue.redis_queues_keys, queue.key)
         pipeline.execute()
-    try:
-        queue.enqueue_job(job, unique=True)
-    except DuplicateJobError:
-        return False
+        try:
+            # With a pipeline RQ does not go to Redis for the set of queues, which has just been written.
+            queue.enqueue_job(job, pipeline=pipeline, unique=True)
+        except DuplicateJobError:
+            return False
     return True

@@ -104,8 +104,10 @@ def new_execution(job: Job, *, worker: str) -> Execution:
     return execution
 
 
-def lease(queue: TaskQueue, executions: Sequence[Execution], *, seconds: int) -> None:
+def lease(queue: TaskQueue, executions: Sequence[Execution], *, seconds: int) -> int:
     """Take leases of taken jobs, which start now, and clear them from the intermediate list.
+
+    Returns how many other jobs wait in the queue.
 
     As RQ's ``Execution.create`` and ``prepare_job_execution``, for many; doing it twice is doing it once.
     """
@@ -121,4 +123,5 @@ def lease(queue: TaskQueue, executions: Sequence[Execution], *, seconds: int) ->
             job.prepare_for_execution(execution.worker_name, pipeline=pipeline)
             pipeline.persist(job.key)
             pipeline.lrem(queue.intermediate_queue_key, 0, job.id)
-        pipeline.execute()
+        pipeline.llen(queue.key)
+        return int(pipeline.execute()[-1])

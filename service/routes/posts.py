@@ -10,6 +10,7 @@ from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Form, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
+from rq.job import Job
 
 from service.auth import key_name
 from service.callbacks import CallbackRules
@@ -107,14 +108,18 @@ class Desk:
         self.request.state.job = job.id
         if wish.seconds > 0:
             await self.waiter.wait(job.id, wish.seconds)
-            job = await run_sync(jobs.find, job.id)
+        return await run_sync(self._describe, job)
+
+    def _describe(self, job: Job) -> Response:
+        """Return a job's mask, if it is wanted and there is one, or its document."""
+        wish, jobs = self.wish, self.jobs
+        job = jobs.find(job.id) if wish.seconds > 0 else job
         done = wish.seconds > 0 and status_of(job) not in ("queued", "running")
         path = job_path(self.request, job.id)
         headers = {"Location": path, "Vary": "Accept, Prefer"}
         if done and wish.png:
-            mask = await run_sync(jobs.mask, job)
-            return Response(mask, 200, headers, "image/png")
-        document = await run_sync(describe, job, jobs, path)
+            return Response(jobs.mask(job), 200, headers, "image/png")
+        document = describe(job, jobs, path)
         content = document.model_dump(mode="json", exclude_none=True)
         return JSONResponse(content, 200 if done else 202, headers)
 
