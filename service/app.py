@@ -37,6 +37,7 @@ from service.routes import (
     posts,
 )
 from service.settings import Settings
+from service.spool import SpoolPlaces
 from service.store_probe import StoreProbe
 from service.task_images import TaskImages
 from service.waiting import ResultWaiter
@@ -110,6 +111,7 @@ def create_app(
     meters.registry.register(RedisCollector(redis))
     app.state.registry = meters.registry
     # The last one added is the outermost: it sees what the others refuse, and bodies are bounded for all of them.
+    app.add_middleware(SpoolPlaces, most=settings.max_zips)
     if settings.rate:
         app.add_middleware(RateLimit, rate=parse_rate(settings.rate), redis=redis)
     if ring is not None:

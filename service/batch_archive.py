@@ -25,6 +25,7 @@ from models.files import software_version
 from models.images import ImageHeader, check_image
 from service.batch_schemas import problem_of
 from service.errors import ProblemError
+from service.spool import PREFIX
 from worker.batch_book import Standing
 from worker.batch_items import Row, each_in
 from worker.batch_records import BatchItem, BatchRecord, ItemOutcome, ItemResult
@@ -75,7 +76,7 @@ class Packer:
         """
         record = standing.record
         classes = ClassList(tuple(ClassInfo(*each) for each in record.classes.items()))
-        with tempfile.TemporaryDirectory(prefix="semples-archive-") as folder:
+        with tempfile.TemporaryDirectory(prefix=PREFIX) as folder:
             output, photos = Path(folder) / "archive", Path(folder) / "photos"
             output.mkdir()
             photos.mkdir()
@@ -178,7 +179,7 @@ def _write_json(path: Path, content: Any) -> None:
 def _zipped(folder: Path) -> BinaryIO:
     """Move a folder's files into a zip."""
     # Not closed here: it is what is returned.
-    file = tempfile.TemporaryFile(prefix="semples-archive-")  # noqa: SIM115
+    file = tempfile.TemporaryFile(prefix=PREFIX)  # noqa: SIM115
     try:
         with ZipFile(file, "w") as archive:
             for path in sorted(each for each in folder.rglob("*") if each.is_file()):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import BinaryIO, Final
 
 from redis import Redis
+from redis.exceptions import RedisError
 
 from service.batch_archive import ArchiveFormat, Packer
 from service.batch_labels import read_items
@@ -24,6 +26,7 @@ from worker.batch_book import (
     make_batch,
     open_batches,
     reopen,
+    turn_with,
 )
 from worker.batch_items import (
     counts_of,
@@ -37,7 +40,7 @@ from worker.batch_items import (
 from worker.batch_keys import ItemStatus, kept
 from worker.batch_records import BATCH_META, BatchItem, BatchRecord, BatchRequest, ItemOutcome
 from worker.blob_keys import file_key
-from worker.blobs import BlobStore
+from worker.blobs import BlobError, BlobStore
 from worker.cancel import take_back
 from worker.collector import jobs_under_way
 from worker.presence import ModelInfo
@@ -97,9 +100,23 @@ class Batches:
         )
         self._check_room(record)
         keep_archive(self._redis, record)
-        self._blobs.put_file(key, file)
-        self._open(record, items)
+        try:
+            self._blobs.put_file(key, file)
+            with turn_with(self._redis, key):
+                self._open(record, items)
+                there = self._blobs.exists(key)
+            if not there:  # the same zip was forgotten meanwhile; now the batch keeps it
+                self._blobs.put_file(key, file)
+        except BaseException:
+            with suppress(RedisError, BlobError):
+                self._leave_nothing(record)
+            raise
         return self.find(record.id)
+
+    def _leave_nothing(self, record: BatchRecord) -> None:
+        """Forget what was written of a batch that could not be opened."""
+        if find_batch(self._redis, record.id) is None:
+            self.forget(record)
 
     def _check_room(self, record: BatchRecord) -> None:
         """Take no more batches than can be looked after; one that is under way takes no more room.
@@ -203,17 +220,18 @@ class Batches:
         queue = open_queue(self._redis, record.request.model.name)
         for job_id in jobs:
             job = fetch_job(self._redis, job_id)
-            # One that somebody had posted before is theirs.
+            # One that somebody had posted before is theirs, too.
             if job is not None and job.meta.get(BATCH_META) == record.id:
-                take_back(queue, job)
+                take_back(queue, job, from_batch=True)
         tell_counts(self._redis, record.id, counts_of(self._redis, record.id))
 
     def forget(self, record: BatchRecord) -> None:
         """Forget a batch and its zip, unless another one has the same; masks stay as long as their jobs' do."""
-        forget_batch(self._redis, record.id)
         archive = record.request.archive
-        if not kept(self._redis, [archive]):
-            self._blobs.delete(archive)
+        with turn_with(self._redis, archive):
+            forget_batch(self._redis, record.id)
+            if not kept(self._redis, [archive]):
+                self._blobs.delete(archive)
 
     def _open(self, record: BatchRecord, items: list[BatchItem]) -> None:
         unlabeled = {

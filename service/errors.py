@@ -76,6 +76,7 @@ PROBLEMS: Final = _table(
     ProblemType("queue-unreachable", 503, "Queue unreachable", "Try again.", 2),
     ProblemType("queue-full", 503, "Queue full", "Try again when others are done.", 10),
     ProblemType("too-many-listeners", 503, "Too many listeners", "Ask for the job instead.", 5),
+    ProblemType("too-many-zips", 503, "Too many zips", "Try again when others are done.", 30),
     ProblemType("storage-full", 503, "Storage full", "Try again later.", 60),
     ProblemType("storage-unavailable", 503, "Storage unavailable", "Try again.", 5),
     ProblemType("not-ready", 503, "Not ready", "Try again when a worker is up.", 2),

@@ -16,7 +16,7 @@ from service.results import Finished, Results
 from worker.backlog import jobs_done_lately
 from worker.blobs import BlobStore
 from worker.callbacks import Recipient, register
-from worker.cancel import take_back, withdraw_cancel
+from worker.cancel import take_back, want
 from worker.outcome import failure_of, request_of, result_of, status_of
 from worker.protocol import JobRequest, JobResult, Options
 from worker.queues import TaskQueue, fetch_job, make_job, open_queue
@@ -67,8 +67,8 @@ class Jobs:
         """
         job_id = (remembered(self._redis, token, request) if token else None) or request.job_id()
         # Before the look at it: its worker may be about to leave it.
-        withdraw_cancel(self._redis, job_id)
-        job = fetch_job(self._redis, job_id)
+        known = want(self._redis, job_id)
+        job = fetch_job(self._redis, job_id) if known else None
         if job is not None and not runs_again(job, self._blobs):
             if token:
                 remember(self._redis, token, request)
@@ -99,7 +99,8 @@ class Jobs:
         self._note(job.id, tell)  # before the job can end
         if not enqueue(
             queue, job, earlier=earlier
-        ):  # another request with the same content was faster
+        ):  # another request with the same content was faster, or a batch
+            want(self._redis, job.id)
             return self.find(job.id)
         if waiting + SURGE >= places and not keep_place(queue, job, places=places):
             raise _queue_full(queue, places)

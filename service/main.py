@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import tempfile
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,6 +14,7 @@ from pydantic import ValidationError
 from service.app import create_app
 from service.auth import require_keys
 from service.settings import Settings
+from service.spool import use_spool
 from worker import logs, tracing
 from worker.blobs import BlobError, BlobStore
 from worker.queues import open_redis
@@ -36,17 +35,6 @@ def build(settings: Settings) -> FastAPI:
     # A client in front of a queue that is away should hear of it soon.
     redis = open_redis(settings.redis_url, timeout=3.0)
     return create_app(settings, redis, BlobStore.open(settings.blobs))
-
-
-def use_spool(folder: str) -> None:
-    """Have all temporary files of this process in a folder, which is made; the system's own may be in memory.
-
-    Raises:
-        OSError: if it cannot be made.
-    """
-    if folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        tempfile.tempdir = folder
 
 
 def server_config(

@@ -153,10 +153,7 @@ def _janitor_command(stack: Stack, environment: Mapping[str, str]) -> Command:
 
 
 def _api_command(stack: Stack, environment: Mapping[str, str], fd: int) -> Command:
-    # Where the janitor sweeps up what a killed API leaves.
-    spool = {
-        "SEMPLES_SPOOL": os.environ.get("SEMPLES_SPOOL") or str(stack.data / "blobs" / "incoming")
-    }
+    spool = {"SEMPLES_SPOOL": os.environ.get("SEMPLES_SPOOL") or str(stack.data / "spool")}
     return Command(
         name="api",
         arguments=[sys.executable, "-P", "-m", "service.main", "--fd", str(fd)],

@@ -18,6 +18,8 @@ class Settings(BaseSettings):
         max_body_bytes: largest request body.
         max_batch_bytes: largest body of a batch, whose zip is kept on disk.
         max_batch_photos: most photos in it.
+        max_zips: zips that may be received at once, and archives of masks that may be made or sent; more are turned
+            away. Each lies on the spool's disk.
         spool: folder for zips on their way in and out, on a disk; empty for the system's temporary one.
         max_pixels: largest image, width times height.
         max_queue: jobs that may wait for one model; more are turned away.
@@ -49,6 +51,7 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=32 * 2**20, gt=0)
     max_batch_bytes: int = Field(default=2 * 2**30, gt=0)
     max_batch_photos: int = Field(default=100_000, gt=0)
+    max_zips: int = Field(default=4, gt=0)
     spool: str = ""
     max_pixels: int = Field(default=40_000_000, gt=0)
     max_queue: int = Field(default=1000, gt=0)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from redis.asyncio import Redis
 from rq.job import Job
 from rq.results import Result
 
 _DONE: Final = frozenset({b"finished", b"failed", b"canceled", b"stopped"})
+_RETRIED: Final = str(Result.Type.RETRIED.value).encode()
 _SLICE_SECONDS: Final = 2.0
+
+Entry = tuple[bytes, dict[bytes, bytes]]
 
 
 class ResultWaiter:
@@ -36,29 +39,29 @@ class ResultWaiter:
         if seconds <= 0 or self._places.locked():
             return
         deadline = time.monotonic() + seconds
+        stream, last = str(Result.get_key(job_id)), b"0-0"  # type: ignore[no-untyped-call]
         async with self._places:
             while (left := deadline - time.monotonic()) > 0:
-                last, done = await self._look(job_id)
-                if done:
-                    return
                 block = max(1, int(1000 * min(left, _SLICE_SECONDS)))
-                await self._redis.xread({_stream(job_id): last}, block=block)
+                entries = await self._read(stream, last, block)
+                if any(fields[b"type"] != _RETRIED for _, fields in entries):
+                    return
+                if entries:
+                    last = entries[-1][0]
+                elif await self._is_done(job_id):
+                    return
 
     async def close(self) -> None:
         """Close all connections."""
         await self._redis.aclose()
 
-    async def _look(self, job_id: str) -> tuple[bytes, bool]:
-        """Return the id of a job's last result, and whether the job is done."""
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            # In this order nothing is missed: what comes after the look at the status is newer
-            # than the last entry.
-            pipeline.xrevrange(_stream(job_id), count=1)
-            pipeline.hget(Job.key_for(job_id), "status")
-            found = await pipeline.execute()
-        entries, status = cast("tuple[list[tuple[bytes, Any]], bytes | None]", tuple(found))
-        return entries[0][0] if entries else b"0-0", status is None or status in _DONE
+    async def _read(self, stream: str, last: bytes, block: int) -> list[Entry]:
+        """Return a stream's entries after one, as soon as there are any, or none after some milliseconds."""
+        answer = await self._redis.xread({stream: last}, block=block)
+        found = cast("list[tuple[bytes, list[Entry]]]", answer)
+        return found[0][1] if found else []
 
-
-def _stream(job_id: str) -> str:
-    return str(Result.get_key(job_id))  # type: ignore[no-untyped-call]
+    async def _is_done(self, job_id: str) -> bool:
+        """Return whether a job has an end that is no result: canceled while it waited, or gone."""
+        status = cast("bytes | None", await self._redis.hget(Job.key_for(job_id), "status"))
+        return status is None or status in _DONE

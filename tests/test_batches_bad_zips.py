@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from service.errors import to_problem
-from service.main import use_spool
+from service.spool import use_spool
 from tests.bad_zips import CASES, GOOD, MOST
 from tests.batch_zips import packed, post, rows
 from tests.service_doubles import Info

@@ -13,7 +13,7 @@ from rq.utils import now
 
 from tests.service_doubles import DoublePredictor
 from tests.service_fixtures import LEASE, NOTHING, Place
-from worker.cancel import cancel_waiting
+from worker.cancel import take_back
 from worker.loop import LeaseWorker
 from worker.presence import ModelInfo
 from worker.protocol import MAX_ATTEMPTS, RESULT_SECONDS
@@ -241,7 +241,7 @@ def test_a_job_taken_while_it_is_canceled_is_its_workers_to_end(
     job = place.post("cat")
     [taken] = take(place.queue, 1)
     lease(place.queue, [new_execution(taken, worker="lone")], seconds=LEASE)
-    cancel_waiting(place.queue, job)
+    take_back(place.queue, job)
     assert job.get_status() == "started"
     assert len(place.leftovers()["wip"]) == 1
 
@@ -249,7 +249,7 @@ def test_a_job_taken_while_it_is_canceled_is_its_workers_to_end(
 def test_what_waits_is_canceled_at_once(place: Place, worker: LeaseWorker) -> None:
     job = place.post("cat")
     for _ in range(2):
-        cancel_waiting(place.queue, job)
+        take_back(place.queue, job)
     assert job.get_status() == "canceled"
     assert place.redis.zscore(f"rq:canceled:{place.queue.name}", job.id) > now().timestamp()
     assert 0 < place.redis.ttl(job.key) <= RESULT_SECONDS

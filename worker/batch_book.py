@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Final, Literal, cast
 
 from redis import Redis
+from redis.lock import Lock
 
 from worker import batch_scripts as scripts
 from worker.batch_items import CHUNK, each_in, move
@@ -22,13 +23,15 @@ from worker.batch_keys import (
     keys_of,
     outcomes_key,
     status_key,
+    zip_key,
 )
 from worker.batch_records import OPEN_SECONDS, BatchItem, BatchRecord, ItemOutcome
 from worker.protocol import JOB_ID, RESULT_SECONDS
 
 ENDED_SECONDS: Final = RESULT_SECONDS
 """How long one is known that has ended."""
-_MAKING_SECONDS = 24 * 3600
+_MAKING_SECONDS: Final = 3600
+_TURN_SECONDS: Final = 60.0
 _NEW: Final = ("items", "outcomes", "waiting", "failed")
 
 BatchEnd = Literal["finished", "canceled"]
@@ -41,6 +44,15 @@ class Standing:
     record: BatchRecord
     end: BatchEnd | None
     ended_at: datetime | None
+
+
+def turn_with(redis: Redis, archive: str) -> Lock:
+    """Return the lock under which batches with one zip are opened and forgotten, so that none is opened on a zip that
+    is just being deleted; a context manager.
+
+    It raises LockError if others have it for long.
+    """
+    return Lock(redis, zip_key(archive), timeout=_TURN_SECONDS, blocking_timeout=_TURN_SECONDS)
 
 
 def keep_archive(redis: Redis, record: BatchRecord) -> None:
@@ -89,8 +101,9 @@ def make_batch(
         record.id,
         record.model_dump_json(),
         record.created_at.timestamp(),
+        record.request.archive,
     ]
-    keys = [batch_key(record.id), OPEN_KEY, *keys]
+    keys = [batch_key(record.id), OPEN_KEY, KNOWN_KEY, blobs_key(record.id), *keys]
     made = redis.eval(scripts.OPEN_NEW, len(keys), *keys, *arguments, *names.values())
     redis.delete(*names.values())
     renew(redis, record.id, OPEN_SECONDS)

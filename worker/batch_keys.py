@@ -51,6 +51,11 @@ def batch_events_key(batch_id: str) -> str:
     return f"{batch_key(batch_id)}:events"
 
 
+def zip_key(archive: str) -> str:
+    """Return the key that is there while a batch with a zip is opened or forgotten."""
+    return f"semples:batches:{archive}"
+
+
 def keys_of(batch_id: str) -> list[str]:
     """Return all keys of a batch, its own first."""
     return [

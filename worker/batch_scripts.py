@@ -6,15 +6,18 @@ from typing import Final
 
 OPEN_NEW: Final = """
 if redis.call('HEXISTS', KEYS[1], 'status') == 1 then return 0 end
-for at = 1, #ARGV - 3 do
-    if redis.call('EXISTS', ARGV[at + 3]) == 1 then redis.call('RENAME', ARGV[at + 3], KEYS[at + 2]) end
+for at = 1, #ARGV - 4 do
+    if redis.call('EXISTS', ARGV[at + 4]) == 1 then redis.call('RENAME', ARGV[at + 4], KEYS[at + 4]) end
 end
 redis.call('HSET', KEYS[1], 'record', ARGV[2], 'status', 'open')
 redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
+redis.call('ZADD', KEYS[3], ARGV[3], ARGV[1])
+redis.call('SADD', KEYS[4], ARGV[4])
 return 1
 """
-"""Make a batch of what was written under other names, unless there is one. Keys: the batch's hash, the set of open
-batches, then what names are to come. Arguments: id, record, time, then the names there are."""
+"""Make a batch of what was written under other names, unless there is one, and have it keep its zip: the same batch
+may have been forgotten since that was stored. Keys: its hash, the sets of open and of known batches, its blobs, then
+what names are to come. Arguments: id, record, time, zip, then the names there are."""
 
 MOVE: Final = """
 if redis.call('ZREM', KEYS[1], ARGV[1]) == 0 then return 0 end

@@ -13,12 +13,20 @@ from rq.utils import current_timestamp, now, utcformat
 from worker.protocol import BLOB_SECONDS, RESULT_SECONDS
 from worker.queues import TaskQueue
 
-_CANCEL_WAITING = """
+_TAKE_BACK = """
+if ARGV[6] == '1' and redis.call('HEXISTS', KEYS[2], 'posted') == 1 then return end
+redis.call('SET', KEYS[4], 1, 'EX', ARGV[5])
 if redis.call('LREM', KEYS[1], 0, ARGV[1]) > 0 then
     redis.call('HSET', KEYS[2], 'status', 'canceled', 'ended_at', ARGV[4])
     redis.call('EXPIRE', KEYS[2], ARGV[2])
     redis.call('ZADD', KEYS[3], ARGV[3], ARGV[1])
 end
+"""
+_WANT = """
+redis.call('DEL', KEYS[1])
+if redis.call('EXISTS', KEYS[2]) == 0 then return 0 end
+redis.call('HSET', KEYS[2], 'posted', 1)
+return 1
 """
 
 
@@ -31,24 +39,28 @@ def cancel_key(job_id: str) -> str:
     return f"semples:cancel:{job_id}"
 
 
-def ask_to_cancel(redis: Redis, job_id: str) -> None:
-    """Ask whoever has a job, or takes it later, to leave it."""
-    redis.set(cancel_key(job_id), 1, ex=BLOB_SECONDS)
+def take_back(queue: TaskQueue, job: Job, *, from_batch: bool = False) -> None:
+    """Cancel a job that waits, and have its worker, or who takes it later, leave one that runs.
 
-
-def cancel_waiting(queue: TaskQueue, job: Job) -> None:
-    """Cancel a job that waits in the queue; one that a worker has taken is that worker's to end."""
+    Args:
+        queue: of its model.
+        job: not ended.
+        from_batch: whether it goes on if somebody has posted it, too; see ``want``.
+    """
     registry = CanceledJobRegistry.key_template.format(queue.name)
-    keys = (queue.key, job.key, registry)
+    keys = (queue.key, job.key, registry, cancel_key(job.id))
     ends = (RESULT_SECONDS, current_timestamp() + RESULT_SECONDS, utcformat(now()))
-    queue.connection.eval(_CANCEL_WAITING, len(keys), *keys, job.id, *ends)
+    queue.connection.eval(
+        _TAKE_BACK, len(keys), *keys, job.id, *ends, BLOB_SECONDS, int(from_batch)
+    )
 
 
-def take_back(queue: TaskQueue, job: Job) -> None:
-    """Cancel a job that waits, and have its worker leave one that runs as soon as that looks up."""
-    # First the wish: a worker that takes the job meanwhile finds it.
-    ask_to_cancel(queue.connection, job.id)
-    cancel_waiting(queue, job)
+def want(redis: Redis, job_id: str) -> bool:
+    """Take the wish back, for somebody posts the same; return whether there is such a job.
+
+    One that a batch has made is not that batch's alone from now on.
+    """
+    return bool(redis.eval(_WANT, 2, cancel_key(job_id), Job.key_for(job_id)))
 
 
 def withdraw_cancel(redis: Redis, job_id: str) -> None:

@@ -33,7 +33,7 @@ def collect(redis: Redis, batch_id: str) -> int:
     jobs = _jobs(redis, batch_id, numbers)
     states = _states(redis, jobs)
     ended = sorted({jobs[number] for number in numbers if states[number] in TERMINAL})
-    outcomes = _outcomes(redis, ended)
+    outcomes = _outcomes(redis, batch_id, ended)
     left = 0
     with redis.pipeline(transaction=False) as pipeline:
         for number in numbers:
@@ -76,7 +76,9 @@ def _states(redis: Redis, jobs: Mapping[int, str]) -> dict[int, ItemStatus]:
     }
 
 
-def _outcomes(redis: Redis, job_ids: list[str]) -> dict[str, tuple[ItemStatus, ItemOutcome | None]]:
+def _outcomes(
+    redis: Redis, batch_id: str, job_ids: list[str]
+) -> dict[str, tuple[ItemStatus, ItemOutcome | None]]:
     """Return what became of jobs that have ended, by id."""
     jobs = AllowedJob.fetch_many(job_ids, connection=redis, serializer=JSONSerializer)
     found: dict[str, tuple[ItemStatus, ItemOutcome | None]] = {}
@@ -90,7 +92,9 @@ def _outcomes(redis: Redis, job_ids: list[str]) -> dict[str, tuple[ItemStatus, I
         elif status == "failed":
             found[job_id] = (status, ItemOutcome(job=job_id, failure=failure_of(job)))
         elif status == "canceled":
-            found[job_id] = (status, ItemOutcome(job=job_id))
+            # With another batch, which had not seen that this one wants it too: it runs again.
+            mine = job.meta.get(BATCH_META, batch_id) == batch_id
+            found[job_id] = (status, ItemOutcome(job=job_id)) if mine else ("waiting", None)
     _drop_events(redis, [each for each in jobs if each is not None])
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
@@ -40,6 +41,9 @@ from worker.taking import (
 from worker.telling import tell_finished
 
 log = logging.getLogger(__name__)
+
+EMPTY_SECONDS = 0.01
+"""So long an empty queue is not looked at again: a job that is alone is not held up by looks for others."""
 
 
 class Finisher(FinishingWorker, Protocol):
@@ -89,7 +93,7 @@ class QueueDesk:
         self._may_take = may_take
         self._workers = workers
         self._alone_next = False
-        self._left: int | None = None
+        self._left, self._looked = 0, 0.0
 
     def begin(self, job: Job) -> list[Hand]:
         """Take a lease of the job that RQ has taken from the queue, and have its photo decoded."""
@@ -106,7 +110,8 @@ class QueueDesk:
         executions = [new_execution(job, worker=worker.name) for job in wanted]
         # First here: the lease may be taken and the answer lost, and then it must be renewed.
         worker.executions.update({each.id: each for each in executions})
-        self._left = persistently(lambda: lease(self._queue, executions, seconds=worker.lease))
+        left = persistently(lambda: lease(self._queue, executions, seconds=worker.lease))
+        self._left, self._looked = left, time.monotonic()
         hands = [
             Hand(job, execution, _waited(job))
             for job, execution in zip(wanted, executions, strict=True)
@@ -133,14 +138,14 @@ class QueueDesk:
         if first < len(jobs):
             self._alone_next = True  # not taken again before all others are done
             persistently(lambda: give_back(self._queue, jobs[first:]))
-        hands = self.receive(jobs[:first])
-        self._left = None  # old by the time that more are wanted
-        return hands
+        return self.receive(jobs[:first])
 
     def _count(self) -> int:
-        """Return how many jobs wait in the queue; right after ``begin`` its lease has said so."""
-        left, self._left = self._left, None
-        return persistently(lambda: self._queue.count) if left is None else left
+        """Return how many jobs wait in the queue; one that was empty is left alone for a moment."""
+        if self._left or time.monotonic() - self._looked > EMPTY_SECONDS:
+            self._left = persistently(lambda: self._queue.count)
+            self._looked = time.monotonic()
+        return self._left
 
     def is_closing(self) -> bool:
         """Return whether no more jobs are welcome, for the worker is to stop."""

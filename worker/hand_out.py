@@ -53,7 +53,7 @@ def hand_out(
     moved = move(redis, record.id, number, ("waiting", "queued"), outcome)
     job = fetch_job(redis, request.job_id()) if is_new and not moved else None
     if job is not None and not _is_open(redis, record.id):
-        take_back(open_queue(redis, request.model.name), job)
+        take_back(open_queue(redis, request.model.name), job, from_batch=True)
 
 
 def _submit(redis: Redis, blobs: BlobStore, new: Job, data: bytes) -> bool:

@@ -36,7 +36,7 @@ from service.uploads import (
     wants_png,
 )
 from service.waiting import ResultWaiter
-from worker.outcome import status_of
+from worker.outcome import TERMINAL, status_of
 
 router = APIRouter(tags=["masks"])
 
@@ -106,7 +106,7 @@ class Desk:
         submit = partial(jobs.submit, checked.request, data, pixels=checked.pixels, tell=tell)
         job = await run_sync(partial(submit, token=self._token()))
         self.request.state.job = job.id
-        if wish.seconds > 0:
+        if wish.seconds > 0 and status_of(job) not in TERMINAL:
             await self.waiter.wait(job.id, wish.seconds)
         return await run_sync(self._describe, job)
 
