@@ -105,6 +105,13 @@ class ClassResult:
     box: tuple[int, int, int, int] | None
     zero_shot: bool = False
 
+    def __str__(self) -> str:
+        """Return it as a line for a person."""
+        name = f"{self.name} (zero-shot)" if self.zero_shot else self.name
+        if self.confidence is None:
+            return f"{name}: nothing found"
+        return f"{name}: {self.area:.1%} of the image, confidence {self.confidence:.2f}"
+
 
 @dataclass(frozen=True)
 class Segmentation:

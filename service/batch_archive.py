@@ -50,7 +50,7 @@ _GONE: Final = JobFailure(
 
 @dataclass(frozen=True)
 class Packer:
-    """Makes archives; each takes the room on disk of its masks, and of its photos if they are in it, twice.
+    """Makes archives; each takes the room on disk of its masks, and of its photos if they are in it.
 
     Attributes:
         redis: where batches are.

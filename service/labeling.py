@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.data.classes import ClassList, UnknownLabelError
+from models.data.xml_files import parse_xml
 from models.exports.label_studio import Tags, brush_region, polygon_regions
 from service.errors import ProblemError, invalid_field
 
@@ -50,12 +51,9 @@ def parse_labeling(config: str, *, field: str) -> Labeling:
     Raises:
         ProblemError: if it is none, or has no image with brush or polygon labels.
     """
-    # No document type, and with it no entities: nothing here can grow or be fetched.
-    if "<!" in config.replace("<!--", ""):
-        raise invalid_field(field, "expected XML without a document type")
     try:
-        root = ElementTree.fromstring(config)
-    except (ElementTree.ParseError, ValueError) as error:
+        root = parse_xml(config)
+    except ValueError as error:
         raise invalid_field(field, f"expected a labeling interface in XML, got {error}") from error
     image = root.find(".//Image")
     name = "" if image is None else image.get("name", "")

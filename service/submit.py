@@ -22,6 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from models.data.labels import split_labels
 from models.files import OVERLAY
 from models.json_files import write_atomically, write_json
 from service.client import Client, Outcome, Result, SemplesError, Unauthorized, Unavailable
@@ -162,7 +163,7 @@ def _submit_photo(
 ) -> None:
     if (output / f"{photo.stem}.png").resolve() == photo.resolve():
         raise ValueError(f"expected an output folder that keeps {photo}, got its own")
-    names = [name.strip() for each in labels for name in each.split(",") if name.strip()]
+    names = split_labels(labels)
     with _bar(SpinnerColumn(), TimeElapsedColumn()) as bar:
         task = bar.add_task(photo.name, total=1.0, note="")
 
@@ -172,9 +173,7 @@ def _submit_photo(
         result = client.pseudo_mask(photo, names, on_progress=on_progress, **options)
         _write(result, photo, output)
     for each in result.classes:
-        typer.echo(
-            f"{each.name}: {each.area:.1%} of the image, confidence {each.confidence or 0:.2f}"
-        )
+        typer.echo(each)
     stem = output / photo.stem
     typer.echo(f"written to {stem}.png, {stem}{OVERLAY}.png and {stem}.json")
 

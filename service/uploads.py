@@ -10,6 +10,7 @@ from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.data.classes import UnknownLabelError
+from models.data.labels import split_labels
 from models.data.open_labels import Vocabulary, why_closed, with_open_labels
 from models.images import check_image
 from models.refine.names import REFINERS, parse_chain
@@ -89,11 +90,6 @@ class Checked:
 
     request: JobRequest
     pixels: int
-
-
-def split_labels(fields: list[str]) -> tuple[str, ...]:
-    """Split repeated fields and commas into labels; empty ones do not count."""
-    return tuple(label for field in fields for part in field.split(",") if (label := part.strip()))
 
 
 def build_request(form: ImageForm, data: bytes, model: ModelInfo, *, max_pixels: int) -> Checked:

@@ -176,8 +176,8 @@ CASES = {
     "entities": (
         packed({"a.png": png(), "a.xml": '<!DOCTYPE a [<!ENTITY b "c">]><annotation/>'}),
         422,
-        "invalid-archive",
-        "'a.xml': expected XML without a document type",
+        "invalid-labels",
+        "expected an annotation of PASCAL VOC in 0 a.xml, got a document type",
     ),
     "no labeled photo": (
         packed({**GOOD, "labels.csv": rows({"a.png": ""})}),

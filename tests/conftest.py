@@ -25,7 +25,7 @@ from models.export import export_bundle
 from models.run import Run, open_run, start_run
 from models.segmenter_stage import train_segmenter
 
-pytest_plugins = ["tests.service_fixtures", "tests.chaos", "tests.browser"]
+pytest_plugins = ["tests.service_fixtures", "tests.chaos", "tests.browser", "tests.feeding"]
 
 torch.set_num_threads(
     1

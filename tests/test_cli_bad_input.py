@@ -93,7 +93,7 @@ def test_bad_photos_get_one_line(
         ([], "Missing option '--labels'"),
         (["--labels", "cat", "--threads", "-1"], "Invalid value for '--threads'"),
         (["--labels", "cat", "--colour"], "No such option"),
-        (["--labels", ""], "expected a known label, got ''"),
+        (["--labels", ""], "expected at least one label, got none"),
         (["--labels", "cat"] * 40, "expected at most 32 labels, got 40"),
         (["--labels", "cat", "--device", "meta"], "expected a usable device"),
     ],

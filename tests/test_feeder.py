@@ -2,96 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
-from rq.job import JobStatus
-from rq.results import Result
 
 from tests.batch_zips import accepted, items, many, packed, photo, rows
-from tests.service_doubles import Info
+from tests.feeding import batch_of, counts, finish
 from tests.service_fixtures import Place, http_api, png
-from worker import feeder as feeding
+from worker import feeder as feeder_module
 from worker.backlog import MEMORY_SHARE
 from worker.batch_items import move
-from worker.batch_keys import KNOWN_KEY, OPEN_KEY, TURN_KEY, blobs_key, keys_of
+from worker.batch_keys import TURN_KEY
 from worker.feeder import Feeder
-from worker.presence import ModelInfo, WorkerInfo, announce
-from worker.protocol import BLOB_SECONDS
 from worker.queues import fetch_job
-from worker.sweep import SWEEP_KEY, sweep_for_all
 
-
-@pytest.fixture(autouse=True)
-def announced(place: Place) -> None:
-    place.redis.flushdb()
-    for path in (place.data / "blobs").rglob("*/*/*"):
-        path.unlink()
-    model = ModelInfo.model_validate(Info().to_json())
-    info = WorkerInfo(name="w", model=model.ref, device="cpu", host="h", pid=1)
-    announce(place.redis, info, model, lease=60)
+pytestmark = pytest.mark.usefixtures("announced")
 
 
 @pytest.fixture(scope="module")
 def api(place: Place) -> Iterator[httpx.Client]:
     with http_api(place, max_queue=20) as client:
         yield client
-
-
-@pytest.fixture
-def feeder(place: Place) -> Feeder:
-    return Feeder(place.redis, place.blobs)
-
-
-def counts(api: httpx.Client, path: str) -> dict[str, int]:
-    return dict(api.get(path).json()["counts"])
-
-
-def batch_of(path: str) -> str:
-    return path.rpartition("/")[2]
-
-
-def sweep(place: Place) -> None:
-    place.redis.delete(SWEEP_KEY)
-    life = timedelta(seconds=BLOB_SECONDS)
-    sweep_for_all(place.blobs, place.redis, now=datetime.now(UTC), lifetime=life, turn=600)
-
-
-def make_old(place: Place) -> None:
-    then = time.time() - BLOB_SECONDS - 60
-    for path in (place.data / "blobs").rglob("*"):
-        os.utime(path, (then, then))
-
-
-def finish(place: Place, job_id: str, *, mask: bytes = b"mask") -> str:
-    """Do a worker's work on a job; the mask's key."""
-    job = fetch_job(place.redis, job_id)
-    assert job is not None
-    request = job.args[0]
-    key = place.blobs.put("results", mask)
-    result = {
-        "model": request["model"],
-        "image": {"width": 3, "height": 2, "exif_orientation": 1},
-        "labels": request["labels"],
-        "options": request["options"],
-        "classes": [{"index": 1, "name": "cat", "area": 0.5, "confidence": 0.9}],
-        "ignored": 0.0,
-        "timings": {"queue": 0, "decode": 0, "model": 0, "encode": 0},
-        "blobs": {"mask": key, "scores": key},
-        "worker": "w",
-    }
-    place.queue.remove(job_id)
-    with place.redis.pipeline() as pipeline:
-        job.set_status(JobStatus.FINISHED, pipeline=pipeline)
-        pipeline.execute()
-    Result.create(job, Result.Type.SUCCESSFUL, ttl=3600, return_value=result)
-    return key
 
 
 def test_half_of_the_queue_is_left_to_others(
@@ -117,7 +50,7 @@ def test_half_of_the_queue_is_left_to_others(
 
 
 def test_batches_share(api: httpx.Client, feeder: Feeder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feeding, "LEAST_AHEAD", 4)
+    monkeypatch.setattr(feeder_module, "LEAST_AHEAD", 4)
     paths = [accepted(api, packed(many(9))) for _ in range(2)]
     feeder.round()
     assert [counts(api, path)["queued"] for path in paths] == [2, 2]
@@ -126,8 +59,8 @@ def test_batches_share(api: httpx.Client, feeder: Feeder, monkeypatch: pytest.Mo
 def test_faster_workers_get_more(
     api: httpx.Client, place: Place, feeder: Feeder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(feeding, "LEAST_AHEAD", 2)
-    monkeypatch.setattr(feeding, "jobs_done_lately", lambda *_, **__: 30)  # in a minute
+    monkeypatch.setattr(feeder_module, "LEAST_AHEAD", 2)
+    monkeypatch.setattr(feeder_module, "jobs_done_lately", lambda *_, **__: 30)  # in a minute
     path = accepted(api, packed(many(9)))
     feeder.round()
     assert counts(api, path)["queued"] == place.queue.count == 5
@@ -203,22 +136,6 @@ def test_a_canceled_job_is_a_canceled_photo(api: httpx.Client, feeder: Feeder) -
     assert (document["status"], document["counts"]["canceled"]) == ("finished", 1)
 
 
-def test_a_canceled_batch_leaves_what_another_has_under_way(
-    api: httpx.Client, place: Place, feeder: Feeder
-) -> None:
-    files = many(2)
-    one = accepted(api, packed(files))
-    two = accepted(api, packed({**files, "readme.txt": "another zip"}))
-    three = accepted(api, packed(many(1)))
-    feeder.round()
-    assert place.queue.count == 3
-    api.delete(one)
-    assert place.queue.count == 3
-    api.delete(three)
-    assert place.queue.count == 2
-    assert counts(api, two)["queued"] == 2
-
-
 def test_a_lost_zip_fails_photos_until_it_is_posted_again(
     api: httpx.Client, place: Place, feeder: Feeder
 ) -> None:
@@ -246,51 +163,3 @@ def test_a_photo_that_cannot_be_unpacked(api: httpx.Client, feeder: Feeder) -> N
     first, second = items(api, path)
     assert first["problem"]["detail"] == "damaged in the zip: unpacking fails"
     assert second["status"] == "queued"
-
-
-def test_what_a_batch_needs_outlives_the_sweep(
-    api: httpx.Client, place: Place, feeder: Feeder
-) -> None:
-    path = accepted(api, packed(many(2)))
-    feeder.round()
-    first = items(api, path)[0]["job"]
-    mask = finish(place, first)
-    feeder.round()
-    archive = place.blobs.keys("archives")
-    make_old(place)
-    sweep(place)
-    assert place.blobs.keys("archives") == archive
-    assert place.blobs.exists(mask)
-    assert place.blobs.keys("uploads") == []  # a photo is in the zip
-
-    # Nor does it go with its job, which somebody removes.
-    api.delete(f"/jobs/{first}")
-    assert place.blobs.exists(mask)
-
-    # The batch expires; then all goes.
-    place.redis.delete(*keys_of(batch_of(path)))
-    make_old(place)
-    sweep(place)
-    assert place.blobs.keys("archives") == place.blobs.keys("results") == []
-    assert place.redis.zcard(KNOWN_KEY) == place.redis.zcard(OPEN_KEY) == 0
-
-
-def test_two_batches_of_one_zip_keep_it_together(api: httpx.Client, place: Place) -> None:
-    archive = packed(many(1))
-    paths = [accepted(api, archive), accepted(api, archive, min_confidence="0.5")]
-    for path in paths:
-        assert len(place.blobs.keys("archives")) == 1
-        api.delete(path)
-        api.delete(path)
-    assert place.blobs.keys("archives") == []
-    assert not place.redis.exists(blobs_key(batch_of(paths[0])))
-
-
-def test_posting_at_once_makes_one_batch(api: httpx.Client, place: Place) -> None:
-    archive = packed(many(5))
-    with ThreadPoolExecutor(4) as pool:
-        paths = set(pool.map(lambda _: accepted(api, archive), range(4)))
-    assert len(paths) == 1
-    assert counts(api, paths.pop())["total"] == 5
-    keys = {key.decode() for key in place.redis.keys("semples:batch:*")}
-    assert {each.count(":") for each in keys} <= {2, 3}  # nothing half made

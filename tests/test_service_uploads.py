@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from fastapi import UploadFile
 
-from service.uploads import PseudoMaskForm, build_request, parse_wait, split_labels, wants_png
+from models.data.labels import split_labels
+from service.uploads import PseudoMaskForm, build_request, parse_wait, wants_png
 from tests.service_doubles import Info
 from tests.service_fixtures import png
 from worker.presence import ModelInfo
@@ -20,6 +21,7 @@ from worker.protocol import Options
     [
         (["cat", "bowl"], ("cat", "bowl")),
         (["cat,bowl"], ("cat", "bowl")),
+        (["cat; bowl"], ("cat", "bowl")),
         ([" cat , dining table ", "", "bowl,"], ("cat", "dining table", "bowl")),
         ([], ()),
         ([",,"], ()),

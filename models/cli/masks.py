@@ -25,6 +25,7 @@ from models.cli.options import (
     progress,
 )
 from models.cli.results import check_keeps, write_results
+from models.data.labels import split_labels
 
 if TYPE_CHECKING:
     from models.bundle_info import BundleInfo
@@ -64,7 +65,7 @@ def predict(
     from models.images import read_image
 
     # The photo and the labels are checked before the model is loaded, so that mistakes answer at once.
-    labels = [part.strip() for label in labels for part in label.split(",")]
+    labels = list(split_labels(labels))
     upright = read_image(image.read_bytes())
     check_keeps(output, image)
     info = read_info(find_bundle(bundle))
@@ -83,8 +84,7 @@ def predict(
     segmentation = predictor.pseudo_mask(upright.pixels, labels, options, classes=classes)
     stem = write_results(output, image, upright, segmentation, options, info=predictor.info)
     for each in segmentation.classes:
-        name = f"{each.name} (zero-shot)" if each.zero_shot else each.name
-        print(f"{name}: {each.area:.1%} of the image, confidence {each.confidence or 0:.2f}")
+        print(each)
     print(f"written to {stem}.png, {stem}_overlay.png and {stem}.json")
 
 

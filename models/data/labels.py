@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -134,6 +135,12 @@ def read_label_rows(path: Path) -> Rows:
                 )
             rows[name] = tuple(label.strip() for label in labels.split(_SEPARATOR) if label.strip())
     return rows
+
+
+def split_labels(said: Iterable[str]) -> tuple[str, ...]:
+    """Return a photo's labels as people write them: commas or semicolons between them; empty ones do not count."""
+    parts = (part.strip() for each in said for part in re.split("[,;]", each))
+    return tuple(filter(None, parts))
 
 
 def _no_classes(path: Path) -> ClassList:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from xml.etree import ElementTree
+
+from models.data.xml_files import parse_xml
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,6 @@ class Annotation:
     labels: tuple[str, ...]
 
 
-class _NoDoctype(ElementTree.TreeBuilder):
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        del name, pubid, system
-        raise ValueError("a document type")
-
-
 def read_annotation(path: Path) -> Annotation:
     """Read a photo's XML file.
 
@@ -36,14 +31,13 @@ def read_annotation(path: Path) -> Annotation:
         OSError: if it cannot be read.
     """
     try:
-        # One parser a file. A document type may define words that unfold to gigabytes, and VOC's files have none.
-        root = ElementTree.parse(path, ElementTree.XMLParser(target=_NoDoctype())).getroot()
+        root = parse_xml(path.read_bytes())
         image = (root.findtext("filename") or "").strip()
         if root.tag != "annotation" or not image:
             raise ValueError(f"no annotation with a filename but {root.tag!r}")
         height, width = (root.findtext(f"size/{side}") for side in ("height", "width"))
         size = None if height is None or width is None else (int(height), int(width))
-    except (ElementTree.ParseError, ValueError) as error:
+    except ValueError as error:
         raise ValueError(f"expected an annotation of PASCAL VOC in {path}, got {error}") from error
     # Not parts/name: heads, hands and feet are not objects.
     names = [(name.text or "").strip() for name in root.iterfind("object/name")]

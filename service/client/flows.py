@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,8 @@ from service.client.calls import Call, quoted
 from service.client.documents import Job
 from service.client.errors import NotFound, SemplesError, Unavailable, error_of
 from service.client.listening import EventReader, OnProgress
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -109,6 +112,8 @@ def ask(step: Call | Send, retries: Retries) -> Flow[httpx.Response]:
             return answer
         if error is None or not isinstance(error, Unavailable):
             raise error or TypeError("expected an answer")
+        if tried == 0 and isinstance(answer, httpx.RequestError):
+            log.warning("%s; trying again for a while", error)
         counts = error.kind not in retries.patient_with
         if counts and tried == retries.most:
             raise error

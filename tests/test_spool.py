@@ -1,0 +1,96 @@
+"""The disk on which zips lie: so many at once, however slow their clients are, and nothing is left there for ever."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.batches import Batches
+from service.spool import LEFT_SECONDS, PREFIX, use_spool
+from tests.batch_zips import accepted, many, packed, post
+from tests.feeding import finish
+from tests.service_fixtures import Place, http_api, wait_for
+from worker.feeder import Feeder
+
+BEGUN = (
+    b"POST /batches HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=X\r\n"
+    b"Content-Length: 100000\r\n\r\n--X\r\n"
+)
+LARGE = 50_000_000  # bytes, more than lies in a connection that nobody reads
+
+pytestmark = pytest.mark.usefixtures("announced")
+
+
+@pytest.fixture(scope="module")
+def api(place: Place) -> Iterator[httpx.Client]:
+    with http_api(place, max_zips=1) as client:
+        yield client
+
+
+@pytest.fixture
+def ended(api: httpx.Client, place: Place, feeder: Feeder) -> str:
+    """A batch that has ended."""
+    path = accepted(api, packed(many(1)))
+    feeder.round()
+    finish(place, place.queue.get_job_ids()[0])
+    feeder.round()
+    return path
+
+
+def is_refused(answer: httpx.Response) -> bool:
+    if answer.status_code != 503:
+        return False
+    assert answer.json()["type"] == "/problems/too-many-zips"
+    assert int(answer.headers["Retry-After"]) > 0
+    return True
+
+
+def test_one_zip_is_received_at_a_time(api: httpx.Client) -> None:
+    archive = packed(many(1))
+    line = socket.create_connection((api.base_url.host, api.base_url.port or 0), 30)
+    with line:
+        line.sendall(BEGUN)
+        wait_for(lambda: is_refused(post(api, b"PK")), what="a place that is taken")
+        assert api.get("/models").status_code == 200
+        alone = api.post("/pseudo-mask", files={"image": b"none"}, data={"labels": "cat"})
+        assert alone.status_code == 415  # single images have no part in it
+    wait_for(lambda: post(api, archive).status_code == 202, what="a place")
+
+
+def test_one_archive_is_on_its_way_at_a_time(
+    api: httpx.Client, ended: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def zeros(size: int) -> Any:
+        file = tempfile.TemporaryFile()  # noqa: SIM115
+        file.truncate(size)
+        return file
+
+    path = f"{ended}/archive.zip"
+    monkeypatch.setattr(Batches, "pack", lambda *_: zeros(LARGE))
+    with api.stream("GET", path) as slow:
+        assert slow.headers["Content-Length"] == str(LARGE)
+        assert is_refused(api.get(path))
+        assert accepted(api, packed(many(1)))  # what comes in has places of its own
+    monkeypatch.setattr(Batches, "pack", lambda *_: zeros(10))
+    wait_for(lambda: api.get(path).status_code == 200, what="a place")
+
+
+def test_what_a_dead_api_left_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)  # and back to what it was
+    left, new, other = (tmp_path / name for name in (f"{PREFIX}left", f"{PREFIX}new", "mine"))
+    then = time.time() - LEFT_SECONDS - 60
+    for folder in (left, new, other):
+        folder.mkdir()
+        (folder / "a.jpg").write_bytes(b"photo")
+    for folder in (left, other):
+        os.utime(folder, (then, then))
+    use_spool(str(tmp_path))
+    assert sorted(tmp_path.iterdir()) == sorted([new, other])
