@@ -156,7 +156,7 @@ class Conveyor:
         Raises:
             DeviceLostError: if the device does not work any more.
         """
-        error = hand.concluded.exception() if hand.concluded is not None else None
+        error = hand.error
         if error is None:
             return
         if is_device_lost(error):

@@ -7,21 +7,20 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from redis.client import Pipeline
 from redis.exceptions import RedisError, WatchError
 from rq import Queue
 from rq.executions import Execution
 from rq.job import Job
-from rq.utils import now
 
 from models.photos import OnProgress
 from worker.cancel import JobCanceledError, cancel_key
 from worker.failures import has_cost_a_worker
 from worker.finishing import Ended, State, finish, states
 from worker.finishing import Worker as FinishingWorker
-from worker.hand import Hand
+from worker.hand import Hand, seconds_since_queued
 from worker.persistence import persistently
 from worker.progress import reporter
 from worker.protocol import JobRequest
@@ -112,10 +111,7 @@ class QueueDesk:
         worker.executions.update({each.id: each for each in executions})
         left = persistently(lambda: lease(self._queue, executions, seconds=worker.lease))
         self._left, self._looked = left, time.monotonic()
-        hands = [
-            Hand(job, execution, _waited(job))
-            for job, execution in zip(wanted, executions, strict=True)
-        ]
+        hands = [Hand(each.job, each, seconds_since_queued(each.job)) for each in executions]
         for hand in hands:
             hand.decoded = self._pool.submit(hand.timed(partial(_decode, hand.job, self._runtime)))
             self._runtime.meters.took(waited=hand.waited)
@@ -177,7 +173,7 @@ class QueueDesk:
 
     def _finish(self, hands: Sequence[Hand]) -> list[Hand]:
         """Write down what has a result; return the others, and those that are not ours or not wanted any more."""
-        ended = [Ended(hand.job, hand.execution, _value(hand)) for hand in hands]
+        ended = [Ended(hand.job, hand.execution, hand.value) for hand in hands]
         written = finish(self._queue.connection, self._worker, ended)
         for hand, done in zip(hands, written, strict=True):
             if done and hand.concluded is not None:
@@ -189,7 +185,7 @@ class QueueDesk:
     def _look_and_settle(self, hand: Hand) -> None:
         # RQ lets go of the lease before a failure is written, and nobody would renew it.
         self._worker.executions[hand.execution.id] = hand.execution
-        (state,), error = self._states([hand]), _error(hand)
+        (state,), error = self._states([hand]), hand.error
         if state == "lost":
             # The lease ran out while Redis was away, and somebody else has the job by now; or its end was written.
             log.warning("job %s: not in hand any more, and nothing written for it", hand.job.id)
@@ -243,19 +239,3 @@ class QueueDesk:
 def _decode(job: Job, runtime: Runtime) -> Photo:
     check_task(job)
     return decode(JobRequest.model_validate(job.args[0]), runtime)
-
-
-def _value(hand: Hand) -> dict[str, Any] | None:
-    """Return a job's result as RQ keeps it, None if it has failed."""
-    if hand.concluded is None or hand.concluded.exception() is not None:
-        return None
-    return hand.concluded.result().model_dump(mode="json")
-
-
-def _error(hand: Hand) -> BaseException | None:
-    return hand.concluded.exception() if hand.concluded is not None else None
-
-
-def _waited(job: Job) -> float:
-    """Seconds since a job was queued, not below 0 where two hosts' clocks differ."""
-    return max(0.0, (now() - job.enqueued_at).total_seconds()) if job.enqueued_at else 0.0

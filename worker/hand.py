@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rq.executions import Execution
 from rq.job import Job
+from rq.utils import now
 
 from worker.protocol import JobResult
 from worker.steps import Photo
@@ -66,8 +67,25 @@ class Hand:
         """What a thread does for it, or has done last."""
         return self.decoded if self.concluded is None else self.concluded
 
+    @property
+    def error(self) -> BaseException | None:
+        """Why it was concluded without a result."""
+        return self.concluded.exception() if self.concluded is not None else None
+
+    @property
+    def value(self) -> dict[str, Any] | None:
+        """The result as RQ keeps it; None if there is none."""
+        if self.concluded is None or self.error is not None:
+            return None
+        return self.concluded.result().model_dump(mode="json")
+
     def is_late(self) -> bool:
         """Return whether a thread has had it for longer than it may."""
         if self._began is None or self.pending.done():
             return False
         return self.clock() - self._began > self.timeout
+
+
+def seconds_since_queued(job: Job) -> float:
+    """Return how long a job has waited, not below 0 where two hosts' clocks differ."""
+    return max(0.0, (now() - job.enqueued_at).total_seconds()) if job.enqueued_at else 0.0
