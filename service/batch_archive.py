@@ -80,7 +80,7 @@ class Packer:
             output, photos = Path(folder) / "archive", Path(folder) / "photos"
             output.mkdir()
             photos.mkdir()
-            failed = [_failed(*row) for row in self._without_mask(record)]
+            failed = [_failed(*row) for row in without_mask(self.redis, record.id)]
             masked = self._photos(record, photos if form == "voc" else None, failed)
             try:
                 WRITERS[form](masked, classes, output)
@@ -89,10 +89,6 @@ class Packer:
             _write_json(output / FAILED, failed)
             _write_json(output / ABOUT, _about(standing, form))
             return _zipped(output)
-
-    def _without_mask(self, record: BatchRecord) -> Iterator[Row]:
-        yield from each_in(self.redis, record.id, "failed")
-        yield from each_in(self.redis, record.id, "canceled")
 
     def _photos(
         self, record: BatchRecord, folder: Path | None, failed: list[dict[str, Any]]
@@ -144,6 +140,12 @@ class Packer:
                 if each.confidence is not None
             },
         )
+
+
+def without_mask(redis: Redis, batch_id: str) -> Iterator[Row]:
+    """Give the items of a batch that failed or were canceled."""
+    yield from each_in(redis, batch_id, "failed")
+    yield from each_in(redis, batch_id, "canceled")
 
 
 def _failed(number: int, item: BatchItem, outcome: ItemOutcome) -> dict[str, Any]:

@@ -73,12 +73,12 @@ def _source(contents: Contents) -> list[ZipInfo]:
     ]
     if xml := [entry for entry in contents.others if _ends(entry, ".xml")]:
         found.append(xml)
-    expected = f"expected {CSV}, {NUMBERS}, COCO's .json or PASCAL VOC's .xml files"
+    expected = (
+        f"expected {CSV}, {NUMBERS} or COCO's .json at the zip's root, or PASCAL VOC's .xml files"
+    )
     if len(found) != 1:
         names = ", ".join(repr(source[0].filename) for source in found) or "none"
-        raise ProblemError(
-            "invalid-labels", f"{expected} at the zip's root, one of these, got {names}"
-        )
+        raise ProblemError("invalid-labels", f"{expected}: one of these, got {names}")
     [source] = found
     for entry in source:
         if entry.file_size > MOST_BYTES:

@@ -76,7 +76,7 @@ class UnsurePhoto(BaseModel):
 
 
 class FailedPhoto(BaseModel):
-    """A photo without a mask."""
+    """A photo without a mask: failed, or canceled, which is no problem."""
 
     number: int
     image: str
@@ -153,7 +153,7 @@ def make_report(
 
     Args:
         finished: items that have a result.
-        failed: items that have none.
+        failed: items that have none, and will have none unless the batch goes on.
         classes: names by index.
         low_confidence: photos that are less sure are listed.
         limit: most entries of each list.

@@ -9,7 +9,7 @@ from typing import BinaryIO, Final
 from redis import Redis
 from redis.exceptions import RedisError
 
-from service.batch_archive import ArchiveFormat, Packer
+from service.batch_archive import ArchiveFormat, Packer, without_mask
 from service.batch_labels import read_items
 from service.batch_report import BatchReport, make_report
 from service.batch_schemas import BatchDocument, ItemList, batch_document, item_document
@@ -200,7 +200,7 @@ class Batches:
         batch_id = standing.record.id
         return make_report(
             each_in(self._redis, batch_id, "finished"),
-            each_in(self._redis, batch_id, "failed"),
+            without_mask(self._redis, batch_id),
             standing.record.classes,
             low_confidence=low_confidence,
             limit=limit,

@@ -25,7 +25,15 @@ from rich.progress import (
 from models.data.labels import split_labels
 from models.files import OVERLAY
 from models.json_files import write_atomically, write_json
-from service.client import Client, Outcome, Result, SemplesError, Unauthorized, Unavailable
+from service.client import (
+    Client,
+    NotFound,
+    Outcome,
+    Result,
+    SemplesError,
+    Unauthorized,
+    Unavailable,
+)
 from service.client.calls import PseudoMaskOptions
 from service.client.connecting import RETRIES, TIMEOUT_SECONDS
 from service.client.folder import describe
@@ -122,8 +130,8 @@ def _submit_folder(
     save_scores: bool,
     options: PseudoMaskOptions,
 ) -> None:
-    if len(labels) != 1:
-        raise ValueError(f"expected one file of labels for a folder, got {len(labels)}")
+    if len(labels) != 1 or not Path(labels[0]).exists():
+        raise ValueError(f"expected one file of labels for a folder, got {', '.join(labels)}")
     started = time.monotonic()
     with _bar(MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task("pseudo masks", total=None, note="")
@@ -149,6 +157,13 @@ def _report(outcome: Outcome, output: Path, seconds: float) -> None:
         f"{outcome.made} masks made, {outcome.kept} kept ({outcome.empty} of all empty), "
         f"{len(outcome.failed)} failed in {seconds:.1f} s: {output}"
     )
+    if outcome.unlabeled:
+        typer.echo(f"{outcome.unlabeled} photos have a row without a label and were passed over")
+    if outcome.others:
+        typer.echo(
+            f"{outcome.others} masks in {output} are of photos that are not among these labels now; export and "
+            "train-segmenter would take them too"
+        )
     for name, reason in outcome.failed[:MOST_REASONS]:
         typer.echo(f"semples submit: {name}: {reason}", err=True)
     more = len(outcome.failed) - MOST_REASONS
@@ -218,7 +233,7 @@ def _one_line(photos: Path, url: str) -> Iterator[None]:
         )
     except Unauthorized as error:
         _fail(f"{error} (the key is read from {KEY_VARIABLE}, or --key-file)", EXIT_WRONG, error)
-    except Unavailable as error:
+    except (NotFound, Unavailable) as error:
         _fail(f"{url}: {error}", EXIT_WRONG, error)
     except (SemplesError, ValueError) as error:
         _fail(str(error), EXIT_WRONG, error)

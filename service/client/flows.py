@@ -112,8 +112,8 @@ def ask(step: Call | Send, retries: Retries) -> Flow[httpx.Response]:
             return answer
         if error is None or not isinstance(error, Unavailable):
             raise error or TypeError("expected an answer")
-        if tried == 0 and isinstance(answer, httpx.RequestError):
-            log.warning("%s; trying again for a while", error)
+        if tried == 0 < retries.most and isinstance(answer, httpx.RequestError):
+            log.warning("%s; trying again, up to %d times", error, retries.most)
         counts = error.kind not in retries.patient_with
         if counts and tried == retries.most:
             raise error

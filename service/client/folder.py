@@ -25,13 +25,17 @@ class Outcome:
     Attributes:
         made: masks written by this call.
         kept: masks that an earlier call had written.
-        empty: masks, of all that are there, in which no class has a pixel.
+        empty: masks, of those, in which no class has a pixel.
+        unlabeled: photos that the labels say nothing of, and that are passed over.
+        others: masks of earlier calls that are still in the folder, of photos that are not among the labels now.
         failed: (image, reason) of photos that there is no mask of; the next call tries them again.
     """
 
     made: int
     kept: int
     empty: int
+    unlabeled: int
+    others: int
     failed: tuple[tuple[str, str], ...]
 
 
@@ -114,23 +118,26 @@ class OutputFolder:
         Raises:
             OSError: if it cannot be written.
         """
-        plan, empty = self._plan, 0
+        plan, empty, others = self._plan, 0, 0
         failed = {name for name, _ in self._failed}
         wanted = {sample.stem for sample in plan.labeled if sample.name not in failed}
 
         def counted() -> Iterator[Mapping[str, Any]]:
-            nonlocal empty
+            nonlocal empty, others
             for stem, record in latest(plan.output / RESULTS):
                 if stem in wanted:
                     empty += all(each["box"] is None for each in record["classes"])
                     yield record
+                else:
+                    others += self._mask(stem).is_file()
 
         unlabeled = sum(not sample.channels for sample in plan.samples)
         summary = summarize(
             counted(), images=len(plan.samples), unlabeled=unlabeled, failed=self._failed
         )
         write_json(plan.output / SUMMARY, {**plan.settings, **summary})
-        return Outcome(self._made, self._kept_count, empty, tuple(self._failed))
+        failures = tuple(self._failed)
+        return Outcome(self._made, self._kept_count, empty, unlabeled, others, failures)
 
     def _kept(self) -> set[str]:
         """Stems of the photos that an earlier call made the masks of, for the labels that they have now."""
