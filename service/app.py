@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -37,7 +38,7 @@ from service.routes import (
     posts,
 )
 from service.settings import Settings
-from service.spool import SpoolPlaces
+from service.spool import SpoolPlaces, keep_clean
 from service.store_probe import StoreProbe
 from service.task_images import TaskImages
 from service.waiting import ResultWaiter
@@ -81,7 +82,9 @@ def create_app(
         app.state.packers = CapacityLimiter(ZIPS_AT_ONCE)
         app.state.waiter = ResultWaiter(settings.redis_url, max_waiting=settings.max_waiting)
         app.state.listeners = Listeners(settings.redis_url, most=settings.max_listening)
+        cleaning = asyncio.create_task(keep_clean(settings.spool))
         yield
+        cleaning.cancel()
         await app.state.waiter.close()
         await app.state.listeners.close()
 

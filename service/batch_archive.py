@@ -76,7 +76,7 @@ class Packer:
         """
         record = standing.record
         classes = ClassList(tuple(ClassInfo(*each) for each in record.classes.items()))
-        with tempfile.TemporaryDirectory(prefix=PREFIX) as folder:
+        with tempfile.TemporaryDirectory(prefix=f"{PREFIX}archive-") as folder:
             output, photos = Path(folder) / "archive", Path(folder) / "photos"
             output.mkdir()
             photos.mkdir()
@@ -181,7 +181,7 @@ def _write_json(path: Path, content: Any) -> None:
 def _zipped(folder: Path) -> BinaryIO:
     """Move a folder's files into a zip."""
     # Not closed here: it is what is returned.
-    file = tempfile.TemporaryFile(prefix=PREFIX)  # noqa: SIM115
+    file = tempfile.TemporaryFile(prefix=f"{PREFIX}archive-")  # noqa: SIM115
     try:
         with ZipFile(file, "w") as archive:
             for path in sorted(each for each in folder.rglob("*") if each.is_file()):

@@ -11,6 +11,7 @@ from zipfile import ZipFile, ZipInfo
 from models.data.classes import ClassList, UnknownLabelError, read_class_list
 from models.data.labels import read_labels
 from service.errors import ProblemError
+from service.spool import PREFIX
 from service.zips import Contents, refused
 from worker.batch_records import BatchItem
 from worker.batch_zips import DAMAGED, read_entry
@@ -36,7 +37,7 @@ def read_items(archive: ZipFile, contents: Contents, classes: ClassList) -> list
         ProblemError: if there are no labels or two kinds of them, they are malformed, or are about other photos.
     """
     source = _source(contents)
-    with tempfile.TemporaryDirectory(prefix="semples-labels-") as folder:
+    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}labels-") as folder:
         place = Path(folder)
         try:
             path = _unpack(archive, source, place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import BinaryIO, Final
@@ -40,7 +41,7 @@ from worker.batch_items import (
 from worker.batch_keys import ItemStatus, kept
 from worker.batch_records import BATCH_META, BatchItem, BatchRecord, BatchRequest, ItemOutcome
 from worker.blob_keys import file_key
-from worker.blobs import BlobError, BlobStore
+from worker.blobs import BlobError, BlobMissingError, BlobStore
 from worker.cancel import take_back
 from worker.collector import jobs_under_way
 from worker.presence import ModelInfo
@@ -53,6 +54,7 @@ NO_LABELS = JobFailure(
 )
 
 MOST_UNDER_WAY: Final = 100
+_TRIES: Final = 3
 
 
 class Batches:
@@ -101,22 +103,24 @@ class Batches:
         self._check_room(record)
         keep_archive(self._redis, record)
         try:
-            self._blobs.put_file(key, file)
-            with turn_with(self._redis, key):
-                self._open(record, items)
-                there = self._blobs.exists(key)
-            if not there:  # the same zip was forgotten meanwhile; now the batch keeps it
-                self._blobs.put_file(key, file)
+            self._store_and_open(record, items, file)
         except BaseException:
             with suppress(RedisError, BlobError):
-                self._leave_nothing(record)
+                self._forget_if(record, lambda standing: standing is None)
             raise
         return self.find(record.id)
 
-    def _leave_nothing(self, record: BatchRecord) -> None:
-        """Forget what was written of a batch that could not be opened."""
-        if find_batch(self._redis, record.id) is None:
-            self.forget(record)
+    def _store_and_open(self, record: BatchRecord, items: list[BatchItem], file: BinaryIO) -> None:
+        archive = record.request.archive
+        for _ in range(_TRIES):
+            self._blobs.put_file(archive, file)
+            with turn_with(self._redis, archive):
+                if self._blobs.exists(
+                    archive
+                ):  # else a batch with the same was forgotten meanwhile
+                    self._open(record, items)
+                    return
+        raise BlobMissingError(f"expected {archive} to stay, got it deleted again and again")
 
     def _check_room(self, record: BatchRecord) -> None:
         """Take no more batches than can be looked after; one that is under way takes no more room.
@@ -225,13 +229,24 @@ class Batches:
                 take_back(queue, job, from_batch=True)
         tell_counts(self._redis, record.id, counts_of(self._redis, record.id))
 
-    def forget(self, record: BatchRecord) -> None:
-        """Forget a batch and its zip, unless another one has the same; masks stay as long as their jobs' do."""
+    def forget(self, record: BatchRecord) -> bool:
+        """Forget a batch that has ended, and its zip, unless another one has the same; masks stay while their jobs do.
+
+        Returns whether it is gone; one that was posted again goes on.
+        """
+        return self._forget_if(
+            record, lambda standing: standing is None or standing.end is not None
+        )
+
+    def _forget_if(self, record: BatchRecord, may: Callable[[Standing | None], bool]) -> bool:
         archive = record.request.archive
         with turn_with(self._redis, archive):
+            if not may(find_batch(self._redis, record.id)):
+                return False
             forget_batch(self._redis, record.id)
             if not kept(self._redis, [archive]):
                 self._blobs.delete(archive)
+        return True
 
     def _open(self, record: BatchRecord, items: list[BatchItem]) -> None:
         unlabeled = {

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.data.classes import ClassList, UnknownLabelError
+from models.data.labels import split_labels
 from models.data.xml_files import parse_xml
 from models.exports.label_studio import Tags, brush_region, polygon_regions
 from service.errors import ProblemError, invalid_field
@@ -81,12 +82,12 @@ def image_labels(task: Mapping[str, Any], classes: ClassList, *, field: str) -> 
     Args:
         task: in JSON's types, from outside.
         classes: of the model; choices that name none of them are about something else.
-        field: of the data: a list, or words with commas between them.
+        field: of the data: labels as people write them, or a list.
     """
     chosen = [label for label in _choices(task.get("annotations")) if _knows(classes, label)]
     data = task.get("data")
     told = data.get(field, ()) if isinstance(data, Mapping) else ()
-    words = told.split(",") if isinstance(told, str) else told
+    words = split_labels([told]) if isinstance(told, str) else told
     if not isinstance(words, list | tuple):
         return chosen
     return chosen + [each.strip() for each in words if isinstance(each, str) and each.strip()]

@@ -125,7 +125,12 @@ CASES = {
         "'#a.png': expected",
     ),
     "no photo": (packed({"labels.csv": rows({})}), 422, "invalid-archive", "expected photos"),
-    "no labels": (packed({"a.png": png()}), 422, "invalid-labels", "at the zip's root, one of"),
+    "no labels": (
+        packed({"a.png": png()}),
+        422,
+        "invalid-labels",
+        "at the zip's root, or PASCAL VOC's .xml files: one of these, got none",
+    ),
     "labels below": (
         packed({"a.png": png(), "b/labels.csv": rows({"a.png": "cat"})}),
         422,

@@ -9,10 +9,12 @@ from typing import Any, BinaryIO
 import httpx
 import pytest
 
+from service.batches import Batches
 from tests.batch_zips import accepted, items, many, packed, photo, post, rows
 from tests.feeding import batch_of, counts, finish, make_old, sweep
 from tests.service_fixtures import Place, http_api
 from worker.batch_keys import KNOWN_KEY, OPEN_KEY, blobs_key, keys_of
+from worker.batch_records import BatchRecord
 from worker.blobs import BlobError, BlobStore
 from worker.feeder import Feeder
 
@@ -21,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("announced")
 
 @pytest.fixture(scope="module")
 def api(place: Place) -> Iterator[httpx.Client]:
-    with http_api(place) as client:
+    with http_api(place, max_zips=8) as client:
         yield client
 
 
@@ -99,16 +101,20 @@ def test_a_zip_that_is_deleted_while_it_is_posted_again(
     finish(place, items(api, path)[0]["job"])
     feeder.round()
     put_file = BlobStore.put_file
-    once = iter([True])
+    calls = iter(["first", "second"])
 
     def meddled_with(blobs: BlobStore, key: str, file: BinaryIO) -> None:
-        put_file(blobs, key, file)
-        if next(once, False):
+        if next(calls) == "first":
+            put_file(blobs, key, file)
             assert api.delete(path).status_code == 204
             assert not blobs.exists(key)
+        else:
+            feeder.round()  # no photo fails while its zip is away
+            put_file(blobs, key, file)
 
     monkeypatch.setattr(BlobStore, "put_file", meddled_with)
     assert accepted(api, archive) == path
+    assert next(calls, None) is None
     make_old(place)
     sweep(place)
     assert len(place.blobs.keys("archives")) == 1
@@ -127,6 +133,57 @@ def test_a_post_that_fails_leaves_nothing(
     assert post(api, packed(many(1))).status_code == 503
     assert not place.redis.keys("semples:batch*")
     assert place.redis.zcard(KNOWN_KEY) == 0
+
+
+def test_a_post_that_fails_leaves_the_same_that_succeeds(
+    api: httpx.Client, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = packed(many(1))
+    put_file = BlobStore.put_file
+    calls = iter(["fails"])
+    paths = []
+
+    def one_fails(blobs: BlobStore, key: str, file: BinaryIO) -> None:
+        if next(calls, "succeeds") == "fails":
+            paths.append(accepted(api, archive))  # meanwhile somebody else posts it
+            raise BlobError("no room")
+        put_file(blobs, key, file)
+
+    monkeypatch.setattr(BlobStore, "put_file", one_fails)
+    assert post(api, archive).status_code == 503
+    assert api.get(paths[0]).json()["status"] == "queued"
+    assert len(place.blobs.keys("archives")) == 1
+
+
+def test_a_batch_that_goes_on_is_not_forgotten(
+    api: httpx.Client, place: Place, feeder: Feeder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is posted again between a DELETE's look at it and its turn: then it is canceled, as one under way is."""
+    archive = packed(many(1))
+    path = accepted(api, archive)
+    api.delete(path)
+    forget = Batches.forget
+
+    def late(batches: Batches, record: BatchRecord) -> bool:
+        assert accepted(api, archive) == path
+        return forget(batches, record)
+
+    monkeypatch.setattr(Batches, "forget", late)
+    answer = api.delete(path)
+    assert (answer.status_code, answer.json()["status"]) == (200, "canceled")
+    assert len(place.blobs.keys("archives")) == 1
+
+
+def test_what_a_person_takes_back_is_so_for_all_batches(
+    api: httpx.Client, place: Place, feeder: Feeder
+) -> None:
+    files = many(1)
+    paths = [accepted(api, packed(files)), accepted(api, packed({**files, "readme.txt": "two"}))]
+    feeder.round()
+    api.delete(f"/jobs/{items(api, paths[0])[0]['job']}")
+    feeder.round()
+    assert [counts(api, path)["canceled"] for path in paths] == [1, 1]
+    assert place.queue.count == 0
 
 
 def test_what_another_batch_took_back_runs_for_this_one(

@@ -109,7 +109,9 @@ def test_a_letter_whose_job_is_gone_is_dropped(place: Place) -> None:
 
 def test_queued_again_it_has_all_attempts(place: Place) -> None:
     job = die(place, "cat")
+    assert job.results()
     assert requeue(place.redis, place.blobs, job.id).id == job.id
+    assert job.results() == []  # who waits is not told of the earlier failure
     again = fetch_job(place.redis, job.id)
     assert again is not None
     assert (again.get_status(), again.retries_left, again.meta) == ("queued", 2, {})

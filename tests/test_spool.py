@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import tempfile
@@ -12,9 +13,10 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.responses import StreamingResponse
 
 from service.batches import Batches
-from service.spool import LEFT_SECONDS, PREFIX, use_spool
+from service.spool import LEFT_SECONDS, PREFIX, SpoolPlaces, clean
 from tests.batch_zips import accepted, many, packed, post
 from tests.feeding import finish
 from tests.service_fixtures import Place, http_api, wait_for
@@ -24,7 +26,7 @@ BEGUN = (
     b"POST /batches HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=X\r\n"
     b"Content-Length: 100000\r\n\r\n--X\r\n"
 )
-LARGE = 50_000_000  # bytes, more than lies in a connection that nobody reads
+LARGE = 500_000_000  # bytes, more than lies in a connection that nobody reads
 
 pytestmark = pytest.mark.usefixtures("announced")
 
@@ -83,8 +85,34 @@ def test_one_archive_is_on_its_way_at_a_time(
     wait_for(lambda: api.get(path).status_code == 200, what="a place")
 
 
-def test_what_a_dead_api_left_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", None)  # and back to what it was
+def test_one_client_has_half_of_the_places(place: Place) -> None:
+    archive = packed(many(1))
+    with http_api(place, max_zips=2, trusted_proxies="127.0.0.1") as api:
+        host, port = api.base_url.host, api.base_url.port or 0
+        with socket.create_connection((host, port), 30) as line:
+            line.sendall(BEGUN.replace(b"Host: x", b"Host: x\r\nX-Forwarded-For: 203.0.113.1"))
+            api.headers["X-Forwarded-For"] = "203.0.113.1"
+            wait_for(lambda: is_refused(post(api, b"PK")), what="a place that is taken")
+            api.headers["X-Forwarded-For"] = "203.0.113.2"
+            assert post(api, archive).status_code == 202
+
+
+def test_who_takes_nothing_loses_the_place(caplog: pytest.LogCaptureFixture) -> None:
+    async def never(_: Any = None) -> Any:
+        await asyncio.Event().wait()
+
+    async def zeros() -> Any:
+        while True:
+            yield bytes(100)
+
+    places = SpoolPlaces(StreamingResponse(zeros()), most=1, stall=0.05)
+    scope = {"type": "http", "method": "GET", "path": "/batches/x/archive.zip"}
+    for _ in range(2):  # the second has the place of the first
+        asyncio.run(places({**scope, "asgi": {"spec_version": "2.4"}}, never, never))
+    assert caplog.text.count("nothing of it was taken for 0.05 s") == 2
+
+
+def test_what_a_dead_api_left_is_deleted(tmp_path: Path) -> None:
     left, new, other = (tmp_path / name for name in (f"{PREFIX}left", f"{PREFIX}new", "mine"))
     then = time.time() - LEFT_SECONDS - 60
     for folder in (left, new, other):
@@ -92,5 +120,5 @@ def test_what_a_dead_api_left_is_deleted(tmp_path: Path, monkeypatch: pytest.Mon
         (folder / "a.jpg").write_bytes(b"photo")
     for folder in (left, other):
         os.utime(folder, (then, then))
-    use_spool(str(tmp_path))
+    clean(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([new, other])

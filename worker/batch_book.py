@@ -31,7 +31,8 @@ from worker.protocol import JOB_ID, RESULT_SECONDS
 ENDED_SECONDS: Final = RESULT_SECONDS
 """How long one is known that has ended."""
 _MAKING_SECONDS: Final = 3600
-_TURN_SECONDS: Final = 60.0
+_TURN_SECONDS: Final = 300.0  # more than a call of any store takes, with its tries
+_WAIT_SECONDS: Final = 30.0
 _NEW: Final = ("items", "outcomes", "waiting", "failed")
 
 BatchEnd = Literal["finished", "canceled"]
@@ -52,7 +53,7 @@ def turn_with(redis: Redis, archive: str) -> Lock:
 
     It raises LockError if others have it for long.
     """
-    return Lock(redis, zip_key(archive), timeout=_TURN_SECONDS, blocking_timeout=_TURN_SECONDS)
+    return Lock(redis, zip_key(archive), timeout=_TURN_SECONDS, blocking_timeout=_WAIT_SECONDS)
 
 
 def keep_archive(redis: Redis, record: BatchRecord) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Final, cast
 
 from redis import Redis
 from rq.job import Job
@@ -13,9 +13,16 @@ from rq.utils import current_timestamp, now, utcformat
 from worker.protocol import BLOB_SECONDS, RESULT_SECONDS
 from worker.queues import TaskQueue
 
+BY_BATCH: Final = "batch"
+"""Who took a job back, where that was no person."""
+
 _TAKE_BACK = """
-if ARGV[6] == '1' and redis.call('HEXISTS', KEYS[2], 'posted') == 1 then return end
-redis.call('SET', KEYS[4], 1, 'EX', ARGV[5])
+if ARGV[6] == 'batch' then
+    if redis.call('HEXISTS', KEYS[2], 'posted') == 1 then return end
+else
+    redis.call('HDEL', KEYS[2], 'posted')
+end
+redis.call('SET', KEYS[4], ARGV[6], 'EX', ARGV[5])
 if redis.call('LREM', KEYS[1], 0, ARGV[1]) > 0 then
     redis.call('HSET', KEYS[2], 'status', 'canceled', 'ended_at', ARGV[4])
     redis.call('EXPIRE', KEYS[2], ARGV[2])
@@ -50,9 +57,8 @@ def take_back(queue: TaskQueue, job: Job, *, from_batch: bool = False) -> None:
     registry = CanceledJobRegistry.key_template.format(queue.name)
     keys = (queue.key, job.key, registry, cancel_key(job.id))
     ends = (RESULT_SECONDS, current_timestamp() + RESULT_SECONDS, utcformat(now()))
-    queue.connection.eval(
-        _TAKE_BACK, len(keys), *keys, job.id, *ends, BLOB_SECONDS, int(from_batch)
-    )
+    who = BY_BATCH if from_batch else "person"
+    queue.connection.eval(_TAKE_BACK, len(keys), *keys, job.id, *ends, BLOB_SECONDS, who)
 
 
 def want(redis: Redis, job_id: str) -> bool:
@@ -66,6 +72,15 @@ def want(redis: Redis, job_id: str) -> bool:
 def withdraw_cancel(redis: Redis, job_id: str) -> None:
     """Take the wish back, for the same job is wanted again."""
     redis.delete(cancel_key(job_id))
+
+
+def taken_back_by_batch(redis: Redis, job_ids: Sequence[str]) -> frozenset[str]:
+    """Return those of some jobs that a batch took back, and no person."""
+    if not job_ids:
+        return frozenset()
+    wishes = cast("list[bytes | None]", redis.mget([cancel_key(each) for each in job_ids]))
+    pairs = zip(job_ids, wishes, strict=True)
+    return frozenset(job_id for job_id, wish in pairs if wish == BY_BATCH.encode())
 
 
 def canceled(redis: Redis, job_ids: Sequence[str]) -> frozenset[str]:

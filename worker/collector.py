@@ -12,6 +12,7 @@ from rq.serializers import JSONSerializer
 from worker.batch_items import move, numbers_in, outcomes_of
 from worker.batch_keys import ItemStatus
 from worker.batch_records import BATCH_META, ItemOutcome, item_result
+from worker.cancel import taken_back_by_batch
 from worker.events import events_key
 from worker.outcome import TERMINAL, failure_of, results_of, status_of, status_word
 from worker.queues import AllowedJob
@@ -33,7 +34,7 @@ def collect(redis: Redis, batch_id: str) -> int:
     jobs = _jobs(redis, batch_id, numbers)
     states = _states(redis, jobs)
     ended = sorted({jobs[number] for number in numbers if states[number] in TERMINAL})
-    outcomes = _outcomes(redis, batch_id, ended)
+    outcomes = _outcomes(redis, ended)
     left = 0
     with redis.pipeline(transaction=False) as pipeline:
         for number in numbers:
@@ -76,13 +77,12 @@ def _states(redis: Redis, jobs: Mapping[int, str]) -> dict[int, ItemStatus]:
     }
 
 
-def _outcomes(
-    redis: Redis, batch_id: str, job_ids: list[str]
-) -> dict[str, tuple[ItemStatus, ItemOutcome | None]]:
+def _outcomes(redis: Redis, job_ids: list[str]) -> dict[str, tuple[ItemStatus, ItemOutcome | None]]:
     """Return what became of jobs that have ended, by id."""
     jobs = AllowedJob.fetch_many(job_ids, connection=redis, serializer=JSONSerializer)
     found: dict[str, tuple[ItemStatus, ItemOutcome | None]] = {}
     results = results_of(redis, job_ids)
+    taken_back = taken_back_by_batch(redis, job_ids)
     for job_id, job in zip(job_ids, jobs, strict=True):
         status: ItemStatus = "waiting" if job is None else status_of(job)
         if job is None or (status == "finished" and job_id not in results):
@@ -93,8 +93,8 @@ def _outcomes(
             found[job_id] = (status, ItemOutcome(job=job_id, failure=failure_of(job)))
         elif status == "canceled":
             # With another batch, which had not seen that this one wants it too: it runs again.
-            mine = job.meta.get(BATCH_META, batch_id) == batch_id
-            found[job_id] = (status, ItemOutcome(job=job_id)) if mine else ("waiting", None)
+            again = job_id in taken_back
+            found[job_id] = ("waiting", None) if again else (status, ItemOutcome(job=job_id))
     _drop_events(redis, [each for each in jobs if each is not None])
     return found
 

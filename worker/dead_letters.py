@@ -11,6 +11,7 @@ from typing import cast
 from redis import Redis
 from rq.exceptions import InvalidJobOperation
 from rq.job import Job
+from rq.results import Result
 
 from worker.blobs import BlobStore
 from worker.outcome import failure_of, request_of, status_of
@@ -94,6 +95,7 @@ def requeue(redis: Redis, blobs: BlobStore, job_id: str) -> Job:
     blobs.put("uploads", blobs.get(request_of(job).image))
     job.meta.pop("failure", None)
     job.save_meta()  # type: ignore[no-untyped-call]
+    Result.delete_all(job)  # or who waits would be told of the earlier failure
     job.retries_left = MAX_ATTEMPTS - 1
     with suppress(InvalidJobOperation):  # somebody else was faster
         job.requeue()

@@ -225,7 +225,7 @@ class LeaseWorker(SimpleWorker):
         executions = list(self.executions.values())
         with self.connection.pipeline() as pipeline:
             super().heartbeat(None, pipeline)
-            super().set_state(self.get_state(), pipeline)
+            pipeline.hset(self.key, "state", self.get_state())
             pipeline.execute()
         for execution in executions:
             self.maintain_heartbeats(execution.job, execution)

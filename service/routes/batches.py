@@ -107,8 +107,7 @@ def delete_batch(
         standing = batches.find(batch_id)
     except ProblemError:
         return Response(status_code=204)
-    if standing.end is not None:
-        batches.forget(standing.record)
+    if standing.end is not None and batches.forget(standing.record):
         return Response(status_code=204)
     batches.cancel(standing.record)
     return describe(request, batches, batches.find(batch_id))
