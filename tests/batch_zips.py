@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
+import pytest
 from rq.results import Result
 
 from service.processes import Child, Command
-from tests.service_fixtures import LEASE, Place, png, wait_for
+from tests.service_fixtures import LEASE, NOTHING, Place, WorkerProcess, png, wait_for
 
 COLORS = iter((red, green, 7) for red in range(256) for green in range(256))
 
@@ -99,3 +100,16 @@ def janitor(place: Place) -> Iterator[Child]:
     finally:
         child.ask_to_stop()
         child.wait()
+
+
+@pytest.fixture(scope="module")
+def feeding(place: Place) -> Iterator[Child]:
+    with janitor(place) as child:
+        yield child
+
+
+@pytest.fixture
+def nothing_left_behind(place: Place, worker: WorkerProcess, feeding: Child) -> Iterator[None]:
+    del worker, feeding
+    yield
+    wait_for(lambda: place.leftovers() == NOTHING, what="an empty queue")

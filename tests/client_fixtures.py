@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -9,8 +10,24 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
+import pytest
 
+from service.client import Client
 from tests.service_fixtures import png
+
+COLORS = ((11, number, 0) for number in itertools.count())
+
+
+@pytest.fixture
+def photo() -> bytes:
+    """A photo that no job is about yet."""
+    return png(color=next(COLORS))
+
+
+@pytest.fixture(scope="module")
+def client(api: httpx.Client) -> Iterator[Client]:
+    with Client(str(api.base_url)) as client:
+        yield client
 
 
 def make_photos(folder: Path, labels: Mapping[str, str], *, shade: int) -> Path:

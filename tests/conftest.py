@@ -25,7 +25,17 @@ from models.export import export_bundle
 from models.run import Run, open_run, start_run
 from models.segmenter_stage import train_segmenter
 
-pytest_plugins = ["tests.service_fixtures", "tests.chaos", "tests.browser", "tests.feeding"]
+pytest_plugins = [
+    "tests.service_fixtures",
+    "tests.chaos",
+    "tests.browser",
+    "tests.feeding",
+    "tests.batch_zips",
+    "tests.client_fixtures",
+    "tests.callback_desk",
+    "tests.conveyor_works",
+    "tests.webhook_sending",
+]
 
 torch.set_num_threads(
     1

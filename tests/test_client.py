@@ -1,12 +1,8 @@
-"""The client against the real service, over a real socket."""
+"""What the client gets of the real service, over a real socket: masks, and the models that make them."""
 
 from __future__ import annotations
 
 import io
-import itertools
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -14,42 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.client import (
-    BadImage,
-    Client,
-    InvalidRequest,
-    JobCanceled,
-    JobFailed,
-    NotFound,
-    SemplesError,
-    Unauthorized,
-    Unavailable,
-    UnknownLabel,
-    flows,
-)
-from service.keys import make_key
-from tests.client_fixtures import cutter
-from tests.service_fixtures import ROOT, Place, WorkerProcess, http_api, png, wait_for
+from service.client import Client, InvalidRequest, NotFound, UnknownLabel
+from tests.client_fixtures import COLORS
+from tests.service_fixtures import png
 
-COLORS = ((11, number, 0) for number in itertools.count())
-
-
-@pytest.fixture
-def photo() -> bytes:
-    """A photo that no job is about yet."""
-    return png(color=next(COLORS))
-
-
-@pytest.fixture(scope="module")
-def client(api: httpx.Client) -> Iterator[Client]:
-    with Client(str(api.base_url)) as client:
-        yield client
-
-
-@pytest.fixture(autouse=True)
-def live(worker: WorkerProcess) -> None:
-    """Each test finds a live worker."""
-    del worker
+pytestmark = pytest.mark.usefixtures("worker")  # each test finds a live worker
 
 
 def test_labels_that_the_model_was_not_trained_on(client: Client, photo: bytes) -> None:
@@ -154,72 +119,6 @@ def test_no_image(client: Client, image: object, kind: type[Exception], message:
         client.pseudo_mask(image, "cat")  # type: ignore[arg-type]
 
 
-def test_progress(client: Client, photo: bytes) -> None:
-    heard: list[tuple[str, float]] = []
-    result = client.pseudo_mask(photo, "slow", on_progress=lambda *news: heard.append(news))
-    assert heard[0] == ("queued", 0.0)
-    assert heard[1] == ("running", 0.0)
-    assert heard[-1] == ("finished", 1.0)
-    assert [stage for stage, _ in heard[2:-1]] == ["cam"] * len(heard[2:-1])
-    fractions = [fraction for _, fraction in heard]
-    assert fractions == sorted(fractions)
-    assert len(fractions) > 5
-    assert result.classes[0].name == "slow"
-    # What is done already is told as an end alone.
-    again = client.result(result.job_id)
-    assert (again.png, again.job.status) == (result.png, "finished")
-
-
-def test_what_takes_longer_than_one_wait_is_followed(
-    client: Client, photo: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(flows, "WAIT_SECONDS", 0)
-    result = client.pseudo_mask(photo, "slow")
-    assert result.job.status == "finished"
-
-
-def test_connections_that_break(api: httpx.Client, photo: bytes) -> None:
-    """Cut at each of some events, it goes on where it was: no event is told twice, the job runs once."""
-    heard: list[tuple[str, float]] = []
-    with cutter(api.base_url) as proxy, Client(proxy.url) as client:
-
-        def on_progress(stage: str, fraction: float) -> None:
-            heard.append((stage, fraction))
-            if len(heard) in (3, 5):
-                proxy.cut()
-
-        result = client.pseudo_mask(photo, "slow", on_progress=on_progress)
-        assert proxy.connections >= 3
-    assert result.png == api.get(f"/jobs/{result.job_id}/mask.png").content
-    assert heard[-1] == ("finished", 1.0)
-    assert len(set(heard)) == len(heard)
-    assert [stage for stage, _ in heard].count("running") == 1
-
-
-def test_more_listeners_than_places(place: Place, photo: bytes) -> None:
-    """Nobody may listen: the job is asked for instead."""
-    heard: list[str] = []
-    with (
-        http_api(place, max_listening=0) as api,
-        Client(str(api.base_url), sleep=lambda _: None) as client,
-    ):
-        result = client.pseudo_mask(photo, "cat", on_progress=lambda stage, _: heard.append(stage))
-    assert result.job.status == "finished"
-    assert heard == []
-
-
-def test_what_a_listener_raises_ends_it(client: Client, photo: bytes) -> None:
-    def stop(stage: str, fraction: float) -> None:
-        if stage == "cam":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        client.pseudo_mask(photo, "slow", on_progress=stop)
-    assert (
-        client.pseudo_mask(photo, "slow").job.status == "finished"
-    )  # it ran on, and is not run again
-
-
 def test_segment(client: Client) -> None:
     found = client.segment(png(color=(12, 0, 3)), min_confidence=0.2, refine="none")
     assert [each.name for each in found.classes] == ["dining table"]
@@ -264,140 +163,3 @@ def test_models(client: Client) -> None:
     assert alone.document["nearest_nouns"]["cat"][0]["noun"] == "sofa"
     with pytest.raises(NotFound, match="other"):
         client.model("other")
-
-
-def test_jobs(client: Client, api: httpx.Client, worker: WorkerProcess, photo: bytes) -> None:
-    worker.stop()
-    posted = api.post("/pseudo-mask", files={"image": photo}, data={"labels": "cat"}).json()
-    job = client.job(posted["id"])
-    assert (job.status, job.labels, job.classes, job.ended) == ("queued", ("cat",), (), False)
-    canceled = client.cancel(job.id)
-    assert canceled is not None
-    assert canceled.status == "canceled"
-    with pytest.raises(JobCanceled):
-        client.result(job.id)
-    assert client.cancel(job.id) is None
-    assert client.cancel(job.id) is None  # again is no error
-    with pytest.raises(NotFound, match="no such job"):
-        client.job(job.id)
-    worker.start()
-
-
-def test_problems(client: Client, photo: bytes) -> None:
-    with pytest.raises(UnknownLabel, match="expected a known label, got 'bowll'") as unknown:
-        client.pseudo_mask(photo, ["cat", "bowll"])
-    assert (unknown.value.label, unknown.value.nearest[0]) == ("bowll", "bowl")
-    assert (unknown.value.kind, unknown.value.status) == ("unknown-label", 422)
-    with pytest.raises(BadImage, match="JPEG, PNG or WebP"):
-        client.pseudo_mask(b"GIF89a", "cat")
-    with pytest.raises(BadImage, match="cannot read the image"):
-        client.pseudo_mask(photo[:60], "cat")
-    with pytest.raises(JobFailed) as failed:
-        client.pseudo_mask(photo, "raises")
-    assert failed.value.code == "model_error"
-    assert isinstance(failed.value.repeatable, bool)
-    with pytest.raises(InvalidRequest, match="expected one of double, got 'other'"):
-        client.pseudo_mask(photo, "cat", model="other")
-    with pytest.raises(InvalidRequest, match="refine"):
-        client.pseudo_mask(photo, "cat", refine="nonsense")
-    with pytest.raises(TypeError, match="got 'backgroud_threshold'"):
-        client.pseudo_mask(photo, "cat", backgroud_threshold=0.3)  # type: ignore[call-arg]
-    with pytest.raises(ValueError, match="expected at least one label, got none"):
-        client.pseudo_mask(photo, [])
-    for wrong in ("", ".", ".."):
-        with pytest.raises(ValueError, match="expected an id or a name"):
-            client.job(wrong)
-    with pytest.raises(NotFound):
-        client.job("../models")
-
-
-def test_keys(place: Place, photo: bytes) -> None:
-    key, known = make_key("alice")
-    with http_api(place, keys=known.line) as api:
-        url = str(api.base_url)
-        with Client(url, key=key) as client:
-            assert client.pseudo_mask(photo, "cat").job.status == "finished"
-            assert key not in f"{client!r} {vars(client)}"
-        for wrong in (None, "other"):
-            with Client(url, key=wrong) as client, pytest.raises(Unauthorized):
-                client.models()
-    for impossible in ("", "two words", "näh", f"{key}\n"):
-        with pytest.raises(ValueError, match="expected a key of printable ASCII") as error:
-            Client("http://127.0.0.1", key=impossible)
-        assert not impossible or impossible not in str(error.value)
-
-
-@pytest.mark.parametrize("url", ["", "127.0.0.1:8000", "ftp://host", "http://", "/jobs"])
-def test_no_url(url: str) -> None:
-    with pytest.raises(ValueError, match="expected the service's URL"):
-        Client(url)
-
-
-def test_no_password_in_a_url() -> None:
-    with pytest.raises(ValueError, match="expected a URL without user and password") as error:
-        Client("http://me:secret@host")
-    assert "secret" not in str(error.value)
-
-
-def test_a_url_with_a_path(api: httpx.Client, photo: bytes) -> None:
-    with Client(f"{api.base_url}/nothing/there") as client, pytest.raises(NotFound):
-        client.pseudo_mask(photo, "cat")
-
-
-def test_nobody_there(photo: bytes) -> None:
-    pauses: list[float] = []
-    with (
-        Client("http://127.0.0.1:1", retries=2, sleep=pauses.append) as client,
-        pytest.raises(Unavailable, match=r"cannot reach the service: .*refused") as error,
-    ):
-        client.pseudo_mask(photo, "cat")
-    assert isinstance(error.value.__cause__, httpx.ConnectError)
-    assert isinstance(error.value, SemplesError)
-    assert len(pauses) == 2
-
-
-def test_the_client_needs_little() -> None:
-    """In a fresh interpreter; httpx and what comes with it, numpy and Pillow."""
-    code = (
-        "import sys; before = set(sys.modules); import service.client; "
-        "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    loaded = {name for name in done.stdout.split() if not name.startswith("_")}
-    allowed = {"httpx", "httpcore", "h11", "anyio", "certifi", "idna", "numpy", "PIL"}
-    allowed |= {"models", "service"}
-    optional = {
-        "click",
-        "rich",
-        "pygments",
-        "zstandard",
-        "brotli",
-        "socksio",
-        "h2",
-        "typing_extensions",
-        "cython_runtime",
-    }
-    assert loaded - sys.stdlib_module_names - allowed - optional == set()
-    assert {"httpx", "numpy", "PIL"} <= loaded
-
-
-def test_it_waits_in_a_full_queue(place: Place, worker: WorkerProcess) -> None:
-    """503 with Retry-After until there is room; sleeping lets the worker in."""
-    worker.stop()
-    with http_api(place, max_queue=1) as api:
-        first = api.post(
-            "/pseudo-mask", files={"image": png(color=next(COLORS))}, data={"labels": "cat"}
-        )
-        pauses: list[float] = []
-
-        def sleep(seconds: float) -> None:
-            pauses.append(seconds)
-            worker.ensure()
-            wait_for(lambda: api.get(first.headers["Location"]).json()["status"] == "finished")
-
-        with Client(str(api.base_url), sleep=sleep) as client:
-            assert client.pseudo_mask(png(color=next(COLORS)), "cat").job.status == "finished"
-    assert len(pauses) == 1
-    assert pauses[0] >= 1  # as Retry-After said, whatever that was

@@ -1,4 +1,4 @@
-"""A folder of photos through the real service: what is written, what is sent again, what ends it."""
+"""A folder of photos through the real service: what is written, and what is sent again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import anyio
 import httpx
 import numpy as np
 import pytest
@@ -17,11 +16,12 @@ from models.data.mask_folder import read_mask_folder
 from models.data.mask_records import read_results
 from models.evaluate import evaluate_label_maps, matching_files
 from models.exports.source import open_mask_folder
-from models.pictures import label_map_png
-from service.client import AsyncClient, Client, InvalidRequest, Unavailable
+from service.client import Client
 from service.client.folder import latest
-from tests.client_fixtures import Script, make_photos, problem
-from tests.service_fixtures import Place, WorkerProcess, http_api, wait_for
+from tests.client_fixtures import make_photos
+from tests.service_fixtures import Place, WorkerProcess, wait_for
+
+pytestmark = pytest.mark.usefixtures("worker")  # each test finds a live worker
 
 LABELS = {
     "a.png": "cat",
@@ -32,16 +32,11 @@ LABELS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def live(worker: WorkerProcess) -> None:
-    """Each test finds a live worker."""
-    del worker
-
-
-@pytest.fixture
-def client(api: httpx.Client) -> Iterator[Client]:
-    with Client(str(api.base_url)) as client:
-        yield client
+@pytest.fixture(autouse=True, scope="module")
+def nothing_left_behind(place: Place, running_worker: WorkerProcess) -> Iterator[None]:
+    del running_worker
+    yield
+    wait_for(lambda: not any(place.leftovers().values()), what="an empty queue")
 
 
 def posts(place: Place) -> int:
@@ -183,209 +178,3 @@ def test_bad_photos_are_noted(client: Client, tmp_path: Path) -> None:
     (images / "broken.png").write_bytes(good)
     again = client.batch(*where)
     assert (again.made, again.kept, len(again.failed)) == (1, 2, 2)
-
-
-def test_it_waits_for_room(place: Place, tmp_path: Path) -> None:
-    """With places for one job and for a few posts a second, a service is well, and no retry is used up."""
-    labels = make_photos(tmp_path, {f"{number}.png": "cat" for number in range(9)}, shade=106)
-    with http_api(place, max_queue=1, rate="4/second") as api:
-        outcomes = []
-
-        async def run() -> None:
-            async with AsyncClient(str(api.base_url), retries=0, sleep=doze) as client:
-                outcomes.append(
-                    await client.batch(tmp_path / "images", labels, tmp_path / "out", concurrency=8)
-                )
-
-        pauses: list[float] = []
-
-        async def doze(seconds: float) -> None:
-            pauses.append(seconds)
-            await anyio.sleep(0.05)
-
-        anyio.run(run)
-    assert outcomes[0].made == 9
-    assert min(pauses) >= 1
-
-
-def test_a_service_that_goes_away_ends_it_and_it_goes_on(place: Place, tmp_path: Path) -> None:
-    labels = make_photos(tmp_path, {f"{number}.png": "cat" for number in range(6)}, shade=107)
-    where = (tmp_path / "images", labels, tmp_path / "out")
-    with http_api(place) as api, Client(str(api.base_url), retries=0) as client:
-
-        class Leaves(httpx.AsyncHTTPTransport):
-            left = 3
-
-            async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-                if request.method == "POST":
-                    self.left -= 1
-                if self.left < 0:
-                    raise httpx.ConnectError("gone")
-                return await super().handle_async_request(request)
-
-        async def run() -> None:
-            async with AsyncClient(str(api.base_url), retries=0, transport=Leaves()) as leaving:
-                await leaving.batch(*where, concurrency=1)
-
-        with pytest.raises(Unavailable, match="cannot reach the service: gone"):
-            anyio.run(run)
-        assert len(read_results(tmp_path / "out" / "results.jsonl")) == 3
-        assert not (tmp_path / "out" / "summary.json").exists()
-        outcome = client.batch(*where)
-        assert (outcome.made, outcome.kept) == (3, 3)
-
-
-def test_cancellation_leaves_what_can_be_continued(api: httpx.Client, tmp_path: Path) -> None:
-    labels = make_photos(tmp_path, {"a.png": "cat", "b.png": "slow", "c.png": "bowl"}, shade=108)
-    where = (tmp_path / "images", labels, tmp_path / "out")
-
-    async def run() -> None:
-        async with AsyncClient(str(api.base_url)) as client:
-            with anyio.CancelScope() as scope:
-                await client.batch(
-                    *where,
-                    concurrency=1,
-                    on_photo=lambda done, *_: scope.cancel() if done else None,
-                )
-            assert scope.cancelled_caught
-            assert not (tmp_path / "out" / "summary.json").exists()
-            outcome = await client.batch(*where)
-            assert (outcome.made, outcome.kept) == (2, 1)
-
-    anyio.run(run)
-
-
-def test_several_results_at_once(api: httpx.Client, tmp_path: Path) -> None:
-    """The async client over a real socket, and what it fetches later."""
-    make_photos(tmp_path, {f"{number}.png": "cat" for number in range(8)}, shade=109)
-    photos = sorted((tmp_path / "images").iterdir())
-    found: dict[Path, Any] = {}
-
-    async def run() -> None:
-        async with AsyncClient(str(api.base_url)) as client:
-
-            async def one(photo: Path) -> None:
-                found[photo] = await client.pseudo_mask(photo, "cat")
-
-            async with anyio.create_task_group() as group:
-                for photo in photos:
-                    group.start_soon(one, photo)
-            result = found[photos[0]]
-            assert (await result.scores()).size == (20, 30)
-            cams = await result.cams()
-            assert cams is not None
-            assert cams.dtype == np.float16
-            assert (await result.overlay()).size == (30, 20)
-            other = await client.rethreshold(result, background_threshold=0.9)
-            assert other.png != result.png
-            assert (await client.result(result.job_id)).png == result.png
-            assert (await client.job(result.job_id)).status == "finished"
-            assert [each.name for each in await client.models()] == ["double"]
-            assert (await client.model("double")).name == "double"
-            assert (await client.segment(photos[0])).job.task == "segment"
-            assert await client.cancel(result.job_id) is None
-
-    anyio.run(run)
-    assert len({each.job_id for each in found.values()}) == 8
-    for each in found.values():
-        assert set(np.unique(each.label_map)) == {0, 1}
-
-
-MODELS = {
-    "default": "double",
-    "default_segment": None,
-    "models": [
-        {
-            "ready": True,
-            "model": {
-                "name": "double",
-                "version": "1",
-                "classes": [{"index": 1, "name": "cat"}],
-                "refine": "none",
-                "min_confidence": 0.0,
-                "background_threshold": 0.4,
-            },
-        }
-    ],
-}
-
-
-def finished(version: str) -> httpx.Response:
-    return httpx.Response(
-        200,
-        json={
-            **{"id": "0" * 32, "task": "pseudo_mask", "status": "finished", "labels": ["cat"]},
-            "model": {"name": "double", "version": version},
-            "options": {
-                "refine": "none",
-                "min_confidence": 0.0,
-                "background_threshold": 0.4,
-                "of_tomorrow": 1,
-            },
-            "image": {"width": 3, "height": 2, "exif_orientation": 1},
-            "classes": [{"index": 1, "name": "cat", "area": 0.0}],
-        },
-    )
-
-
-def batch_of_one(tmp_path: Path, *answers: httpx.Response, **options: Any) -> Any:
-    labels = make_photos(tmp_path, {"a.png": "cat", "b.png": "cat"}, shade=110)
-    script = Script(httpx.Response(200, json=MODELS), *answers)
-
-    async def run() -> Any:
-        async with AsyncClient("http://host", transport=script, retries=0) as client:
-            return await client.batch(tmp_path / "images", labels, tmp_path / "out", **options)
-
-    return anyio.run(run)
-
-
-def test_masks_of_another_model_are_not_mixed(tmp_path: Path) -> None:
-    mask = httpx.Response(200, content=label_map_png(np.zeros((2, 3), np.uint8)))
-    with pytest.raises(
-        ValueError,
-        match="expected masks of double 1, got double 2: the service has another model now",
-    ):
-        batch_of_one(tmp_path, finished("1"), mask, finished("2"), mask, concurrency=1)
-    assert list(read_results(tmp_path / "out" / "results.jsonl")) == ["a"]
-
-
-def test_an_error_of_our_service_is_one_photos_but_a_wrong_option_is_not(tmp_path: Path) -> None:
-    mask = httpx.Response(200, content=label_map_png(np.zeros((2, 3), np.uint8)))
-    outcome = batch_of_one(
-        tmp_path, problem(500, "internal-error", "a bug"), finished("1"), mask, concurrency=1
-    )
-    assert (outcome.made, outcome.empty, outcome.failed) == (1, 1, (("a.png", "a bug"),))
-    with pytest.raises(InvalidRequest, match="no"):
-        batch_of_one(tmp_path, problem(422, "invalid-request"), concurrency=1)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"model": "other"}, r"expected a model of the service \(double\), got other"),
-        ({"concurrency": 0}, "expected at least one photo in flight, got 0"),
-        ({"background_threshold": 3}, r"expected background_threshold in \(0, 1\), got 3"),
-        ({"refine": "nonsense"}, "nonsense"),
-    ],
-)
-def test_what_cannot_begin(tmp_path: Path, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        batch_of_one(tmp_path, **options)
-    assert not (tmp_path / "out").exists()
-
-
-def test_photos_are_not_overwritten(tmp_path: Path) -> None:
-    labels = make_photos(tmp_path, {"a.png": "cat"}, shade=111)
-    (tmp_path / "images").rename(tmp_path / "masks")
-    script = Script(httpx.Response(200, json=MODELS))
-
-    async def run() -> None:
-        async with AsyncClient("http://host", transport=script) as client:
-            await client.batch(tmp_path / "masks", labels, tmp_path)
-
-    with pytest.raises(ValueError, match="expected an output folder that keeps the images"):
-        anyio.run(run)
-
-
-def test_nothing_is_left_in_the_queue(place: Place) -> None:
-    wait_for(lambda: not any(place.leftovers().values()), what="an empty queue")

@@ -10,14 +10,8 @@ import pytest
 
 from service.client import Client, NotFound
 from service.processes import Child
-from tests.batch_zips import janitor, many, packed
+from tests.batch_zips import many, packed
 from tests.service_fixtures import NOTHING, Place, WorkerProcess, http_api, wait_for
-
-
-@pytest.fixture(scope="module")
-def feeding(place: Place) -> Iterator[Child]:
-    with janitor(place) as child:
-        yield child
 
 
 @pytest.fixture

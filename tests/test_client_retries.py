@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from typing import Any
 
 import anyio
 import httpx
-import numpy as np
 import pytest
 
-from models.pictures import label_map_png
 from service.client import (
     AsyncClient,
     Client,
@@ -23,33 +20,10 @@ from service.client import (
 )
 from service.client.errors import error_of
 from service.client.flows import Pause, Retries
-from service.client.listening import EventReader
+from tests.client_answers import MASK, job, mask
 from tests.client_fixtures import Answer, Script, problem
 
-JOB: dict[str, Any] = {
-    "id": "0" * 32,
-    "task": "pseudo_mask",
-    "status": "finished",
-    "model": {"name": "double", "version": "1"},
-    "labels": ["cat"],
-    "options": {"refine": "none", "min_confidence": 0.0},
-    "classes": [],
-    "links": {},
-}
-MASK = label_map_png(np.zeros((2, 3), np.uint8))
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
-
-
-def job(status: str = "finished", **more: Any) -> httpx.Response:
-    return httpx.Response(200, json={**JOB, "status": status, **more})
-
-
-def mask() -> httpx.Response:
-    return httpx.Response(200, content=MASK)
-
-
-def events(*words: str) -> httpx.Response:
-    return httpx.Response(200, content="".join(words).encode())
 
 
 def post(script: Script, *, retries: int = 6) -> list[float]:
@@ -172,56 +146,6 @@ def test_a_job_that_is_gone_is_posted_again() -> None:
     with Client("http://host", transport=script) as client, pytest.raises(NotFound):
         client.pseudo_mask(b"photo", "cat")
     assert [request.method for request in script.requests] == ["POST", "GET"] * 3
-
-
-def test_events_that_break_off() -> None:
-    """What was heard whole counts; from there it goes on. Silence makes the pauses longer, news short again."""
-    heard: list[Any] = []
-    pauses: list[float] = []
-    queued = 'id: 1-0\r\nevent: status\r\ndata: {"status": "queued"}\r\n\r\n'
-    cam = 'id: 2-0\r\nevent: progress\r\ndata: {"stage": "cam", "fraction": 0.5}\r\n\r\n'
-    end = 'id: end\r\nevent: end\r\ndata: {"status": "finished"}\r\n\r\n'
-    script = Script(
-        *(job("queued"), job("queued"), events(": ping\r\n\r\n", queued, cam[:30])),
-        *(job("running"), problem(503, "too-many-listeners", **{"Retry-After": 5})),
-        *(job("running"), httpx.ReadError("cut")),
-        *(job("running"), events(cam, end)),
-        *(job(), mask()),
-    )
-    with Client("http://host", transport=script, sleep=pauses.append) as client:
-        client.pseudo_mask(b"photo", "cat", on_progress=lambda *news: heard.append(news))
-    assert heard == [("queued", 0.0), ("cam", 0.5), ("finished", 1.0)]
-    asked = [each for each in script.requests if each.url.path.endswith("/events")]
-    assert [each.headers.get("Last-Event-ID") for each in asked] == [None, "1-0", "1-0", "1-0"]
-    assert "wait" not in str(script.requests[0].url)
-    first, second, third = pauses
-    assert first < 1
-    assert second >= 5
-    assert third >= 1
-
-
-def test_events_in_pieces() -> None:
-    heard: list[Any] = []
-    text = (
-        ': hello\nretry: 3\n\nid: 1-0\nevent: progress\ndata: {"stage": "cäm", "fraction": 0.25}\n\n'
-        'event: status\r\ndata:{"status": "running"}\r\n\r\n'
-        'id: end\r\nevent: end\r\ndata: {"status": "failed"}\r\n\r\n'
-    ).encode()
-    reader = EventReader(lambda *news: heard.append(news))
-    for number in range(len(text)):
-        reader.feed(text[number : number + 1])
-    assert heard == [("cäm", 0.25), ("running", 0.0), ("failed", 1.0)]
-    assert (reader.last_id, reader.ended, reader.count) == ("1-0", True, 3)
-
-
-def test_timeouts_allow_for_what_was_asked() -> None:
-    script = Script(job("queued"), job("running"), events(), job(), mask())
-    with Client("http://host", transport=script, timeout=9, sleep=lambda _: None) as client:
-        client.pseudo_mask(b"photo", "cat")
-    posted, asked, listened = (each.extensions["timeout"] for each in script.requests[:3])
-    assert posted["read"] == 9 + 20
-    assert posted["connect"] == posted["write"] == asked["read"] == 9
-    assert listened["read"] > 9 + 15  # the service's pings
 
 
 def test_another_file_is_no_mask() -> None:

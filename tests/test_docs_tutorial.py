@@ -19,8 +19,8 @@ from PIL import Image
 from benchmarks.offline_clip.folder import model_config, save_clip
 from tests.markdown import Block, blocks
 from tests.service_fixtures import ROOT, wait_for
+from tests.serving import free_port
 from tests.shell import Shell, require_curl
-from tests.test_service_serve import free_port
 
 PORT = "8000"
 MASKS = "work/pseudo-masks"

@@ -1,3 +1,5 @@
+"""Pictures of masks and of maps: colors that tell classes apart, and those that tell how much."""
+
 import io
 
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 from PIL import Image
 
 from models.pictures import label_map_png, overlay_png, soft_overlay, voc_palette
+from models.soft_pictures import cubehelix
 
 
 def test_voc_colors() -> None:
@@ -53,3 +56,11 @@ def test_a_soft_overlay_is_as_strong_as_the_best_map() -> None:
     assert (soft_overlay(image, maps[:0], []) == 120).all()
     with pytest.raises(ValueError, match=r"expected maps \(1, 2, 3\), got \(2, 2, 3\)"):
         soft_overlay(image, maps, [1])
+
+
+def test_the_pictures_colors_grow_brighter() -> None:
+    luma = cubehelix().astype(float) @ [0.30, 0.59, 0.11]
+    assert cubehelix()[0].tolist() == [0, 0, 0]
+    assert cubehelix()[255].tolist() == [255, 255, 255]
+    assert (np.diff(luma) > -0.51).all()  # rounding aside
+    assert np.abs(luma - np.arange(256)).max() < 1.5

@@ -17,7 +17,7 @@ from PIL import Image
 from models.bundle import load_bundle
 from models.images import read_image
 from models.predictor import Predictor
-from tests.test_service_serve import Serving, free_port, serving
+from tests.serving import Serving, free_port, serving
 
 
 @contextmanager

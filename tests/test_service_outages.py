@@ -13,9 +13,9 @@ import pytest
 
 from service import embedded
 from service.processes import Child
+from tests.full_disk import FullDisk, files_below
 from tests.s3_server import answering, aws_environment, nobody, refusal, silent
 from tests.service_fixtures import NOTHING, Place, WorkerProcess, http_api, png, valkey, wait_for
-from tests.test_worker_blobs import FullDisk, files_below
 from worker.blobs import BlobStore
 from worker.s3 import Patience
 

@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from models.soft_pictures import cubehelix
 from tests.export_folder import reader
 from tests.service_fixtures import Place, WorkerProcess, png
 
@@ -23,7 +22,9 @@ from tests.service_fixtures import Place, WorkerProcess, png
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 COLORS = ((3, number // 256, number % 256) for number in itertools.count())
+
 ANEW = {"background_threshold": 0.8, "min_confidence": 0.53}
+
 FILES = ("mask", "overlay", "confidence", "scores", "coco", "polygons", "label_studio", "cvat")
 
 
@@ -246,11 +247,3 @@ def test_the_converter_of_label_studio_reads_the_same_pixels(
         label = name.removeprefix("mask-").removesuffix("-0")
         rebuilt[found > 0] = {"cat": 1, "bowl": 2, "ignored": 255}[label]
     assert np.array_equal(rebuilt, mask)
-
-
-def test_the_pictures_colors_grow_brighter() -> None:
-    luma = cubehelix().astype(float) @ [0.30, 0.59, 0.11]
-    assert cubehelix()[0].tolist() == [0, 0, 0]
-    assert cubehelix()[255].tolist() == [255, 255, 255]
-    assert (np.diff(luma) > -0.51).all()  # rounding aside
-    assert np.abs(luma - np.arange(256)).max() < 1.5

@@ -13,9 +13,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from service.store_probe import StoreProbe
+from tests.full_disk import FullDisk, files_below
 from tests.service_doubles import Info
 from tests.service_fixtures import Place, http_api, wait_for
-from tests.test_worker_blobs import FullDisk, files_below
 from worker.blobs import BlobError, BlobStore, BlobStoreFullError
 from worker.presence import ModelInfo, WorkerInfo, announce
 

@@ -1,16 +1,11 @@
-"""One webhook: what it says, that its signature holds, and where it is not sent."""
+"""One webhook: what it says, that its signature holds, and what answers mean."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import socket
-import ssl
-import subprocess
-from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
 import pytest
 from rq.job import JobStatus
@@ -18,30 +13,13 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from service.schemas import JobDocument
 from tests.service_fixtures import Place
-from tests.test_callback_url import PUBLIC, names
-from tests.webhook_receiver import SECRET, Receiver, receiving
-from worker.callbacks import Callback, Recipient
+from tests.webhook_receiver import SECRET, Receiver
+from tests.webhook_sending import callback, send
 from worker.failures import describe
 from worker.signing import parse_secret, signed_headers
 from worker.webhooks import Attempt, Sender, news_of, verdict_on
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678900, tzinfo=UTC)
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with receiving() as there:
-        yield there
-
-
-def callback(url: str, *, job: str = "0" * 32, root: str = "") -> Callback:
-    return Callback(message="msg_1", job=job, to=Recipient(url=url, root=root), since=0)
-
-
-def send(url: str, *, now: datetime | None = None, **options: Any) -> Attempt:
-    sender = Sender(parse_secret(SECRET), **{"allow_private": True, **options})
-    body = '{"type": "job.finished", "name": "bücher"}'
-    return asyncio.run(sender.send(callback(url), body, now=now or datetime.now(UTC)))
 
 
 def test_a_delivery_and_its_signature(receiver: Receiver) -> None:
@@ -128,84 +106,6 @@ def test_a_receiver_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         attempt = send(f"http://127.0.0.1:{silent.getsockname()[1]}/")
     assert attempt.verdict == "again"
-
-
-def test_the_connection_goes_to_the_address_that_was_judged(receiver: Receiver) -> None:
-    """A name that only the injected resolver knows: nobody else is asked."""
-    url = receiver.url(host="hooks.test")
-    assert send(url, resolve=names("127.0.0.1")).verdict == "delivered"
-    assert receiver.deliveries[0].headers["host"] == f"hooks.test:{receiver.port}"
-
-
-def test_the_next_address_is_tried(receiver: Receiver) -> None:
-    url = receiver.url(host="hooks.test")
-    assert send(url, resolve=names("127.0.0.9", "127.0.0.1")).verdict == "delivered"
-    assert len(receiver.deliveries) == 1
-
-
-def test_a_name_that_leads_elsewhere_now(receiver: Receiver) -> None:
-    url = receiver.url(host="hooks.test")
-    attempt = send(url, resolve=names("127.0.0.1"), allow_private=False)
-    assert attempt == Attempt("never", "expected a host on the internet, got 'hooks.test'")
-    attempt = send(url, resolve=names(PUBLIC, "127.0.0.1"), allow_private=False)
-    assert attempt.verdict == "never"
-    assert receiver.deliveries == []
-
-
-def test_a_name_that_is_asked_once(receiver: Receiver) -> None:
-    """Were it asked twice, the second answer could be another one."""
-    answers = [["127.0.0.1"], ["127.0.0.9"]]
-
-    async def resolve(host: str, port: int) -> Sequence[str]:
-        del host, port
-        return answers.pop(0)
-
-    assert send(receiver.url(host="hooks.test"), resolve=resolve).verdict == "delivered"
-    assert len(answers) == 1
-
-
-def test_a_name_that_is_not_known_now() -> None:
-    async def nobody(host: str, port: int) -> Sequence[str]:
-        raise socket.gaierror(-3, "Temporary failure in name resolution")
-
-    assert send("http://hooks.test/", resolve=nobody).verdict == "again"
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate and its key for hooks.test, signed by itself."""
-    file = tmp_path_factory.mktemp("tls") / "hooks.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-            *("-subj", "/CN=hooks.test", "-addext", "subjectAltName=DNS:hooks.test"),
-            *("-keyout", str(file), "-out", f"{file}.crt"),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    with file.open("a") as whole:
-        whole.write(Path(f"{file}.crt").read_text())
-    return file
-
-
-def test_the_certificate_must_be_the_names(certificate: Path) -> None:
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(certificate)
-    trust = ssl.create_default_context(cafile=certificate)
-    resolve = names("127.0.0.1")
-    with receiving(server) as receiver:
-        right = receiver.url(host="hooks.test", scheme="https")
-        assert send(right, resolve=resolve, trust=trust).verdict == "delivered"
-        for url, trusted in (
-            (receiver.url(host="other.test", scheme="https"), trust),
-            (receiver.url(host="127.0.0.1", scheme="https"), trust),
-            (right, ssl.create_default_context()),
-        ):
-            attempt = send(url, resolve=resolve, trust=trusted)
-            assert attempt.verdict == "again"
-            assert "certificate verify failed" in attempt.reason.lower()
-        assert len(receiver.deliveries) == 1
 
 
 @pytest.mark.parametrize(

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import errno
 import io
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
-from fsspec.implementations.local import LocalFileOpener, LocalFileSystem
 
 from tests.s3_server import BUCKET, aws_environment, moto_server
-from tests.service_fixtures import ROOT
 from worker.blob_keys import blob_key, file_key
-from worker.blobs import BlobError, BlobMissingError, BlobStore, BlobStoreFullError
+from worker.blobs import BlobError, BlobMissingError, BlobStore
 
 
 @pytest.fixture(scope="module")
@@ -197,72 +192,6 @@ def test_sweep_takes_what_a_dead_writer_left(tmp_path: Path) -> None:
     (tmp_path / "incoming" / "half").write_bytes(b"x")
     later = datetime.now(UTC) + timedelta(hours=2)
     assert store.sweep(now=later, lifetime=timedelta(hours=1)) == 1
-
-
-class FullDisk(LocalFileSystem):  # type: ignore[misc]
-    """A disk with room for ten more bytes."""
-
-    cachable = False
-    error = errno.ENOSPC
-
-    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
-        return FullFile(path, mode, fs=self)
-
-
-class FullFile(LocalFileOpener):  # type: ignore[misc]
-    def write(self, data: bytes) -> int:
-        self.f.write(data[:10])
-        raise OSError(self.fs.error, "no")
-
-
-def files_below(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()]
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, code: int) -> None:
-    disk = FullDisk()
-    disk.error = code
-    with pytest.raises(BlobStoreFullError, match="cannot store a blob of 11 bytes"):
-        BlobStore(disk, str(tmp_path)).put("uploads", b"eleven byte")
-    assert files_below(tmp_path) == []
-
-
-def test_a_failing_write_never_harms_the_blob_that_is_there(tmp_path: Path) -> None:
-    key = BlobStore.open(str(tmp_path)).put("uploads", b"eleven byte")
-    disk = FullDisk()
-    disk.error = errno.EIO
-    with pytest.raises(BlobError) as caught:
-        BlobStore(disk, str(tmp_path)).put("uploads", b"eleven byte")
-    assert not isinstance(caught.value, BlobStoreFullError)
-    assert BlobStore.open(str(tmp_path)).get(key) == b"eleven byte"
-
-
-def test_a_real_limit_leaves_no_half_file(tmp_path: Path) -> None:
-    code = f"""
-import resource
-from worker.blobs import BlobStore, BlobStoreFullError
-store = BlobStore.open({str(tmp_path)!r})
-resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
-store.put("uploads", b"ten bytes.")
-try:
-    store.put("uploads", b"eleven byte")
-except BlobStoreFullError as error:
-    print(error)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "cannot store a blob of 11 bytes: File too large\n"
-    assert [path.read_bytes() for path in files_below(tmp_path)] == [b"ten bytes."]
-
-
-def test_a_store_that_cannot_be_read_does_not_say_no(tmp_path: Path) -> None:
-    store = BlobStore.open(str(tmp_path))
-    (tmp_path / "uploads").write_bytes(b"a file where a folder should be")
-    with pytest.raises(BlobError) as caught:
-        store.exists(blob_key("uploads", b""))
-    assert not isinstance(caught.value, BlobMissingError)
 
 
 def test_unknown_protocol() -> None:

@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 from rq.utils import now
 
-from tests.service_doubles import NAMES, DoublePredictor
+from tests.service_doubles import NAMES
 from tests.service_fixtures import LEASE, NOTHING, Place, WorkerProcess, wait_for
-from worker.activity import Activity
-from worker.calm import Calm
-from worker.loop import STUCK_EXIT_CODE, STUCK_GRACE_SECONDS, LeaseWorker
-from worker.presence import (
-    Explanation,
-    ModelInfo,
-    WorkerInfo,
-    explanation_key,
-    explanation_of,
-    known_models,
-    live_workers,
-    worker_key,
-)
-from worker.pulse import Pulse
+from worker.presence import WorkerInfo, known_models, live_workers
 from worker.queues import LeasedIntermediateQueue
-from worker.runtime import Runtime
-from worker.settings import WorkerSettings
-from worker.sizes import Sizes
-from worker.vitals import Vitals
 
 
 @pytest.mark.parametrize("labels", [("slow", "cat"), ()], ids=["pseudo mask", "segment"])
@@ -142,81 +122,6 @@ def test_the_lease_runs_out_by_itself(place: Place, worker: WorkerProcess) -> No
     wait_for(lambda: not live_workers(place.redis), seconds=LEASE + 5)
 
 
-@pytest.fixture
-def lone_worker(place: Place) -> Iterator[LeaseWorker]:
-    """A worker in this process, whose parts are called one by one."""
-    place.redis.flushdb()
-    predictor = DoublePredictor()
-    model = ModelInfo.model_validate(predictor.info.to_json())
-    worker = LeaseWorker(
-        place.redis,
-        Runtime(predictor, model, place.blobs, worker="lone"),
-        sizes=Sizes(),
-        vitals=Vitals.of(predictor, WorkerSettings(place.url, "blobs")),
-        explanation=Explanation.model_validate(predictor.info.to_json()),
-        lease=LEASE,
-        exit_process=_raise_exit,
-    )
-    worker.register_birth()
-    yield worker
-    place.redis.flushdb()
-
-
-class ProcessEndedError(Exception):
-    """Instead of the end of this process."""
-
-
-def _raise_exit(code: int) -> None:
-    raise ProcessEndedError(code)
-
-
-def test_a_beat_renews_the_lease_of_worker_and_job(place: Place, lone_worker: LeaseWorker) -> None:
-    job = place.post("cat", timeout=1)
-    execution = lone_worker.prepare_execution(job)
-    place.redis.expire(execution.key, 1)
-    lone_worker.beat()
-    assert place.redis.ttl(execution.key) > 1
-    [announced] = [each for each in live_workers(place.redis) if each.name == "lone"]
-    assert announced.jobs_in_hand == 1
-    assert 0 < place.redis.ttl(worker_key("lone")) <= LEASE
-
-
-def test_a_beat_explains_the_model_once(place: Place, lone_worker: LeaseWorker) -> None:
-    lone_worker.beat()
-    [model] = known_models(place.redis)
-    key = explanation_key(model.version)
-    told = explanation_of(place.redis, model)
-    assert told.nearest_nouns["cat"][0].noun == "sofa"
-    assert b"sofa" not in place.redis.get("semples:model:double")  # which every request reads
-    place.redis.expire(key, 5)
-    lone_worker.beat()
-    assert place.redis.ttl(key) > 5
-    place.redis.delete(key)  # a Redis that has lost its memory
-    assert explanation_of(place.redis, model) == Explanation()
-    lone_worker.beat()
-    assert explanation_of(place.redis, model) == told
-
-
-def test_a_main_thread_that_is_stuck_ends_the_process(
-    place: Place, lone_worker: LeaseWorker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seconds = [100.0]
-    activity = Activity(clock=lambda: seconds[0])
-    monkeypatch.setattr(lone_worker, "vitals", replace(lone_worker.vitals, activity=activity))
-    activity.expect(1)
-    seconds[0] += 1000
-    lone_worker.beat()  # Redis may have been away, and the main thread have waited for it
-    lone_worker.calm = Calm(lease=0, pause=1e9)
-    activity.expect(1)
-    seconds[0] += 1 + STUCK_GRACE_SECONDS - 0.5
-    lone_worker.beat()
-    seconds[0] += 1
-    with pytest.raises(ProcessEndedError, match=str(STUCK_EXIT_CODE)):
-        lone_worker.beat()
-    activity.rest()
-    lone_worker.beat()
-
-
 def test_a_passage_through_the_intermediate_list_is_no_stay(place: Place) -> None:
     queue = LeasedIntermediateQueue(place.queue.key, place.redis, lease=LEASE)
     assert queue.set_first_seen("j")
@@ -239,27 +144,3 @@ def test_presence_forgets_what_is_over(place: Place) -> None:
         {"name": "w", "model": {"name": "m", "version": "1"}, "device": "", "host": "", "pid": 1}
     )
     assert info.jobs_in_hand == 0
-
-
-def test_a_pulse_outlives_outages_and_reports_its_own_death() -> None:
-    calls: list[int] = []
-    deaths: list[Exception] = []
-    died = threading.Event()
-
-    def action() -> None:
-        calls.append(1)
-        if len(calls) < 3:
-            raise OSError("away")
-        if len(calls) == 5:
-            raise LookupError("a bug")
-
-    def on_death(error: Exception) -> None:
-        deaths.append(error)
-        died.set()
-
-    pulse = Pulse(action, interval=0.001, name="test", on_death=on_death)
-    pulse.start()
-    assert died.wait(10)
-    pulse.stop()
-    assert len(calls) == 5
-    assert str(deaths[0]) == "a bug"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from redis import Redis, UnixDomainSocketConnection
+from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from rq.utils import now
 
+from tests.fragile import Fragile, break_at
 from tests.service_doubles import DoublePredictor
 from tests.service_fixtures import LEASE, NOTHING, Place
 from worker.cancel import take_back
@@ -24,29 +25,6 @@ from worker.sizes import Sizes
 from worker.taking import give_back, lease, new_execution, take
 from worker.upkeep import tidy
 from worker.vitals import Vitals
-
-
-class Fragile(UnixDomainSocketConnection):
-    """Breaks with each command that holds the next of some words: before the server gets it, or after it was done."""
-
-    words: ClassVar[list[bytes]] = []
-    arrives = True
-    at_break: ClassVar[Callable[[], object]] = list
-
-    def send_packed_command(self, command: Any, check_health: bool = True) -> Any:
-        content = command if isinstance(command, bytes) else b"".join(command)
-        if not Fragile.words or Fragile.words[0] not in content:
-            return super().send_packed_command(command, check_health)
-        Fragile.words.pop(0)
-        Fragile.at_break()
-        if Fragile.arrives:
-            super().send_packed_command(command, check_health)
-            self.can_read(timeout=10)
-        raise RedisConnectionError("broken")
-
-
-def break_at(*words: bytes, arrives: bool, then: Callable[[], object] = list) -> None:
-    Fragile.words[:], Fragile.arrives, Fragile.at_break = words, arrives, then
 
 
 @pytest.fixture
