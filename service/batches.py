@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import BinaryIO, Final
 
 from redis import Redis
-from redis.exceptions import RedisError
 
 from service.batch_archive import ArchiveFormat, Packer, without_mask
 from service.batch_labels import read_items
 from service.batch_report import BatchReport, make_report
 from service.batch_schemas import BatchDocument, ItemList, batch_document, item_document
+from service.batch_zip import forget_with_zip, open_with_zip
 from service.errors import ProblemError
 from service.uploads import BatchForm, pseudo_mask_options
 from service.zips import ZipLimits, look_through, open_zip
@@ -22,12 +21,9 @@ from worker.batch_book import (
     Standing,
     cancel_items,
     find_batch,
-    forget_batch,
-    keep_archive,
     make_batch,
     open_batches,
     reopen,
-    turn_with,
 )
 from worker.batch_items import (
     counts_of,
@@ -38,10 +34,10 @@ from worker.batch_items import (
     states_of,
     tell_counts,
 )
-from worker.batch_keys import ItemStatus, kept
+from worker.batch_keys import ItemStatus
 from worker.batch_records import BATCH_META, BatchItem, BatchRecord, BatchRequest, ItemOutcome
 from worker.blob_keys import file_key
-from worker.blobs import BlobError, BlobMissingError, BlobStore
+from worker.blobs import BlobStore
 from worker.cancel import take_back
 from worker.collector import jobs_under_way
 from worker.presence import ModelInfo
@@ -54,7 +50,6 @@ NO_LABELS = JobFailure(
 )
 
 MOST_UNDER_WAY: Final = 100
-_TRIES: Final = 3
 
 
 class Batches:
@@ -101,26 +96,9 @@ class Batches:
             limits=self._limits,
         )
         self._check_room(record)
-        keep_archive(self._redis, record)
-        try:
-            self._store_and_open(record, items, file)
-        except BaseException:
-            with suppress(RedisError, BlobError):
-                self._forget_if(record, lambda standing: standing is None)
-            raise
+        opening = partial(self._open, record, items)
+        open_with_zip(self._redis, self._blobs, record, file, opening)
         return self.find(record.id)
-
-    def _store_and_open(self, record: BatchRecord, items: list[BatchItem], file: BinaryIO) -> None:
-        archive = record.request.archive
-        for _ in range(_TRIES):
-            self._blobs.put_file(archive, file)
-            with turn_with(self._redis, archive):
-                if self._blobs.exists(
-                    archive
-                ):  # else a batch with the same was forgotten meanwhile
-                    self._open(record, items)
-                    return
-        raise BlobMissingError(f"expected {archive} to stay, got it deleted again and again")
 
     def _check_room(self, record: BatchRecord) -> None:
         """Take no more batches than can be looked after; one that is under way takes no more room.
@@ -234,19 +212,7 @@ class Batches:
 
         Returns whether it is gone; one that was posted again goes on.
         """
-        return self._forget_if(
-            record, lambda standing: standing is None or standing.end is not None
-        )
-
-    def _forget_if(self, record: BatchRecord, may: Callable[[Standing | None], bool]) -> bool:
-        archive = record.request.archive
-        with turn_with(self._redis, archive):
-            if not may(find_batch(self._redis, record.id)):
-                return False
-            forget_batch(self._redis, record.id)
-            if not kept(self._redis, [archive]):
-                self._blobs.delete(archive)
-        return True
+        return forget_with_zip(self._redis, self._blobs, record, _has_ended)
 
     def _open(self, record: BatchRecord, items: list[BatchItem]) -> None:
         unlabeled = {
@@ -259,3 +225,7 @@ class Batches:
             reopen(self._redis, standing)
         elif make_batch(self._redis, record, items, unlabeled):
             tell_counts(self._redis, record.id, counts_of(self._redis, record.id))
+
+
+def _has_ended(standing: Standing | None) -> bool:
+    return standing is None or standing.end is not None

@@ -146,8 +146,7 @@ class BlobStore:
         """
         path = self._path(key)
         with self._failing(f"read the blob {key!r}", absent=BlobMissingError):
-            content: bytes = self._files.cat_file(path, **self._options)
-        return content
+            return bytes(self._files.cat_file(path, **self._options))
 
     def exists(self, key: str) -> bool:
         """Return whether there is such a blob.
@@ -156,13 +155,12 @@ class BlobStore:
             BlobError: if the store does not say.
         """
         path = self._path(key)
-        try:
+        looking = self._failing(f"look for the blob {key!r}", absent=BlobMissingError)
+        with suppress(BlobMissingError), looking:
             # Not the file system's own exists: of a directory, that takes every error for a no.
-            with self._failing(f"look for the blob {key!r}", absent=BlobMissingError):
-                self._files.info(path, **self._options)
-        except BlobMissingError:
-            return False
-        return True
+            self._files.info(path, **self._options)
+            return True
+        return False
 
     def delete(self, key: str) -> None:
         """Delete a blob; one that is not there is deleted already.
@@ -171,10 +169,8 @@ class BlobStore:
             BlobError: if the store does not let it be deleted.
         """
         path = self._path(key)
-        with (
-            suppress(BlobMissingError),
-            self._failing(f"delete the blob {key!r}", absent=BlobMissingError),
-        ):
+        deleting = self._failing(f"delete the blob {key!r}", absent=BlobMissingError)
+        with suppress(BlobMissingError), deleting:
             self._files.rm_file(path, **self._options)
 
     def keys(self, kind: BlobKind) -> list[str]:
@@ -213,10 +209,8 @@ class BlobStore:
 
     def _list(self, folder: str) -> dict[str, dict[str, Any]]:
         with self._failing(f"list the blobs in {folder}"):
-            found: dict[str, dict[str, Any]] = self._files.find(
-                f"{self._root}/{folder}", detail=True, **self._options
-            )
-        return found
+            found = self._files.find(f"{self._root}/{folder}", detail=True, **self._options)
+        return dict(found)
 
     def _delete_if_older(self, path: str, moment: datetime) -> bool:
         """Look once more: it may have been written again since it was listed."""
