@@ -50,7 +50,7 @@ def main(
         typer.Option(
             "--labels",
             help="Of a folder: labels.csv, or what else make-pseudo-masks takes. Of one photo: a class that it shows; "
-            "repeat for more, or separate by commas.",
+            "repeat for more, or separate by commas or semicolons.",
         ),
     ],
     to: Annotated[str, typer.Option("--to", help="URL of the service.")],

@@ -58,7 +58,7 @@ class PseudoMaskForm(ImageForm):
 
     labels: list[str] = Field(
         min_length=1,
-        description="What the image shows: the field repeated, or names with commas between them.",
+        description="What the image shows: the field repeated, or names with commas or semicolons between them.",
     )
     vocabulary: Vocabulary = Field(
         default="closed",

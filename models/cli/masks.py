@@ -46,7 +46,8 @@ def predict(
     labels: Annotated[
         list[str],
         typer.Option(
-            "--labels", help="A class that the photo shows; repeat for more, or separate by commas."
+            "--labels",
+            help="A class that the photo shows; repeat for more, or separate by commas or semicolons.",
         ),
     ],
     output: Annotated[Path, typer.Option("--output", help="Folder for the results.")],
