@@ -74,20 +74,20 @@ def withdraw_cancel(redis: Redis, job_id: str) -> None:
     redis.delete(cancel_key(job_id))
 
 
-def taken_back_by_batch(redis: Redis, job_ids: Sequence[str]) -> frozenset[str]:
-    """Return those of some jobs that a batch took back, and no person."""
-    if not job_ids:
-        return frozenset()
-    wishes = cast("list[bytes | None]", redis.mget([cancel_key(each) for each in job_ids]))
-    pairs = zip(job_ids, wishes, strict=True)
-    return frozenset(job_id for job_id, wish in pairs if wish == BY_BATCH.encode())
-
-
 def canceled(redis: Redis, job_ids: Sequence[str]) -> frozenset[str]:
     """Return those of some jobs that nobody wants any more."""
+    return frozenset(_wishes(redis, job_ids))
+
+
+def taken_back_by_batch(redis: Redis, job_ids: Sequence[str]) -> frozenset[str]:
+    """Return those of some jobs that a batch took back, and no person."""
+    found = _wishes(redis, job_ids)
+    return frozenset(job_id for job_id, who in found.items() if who == BY_BATCH.encode())
+
+
+def _wishes(redis: Redis, job_ids: Sequence[str]) -> dict[str, bytes]:
+    """Return who took jobs back, by job."""
     if not job_ids:
-        return frozenset()
-    wishes = cast("list[bytes | None]", redis.mget([cancel_key(each) for each in job_ids]))
-    return frozenset(
-        job_id for job_id, wish in zip(job_ids, wishes, strict=True) if wish is not None
-    )
+        return {}
+    found = cast("list[bytes | None]", redis.mget([cancel_key(each) for each in job_ids]))
+    return {job_id: who for job_id, who in zip(job_ids, found, strict=True) if who is not None}
