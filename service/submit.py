@@ -130,8 +130,8 @@ def _submit_folder(
     save_scores: bool,
     options: PseudoMaskOptions,
 ) -> None:
-    if len(labels) != 1 or not Path(labels[0]).exists():
-        raise ValueError(f"expected one file of labels for a folder, got {', '.join(labels)}")
+    if len(labels) != 1:
+        raise ValueError(f"expected one file of labels for a folder, got {len(labels)}")
     started = time.monotonic()
     with _bar(MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task("pseudo masks", total=None, note="")

@@ -71,8 +71,10 @@ def test_a_folder(url: str, tmp_path: Path) -> None:
     command = (tmp_path / "images", "--labels", labels, "--to", url, "--output", tmp_path / "out")
     code, output, errors = outcome(submit(*command, "--concurrency", 2))
     assert code == 1
-    assert output.startswith("2 masks made, 0 kept (0 of all empty), 1 failed in ")
-    assert output.endswith(f" s: {tmp_path / 'out'}\n")
+    said, passed_over = output.splitlines()
+    assert said.startswith("2 masks made, 0 kept (0 of all empty), 1 failed in ")
+    assert said.endswith(f" s: {tmp_path / 'out'}")
+    assert passed_over == "1 photos have a row without a label and were passed over"
     assert "semples submit: bad.png: expected a JPEG, PNG or WebP image" in errors
     assert sorted(path.name for path in (tmp_path / "out" / "masks").iterdir()) == [
         "a.png",
@@ -85,6 +87,11 @@ def test_a_folder(url: str, tmp_path: Path) -> None:
         0,
         "1 masks made, 2 kept (0 of all empty), 0 failed",
     )
+    labels.write_text("image,labels\na.png,cat\n")  # the others' masks are of an earlier call
+    code, output, _ = outcome(submit(*command))
+    said, others = output.splitlines()
+    assert said.startswith("0 masks made, 1 kept (0 of all empty), 0 failed in ")
+    assert others.startswith(f"2 masks in {tmp_path / 'out'} are of photos that are not among ")
     code, output, errors = outcome(submit(*command, "--background-threshold", 0.7))
     assert (code, output) == (2, "")
     assert errors.splitlines()[-1].startswith("semples submit: expected ")
