@@ -75,14 +75,15 @@ def test_one_archive_is_on_its_way_at_a_time(
         file.truncate(size)
         return file
 
-    path = f"{ended}/archive.zip"
-    monkeypatch.setattr(Batches, "pack", lambda *_: zeros(LARGE))
+    path, file = f"{ended}/archive.zip", zeros(LARGE)
+    monkeypatch.setattr(Batches, "pack", lambda *_: file)
     with api.stream("GET", path) as slow:
         assert slow.headers["Content-Length"] == str(LARGE)
         assert is_refused(api.get(path))
         assert accepted(api, packed(many(1)))  # what comes in has places of its own
     monkeypatch.setattr(Batches, "pack", lambda *_: zeros(10))
     wait_for(lambda: api.get(path).status_code == 200, what="a place")
+    assert file.closed
 
 
 def test_one_client_has_half_of_the_places(place: Place) -> None:

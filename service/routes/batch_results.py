@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Annotated, Any, BinaryIO
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from service.batch_archive import ArchiveFormat
 from service.batch_report import BatchReport
@@ -65,10 +66,23 @@ async def get_archive(
         "Content-Disposition": f'attachment; filename="{standing.record.id}-{form}.zip"',
         "Content-Length": str(size),
     }
-    return StreamingResponse(_parts(file), headers=headers, media_type="application/zip")
+    return _FileResponse(file, headers)
+
+
+class _FileResponse(StreamingResponse):
+    """Sends a file and closes it, whatever becomes of the client: only then is its room on the disk free."""
+
+    def __init__(self, file: BinaryIO, headers: Mapping[str, str]) -> None:
+        super().__init__(_parts(file), headers=headers, media_type="application/zip")
+        self._file = file
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._file.close()
 
 
 def _parts(file: BinaryIO) -> Iterator[bytes]:
-    with file:
-        while part := file.read(_PART_BYTES):
-            yield part
+    while part := file.read(_PART_BYTES):
+        yield part
