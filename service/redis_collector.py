@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+import collections
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -148,7 +148,7 @@ class RedisCollector(Collector):
         with self._redis.pipeline(transaction=False) as pipeline:
             for batch_id in known_batches(self._redis):
                 pipeline.hget(batch_key(batch_id), "status")
-            found = Counter(pipeline.execute())
+            found = collections.Counter(pipeline.execute())
         for state, stored in BATCH_STATES.items():
             family.add_metric((state,), found[stored])
         return family

@@ -166,12 +166,12 @@ def run_all(
         settings, class_list, work, device=pick_device(device, threads), workers=workers
     )
     target = output or work / "bundle"
-    stages = plan(run, samples, images, target, licence=licence, trained_on=trained_on)
-    if not all(stage.done or stage.quick for stage in stages):
+    planned = plan(run, samples, images, target, licence=licence, trained_on=trained_on)
+    if not all(stage.done or stage.quick for stage in planned):
         check_segmenter(run, photos=sum(bool(each.channels) for each in samples))
     claim(run, samples)
     redone = False
-    for stage in stages:
+    for stage in planned:
         if stage.done and not redone:
             print(f"{stage.name}: done before, see {stage.result}")
             continue
