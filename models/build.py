@@ -31,7 +31,7 @@ from models.segmenters import Segmenter
 from models.segmenters.light import light_segmenter
 from models.segmenters.mask2former import Mask2FormerSegmenter, build_mask2former
 from models.tensors import load_weights, read_tensors
-from models.training.generator import MasksOf
+from models.regions import MasksOf
 
 
 def build_clip(config: ClipConfig, *, device: torch.device) -> FrozenClip:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# (images, present) → soft masks (N, H, W) at CLIP's input size
+MasksOf = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +12,7 @@ from models.cam import resize_images
 from models.clip import FrozenClip
 from models.data.batches import Batch
 from models.losses import segment_label_matching, semantic_refinement
-from models.regions import present_pairs, split_regions
-
-# (images, present) → soft masks (N, H, W) at CLIP's input size
-MasksOf = Callable[[Tensor, Tensor], Tensor]
+from models.regions import MasksOf, present_pairs, split_regions
 
 
 @dataclass(frozen=True)

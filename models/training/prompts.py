@@ -13,9 +13,8 @@ from models.clip import FrozenClip
 from models.data.batches import Batch, random_order
 from models.losses import contrastive_prompt_learning
 from models.prompts import BackgroundPrompts
-from models.regions import present_pairs, split_regions
+from models.regions import MasksOf, present_pairs, split_regions
 from models.seeds import derive_seed
-from models.training.generator import MasksOf
 
 
 @dataclass(frozen=True)
