@@ -19,7 +19,7 @@ from models.generators import MaskGenerator
 from models.generators.cnn import CnnGenerator
 from models.generators.zero_shot import trunk_name
 from models.prompts import BackgroundPrompts
-from models.regions import soft_masks
+from models.regions import MasksOf, soft_masks
 from models.segmenter_config import (
     LightConfig,
     LightSpec,
@@ -31,7 +31,6 @@ from models.segmenters import Segmenter
 from models.segmenters.light import light_segmenter
 from models.segmenters.mask2former import Mask2FormerSegmenter, build_mask2former
 from models.tensors import load_weights, read_tensors
-from models.regions import MasksOf
 
 
 def build_clip(config: ClipConfig, *, device: torch.device) -> FrozenClip:

@@ -13,8 +13,9 @@ from models.cam import multi_scale_cams
 from models.data.classes import ClassInfo, ClassList
 from models.generators.affinity import RememberingGenerator
 from models.open_vocabulary import OpenClass, OpenVocabulary, WidenedGenerator
-from models.photos import Labeled, OnProgress
+from models.photos import Labeled
 from models.refine.regions import Regions
+from models.segmentation import OnProgress
 from models.working import working_images
 
 

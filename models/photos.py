@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,14 +10,6 @@ from numpy.typing import NDArray
 
 from models.data.classes import ClassList
 from models.segmentation import MaskOptions
-
-# Told a stage's name and the fraction of all work done; what it raises stops the work.
-OnProgress = Callable[[str, float], None]
-
-
-def ignore_progress(stage: str, fraction: float) -> None:
-    """Be told, and let the work go on."""
-    del stage, fraction
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from models.folding import folded_bundle
 from models.mask_batch import activate_labeled
 from models.mask_options import pseudo_mask_options
 from models.open_vocabulary import OpenVocabulary
-from models.photos import Labeled, OnProgress, Unlabeled, ignore_progress
+from models.photos import Labeled, Unlabeled
 from models.precision import computing_in
 from models.refine import parse_chain
 from models.refine.sam import load_sam
 from models.segment_batch import activate_unlabeled
-from models.segmentation import MaskOptions, Segmentation
+from models.segmentation import MaskOptions, OnProgress, Segmentation, ignore_progress
 from models.segmenter_config import SegmentConfig
 from models.segmenters import Segmenter
 

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from models.activated import Activated, hints_for
 from models.bundle import Bundle
-from models.photos import OnProgress, Unlabeled
+from models.photos import Unlabeled
 from models.refine.regions import Regions
+from models.segmentation import OnProgress
 from models.segmenter_config import SegmentConfig
 from models.segmenters import Segmenter
 from models.segmenters.inference import among, segment_images, stretched_winners

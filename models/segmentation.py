@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
+
+# Told a stage's name and the fraction of all work done; what it raises stops the work.
+OnProgress = Callable[[str, float], None]
+
+
+def ignore_progress(stage: str, fraction: float) -> None:
+    """Do nothing."""
+    del stage, fraction
 
 
 @dataclass(frozen=True)

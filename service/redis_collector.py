@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import collections
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from models.data.classes import ClassList
 from models.images import MAX_PIXELS
-from models.photos import Labeled, OnProgress, Unlabeled
-from models.segmentation import MaskOptions, Segmentation
+from models.photos import Labeled, Unlabeled
+from models.segmentation import MaskOptions, OnProgress, Segmentation
 from worker.blobs import BlobStore
 from worker.meters import Meters
 from worker.presence import ModelInfo

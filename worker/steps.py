@@ -15,9 +15,9 @@ from typing import TypeVar
 from models.data.open_labels import with_open_labels
 from models.files import provenance, scores_npz
 from models.images import UprightImage, read_image
-from models.photos import Labeled, OnProgress, Unlabeled
+from models.photos import Labeled, Unlabeled
 from models.pictures import label_map_png
-from models.segmentation import MaskOptions, Segmentation
+from models.segmentation import MaskOptions, OnProgress, Segmentation
 from worker.failures import CannotSegmentError, may_pass
 from worker.persistence import persistently
 from worker.protocol import (
