@@ -17,7 +17,7 @@ import typer
 
 from benchmarks.overhead import post, synthetic_photo
 from benchmarks.service_load.programs import Model, service
-from models.bundle_info import find_bundle, read_info
+from models.bundle.manifest import find_bundle, read_info
 
 SMALLEST = 64
 _PROGRAMS = {b"service.main": "API", b"worker.janitor": "janitor", b"valkey": "queue"}

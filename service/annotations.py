@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
 from models.data.classes import ClassInfo
+from models.data.mask_folder import MaskedPhoto
 from models.exports.coco import coco_document
-from models.exports.cvat_xml import cvat_xml, with_ignored
+from models.exports.cvat import cvat_xml, with_ignored
 from models.exports.label_studio import label_studio_task
-from models.exports.source import MaskedPhoto
 
 Format = Literal["coco.json", "polygons.json", "label-studio.json", "cvat.xml"]
 Names = Mapping[int, str]

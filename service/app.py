@@ -136,12 +136,12 @@ def create_app(
         batches.router,
         batch_results.router,
         label_studio.router,
-        models.router,
-        metrics.router,
+        models.models_router,
+        metrics.metrics_router,
     ):
         app.include_router(router, dependencies=SCHEMES if ring is not None else ())
-    app.include_router(health.router)
-    app.include_router(page.router)
+    app.include_router(health.health_router)
+    app.include_router(page.page_router)
 
     return app
 

@@ -17,12 +17,12 @@ from PIL import Image
 from redis import Redis
 
 from models.data.classes import ClassInfo, ClassList
+from models.data.images import ImageHeader, check_image
+from models.data.mask_files import software_version
+from models.data.mask_folder import MaskedPhoto
 from models.exports.coco import write_coco
 from models.exports.cvat import write_cvat
-from models.exports.source import MaskedPhoto
 from models.exports.voc import write_voc
-from models.files import software_version
-from models.images import ImageHeader, check_image
 from service.batch_schemas import problem_of
 from service.errors import ProblemError
 from service.spool import PREFIX

@@ -14,7 +14,7 @@ from worker.protocol import FailureCode, JobFailure, ModelRef
 
 BatchStatus = Literal["queued", "running", "finished", "canceled"]
 
-_PATH: Final = "/batches/8c1f0e5d7b6a49388f1e2d3c4b5a6978"
+_BATCH_PATH: Final = "/batches/8c1f0e5d7b6a49388f1e2d3c4b5a6978"
 BATCH: Final[dict[str, Any]] = {
     "id": "8c1f0e5d7b6a49388f1e2d3c4b5a6978",
     "status": "running",
@@ -31,11 +31,11 @@ BATCH: Final[dict[str, Any]] = {
     "created_at": "2026-11-25T08:30:00.120000Z",
     "ended_at": None,
     "links": {
-        "self": _PATH,
-        "events": f"{_PATH}/events",
-        "items": f"{_PATH}/items",
-        "report": f"{_PATH}/report",
-        "archive": f"{_PATH}/archive.zip",
+        "self": _BATCH_PATH,
+        "events": f"{_BATCH_PATH}/events",
+        "items": f"{_BATCH_PATH}/items",
+        "report": f"{_BATCH_PATH}/report",
+        "archive": f"{_BATCH_PATH}/archive.zip",
     },
 }
 

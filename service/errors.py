@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 
 from models.data.classes import UnknownLabelError
-from models.images import ImageError, ImageErrorKind
+from models.data.images import ImageError, ImageErrorKind
 from service.headers import HEADERS
 from worker.blobs import BlobError, BlobMissingError, BlobStoreFullError
 from worker.callbacks import CallbacksFullError

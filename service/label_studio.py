@@ -20,7 +20,7 @@ from redis import Redis
 from rq.job import Job
 
 from models.data.classes import UnknownLabelError
-from models.images import ImageError
+from models.data.images import ImageError
 from service.catalog import Catalog
 from service.errors import ProblemError, to_problem
 from service.jobs import Jobs

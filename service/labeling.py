@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from models.data.classes import ClassList, UnknownLabelError
 from models.data.labels import split_labels
-from models.data.xml_files import parse_xml
+from models.data.voc import parse_xml
 from models.exports.label_studio import Tags, brush_region, polygon_regions
 from service.errors import ProblemError, invalid_field
 

@@ -70,8 +70,8 @@ def main(
     ] = "text",
 ) -> None:
     """Serve the HTTP API; REDIS_URL and SEMPLES_BLOBS say where the rest is."""
-    logs.configure(log)
-    tracing.configure("semples-api", os.environ)
+    logs.configure_logging(log)
+    tracing.configure_tracing("semples-api", os.environ)
     listener = None if fd is None else socket.socket(fileno=fd)
     if listener is not None:
         host = listener.getsockname()[0]

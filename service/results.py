@@ -13,13 +13,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.data.classes import normalize
-from models.exports.source import MaskedPhoto
-from models.files import read_cams, read_soft_maps
-from models.images import ImageHeader, read_image
-from models.pictures import label_map_png, overlay_png
-from models.pseudo_masks import Decision, SoftMaps, class_result, decide, stretch
-from models.segmentation import MaskOptions
-from models.soft_pictures import soft_map_png
+from models.data.images import ImageHeader, read_image
+from models.data.mask_files import (
+    label_map_png,
+    overlay_png,
+    read_cams,
+    read_soft_maps,
+    soft_map_png,
+)
+from models.data.mask_folder import MaskedPhoto
+from models.inference.masks import Decision, MaskOptions, SoftMaps, class_result, decide, stretch
 from service.errors import ProblemError
 from worker.blobs import BlobStore
 from worker.protocol import ClassRecord, JobRequest, JobResult, Options
@@ -64,7 +67,7 @@ class Results:
         return label_map_png(self._decision.label_map, text=text)
 
     def scores(self) -> bytes:
-        """Return the soft maps; see ``models.files.scores_npz``."""
+        """Return the soft maps; see ``models.data.mask_files.scores_npz``."""
         return self._blobs.get(self._job.result.blobs.scores)
 
     def overlay(self) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 from rq.job import Job
 
-from models.data.open_labels import Vocabulary
+from models.data.classes import Vocabulary
 from service.examples import JOB
 from worker.links import job_links
 from worker.outcome import Status, failure_of, request_of, status_of

@@ -23,8 +23,8 @@ from rich.progress import (
 )
 
 from models.data.labels import split_labels
-from models.files import OVERLAY
-from models.json_files import write_atomically, write_json
+from models.data.mask_files import OVERLAY
+from models.io import write_atomically, write_json
 from service.client import (
     Client,
     NotFound,

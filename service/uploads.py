@@ -9,11 +9,10 @@ from typing import ClassVar
 from fastapi import UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.data.classes import UnknownLabelError
+from models.data.classes import UnknownLabelError, Vocabulary, why_closed, with_open_labels
+from models.data.images import check_image
 from models.data.labels import split_labels
-from models.data.open_labels import Vocabulary, why_closed, with_open_labels
-from models.images import check_image
-from models.refine.names import REFINERS, parse_chain
+from models.refine import REFINERS, parse_chain
 from service.errors import ProblemError, invalid_field
 from service.fields import BackgroundPower, BackgroundThreshold, MinConfidence
 from worker.blob_keys import blob_key

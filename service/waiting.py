@@ -12,7 +12,7 @@ from rq.results import Result
 
 _DONE: Final = frozenset({b"finished", b"failed", b"canceled", b"stopped"})
 _RETRIED: Final = str(Result.Type.RETRIED.value).encode()
-_SLICE_SECONDS: Final = 2.0
+_WAIT_SLICE_SECONDS: Final = 2.0
 
 Entry = tuple[bytes, dict[bytes, bytes]]
 
@@ -27,7 +27,7 @@ class ResultWaiter:
 
     def __init__(self, url: str, *, max_waiting: int) -> None:
         # An answer may take a whole slice, so the socket must be more patient than that.
-        self._redis = Redis.from_url(url, socket_timeout=_SLICE_SECONDS + 3)
+        self._redis = Redis.from_url(url, socket_timeout=_WAIT_SLICE_SECONDS + 3)
         self._places = asyncio.Semaphore(max_waiting)
 
     async def wait(self, job_id: str, seconds: float) -> None:
@@ -42,7 +42,7 @@ class ResultWaiter:
         stream, last = str(Result.get_key(job_id)), b"0-0"  # type: ignore[no-untyped-call]
         async with self._places:
             while (left := deadline - time.monotonic()) > 0:
-                block = max(1, int(1000 * min(left, _SLICE_SECONDS)))
+                block = max(1, int(1000 * min(left, _WAIT_SLICE_SECONDS)))
                 entries = await self._read(stream, last, block)
                 if any(fields[b"type"] != _RETRIED for _, fields in entries):
                     return

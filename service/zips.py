@@ -11,8 +11,8 @@ from pathlib import PurePosixPath
 from typing import BinaryIO, Final
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
-from models.exports.labels import list_line
-from models.images import PHOTO_SUFFIXES
+from models.data.images import PHOTO_SUFFIXES
+from models.exports import list_line
 from service.errors import ProblemError
 from worker.batch_zips import DAMAGED
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
-from models.pictures import voc_palette
+from models.data.mask_files import voc_palette
 from tests.service_fixtures import png, wait_for
 
 SECONDS = 30

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from models.pictures import label_map_png
+from models.data.mask_files import label_map_png
 
 JOB: dict[str, Any] = {
     "id": "0" * 32,

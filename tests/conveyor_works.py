@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from models.segmentation import Segmentation
+from models.inference.masks import Segmentation
 from tests.service_doubles import DoublePredictor, HalfDone
 from tests.service_fixtures import png
 from worker.activity import Activity

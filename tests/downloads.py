@@ -11,9 +11,9 @@ from pycocotools import mask as coco_mask
 from scipy.io import savemat
 
 from models.data.coco import COCO_CLASSES, COCO_SPLITS, coco_list
+from models.data.mask_files import label_map_png
 from models.data.official import Listed, spread
 from models.data.voc import VOC_CLASSES, VOC_SPLITS, voc_list
-from models.pictures import label_map_png
 
 SIZE = (30, 40)  # height, width
 

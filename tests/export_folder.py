@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.data.classes import ClassInfo, ClassList, write_class_list
-from models.exports.source import MaskedPhoto
-from models.images import ImageHeader
-from models.pictures import label_map_png
+from models.data.images import ImageHeader
+from models.data.mask_files import label_map_png
+from models.data.mask_folder import MaskedPhoto
 
 CLASSES = ClassList((ClassInfo(3, "bowl"), ClassInfo(4, "cat"), ClassInfo(9, "dining table")))
 SIZES = {"flat.jpg": (40, 50), "große Katze.jpg": (33, 47), "picture.png": (20, 30)}

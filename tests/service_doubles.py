@@ -20,9 +20,15 @@ from typing import Any
 import numpy as np
 
 from models.data.classes import ClassInfo, ClassList
-from models.photos import Labeled, Unlabeled
-from models.pseudo_masks import SoftMaps, class_result, decide
-from models.segmentation import MaskOptions, OnProgress, Segmentation
+from models.inference.forward import Labeled, Unlabeled
+from models.inference.masks import (
+    MaskOptions,
+    OnProgress,
+    Segmentation,
+    SoftMaps,
+    class_result,
+    decide,
+)
 from worker.main import make_app
 from worker.runtime import PredictorLike
 from worker.settings import WorkerSettings

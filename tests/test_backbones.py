@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.backbones import require_backbone
+from models.build import require_backbone
 from models.config import config_names, load_config, parse_config
-from models.run import start_run
+from models.training.run import start_run
 from tests.conftest import CLASSES
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from models.boundary import boundary_scores
+from benchmarks.boundary import boundary_scores
 
 
 def square(top: int, left: int, size: int = 40, value: int = 3) -> np.ndarray:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.cam import grid_size, multi_scale_cams, normalize_cams, resize_images
+from models.inference.multi_scale import grid_size, multi_scale_cams, normalize_cams, resize_images
 
 
 def blocks(images: Tensor) -> Tensor:

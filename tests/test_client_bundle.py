@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from models.bundle import load_bundle
-from models.data.folder import read_folder
-from models.data.mask_records import read_results
-from models.make_masks import make_pseudo_masks
-from models.mask_job import MaskJob, make_here
-from models.predictor import Predictor
+from models.bundle.bundle import load_bundle
+from models.data.labels import read_folder
+from models.data.mask_folder import read_results
+from models.inference.folder import MaskJob, make_here, make_pseudo_masks
+from models.inference.predictor import Predictor
 from service.client import Client
 from tests.test_service_bundle import serving_bundle
 

@@ -12,10 +12,8 @@ import numpy as np
 import pytest
 
 from models.data.classes import read_class_list
-from models.data.mask_folder import read_mask_folder
-from models.data.mask_records import read_results
-from models.evaluate import evaluate_label_maps, matching_files
-from models.exports.source import open_mask_folder
+from models.data.mask_folder import open_mask_folder, read_mask_folder, read_results
+from models.evaluation.metrics import evaluate_label_maps, matching_files
 from service.client import Client
 from service.client.folder import latest
 from tests.client_fixtures import make_photos

@@ -10,8 +10,8 @@ import httpx
 import numpy as np
 import pytest
 
-from models.data.mask_records import read_results
-from models.pictures import label_map_png
+from models.data.mask_files import label_map_png
+from models.data.mask_folder import read_results
 from service.client import AsyncClient, InvalidRequest
 from tests.client_fixtures import Script, make_photos, problem
 

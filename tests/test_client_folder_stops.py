@@ -8,7 +8,7 @@ import anyio
 import httpx
 import pytest
 
-from models.data.mask_records import read_results
+from models.data.mask_folder import read_results
 from service.client import AsyncClient, Client, Unavailable
 from tests.client_fixtures import make_photos
 from tests.service_fixtures import Place, http_api, wait_for

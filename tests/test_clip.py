@@ -5,8 +5,7 @@ import open_clip
 import pytest
 import torch
 
-from models.clip import FrozenClip, build_image_tower, load_clip, vision_config
-from models.clip_text import CLASS_TEMPLATE
+from models.clip import CLASS_TEMPLATE, FrozenClip, build_image_tower, load_clip, vision_config
 
 
 def test_embeddings_have_unit_length(tiny_clip: FrozenClip) -> None:

@@ -4,10 +4,16 @@ from pathlib import Path
 import pytest
 
 from models.build import class_captions
-from models.config import ConfigError, config_names, dump_config, load_config, parse_config
+from models.config import (
+    ConfigError,
+    LightConfig,
+    config_names,
+    dump_config,
+    load_config,
+    parse_config,
+)
 from models.data.coco import COCO_CLASSES
 from models.data.voc import VOC_CLASSES
-from models.segmenter_config import LightConfig
 
 
 def test_defaults_are_the_papers() -> None:

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from models.reports.curve import (
+from models.evaluation.plots import (
     BOTTOM,
     HEIGHT,
     LEFT,

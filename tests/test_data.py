@@ -6,19 +6,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.data.batches import Crops, RandomBatches, ordered_batches
 from models.data.classes import (
     ClassInfo,
     ClassList,
+    Sample,
     UnknownLabelError,
     read_class_list,
     write_class_list,
 )
-from models.data.folder import read_folder
-from models.data.labels import classes_of
-from models.data.sample import Sample
-from models.data.transforms import light_augmentation, strong_augmentation
-from models.seeds import derive_seed, seeded
+from models.data.labels import classes_of, read_folder
+from models.data.loaders import (
+    Crops,
+    RandomBatches,
+    derive_seed,
+    light_augmentation,
+    ordered_batches,
+    seeded,
+    strong_augmentation,
+)
 from tests.conftest import CLASSES as UNNAMED
 
 CLASSES = UNNAMED.with_synonyms({"cup": ["mug"]})

@@ -7,12 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.data.batches import Crops
-from models.data.classes import ClassList
+from models.data.classes import ClassList, Sample
 from models.data.coco import COCO_CLASSES, read_coco
-from models.data.folder import read_folder
-from models.data.sample import Sample
-from models.data.transforms import light_augmentation
+from models.data.labels import read_folder
+from models.data.loaders import Crops, light_augmentation
 from models.data.voc import VOC_CLASSES, read_voc
 from tests.conftest import CLASSES
 from tests.downloads import make_coco, make_voc, photo

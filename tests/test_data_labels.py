@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from models.data.classes import ClassInfo, ClassList
-from models.data.instances import read_instances
+from models.data.coco import read_instances
 from models.data.labels import classes_of, label_rows_csv, read_label_rows, read_labels
-from models.data.voc_xml import read_annotation
+from models.data.voc import read_annotation
 from tests.conftest import CLASSES
 
 INSTANCES: dict[str, Any] = {

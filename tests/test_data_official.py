@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.data_lists import coco_lists, read_rows, voc_lists
-from models.data.archives import VOC_ARCHIVE
 from models.data.classes import read_class_list
 from models.data.coco import COCO_CLASSES, COCO_SPLITS, coco_list
 from models.data.labels import read_label_rows
-from models.data.official import Listed, listed_samples, official_list, spread
+from models.data.official import VOC_ARCHIVE, Listed, listed_samples, official_list, spread
 from models.data.voc import VOC_CLASSES, VOC_SPLITS, voc_list
 
 LISTS = Path(__file__).parents[1] / "models" / "data" / "lists"

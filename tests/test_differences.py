@@ -1,6 +1,6 @@
 import pytest
 
-from models.differences import first_difference
+from models.io import first_difference
 
 
 @pytest.mark.parametrize(

@@ -18,14 +18,14 @@ from pathlib import Path
 import torch
 
 from models import stages
-from models.bundle import load_bundle
+from models.bundle.bundle import load_bundle
 from models.config import Config, dump_config, parse_config
-from models.data.folder import read_folder
+from models.data.labels import read_folder
 from models.data.labels import classes_of
-from models.export import export_bundle
-from models.predictor import Predictor
-from models.pretrain_stage import pretrain_generator
-from models.run import start_run
+from models.training.export import export_bundle
+from models.inference.predictor import Predictor
+from models.training.generator import pretrain_generator
+from models.training.run import start_run
 
 
 def test_all_together(tiny_config: Config, tiny_data: Path, tmp_path: Path) -> None:

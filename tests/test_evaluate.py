@@ -6,9 +6,13 @@ import torch
 from PIL import Image
 
 from models.data.classes import ClassInfo, ClassList
-from models.evaluate import evaluate_label_maps, matching_files, report_to_json, sweep_scores
-from models.pseudo_masks import SoftMaps, decide
-from models.segmentation import MaskOptions
+from models.evaluation.metrics import (
+    evaluate_label_maps,
+    matching_files,
+    report_to_json,
+    sweep_scores,
+)
+from models.inference.masks import MaskOptions, SoftMaps, decide
 
 CLASSES = ClassList((ClassInfo(3, "bowl"), ClassInfo(4, "cat")))
 THRESHOLDS = [0.2, 0.5, 0.8]

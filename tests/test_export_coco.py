@@ -8,8 +8,8 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from models.data.mask_folder import open_mask_folder
 from models.exports.coco import POLYGON_FILE, RLE_FILE, write_coco
-from models.exports.source import open_mask_folder
 from tests.export_folder import CLASSES, label_maps, make_folder
 
 # pycocotools' decoder itself: its arrays do not take numpy 2's copy argument.

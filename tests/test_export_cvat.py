@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models.data.mask_folder import open_mask_folder
 from models.exports.cvat import write_cvat
-from models.exports.source import open_mask_folder
 from tests.export_folder import CLASSES, label_maps, make_folder, reader
 
 INDICES = {"background": 0, "ignored": 255, **{each.name: each.index for each in CLASSES.classes}}

@@ -9,9 +9,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from models.exports.brush import brush_rle
-from models.exports.label_studio import write_label_studio
-from models.exports.source import open_mask_folder
+from models.data.mask_folder import open_mask_folder
+from models.exports.label_studio import brush_rle, write_label_studio
 from tests.export_folder import CLASSES, label_maps, make_folder, photo, reader
 
 

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from models.exports.polygons import outline
+from models.exports.coco import outline
 
 # pycocotools' decoder itself: its arrays do not take numpy 2's copy argument.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models.data.mask_files import label_map_png
+from models.data.mask_folder import open_mask_folder
+from models.exports import new_folder
 from models.exports.coco import RLE_FILE, write_coco
 from models.exports.cvat import write_cvat
-from models.exports.destination import new_folder
 from models.exports.label_studio import write_label_studio
-from models.exports.source import open_mask_folder
-from models.pictures import label_map_png
 from tests.export_folder import label_maps, make_folder
 
 

@@ -8,9 +8,9 @@ from PIL import Image
 from torchvision.datasets import VOCSegmentation
 
 from models.data.classes import ClassInfo, ClassList, read_class_list
-from models.exports.source import open_mask_folder
+from models.data.images import read_image
+from models.data.mask_folder import open_mask_folder
 from models.exports.voc import write_voc
-from models.images import read_image
 from tests.export_folder import CLASSES, TURNED, label_maps, make_folder, photo, reader
 
 

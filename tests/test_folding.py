@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.bundle import load_bundle
-from models.folding import folded, folded_bundle
+from models.bundle.bundle import load_bundle
 from models.generators.cnn import cnn_generator
-from models.predictor import Predictor
-from models.segmenters.light import light_segmenter
+from models.inference.predictor import Predictor, folded, folded_bundle
+from models.segmenters.encoder_decoder import light_segmenter
 from tests.conftest import CPU
 
 

@@ -3,10 +3,15 @@ import torch
 
 from models.clip import FrozenClip, load_clip
 from models.generators import MaskGenerator
-from models.generators.cnn import CnnGenerator, cnn_generator
+from models.generators.cnn import (
+    EVIDENCE_SCALE,
+    CnnGenerator,
+    cnn_generator,
+    text_initialized_head,
+    zero_shot_generator,
+)
+from models.generators.vit import WeakTrSizes
 from models.generators.weaktr import WeakTrGenerator
-from models.generators.weaktr_sizes import WeakTrSizes
-from models.generators.zero_shot import EVIDENCE_SCALE, text_initialized_head, zero_shot_generator
 
 # test_vit cannot dilate: it keeps its own stride, which is 16
 BACKBONES = ["test_efficientnet", "test_resnet", "test_convnext", "test_vit"]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.images import ImageError, check_image, read_image
+from models.data.images import ImageError, check_image, read_image
 
 RED = (255, 0, 0)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from models.images import ImageError, check_image, read_image
+from models.data.images import ImageError, check_image, read_image
 from tests import test_images as pictures
 
 

@@ -11,11 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.bundle.import_checkpoint import (
+    choose_channels,
+    prompts_context,
+    read_channels,
+    weaktr_weights,
+)
 from models.data.classes import ClassInfo, ClassList
+from models.generators.vit import WeakTrSizes
 from models.generators.weaktr import WeakTrGenerator
-from models.generators.weaktr_sizes import WeakTrSizes
-from models.import_channels import choose_channels, read_channels
-from models.import_checkpoint import prompts_context, weaktr_weights
 from tests.conftest import CLASSES
 
 SIZES = WeakTrSizes(

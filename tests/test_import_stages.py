@@ -7,18 +7,16 @@ import pytest
 import torch
 
 from models.build import build_generator
-from models.bundle import load_bundle
+from models.bundle.bundle import load_bundle
+from models.bundle.import_checkpoint import weaktr_weights
 from models.clip import FrozenClip
-from models.config import Config, parse_config
-from models.data.folder import read_folder
-from models.data.sample import Sample
-from models.export import export_bundle
-from models.generator_config import WeakTrConfig
-from models.import_checkpoint import weaktr_weights
-from models.predictor import Predictor
-from models.run import Run, start_run
-from models.run_all import plan
-from models.stages import (
+from models.config import Config, WeakTrConfig, parse_config
+from models.data.classes import Sample
+from models.data.labels import read_folder
+from models.inference.predictor import Predictor
+from models.tensors import write_tensors
+from models.training.export import export_bundle
+from models.training.generator import (
     adopt_prompts,
     learn_prompts,
     learned_prompts,
@@ -26,8 +24,9 @@ from models.stages import (
     supervision,
     train_generator,
 )
-from models.tensors import write_tensors
 from models.training.loop import Step
+from models.training.pipeline import plan
+from models.training.run import Run, start_run
 from tests.conftest import CLASSES, CPU
 from tests.test_import_checkpoint import public_weaktr
 

@@ -11,9 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from models.data.batches import RandomBatches
 from models.data.classes import ClassInfo, ClassList
-from models.data.mask_crops import MaskCrops, mask_augmentation
+from models.data.loaders import MaskCrops, RandomBatches, mask_augmentation
 from models.data.mask_folder import MaskSample, read_mask_folder
 from tests.conftest import CLASSES
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from models.data.mask_records import RESULTS, SETTINGS, drop_cut_line, read_results, read_settings
+from models.data.mask_folder import RESULTS, SETTINGS, drop_cut_line, read_results, read_settings
 
 
 @pytest.mark.parametrize("content", ["{}", '{"model": {}, "options": {}}', "[]", "no"])

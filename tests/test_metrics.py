@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from models.metrics import confusion_matrix, iou_report
+from models.evaluation.metrics import confusion_matrix, iou_report
 
 
 def test_by_hand() -> None:

@@ -3,9 +3,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.generators.mimetic import draw_attention
+from models.generators.vit import WeakTrSizes, draw_attention
 from models.generators.weaktr import WeakTrGenerator
-from models.generators.weaktr_sizes import WeakTrSizes
 
 WIDTH = 48
 

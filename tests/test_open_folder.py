@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from models.cli.app import app
+from models.cli import app
 from models.data.classes import read_class_list
 from models.exports.coco import RLE_FILE
 

@@ -6,9 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from models.data.classes import ClassInfo, ClassList, UnknownLabelError
-from models.data.folder import classes_with_open_labels, read_folder
-from models.data.open_labels import open_name, why_closed, with_open_labels
+from models.data.classes import (
+    ClassInfo,
+    ClassList,
+    UnknownLabelError,
+    open_name,
+    why_closed,
+    with_open_labels,
+)
+from models.data.labels import classes_with_open_labels, read_folder
 from tests.conftest import CLASSES
 
 KNOWN = CLASSES.with_synonyms({"cup": ["mug"]})

@@ -11,15 +11,15 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.open_vocabulary import forgetful
-from models.bundle import load_bundle
-from models.data.open_labels import with_open_labels
-from models.export import export_bundle
-from models.generators.zero_shot import zero_shot_generator
-from models.open_vocabulary import REMEMBERED, ClosedVocabularyError, OpenVocabulary
-from models.predictor import Labeled, Predictor
-from models.run import Run
-from models.segmentation import Segmentation
-from models.stages import supervision
+from models.bundle.bundle import load_bundle
+from models.data.classes import with_open_labels
+from models.generators.cnn import zero_shot_generator
+from models.inference.masks import Segmentation
+from models.inference.open_vocabulary import REMEMBERED, ClosedVocabularyError, OpenVocabulary
+from models.inference.predictor import Labeled, Predictor
+from models.training.export import export_bundle
+from models.training.generator import supervision
+from models.training.run import Run
 from tests.conftest import CLASSES, CPU
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import FileChooser, expect
 
-from models.refine.names import REFINERS, parse_chain
+from models.refine import REFINERS, parse_chain
 from tests.browser import Open, photo, read_mask
 from tests.service_fixtures import WorkerProcess, png, wait_for
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.pictures import label_map_png, overlay_png, soft_overlay, voc_palette
-from models.soft_pictures import cubehelix
+from models.data.mask_files import cubehelix, label_map_png, overlay_png, soft_overlay, voc_palette
 
 
 def test_voc_colors() -> None:

@@ -12,12 +12,12 @@ from benchmarks.plain_stages import (
     plain_prompts,
     plain_texts,
 )
-from models.cam import multi_scale_cams
 from models.clip import FrozenClip
+from models.generators.vit import WeakTrSizes
 from models.generators.weaktr import WeakTrGenerator
-from models.generators.weaktr_sizes import WeakTrSizes
+from models.inference.multi_scale import multi_scale_cams
+from models.losses import soft_masks
 from models.prompts import BackgroundPrompts
-from models.regions import soft_masks
 from models.training.generator import Refinement, generator_losses
 from models.training.prompts import embed_backgrounds, prompt_losses
 from tests.conftest import CPU

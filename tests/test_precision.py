@@ -5,9 +5,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from models.bundle import load_bundle
-from models.precision import PRECISIONS, computing_in
-from models.predictor import Labeled, Predictor, Unlabeled
+from models.bundle.bundle import load_bundle
+from models.inference.predictor import PRECISIONS, Labeled, Predictor, Unlabeled, computing_in
 from models.refine import REFINERS
 from tests.conftest import CPU
 from worker.main import load_predictor

@@ -5,11 +5,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from models.bundle import load_bundle
+from models.bundle.bundle import load_bundle
 from models.data.classes import UnknownLabelError
-from models.predictor import Labeled, Predictor
-from models.pseudo_masks import SoftMaps, decide
-from models.segmentation import MaskOptions
+from models.inference.masks import MaskOptions, SoftMaps, decide
+from models.inference.predictor import Labeled, Predictor
 from tests.conftest import CPU
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from models.bundle import load_bundle
-from models.predictor import CannotSegmentError, Labeled, Predictor, Unlabeled
+from models.bundle.bundle import load_bundle
+from models.inference.masks import Segmentation
+from models.inference.predictor import CannotSegmentError, Labeled, Predictor, Unlabeled
 from models.refine import NO_REFINER, REFINERS
 from models.refine.regions import Regions, superpixels
-from models.segmentation import Segmentation
 from tests.conftest import CPU
 
 ALL = "+".join(REFINERS)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from models.data.archives import VOC_ARCHIVE
-from models.data.sample import Sample
-from models.prepare.checks import SAMPLE, check_archives, check_photos
+from models.data.classes import Sample
+from models.data.official import VOC_ARCHIVE
+from models.prepare import SAMPLE, check_archives, check_photos
 from tests.downloads import SIZE, photo
 
 

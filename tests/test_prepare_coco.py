@@ -13,9 +13,9 @@ from PIL import Image
 from models.cli import main
 from models.data.classes import read_class_list
 from models.data.coco import COCO_CLASSES, coco_list, read_coco
-from models.data.folder import read_folder
+from models.data.labels import read_folder
 from models.data.official import spread
-from models.prepare.drawing import draw_instances
+from models.prepare import draw_instances
 from tests.downloads import (
     SIZE,
     annotation,

@@ -12,8 +12,7 @@ from PIL import Image
 from models.cli import main
 from models.config import Config, dump_config
 from models.data.classes import read_class_list
-from models.data.folder import read_folder
-from models.data.labels import read_label_rows
+from models.data.labels import read_folder, read_label_rows
 from models.data.official import spread
 from models.data.voc import VOC_CLASSES, find_voc, read_voc, voc_list
 from tests.downloads import make_voc, voc_map

@@ -6,15 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models import stages
 from models.build import build_generator
 from models.config import CnnConfig, Config, PretrainConfig
-from models.data.folder import read_folder
-from models.data.sample import Sample
-from models.pretrain_stage import pretrain_generator
-from models.run import MissingStageError, Run, start_run
-from models.run_all import plan
-from models.training.classifier import classification_losses
+from models.data.classes import Sample
+from models.data.labels import read_folder
+from models.training import generator
+from models.training.generator import classification_losses, pretrain_generator
+from models.training.pipeline import plan
+from models.training.run import MissingStageError, Run, start_run
 from tests.conftest import CLASSES, CPU
 
 
@@ -53,17 +52,17 @@ def test_the_stages_start_from_what_it_leaves(
 ) -> None:
     run = start_run(config, CLASSES, tmp_path, device=CPU)
     with pytest.raises(MissingStageError, match="from 'semples pretrain-generator'"):
-        stages.train_generator(run, samples, lambda step: None)
+        generator.train_generator(run, samples, lambda step: None)
     steps = []
     left = load_file(pretrain_generator(run, samples, steps.append))
     assert len(steps) == 4
-    clip, text = stages.supervision(run)
+    clip, text = generator.supervision(run)
     fresh = build_generator(config, clip, text, device=CPU).state_dict()
     moved = {name for name, tensor in left.items() if not torch.equal(tensor, fresh[name])}
     # Batch statistics too: here alone the generator is in training mode.
     assert {"head.weight"} < moved
     assert any("running_mean" in name for name in moved)
-    started = stages.initial_generator(run, clip, text)
+    started = generator.initial_generator(run, clip, text)
     assert not started.training
     torch.testing.assert_close(dict(started.state_dict()), left, rtol=0, atol=0)
 
@@ -76,8 +75,8 @@ def test_another_run_may_start_from_its_weights(
     cnn = CnnConfig(backbone="test_resnet", pretrained=False, weights=str(path))
     second = config.model_copy(update={"generator": cnn, "pretrain_generator": None})
     run = start_run(second, CLASSES, tmp_path / "second", device=CPU)
-    clip, text = stages.supervision(run)
-    started = stages.initial_generator(run, clip, text)
+    clip, text = generator.supervision(run)
+    started = generator.initial_generator(run, clip, text)
     torch.testing.assert_close(dict(started.state_dict()), load_file(path), rtol=0, atol=0)
     foreign = config.model_copy(
         update={"generator": cnn.model_copy(update={"backbone": "test_efficientnet"})}

@@ -3,9 +3,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from models import pseudo_masks
-from models.pseudo_masks import Decision, SoftMaps, decide, stretch
-from models.segmentation import MaskOptions
+from models.inference import masks
+from models.inference.masks import Decision, MaskOptions, SoftMaps, decide, stretch
 
 
 def run(
@@ -74,7 +73,7 @@ def test_a_score_equal_to_the_background_is_background() -> None:
 def test_bands_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = random(2, 5, 7)
     whole = run(scores, (64, 90))
-    monkeypatch.setattr(pseudo_masks, "_BAND_VALUES", 1000)
+    monkeypatch.setattr(masks, "_BAND_VALUES", 1000)
     banded = run(scores, (64, 90))
     assert np.array_equal(banded.confidence, whole.confidence)
     assert np.array_equal(banded.label_map, whole.label_map)

@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.inference.postprocess import as_they_are, into_range_of, power_background, rest
 from models.refine import REFINERS, Chain, Refiner, Surroundings, build_refiner
-from models.refine.background import power_background, rest
 from models.refine.regions import superpixels
-from models.refine.scaling import as_they_are, into_range_of
 
 
 def color_affinity(images: Tensor) -> Tensor:

@@ -5,9 +5,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.refine.background import power_background, rest
-from models.refine.dense_crf import COCO_KERNELS, VOC_KERNELS, DenseCrf, Kernel, dense_crf
-from models.refine.permutohedral import build_lattice
+from models.inference.postprocess import power_background, rest
+from models.refine.dense_crf import (
+    COCO_KERNELS,
+    VOC_KERNELS,
+    DenseCrf,
+    Kernel,
+    build_lattice,
+    dense_crf,
+)
 
 REFERENCE = {
     "voc_gaussian4x3_bilateral83x5x3": VOC_KERNELS,

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.generators.affinity import RememberingGenerator, cosine_affinity
+from models.generators.cnn import RememberingGenerator, cosine_affinity
+from models.inference.postprocess import as_they_are, into_range_of
 from models.refine.random_walk import RandomWalk, boxes, transition, walk
-from models.refine.scaling import as_they_are, into_range_of
 
 
 def test_rows_of_the_transition_sum_to_one() -> None:

@@ -1,7 +1,6 @@
 import torch
 
-from models.refine.region_vote import vote
-from models.refine.regions import Regions, from_masks, partition, superpixels
+from models.refine.regions import Regions, from_masks, partition, superpixels, vote
 
 SCORES = torch.tensor([[[0.9, 0.5, 0.1, 0.0]], [[0.0, 0.2, 0.4, 0.8]]])
 

@@ -12,14 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import SamConfig, SamImageProcessor, SamModel
 
-from models.bundle import Bundle, load_bundle
-from models.predictor import Predictor
+from models.bundle.bundle import Bundle, load_bundle
+from models.inference.postprocess import into_range_of, power_background
+from models.inference.predictor import Predictor
 from models.refine import Surroundings, build_refiner
-from models.refine.background import power_background
-from models.refine.region_vote import vote
-from models.refine.regions import Regions
-from models.refine.sam import SamProposals, load_sam
-from models.refine.scaling import into_range_of
+from models.refine.regions import Regions, SamProposals, load_sam, vote
 from tests.conftest import CPU
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models.regions import present_pairs, soft_masks, split_regions
+from models.losses import present_pairs, soft_masks, split_regions
 
 
 def test_present_pairs_go_image_by_image() -> None:

@@ -13,16 +13,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from models.bundle import load_bundle
+from models.bundle.bundle import load_bundle
 from models.config import Config
-from models.data.classes import ClassInfo, ClassList
-from models.data.folder import read_folder
-from models.data.sample import Sample
-from models.make_masks import make_pseudo_masks
-from models.mask_job import MaskJob, make_here
-from models.predictor import Predictor
-from models.report import Sources, write_report
-from models.run import Run, start_run
+from models.data.classes import ClassInfo, ClassList, Sample
+from models.data.labels import read_folder
+from models.evaluation.report import Sources, write_report
+from models.inference.folder import MaskJob, make_here, make_pseudo_masks
+from models.inference.predictor import Predictor
+from models.training.run import Run, start_run
 from tests.conftest import CLASSES, CPU
 from tests.html_page import Page
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from models.cli import main
-from models.run import Run
+from models.training.run import Run
 from tests.html_page import Page
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from models.reports.masks import masks_part, options_in_words, outcome_in_words
+from models.evaluation.report import masks_part, options_in_words, outcome_in_words
 
 OPTIONS = {
     "refine": "pamr", "min_confidence": 0.0, "background_threshold": 0.4, "background_power": None,

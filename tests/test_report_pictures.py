@@ -1,7 +1,7 @@
 from pathlib import Path
 
-from models.data.sample import Sample
-from models.reports.pictures import choose
+from models.data.classes import Sample
+from models.evaluation.plots import choose
 
 
 def test_chosen_photos_spread_over_the_classes() -> None:

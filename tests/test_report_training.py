@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from models.reports.training import read_steps, stage_parts
-from models.run import Run
+from models.evaluation.report import read_steps, stage_parts
 from models.training.loop import Step
+from models.training.run import Run
 
 
 def write_log(run: Run, stage: str, steps: list[Step]) -> Path:

@@ -10,22 +10,22 @@ import pytest
 import yaml
 from PIL import Image
 
-from models.bundle import load_bundle
-from models.bundle_info import MANIFEST
-from models.data.folder import read_folder
-from models.data.mask_records import (
-    RESULTS,
-    read_results,
+from models.bundle.bundle import load_bundle
+from models.bundle.manifest import MANIFEST
+from models.data.classes import Sample
+from models.data.labels import read_folder
+from models.data.mask_folder import RESULTS, open_mask_folder, read_results
+from models.inference.folder import (
+    MaskJob,
+    Outcome,
+    make_here,
+    make_in_processes,
+    make_pseudo_masks,
+    redecide,
+    stored_samples,
 )
-from models.data.sample import Sample
-from models.exports.source import open_mask_folder
-from models.make_masks import Outcome, make_pseudo_masks
-from models.mask_job import MaskJob, make_here, make_in_processes
-from models.predictor import Predictor
-from models.pseudo_masks import SoftMaps
-from models.rethreshold import redecide, stored_samples
-from models.segmentation import MaskOptions
-from models.thresholds import estimate_thresholds, otsu
+from models.inference.masks import MaskOptions, SoftMaps, estimate_thresholds, otsu
+from models.inference.predictor import Predictor
 from tests.conftest import CLASSES, CPU
 from tests.test_cli import semples
 

@@ -9,10 +9,16 @@ from PIL import Image
 
 from models.cli import main
 from models.data.classes import ClassInfo, ClassList, write_class_list
-from models.evaluate import evaluate_label_maps, matching_files
-from models.pseudo_masks import SoftMaps, decide
-from models.rules import THRESHOLDS, curve_csv, find_files, measure, measured_to_json
-from models.segmentation import MaskOptions
+from models.evaluation.metrics import (
+    THRESHOLDS,
+    curve_csv,
+    evaluate_label_maps,
+    find_files,
+    matching_files,
+    measure,
+    measured_to_json,
+)
+from models.inference.masks import MaskOptions, SoftMaps, decide
 
 CLASSES = ClassList((ClassInfo(3, "bowl"), ClassInfo(4, "cat")))
 KEYS = {"images", "mean_iou", "classes", "rule", "missing_predictions", "missing_ground_truths"}

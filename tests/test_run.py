@@ -7,7 +7,7 @@ import pytest
 
 from models.config import Config
 from models.data.classes import ClassList
-from models.run import Run, start_run
+from models.training.run import Run, start_run
 from tests.conftest import CLASSES, CPU
 
 

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.bundle import BundleError, load_bundle, read_info
-from models.export import export_bundle
-from models.files import read_soft_maps, scores_npz
-from models.predictor import CannotSegmentError, Predictor
-from models.pseudo_masks import decide
-from models.run import Run
+from models.bundle.bundle import BundleError, load_bundle, read_info
+from models.data.mask_files import read_soft_maps, scores_npz
+from models.inference.masks import decide
+from models.inference.predictor import CannotSegmentError, Predictor
 from models.segmenters import Segmenter
+from models.training.export import export_bundle
+from models.training.run import Run
 from tests.conftest import CPU
 
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.config import Config, dump_config
-from models.segmenter_config import LightConfig
+from models.config import Config, LightConfig, dump_config
 from tests.test_cli import PHOTO, semples
 
 

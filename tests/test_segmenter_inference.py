@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.segmenters.inference import (
+from models.inference.multi_scale import (
     among,
     competitors,
     in_windows,

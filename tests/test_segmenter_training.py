@@ -13,13 +13,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.build import build_segmenter
-from models.config import Config, parse_config
+from models.config import Config, LightConfig, Mask2FormerConfig, SegmenterStageConfig, parse_config
 from models.data.mask_folder import read_mask_folder
-from models.run import Run, start_run
-from models.segmenter_config import LightConfig, Mask2FormerConfig, SegmenterStageConfig
-from models.segmenter_stage import epochs_of, train_segmenter, trained_segmenter
 from models.training.loop import Step
-from models.training.segmenter import segmenter_groups
+from models.training.run import Run, start_run
+from models.training.segmenter import (
+    epochs_of,
+    segmenter_groups,
+    train_segmenter,
+    trained_segmenter,
+)
 from tests.conftest import CLASSES, CPU
 from tests.test_segmenters import TINY_MASK2FORMER
 from tests.test_training_processes import distance_of_updates
@@ -166,9 +169,9 @@ from pathlib import Path
 import torch
 from models import segmenter_stage
 from models.data.mask_folder import read_mask_folder
-from models.run import open_run
-from models.segmenter_stage import build_segmenter, train_segmenter
-from models.training.processes import join_processes
+from models.training.run import open_run
+from models.training.segmenter import build_segmenter, train_segmenter
+from models.training.distributed import join_processes
 
 def without_dropout(*args, **kwargs):
     segmenter = build_segmenter(*args, **kwargs)

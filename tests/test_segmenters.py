@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from models.clip import FrozenClip
-from models.segmenter_config import Decoder
+from models.config import Decoder
 from models.segmenters import Segmenter
-from models.segmenters.light import light_segmenter
+from models.segmenters.encoder_decoder import light_segmenter
 from models.segmenters.mask2former import build_mask2former, mask_targets
 
 K = 3

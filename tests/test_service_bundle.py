@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from models.bundle import load_bundle
-from models.images import read_image
-from models.predictor import Predictor
+from models.bundle.bundle import load_bundle
+from models.data.images import read_image
+from models.inference.predictor import Predictor
 from tests.serving import Serving, free_port, serving
 
 

@@ -18,7 +18,14 @@ from tests.service_fixtures import ROOT
     ],
 )
 def test_no_torch(module: str) -> None:
-    heavy = ("torch", "torchvision", "timm", "open_clip", "worker.tasks", "models.predictor")
+    heavy = (
+        "torch",
+        "torchvision",
+        "timm",
+        "open_clip",
+        "worker.tasks",
+        "models.inference.predictor",
+    )
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

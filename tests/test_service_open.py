@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from models.bundle import load_bundle
-from models.data.open_labels import with_open_labels
-from models.images import read_image
-from models.predictor import Predictor
+from models.bundle.bundle import load_bundle
+from models.data.classes import with_open_labels
+from models.data.images import read_image
+from models.inference.predictor import Predictor
 from tests.browser import Open, photo, read_mask
 from tests.conftest import CPU
 from tests.service_fixtures import Place, WorkerProcess, http_api, png, valkey

@@ -15,7 +15,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from models.data.mask_records import read_results
+from models.data.mask_folder import read_results
 from service.keys import make_key
 from service.submit import main, read_key
 from tests.client_fixtures import make_photos

@@ -10,13 +10,13 @@ import open_clip
 import pytest
 import torch
 
-from models import clip_text
-from models.bundle import BundleError, load_bundle
-from models.bundle_info import MANIFEST, TEXT_TOWER_FILE
+from models import clip
+from models.bundle.bundle import BundleError, load_bundle
+from models.bundle.manifest import MANIFEST, TEXT_TOWER_FILE
 from models.clip import FrozenClip, text_config
 from models.config import CnnConfig, Config
-from models.export import export_bundle
-from models.run import Run, start_run
+from models.training.export import export_bundle
+from models.training.run import Run, start_run
 from tests.conftest import CLASSES, CPU
 
 WORDS = {"licence": "CC0", "trained_on": "nothing"}
@@ -100,19 +100,19 @@ def test_other_text_towers_are_refused(
     config = text_config(f"local-dir:{tiny_clip_folder}", None)
     changed = {**config, "text_cfg": {**config["text_cfg"], **change}}
     with pytest.raises(ValueError, match=message):
-        clip_text.build_text_tower(changed)
+        clip.build_text_tower(changed)
 
 
 def test_words_from_outside_do_not_fill_the_memory(
     tiny_clip_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clip_text, "REMEMBERED_WORDS", 20)
+    monkeypatch.setattr(clip, "REMEMBERED_WORDS", 20)
     made: list[Any] = []
     plain = open_clip.SimpleTokenizer
     monkeypatch.setattr(
         open_clip, "SimpleTokenizer", lambda **options: made.append(plain(**options)) or made[-1]
     )
-    tower = clip_text.build_text_tower(text_config(f"local-dir:{tiny_clip_folder}", None))
+    tower = clip.build_text_tower(text_config(f"local-dir:{tiny_clip_folder}", None))
     for number in range(30):
         words = f"{chr(97 + number % 26)}qx word{chr(97 + number // 26)}{chr(97 + number % 26)}z"
         assert torch.equal(tower.tokenizer([words]), plain()([words]))

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from models.torch_file import read_torch_file
+from models.bundle.import_checkpoint import read_torch_file
 
 
 @pytest.mark.parametrize("archive", [True, False])

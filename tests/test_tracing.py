@@ -124,7 +124,7 @@ def test_where_tracing_is_off_a_job_knows_nothing_of_it(place: Place) -> None:
 
 
 def test_nothing_is_configured_without_an_endpoint() -> None:
-    tracing.configure("test", {})
+    tracing.configure_tracing("test", {})
     assert tracing.carrier() == {}
 
 

@@ -11,16 +11,16 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from models import stages
 from models.build import build_generator
 from models.clip import FrozenClip
 from models.config import CnnConfig, Config
-from models.data.folder import read_folder
-from models.data.sample import Sample
-from models.run import MissingStageError, OnStep, Run, open_run, start_run
+from models.data.classes import Sample
+from models.data.labels import read_folder
+from models.training import generator
 from models.training.generator import Refinement, generator_losses
 from models.training.loop import Step
 from models.training.prompts import RegionBatches, RegionEmbeddings, embed_backgrounds
+from models.training.run import MissingStageError, OnStep, Run, open_run, start_run
 from tests.conftest import CLASSES, CPU
 
 Stage = Callable[[Run, Sequence[Sample], OnStep], Path]
@@ -113,14 +113,14 @@ def test_each_stage_changes_its_own_parameters_only(
     before: dict[str, str] = {}
 
     def watch(name: str) -> None:
-        build = getattr(stages, name)
+        build = getattr(generator, name)
 
         def keep(*args: object, **kwargs: object) -> nn.Module:
             watched[name] = build(*args, **kwargs)
             before[name] = digest(watched[name])
             return watched[name]
 
-        monkeypatch.setattr(stages, name, keep)
+        monkeypatch.setattr(generator, name, keep)
 
     for name in ("build_clip", "build_generator", "load_generator", "build_prompts"):
         watch(name)
@@ -133,15 +133,15 @@ def test_each_stage_changes_its_own_parameters_only(
         differing = {name for name, module in watched.items() if digest(module) != before[name]}
         return differing, set(watched)
 
-    assert changed(stages.train_generator) == (
+    assert changed(generator.train_generator) == (
         {"build_generator"},
         {"build_clip", "build_generator"},
     )
-    assert changed(stages.learn_prompts) == (
+    assert changed(generator.learn_prompts) == (
         {"build_prompts"},
         {"build_clip", "load_generator", "build_prompts"},
     )
-    assert changed(stages.refine_generator) == (
+    assert changed(generator.refine_generator) == (
         {"build_generator"},
         {"build_clip", "build_generator"},
     )
@@ -156,8 +156,8 @@ def test_any_backbone_trains_with_either_mask(
     config = tiny_config.model_copy(update={"generator": plain, "train_generator": stage})
     run = start_run(config, CLASSES, tmp_path, device=CPU)
     samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
-    trained = load_file(stages.train_generator(run, samples, lambda step: None))
-    clip, text = stages.supervision(run)
+    trained = load_file(generator.train_generator(run, samples, lambda step: None))
+    clip, text = generator.supervision(run)
     initial = build_generator(config, clip, text, device=CPU).state_dict()
     moved = {name for name, tensor in trained.items() if not torch.equal(tensor, initial[name])}
     assert "head.weight" in moved
@@ -195,8 +195,8 @@ def test_a_killed_stage_goes_on_as_if_nothing_had_been(
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        stages.learn_prompts(run, samples, kill)
-    resumed = load_file(stages.learn_prompts(run, samples, lambda step: None))
+        generator.learn_prompts(run, samples, kill)
+    resumed = load_file(generator.learn_prompts(run, samples, lambda step: None))
     whole = load_file(tiny_run.existing("learn-prompts", "prompts.safetensors"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     logs = [
@@ -211,7 +211,7 @@ def test_the_same_seed_gives_the_same_weights(
 ) -> None:
     run = start_run(tiny_run.config, CLASSES, tmp_path, device=CPU)
     samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
-    again = load_file(stages.train_generator(run, samples, lambda step: None))
+    again = load_file(generator.train_generator(run, samples, lambda step: None))
     first = load_file(tiny_run.existing("train-generator", "generator.safetensors"))
     assert all(torch.equal(first[name], tensor) for name, tensor in again.items())
 
@@ -222,6 +222,6 @@ def test_stages_in_the_wrong_order(tiny_config: Config, tmp_path: Path, tiny_dat
     run = start_run(tiny_config, CLASSES, tmp_path, device=CPU)
     samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
     with pytest.raises(MissingStageError, match="from 'semples train-generator', got no such file"):
-        stages.learn_prompts(run, samples, lambda step: None)
+        generator.learn_prompts(run, samples, lambda step: None)
     with pytest.raises(MissingStageError, match="from 'semples learn-prompts', got no such file"):
-        stages.refine_generator(run, samples, lambda step: None)
+        generator.refine_generator(run, samples, lambda step: None)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from models.config import Config, dump_config
-from models.run import _check_space
+from models.training.run import _check_space
 from tests.test_training_loop import Network
 
 LIMIT = 40_000  # bytes a file may have: room for the configuration and the log, none for weights

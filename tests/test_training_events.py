@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from models.training.events import tensorboard_events
 from models.training.loop import Step
+from models.training.run import tensorboard_events
 
 
 def test_tensorboard_reads_the_steps(tmp_path: Path) -> None:

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.training.loop import Group, Optimization, Step, fit
-from models.training.parts import weighted_parts
-from models.training.processes import Processes
+from models.training.distributed import Processes
+from models.training.loop import Group, Optimization, Step, fit, weighted_parts
 from tests.conftest import CPU
 from tests.test_training_loop import Listed
 

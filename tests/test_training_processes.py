@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models import stages
 from models.build import build_generator
 from models.config import Config
-from models.run import open_run, start_run
+from models.training import generator
+from models.training.run import open_run, start_run
 from tests.conftest import CLASSES, CPU
 
 STAGE = """
@@ -23,9 +23,9 @@ import os, sys
 from pathlib import Path
 import torch
 from models import stages
-from models.data.folder import read_folder
-from models.run import open_run
-from models.training.processes import join_processes
+from models.data.labels import read_folder
+from models.training.run import open_run
+from models.training.distributed import join_processes
 
 stage, work, images, labels = sys.argv[1], *map(Path, sys.argv[2:])
 torch.set_num_threads(1)
@@ -88,7 +88,7 @@ def test_two_processes_learn_what_one_would(
         run_stage("train_generator", work, images, labels, processes=processes)
         learned.append(load_file(work / "train-generator" / "generator.safetensors"))
         assert len((work / "train-generator" / "log.jsonl").read_text().splitlines()) == 4
-    clip, class_text = stages.supervision(open_run(tmp_path / "1-None", device=CPU))
+    clip, class_text = generator.supervision(open_run(tmp_path / "1-None", device=CPU))
     initial = build_generator(tiny_config, clip, class_text, device=CPU).state_dict()
     for other in learned[1:]:
         assert distance_of_updates(initial, learned[0], other) < 0.02

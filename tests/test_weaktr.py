@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from models.generators.mean_attention import mean_attention
-from models.generators.weaktr import WeakTrGenerator
-from models.generators.weaktr_sizes import WeakTrSizes
-from models.training.classifier import classification_losses
+from models.generators.vit import WeakTrSizes
+from models.generators.weaktr import WeakTrGenerator, mean_attention
+from models.training.generator import classification_losses
 from tests.conftest import CPU
 
 TINY = WeakTrSizes(

@@ -10,7 +10,7 @@ from rq.exceptions import AbandonedJobError
 from rq.timeouts import JobTimeoutException
 
 from models.data.classes import UnknownLabelError
-from models.images import ImageError
+from models.data.images import ImageError
 from tests.service_fixtures import Place
 from worker.blobs import BlobError, BlobMissingError, BlobStoreFullError
 from worker.dead_letters import dead_letters

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from worker.logs import about_job, configure, request_id, scrub
+from worker.logs import about_job, configure_logging, request_id, scrub
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def lines(stream: io.StringIO) -> list[dict[str, Any]]:
 
 
 def test_json_lines_say_what_about_which_job(stream: io.StringIO) -> None:
-    configure("json", stream=stream)
+    configure_logging("json", stream=stream)
     log = logging.getLogger("test")
     log.info("before")
     with about_job("j1", request="r1"):
@@ -49,7 +49,7 @@ def test_json_lines_say_what_about_which_job(stream: io.StringIO) -> None:
 
 
 def test_an_exception_is_one_line(stream: io.StringIO) -> None:
-    configure("json", stream=stream)
+    configure_logging("json", stream=stream)
     try:
         raise ValueError("two\nlines")
     except ValueError:
@@ -60,7 +60,7 @@ def test_an_exception_is_one_line(stream: io.StringIO) -> None:
 
 
 def test_what_others_attach_stays_out(stream: io.StringIO) -> None:
-    configure("json", stream=stream)
+    configure_logging("json", stream=stream)
     arguments = {"labels": ["cat"], "callback_url": "https://a/b?key=1"}
     logging.getLogger("rq.worker").error(
         "failed", extra={"arguments": arguments, "kwargs": {}, "outcome": "failed"}
@@ -70,7 +70,7 @@ def test_what_others_attach_stays_out(stream: io.StringIO) -> None:
 
 
 def test_text_lines_have_the_ids_at_the_end_of_the_first(stream: io.StringIO) -> None:
-    configure("text", stream=stream)
+    configure_logging("text", stream=stream)
     log = logging.getLogger("test")
     log.info("alone")
     with about_job("j1", request="r1"):
@@ -83,7 +83,7 @@ def test_text_lines_have_the_ids_at_the_end_of_the_first(stream: io.StringIO) ->
 
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_no_line_has_a_urls_secrets(stream: io.StringIO, form: Any) -> None:
-    configure(form, stream=stream)
+    configure_logging(form, stream=stream)
     log = logging.getLogger("test")
     log.info("posting to %s", "https://host.example/hook?token=s3cret")
     try:

@@ -7,7 +7,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from models.bundle_info import read_info
+from models.bundle.manifest import read_info
 from tests.service_doubles import Info
 from worker.presence import Explanation, ModelInfo, SegmentDefaults
 from worker.protocol import JobRequest, ModelRef, Options, Progress

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.images import ImageError
-from models.segmentation import MaskOptions
+from models.data.images import ImageError
+from models.inference.masks import MaskOptions
 from tests import service_doubles as doubles
 from tests.service_fixtures import png
 from worker.blobs import BlobMissingError, BlobStore

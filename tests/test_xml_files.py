@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models.data.xml_files import parse_xml
+from models.data.voc import parse_xml
 
 GROWING = '<!DOCTYPE a [<!ENTITY b "cat">]><annotation>&b;</annotation>'
 

@@ -8,8 +8,8 @@ from functools import cache
 from uuid import uuid4
 
 from models.data.classes import ClassInfo
-from models.photos import Labeled, Unlabeled
-from models.segmentation import OnProgress
+from models.inference.forward import Labeled, Unlabeled
+from models.inference.masks import OnProgress
 from tests.service_doubles import DoublePredictor, HalfDone
 from tests.service_fixtures import png
 from worker.blob_keys import blob_key

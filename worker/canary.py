@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from models.data.open_labels import with_open_labels
-from models.photos import Labeled, Unlabeled
+from models.data.classes import with_open_labels
+from models.inference.forward import Labeled, Unlabeled
 from worker.activity import Activity
 from worker.runtime import PredictorLike
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from rq.timeouts import JobTimeoutException, UnixSignalDeathPenalty
 
-from models.segmentation import OnProgress
+from models.inference.masks import OnProgress
 from worker.activity import Activity
 from worker.batching import mates, run_batch
 from worker.device import DeviceLostError, is_device_lost, is_out_of_memory

@@ -15,7 +15,7 @@ from rq import Queue
 from rq.executions import Execution
 from rq.job import Job
 
-from models.segmentation import OnProgress
+from models.inference.masks import OnProgress
 from worker.cancel import JobCanceledError, cancel_key
 from worker.failures import has_cost_a_worker
 from worker.finishing import Ended, State, finish, states

@@ -12,7 +12,7 @@ from rq.timeouts import JobTimeoutException
 from rq.utils import now
 
 from models.data.classes import UnknownLabelError
-from models.images import ImageError
+from models.data.images import ImageError
 from worker.blobs import BlobError, BlobMissingError, BlobStoreFullError
 from worker.dead_letters import bury
 from worker.protocol import MAX_ATTEMPTS, FailureCode, JobFailure

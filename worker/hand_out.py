@@ -5,7 +5,7 @@ from __future__ import annotations
 from redis import Redis
 from rq.job import Job
 
-from models.images import ImageError, check_image
+from models.data.images import ImageError, check_image
 from worker.batch_book import find_batch
 from worker.batch_items import move
 from worker.batch_records import BATCH_META, BatchItem, BatchRecord, ItemOutcome

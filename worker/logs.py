@@ -28,7 +28,7 @@ _USER = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@]*@", re.IGNORECASE)
 _QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?#'\"]*)\?[^\s'\"]*", re.IGNORECASE)
 
 
-def configure(form: LogFormat, *, stream: TextIO | None = None) -> None:
+def configure_logging(form: LogFormat, *, stream: TextIO | None = None) -> None:
     """Have this process log to a stream, in place of what was configured before.
 
     Args:

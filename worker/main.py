@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from models.images import MAX_PIXELS
+from models.data.images import MAX_PIXELS
 from worker import logs, tracing
 from worker.protocol import LEASE_SECONDS
 from worker.run import Load, WorkerStartError, run
@@ -35,8 +35,8 @@ def load_predictor(settings: WorkerSettings) -> PredictorLike:
     # torch takes seconds to import, which --help and a wrong option should not.
     import torch  # noqa: PLC0415
 
-    from models.bundle import find_bundle, load_bundle  # noqa: PLC0415
-    from models.predictor import Predictor  # noqa: PLC0415
+    from models.bundle.bundle import find_bundle, load_bundle  # noqa: PLC0415
+    from models.inference.predictor import Predictor  # noqa: PLC0415
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -112,8 +112,8 @@ def make_app(load: Load) -> typer.Typer:
         ] = "text",
     ) -> None:
         """Take jobs from Redis and make masks; one worker for each device."""
-        logs.configure(log)
-        tracing.configure("semples-worker", os.environ)
+        logs.configure_logging(log)
+        tracing.configure_tracing("semples-worker", os.environ)
         settings = WorkerSettings(
             redis_url=redis_url,
             blobs=blobs,

@@ -10,7 +10,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from rq.job import Job
 
-from models.segmentation import OnProgress
+from models.inference.masks import OnProgress
 from worker.cancel import JobCanceledError, cancel_key
 from worker.events import add_event
 from worker.protocol import Progress

@@ -17,7 +17,7 @@ from pydantic import (
     model_serializer,
 )
 
-from models.data.open_labels import Vocabulary
+from models.data.classes import Vocabulary
 
 Task = Literal["pseudo_mask", "segment"]
 
@@ -93,7 +93,7 @@ class ModelRef(Record):
 
 
 class Options(Record):
-    """How scores become a mask, with nothing left to a default; see models.segmentation."""
+    """How scores become a mask, with nothing left to a default; see models.inference.masks."""
 
     refine: str
     min_confidence: float

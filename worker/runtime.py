@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from models.data.classes import ClassList
-from models.images import MAX_PIXELS
-from models.photos import Labeled, Unlabeled
-from models.segmentation import MaskOptions, OnProgress, Segmentation
+from models.data.images import MAX_PIXELS
+from models.inference.forward import Labeled, Unlabeled
+from models.inference.masks import MaskOptions, OnProgress, Segmentation
 from worker.blobs import BlobStore
 from worker.meters import Meters
 from worker.presence import ModelInfo
@@ -42,7 +42,7 @@ class Described(Protocol):
 
 
 class PredictorLike(Protocol):
-    """What the worker needs of ``models.predictor.Predictor``, so that torch stays out of here."""
+    """What the worker needs of ``models.inference.predictor.Predictor``, so that torch stays out of here."""
 
     @property
     def device(self) -> object:

@@ -7,7 +7,7 @@ import socket
 import uuid
 from dataclasses import dataclass, field
 
-from models.images import MAX_PIXELS
+from models.data.images import MAX_PIXELS
 from worker.protocol import LEASE_SECONDS
 from worker.sizes import Sizes
 

@@ -12,12 +12,11 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TypeVar
 
-from models.data.open_labels import with_open_labels
-from models.files import provenance, scores_npz
-from models.images import UprightImage, read_image
-from models.photos import Labeled, Unlabeled
-from models.pictures import label_map_png
-from models.segmentation import MaskOptions, OnProgress, Segmentation
+from models.data.classes import with_open_labels
+from models.data.images import UprightImage, read_image
+from models.data.mask_files import label_map_png, provenance, scores_npz
+from models.inference.forward import Labeled, Unlabeled
+from models.inference.masks import MaskOptions, OnProgress, Segmentation
 from worker.failures import CannotSegmentError, may_pass
 from worker.persistence import persistently
 from worker.protocol import (

@@ -7,7 +7,7 @@ from contextlib import suppress
 from rq.exceptions import DuplicateJobError, InvalidJobOperation
 from rq.job import Job
 
-from models.images import MAX_PIXELS
+from models.data.images import MAX_PIXELS
 from worker.blobs import BlobStore
 from worker.events import add_event
 from worker.outcome import failure_of, request_of, result_of, status_of

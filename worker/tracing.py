@@ -55,7 +55,7 @@ class _Holder:
     tracer: Any = None
 
 
-def configure(service: str, environment: Mapping[str, str]) -> None:
+def configure_tracing(service: str, environment: Mapping[str, str]) -> None:
     """Send spans to the collector that the environment names, if it does and the extra is installed.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar, Unpack
 import anyio
 import httpx
 
-from models.data.sample import Sample
+from models.data.classes import Sample
 from service.client import flows, operations
 from service.client.calls import (
     Call,

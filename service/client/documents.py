@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 import httpx
 
 from models.data.classes import ClassInfo, ClassList
-from models.segmentation import ClassResult, MaskOptions
+from models.inference.masks import ClassResult, MaskOptions
 from service.client.errors import JobCanceled, JobFailed, SemplesError
 
 T = TypeVar("T")

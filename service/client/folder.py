@@ -8,12 +8,17 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from models.data.classes import write_class_list
-from models.data.mask_records import RESULTS, SUMMARY, claim_folder, drop_cut_line, iter_results
-from models.data.mask_summary import summarize
-from models.data.sample import Sample
-from models.json_files import write_atomically, write_json
-from models.segmentation import MaskOptions
+from models.data.classes import Sample, write_class_list
+from models.data.mask_folder import (
+    RESULTS,
+    SUMMARY,
+    claim_folder,
+    drop_cut_line,
+    iter_results,
+    summarize,
+)
+from models.inference.masks import MaskOptions
+from models.io import write_atomically, write_json
 from service.client.documents import Job
 from service.client.plan import Plan
 
@@ -172,7 +177,7 @@ def latest(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def describe(job: Job, *, image: str) -> dict[str, Any]:
-    """Return what ``results.jsonl`` says of a photo, as ``models.files.describe`` does."""
+    """Return what ``results.jsonl`` says of a photo, as ``models.data.mask_files.describe`` does."""
     size, options = job.document["image"], job.document["options"]
     known = {each.name: options[each.name] for each in fields(MaskOptions) if each.name in options}
     return {

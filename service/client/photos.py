@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 import anyio
 
-from models.data.sample import Sample
+from models.data.classes import Sample
 from service.client import flows, operations
 from service.client.calls import Call
 from service.client.errors import BadImage, JobCanceled, JobFailed, SemplesError, UnknownLabel

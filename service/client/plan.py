@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.data.folder import read_folder
-from models.data.sample import Sample
-from models.mask_options import pseudo_mask_options
-from models.segmentation import MaskOptions
+from models.data.classes import Sample
+from models.data.labels import read_folder
+from models.inference.masks import MaskOptions, pseudo_mask_options
 from service.client.calls import PseudoMaskOptions
 from service.client.documents import Model
 

@@ -13,10 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.files import read_cams, read_soft_maps
-from models.json_files import write_atomically
-from models.pseudo_masks import SoftMaps
-from models.segmentation import ClassResult
+from models.data.mask_files import read_cams, read_soft_maps
+from models.inference.masks import ClassResult, SoftMaps
+from models.io import write_atomically
 from service.client.documents import Job
 
 

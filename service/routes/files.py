@@ -11,7 +11,7 @@ from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Depends, Header, Path, Response
 
-from models.files import software_version
+from models.data.mask_files import software_version
 from service.annotations import Format, annotated
 from service.caching import entity_tag, headers, is_known
 from service.choices import Choices, ChoicesQuery, NamedChoices, NamedChoicesQuery

@@ -11,7 +11,7 @@ from service.dependencies import CatalogDependency, StoreProbeDependency
 from service.errors import PROBLEMS, ProblemDocument, ProblemError
 from service.schemas import Health, Readiness
 
-router = APIRouter(tags=["health"])
+health_router = APIRouter(tags=["health"])
 
 
 class ProblemDescription(BaseModel):
@@ -23,7 +23,7 @@ class ProblemDescription(BaseModel):
     advice: str
 
 
-@router.get("/health")
+@health_router.get("/health")
 async def get_health() -> Health:
     """Say that the process is up; nothing else is looked at."""
     try:
@@ -32,7 +32,7 @@ async def get_health() -> Health:
         return Health(version="unknown")
 
 
-@router.get("/ready", responses={503: {"model": ProblemDocument}})
+@health_router.get("/ready", responses={503: {"model": ProblemDocument}})
 def get_ready(catalog: CatalogDependency, store: StoreProbeDependency) -> Readiness:
     """Say that Redis answers, a live worker has a warm model and gets ahead, and the blob store can be written."""
     workers = catalog.require_worker()
@@ -40,7 +40,7 @@ def get_ready(catalog: CatalogDependency, store: StoreProbeDependency) -> Readin
     return Readiness(workers=workers)
 
 
-@router.get("/problems/{name}", responses={404: {"model": ProblemDocument}})
+@health_router.get("/problems/{name}", responses={404: {"model": ProblemDocument}})
 async def get_problem(name: str) -> ProblemDescription:
     """Say what a problem's type means and what to do about it."""
     kind = PROBLEMS.get(name)

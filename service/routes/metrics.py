@@ -6,10 +6,10 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-router = APIRouter(tags=["health"])
+metrics_router = APIRouter(tags=["health"])
 
 
-@router.get("/metrics", response_class=Response)
+@metrics_router.get("/metrics", response_class=Response)
 def get_metrics(request: Request) -> Response:
     """Return all samples in Prometheus's text format; see docs/metrics.md."""
     text = generate_latest(request.app.state.registry)

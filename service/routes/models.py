@@ -8,10 +8,10 @@ from service.dependencies import CatalogDependency
 from service.errors import ProblemDocument
 from service.schemas import ModelDocument, ModelList, ModelSummary
 
-router = APIRouter(tags=["models"])
+models_router = APIRouter(tags=["models"])
 
 
-@router.get("/models", responses={503: {"model": ProblemDocument}})
+@models_router.get("/models", responses={503: {"model": ProblemDocument}})
 def get_models(catalog: CatalogDependency) -> ModelList:
     """List the models: classes with synonyms, defaults, measured metrics, licence, version.
 
@@ -29,7 +29,7 @@ def get_models(catalog: CatalogDependency) -> ModelList:
     )
 
 
-@router.get(
+@models_router.get(
     "/models/{name}", responses={404: {"model": ProblemDocument}, 503: {"model": ProblemDocument}}
 )
 def get_model(name: str, catalog: CatalogDependency) -> ModelDocument:

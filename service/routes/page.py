@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request, Response
 
 from service.errors import ProblemError
 
-router = APIRouter(include_in_schema=False)
+page_router = APIRouter(include_in_schema=False)
 
 FOLDER: Final = Path(__file__).parents[1] / "web"
 # Not from the system's table: a browser runs no script of another type.
@@ -71,19 +71,19 @@ def answer(name: str, request: Request) -> Response:
     return Response(asset.content, headers=headers, media_type=asset.media_type)
 
 
-@router.api_route("/", methods=["GET", "HEAD"])
+@page_router.api_route("/", methods=["GET", "HEAD"])
 async def get_page(request: Request) -> Response:
     """Return the page."""
     return answer("index.html", request)
 
 
-@router.api_route("/docs", methods=["GET", "HEAD"])
+@page_router.api_route("/docs", methods=["GET", "HEAD"])
 async def get_docs(request: Request) -> Response:
     """Return the page that lists the calls, drawn from /openapi.json."""
     return answer("docs.html", request)
 
 
-@router.api_route("/web/{name}", methods=["GET", "HEAD"])
+@page_router.api_route("/web/{name}", methods=["GET", "HEAD"])
 async def get_asset(name: str, request: Request) -> Response:
     """Return a script, a style or a picture of the pages."""
     return answer(name, request)
