@@ -28,7 +28,7 @@ from service.jobs import Jobs
 from tests.chaos import LABELS, TERMINAL, Scene, scene
 from tests.service_fixtures import WorkerProcess
 from tests.undisturbed import SIZES, Asked
-from worker.queues import open_redis
+from worker.queue.rq import open_redis
 
 ODD = {"raises": 10, "huge": 10, "wide": 40, "slow": 30, "kills": 2, "breaks": 1}
 """Of a thousand jobs, how many are of which kind."""

@@ -43,9 +43,9 @@ from service.store_probe import StoreProbe
 from service.task_images import TaskImages
 from service.waiting import ResultWaiter
 from service.zips import ZipLimits
-from worker.blobs import BlobStore
-from worker.callback_url import Resolve, resolve_host
-from worker.submission import Limits
+from worker.queue.jobs import Limits
+from worker.storage import BlobStore
+from worker.webhooks.urls import Resolve, resolve_host
 
 ZIPS_AT_ONCE = 2
 """That are looked through, and that are made: each takes a thread, and some memory or disk."""

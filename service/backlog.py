@@ -7,8 +7,8 @@ from typing import Final
 
 from rq.job import Job
 
-from worker.backlog import RATE_SECONDS
-from worker.queues import TaskQueue
+from worker.queue.jobs import RATE_SECONDS
+from worker.queue.rq import TaskQueue
 
 MAX_RETRY_SECONDS: Final = 600
 

@@ -26,12 +26,11 @@ from models.exports.voc import write_voc
 from service.batch_schemas import problem_of
 from service.errors import ProblemError
 from service.spool import PREFIX
-from worker.batch_book import Standing
-from worker.batch_items import Row, each_in
-from worker.batch_records import BatchItem, BatchRecord, ItemOutcome, ItemResult
-from worker.batch_zips import Zips
-from worker.blobs import BlobMissingError, BlobStore
-from worker.protocol import JobFailure
+from worker.batches.records import BatchItem, BatchRecord, ItemOutcome, ItemResult
+from worker.batches.store import Row, Standing, each_in
+from worker.batches.zips import Zips
+from worker.queue.schema import JobFailure
+from worker.storage import BlobMissingError, BlobStore
 
 ArchiveFormat = Literal["voc", "coco", "cvat"]
 Writer = Callable[[Iterable[MaskedPhoto], ClassList, Path], str]

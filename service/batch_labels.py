@@ -13,8 +13,8 @@ from models.data.labels import read_labels
 from service.errors import ProblemError
 from service.spool import PREFIX
 from service.zips import Contents, refused
-from worker.batch_records import BatchItem
-from worker.batch_zips import DAMAGED, read_entry
+from worker.batches.records import BatchItem
+from worker.batches.zips import DAMAGED, read_entry
 
 CSV, NUMBERS, CLASSES = "labels.csv", "image_labels.txt", "classes.txt"
 MOST_BYTES: Final = 64 * 2**20

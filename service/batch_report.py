@@ -9,8 +9,8 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict
 
 from service.batch_schemas import ItemProblem, problem_of
-from worker.batch_items import Row
-from worker.batch_records import ItemResult
+from worker.batches.records import ItemResult
+from worker.batches.store import Row
 
 EXAMPLE: Final[dict[str, Any]] = {
     "photos": 38180,

@@ -7,10 +7,9 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from worker.batch_book import Standing
-from worker.batch_keys import ItemStatus
-from worker.batch_records import BatchItem, ItemOutcome
-from worker.protocol import FailureCode, JobFailure, ModelRef
+from worker.batches.records import BatchItem, ItemOutcome, ItemStatus
+from worker.batches.store import Standing
+from worker.queue.schema import FailureCode, JobFailure, ModelRef
 
 BatchStatus = Literal["queued", "running", "finished", "canceled"]
 

@@ -9,10 +9,9 @@ from typing import BinaryIO, Final
 from redis import Redis
 from redis.exceptions import RedisError
 
-from worker.batch_book import Standing, find_batch, forget_batch, keep_archive, turn_with
-from worker.batch_keys import kept
-from worker.batch_records import BatchRecord
-from worker.blobs import BlobError, BlobMissingError, BlobStore
+from worker.batches.records import BatchRecord, kept
+from worker.batches.store import Standing, find_batch, forget_batch, keep_archive, turn_with
+from worker.storage import BlobError, BlobMissingError, BlobStore
 
 _TRIES: Final = 3
 

@@ -16,34 +16,35 @@ from service.batch_zip import forget_with_zip, open_with_zip
 from service.errors import ProblemError
 from service.uploads import BatchForm, pseudo_mask_options
 from service.zips import ZipLimits, look_through, open_zip
-from worker.backlog import MEMORY_SHARE, memory_in_use
-from worker.batch_book import (
+from worker.batches.records import (
+    BATCH_META,
+    BatchItem,
+    BatchRecord,
+    BatchRequest,
+    ItemOutcome,
+    ItemStatus,
+)
+from worker.batches.scheduler import jobs_under_way
+from worker.batches.store import (
     Standing,
     cancel_items,
-    find_batch,
-    make_batch,
-    open_batches,
-    reopen,
-)
-from worker.batch_items import (
     counts_of,
     each_in,
+    find_batch,
     items_of,
+    make_batch,
     numbers_in,
+    open_batches,
     outcomes_of,
+    reopen,
     states_of,
     tell_counts,
 )
-from worker.batch_keys import ItemStatus
-from worker.batch_records import BATCH_META, BatchItem, BatchRecord, BatchRequest, ItemOutcome
-from worker.blob_keys import file_key
-from worker.blobs import BlobStore
-from worker.cancel import take_back
-from worker.collector import jobs_under_way
-from worker.presence import ModelInfo
-from worker.protocol import JobFailure
-from worker.queues import fetch_job, open_queue
-from worker.submission import Limits
+from worker.queue.jobs import MEMORY_SHARE, Limits, memory_in_use
+from worker.queue.registry import ModelInfo
+from worker.queue.rq import fetch_job, open_queue, take_back
+from worker.queue.schema import JobFailure
+from worker.storage import BlobStore, file_key
 
 NO_LABELS = JobFailure(
     code="no_labels", detail="the zip's labels do not say what it shows", repeatable=False

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from worker.protocol import RESULT_SECONDS
+from worker.queue.schema import RESULT_SECONDS
 
 CACHE_CONTROL = f"private, max-age={RESULT_SECONDS}, immutable"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from service.errors import invalid_field
-from worker.callback_url import CallbackRefusedError, Resolve, find_target, resolve_host
-from worker.callbacks import Recipient
+from worker.webhooks.store import Recipient
+from worker.webhooks.urls import CallbackRefusedError, Resolve, find_target, resolve_host
 
 FIELD = "callback_url"
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from redis import Redis
 
 from service.errors import ProblemError, invalid_field
-from worker.presence import (
+from worker.queue.registry import (
     Explanation,
     ModelInfo,
     WorkerInfo,
@@ -15,7 +15,7 @@ from worker.presence import (
     known_models,
     live_workers,
 )
-from worker.protocol import Task
+from worker.queue.schema import Task
 
 
 class Catalog:

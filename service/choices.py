@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import invalid_field
 from service.fields import BackgroundPower, BackgroundThreshold, MinConfidence
-from worker.protocol import JobRequest, Options
+from worker.queue.schema import JobRequest, Options
 
 
 class Choices(BaseModel):

@@ -18,8 +18,8 @@ from starlette.exceptions import HTTPException
 from models.data.classes import UnknownLabelError
 from models.data.images import ImageError, ImageErrorKind
 from service.headers import HEADERS
-from worker.blobs import BlobError, BlobMissingError, BlobStoreFullError
-from worker.callbacks import CallbacksFullError
+from worker.storage import BlobError, BlobMissingError, BlobStoreFullError
+from worker.webhooks.store import CallbacksFullError
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from rq.job import Job, JobStatus
 from rq.results import Result
 from sse_starlette import ServerSentEvent
 
-from worker.batch_keys import batch_events_key, batch_key
-from worker.events import events_key
-from worker.outcome import TERMINAL, status_word
+from worker.batches.records import batch_events_key, batch_key
+from worker.queue.events import events_key
+from worker.queue.jobs import TERMINAL, status_word
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import cast
 from redis import Redis
 
 from service.errors import ProblemError
-from worker.protocol import RESULT_SECONDS, JobRequest, idempotency_key
+from worker.queue.schema import RESULT_SECONDS, JobRequest, idempotency_key
 
 
 def remembered(redis: Redis, token: str, request: JobRequest) -> str | None:

@@ -13,14 +13,20 @@ from service.idempotency import remember, remembered
 from service.observe import origin
 from service.removal import remove_job
 from service.results import Finished, Results
-from worker.backlog import jobs_done_lately
-from worker.blobs import BlobStore
-from worker.callbacks import Recipient, register
-from worker.cancel import take_back, want
-from worker.outcome import failure_of, request_of, result_of, status_of
-from worker.protocol import JobRequest, JobResult, Options
-from worker.queues import TaskQueue, fetch_job, make_job, open_queue
-from worker.submission import Limits, enqueue, runs_again
+from worker.queue.jobs import (
+    Limits,
+    enqueue,
+    failure_of,
+    jobs_done_lately,
+    request_of,
+    result_of,
+    runs_again,
+    status_of,
+)
+from worker.queue.rq import TaskQueue, fetch_job, make_job, open_queue, take_back, want
+from worker.queue.schema import JobRequest, JobResult, Options
+from worker.storage import BlobStore
+from worker.webhooks.store import Recipient, register
 
 
 class Jobs:

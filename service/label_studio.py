@@ -28,7 +28,7 @@ from service.labeling import Labeling, image_labels, parse_labeling, regions
 from service.task_images import TaskImages
 from service.uploads import Checked, ImageForm, PseudoMaskForm, SegmentForm, build_request
 from service.waiting import ResultWaiter
-from worker.presence import ModelInfo
+from worker.queue.registry import ModelInfo
 
 LABELS_FIELD: Final = "labels"
 WAIT_SECONDS: Final = 60.0

@@ -15,10 +15,10 @@ from service.app import create_app
 from service.auth import require_keys
 from service.settings import Settings
 from service.spool import use_spool
-from worker import logs, tracing
-from worker.blobs import BlobError, BlobStore
-from worker.queues import open_redis
-from worker.signing import parse_secret
+from worker import telemetry
+from worker.queue.rq import open_redis
+from worker.storage import BlobError, BlobStore
+from worker.webhooks.sender import parse_secret
 
 EXIT_CANNOT_START = 3
 
@@ -66,12 +66,12 @@ def main(
         int | None, typer.Option(hidden=True, help="A listening socket, instead of an address.")
     ] = None,
     log: Annotated[
-        logs.LogFormat, typer.Option(envvar="SEMPLES_LOG", help="Log as text or JSON lines.")
+        telemetry.LogFormat, typer.Option(envvar="SEMPLES_LOG", help="Log as text or JSON lines.")
     ] = "text",
 ) -> None:
     """Serve the HTTP API; REDIS_URL and SEMPLES_BLOBS say where the rest is."""
-    logs.configure_logging(log)
-    tracing.configure_tracing("semples-api", os.environ)
+    telemetry.configure_logging(log)
+    telemetry.configure_tracing("semples-api", os.environ)
     listener = None if fd is None else socket.socket(fileno=fd)
     if listener is not None:
         host = listener.getsockname()[0]

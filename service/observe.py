@@ -14,9 +14,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import response, to_problem
 from service.http_meters import HttpMeters
-from worker import tracing
-from worker.logs import request_id
-from worker.protocol import JOB_ID
+from worker import telemetry
+from worker.queue.schema import JOB_ID
+from worker.telemetry import request_id
 
 log = logging.getLogger("service.access")
 
@@ -31,8 +31,8 @@ def origin() -> dict[str, Any]:
     found: dict[str, Any] = {}
     if request := request_id.get():
         found["request"] = request
-    if trace := tracing.carrier():
-        found[tracing.TRACE_META] = trace
+    if trace := telemetry.carrier():
+        found[telemetry.TRACE_META] = trace
     return found
 
 
@@ -58,7 +58,7 @@ class Observe:
         # Left as it is afterwards: what logs an unexpected error does so outside of here, and a
         # server gives each request a context of its own.
         request_id.set(exchange.id)
-        with tracing.server_span("request", headers) as span:
+        with telemetry.server_span("request", headers) as span:
             try:
                 await self.app(scope, receive, exchange.send)
             except Exception as error:

@@ -87,7 +87,7 @@ def schema_text() -> str:
     # Only now, for the app imports this module.
     from service.app import create_app  # noqa: PLC0415
     from service.settings import Settings  # noqa: PLC0415
-    from worker.blobs import BlobStore  # noqa: PLC0415
+    from worker.storage import BlobStore  # noqa: PLC0415
 
     # Nothing is asked of either store.
     app = create_app(Settings(keys="", keys_file=""), Redis(), BlobStore.open("memory://openapi"))

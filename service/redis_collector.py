@@ -16,12 +16,17 @@ from rq.job import Job
 from rq.utils import str_to_date
 
 from service.worker_samples import merge
-from worker.batch_keys import batch_key, known_batches
-from worker.callbacks import DUE_KEY
-from worker.presence import WorkerInfo, known_models, live_workers, worker_key
-from worker.protocol import dead_key
-from worker.queues import TaskQueue, open_queue
-from worker.samples import published_samples
+from worker.batches.records import batch_key, known_batches
+from worker.queue.registry import (
+    WorkerInfo,
+    known_models,
+    live_workers,
+    published_samples,
+    worker_key,
+)
+from worker.queue.rq import TaskQueue, open_queue
+from worker.queue.schema import dead_key
+from worker.webhooks.store import DUE_KEY
 
 log = logging.getLogger(__name__)
 

@@ -11,13 +11,12 @@ from rq.exceptions import InvalidJobOperation
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from worker.batch_keys import kept
-from worker.blobs import BlobStore
-from worker.cancel import withdraw_cancel
-from worker.events import events_key
-from worker.outcome import request_of, results_of
-from worker.protocol import JobResult
-from worker.queues import AllowedJob, TaskQueue
+from worker.batches.records import kept
+from worker.queue.events import events_key
+from worker.queue.jobs import request_of, results_of
+from worker.queue.rq import AllowedJob, TaskQueue, withdraw_cancel
+from worker.queue.schema import JobResult
+from worker.storage import BlobStore
 
 _CHUNK = 500  # jobs that are looked at in one round trip
 

@@ -24,8 +24,8 @@ from models.data.mask_files import (
 from models.data.mask_folder import MaskedPhoto
 from models.inference.masks import Decision, MaskOptions, SoftMaps, class_result, decide, stretch
 from service.errors import ProblemError
-from worker.blobs import BlobStore
-from worker.protocol import ClassRecord, JobRequest, JobResult, Options
+from worker.queue.schema import ClassRecord, JobRequest, JobResult, Options
+from worker.storage import BlobStore
 
 
 @dataclass(frozen=True)

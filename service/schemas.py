@@ -10,10 +10,9 @@ from rq.job import Job
 
 from models.data.classes import Vocabulary
 from service.examples import JOB
-from worker.links import job_links
-from worker.outcome import Status, failure_of, request_of, status_of
-from worker.presence import ModelInfo, NearNoun, WorkerInfo
-from worker.protocol import (
+from worker.queue.jobs import Status, failure_of, request_of, status_of
+from worker.queue.registry import ModelInfo, NearNoun, WorkerInfo
+from worker.queue.schema import (
     ClassRecord,
     ImageRecord,
     JobFailure,
@@ -23,6 +22,7 @@ from worker.protocol import (
     Progress,
     Task,
     Timings,
+    job_links,
 )
 
 

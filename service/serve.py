@@ -24,7 +24,7 @@ from service.processes import Command
 from service.settings import Settings
 from service.supervisor import StopRequestedError, Supervisor, SupervisorError
 from worker.program import run_program
-from worker.queues import open_redis
+from worker.queue.rq import open_redis
 
 EXIT_CANNOT_START = 3
 READY_SECONDS = 1.0
@@ -205,7 +205,7 @@ def main(
 
     With REDIS_URL set, that Redis is used; otherwise a server of its own runs in the data directory.
     """
-    worker = [sys.executable, "-P", "-m", "worker.main", "--bundle", bundle, "--device", device]
+    worker = [sys.executable, "-P", "-m", "worker", "--bundle", bundle, "--device", device]
     serve(
         Stack(
             host=host,

@@ -15,9 +15,9 @@ from models.data.labels import split_labels
 from models.refine import REFINERS, parse_chain
 from service.errors import ProblemError, invalid_field
 from service.fields import BackgroundPower, BackgroundThreshold, MinConfidence
-from worker.blob_keys import blob_key
-from worker.presence import ModelInfo, SegmentDefaults
-from worker.protocol import JobRequest, Options, Task
+from worker.queue.registry import ModelInfo, SegmentDefaults
+from worker.queue.schema import JobRequest, Options, Task
+from worker.storage import blob_key
 
 _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})\"?", re.IGNORECASE)
 

@@ -14,7 +14,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 from models.data.images import PHOTO_SUFFIXES
 from models.exports import list_line
 from service.errors import ProblemError
-from worker.batch_zips import DAMAGED
+from worker.batches.zips import DAMAGED
 
 ENTRIES_PER_PHOTO: Final = 4
 """A photo, its XML file, and what macOS adds to each of them."""

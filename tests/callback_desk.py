@@ -13,11 +13,9 @@ from redis import Redis
 
 from tests.service_fixtures import Place
 from tests.webhook_receiver import SECRET, Receiver, receiving
-from worker import callbacks
-from worker.callbacks import Recipient, register
-from worker.deliveries import deliver_due
-from worker.signing import parse_secret
-from worker.webhooks import Sender
+from worker.webhooks import store
+from worker.webhooks.sender import Sender, deliver_due, parse_secret
+from worker.webhooks.store import Recipient, register
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -52,7 +50,7 @@ class Desk:
 
     def left(self) -> list[bytes]:
         redis: Redis = self.place.redis
-        return [*redis.zrange(callbacks.DUE_KEY, 0, -1), *redis.keys("semples:callback:*")]
+        return [*redis.zrange(store.DUE_KEY, 0, -1), *redis.keys("semples:callback:*")]
 
 
 @pytest.fixture

@@ -17,15 +17,10 @@ from service.jobs import Jobs
 from service.processes import Child
 from tests.service_fixtures import NOTHING, Place, WorkerProcess, wait_for
 from tests.undisturbed import SIZES, Asked, undisturbed
-from worker.blob_keys import blob_key
-from worker.blobs import BlobStore
-from worker.protocol import (
-    MAX_ATTEMPTS,
-    JobResult,
-    queue_name,
-)
-from worker.queues import fetch_job, open_redis
-from worker.submission import Limits
+from worker.queue.jobs import Limits
+from worker.queue.rq import fetch_job, open_redis
+from worker.queue.schema import MAX_ATTEMPTS, JobResult, queue_name
+from worker.storage import BlobStore, blob_key
 
 TERMINAL = ("finished", "failed", "canceled")
 LABELS = (("cat",), ("bowl",), ("cat", "bowl"), ("dining table",), ("cat", "dining table"))

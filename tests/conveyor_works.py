@@ -16,16 +16,14 @@ import pytest
 from models.inference.masks import Segmentation
 from tests.service_doubles import DoublePredictor, HalfDone
 from tests.service_fixtures import png
-from worker.activity import Activity
-from worker.blobs import BlobStore
-from worker.cancel import JobCanceledError
-from worker.conveyor import Conveyor
-from worker.hand import Hand
-from worker.presence import ModelInfo
-from worker.protocol import JobRequest, JobResult, ModelRef, Options
-from worker.runtime import Runtime
-from worker.sizes import Sizes
-from worker.steps import decode
+from worker.inference.batcher import Conveyor, Sizes
+from worker.inference.consumer import Hand
+from worker.inference.pipeline import Runtime, decode
+from worker.inference.watchdog import Activity
+from worker.queue.registry import ModelInfo
+from worker.queue.rq import JobCanceledError
+from worker.queue.schema import JobRequest, JobResult, ModelRef, Options
+from worker.storage import BlobStore
 
 
 class Recorder(DoublePredictor):
@@ -57,7 +55,7 @@ class Recorder(DoublePredictor):
 
 @dataclass
 class Line:
-    """A desk whose jobs are all there from the start; a desk of ``worker.conveyor``."""
+    """A desk whose jobs are all there from the start; a desk of ``worker.inference.batcher``."""
 
     hands: list[Hand]
     settled: dict[str, Future[JobResult]] = field(default_factory=dict)

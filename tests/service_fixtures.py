@@ -27,11 +27,11 @@ from service.app import create_app
 from service.main import server_config
 from service.processes import Child, Command
 from service.settings import Settings
-from worker.blobs import BlobStore
-from worker.callback_url import Resolve, resolve_host
-from worker.presence import live_workers
-from worker.protocol import JobRequest, ModelRef, Options, queue_name
-from worker.queues import TaskQueue, make_job, open_queue, open_redis
+from worker.queue.registry import live_workers
+from worker.queue.rq import TaskQueue, make_job, open_queue, open_redis
+from worker.queue.schema import JobRequest, ModelRef, Options, queue_name
+from worker.storage import BlobStore
+from worker.webhooks.urls import Resolve, resolve_host
 
 LEASE = 3
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,11 +19,10 @@ from tests.bad_zips import CASES, GOOD, MOST
 from tests.batch_zips import packed, post, rows
 from tests.service_doubles import Info
 from tests.service_fixtures import Place, http_api, png
-from worker.batch_keys import KNOWN_KEY
-from worker.batch_zips import DAMAGED, Zips
-from worker.blob_keys import file_key
-from worker.blobs import BlobStore
-from worker.presence import ModelInfo, WorkerInfo, announce
+from worker.batches.records import KNOWN_KEY
+from worker.batches.zips import DAMAGED, Zips
+from worker.queue.registry import ModelInfo, WorkerInfo, announce
+from worker.storage import BlobStore, file_key
 
 
 @pytest.fixture(scope="module")

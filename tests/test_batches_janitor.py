@@ -13,9 +13,8 @@ import pytest
 from service.processes import Child
 from tests.batch_zips import accepted, ended, items, janitor, many, packed, runs
 from tests.service_fixtures import NOTHING, Place, WorkerProcess, http_api, wait_for
-from worker.batch_keys import batch_key
-from worker.batch_records import BatchRecord
-from worker.feeder import Feeder
+from worker.batches.records import BatchRecord, batch_key
+from worker.batches.scheduler import Feeder
 
 PHOTOS = 80
 

@@ -17,8 +17,8 @@ from service.batch_labels import read_items
 from service.errors import ProblemError
 from service.zips import ZipLimits, look_through, open_zip
 from tests.batch_zips import packed, rows
-from worker.batch_zips import DAMAGED, Zips
-from worker.blobs import BlobStore
+from worker.batches.zips import DAMAGED, Zips
+from worker.storage import BlobStore
 
 CLASSES = ClassList((ClassInfo(3, "bowl"), ClassInfo(4, "cat", ("kitty",)), ClassInfo(9, "cup")))
 LIMITS = ZipLimits(photos=10, photo_bytes=1000, total_bytes=10**6)

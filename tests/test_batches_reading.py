@@ -9,7 +9,7 @@ import pytest
 
 from tests.batch_zips import accepted, ended, items, many, packed, photo, rows
 from tests.service_fixtures import Place
-from worker.batch_keys import KNOWN_KEY, OPEN_KEY
+from worker.batches.records import KNOWN_KEY, OPEN_KEY
 
 pytestmark = pytest.mark.usefixtures("nothing_left_behind")
 

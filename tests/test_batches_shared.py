@@ -13,10 +13,9 @@ from service.batches import Batches
 from tests.batch_zips import accepted, items, many, packed, photo, post, rows
 from tests.feeding import batch_of, counts, finish, make_old, sweep
 from tests.service_fixtures import Place, http_api
-from worker.batch_keys import KNOWN_KEY, OPEN_KEY, blobs_key, keys_of
-from worker.batch_records import BatchRecord
-from worker.blobs import BlobError, BlobStore
-from worker.feeder import Feeder
+from worker.batches.records import KNOWN_KEY, OPEN_KEY, BatchRecord, blobs_key, keys_of
+from worker.batches.scheduler import Feeder
+from worker.storage import BlobError, BlobStore
 
 pytestmark = pytest.mark.usefixtures("announced")
 

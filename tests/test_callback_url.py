@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from worker.callback_url import (
+from worker.webhooks.urls import (
     CallbackRefusedError,
     HostUnknownError,
     Resolve,
@@ -182,7 +182,7 @@ def test_a_resolver_that_finds_nothing_or_takes_too_long(monkeypatch: pytest.Mon
         await asyncio.sleep(3600)
         return ()
 
-    monkeypatch.setattr("worker.callback_url.RESOLVE_SECONDS", 0.01)
+    monkeypatch.setattr("worker.webhooks.urls.RESOLVE_SECONDS", 0.01)
     for resolve in (empty, slow):
         with pytest.raises(
             HostUnknownError, match=r"expected a host on the internet, got 'a.test'"

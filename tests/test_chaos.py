@@ -8,7 +8,7 @@ import pytest
 
 from tests.chaos import Scene
 from tests.service_fixtures import wait_for
-from worker.protocol import MAX_ATTEMPTS
+from worker.queue.schema import MAX_ATTEMPTS
 
 
 def test_a_worker_is_killed_in_a_batch(there: Scene) -> None:

@@ -15,8 +15,8 @@ from service.jobs import Jobs
 from tests.chaos import Scene
 from tests.service_fixtures import WorkerProcess, http_api, png, wait_for
 from tests.undisturbed import Asked
-from worker.protocol import MAX_ATTEMPTS
-from worker.queues import open_redis
+from worker.queue.rq import open_redis
+from worker.queue.schema import MAX_ATTEMPTS
 
 
 def test_the_same_from_many_threads_is_one_job_that_runs_once(there: Scene) -> None:

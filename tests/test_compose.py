@@ -175,7 +175,7 @@ def test_a_worker_has_time_to_finish_a_job(compose: dict[str, Any]) -> None:
 def test_the_environment_is_what_the_programs_read(compose: dict[str, Any]) -> None:
     names = {"REDIS_URL_FILE", *(f"SEMPLES_{field.upper()}" for field in Settings.model_fields)}
     assert set(compose["services"]["api"]["environment"]) <= names
-    for service, module in (("worker", "worker.main"), ("janitor", "worker.janitor")):
+    for service, module in (("worker", "worker"), ("janitor", "worker.janitor")):
         options = subprocess.run(
             [sys.executable, "-m", module, "--help"],
             cwd=ROOT,

@@ -12,8 +12,8 @@ import httpx
 
 from tests.service_fixtures import ROOT, valkey
 from tests.test_compose import load
-from worker.presence import ModelInfo, WorkerInfo, announce, janitor_key
-from worker.protocol import ModelRef
+from worker.queue.registry import ModelInfo, WorkerInfo, announce, janitor_key
+from worker.queue.schema import ModelRef
 
 
 def health_command(service: str) -> list[str]:

@@ -17,17 +17,11 @@ from rq.utils import now
 
 from tests.service_fixtures import NOTHING, ROOT, Place, wait_for
 from tests.service_fixtures import WorkerProcess as Worker
-from worker import dead_letters
-from worker.blobs import BlobMissingError
-from worker.dead_letters import (
-    DeadLetterError,
-    bury,
-    forget_gone,
-    requeue,
-)
-from worker.failures import note_failure
-from worker.protocol import dead_key
-from worker.queues import fetch_job
+from worker.queue import failures
+from worker.queue.failures import DeadLetterError, bury, forget_gone, note_failure, requeue
+from worker.queue.rq import fetch_job
+from worker.queue.schema import dead_key
+from worker.storage import BlobMissingError
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +45,7 @@ def die(place: Place, *labels: str) -> Job:
 
 
 def listed(place: Place) -> list[str]:
-    return [letter.job for letter in dead_letters.dead_letters(place.redis)]
+    return [letter.job for letter in failures.dead_letters(place.redis)]
 
 
 def command(place: Place, *arguments: str) -> tuple[int, str, str]:
@@ -68,10 +62,10 @@ def command(place: Place, *arguments: str) -> tuple[int, str, str]:
 
 
 def test_a_letter_says_what_and_why(place: Place) -> None:
-    assert dead_letters.dead_letters(place.redis) == []
+    assert failures.dead_letters(place.redis) == []
     before = datetime.now(UTC)
     job = die(place, "cat", "bowl")
-    [letter] = dead_letters.dead_letters(place.redis)
+    [letter] = failures.dead_letters(place.redis)
     assert (letter.job, letter.model, letter.task) == (job.id, "double", "pseudo_mask")
     assert letter.labels == ("cat", "bowl")
     assert letter.reason == "the worker died on this job 3 times"
@@ -92,7 +86,7 @@ def test_other_failures_are_no_dead_letters(place: Place) -> None:
 def test_the_latest_come_first_and_the_oldest_go(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dead_letters, "MAX_DEAD", 3)
+    monkeypatch.setattr(failures, "MAX_DEAD", 3)
     jobs = [die(place, "cat").id for _ in range(5)]
     assert listed(place) == jobs[:1:-1]
 

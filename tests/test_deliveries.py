@@ -10,11 +10,9 @@ from rq.job import JobStatus
 
 from tests.callback_desk import Desk
 from tests.webhook_receiver import SECRET
-from worker import callbacks
-from worker.callbacks import CallbacksFullError, due
-from worker.deliveries import BATCH, GRACE_SECONDS, PER_HOST
-from worker.signing import parse_secret
-from worker.webhooks import Sender
+from worker.webhooks import store
+from worker.webhooks.sender import BATCH, GRACE_SECONDS, PER_HOST, Sender, parse_secret
+from worker.webhooks.store import CallbacksFullError, due
 
 
 def test_nothing_is_told_before_the_end_and_then_once(desk: Desk) -> None:
@@ -101,7 +99,7 @@ def test_many_go_out_at_once_but_not_to_one_host_and_none_is_lost(desk: Desk) ->
 
 
 def test_too_many_are_not_taken(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(callbacks, "MAX_CALLBACKS", 2)
+    monkeypatch.setattr(store, "MAX_CALLBACKS", 2)
     desk.wish("0" * 32, "/a")
     desk.wish("0" * 32, "/b")
     with pytest.raises(CallbacksFullError, match="2 callbacks wait already"):

@@ -14,9 +14,14 @@ from rq.job import JobStatus
 from tests.callback_desk import Desk
 from tests.test_callback_url import PUBLIC
 from tests.webhook_receiver import SECRET
-from worker.deliveries import CLAIM_SECONDS, JITTER, MAX_DELIVERIES, pause_after
-from worker.signing import parse_secret
-from worker.webhooks import Sender
+from worker.webhooks.sender import (
+    CLAIM_SECONDS,
+    JITTER,
+    MAX_DELIVERIES,
+    Sender,
+    parse_secret,
+    pause_after,
+)
 
 
 def test_it_is_tried_again_ever_later_with_the_same_message(desk: Desk) -> None:

@@ -11,12 +11,12 @@ import pytest
 from tests.batch_zips import accepted, items, many, packed, photo, rows
 from tests.feeding import batch_of, counts, finish
 from tests.service_fixtures import Place, http_api, png
-from worker import feeder as feeder_module
-from worker.backlog import MEMORY_SHARE
-from worker.batch_items import move
-from worker.batch_keys import TURN_KEY
-from worker.feeder import Feeder
-from worker.queues import fetch_job
+from worker.batches import scheduler as feeder_module
+from worker.batches.records import TURN_KEY
+from worker.batches.scheduler import Feeder
+from worker.batches.store import move
+from worker.queue.jobs import MEMORY_SHARE
+from worker.queue.rq import fetch_job
 
 pytestmark = pytest.mark.usefixtures("announced")
 

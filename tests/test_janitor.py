@@ -22,11 +22,11 @@ from tests.service_fixtures import LEASE, NOTHING, Place, WorkerProcess, png, va
 from tests.test_service_outages import again
 from tests.webhook_receiver import SECRET, receiving
 from worker import janitor
-from worker.callbacks import Recipient, register
 from worker.janitor import JanitorSettings, run
-from worker.presence import janitor_key
-from worker.protocol import BLOB_SECONDS, dead_key
-from worker.upkeep import model_queues, tidy_all
+from worker.queue.maintenance import model_queues, tidy_all
+from worker.queue.registry import janitor_key
+from worker.queue.schema import BLOB_SECONDS, dead_key
+from worker.webhooks.store import Recipient, register
 
 HERE = janitor_key(socket.gethostname())
 

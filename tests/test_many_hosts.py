@@ -27,10 +27,10 @@ from service.processes import Child, Command
 from tests.batch_zips import accepted, ended, many, packed
 from tests.s3_server import BUCKET, aws_environment, moto_server
 from tests.service_fixtures import LEASE, ROOT, png, wait_for
-from worker.blobs import BlobStore
-from worker.presence import live_workers
-from worker.protocol import queue_name
-from worker.queues import fetch_job, open_redis
+from worker.queue.registry import live_workers
+from worker.queue.rq import fetch_job, open_redis
+from worker.queue.schema import queue_name
+from worker.storage import BlobStore
 
 
 def free_port() -> int:

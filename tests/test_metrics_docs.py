@@ -17,9 +17,8 @@ from service.settings import Settings
 from tests.exposition import Scrape
 from tests.service_doubles import Info
 from tests.service_fixtures import Place
-from worker.meters import Meters
-from worker.presence import ModelInfo, WorkerInfo, announce
-from worker.samples import publish_samples
+from worker.queue.registry import ModelInfo, WorkerInfo, announce, publish_samples
+from worker.telemetry import Meters
 
 ROOT = Path(__file__).resolve().parents[1]
 # Prometheus's own, of every target.

@@ -9,7 +9,7 @@ from models.bundle.bundle import load_bundle
 from models.inference.predictor import PRECISIONS, Labeled, Predictor, Unlabeled, computing_in
 from models.refine import REFINERS
 from tests.conftest import CPU
-from worker.main import load_predictor
+from worker.__main__ import load_predictor
 from worker.settings import WorkerSettings
 
 LOWER = [name for name in PRECISIONS if name != "float32"]

@@ -11,9 +11,8 @@ import pytest
 
 from service.backlog import keep_place, seconds_to_wait
 from tests.service_fixtures import Place, WorkerProcess, http_api, png
-from worker.backlog import jobs_done_lately
-from worker.queues import fetch_job
-from worker.submission import Limits
+from worker.queue.jobs import Limits, jobs_done_lately
+from worker.queue.rq import fetch_job
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tests.service_fixtures import NOTHING, Place, WorkerProcess, http_api, png,
 from tests.test_callback_url import PUBLIC, names
 from tests.test_janitor import janitor_process
 from tests.webhook_receiver import SECRET, Receiver, receiving
-from worker import callbacks
+from worker.webhooks import store
 
 COLORS = ((7, number // 256, number % 256) for number in itertools.count())
 SECRETS = {"webhook_secret": SECRET}
@@ -46,7 +46,7 @@ def receiver() -> Iterator[Receiver]:
 
 
 def waiting(place: Place) -> int:
-    return int(place.redis.zcard(callbacks.DUE_KEY))
+    return int(place.redis.zcard(store.DUE_KEY))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_without_a_secret(place: Place, api: httpx.Client) -> None:
 def test_a_name_server_that_is_slow_holds_nobody_up(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.callback_url.RESOLVE_SECONDS", 0.05)
+    monkeypatch.setattr("worker.webhooks.urls.RESOLVE_SECONDS", 0.05)
 
     async def slow(host: str, port: int) -> Sequence[str]:
         del host, port
@@ -174,7 +174,7 @@ def test_a_name_server_that_is_slow_holds_nobody_up(
 
 
 def test_too_many_wait(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(callbacks, "MAX_CALLBACKS", 1)
+    monkeypatch.setattr(store, "MAX_CALLBACKS", 1)
     with http_api(place, **SECRETS, resolve=names(PUBLIC)) as api:
         assert post(api, "http://a.test/").status_code == 202
         response = post(api, "http://b.test/")
@@ -194,7 +194,7 @@ def test_a_full_queue_notes_no_callback(place: Place) -> None:
 
 def test_links_begin_where_the_api_does(place: Place) -> None:
     job = "0" * 32
-    to = callbacks.Recipient(url="http://a.test/", root="/api")
-    callbacks.register(place.redis, job, to, now=0)
-    [callback] = callbacks.due(place.redis, now=1)
+    to = store.Recipient(url="http://a.test/", root="/api")
+    store.register(place.redis, job, to, now=0)
+    [callback] = store.due(place.redis, now=1)
     assert json.loads(callback.model_dump_json())["to"] == {"url": "http://a.test/", "root": "/api"}

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from tests.service_fixtures import NOTHING, Place, WorkerProcess, png, wait_for
-from worker.blob_keys import blob_key
+from worker.storage import blob_key
 
 RED = iter(range(1, 256))
 

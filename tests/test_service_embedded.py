@@ -14,7 +14,7 @@ import pytest
 from service import embedded
 from service.processes import Child, Command
 from tests.service_fixtures import ROOT, valkey, wait_for
-from worker.queues import open_redis
+from worker.queue.rq import open_redis
 
 
 def test_only_this_user_can_reach_it(tmp_path: Path) -> None:

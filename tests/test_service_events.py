@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.service_fixtures import Place, WorkerProcess, http_api, png, wait_for
-from worker.events import events_key
+from worker.queue.events import events_key
 
 COLORS = ((4, number, 0) for number in itertools.count())
 

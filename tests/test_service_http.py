@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.service_fixtures import NOTHING, Place, WorkerProcess, http_api, png, wait_for
-from worker.blob_keys import blob_key
+from worker.storage import blob_key
 
 COLORS = ((1, number, 0) for number in itertools.count())
 

@@ -14,7 +14,7 @@ from tests.service_fixtures import ROOT
     "module",
     [
         *("service.app", "service.main", "service.serve"),
-        *("worker.queues", "worker.run", "worker.janitor", "worker.dead"),
+        *("worker.queue.rq", "worker.inference.worker", "worker.janitor", "worker.dead"),
     ],
 )
 def test_no_torch(module: str) -> None:
@@ -23,7 +23,7 @@ def test_no_torch(module: str) -> None:
         "torchvision",
         "timm",
         "open_clip",
-        "worker.tasks",
+        "worker.inference.pipeline",
         "models.inference.predictor",
     )
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"

@@ -15,11 +15,18 @@ from service.worker_samples import merge
 from tests.exposition import Scrape
 from tests.service_doubles import Info
 from tests.service_fixtures import LEASE, Place, WorkerProcess, http_api, png, valkey, wait_for
-from worker.callbacks import Recipient, register
-from worker.dead_letters import bury
-from worker.meters import Meters
-from worker.presence import ModelInfo, WorkerInfo, announce, live_workers
-from worker.samples import publish_samples, published_samples, samples_key
+from worker.queue.failures import bury
+from worker.queue.registry import (
+    ModelInfo,
+    WorkerInfo,
+    announce,
+    live_workers,
+    publish_samples,
+    published_samples,
+    samples_key,
+)
+from worker.telemetry import Meters
+from worker.webhooks.store import Recipient, register
 
 
 def post(api: httpx.Client, label: str, *, wait: float = 0) -> httpx.Response:

@@ -19,7 +19,7 @@ from service.http_meters import HttpMeters
 from service.observe import Observe
 from service.processes import Child, Command
 from tests.service_fixtures import Place, WorkerProcess, http_api, png, wait_for
-from worker.queues import fetch_job
+from worker.queue.rq import fetch_job
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from tests.browser import Open, photo, read_mask
 from tests.conftest import CPU
 from tests.service_fixtures import Place, WorkerProcess, http_api, png, valkey
 from tests.test_service_bundle import serving_bundle
-from worker.protocol import JobRequest, ModelRef
-from worker.queues import make_job, open_queue
+from worker.queue.rq import make_job, open_queue
+from worker.queue.schema import JobRequest, ModelRef
 
 NUMBERS = itertools.count()
 

@@ -16,8 +16,7 @@ from service.processes import Child
 from tests.full_disk import FullDisk, files_below
 from tests.s3_server import answering, aws_environment, nobody, refusal, silent
 from tests.service_fixtures import NOTHING, Place, WorkerProcess, http_api, png, valkey, wait_for
-from worker.blobs import BlobStore
-from worker.s3 import Patience
+from worker.storage import BlobStore, Patience
 
 
 def post(api: httpx.Client, *, color: int = 0, query: str = "") -> httpx.Response:

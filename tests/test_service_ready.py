@@ -10,7 +10,7 @@ import pytest
 
 from tests.service_doubles import Info
 from tests.service_fixtures import WorkerProcess, http_api, valkey
-from worker.presence import ModelInfo, WorkerInfo, announce
+from worker.queue.registry import ModelInfo, WorkerInfo, announce
 
 
 def test_models(api: httpx.Client, worker: WorkerProcess) -> None:

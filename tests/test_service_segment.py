@@ -17,9 +17,9 @@ from PIL import Image
 from tests.service_doubles import NAMES, PlainPredictor
 from tests.service_fixtures import NOTHING, Place, WorkerProcess, http_api, png, valkey, wait_for
 from tests.test_service_http import finished
-from worker.presence import ModelInfo, WorkerInfo, announce
-from worker.protocol import ModelRef
-from worker.queues import make_job, open_queue
+from worker.queue.registry import ModelInfo, WorkerInfo, announce
+from worker.queue.rq import make_job, open_queue
+from worker.queue.schema import ModelRef
 
 NUMBERS = itertools.count()
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.exposition import Scrape
 from tests.service_fixtures import Place, WorkerProcess, http_api, valkey, wait_for
-from worker.presence import ModelInfo, WorkerInfo, announce, live_workers
+from worker.queue.registry import ModelInfo, WorkerInfo, announce, live_workers
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from service.store_probe import StoreProbe
 from tests.full_disk import FullDisk, files_below
 from tests.service_doubles import Info
 from tests.service_fixtures import Place, http_api, wait_for
-from worker.blobs import BlobError, BlobStore, BlobStoreFullError
-from worker.presence import ModelInfo, WorkerInfo, announce
+from worker.queue.registry import ModelInfo, WorkerInfo, announce
+from worker.storage import BlobError, BlobStore, BlobStoreFullError
 
 
 class CountingStore(MemoryFileSystem):  # type: ignore[misc]

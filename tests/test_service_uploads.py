@@ -12,8 +12,8 @@ from models.data.labels import split_labels
 from service.uploads import PseudoMaskForm, build_request, parse_wait, wants_png
 from tests.service_doubles import Info
 from tests.service_fixtures import png
-from worker.presence import ModelInfo
-from worker.protocol import Options
+from worker.queue.registry import ModelInfo
+from worker.queue.schema import Options
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from service.spool import LEFT_SECONDS, PREFIX, SpoolPlaces, clean
 from tests.batch_zips import accepted, many, packed, post
 from tests.feeding import finish
 from tests.service_fixtures import Place, http_api, wait_for
-from worker.feeder import Feeder
+from worker.batches.scheduler import Feeder
 
 BEGUN = (
     b"POST /batches HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=X\r\n"

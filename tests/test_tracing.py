@@ -19,15 +19,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from tests.service_doubles import DoublePredictor
 from tests.service_fixtures import ROOT, Place, http_api, png, valkey, wait_for
-from worker import tracing
-from worker.loop import LeaseWorker
-from worker.presence import ModelInfo, WorkerInfo, announce
-from worker.protocol import JobRequest
-from worker.queues import fetch_job
-from worker.runtime import Runtime, install, installed
+from worker import telemetry
+from worker.inference.batcher import Sizes
+from worker.inference.pipeline import Runtime, install, installed
+from worker.inference.worker import LeaseWorker, Vitals
+from worker.queue.registry import ModelInfo, WorkerInfo, announce
+from worker.queue.rq import fetch_job
+from worker.queue.schema import JobRequest
 from worker.settings import WorkerSettings
-from worker.sizes import Sizes
-from worker.vitals import Vitals
 
 
 @pytest.fixture
@@ -36,9 +35,9 @@ def exporter() -> Iterator[InMemorySpanExporter]:
     memory = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(memory))
-    tracing.use(provider)
+    telemetry.use(provider)
     yield memory
-    tracing.use(None)
+    telemetry.use(None)
 
 
 @pytest.fixture
@@ -119,17 +118,17 @@ def test_a_failed_job_is_a_failed_span(place: Place, exporter: InMemorySpanExpor
 def test_where_tracing_is_off_a_job_knows_nothing_of_it(place: Place) -> None:
     job = fetch_job(place.redis, post(place, "cat", {"traceparent": "00-" + "1" * 32}))
     assert job is not None
-    assert tracing.TRACE_META not in job.meta
-    assert tracing.carrier() == {}
+    assert telemetry.TRACE_META not in job.meta
+    assert telemetry.carrier() == {}
 
 
 def test_nothing_is_configured_without_an_endpoint() -> None:
-    tracing.configure_tracing("test", {})
-    assert tracing.carrier() == {}
+    telemetry.configure_tracing("test", {})
+    assert telemetry.carrier() == {}
 
 
 def test_a_trace_is_no_part_of_a_jobs_identity() -> None:
-    assert not {tracing.TRACE_META, "request"} & set(JobRequest.model_fields)
+    assert not {telemetry.TRACE_META, "request"} & set(JobRequest.model_fields)
 
 
 class Collector(BaseHTTPRequestHandler):
@@ -175,7 +174,7 @@ def test_spans_reach_the_collector_that_the_environment_names() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
-        done = run_script("", **{tracing.ENDPOINT: address, "OTEL_SERVICE_NAME": ""})
+        done = run_script("", **{telemetry.ENDPOINT: address, "OTEL_SERVICE_NAME": ""})
         server.shutdown()
     assert done.stdout.strip() == "['traceparent']"
     [(path, body)] = Collector.received
@@ -185,13 +184,13 @@ def test_spans_reach_the_collector_that_the_environment_names() -> None:
 
 def test_an_endpoint_without_the_extra_is_a_warning() -> None:
     first = "sys.modules['opentelemetry.sdk'] = None"
-    done = run_script(first, **{tracing.ENDPOINT: "http://127.0.0.1:9"})
+    done = run_script(first, **{telemetry.ENDPOINT: "http://127.0.0.1:9"})
     assert done.stdout.strip() == "[]"
     assert "semples[otel] is not installed" in done.stderr
 
 
 def test_off_means_that_the_exporter_is_not_even_imported() -> None:
-    code = "import sys, service.app, worker.run; print('opentelemetry.exporter' in sys.modules)"
+    code = "import sys, service.app, worker.inference.worker; print('opentelemetry.exporter' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -15,9 +15,15 @@ from service.schemas import JobDocument
 from tests.service_fixtures import Place
 from tests.webhook_receiver import SECRET, Receiver
 from tests.webhook_sending import callback, send
-from worker.failures import describe
-from worker.signing import parse_secret, signed_headers
-from worker.webhooks import Attempt, Sender, news_of, verdict_on
+from worker.queue.failures import describe
+from worker.webhooks.sender import (
+    Attempt,
+    Sender,
+    news_of,
+    parse_secret,
+    signed_headers,
+    verdict_on,
+)
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678900, tzinfo=UTC)
 
@@ -102,7 +108,7 @@ def test_something_else_listens() -> None:
 
 
 def test_a_receiver_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.webhooks.SEND_SECONDS", 0.2)
+    monkeypatch.setattr("worker.webhooks.sender.SEND_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         attempt = send(f"http://127.0.0.1:{silent.getsockname()[1]}/")
     assert attempt.verdict == "again"

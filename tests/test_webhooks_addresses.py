@@ -13,7 +13,7 @@ import pytest
 from tests.test_callback_url import PUBLIC, names
 from tests.webhook_receiver import Receiver, receiving
 from tests.webhook_sending import send
-from worker.webhooks import Attempt
+from worker.webhooks.sender import Attempt
 
 
 def test_the_connection_goes_to_the_address_that_was_judged(receiver: Receiver) -> None:

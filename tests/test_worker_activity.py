@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from worker.activity import IDLE_SECONDS, LATE_SECONDS, Activity
-from worker.canary import CanaryError, CanaryWatch
+from worker.inference.watchdog import IDLE_SECONDS, LATE_SECONDS, Activity, CanaryError, CanaryWatch
 
 
 class Clock:

@@ -6,9 +6,14 @@ from collections.abc import Sequence
 
 import pytest
 
-from worker.batching import mates, run_batch
-from worker.device import is_device_lost, is_out_of_memory
-from worker.sizes import Sizes, usual_batch
+from worker.inference.batcher import (
+    Sizes,
+    is_device_lost,
+    is_out_of_memory,
+    mates,
+    run_batch,
+    usual_batch,
+)
 
 
 def test_mates_are_of_one_key_in_their_order() -> None:

@@ -10,10 +10,12 @@ import pytest
 
 from tests.service_doubles import DoublePredictor
 from tests.service_fixtures import LEASE, Place
-from worker.activity import Activity
-from worker.calm import Calm
-from worker.loop import STUCK_EXIT_CODE, STUCK_GRACE_SECONDS, LeaseWorker
-from worker.presence import (
+from worker.inference.batcher import Sizes
+from worker.inference.pipeline import Runtime
+from worker.inference.watchdog import Activity
+from worker.inference.worker import STUCK_EXIT_CODE, STUCK_GRACE_SECONDS, Calm, LeaseWorker, Vitals
+from worker.periodic import Pulse
+from worker.queue.registry import (
     Explanation,
     ModelInfo,
     explanation_key,
@@ -22,11 +24,7 @@ from worker.presence import (
     live_workers,
     worker_key,
 )
-from worker.pulse import Pulse
-from worker.runtime import Runtime
 from worker.settings import WorkerSettings
-from worker.sizes import Sizes
-from worker.vitals import Vitals
 
 
 @pytest.fixture

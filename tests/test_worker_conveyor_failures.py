@@ -9,9 +9,8 @@ from rq.timeouts import JobTimeoutException
 
 from tests.conveyor_works import Works, outcomes
 from tests.service_fixtures import wait_for
-from worker.blobs import BlobMissingError
-from worker.conveyor import ThreadsStuckError
-from worker.device import DeviceLostError
+from worker.inference.batcher import DeviceLostError, ThreadsStuckError
+from worker.storage import BlobMissingError
 
 
 def test_a_poison_in_a_batch_fails_alone(works: Works) -> None:

@@ -12,10 +12,9 @@ from rq.timeouts import JobTimeoutException
 from models.data.classes import UnknownLabelError
 from models.data.images import ImageError
 from tests.service_fixtures import Place
-from worker.blobs import BlobError, BlobMissingError, BlobStoreFullError
-from worker.dead_letters import dead_letters
-from worker.failures import CannotSegmentError, describe, note_failure
-from worker.queues import TaskNotAllowedError
+from worker.queue.failures import CannotSegmentError, dead_letters, describe, note_failure
+from worker.queue.rq import TaskNotAllowedError
+from worker.storage import BlobError, BlobMissingError, BlobStoreFullError
 
 
 class OutOfMemoryError(RuntimeError):

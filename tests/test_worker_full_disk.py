@@ -11,8 +11,7 @@ import pytest
 
 from tests.full_disk import FullDisk, files_below
 from tests.service_fixtures import ROOT
-from worker.blob_keys import blob_key
-from worker.blobs import BlobError, BlobMissingError, BlobStore, BlobStoreFullError
+from worker.storage import BlobError, BlobMissingError, BlobStore, BlobStoreFullError, blob_key
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
@@ -37,7 +36,7 @@ def test_a_failing_write_never_harms_the_blob_that_is_there(tmp_path: Path) -> N
 def test_a_real_limit_leaves_no_half_file(tmp_path: Path) -> None:
     code = f"""
 import resource
-from worker.blobs import BlobStore, BlobStoreFullError
+from worker.storage import BlobStore, BlobStoreFullError
 store = BlobStore.open({str(tmp_path)!r})
 resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
 store.put("uploads", b"ten bytes.")

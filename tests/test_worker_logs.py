@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from worker.logs import about_job, configure_logging, request_id, scrub
+from worker.telemetry import about_job, configure_logging, request_id, scrub
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from rq.utils import now
 
 from tests.service_doubles import NAMES
 from tests.service_fixtures import LEASE, NOTHING, Place, WorkerProcess, wait_for
-from worker.presence import WorkerInfo, known_models, live_workers
-from worker.queues import LeasedIntermediateQueue
+from worker.queue.registry import WorkerInfo, known_models, live_workers
+from worker.queue.rq import LeasedIntermediateQueue
 
 
 @pytest.mark.parametrize("labels", [("slow", "cat"), ()], ids=["pseudo mask", "segment"])

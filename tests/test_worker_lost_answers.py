@@ -14,17 +14,14 @@ from rq.utils import now
 from tests.fragile import Fragile, break_at
 from tests.service_doubles import DoublePredictor
 from tests.service_fixtures import LEASE, NOTHING, Place
-from worker.cancel import take_back
-from worker.loop import LeaseWorker
-from worker.presence import ModelInfo
-from worker.protocol import MAX_ATTEMPTS, RESULT_SECONDS
-from worker.queues import open_queue, open_redis
-from worker.runtime import Runtime, _Holder
+from worker.inference.batcher import Sizes
+from worker.inference.pipeline import Runtime, _Holder
+from worker.inference.worker import LeaseWorker, Vitals
+from worker.queue.maintenance import tidy
+from worker.queue.registry import ModelInfo
+from worker.queue.rq import give_back, lease, new_execution, open_queue, open_redis, take, take_back
+from worker.queue.schema import MAX_ATTEMPTS, RESULT_SECONDS
 from worker.settings import WorkerSettings
-from worker.sizes import Sizes
-from worker.taking import give_back, lease, new_execution, take
-from worker.upkeep import tidy
-from worker.vitals import Vitals
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from tests.service_fixtures import NOTHING, Place, WorkerProcess, png, wait_for
-from worker.protocol import JobRequest, ModelRef, Options
-from worker.queues import make_job
+from worker.queue.rq import make_job
+from worker.queue.schema import JobRequest, ModelRef, Options
 
 HALF = 500
 GROWTH = 24 * 2**20

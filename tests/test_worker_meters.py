@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from worker.meters import Meters
+from worker.telemetry import Meters
 
 
 def values(meters: Meters) -> dict[tuple[str, tuple[str, ...]], float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from worker.calm import Calm
+from worker.inference.worker import Calm
 
 
 def test_nobody_is_taken_for_dead_right_after_an_outage() -> None:

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from models.bundle.manifest import read_info
 from tests.service_doubles import Info
-from worker.presence import Explanation, ModelInfo, SegmentDefaults
-from worker.protocol import JobRequest, ModelRef, Options, Progress
+from worker.queue.registry import Explanation, ModelInfo, SegmentDefaults
+from worker.queue.schema import JobRequest, ModelRef, Options, Progress
 
 
 def request(**changes: object) -> JobRequest:

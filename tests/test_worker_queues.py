@@ -13,21 +13,21 @@ from rq.serializers import JSONSerializer
 from rq.webhook import Webhook
 
 from tests.service_fixtures import NOTHING, Place, WorkerProcess, wait_for
-from worker.protocol import (
-    FAILURE_SECONDS,
-    MAX_ATTEMPTS,
-    PSEUDO_MASK,
-    QUEUE_SECONDS,
-    RESULT_SECONDS,
-    SEGMENT,
-)
-from worker.queues import (
+from worker.queue.rq import (
     MAINTENANCE_LOCK_SECONDS,
     AllowedJob,
     TaskNotAllowedError,
     fetch_job,
     make_job,
     open_redis,
+)
+from worker.queue.schema import (
+    FAILURE_SECONDS,
+    MAX_ATTEMPTS,
+    PSEUDO_MASK,
+    QUEUE_SECONDS,
+    RESULT_SECONDS,
+    SEGMENT,
 )
 
 
@@ -47,7 +47,14 @@ def smuggle(place: Place, path: str, *args: Any, **options: Any) -> Job:
 
 
 @pytest.mark.parametrize(
-    "path", ["os.system", "builtins.eval", "worker.runtime.installed", "worker.tasks.run", ""]
+    "path",
+    [
+        "os.system",
+        "builtins.eval",
+        "worker.inference.pipeline.installed",
+        "worker.inference.pipeline.run",
+        "",
+    ],
 )
 def test_other_paths_are_refused(place: Place, path: str) -> None:
     job = AllowedJob.create(path, args=("true",), connection=place.redis, serializer=JSONSerializer)

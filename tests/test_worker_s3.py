@@ -21,9 +21,14 @@ from tests.s3_server import (
     refusal,
     silent,
 )
-from worker.blob_keys import blob_key
-from worker.blobs import BlobError, BlobMissingError, BlobStore, BlobStoreFullError
-from worker.s3 import Patience
+from worker.storage import (
+    BlobError,
+    BlobMissingError,
+    BlobStore,
+    BlobStoreFullError,
+    Patience,
+    blob_key,
+)
 
 ONCE = Patience(attempts=1)
 HASTY = Patience(connect=0.5, read=0.4, call=2.0, attempts=1)

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from tests.service_fixtures import Place
-from worker.protocol import BLOB_SECONDS
-from worker.sweep import SWEEP_KEY, sweep_for_all
+from worker.janitor import SWEEP_KEY, sweep_for_all
+from worker.queue.schema import BLOB_SECONDS
 
 
 def put_long_ago(place: Place) -> Path:

@@ -15,13 +15,11 @@ from models.data.images import ImageError
 from models.inference.masks import MaskOptions
 from tests import service_doubles as doubles
 from tests.service_fixtures import png
-from worker.blobs import BlobMissingError, BlobStore
-from worker.failures import CannotSegmentError
-from worker.presence import ModelInfo
-from worker.protocol import JobRequest, JobResult, ModelRef, Options
-from worker.runtime import PredictorLike, Runtime
-from worker.steps import run
-from worker.tasks import pseudo_mask
+from worker.inference.pipeline import PredictorLike, Runtime, pseudo_mask, run
+from worker.queue.failures import CannotSegmentError
+from worker.queue.registry import ModelInfo
+from worker.queue.schema import JobRequest, JobResult, ModelRef, Options
+from worker.storage import BlobMissingError, BlobStore
 
 
 def runtime_of(predictor: PredictorLike) -> Runtime:

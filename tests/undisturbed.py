@@ -12,12 +12,10 @@ from models.inference.forward import Labeled, Unlabeled
 from models.inference.masks import OnProgress
 from tests.service_doubles import DoublePredictor, HalfDone
 from tests.service_fixtures import png
-from worker.blob_keys import blob_key
-from worker.blobs import BlobStore
-from worker.presence import ModelInfo
-from worker.protocol import ClassRecord, JobRequest, ModelRef, Options, ResultBlobs
-from worker.runtime import Runtime
-from worker.steps import run
+from worker.inference.pipeline import Runtime, run
+from worker.queue.registry import ModelInfo
+from worker.queue.schema import ClassRecord, JobRequest, ModelRef, Options, ResultBlobs
+from worker.storage import BlobStore, blob_key
 
 SIZES = ((30, 20), (36, 20), (30, 26))
 """Width and height of images, few: only equal ones share a batch."""

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from tests.webhook_receiver import SECRET, Receiver, receiving
-from worker.callbacks import Callback, Recipient
-from worker.signing import parse_secret
-from worker.webhooks import Attempt, Sender
+from worker.webhooks.sender import Attempt, Sender, parse_secret
+from worker.webhooks.store import Callback, Recipient
 
 
 @pytest.fixture

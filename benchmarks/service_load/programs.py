@@ -18,8 +18,8 @@ from redis import Redis
 
 from service import embedded
 from service.processes import Child, Command
-from worker.presence import live_workers
-from worker.queues import open_redis
+from worker.queue.registry import live_workers
+from worker.queue.rq import open_redis
 
 START_SECONDS = 180.0
 DOUBLE, INSTANT = "double", "tests.service_doubles"

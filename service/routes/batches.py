@@ -23,8 +23,8 @@ from service.events import END, batch_source, resume_after
 from service.routes.events import HEARTBEAT_SECONDS
 from service.routes.posts import require_multipart
 from service.uploads import BatchForm
-from worker.batch_book import Standing
-from worker.batch_keys import ItemStatus
+from worker.batches.records import ItemStatus
+from worker.batches.store import Standing
 
 router = APIRouter(tags=["batches"])
 

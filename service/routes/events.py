@@ -12,7 +12,7 @@ from service.dependencies import JobsDependency, ListenersDependency
 from service.errors import ProblemDocument, ProblemError
 from service.events import END, job_source, resume_after
 from service.routes.jobs import JobId
-from worker.outcome import TERMINAL, status_of
+from worker.queue.jobs import TERMINAL, status_of
 
 router = APIRouter(tags=["jobs"])
 

@@ -11,7 +11,7 @@ from service.dependencies import JobsDependency
 from service.errors import ProblemDocument, ProblemError
 from service.jobs import Jobs
 from service.schemas import JobDocument, job_document
-from worker.outcome import TERMINAL, status_of
+from worker.queue.jobs import TERMINAL, status_of
 
 router = APIRouter(tags=["jobs"])
 

@@ -36,7 +36,7 @@ from service.uploads import (
     wants_png,
 )
 from service.waiting import ResultWaiter
-from worker.outcome import TERMINAL, status_of
+from worker.queue.jobs import TERMINAL, status_of
 
 router = APIRouter(tags=["masks"])
 
