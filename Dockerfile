@@ -60,7 +60,7 @@ USER semples
 FROM runtime AS api
 COPY --from=build-api /opt/semples /opt/semples
 EXPOSE 8000
-CMD ["python", "-m", "service.main", "--host", "0.0.0.0", "--port", "8000"]
+CMD ["python", "-m", "service", "--host", "0.0.0.0", "--port", "8000"]
 
 
 FROM runtime AS worker

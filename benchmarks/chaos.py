@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
 
-from service.jobs import Jobs
+from service.jobs.service import Jobs
 from tests.chaos import LABELS, TERMINAL, Scene, scene
 from tests.service_fixtures import WorkerProcess
 from tests.undisturbed import SIZES, Asked

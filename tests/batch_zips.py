@@ -13,7 +13,7 @@ import httpx
 import pytest
 from rq.results import Result
 
-from service.processes import Child, Command
+from service.local.supervisor import Child, Command
 from tests.service_fixtures import LEASE, NOTHING, Place, WorkerProcess, png, wait_for
 
 COLORS = iter((red, green, 7) for red in range(256) for green in range(256))

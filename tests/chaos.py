@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from rq.results import Result
 
-from service import embedded
-from service.jobs import Jobs
-from service.processes import Child
+from service.jobs.service import Jobs
+from service.local import redis_server
+from service.local.supervisor import Child
 from tests.service_fixtures import NOTHING, Place, WorkerProcess, wait_for
 from tests.undisturbed import SIZES, Asked, undisturbed
 from worker.queue.jobs import Limits
@@ -31,14 +31,14 @@ class Server:
 
     def __init__(self, data: Path) -> None:
         self._data = data
-        self.path = embedded.socket_path(data)
+        self.path = redis_server.socket_path(data)
         self.start()
 
     def start(self) -> None:
         """Start it, with what its append-only file says."""
         log = self._data / "redis.log"
-        self._child = Child(embedded.server_command(self._data, self.path, log=log))
-        wait_for(lambda: embedded.answers(self.path), what="valkey")
+        self._child = Child(redis_server.server_command(self._data, self.path, log=log))
+        wait_for(lambda: redis_server.answers(self.path), what="valkey")
 
     def kill(self) -> None:
         """As kill -9."""
@@ -204,7 +204,7 @@ class Scene:
 def scene(data: Path) -> Iterator[Scene]:
     """A fresh server without workers; all that was started is stopped."""
     server = Server(data)
-    url = embedded.socket_url(server.path)
+    url = redis_server.socket_url(server.path)
     place = Place(data, url, open_redis(url), BlobStore.open(str(data / "blobs")))
     made = Scene(server, place)
     try:

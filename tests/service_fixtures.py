@@ -22,10 +22,10 @@ import uvicorn
 from PIL import Image
 from redis import Redis
 
-from service import embedded
+from service.__main__ import server_config
 from service.app import create_app
-from service.main import server_config
-from service.processes import Child, Command
+from service.local import redis_server
+from service.local.supervisor import Child, Command
 from service.settings import Settings
 from worker.queue.registry import live_workers
 from worker.queue.rq import TaskQueue, make_job, open_queue, open_redis
@@ -108,12 +108,12 @@ NOTHING: dict[str, list[bytes]] = {"queue": [], "intermediate": [], "wip": []}
 @contextmanager
 def valkey(data: Path) -> Iterator[Place]:
     """The product's own embedded server in a folder of its own."""
-    path = embedded.socket_path(data)
-    child = Child(embedded.server_command(data, path, log=data / "redis.log"))
-    redis = open_redis(embedded.socket_url(path))
+    path = redis_server.socket_path(data)
+    child = Child(redis_server.server_command(data, path, log=data / "redis.log"))
+    redis = open_redis(redis_server.socket_url(path))
     try:
-        wait_for(lambda: embedded.answers(path), what="valkey")
-        yield Place(data, embedded.socket_url(path), redis, BlobStore.open(str(data / "blobs")))
+        wait_for(lambda: redis_server.answers(path), what="valkey")
+        yield Place(data, redis_server.socket_url(path), redis, BlobStore.open(str(data / "blobs")))
     finally:
         redis.close()
         child.ask_to_stop()

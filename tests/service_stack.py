@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from service.serve import Stack, serve
+from service.local.serve import Stack, serve
 
 
 def main(data: Path, port: int, bundle: str = "double") -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.errors import to_problem
-from service.spool import use_spool
+from service.api.errors import to_problem
+from service.batches.upload import use_spool
 from tests.bad_zips import CASES, GOOD, MOST
 from tests.batch_zips import packed, post, rows
 from tests.service_doubles import Info
@@ -117,7 +117,7 @@ def test_no_more_batches_than_can_be_looked_after(
     api: httpx.Client, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photos = {"labels.csv": rows({"a.png": "cat"}), "a.png": png()}
-    monkeypatch.setattr("service.batches.MOST_UNDER_WAY", 1)
+    monkeypatch.setattr("service.batches.service.MOST_UNDER_WAY", 1)
     first = post(api, packed(photos))
     assert first.status_code == 202
     refused = post(api, packed(photos | {"b.png": png()}))
@@ -126,7 +126,7 @@ def test_no_more_batches_than_can_be_looked_after(
     assert post(api, packed(photos)).json()["id"] == first.json()["id"]
     for status in (200, 204):
         assert api.delete(first.headers["Location"]).status_code == status
-    monkeypatch.setattr("service.batches.MOST_UNDER_WAY", 100)
+    monkeypatch.setattr("service.batches.service.MOST_UNDER_WAY", 100)
     place.redis.config_set("maxmemory", int(1.2 * place.redis.info("memory")["used_memory"]))
     try:
         assert post(api, packed(photos)).json()["type"] == "/problems/queue-full"

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.processes import Child
+from service.local.supervisor import Child
 from tests.batch_zips import accepted, ended, items, janitor, many, packed, runs
 from tests.service_fixtures import NOTHING, Place, WorkerProcess, http_api, wait_for
 from worker.batches.records import BatchRecord, batch_key

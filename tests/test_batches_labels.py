@@ -13,9 +13,8 @@ from random import Random
 import pytest
 
 from models.data.classes import ClassInfo, ClassList
-from service.batch_labels import read_items
-from service.errors import ProblemError
-from service.zips import ZipLimits, look_through, open_zip
+from service.api.errors import ProblemError
+from service.batches.upload import ZipLimits, look_through, open_zip, read_items
 from tests.batch_zips import packed, rows
 from worker.batches.zips import DAMAGED, Zips
 from worker.storage import BlobStore
@@ -96,10 +95,10 @@ def test_damaged_labels() -> None:
 
 
 def test_large_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.batch_labels.MOST_BYTES", 99)
+    monkeypatch.setattr("service.batches.upload.MOST_BYTES", 99)
     with pytest.raises(ProblemError, match=r"'a\.json': expected labels of at most 99 bytes"):
         labels({"a.jpg": b"", "a.json": b" " * 100})
-    monkeypatch.setattr("service.batch_labels.MOST_XML_BYTES", 150)
+    monkeypatch.setattr("service.batches.upload.MOST_XML_BYTES", 150)
     with pytest.raises(ProblemError, match="expected XML files of at most 150 bytes together"):
         labels({"a.jpg": b"", "a.xml": b" " * 80, "b.xml": b" " * 80})
 

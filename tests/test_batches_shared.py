@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import httpx
 import pytest
 
-from service.batches import Batches
+from service.batches.service import Batches
 from tests.batch_zips import accepted, items, many, packed, photo, post, rows
 from tests.feeding import batch_of, counts, finish, make_old, sweep
 from tests.service_fixtures import Place, http_api
@@ -193,7 +193,7 @@ def test_what_another_batch_took_back_runs_for_this_one(
     one = accepted(api, packed(files))
     two = accepted(api, packed({**files, "readme.txt": "another zip"}))
     feeder.round()
-    monkeypatch.setattr("service.batches.jobs_under_way", lambda *_: {})
+    monkeypatch.setattr("service.batches.service.jobs_under_way", lambda *_: {})
     api.delete(one)
     assert place.queue.count == 0
     feeder.round()

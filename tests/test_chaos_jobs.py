@@ -11,7 +11,7 @@ from random import Random
 import httpx
 import pytest
 
-from service.jobs import Jobs
+from service.jobs.service import Jobs
 from tests.chaos import Scene
 from tests.service_fixtures import WorkerProcess, http_api, png, wait_for
 from tests.undisturbed import Asked

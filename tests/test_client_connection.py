@@ -19,7 +19,7 @@ from service.client import (
     Unavailable,
     UnknownLabel,
 )
-from service.keys import make_key
+from service.middleware.auth import make_key
 from tests.service_fixtures import ROOT, Place, http_api
 
 pytestmark = pytest.mark.usefixtures("worker")  # each test finds a live worker

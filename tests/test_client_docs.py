@@ -65,7 +65,7 @@ def test_a_snippet_runs(
 
 def test_the_command_has_the_options_that_are_named() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "service.submit", "--help"],
+        [sys.executable, "-m", "service.client.cli", "--help"],
         cwd=ROOT,
         env={"COLUMNS": "200", "PATH": ""},
         capture_output=True,

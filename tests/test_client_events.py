@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 
 from service.client import Client
-from service.client.listening import EventReader
+from service.client.client import EventReader
 from tests.client_answers import events, job, mask
 from tests.client_fixtures import Script, problem
 

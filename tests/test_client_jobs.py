@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from service.client import AsyncClient, Client, JobCanceled, NotFound, flows
+from service.client import AsyncClient, Client, JobCanceled, NotFound
 from tests.client_fixtures import COLORS, cutter, make_photos
 from tests.service_fixtures import Place, WorkerProcess, http_api, png, wait_for
 
@@ -36,7 +36,7 @@ def test_progress(client: Client, photo: bytes) -> None:
 def test_what_takes_longer_than_one_wait_is_followed(
     client: Client, photo: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flows, "WAIT_SECONDS", 0)
+    monkeypatch.setattr(client, "WAIT_SECONDS", 0)
     result = client.pseudo_mask(photo, "slow")
     assert result.job.status == "finished"
 

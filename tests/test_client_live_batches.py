@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from service.client import Client, NotFound
-from service.processes import Child
+from service.local.supervisor import Child
 from tests.batch_zips import many, packed
 from tests.service_fixtures import NOTHING, Place, WorkerProcess, http_api, wait_for
 

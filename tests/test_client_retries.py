@@ -18,8 +18,8 @@ from service.client import (
     Unauthorized,
     Unavailable,
 )
+from service.client.client import Pause, Retries
 from service.client.errors import error_of
-from service.client.flows import Pause, Retries
 from tests.client_answers import MASK, job, mask
 from tests.client_fixtures import Answer, Script, problem
 

@@ -15,8 +15,7 @@ from jsonschema import ValidationError
 from jsonschema.protocols import Validator
 from jsonschema.validators import validator_for
 
-from service.auth import require_keys
-from service.keys import make_key
+from service.middleware.auth import make_key, require_keys
 from service.settings import Settings
 from tests.redis_users import USERS, Fortress
 

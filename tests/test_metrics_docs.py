@@ -12,7 +12,7 @@ import yaml
 from prometheus_client import generate_latest
 
 from service.app import create_app
-from service.redis_collector import STATES
+from service.metrics import STATES
 from service.settings import Settings
 from tests.exposition import Scrape
 from tests.service_doubles import Info

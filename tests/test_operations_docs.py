@@ -7,7 +7,7 @@ import re
 import pytest
 import yaml
 
-from service.errors import PROBLEMS
+from service.api.errors import PROBLEMS
 from service.settings import Settings
 from tests.redis_users import DEPLOY, USERS
 from tests.service_fixtures import ROOT

@@ -6,7 +6,7 @@ import httpx
 import pytest
 from playwright.sync_api import expect
 
-from service.keys import make_key
+from service.middleware.auth import make_key
 from tests.browser import Open, photo
 from tests.service_fixtures import Place, WorkerProcess, http_api
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect
 
-from service.processes import Child, Command
+from service.local.supervisor import Child, Command
 from tests.browser import Open, photo, read_mask
 from tests.service_fixtures import ROOT, Place, WorkerProcess, png, wait_for
 

@@ -14,8 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.auth import is_loopback, is_open, require_keys
-from service.keys import make_key
+from service.middleware.auth import is_loopback, is_open, make_key, require_keys
 from service.settings import Settings
 from tests.service_fixtures import NOTHING, ROOT, Place, WorkerProcess, http_api, png
 
@@ -212,7 +211,7 @@ def test_the_api_says_in_one_line_why_it_does_not_start(
     tmp_path: Path, environment: dict[str, str], words: str
 ) -> None:
     where = {"SEMPLES_BLOBS": str(tmp_path), "REDIS_URL": f"unix://{tmp_path}/none"}
-    done = run("service.main", "--host", "0.0.0.0", "--port", "1", **where, **environment)
+    done = run("service", "--host", "0.0.0.0", "--port", "1", **where, **environment)
     assert done.returncode == 3
     assert re.fullmatch(r"semples api: [^\n]*\n", done.stderr)
     assert words in done.stderr
@@ -222,7 +221,7 @@ def test_the_api_says_in_one_line_why_it_does_not_start(
 def test_serve_says_so_too_before_anything_is_started(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = str(probe.getsockname()[1])
-    serve = ("service.serve", "--host", "0.0.0.0", "--port", port, "--data", str(tmp_path))
+    serve = ("service.local.serve", "--host", "0.0.0.0", "--port", port, "--data", str(tmp_path))
     done = run(*serve, SEMPLES_KEYS="", SEMPLES_KEYS_FILE="")
     assert done.returncode == 3
     assert done.stderr.startswith("semples serve: expected API keys")

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from service.backlog import keep_place, seconds_to_wait
+from service.jobs.service import keep_place, seconds_to_wait
 from tests.service_fixtures import Place, WorkerProcess, http_api, png
 from worker.queue.jobs import Limits, jobs_done_lately
 from worker.queue.rq import fetch_job

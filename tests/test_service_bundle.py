@@ -24,7 +24,7 @@ from tests.serving import Serving, free_port, serving
 def serving_bundle(bundle: Path, data: Path) -> Iterator[Serving]:
     port = free_port()
     arguments = ("--data", str(data), "--port", str(port), "--device", "cpu")
-    command = ("service.serve", *arguments, "--bundle", str(bundle))
+    command = ("service.local.serve", *arguments, "--bundle", str(bundle))
     with serving(data, *command, port=port) as running:
         running.wait_ready()
         yield running

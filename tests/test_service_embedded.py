@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from service import embedded
-from service.processes import Child, Command
+from service.local import redis_server
+from service.local.supervisor import Child, Command
 from tests.service_fixtures import ROOT, valkey, wait_for
 from worker.queue.rq import open_redis
 
 
 def test_only_this_user_can_reach_it(tmp_path: Path) -> None:
     with valkey(tmp_path) as place:
-        path = embedded.socket_path(tmp_path)
+        path = redis_server.socket_path(tmp_path)
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
         assert place.redis.config_get("port") == {"port": "0"} or place.redis.config_get(
             "port"
@@ -44,36 +44,36 @@ def test_odd_paths(tmp_path: Path) -> None:
 def test_a_path_too_long_for_a_socket(tmp_path: Path) -> None:
     data = tmp_path / ("long" * 40)
     data.mkdir()
-    path = embedded.socket_path(data)
-    assert len(os.fsencode(path)) <= embedded.MAX_SOCKET_PATH
-    assert embedded.socket_path(data) == path
+    path = redis_server.socket_path(data)
+    assert len(os.fsencode(path)) <= redis_server.MAX_SOCKET_PATH
+    assert redis_server.socket_path(data) == path
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     with valkey(data) as place:
         assert place.redis.ping()
     path.parent.chmod(0o755)
-    with pytest.raises(embedded.EmbeddedError, match="to be a folder of this user alone"):
-        embedded.socket_path(data)
+    with pytest.raises(redis_server.EmbeddedError, match="to be a folder of this user alone"):
+        redis_server.socket_path(data)
     path.parent.rmdir()
 
 
 def test_an_orphan_is_ended_and_its_data_kept(tmp_path: Path) -> None:
-    path = embedded.socket_path(tmp_path)
-    command = embedded.server_command(tmp_path, path, log=tmp_path / "log")
+    path = redis_server.socket_path(tmp_path)
+    command = redis_server.server_command(tmp_path, path, log=tmp_path / "log")
     orphan = subprocess.Popen([*command.arguments], stdout=subprocess.DEVNULL)
-    wait_for(lambda: embedded.answers(path))
-    redis = open_redis(embedded.socket_url(path))
+    wait_for(lambda: redis_server.answers(path))
+    redis = open_redis(redis_server.socket_url(path))
     redis.set("key", "value")
-    embedded.end_orphan(path)
+    redis_server.end_orphan(path)
     assert orphan.wait(timeout=10) == 0
-    assert not embedded.answers(path)
-    embedded.end_orphan(path)  # nobody there: nothing to do
+    assert not redis_server.answers(path)
+    redis_server.end_orphan(path)  # nobody there: nothing to do
     with valkey(tmp_path) as place:
         assert place.redis.get("key") == b"value"
 
 
 def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
     code = (
-        "import time; from pathlib import Path; from service.processes import Child, Command;"
+        "import time; from pathlib import Path; from service.local.supervisor import Child, Command;"
         f"child = Child(Command('sleep', ['/bin/sleep', '600'], log=Path({str(tmp_path / 'log')!r})));"
         "print(child.pid, flush=True); time.sleep(600)"
     )

@@ -13,7 +13,7 @@ from tests.service_fixtures import ROOT
 @pytest.mark.parametrize(
     "module",
     [
-        *("service.app", "service.main", "service.serve"),
+        *("service.app", "service.__main__", "service.local.serve"),
         *("worker.queue.rq", "worker.inference.worker", "worker.janitor", "worker.dead"),
     ],
 )

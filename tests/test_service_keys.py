@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from service.keys import ApiKey, KeyRing, make_key, parse_keys
+from service.middleware.auth import ApiKey, KeyRing, make_key, parse_keys
 from tests.service_fixtures import ROOT
 
 ALICE, ALICES = make_key("alice")

@@ -10,8 +10,7 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from service.redis_collector import RedisCollector
-from service.worker_samples import merge
+from service.metrics import RedisCollector, merge
 from tests.exposition import Scrape
 from tests.service_doubles import Info
 from tests.service_fixtures import LEASE, Place, WorkerProcess, http_api, png, valkey, wait_for

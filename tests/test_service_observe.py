@@ -14,10 +14,10 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from service import errors
-from service.http_meters import HttpMeters
-from service.observe import Observe
-from service.processes import Child, Command
+from service.api import errors
+from service.local.supervisor import Child, Command
+from service.metrics import HttpMeters
+from service.middleware.observability import Observe
 from tests.service_fixtures import Place, WorkerProcess, http_api, png, wait_for
 from worker.queue.rq import fetch_job
 
@@ -143,7 +143,7 @@ def test_the_api_as_a_process_logs_json_lines_alone(place: Place, tmp_path: Path
     with socket.create_server(("127.0.0.1", 0)) as listener:
         command = Command(
             "api",
-            [sys.executable, "-m", "service.main", "--fd", str(listener.fileno())],
+            [sys.executable, "-m", "service", "--fd", str(listener.fileno())],
             log=tmp_path / "api.log",
             environment={
                 "REDIS_URL": place.url,

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service import embedded
-from service.processes import Child
+from service.local import redis_server
+from service.local.supervisor import Child
 from tests.full_disk import FullDisk, files_below
 from tests.s3_server import answering, aws_environment, nobody, refusal, silent
 from tests.service_fixtures import NOTHING, Place, WorkerProcess, http_api, png, valkey, wait_for
@@ -133,9 +133,9 @@ class again:  # noqa: N801 - reads as a statement
     """The same data directory's server, started once more."""
 
     def __init__(self, data: Path, place: Place) -> None:
-        path = embedded.socket_path(data)
-        self.child = Child(embedded.server_command(data, path, log=data / "redis.log"))
-        wait_for(lambda: embedded.answers(path), what="valkey")
+        path = redis_server.socket_path(data)
+        self.child = Child(redis_server.server_command(data, path, log=data / "redis.log"))
+        wait_for(lambda: redis_server.answers(path), what="valkey")
         place.redis.ping()
 
     def __enter__(self) -> None:

@@ -7,8 +7,8 @@ import re
 import httpx
 import pytest
 
-from service.headers import HEADERS
-from service.routes.page import FOLDER, assets
+from service.api.system import FOLDER, assets
+from service.middleware.headers import HEADERS
 from tests.html_page import Page
 from tests.service_fixtures import Place, http_api
 
@@ -55,7 +55,7 @@ def test_every_answer_has_the_headers(api: httpx.Client, path: str) -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_error_of_ours_has_them_too(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.routes.page.assets", lambda: 1 / 0)
+    monkeypatch.setattr("service.api.system.assets", lambda: 1 / 0)
     with http_api(place) as broken:
         answer = broken.get("/")
     assert (answer.status_code, answer.json()["type"]) == (500, "/problems/internal-error")

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.keys import make_key
-from service.rates import client_of, parse_rate
+from service.middleware.auth import make_key
+from service.middleware.rate_limit import client_of, parse_rate
 from tests.service_fixtures import Place, WorkerProcess, http_api, png, valkey, wait_for
 
 ALICE, ALICES = make_key("alice")

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from service.openapi import schema_text
+from service.api.openapi import schema_text
 from tests.service_fixtures import ROOT, Place, WorkerProcess, http_api, png, wait_for
 
 COMMITTED = ROOT / "docs" / "openapi.json"
@@ -32,7 +32,7 @@ def can_be_wrong(label: str) -> bool:
 
 def test_the_committed_schema_is_the_apps() -> None:
     committed = COMMITTED.read_text(encoding="utf-8")
-    assert committed == schema_text(), "run: python -m service.openapi"
+    assert committed == schema_text(), "run: python -m service.api.openapi"
 
 
 @pytest.fixture(scope="module")

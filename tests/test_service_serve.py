@@ -12,10 +12,10 @@ import httpx
 import pytest
 from standardwebhooks import Webhook
 
-from service.serve import Stack
-from service.serve import _worker_command as worker_command
+from service.local.serve import Stack
+from service.local.serve import _worker_command as worker_command
+from service.local.supervisor import _IMPATIENCE_SECONDS as IMPATIENCE
 from service.settings import Settings
-from service.supervisor import _IMPATIENCE_SECONDS as IMPATIENCE
 from tests.service_fixtures import png, valkey, wait_for
 from tests.serving import alive, answers, cmdline, post, serving
 from tests.webhook_receiver import SECRET, receiving
@@ -63,7 +63,7 @@ def test_a_dead_worker_and_a_dead_api_are_replaced(tmp_path: Path) -> None:
         stack.wait_ready()
         before = stack.worker_pid()
         os.kill(before, signal.SIGKILL)
-        [api] = [pid for pid in stack.children() if b"service.main" in cmdline(pid)]
+        [api] = [pid for pid in stack.children() if b"\0-m\0service\0" in cmdline(pid)]
         os.kill(api, signal.SIGKILL)
         # A request that comes meanwhile waits in the listening socket, and is answered.
         assert httpx.get(f"{stack.url}/health", timeout=30).status_code == 200

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service import embedded
+from service.local import redis_server
 from tests.serving import Serving, free_port, serving
 
 
@@ -49,7 +49,7 @@ def test_what_cannot_start_is_one_line_and_stops_the_rest(
     assert code == 3
     assert errors.startswith(f"semples serve: {message}")
     assert errors.count("\n") == 1
-    assert not embedded.answers(embedded.socket_path(data))
+    assert not redis_server.answers(redis_server.socket_path(data))
 
 
 def test_a_webhook_secret_that_is_none(tmp_path: Path) -> None:

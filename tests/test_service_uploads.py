@@ -9,7 +9,7 @@ import pytest
 from fastapi import UploadFile
 
 from models.data.labels import split_labels
-from service.uploads import PseudoMaskForm, build_request, parse_wait, wants_png
+from service.api.forms import PseudoMaskForm, build_request, parse_wait, wants_png
 from tests.service_doubles import Info
 from tests.service_fixtures import png
 from worker.queue.registry import ModelInfo

@@ -15,8 +15,8 @@ import httpx
 import pytest
 from starlette.responses import StreamingResponse
 
-from service.batches import Batches
-from service.spool import LEFT_SECONDS, PREFIX, SpoolPlaces, clean
+from service.batches.service import Batches
+from service.batches.upload import LEFT_SECONDS, PREFIX, SpoolPlaces, clean
 from tests.batch_zips import accepted, many, packed, post
 from tests.feeding import finish
 from tests.service_fixtures import Place, http_api, wait_for

@@ -16,8 +16,8 @@ import typer
 from typer.testing import CliRunner
 
 from models.data.mask_folder import read_results
-from service.keys import make_key
-from service.submit import main, read_key
+from service.client.cli import main, read_key
+from service.middleware.auth import make_key
 from tests.client_fixtures import make_photos
 from tests.service_fixtures import ROOT, Place, WorkerProcess, http_api, png, wait_for
 

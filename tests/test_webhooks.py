@@ -11,7 +11,7 @@ import pytest
 from rq.job import JobStatus
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from service.schemas import JobDocument
+from service.api.schemas import JobDocument
 from tests.service_fixtures import Place
 from tests.webhook_receiver import SECRET, Receiver
 from tests.webhook_sending import callback, send
