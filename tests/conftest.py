@@ -26,15 +26,15 @@ from models.training.run import Run, open_run, start_run
 from models.training.segmenter import train_segmenter
 
 pytest_plugins = [
-    "tests.service_fixtures",
-    "tests.chaos",
-    "tests.browser",
-    "tests.feeding",
-    "tests.batch_zips",
-    "tests.client_fixtures",
-    "tests.callback_desk",
-    "tests.conveyor_works",
-    "tests.webhook_sending",
+    "tests.helpers.service_fixtures",
+    "tests.helpers.chaos",
+    "tests.helpers.browser",
+    "tests.helpers.feeding",
+    "tests.helpers.batch_zips",
+    "tests.helpers.client_fixtures",
+    "tests.helpers.callback_desk",
+    "tests.helpers.conveyor_works",
+    "tests.helpers.webhook_sending",
 ]
 
 torch.set_num_threads(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from tests.service_doubles import DoublePredictor, Info
+from tests.helpers.service_doubles import DoublePredictor, Info
 from worker.__main__ import make_app
 from worker.inference import batcher, consumer
 from worker.settings import WorkerSettings

@@ -34,7 +34,7 @@ from benchmarks.service_load.programs import (
     valkey,
     wait_until,
 )
-from tests.service_doubles import Info
+from tests.helpers.service_doubles import Info
 from worker.queue.rq import make_job, open_queue
 from worker.queue.schema import PSEUDO_MASK, JobRequest, ModelRef, Options
 from worker.storage import BlobStore

@@ -11,7 +11,7 @@ from redis import Redis
 from rq import Queue, SimpleWorker
 from rq.serializers import JSONSerializer
 
-from tests.service_doubles import load
+from tests.helpers.service_doubles import load
 from worker.inference.pipeline import Runtime, install
 from worker.queue.registry import ModelInfo
 from worker.settings import WorkerSettings

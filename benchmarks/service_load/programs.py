@@ -22,8 +22,8 @@ from worker.queue.registry import live_workers
 from worker.queue.rq import open_redis
 
 START_SECONDS = 180.0
-DOUBLE, INSTANT = "double", "tests.service_doubles"
-"""Model of ``tests.service_doubles`` that answers at once."""
+DOUBLE, INSTANT = "double", "tests.helpers.service_doubles"
+"""Model of ``tests.helpers.service_doubles`` that answers at once."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def service(data: Path, model: Model) -> Iterator[int]:
 def instant_service(data: Path) -> Iterator[int]:
     """Run the same stack with a predictor that answers at once; yield its port."""
     port = free_port()
-    command = [sys.executable, "-m", "tests.service_stack", str(data / "stack"), str(port)]
+    command = [sys.executable, "-m", "tests.helpers.service_stack", str(data / "stack"), str(port)]
     with running("instant", command, data, environment()) as child:
         _wait_answer(child, port, "/ready")
         yield port
