@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.bundle.bundle import find_bundle, load_bundle
-from models.inference.forward import Labeled
+from models.inference.forward import LabeledImage
 from models.inference.masks import Segmentation
 from models.inference.predictor import Predictor
 
@@ -38,7 +38,7 @@ class MaskMaker:
     ) -> list[Segmentation]:
         """Segment photos of one ``size``."""
         return self._predictor.pseudo_masks(
-            [Labeled(pixels, labels, self._options) for pixels, labels in batch]
+            [LabeledImage(pixels, labels, self._options) for pixels, labels in batch]
         )
 
     def size(self, pixels: NDArray[np.uint8]) -> tuple[int, int]:
