@@ -29,7 +29,7 @@ from models.inference.masks import (
     class_result,
     decide,
 )
-from worker.__main__ import make_app
+from worker.__main__ import run_worker
 from worker.inference.pipeline import PredictorLike
 from worker.settings import WorkerSettings
 
@@ -254,4 +254,4 @@ def load(settings: WorkerSettings) -> PredictorLike:
 
 if __name__ == "__main__":
     sys.argv[0] = "service_doubles"
-    make_app(load)()
+    run_worker(sys.argv[1:], load=load)

@@ -30,7 +30,7 @@ from worker.queue.schema import (
     Timings,
 )
 from worker.storage import BlobStore
-from worker.telemetry import Meters
+from worker.telemetry import WorkerMetrics
 
 # What a task needs and no job can carry: the model in memory and the blob store.
 
@@ -137,7 +137,7 @@ class Runtime:
     max_pixels: int = MAX_PIXELS
     store_patience: float = 30.0
     failures: dict[str, BaseException] = field(default_factory=dict)
-    meters: Meters = field(default_factory=Meters)
+    meters: WorkerMetrics = field(default_factory=WorkerMetrics)
 
 
 class _Holder:
