@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from service.headers import HEADERS
-from service.routes.page import FOLDER, assets
+from service.routes.page import FOLDER
 from tests.html_page import Page
 from tests.service_fixtures import Place, http_api
 
@@ -38,7 +38,13 @@ def test_files_come_with_type_and_tag(api: httpx.Client, path: str, kind: str) -
     assert (head.status_code, head.content, head.headers["etag"]) == (200, b"", tag)
 
 
-@pytest.mark.parametrize("name", ["none.js", "..%2Fapp.py", "%2e%2e/app.py", "__init__.py"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("none.js", "..%2Fapp.py", "%2e%2e/app.py", "__init__.py", "examples"),
+        *("examples/none.jpg", "examples/..%2F..%2Fapp.py", "%00", "n" * 300),
+    ],
+)
 def test_nothing_else_is_served(api: httpx.Client, name: str) -> None:
     answer = api.get(f"/web/{name}")
     assert (answer.status_code, answer.json()["type"]) == (404, "/problems/not-found")
@@ -55,7 +61,7 @@ def test_every_answer_has_the_headers(api: httpx.Client, path: str) -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_error_of_ours_has_them_too(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.routes.page.assets", lambda: 1 / 0)
+    monkeypatch.setattr("service.routes.page._files.get_response", lambda *_: 1 / 0)
     with http_api(place) as broken:
         answer = broken.get("/")
     assert (answer.status_code, answer.json()["type"]) == (500, "/problems/internal-error")
@@ -64,11 +70,11 @@ def test_an_error_of_ours_has_them_too(place: Place, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("name", PAGES)
 def test_pages_name_only_files_that_there_are_and_run_nothing_inline(name: str) -> None:
-    page = Page(assets()[name].content.decode())
+    page = Page((FOLDER / name).read_text())
     named = [each.attributes.get("src") or each.attributes.get("href") for each in page.elements]
     files = [each.removeprefix("web/") for each in named if each and each.startswith("web/")]
     assert files
-    assert set(files) <= set(assets())
+    assert [each for each in files if not (FOLDER / each).is_file()] == []
     for each in page.elements:
         assert each.tag != "style"
         assert not [key for key in each.attributes if key == "style" or key.startswith("on")]
