@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from tests.helpers.service_fixtures import (
 from tests.helpers.webhook_receiver import SECRET, receiving
 from tests.service.api.test_outages import again
 from worker import janitor
-from worker.janitor import run
+from worker.janitor import EXPIRY_KEY, expire_blobs, run
 from worker.queue.maintenance import model_queues, tidy_all
 from worker.queue.registry import janitor_key
 from worker.queue.schema import BLOB_SECONDS, dead_key
@@ -84,7 +85,7 @@ def test_a_dead_workers_job_is_queued_again_with_no_worker_alive(
         wait_for(lambda: dead_workers_job.get_status() == "queued", what="the janitor")
         assert place.leftovers() == {**NOTHING, "queue": [dead_workers_job.id.encode()]}
         wait_for(at_work(place, child), what="its sign of life")
-        assert 0 < place.redis.ttl(HERE) <= janitor.ALIVE_SECONDS
+        assert 0 < place.redis.ttl(HERE) <= janitor._HEARTBEAT_SECONDS
     dead_workers_job.refresh()
     assert dead_workers_job.retries_left == 1
 
@@ -138,7 +139,7 @@ def test_expired_blobs_are_swept_and_dead_letters_forgotten(place: Place) -> Non
         wait_for(lambda: not place.blobs.exists(old), what="the sweep")
         wait_for(lambda: not place.redis.exists(dead_key("double")), what="the letters")
     assert place.blobs.exists(new)
-    assert "deleted 1 blobs whose time was over" in (place.data / "janitor.log").read_text()
+    assert "deleted 1 expired blobs" in (place.data / "janitor.log").read_text()
 
 
 def test_it_tells_who_wants_to_hear(place: Place) -> None:
@@ -223,3 +224,36 @@ def test_a_bug_in_a_chore_ends_it(place: Place, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(janitor, "forget_gone", buggy)
     settings = JanitorSettings(redis_url=place.url, blobs=str(place.data / "blobs"))
     assert run(settings, stop=threading.Event()) is False
+
+
+# Expired blobs are deleted by one janitor for all.
+
+
+def put_long_ago(place: Place) -> Path:
+    key = place.blobs.put("uploads", b"old")
+    path: Path = place.data / "blobs" / key
+    then = path.stat().st_mtime - BLOB_SECONDS - 60
+    os.utime(path, (then, then))
+    return path
+
+
+def sweep(place: Place) -> None:
+    lifetime = timedelta(seconds=BLOB_SECONDS)
+    expire_blobs(place.blobs, place.redis, now=datetime.now(UTC), lifetime=lifetime, interval=600)
+
+
+def test_of_many_janitors_one_sweeps_at_a_time(place: Place) -> None:
+    assert not place.redis.exists(EXPIRY_KEY)
+    path = put_long_ago(place)
+    sweep(place)
+    assert not path.exists()
+
+    put_long_ago(place)
+    sweep(place)
+    assert path.exists()
+
+    # The turn ends before the same janitor's next one, should it be the only one.
+    assert 0 < place.redis.ttl(EXPIRY_KEY) < 600
+    place.redis.delete(EXPIRY_KEY)
+    sweep(place)
+    assert not path.exists()

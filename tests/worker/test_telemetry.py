@@ -1,8 +1,11 @@
-"""Spans from a request to its job's stages, where tracing is on; nothing where it is off."""
+"""Logs: lines that machines read, with the ids of job and request and without secrets."""
 
 from __future__ import annotations
 
 import gzip
+import io
+import json
+import logging
 import os
 import subprocess
 import sys
@@ -10,12 +13,13 @@ import threading
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.helpers.paths import ROOT
 from tests.helpers.service_doubles import DoublePredictor
@@ -28,6 +32,165 @@ from worker.queue.registry import ModelInfo, WorkerInfo, announce
 from worker.queue.rq import fetch_job
 from worker.queue.schema import JobRequest
 from worker.settings import WorkerSettings
+from worker.telemetry import WorkerMetrics, about_job, configure_logging, request_id, scrub
+
+
+@pytest.fixture
+def stream() -> Iterator[io.StringIO]:
+    """Where the root logger's lines go; afterwards all is as before."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    for handler in handlers:
+        root.removeHandler(handler)  # not closed by what is configured here
+    token = request_id.set("")
+    yield io.StringIO()
+    request_id.reset(token)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def lines(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_json_lines_say_what_about_which_job(stream: io.StringIO) -> None:
+    configure_logging("json", stream=stream)
+    log = logging.getLogger("test")
+    log.info("before")
+    with about_job("j1", request="r1"):
+        log.warning("within %d", 1)
+        log.warning("another", extra={"job": "j2"})
+    log.info("after")
+    before, within, another, after = lines(stream)
+    assert set(before) == {"time", "level", "logger", "message"}
+    assert within["message"] == "within 1"
+    assert (within["level"], within["logger"]) == ("WARNING", "test")
+    assert (within["job"], within["request"]) == ("j1", "r1")
+    assert (another["job"], another["request"]) == ("j2", "r1")
+    assert "job" not in after
+
+
+def test_an_exception_is_one_line(stream: io.StringIO) -> None:
+    configure_logging("json", stream=stream)
+    try:
+        raise ValueError("two\nlines")
+    except ValueError:
+        logging.getLogger("test").exception("failed")
+    [line] = lines(stream)
+    assert line["message"] == "failed"
+    assert line["exception"].endswith("ValueError: two\nlines")
+
+
+def test_what_others_attach_stays_out(stream: io.StringIO) -> None:
+    configure_logging("json", stream=stream)
+    arguments = {"labels": ["cat"], "callback_url": "https://a/b?key=1"}
+    logging.getLogger("rq.worker").error(
+        "failed", extra={"arguments": arguments, "kwargs": {}, "outcome": "failed"}
+    )
+    [line] = lines(stream)
+    assert set(line) == {"time", "level", "logger", "message", "outcome"}
+
+
+def test_text_lines_have_the_ids_at_the_end_of_the_first(stream: io.StringIO) -> None:
+    configure_logging("text", stream=stream)
+    log = logging.getLogger("test")
+    log.info("alone")
+    with about_job("j1", request="r1"):
+        log.info("first\nsecond")
+    alone, first, second = stream.getvalue().splitlines()
+    assert alone.endswith(" INFO test: alone")
+    assert first.endswith(" INFO test: first [job=j1 request=r1]")
+    assert second == "second"
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_no_line_has_a_urls_secrets(stream: io.StringIO, form: Any) -> None:
+    configure_logging(form, stream=stream)
+    log = logging.getLogger("test")
+    log.info("posting to %s", "https://host.example/hook?token=s3cret")
+    try:
+        raise OSError("cannot reach redis://user:s3cret@host:6379/0")
+    except OSError:
+        log.exception("lost")
+    logging.getLogger("httpx").info("GET https://host/?token=s3cret")
+    assert "s3cret" not in stream.getvalue()
+    assert "host.example/hook" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("text", "scrubbed"),
+    [
+        ("redis://:pw@host:6379/0", "redis://…@host:6379/0"),
+        ("rediss://u:p@h", "rediss://…@h"),
+        ("at 'https://h/a?b=c', then", "at 'https://h/a?…', then"),
+        ("https://h/a?b=c&d=https://x", "https://h/a?…"),
+        ("no url: why? a@b.c", "no url: why? a@b.c"),
+        ("https://h/a", "https://h/a"),
+    ],
+)
+def test_scrub(text: str, scrubbed: str) -> None:
+    assert scrub(text) == scrubbed
+
+
+# A worker's meters: what was counted is what is read.
+
+
+def values(meters: WorkerMetrics) -> dict[tuple[str, tuple[str, ...]], float]:
+    """Sample name and label values → value, as Prometheus reads them."""
+    families = text_string_to_metric_families(meters.exposition().decode())
+    return {
+        (sample.name, tuple(sample.labels.values())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_every_call_is_counted() -> None:
+    meters = WorkerMetrics()
+    meters.started(waited=0.02)
+    meters.batch(size=3, seconds=0.5)
+    meters.ended("finished", decode=0.25, encode=0.125)
+    meters.ended("failed", code="out_of_memory")
+    meters.ended("canceled")
+    meters.halved()
+    meters.set_in_flight(4)
+    seen = values(meters)
+    assert seen["semples_worker_queue_wait_seconds_sum", ()] == 0.02
+    assert seen["semples_worker_batch_size_sum", ()] == 3
+    assert seen["semples_worker_batch_model_seconds_sum", ()] == 0.5
+    assert seen["semples_worker_decode_seconds_sum", ()] == 0.25
+    assert seen["semples_worker_encode_seconds_sum", ()] == 0.125
+    assert seen["semples_worker_encode_seconds_count", ()] == 1
+    assert seen["semples_worker_out_of_memory_halvings_total", ()] == 1
+    assert seen["semples_worker_jobs_in_hand", ()] == 4
+    ended = {
+        labels: value
+        for (name, labels), value in seen.items()
+        if name == "semples_worker_jobs_ended_total"
+    }
+    assert ended == {("", "finished"): 1, ("out_of_memory", "failed"): 1, ("", "canceled"): 1}
+
+
+def test_the_first_finished_job_is_seen_as_an_increase() -> None:
+    assert values(WorkerMetrics())["semples_worker_jobs_ended_total", ("", "finished")] == 0
+
+
+def test_memory_is_the_devices_or_the_processs() -> None:
+    memory = "semples_worker_device_memory_bytes"
+    assert values(WorkerMetrics(device_memory=lambda: 20))[memory, ()] == 20
+    cpu = values(WorkerMetrics())
+    assert not [name for name, _ in cpu if name == memory]
+    assert cpu["semples_worker_process_resident_memory_bytes", ()] > 0
+
+
+def test_meters_share_nothing() -> None:
+    one, other = WorkerMetrics(), WorkerMetrics()
+    one.halved()
+    assert values(other)["semples_worker_out_of_memory_halvings_total", ()] == 0
+    assert not [name for name, _ in values(one) if name.endswith("_created")]
+
+
+# Spans from a request to its job's stages, where tracing is on; nothing where it is off.
 
 
 @pytest.fixture
