@@ -1,32 +1,44 @@
-"""Dense conditional random field: neighbors in place and color agree on their class.
+"""Dense conditional random field: pixels that are close in place and color agree on their class.
 
 Krähenbühl and Koltun, *Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials*, NeurIPS 2011.
+The Gaussian sums over all pixels are computed on permutohedral lattices: Adams, Baek and Davis, *Fast High-Dimensional
+Filtering Using the Permutohedral Lattice*, 2010. Values are added to the lattice points around each pixel (splat),
+blurred along the d + 1 directions of the lattice, and read back (slice). In each of the three, a row of the result is a
+weighted sum of rows of a table, which is what an embedding bag computes on a CPU and on a GPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache, reduce
+from itertools import accumulate, pairwise
+from operator import add
 from typing import Final
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from models.refine import Surroundings
 from models.refine.checks import check_pair
-from models.refine.permutohedral import build_lattice
 
 _EPSILON: Final = 1e-8
+_LARGEST_EXPONENT: Final = (
+    80.0  # exp of it is finite in single precision, and so is the sum over classes
+)
+_FARTHEST: Final = 1e5  # in deviations; beyond it single precision no longer separates pixels
+_CACHED_PIXELS: Final = 1 << 19  # a lattice of place takes about 52 bytes a pixel
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """What makes two pixels neighbors.
+    """A Gaussian kernel between pixels.
 
     Attributes:
-        spread: deviation in place, in pixels.
-        colors: deviation in color, of 255; None for neighbors whatever their color.
-        compatibility: how much disagreeing neighbors cost.
+        spread: standard deviation in place, in pixels.
+        colors: standard deviation in color, of 255; None if color does not count.
+        compatibility: weight of the kernel: what two pixels pay for different classes.
     """
 
     spread: float
@@ -45,8 +57,8 @@ class DenseCrf:
 
     Attributes:
         background: scores (C, H, W) → the background's score (H, W), which takes part and is dropped again.
-        kernels: see Kernel.
-        iterations: of the mean field.
+        kernels: between pixels.
+        iterations: of mean field inference.
     """
 
     background: Callable[[Tensor], Tensor]
@@ -82,42 +94,216 @@ def build_coco(surroundings: Surroundings) -> DenseCrf:
 def dense_crf(
     image: Tensor, probabilities: Tensor, *, kernels: Sequence[Kernel], iterations: int = ITERATIONS
 ) -> Tensor:
-    """Run the mean field with a Potts model and Gaussian kernels on permutohedral lattices.
+    """Run mean field inference with Gaussian kernels and a Potts model.
 
-    Starting from q = p, ``q = softmax(log p + Σ_k w_k n_k K_k (n_k q))`` with ``n_k = (K_k 1)^-½``.
+    Starting from q = p, each iteration is ``q = softmax(log p + Σ_k w_k n_k K_k (n_k q))`` with ``n_k = (K_k 1)^-½``.
 
     Args:
         image: (3, H, W) float32 in [0, 1].
         probabilities: p, (C, H, W) float32 in (0, 1], summing to 1.
-        kernels: K_k and w_k.
+        kernels: K_k and w_k; at least one.
         iterations: 0 returns p.
 
     Returns:
         (C, H, W), summing to 1.
     """
     channels, height, width = probabilities.shape
-    lattices = [
-        build_lattice(_features(image, kernel)).normalized(strength=kernel.compatibility)
-        for kernel in kernels
-    ]
-    unary = probabilities.flatten(1).clamp(min=_EPSILON).log()
-    beliefs = unary.softmax(dim=0)
+    lattices = [_kernel_lattice(image, kernel) for kernel in kernels]
+    # One row per pixel, as the lattices need it. The softmax is written out, p · exp(messages) divided by its sum,
+    # and the sum is a matrix product: torch's own softmax and sum are several times slower on rows this short.
+    prior = probabilities.flatten(1).clamp(min=_EPSILON).t().contiguous()
+    ones = prior.new_ones(channels)
+    beliefs = prior / (prior @ ones)[:, None]
     for _ in range(iterations):
-        # Lattices want the channels last, the softmax is far quicker with them first.
-        table = beliefs.t().contiguous()
-        logits = unary.clone()
-        for lattice in lattices:
-            logits += lattice.filter(table).t()
-        beliefs = logits.softmax(dim=0)
-    return beliefs.view(channels, height, width)
+        messages = reduce(Tensor.add_, (lattice.filter(beliefs) for lattice in lattices))
+        beliefs = messages.clamp_(max=_LARGEST_EXPONENT).exp_().mul_(prior)
+        beliefs /= (beliefs @ ones)[:, None]
+    return beliefs.t().contiguous().view(channels, height, width)
 
 
-def _features(image: Tensor, kernel: Kernel) -> Tensor:
-    """Return each pixel's place, and color if it counts, in deviations, (H W, 2 or 5)."""
+def _kernel_lattice(image: Tensor, kernel: Kernel) -> _Lattice:
+    """Return the lattice that filters by w n K n."""
     _, height, width = image.shape
-    rows = torch.arange(height, device=image.device)[:, None].expand(height, width)
-    columns = torch.arange(width, device=image.device).expand(height, width)
-    place = torch.stack([columns, rows]).float() / kernel.spread
     if kernel.colors is None:
-        return place.flatten(1).t()
-    return torch.cat([place, image * (255 / kernel.colors)]).flatten(1).t()
+        small = height * width <= _CACHED_PIXELS
+        build_place = _place_lattice if small else _place_lattice.__wrapped__
+        return build_place(height, width, kernel.spread, kernel.compatibility, image.device)
+    place = _place(height, width, kernel.spread, image.device)
+    color = image.flatten(1) * (255 / kernel.colors)
+    return _build_lattice(torch.cat([place, color])).normalized(strength=kernel.compatibility)
+
+
+@lru_cache(maxsize=4)
+def _place_lattice(
+    height: int, width: int, spread: float, strength: float, device: torch.device
+) -> _Lattice:
+    """Return the lattice of place alone, which is the same for all images of a size and is kept for the next one."""
+    return _build_lattice(_place(height, width, spread, device)).normalized(strength=strength)
+
+
+def _place(height: int, width: int, spread: float, device: torch.device) -> Tensor:
+    """Return column and row of each pixel in standard deviations, (2, H W)."""
+    rows = torch.arange(height, device=device)[:, None].expand(height, width)
+    columns = torch.arange(width, device=device).expand(height, width)
+    return torch.stack([columns, rows]).flatten(1).float() / spread
+
+
+@dataclass(frozen=True)
+class _RowSums:
+    """Weighted sums of table rows: a sparse matrix, stored row by row.
+
+    Attributes:
+        rows: the table rows that each sum takes, sum by sum, int32.
+        weights: of these rows.
+        starts: where each sum begins in `rows`, int32.
+    """
+
+    rows: Tensor
+    weights: Tensor
+    starts: Tensor
+
+    def __call__(self, table: Tensor) -> Tensor:
+        """Return the sums of rows of a (V, C) table, one row each."""
+        return functional.embedding_bag(
+            self.rows, table, self.starts, mode="sum", per_sample_weights=self.weights
+        )
+
+
+def _equal_sums(rows: Tensor, weights: Tensor) -> _RowSums:
+    """Return M sums of k rows each, from (M, k) rows and weights."""
+    count, size = rows.shape
+    starts = torch.arange(0, count * size, size, dtype=torch.int32, device=rows.device)
+    return _RowSums(rows.int().flatten(), weights.flatten(), starts)
+
+
+@dataclass(frozen=True)
+class _Lattice:
+    """A permutohedral lattice around N pixels with V lattice points.
+
+    Attributes:
+        splat: from pixels to lattice points.
+        blurs: from lattice points to lattice points, one for each direction.
+        slice: from lattice points to pixels.
+    """
+
+    splat: _RowSums
+    blurs: tuple[_RowSums, ...]
+    slice: _RowSums
+
+    def filter(self, values: Tensor) -> Tensor:
+        """Sum (N, C) values over all pixels, weighted by about exp(-½ distance²); a pixel counts itself."""
+        table = self.splat(values)
+        for blur in self.blurs:
+            table = blur(table)
+        return self.slice(table)
+
+    def normalized(self, *, strength: float) -> _Lattice:
+        """Return the lattice that filters by strength · n K n, with n = (K 1)^-½."""
+        count = len(self.slice.starts)
+        norm = self.filter(self.slice.weights.new_ones(count, 1)).add_(1e-20).rsqrt_()
+        given = self.splat.weights * norm[:, 0].index_select(0, self.splat.rows)
+        taken = self.slice.weights.view(count, -1) * (norm * strength)
+        return _Lattice(
+            replace(self.splat, weights=given),
+            self.blurs,
+            replace(self.slice, weights=taken.flatten()),
+        )
+
+
+def _build_lattice(features: Tensor) -> _Lattice:
+    """Build the lattice around pixels.
+
+    In the coordinates of `_grid_coordinates` the lattice points are the points with integer coordinates. The corners
+    of the simplex around a pixel are found by sorting the fractions of its coordinates from high to low: start at the
+    lower corner of its cell and go one step along each axis in that order. The differences between successive
+    fractions, from 1 to 0, are the barycentric weights of these corners.
+
+    Args:
+        features: (d, N) float32, in standard deviations; d at most 8, N at least 1.
+
+    Raises:
+        ValueError: if features are not finite, or too far apart.
+    """
+    dimensions, count = features.shape
+    farthest = float(features.abs().max())
+    if not farthest < _FARTHEST:
+        raise ValueError(f"expected points within {_FARTHEST:g} deviations of 0, got {farthest:g}")
+    coordinates = _grid_coordinates(features)
+    cells = coordinates.floor()
+    low = cells.amin(dim=1, keepdim=True) - 1
+    # Room for the upper corners of the cells, and for neighbors one step outside on both sides.
+    spans = (cells.amax(dim=1) - low[:, 0] + 3).long()
+    if (size := float(spans.double().prod())) >= 2.0**62:
+        raise ValueError(f"expected points that 64 bits can number, got spans of {spans.tolist()}")
+    # A lattice point's code is its number in mixed radix, so a step along an axis adds that axis's radix.
+    dtype = torch.int32 if size < 2.0**31 else torch.int64
+    radix = torch.cat([spans.new_ones(1), spans[:-1].cumprod(0)]).to(dtype)
+    lowest = ((cells - low).to(dtype) * radix[:, None]).sum(dim=0, dtype=dtype)
+    fractions, steps = _sort_axes(coordinates - cells, radix)
+    codes = torch.stack(list(accumulate(steps, add, initial=lowest)), dim=1).flatten()
+    edges = [torch.ones_like(fractions[0]), *fractions, torch.zeros_like(fractions[0])]
+    weights = torch.stack([high - low for high, low in pairwise(edges)], dim=1)
+    ordered, order = codes.sort(stable=True)
+    points, counts = torch.unique_consecutive(ordered, return_counts=True)
+    counts = counts.int()
+    index = torch.empty_like(order, dtype=torch.int32)
+    index.scatter_(0, order, torch.repeat_interleave(counts, output_size=len(order)))
+    splat = _RowSums(
+        rows=order.int() // (dimensions + 1),
+        weights=weights.flatten().index_select(0, order),
+        starts=counts.cumsum(0, dtype=torch.int32) - counts,
+    )
+    # What the blur makes of a single pixel is too high by this factor (Adams et al.).
+    excess = 1 + 2.0**-dimensions
+    return _Lattice(
+        splat, _blurs(points, radix), _equal_sums(index.view(count, -1), weights / excess)
+    )
+
+
+def _grid_coordinates(features: Tensor) -> Tensor:
+    """Map (d, N) features to coordinates in which the lattice points are the integer grid, (d, N)."""
+    size = len(features) + 1
+    axes = torch.arange(1, size, device=features.device)[:, None]
+    # The blur has a standard deviation of √(2/3) (d + 1) spacings; the features are scaled to match.
+    scaled = features * (size * (2 / 3) ** 0.5 / (axes * (axes + 1)).sqrt())
+    # Adams et al. embed the points in the plane of d + 1 coordinates whose sum is 0. All coordinates of a
+    # lattice point are equal modulo d + 1 there: their differences from the first, over d + 1, are integers.
+    # The last axis is returned first.
+    total, others = torch.zeros_like(scaled[0]), []
+    for axis in range(size - 1, 0, -1):
+        others.append(total - axis * scaled[axis - 1])
+        total = total + scaled[axis - 1]
+    return (total - torch.stack(others)) / size
+
+
+def _sort_axes(fractions: Tensor, radix: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort each column of (d, N) fractions in [0, 1] from high to low, and each axis's radix with them; both (d, N)."""
+    dimensions = len(fractions)
+    # Fraction and axis in one integer: exchanges of neighbors are then far quicker than torch's sort of short columns.
+    # Of equal fractions the first axis comes first.
+    axes = torch.arange(dimensions - 1, -1, -1, dtype=torch.int32, device=fractions.device)
+    keys = list(((fractions * 2**24).int() << 3) + axes[:, None])
+    for last in range(dimensions - 1, 0, -1):
+        for i in range(last):
+            high, low = torch.maximum(keys[i], keys[i + 1]), torch.minimum(keys[i], keys[i + 1])
+            keys[i], keys[i + 1] = high, low
+    table = torch.stack(keys)
+    steps = radix.flip(0).index_select(0, (table & 7).flatten()).view_as(table)
+    return (table >> 3) * 2.0**-24, steps
+
+
+def _blurs(points: Tensor, radix: Tensor) -> tuple[_RowSums, ...]:
+    """Return for each direction the sums ½ before + itself + ½ after, over V sorted codes of lattice points."""
+    count = len(points)
+    # One step along each axis, or one along all of them; results depend on the order, which is that of Adams et al.
+    steps = torch.cat([radix.sum(dim=0, keepdim=True), radix.flip(0)])[:, None]
+    wanted = points + steps
+    places = torch.searchsorted(points, wanted)
+    found = points[places.clamp(max=count - 1)] == wanted
+    itself = torch.arange(count, device=points.device).expand_as(places)
+    # `count` stands for a neighbor that does not exist.
+    after = places.where(found, count)
+    before = itself.new_full((len(steps), count + 1), count).scatter_(1, after, itself)[:, :-1]
+    near = torch.stack([before, itself, after], dim=2)
+    weights = (near < count) * torch.tensor([0.5, 1.0, 0.5], device=points.device)
+    return tuple(map(_equal_sums, near.clamp_(max=count - 1), weights))
