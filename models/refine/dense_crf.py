@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, reduce
+from functools import lru_cache
 from itertools import accumulate, pairwise
 from operator import add
 from typing import Final
@@ -109,13 +109,14 @@ def dense_crf(
     """
     channels, height, width = probabilities.shape
     lattices = [_kernel_lattice(image, kernel) for kernel in kernels]
+    slices = _joined_slices(lattices)
     # One row per pixel, as the lattices need it. The softmax is written out, p · exp(messages) divided by its sum,
     # and the sum is a matrix product: torch's own softmax and sum are several times slower on rows this short.
     prior = probabilities.flatten(1).clamp(min=_EPSILON).t().contiguous()
     ones = prior.new_ones(channels)
     beliefs = prior / (prior @ ones)[:, None]
     for _ in range(iterations):
-        messages = reduce(Tensor.add_, (lattice.filter(beliefs) for lattice in lattices))
+        messages = slices(torch.cat([lattice.blurred(beliefs) for lattice in lattices]))
         beliefs = messages.clamp_(max=_LARGEST_EXPONENT).exp_().mul_(prior)
         beliefs /= (beliefs @ ones)[:, None]
     return beliefs.t().contiguous().view(channels, height, width)
@@ -192,10 +193,14 @@ class _Lattice:
 
     def filter(self, values: Tensor) -> Tensor:
         """Sum (N, C) values over all pixels, weighted by about exp(-½ distance²); a pixel counts itself."""
+        return self.slice(self.blurred(values))
+
+    def blurred(self, values: Tensor) -> Tensor:
+        """Splat (N, C) values and blur them, (V, C)."""
         table = self.splat(values)
         for blur in self.blurs:
             table = blur(table)
-        return self.slice(table)
+        return table
 
     def normalized(self, *, strength: float) -> _Lattice:
         """Return the lattice that filters by strength · n K n, with n = (K 1)^-½."""
@@ -208,6 +213,18 @@ class _Lattice:
             self.blurs,
             replace(self.slice, weights=taken.flatten()),
         )
+
+
+def _joined_slices(lattices: Sequence[_Lattice]) -> _RowSums:
+    """Return the sum of all lattices' slices, for their blurred tables one below the other."""
+    count = len(lattices[0].slice.starts)
+    above = accumulate((len(lattice.splat.starts) for lattice in lattices[:-1]), initial=0)
+    rows = [
+        (lattice.slice.rows + offset).view(count, -1)
+        for lattice, offset in zip(lattices, above, strict=True)
+    ]
+    weights = [lattice.slice.weights.view(count, -1) for lattice in lattices]
+    return _equal_sums(torch.cat(rows, dim=1), torch.cat(weights, dim=1))
 
 
 def _build_lattice(features: Tensor) -> _Lattice:
@@ -248,8 +265,9 @@ def _build_lattice(features: Tensor) -> _Lattice:
     counts = counts.int()
     index = torch.empty_like(order, dtype=torch.int32)
     index.scatter_(0, order, torch.repeat_interleave(counts, output_size=len(order)))
+    order = order.int()
     splat = _RowSums(
-        rows=order.int() // (dimensions + 1),
+        rows=order // (dimensions + 1),
         weights=weights.flatten().index_select(0, order),
         starts=counts.cumsum(0, dtype=torch.int32) - counts,
     )
