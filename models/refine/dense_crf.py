@@ -1,12 +1,19 @@
-"""Dense conditional random field: neighbors in place and color agree on their class.
+"""Dense conditional random field: pixels that are close in place and color agree on their class.
 
 Krähenbühl and Koltun, *Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials*, NeurIPS 2011.
+The Gaussian sums over all pixels are computed on permutohedral lattices: Adams, Baek and Davis, *Fast High-Dimensional
+Filtering Using the Permutohedral Lattice*, 2010. Values are added to the lattice points around each pixel (splat),
+blurred along the d + 1 directions of the lattice, and read back (slice). In each of the three, a row of the result is a
+weighted sum of rows of a table, which is what an embedding bag computes on a CPU and on a GPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import accumulate, pairwise
+from operator import add
 from typing import Final
 
 import torch
@@ -15,183 +22,22 @@ from torch.nn import functional
 
 from models.refine import RefinerContext, check_pair
 
-# Gaussian sums over many points in a few dimensions, on a permutohedral lattice of sparse products.
-#
-# Adams, Baek and Davis, *Fast High-Dimensional Filtering Using the Permutohedral Lattice*, 2010. Values are
-# splatted onto the corners of the simplex around each point, blurred along the lattice's d + 1 directions, and sliced
-# back. Each of the three is one weighted sum of table rows, so each is an embedding bag; the lattice of an image is
-# built once and serves any number of channels and iterations.
-
-_TINY = 1e-20
-_FARTHEST = 1e5  # beyond it single precision no longer tells neighbors apart
-
-
-@dataclass(frozen=True)
-class Lattice:
-    """A lattice around N points in d dimensions with V corners.
-
-    Attributes:
-        corners: of the simplex around each point, (N, d + 1) int32, in [0, V).
-        weights: with which a point takes from them, (N, d + 1).
-        points: the points that touch each corner, corner by corner, (N (d + 1),) int32.
-        point_weights: with which they give, barycentric, (N (d + 1),).
-        offsets: where each corner's points begin, (V,) int32.
-        neighbors: of each corner along each direction: itself, the one before, the one after, (d + 1, V, 3) int32.
-        neighbor_weights: 1, ½, ½; 0 where there is no such corner, (d + 1, V, 3).
-    """
-
-    corners: Tensor
-    weights: Tensor
-    points: Tensor
-    point_weights: Tensor
-    offsets: Tensor
-    neighbors: Tensor
-    neighbor_weights: Tensor
-
-    def filter(self, values: Tensor) -> Tensor:
-        """Sum values over all points, weighted by exp(-½ distance²), approximately; a point counts itself.
-
-        Args:
-            values: (N, C) float32.
-
-        Returns:
-            (N, C).
-        """
-        table = _bag(self.points, values, self.point_weights, self.offsets)
-        for near, weights in zip(self.neighbors, self.neighbor_weights, strict=True):
-            table = _bag(near, table, weights)
-        return _bag(self.corners, table, self.weights)
-
-    def normalized(self, *, strength: float = 1.0) -> Lattice:
-        """Return the lattice that filters by strength · n K n, with n = 1 / √(K 1): no point outweighs the others."""
-        ones = torch.ones_like(self.weights[:, :1])
-        norm = self.filter(ones).add_(_TINY).rsqrt_()
-        return replace(
-            self,
-            weights=self.weights * norm * strength,
-            point_weights=self.point_weights * norm[self.points, 0],
-        )
-
-
-def build_lattice(features: Tensor) -> Lattice:
-    """Build the lattice around points.
-
-    Args:
-        features: (N, d) float32, in standard deviations; N at least 1.
-
-    Raises:
-        ValueError: if points are not finite, or too far apart.
-    """
-    count, dimensions = features.shape
-    spread = float(features.abs().max())
-    if not spread < _FARTHEST:
-        raise ValueError(f"expected points within {_FARTHEST:g} deviations of 0, got {spread:g}")
-    base, rank, weights = _simplices(features.t())
-    low = base[:-1].amin(dim=1)
-    # Room for the other corners of a simplex, and for neighbors that lie one step outside.
-    spans = base[:-1].amax(dim=1) - low + 4 * (dimensions + 1)
-    if float(spans.double().prod()) >= 2.0**62:
-        raise ValueError(f"expected points that 64 bits can number, got spans of {spans.tolist()}")
-    # A corner's number in mixed radix; its last coordinate follows from the others, whose sum is 0.
-    radix = torch.cat([spans.new_ones(1), spans[:-1].cumprod(0), spans.new_zeros(1)])
-    codes = _corner_codes(base, rank, radix)
-    ordered, order = codes.flatten().sort()
-    first = torch.cat([ordered.new_ones(1, dtype=torch.bool), ordered[1:] != ordered[:-1]])
-    index = torch.empty_like(order).scatter_(0, order, first.cumsum(0) - 1)
-    near, near_weights = _neighbors(ordered[first], radix, dimensions)
-    return Lattice(
-        corners=index.view(dimensions + 1, count).t().int().contiguous(),
-        # What the blur makes of a single point is too high by this factor (Adams et al.).
-        weights=weights.t().contiguous() / (1 + 2.0**-dimensions),
-        points=(order % count).int(),
-        point_weights=weights.flatten()[order],
-        offsets=first.nonzero().flatten().int(),
-        neighbors=near,
-        neighbor_weights=near_weights,
-    )
-
-
-def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the simplex around each point, for features (d, N).
-
-    Returns:
-        Its corner of color 0, (d + 1, N) int64; the rank of each coordinate's residual, (d + 1, N); and the barycentric
-        weights of its corners by color, (d + 1, N).
-    """
-    size = len(features) + 1
-    steps = torch.arange(1, size, device=features.device)[:, None]
-    # The lattice's blur has a deviation of √(2/3) (d + 1) spacings; the points are scaled to match.
-    scaled = features * (size * (2 / 3) ** 0.5 / (steps * (steps + 1)).sqrt())
-    # Into the hyperplane of d + 1 coordinates that sum to 0.
-    after = functional.pad(scaled.flip(0).cumsum(0).flip(0), (0, 0, 0, 1))
-    elevated = after - functional.pad(steps * scaled, (0, 0, 1, 0))
-    rounded = (elevated / size).round()
-    residual = elevated - rounded * size
-    # Rank 0 is the largest residual; ties go to the lower coordinate.
-    rank = torch.stack(
-        [
-            (residual[:row] >= residual[row]).sum(0) + (residual[row + 1 :] > residual[row]).sum(0)
-            for row in range(size)
-        ]
-    )
-    rank += rounded.sum(dim=0).long()
-    wrap = (rank < 0).long() - (rank >= size).long()
-    rank += wrap * size
-    base = (rounded.long() + wrap) * size
-    # Barycentric weights are the gaps between the sorted residuals.
-    ordered = torch.empty_like(elevated).scatter_(0, rank, (elevated - base) / size)
-    gaps = ordered - ordered.roll(-1, 0)
-    return base, rank, torch.cat([1 + gaps[-1:], gaps[:-1].flip(0)])
-
-
-def _corner_codes(base: Tensor, rank: Tensor, radix: Tensor) -> Tensor:
-    """Number the corners of each simplex by color, (d + 1, N).
-
-    Color k adds k to each coordinate, and takes d + 1 off the k coordinates of highest rank.
-    """
-    size = len(base)
-    first = (base * radix[:, None]).sum(dim=0)
-    by_rank = torch.empty_like(base).scatter_(0, rank, radix[:, None].expand_as(base))
-    taken = functional.pad(by_rank.flip(0)[:-1].cumsum(0), (0, 0, 1, 0))
-    colors = torch.arange(size, device=base.device)[:, None]
-    return first + colors * radix.sum() - size * taken
-
-
-def _neighbors(corners: Tensor, radix: Tensor, dimensions: int) -> tuple[Tensor, Tensor]:
-    """Look up each corner's two neighbors along each direction; (d + 1, V, 3) numbers and weights."""
-    count = len(corners)
-    numbers = torch.arange(count, device=corners.device)
-    near, weights = [], []
-    for direction in range(dimensions + 1):
-        step = torch.full_like(radix, -1)
-        step[direction] = dimensions
-        columns, found = [numbers], [torch.ones(count, dtype=torch.bool, device=corners.device)]
-        for sign in (1, -1):
-            wanted = corners + sign * (step * radix).sum()
-            place = torch.searchsorted(corners, wanted).clamp_(max=count - 1)
-            columns.append(place)
-            found.append(corners[place] == wanted)
-        near.append(torch.stack(columns, dim=1).int())
-        halves = torch.tensor([1.0, 0.5, 0.5], device=corners.device)
-        weights.append(torch.stack(found, dim=1) * halves)
-    return torch.stack(near), torch.stack(weights)
-
-
-def _bag(index: Tensor, table: Tensor, weights: Tensor, offsets: Tensor | None = None) -> Tensor:
-    return functional.embedding_bag(index, table, offsets, mode="sum", per_sample_weights=weights)
-
-
 _EPSILON: Final = 1e-8
+_LARGEST_EXPONENT: Final = (
+    80.0  # exp of it is finite in single precision, and so is the sum over classes
+)
+_FARTHEST: Final = 1e5  # in deviations; beyond it single precision no longer separates pixels
+_CACHED_PIXELS: Final = 1 << 19  # a lattice of place takes about 52 bytes a pixel
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """What makes two pixels neighbors.
+    """A Gaussian kernel between pixels.
 
     Attributes:
-        spread: deviation in place, in pixels.
-        colors: deviation in color, of 255; None for neighbors whatever their color.
-        compatibility: how much disagreeing neighbors cost.
+        spread: standard deviation in place, in pixels.
+        colors: standard deviation in color, of 255; None if color does not count.
+        compatibility: weight of the kernel: what two pixels pay for different classes.
     """
 
     spread: float
@@ -210,8 +56,8 @@ class DenseCrf:
 
     Attributes:
         background: scores (C, H, W) → the background's score (H, W), which takes part and is dropped again.
-        kernels: see Kernel.
-        iterations: of the mean field.
+        kernels: between pixels.
+        iterations: of mean field inference.
     """
 
     background: Callable[[Tensor], Tensor]
@@ -234,7 +80,7 @@ class DenseCrf:
 
 
 def build(context: RefinerContext) -> DenseCrf:
-    """Build the refiner with VOC's kernels and the context' background."""
+    """Build the refiner with VOC's kernels and the context's background."""
     return DenseCrf(context.background)
 
 
@@ -247,42 +93,234 @@ def build_coco(context: RefinerContext) -> DenseCrf:
 def dense_crf(
     image: Tensor, probabilities: Tensor, *, kernels: Sequence[Kernel], iterations: int = ITERATIONS
 ) -> Tensor:
-    """Run the mean field with a Potts model and Gaussian kernels on permutohedral lattices.
+    """Run mean field inference with Gaussian kernels and a Potts model.
 
-    Starting from q = p, ``q = softmax(log p + Σ_k w_k n_k K_k (n_k q))`` with ``n_k = (K_k 1)^-½``.
+    Starting from q = p, each iteration is ``q = softmax(log p + Σ_k w_k n_k K_k (n_k q))`` with ``n_k = (K_k 1)^-½``.
 
     Args:
         image: (3, H, W) float32 in [0, 1].
         probabilities: p, (C, H, W) float32 in (0, 1], summing to 1.
-        kernels: K_k and w_k.
+        kernels: K_k and w_k; at least one.
         iterations: 0 returns p.
 
     Returns:
         (C, H, W), summing to 1.
     """
     channels, height, width = probabilities.shape
-    lattices = [
-        build_lattice(_features(image, kernel)).normalized(strength=kernel.compatibility)
-        for kernel in kernels
-    ]
-    unary = probabilities.flatten(1).clamp(min=_EPSILON).log()
-    beliefs = unary.softmax(dim=0)
+    lattices = [_kernel_lattice(image, kernel) for kernel in kernels]
+    slices = _joined_slices(lattices)
+    # One row per pixel, as the lattices need it. The softmax is written out, p · exp(messages) divided by its sum,
+    # and the sum is a matrix product: torch's own softmax and sum are several times slower on rows this short.
+    prior = probabilities.flatten(1).clamp(min=_EPSILON).t().contiguous()
+    ones = prior.new_ones(channels)
+    beliefs = prior / (prior @ ones)[:, None]
     for _ in range(iterations):
-        # Lattices want the channels last, the softmax is far quicker with them first.
-        table = beliefs.t().contiguous()
-        logits = unary.clone()
-        for lattice in lattices:
-            logits += lattice.filter(table).t()
-        beliefs = logits.softmax(dim=0)
-    return beliefs.view(channels, height, width)
+        messages = slices(torch.cat([lattice.blurred(beliefs) for lattice in lattices]))
+        beliefs = messages.clamp_(max=_LARGEST_EXPONENT).exp_().mul_(prior)
+        beliefs /= (beliefs @ ones)[:, None]
+    return beliefs.t().contiguous().view(channels, height, width)
 
 
-def _features(image: Tensor, kernel: Kernel) -> Tensor:
-    """Return each pixel's place, and color if it counts, in deviations, (H W, 2 or 5)."""
+def _kernel_lattice(image: Tensor, kernel: Kernel) -> _Lattice:
+    """Return the lattice that filters by w n K n."""
     _, height, width = image.shape
-    rows = torch.arange(height, device=image.device)[:, None].expand(height, width)
-    columns = torch.arange(width, device=image.device).expand(height, width)
-    place = torch.stack([columns, rows]).float() / kernel.spread
     if kernel.colors is None:
-        return place.flatten(1).t()
-    return torch.cat([place, image * (255 / kernel.colors)]).flatten(1).t()
+        small = height * width <= _CACHED_PIXELS
+        build_place = _place_lattice if small else _place_lattice.__wrapped__
+        return build_place(height, width, kernel.spread, kernel.compatibility, image.device)
+    place = _place(height, width, kernel.spread, image.device)
+    color = image.flatten(1) * (255 / kernel.colors)
+    return _build_lattice(torch.cat([place, color])).normalized(strength=kernel.compatibility)
+
+
+@lru_cache(maxsize=4)
+def _place_lattice(
+    height: int, width: int, spread: float, strength: float, device: torch.device
+) -> _Lattice:
+    """Return the lattice of place alone, which is the same for all images of a size and is kept for the next one."""
+    return _build_lattice(_place(height, width, spread, device)).normalized(strength=strength)
+
+
+def _place(height: int, width: int, spread: float, device: torch.device) -> Tensor:
+    """Return column and row of each pixel in standard deviations, (2, H W)."""
+    rows = torch.arange(height, device=device)[:, None].expand(height, width)
+    columns = torch.arange(width, device=device).expand(height, width)
+    return torch.stack([columns, rows]).flatten(1).float() / spread
+
+
+@dataclass(frozen=True)
+class _RowSums:
+    """Weighted sums of table rows: a sparse matrix, stored row by row.
+
+    Attributes:
+        rows: the table rows that each sum takes, sum by sum, int32.
+        weights: of these rows.
+        starts: where each sum begins in `rows`, int32.
+    """
+
+    rows: Tensor
+    weights: Tensor
+    starts: Tensor
+
+    def __call__(self, table: Tensor) -> Tensor:
+        """Return the sums of rows of a (V, C) table, one row each."""
+        return functional.embedding_bag(
+            self.rows, table, self.starts, mode="sum", per_sample_weights=self.weights
+        )
+
+
+def _equal_sums(rows: Tensor, weights: Tensor) -> _RowSums:
+    """Return M sums of k rows each, from (M, k) rows and weights."""
+    count, size = rows.shape
+    starts = torch.arange(0, count * size, size, dtype=torch.int32, device=rows.device)
+    return _RowSums(rows.int().flatten(), weights.flatten(), starts)
+
+
+@dataclass(frozen=True)
+class _Lattice:
+    """A permutohedral lattice around N pixels with V lattice points.
+
+    Attributes:
+        splat: from pixels to lattice points.
+        blurs: from lattice points to lattice points, one for each direction.
+        slice: from lattice points to pixels.
+    """
+
+    splat: _RowSums
+    blurs: tuple[_RowSums, ...]
+    slice: _RowSums
+
+    def filter(self, values: Tensor) -> Tensor:
+        """Sum (N, C) values over all pixels, weighted by about exp(-½ distance²); a pixel counts itself."""
+        return self.slice(self.blurred(values))
+
+    def blurred(self, values: Tensor) -> Tensor:
+        """Splat (N, C) values and blur them, (V, C)."""
+        table = self.splat(values)
+        for blur in self.blurs:
+            table = blur(table)
+        return table
+
+    def normalized(self, *, strength: float) -> _Lattice:
+        """Return the lattice that filters by strength · n K n, with n = (K 1)^-½."""
+        count = len(self.slice.starts)
+        norm = self.filter(self.slice.weights.new_ones(count, 1)).add_(1e-20).rsqrt_()
+        given = self.splat.weights * norm[:, 0].index_select(0, self.splat.rows)
+        taken = self.slice.weights.view(count, -1) * (norm * strength)
+        return _Lattice(
+            replace(self.splat, weights=given),
+            self.blurs,
+            replace(self.slice, weights=taken.flatten()),
+        )
+
+
+def _joined_slices(lattices: Sequence[_Lattice]) -> _RowSums:
+    """Return the sum of all lattices' slices, for their blurred tables one below the other."""
+    count = len(lattices[0].slice.starts)
+    above = accumulate((len(lattice.splat.starts) for lattice in lattices[:-1]), initial=0)
+    rows = [
+        (lattice.slice.rows + offset).view(count, -1)
+        for lattice, offset in zip(lattices, above, strict=True)
+    ]
+    weights = [lattice.slice.weights.view(count, -1) for lattice in lattices]
+    return _equal_sums(torch.cat(rows, dim=1), torch.cat(weights, dim=1))
+
+
+def _build_lattice(features: Tensor) -> _Lattice:
+    """Build the lattice around pixels.
+
+    In the coordinates of `_grid_coordinates` the lattice points are the points with integer coordinates. The corners
+    of the simplex around a pixel are found by sorting the fractions of its coordinates from high to low: start at the
+    lower corner of its cell and go one step along each axis in that order. The differences between successive
+    fractions, from 1 to 0, are the barycentric weights of these corners.
+
+    Args:
+        features: (d, N) float32, in standard deviations; d at most 8, N at least 1.
+
+    Raises:
+        ValueError: if features are not finite, or too far apart.
+    """
+    dimensions, count = features.shape
+    farthest = float(features.abs().max())
+    if not farthest < _FARTHEST:
+        raise ValueError(f"expected points within {_FARTHEST:g} deviations of 0, got {farthest:g}")
+    coordinates = _grid_coordinates(features)
+    cells = coordinates.floor()
+    low = cells.amin(dim=1, keepdim=True) - 1
+    # Room for the upper corners of the cells, and for neighbors one step outside on both sides.
+    spans = (cells.amax(dim=1) - low[:, 0] + 3).long()
+    if (size := float(spans.double().prod())) >= 2.0**62:
+        raise ValueError(f"expected points that 64 bits can number, got spans of {spans.tolist()}")
+    # A lattice point's code is its number in mixed radix, so a step along an axis adds that axis's radix.
+    dtype = torch.int32 if size < 2.0**31 else torch.int64
+    radix = torch.cat([spans.new_ones(1), spans[:-1].cumprod(0)]).to(dtype)
+    lowest = ((cells - low).to(dtype) * radix[:, None]).sum(dim=0, dtype=dtype)
+    fractions, steps = _sort_axes(coordinates - cells, radix)
+    codes = torch.stack(list(accumulate(steps, add, initial=lowest)), dim=1).flatten()
+    edges = [torch.ones_like(fractions[0]), *fractions, torch.zeros_like(fractions[0])]
+    weights = torch.stack([high - low for high, low in pairwise(edges)], dim=1)
+    ordered, order = codes.sort(stable=True)
+    points, counts = torch.unique_consecutive(ordered, return_counts=True)
+    counts = counts.int()
+    index = torch.empty_like(order, dtype=torch.int32)
+    index.scatter_(0, order, torch.repeat_interleave(counts, output_size=len(order)))
+    order = order.int()
+    splat = _RowSums(
+        rows=order // (dimensions + 1),
+        weights=weights.flatten().index_select(0, order),
+        starts=counts.cumsum(0, dtype=torch.int32) - counts,
+    )
+    # What the blur makes of a single pixel is too high by this factor (Adams et al.).
+    excess = 1 + 2.0**-dimensions
+    return _Lattice(
+        splat, _blurs(points, radix), _equal_sums(index.view(count, -1), weights / excess)
+    )
+
+
+def _grid_coordinates(features: Tensor) -> Tensor:
+    """Map (d, N) features to coordinates in which the lattice points are the integer grid, (d, N)."""
+    size = len(features) + 1
+    axes = torch.arange(1, size, device=features.device)[:, None]
+    # The blur has a standard deviation of √(2/3) (d + 1) spacings; the features are scaled to match.
+    scaled = features * (size * (2 / 3) ** 0.5 / (axes * (axes + 1)).sqrt())
+    # Adams et al. embed the points in the plane of d + 1 coordinates whose sum is 0. All coordinates of a
+    # lattice point are equal modulo d + 1 there: their differences from the first, over d + 1, are integers.
+    # The last axis is returned first.
+    total, others = torch.zeros_like(scaled[0]), []
+    for axis in range(size - 1, 0, -1):
+        others.append(total - axis * scaled[axis - 1])
+        total = total + scaled[axis - 1]
+    return (total - torch.stack(others)) / size
+
+
+def _sort_axes(fractions: Tensor, radix: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort each column of (d, N) fractions in [0, 1] from high to low, and each axis's radix with them; both (d, N)."""
+    dimensions = len(fractions)
+    # Fraction and axis in one integer: exchanges of neighbors are then far quicker than torch's sort of short columns.
+    # Of equal fractions the first axis comes first.
+    axes = torch.arange(dimensions - 1, -1, -1, dtype=torch.int32, device=fractions.device)
+    keys = list(((fractions * 2**24).int() << 3) + axes[:, None])
+    for last in range(dimensions - 1, 0, -1):
+        for i in range(last):
+            high, low = torch.maximum(keys[i], keys[i + 1]), torch.minimum(keys[i], keys[i + 1])
+            keys[i], keys[i + 1] = high, low
+    table = torch.stack(keys)
+    steps = radix.flip(0).index_select(0, (table & 7).flatten()).view_as(table)
+    return (table >> 3) * 2.0**-24, steps
+
+
+def _blurs(points: Tensor, radix: Tensor) -> tuple[_RowSums, ...]:
+    """Return for each direction the sums ½ before + itself + ½ after, over V sorted codes of lattice points."""
+    count = len(points)
+    # One step along each axis, or one along all of them; results depend on the order, which is that of Adams et al.
+    steps = torch.cat([radix.sum(dim=0, keepdim=True), radix.flip(0)])[:, None]
+    wanted = points + steps
+    places = torch.searchsorted(points, wanted)
+    found = points[places.clamp(max=count - 1)] == wanted
+    itself = torch.arange(count, device=points.device).expand_as(places)
+    # `count` stands for a neighbor that does not exist.
+    after = places.where(found, count)
+    before = itself.new_full((len(steps), count + 1), count).scatter_(1, after, itself)[:, :-1]
+    near = torch.stack([before, itself, after], dim=2)
+    weights = (near < count) * torch.tensor([0.5, 1.0, 0.5], device=points.device)
+    return tuple(map(_equal_sums, near.clamp_(max=count - 1), weights))

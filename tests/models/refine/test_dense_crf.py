@@ -11,7 +11,8 @@ from models.refine.dense_crf import (
     VOC_KERNELS,
     DenseCrf,
     Kernel,
-    build_lattice,
+    _build_lattice,
+    _place_lattice,
     dense_crf,
 )
 
@@ -45,7 +46,7 @@ def test_the_lattice_sums_gaussians(dimensions: int) -> None:
     points = torch.rand(400, dimensions) * 3
     values = torch.rand(400, 2)
     exact = (-0.5 * torch.cdist(points, points) ** 2).exp() @ values
-    found = build_lattice(points).filter(values)
+    found = _build_lattice(points.t()).filter(values)
     # The lattice only approximates the sums, and by a factor that the normalization takes out.
     correlation = torch.corrcoef(torch.stack([exact.flatten(), found.flatten()]))[0, 1]
     assert correlation > 0.98
@@ -53,15 +54,15 @@ def test_the_lattice_sums_gaussians(dimensions: int) -> None:
 
 
 def test_the_lattice_is_a_partition_of_unity() -> None:
-    lattice = build_lattice(torch.randn(50, 5) * 4)
-    giving = torch.zeros(50).index_add_(0, lattice.points.long(), lattice.point_weights)
+    lattice = _build_lattice(torch.randn(5, 50) * 4)
+    giving = torch.zeros(50).index_add_(0, lattice.splat.rows, lattice.splat.weights)
     torch.testing.assert_close(giving, torch.ones(50))
-    assert lattice.point_weights.min() >= -1e-5
+    assert lattice.splat.weights.min() >= -1e-5
 
 
 def test_a_point_alone_gets_itself_back() -> None:
     far = torch.tensor([[0.0, 0.0], [100.0, 0.0], [0.0, 100.0]])
-    found = build_lattice(far).normalized(strength=2.0).filter(torch.eye(3))
+    found = _build_lattice(far.t()).normalized(strength=2.0).filter(torch.eye(3))
     torch.testing.assert_close(found, 2 * torch.eye(3), atol=1e-4, rtol=0)
 
 
@@ -69,11 +70,41 @@ def test_points_too_far_apart_are_refused() -> None:
     with pytest.raises(
         ValueError, match=r"expected points within 100000 deviations of 0, got 1e\+06"
     ):
-        build_lattice(torch.tensor([[0.0] * 2, [1e6] * 2]))
+        _build_lattice(torch.tensor([[0.0] * 2, [1e6] * 2]).t())
     with pytest.raises(ValueError, match="expected points that 64 bits can number"):
-        build_lattice(torch.tensor([[0.0] * 5, [9e4] * 5]))
+        _build_lattice(torch.tensor([[0.0] * 5, [9e4] * 5]).t())
     with pytest.raises(ValueError, match="got nan"):
-        build_lattice(torch.full((2, 5), torch.nan))
+        _build_lattice(torch.full((5, 2), torch.nan))
+
+
+def test_codes_of_32_and_64_bits_give_the_same_lattice() -> None:
+    points = torch.rand(5, 300) * 20
+    far = torch.cat([points, torch.full((5, 1), 1000.0)], dim=1)
+    values = torch.rand(301, 2)
+    found = _build_lattice(far).filter(values)
+    torch.testing.assert_close(found[:-1], _build_lattice(points).filter(values[:-1]))
+
+
+def test_another_image_of_the_size_reuses_the_lattice_of_place() -> None:
+    probabilities = torch.rand(3, 12, 16).softmax(dim=0)
+    _place_lattice.cache_clear()
+    with torch.inference_mode():
+        first = dense_crf(two_halves(), probabilities, kernels=VOC_KERNELS)
+    again = dense_crf(two_halves(), probabilities, kernels=VOC_KERNELS)
+    assert _place_lattice.cache_info().hits == 1
+    assert torch.equal(again, first)
+    # Nothing of one size is left for another.
+    turned = dense_crf(
+        two_halves().transpose(1, 2), probabilities.transpose(1, 2), kernels=VOC_KERNELS
+    )
+    assert turned.shape == (3, 16, 12)
+    assert _place_lattice.cache_info().misses == 2
+
+
+def test_high_compatibilities_stay_finite() -> None:
+    probabilities = torch.rand(3, 12, 16).softmax(dim=0)
+    found = dense_crf(two_halves(), probabilities, kernels=(Kernel(4, None, 1e4),))
+    torch.testing.assert_close(found.sum(dim=0), torch.ones(12, 16))
 
 
 def test_equal_colors_come_to_one_opinion() -> None:
@@ -93,6 +124,13 @@ def test_without_iterations_the_probabilities_come_back() -> None:
     probabilities = torch.rand(3, 12, 16).softmax(dim=0)
     found = dense_crf(two_halves(), probabilities, kernels=VOC_KERNELS, iterations=0)
     torch.testing.assert_close(found, probabilities)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_probabilities_given_are_left_alone(channels: int) -> None:
+    probabilities = torch.zeros(channels, 12, 16)
+    dense_crf(two_halves(), probabilities, kernels=VOC_KERNELS)
+    assert not probabilities.any()
 
 
 def test_the_background_takes_part() -> None:
