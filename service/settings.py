@@ -9,38 +9,37 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class Settings(BaseSettings):
-    """Where the queue and the blobs are, and how much the API takes.
+    """Where the queue and the blobs are, and the API's limits.
 
     Attributes:
         redis_url: redis://, rediss:// or unix://; from ``REDIS_URL``.
         blobs: directory or fsspec URL of the blob store, shared with the workers.
-        model: the model of requests that name none; empty for the one that is alive.
+        model: the model of requests that name none; empty for one with a live worker.
         max_body_bytes: largest request body.
         max_batch_bytes: largest body of a batch, whose zip is kept on disk.
         max_batch_photos: most photos in it.
-        max_zips: zips that may be received at once, and archives of masks that may be made or sent; more are turned
-            away. Each lies on the spool's disk.
-        spool: folder for zips on their way in and out, on a disk; empty for the system's temporary one.
+        max_zips: zips that may be received at once, and archives of masks that may be made or sent; more are refused.
+        spool: folder on a disk for zips that are received or sent; empty for the system's temporary one.
         max_pixels: largest image, width times height.
-        max_queue: jobs that may wait for one model; more are turned away.
-        max_waiting: requests that may wait at once; more are answered at once.
-        max_listening: requests that may listen to jobs' events at once; more are turned away.
+        max_queue: jobs that may wait for one model; more are refused.
+        max_waiting: requests that may wait for a result at once; more are answered without waiting.
+        max_listening: requests that may listen to events at once; more are refused.
         job_timeout: seconds that one attempt at a job may take, whatever the image's size.
         job_timeout_per_megapixel: seconds on top of that for each million pixels.
-        job_timeout_max: the most that these two come to.
+        job_timeout_max: upper bound of these two together.
         decoders: images that are decoded at once, which bounds memory.
         keys_file: file of API keys, a line each as ``semples api-key`` prints it; read again when it changes.
-        keys: such lines, with commas or line breaks between them; they count beside the file's.
-        open: whether something else keeps strangers away, so that no keys are needed on any address.
+        keys: such lines, with commas or line breaks between them, beside the file's.
+        open: whether no keys are needed on any address, because something else protects the API.
         published: address at which a container's port is published, instead of the one that is listened on.
         rate: posts of images that one key, or without keys one address, may make, such as "60/minute"; empty for any.
-        trusted_proxies: addresses and networks, with commas between them, whose X-Forwarded-For is believed.
+        trusted_proxies: addresses and networks, with commas between them, whose X-Forwarded-For is trusted.
         body_seconds: seconds that a request's body may take, whatever its size.
-        body_rate: bytes per second that add a second to that, so that slow lines may send large files.
-        webhook_secret: signs webhooks, which the janitor sends; without one no ``callback_url`` is taken.
+        body_rate: received bytes that add a second to that, for large files on slow lines.
+        webhook_secret: signs webhooks, which the janitor sends; without one no ``callback_url`` is accepted.
         webhook_private: whether webhooks may go to addresses that are not on the internet.
-        label_studio_url: of the Label Studio whose tasks' images may be fetched, http:// or https://; empty for none.
-        label_studio_token: of a user there, who may see the images.
+        label_studio_url: http:// or https:// URL of the Label Studio whose images may be fetched; empty for none.
+        label_studio_token: of a user there who may see the images.
     """
 
     model_config = SettingsConfigDict(env_prefix="SEMPLES_", frozen=True, populate_by_name=True)
