@@ -112,8 +112,8 @@ class JobResults:
         place = maps.indices.tolist().index(chosen.index)
         values = (maps.scores if cams is None else cams)[place : place + 1]
         height, width = maps.size
-        values = upsample_bilinear(upsample_bilinear(values, width, axis=2), height, axis=1)
-        return soft_map_png(values[0])
+        upsampled = upsample_bilinear(upsample_bilinear(values, width, axis=2), height, axis=1)
+        return soft_map_png(upsampled[0])
 
     def masked_photo(self, name: str) -> MaskedPhoto:
         """Return the label map as exporters take it, with a name for its image."""
