@@ -76,11 +76,7 @@ class LabelStudioBackend:
         self._images = images
 
     def set_up(self, project: str, config: str, extra_params: Any) -> str:
-        """Check a project's interface, keep which field of its tasks holds labels, and return the model's version.
-
-        Raises:
-            ProblemError: if the interface is invalid, or there is no model.
-        """
+        """Check a project's interface, keep which field of its tasks holds labels, and return the model's version."""
         _parse_interface(config, field="schema")
         model = self._models.choose(None, "pseudo_mask")
         self._redis.set(_project_key(project), _labels_field(extra_params), ex=_PROJECT_SECONDS)
@@ -163,23 +159,14 @@ class TaskImages:
 
     Tasks come from outside: only the operator's Label Studio is asked, and no redirect is followed, or a task could
     have this host fetch what only it can reach.
-
-    Attributes:
-        url: of the Label Studio; empty for none.
-        token: of a user of it.
-        max_bytes: largest image.
     """
 
-    url: str
-    token: str
+    url: str  # of the Label Studio; empty for none
+    token: str  # of a user there
     max_bytes: int
 
     async def fetch(self, source: object) -> bytes:
-        """Return a task's image: a ``data:`` URL, or a URL or path on the configured Label Studio.
-
-        Raises:
-            ProblemError: if it is elsewhere, too large, or cannot be fetched.
-        """
+        """Return a task's image; ProblemError if it is elsewhere, too large, or cannot be fetched."""
         if not isinstance(source, str) or not source:
             raise _unreadable("expected the image's URL in the task's data")
         if source.startswith("data:"):

@@ -113,13 +113,7 @@ class CheckedRequest:
 def build_request(
     form: ImageForm, data: bytes, model: ModelInfo, *, max_pixels: int
 ) -> CheckedRequest:
-    """Check a form against a model and return the job's request.
-
-    Args:
-        form: the fields.
-        data: the image's bytes.
-        model: one that can do the form's task.
-        max_pixels: largest image, width times height.
+    """Check a form and its image's bytes against a model that can do the task, and return the job's request.
 
     Raises:
         ProblemError: if labels or an option are invalid, or the model has no open vocabulary.
@@ -251,24 +245,16 @@ def require_multipart(content_type: Annotated[str, Header()] = "") -> None:
 
 @dataclass(frozen=True)
 class CallbackRules:
-    """Which callbacks this service accepts.
+    """Which callbacks are accepted."""
 
-    Attributes:
-        offered: whether webhooks are sent at all, for which a secret is needed.
-        allow_private: whether to addresses that are not on the internet, too.
-        resolve: finds a host's addresses.
-    """
-
-    offered: bool
-    allow_private: bool = False
+    offered: bool  # whether webhooks are sent at all, for which a secret is needed
+    allow_private: bool = False  # whether to addresses that are not on the internet, too
     resolve: Resolve = resolve_host
 
     async def check(self, url: str | None, *, root: str) -> Recipient | None:
         """Return the subscription of a form's ``callback_url``, or None without one.
 
-        Args:
-            url: of the form; the janitor checks it again before it sends.
-            root: prefix of the API's paths, as the client sees them.
+        The janitor checks the URL again before it sends. ``root`` is the prefix of the API's paths that a client sees.
 
         Raises:
             ProblemError: if the URL is not accepted.
@@ -296,11 +282,7 @@ class ThresholdOverrides(BaseModel):
     min_confidence: _MinConfidence = None
 
     def apply(self, request: JobRequest) -> Options:
-        """Return a job's options with these overrides.
-
-        Raises:
-            ProblemError: if two background rules are given, or one for a job without a background rule.
-        """
+        """Return a job's options with these overrides; ProblemError if they do not go together."""
         background = self.model_dump(
             include={"background_threshold", "background_power"}, exclude_none=True
         )

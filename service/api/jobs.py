@@ -71,13 +71,7 @@ def delete_job(request: Request, job_id: JobId, state: State) -> Response | JobD
 def event_route(
     description: str, names: list[str], examples: list[dict[str, str]]
 ) -> dict[str, Any]:
-    """Return the arguments of a route that answers with server-sent events.
-
-    Args:
-        description: of the stream.
-        names: of the events in it.
-        examples: of them.
-    """
+    """Return the arguments of a route that answers with server-sent events of these names."""
     schema = {
         "type": "object",
         "properties": {
@@ -102,17 +96,7 @@ def event_route(
 def event_response(
     events: EventStream, source: EventSource, *, last_event_id: str | None, ended: bool
 ) -> Response:
-    """Answer with the events of a job or a batch.
-
-    Args:
-        events: the reader of Redis streams.
-        source: of the events.
-        last_event_id: of the last event that the client has.
-        ended: whether the job or batch has ended.
-
-    Raises:
-        ProblemError: if too many clients listen already.
-    """
+    """Answer with the events of a job or a batch; ProblemError if too many clients listen already."""
     if last_event_id == END and ended:
         return Response(status_code=204)  # a browser reconnects until it gets this
     if events.full:

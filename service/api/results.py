@@ -89,14 +89,7 @@ class FileResponder:
         name: str,
         media_type: str = _PNG,
     ) -> Response:
-        """Make a file, unless the client has it.
-
-        Args:
-            overrides: thresholds that differ from the job's.
-            make: makes the file; blocks.
-            name: tells the files of a job apart.
-            media_type: of the file.
-        """
+        """Make a file, unless the client has it; ``make`` blocks, ``name`` tells the files of a job apart."""
         job = await run_sync(self._state.jobs.finished, self.job_id)
         options = overrides.apply(job.request)
         tag = self._entity_tag(job, options.model_dump(), name, overrides)

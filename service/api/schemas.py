@@ -156,13 +156,7 @@ class JobDocument(BaseModel):
 
 
 def job_document(job: Job, *, position: int | None, path: str) -> JobDocument:
-    """Describe a job; reads its result from Redis.
-
-    Args:
-        job: the job.
-        position: jobs before it in the queue, if it is queued.
-        path: the job's own.
-    """
+    """Describe a job at its path and its position in the queue; reads its result from Redis."""
     status, request, result = status_of(job), request_of(job), result_of(job)
     progress = job.meta.get("progress") if status == "running" else None
     return JobDocument(
@@ -306,13 +300,7 @@ class ItemList(BaseModel):
 def batch_document(
     standing: Standing, counts: dict[ItemStatus, int], *, path: str
 ) -> BatchDocument:
-    """Describe a batch.
-
-    Args:
-        standing: the batch.
-        counts: of its items by state.
-        path: the batch's own.
-    """
+    """Describe a batch at its path, with the counts of its items by state."""
     record = standing.record
     # Items may have failed before any was tried.
     begun = counts["running"] + counts["finished"] + counts["canceled"]

@@ -37,11 +37,7 @@ class ModelRegistry:
         return tuple(worker for worker in live_workers(self._redis) if not worker.trouble)
 
     def require_worker(self) -> tuple[WorkerInfo, ...]:
-        """Return ``workers``.
-
-        Raises:
-            ProblemError: if there is none; it names the trouble of those that live.
-        """
+        """Return ``workers``; ProblemError if there is none, with the trouble of those that live."""
         alive = live_workers(self._redis)
         ready = tuple(worker for worker in alive if not worker.trouble)
         if ready:
@@ -54,11 +50,7 @@ class ModelRegistry:
         return known_models(self._redis)
 
     def named(self, name: str) -> ModelInfo:
-        """Return the model of a name.
-
-        Raises:
-            ProblemError: if there is none of that name, or none at all.
-        """
+        """Return the model of a name; ProblemError if there is none."""
         models = self._announced()
         if name not in models:
             detail = f"expected one of {', '.join(models)}, got {name[:80]!r}"

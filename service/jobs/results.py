@@ -44,11 +44,7 @@ class FinishedJob:
     result: JobResult
 
     def find_class(self, name: str) -> ClassRecord:
-        """Return a class by its index in label maps or its name, whatever its case.
-
-        Raises:
-            ProblemError: if the job has no such class.
-        """
+        """Return a class by its index in label maps or its name, whatever its case; ProblemError if there is none."""
         classes = self.result.classes
         for each in classes:
             if name == str(each.index):

@@ -79,7 +79,7 @@ class JobService:
             request: checked.
             data: the image's bytes.
             pixels: the image's width times height, for the job's timeout.
-            callback: where to post a webhook when the job has ended, even if it has already.
+            callback: of this job's end, even if it has ended already.
 
         Raises:
             ProblemError: if the queue is full.
@@ -109,11 +109,7 @@ class JobService:
         return job
 
     def find(self, job_id: str) -> Job:
-        """Return a job.
-
-        Raises:
-            ProblemError: if it is unknown or expired.
-        """
+        """Return a job; ProblemError if it is unknown or expired."""
         job = fetch_job(self._redis, job_id)
         if job is None:
             raise ProblemError("unknown-job", "no such job; results are kept for a day")
@@ -158,11 +154,7 @@ class JobService:
         return self._queue(request_of(job).model.name).get_job_position(job.id)
 
     def finished(self, job_id: str) -> FinishedJob:
-        """Return a finished job.
-
-        Raises:
-            ProblemError: if it is unknown, not finished, or has failed.
-        """
+        """Return a finished job; ProblemError if it is unknown, not finished, or has failed."""
         job = self.find(job_id)
         result = result_of(job)
         if result is not None:

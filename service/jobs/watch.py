@@ -38,21 +38,13 @@ _Entry = tuple[bytes, dict[bytes, bytes]]
 
 @dataclass(frozen=True)
 class EventSource:
-    """What events are about.
+    """What events are about: a job or a batch."""
 
-    Attributes:
-        name: for the log.
-        stream: key of its events.
-        results: key of the stream that its result is added to; empty if there is none.
-        status: reads its status; None if it is gone.
-        ends: statuses that it ends with.
-    """
-
-    name: str
-    stream: str
-    results: str
-    status: Callable[[Redis], Awaitable[str | None]]
-    ends: frozenset[str]
+    name: str  # for the log
+    stream: str  # key of its events
+    results: str  # key of the stream that its result is added to; empty if there is none
+    status: Callable[[Redis], Awaitable[str | None]]  # None if it is gone
+    ends: frozenset[str]  # statuses that it ends with
 
 
 def job_source(job_id: str) -> EventSource:
@@ -100,12 +92,7 @@ class EventStream:
     async def listen(
         self, source: EventSource, *, last_event_id: str | None
     ) -> AsyncIterator[ServerSentEvent]:
-        """Yield events until the end, or until the source or Redis is gone.
-
-        Args:
-            source: of the events.
-            last_event_id: of the last event that the client has; anything but an id of ours stands for none.
-        """
+        """Yield the events after one until the end, or until the source or Redis is gone; all if the id is unknown."""
         known = last_event_id is not None and _ID.fullmatch(last_event_id)
         after = last_event_id if known and last_event_id else _START
         async with self._listening:

@@ -41,21 +41,13 @@ _JANITOR_GRACE_SECONDS: Final = 20.0
 
 @dataclass(frozen=True)
 class Stack:
-    """What to run.
-
-    Attributes:
-        host: address of the API.
-        port: of the API.
-        data: directory of queue, blobs and logs; made if missing.
-        redis_url: the operator's Redis; None for an embedded server.
-        worker: the worker's command line, without the options that say where things are.
-    """
+    """What to run."""
 
     host: str
     port: int
-    data: Path
-    redis_url: str | None
-    worker: Sequence[str]
+    data: Path  # of queue, blobs and logs; made if missing
+    redis_url: str | None  # the operator's Redis; None for an embedded server
+    worker: Sequence[str]  # command line, without the options that say where things are
 
     @property
     def url(self) -> str:
@@ -69,11 +61,7 @@ class Stack:
 
 
 def serve(stack: Stack) -> None:
-    """Run a stack until a signal comes, or exit with one line if it cannot run.
-
-    Raises:
-        typer.Exit: if it cannot run.
-    """
+    """Run a stack until a signal comes; typer.Exit after one line if it cannot run."""
     try:
         _run(stack)
     except SupervisorError as error:

@@ -36,25 +36,15 @@ class StopRequestedError(Exception):
 
 @dataclass(frozen=True)
 class Command:
-    """How to run a child process.
-
-    Attributes:
-        name: for messages.
-        arguments: program (an absolute path) and arguments.
-        log: file for its output.
-        environment: variables on top of this process's own.
-        pass_fds: file descriptors that it inherits.
-        death_signal: sent to it if this process dies.
-        grace: seconds from SIGTERM to SIGKILL.
-    """
+    """How to run a child process."""
 
     name: str
-    arguments: Sequence[str]
+    arguments: Sequence[str]  # the program's absolute path first
     log: Path
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)  # on top of this process's own
     pass_fds: tuple[int, ...] = ()
-    death_signal: signal.Signals = signal.SIGKILL
-    grace: float = 10.0
+    death_signal: signal.Signals = signal.SIGKILL  # sent to it if this process dies
+    grace: float = 10.0  # seconds from SIGTERM to SIGKILL
 
 
 class Child:
@@ -184,14 +174,7 @@ class Supervisor:
                 signal.signal(kind, handler)  # type: ignore[arg-type]
 
     def start(self, make_command: Callable[[], Command]) -> None:
-        """Start a child and watch it.
-
-        Args:
-            make_command: called for each start, so that each can have, for instance, a name of its own.
-
-        Raises:
-            SupervisorError: if it cannot be started.
-        """
+        """Start a child by a command that is made anew for each start; SupervisorError if that fails."""
         try:
             self._services.append(_Service(make_command))
         except OSError as error:
@@ -215,11 +198,7 @@ class Supervisor:
                 raise SupervisorError(f"{what} took longer than {seconds:.0f} s")
 
     def watch(self) -> None:
-        """Restart children until a signal comes.
-
-        Raises:
-            StopRequestedError: on a signal.
-        """
+        """Restart children until a signal raises StopRequestedError."""
         while True:
             self._tick()
             for service in self._services:
@@ -254,11 +233,7 @@ class Supervisor:
 
 @contextmanager
 def exclusive_lock(data: Path) -> Iterator[None]:
-    """Hold a data directory, which is made if missing; the lock ends with this process, however it ends.
-
-    Raises:
-        SupervisorError: if another stack holds it, or it cannot be used.
-    """
+    """Hold a data directory, made if missing, until this process ends; SupervisorError if another stack holds it."""
     path = data / "serve.lock"
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)

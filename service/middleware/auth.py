@@ -70,11 +70,9 @@ def make_key(name: str) -> tuple[str, ApiKey]:
 
 
 def parse_keys(text: str, *, source: str) -> tuple[ApiKey, ...]:
-    """Read lines of a name and a hash; a # begins a comment. A name may occur twice, while its key is being replaced.
+    """Read names and hashes, with commas or line breaks between them; a # begins a comment.
 
-    Args:
-        text: the lines, with commas or line breaks between them.
-        source: where they are from, for the error.
+    A name may occur twice, while its key is being replaced. ``source`` is named in errors.
 
     Raises:
         ValueError: if a line is malformed; it is not quoted, for it may hold a key by mistake.
@@ -136,11 +134,7 @@ class ApiKeys:
 
 
 def load_keys(settings: Settings) -> ApiKeys | None:
-    """Return the keys that the settings name, or None if they name none.
-
-    Raises:
-        ValueError: as ApiKeys does.
-    """
+    """Return the keys that the settings name, or None if they name none; ValueError as ApiKeys."""
     if not (settings.keys_file or settings.keys.strip()):
         return None
     file = Path(settings.keys_file) if settings.keys_file else None
@@ -148,11 +142,7 @@ def load_keys(settings: Settings) -> ApiKeys | None:
 
 
 def require_auth_for_public_bind(settings: Settings, host: str) -> None:
-    """Refuse to listen on a public address without keys.
-
-    Raises:
-        ValueError: if there are no keys, and other hosts can reach the API.
-    """
+    """Raise ValueError if there are no keys and other hosts can reach the API."""
     address = settings.published or host
     if settings.open or load_keys(settings) is not None or is_loopback(address):
         return

@@ -33,11 +33,6 @@ class BodyLimit:
 
     FastAPI has ``max_body_size``, but where the length is declared it replaces the app's response by plain text.
     Uvicorn waits for a body without end.
-
-    Args:
-        app: what is protected.
-        bounds: of bodies.
-        by_path: bounds of paths that have their own.
     """
 
     def __init__(

@@ -26,17 +26,11 @@ _PREFIX: Final = "semples:rate"
 
 @dataclass(frozen=True)
 class RateLimitState:
-    """A client's state after a post.
-
-    Attributes:
-        allowed: whether this post is within the limit.
-        remaining: how many more are allowed now.
-        seconds: until the oldest counted post expires, at least 1.
-    """
+    """A client's state after a post."""
 
     allowed: bool
-    remaining: int
-    seconds: int
+    remaining: int  # further posts that are allowed now
+    seconds: int  # until the oldest counted post expires, at least 1
 
 
 class RateLimit:
@@ -44,11 +38,6 @@ class RateLimit:
 
     In a moving window: no stretch of a minute has more than a minute's posts. A post counts when it arrives, before its
     body is read and whatever its result; one that is refused here does not. A batch counts as one post.
-
-    Args:
-        app: what is protected.
-        rate: see ``parse_rate``.
-        redis: where the counts are.
     """
 
     def __init__(self, app: ASGIApp, *, rate: RateLimitItem, redis: Redis) -> None:
@@ -99,11 +88,7 @@ class RateLimit:
 
 
 def parse_rate(text: str) -> RateLimitItem:
-    """Read a rate such as "60/minute" or "1000 per 2 hours".
-
-    Raises:
-        ValueError: if it is none, more than one, or 0.
-    """
+    """Read one rate such as "60/minute" or "1000 per 2 hours"; ValueError if it is not one, or 0."""
     try:
         rates = parse_many(text)
     except ValueError as error:
