@@ -14,16 +14,16 @@ from models.config import SegmentConfig
 from models.data.classes import ClassList
 from models.inference.forward import (
     ForwardOutput,
-    LabeledImage,
-    UnlabeledImage,
     forward_cam,
     forward_segmenter,
 )
 from models.inference.masks import (
     CannotSegmentError,
+    LabeledImage,
     MaskOptions,
     OnProgress,
     Segmentation,
+    UnlabeledImage,
     fill_defaults,
     ignore_progress,
 )
