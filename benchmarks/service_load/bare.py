@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.service_load.load import Bounds, read_photos
-from models.bundle.bundle import find_bundle, load_bundle
+from models import find_bundle, load_bundle
 from models.data.images import read_image
 from models.inference.masks import LabeledImage, Segmentation
 from models.inference.predictor import Predictor

@@ -1,4 +1,4 @@
-"""Commands that check a downloaded data set and make it ready."""
+"""Commands about data: prepare, import-checkpoint and export."""
 
 from __future__ import annotations
 
@@ -10,39 +10,65 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from models.cli.options import (
     DeviceOption,
     ThreadsOption,
     pick_device,
+    print_error,
     progress,
     require_export_packages,
 )
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from models.data.classes import ClassList
+    from models.data.mask_folder import MaskedPhoto
+    from models.generators.vit import WeakTrSizes
     from models.prepare import Prepared
 
-RootArgument = Annotated[Path, typer.Argument(help="Folder that the archives were unpacked in.")]
-OutputOption = Annotated[
+    Writer = Callable[[Iterable[MaskedPhoto], ClassList, Path], str]
+
+_RootArgument = Annotated[Path, typer.Argument(help="Folder that the archives were unpacked in.")]
+_OutputOption = Annotated[
     Path, typer.Option("--output", help="Folder for labels.csv, classes.txt, ground_truth/.")
 ]
-PhotosOption = Annotated[
+_PhotosOption = Annotated[
     int | None, typer.Option(min=1, help="Take so many photos of each list only, for a trial.")
 ]
-ThoroughOption = Annotated[
+_ThoroughOption = Annotated[
     bool,
     typer.Option(
         "--thorough", help="Read every photo, not a hundred, and archives that are still there."
     ),
 ]
 
+_IN_ORDER, _BY_INDEX = "in-order", "by-index"
+
+
+class Kind(StrEnum):
+    """Content of a released file."""
+
+    WEAKTR = "weaktr"
+    PROMPTS = "prompts"
+
+
+class Format(StrEnum):
+    """Formats of ``semples export``."""
+
+    VOC = "voc"
+    COCO = "coco"
+    CVAT = "cvat"
+    LABEL_STUDIO = "label-studio"
+
 
 def voc(
-    root: RootArgument,
-    output: OutputOption,
-    photos: PhotosOption = None,
-    thorough: ThoroughOption = False,
+    root: _RootArgument,
+    output: _OutputOption,
+    photos: _PhotosOption = None,
+    thorough: _ThoroughOption = False,
 ) -> None:
     """PASCAL VOC 2012 (VOCtrainval_11-May-2012.tar), with the masks of SBD (benchmark.tgz) if they are there.
 
@@ -51,15 +77,15 @@ def voc(
     require_export_packages()
     from models.prepare.voc import prepare_voc
 
-    prepared = prepare_voc(root, output, photos=photos, thorough=thorough, watch=_watch)
-    _report(prepared, output, "voc")
+    prepared = prepare_voc(root, output, photos=photos, thorough=thorough, watch=_progress_bar)
+    _report_prepared(prepared, output, "voc")
 
 
 def coco(
-    root: RootArgument,
-    output: OutputOption,
-    photos: PhotosOption = None,
-    thorough: ThoroughOption = False,
+    root: _RootArgument,
+    output: _OutputOption,
+    photos: _PhotosOption = None,
+    thorough: _ThoroughOption = False,
 ) -> None:
     """MS COCO 2014 (train2014.zip, val2014.zip, annotations_trainval2014.zip).
 
@@ -68,50 +94,8 @@ def coco(
     require_export_packages()
     from models.prepare.coco import prepare_coco
 
-    prepared = prepare_coco(root, output, photos=photos, thorough=thorough, watch=_watch)
-    _report(prepared, output, "coco")
-
-
-@contextmanager
-def _watch(title: str, total: int) -> Iterator[Callable[[], object]]:
-    with progress(title, total) as (bar, task):
-        yield lambda: bar.advance(task)
-
-
-def _report(prepared: Prepared, output: Path, config: str) -> None:
-    for line in prepared.lines:
-        print(line)
-    for note in prepared.notes:
-        Console(stderr=True, soft_wrap=True).print(
-            f"semples: {note}", markup=False, highlight=False
-        )
-    print(
-        f"next: copy models/configs/{config}.yaml to my.yaml, name in it the generator's weights that 'semples "
-        "import-checkpoint' wrote (or give it a section pretrain_generator), and then"
-    )
-    print(
-        f"  semples train-generator work/ --images {prepared.images} --labels {output / 'labels.csv'} "
-        f"--classes {output / 'classes.txt'} --config my.yaml"
-    )
-
-
-# The command that takes in what others have trained and released.
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from models.data.classes import ClassList
-    from models.generators.vit import WeakTrSizes
-
-IN_ORDER, BY_INDEX = "in-order", "by-index"
-
-
-class Kind(StrEnum):
-    """What a released file holds."""
-
-    WEAKTR = "weaktr"
-    PROMPTS = "prompts"
+    prepared = prepare_coco(root, output, photos=photos, thorough=thorough, watch=_progress_bar)
+    _report_prepared(prepared, output, "coco")
 
 
 def import_checkpoint(
@@ -140,7 +124,7 @@ def import_checkpoint(
             help="The classes' channels in the file: in-order (it has these classes alone), "
             "by-index (index - 1, as COCO's category ids), or a file of 'class-index channel' lines."
         ),
-    ] = IN_ORDER,
+    ] = _IN_ORDER,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
@@ -152,105 +136,11 @@ def import_checkpoint(
         return
     if work is None or output is not None or (config is None) != (classes is None):
         raise ValueError("expected --work with prompts, --config and --classes if it is new")
-    place = pick_device(device, threads)
-    print(f"written to {_import_prompts(file, channels, work, config, classes, place)}")
+    chosen = pick_device(device, threads)
+    print(f"written to {_import_prompts(file, channels, work, config, classes, chosen)}")
     print(
         "They are read with CLIP's ordinary '.'; the released ones were learned with the one inside words."
     )
-
-
-def _import_weaktr(file: Path, classes: Path, channels: str, output: Path) -> None:
-    from models.bundle.import_checkpoint import weaktr_weights
-    from models.data.classes import read_class_list
-    from models.tensors import write_tensors
-
-    class_list = read_class_list(classes)
-    chosen = _channel_map(channels, class_list)
-    imported = weaktr_weights(_read(file), class_list, channels=chosen, source=str(file))
-    if output.exists() and output.samefile(file):
-        raise ValueError(f"expected an output that keeps {file}, got itself")
-    write_tensors(output, imported.tensors)
-    print(f"written to {output}: {len(class_list)} classes; in the configuration")
-    print(f"  generator: {_settings(output, imported.sizes)}")
-    print(
-        "with 'pooling: avg' if it was trained so, which the file does not tell (older public ones for COCO)."
-    )
-
-
-def _settings(weights: Path, sizes: WeakTrSizes) -> str:
-    """The generator's configuration in YAML, as far as it differs from the defaults."""
-    from dataclasses import asdict
-
-    import yaml
-
-    default = asdict(type(sizes)())
-    differing = {key: value for key, value in asdict(sizes).items() if value != default[key]}
-    entries = {"kind": "weaktr", "weights": str(weights), **differing}
-    text: str = yaml.safe_dump(entries, default_flow_style=True, sort_keys=False, width=1000)
-    return text.strip()
-
-
-def _read(file: Path) -> object:
-    from models.bundle.import_checkpoint import read_torch_file
-
-    return read_torch_file(file)
-
-
-def _channel_map(channels: str, classes: ClassList) -> Mapping[int, int] | None:
-    if channels == IN_ORDER:
-        return None
-    if channels == BY_INDEX:
-        return {info.index: info.index - 1 for info in classes.classes}
-    from models.bundle.import_checkpoint import read_channels
-
-    return read_channels(Path(channels))
-
-
-def _import_prompts(
-    file: Path,
-    channels: str,
-    work: Path,
-    config: str | None,
-    classes: Path | None,
-    device: torch.device,
-) -> Path:
-    from models.config import load_config
-    from models.data.classes import read_class_list
-    from models.training.generator import adopt_prompts
-    from models.training.run import open_run, start_run
-
-    if config is None or classes is None:
-        run = open_run(work, device=device)
-        return adopt_prompts(run, _context(file, channels, run.classes))
-    settings, class_list = load_config(config), read_class_list(classes)
-    context = _context(file, channels, class_list)
-    # The work directory is begun only now that there is something to put there.
-    return adopt_prompts(start_run(settings, class_list, work, device=device), context)
-
-
-def _context(file: Path, channels: str, classes: ClassList) -> Tensor:
-    from models.bundle.import_checkpoint import prompts_context
-
-    chosen = _channel_map(channels, classes)
-    return prompts_context(_read(file), classes, channels=chosen, source=str(file))
-
-
-# The command that turns a folder of pseudo masks into another tool's format.
-
-if TYPE_CHECKING:
-    from models.data.classes import ClassList
-    from models.data.mask_folder import MaskedPhoto
-
-    Writer = Callable[[Iterable[MaskedPhoto], ClassList, Path], str]
-
-
-class Format(StrEnum):
-    """What ``semples export`` writes."""
-
-    VOC = "voc"
-    COCO = "coco"
-    CVAT = "cvat"
-    LABEL_STUDIO = "label-studio"
 
 
 def export(
@@ -272,10 +162,101 @@ def export(
 
     write = _writer(to, image_prefix)
     masks = open_mask_folder(folder, images)
-    with progress(f"export to {to.value}", len(masks)) as (bar, task), new_folder(output) as place:
+    with progress(f"export to {to.value}", len(masks)) as (bar, task), new_folder(output) as new:
         photos = bar.track(masks.photos(), task_id=task)
-        written = write(photos, masks.classes, place)
+        written = write(photos, masks.classes, new)
     print(f"{output}: {written}")
+
+
+@contextmanager
+def _progress_bar(title: str, total: int) -> Iterator[Callable[[], object]]:
+    with progress(title, total) as (bar, task):
+        yield lambda: bar.advance(task)
+
+
+def _report_prepared(prepared: Prepared, output: Path, config: str) -> None:
+    for line in prepared.lines:
+        print(line)
+    for note in prepared.notes:
+        print_error(note)
+    print(
+        f"next: copy models/configs/{config}.yaml to my.yaml, name in it the generator's weights that 'semples "
+        "import-checkpoint' wrote (or give it a section pretrain_generator), and then"
+    )
+    print(
+        f"  semples train-generator work/ --images {prepared.images} --labels {output / 'labels.csv'} "
+        f"--classes {output / 'classes.txt'} --config my.yaml"
+    )
+
+
+def _import_weaktr(file: Path, classes: Path, channels: str, output: Path) -> None:
+    from models.bundle.import_checkpoint import read_torch_file, weaktr_weights
+    from models.data.classes import read_class_list
+    from models.tensors import write_tensors
+
+    class_list = read_class_list(classes)
+    chosen = _channel_map(channels, class_list)
+    imported = weaktr_weights(read_torch_file(file), class_list, channels=chosen, source=str(file))
+    if output.exists() and output.samefile(file):
+        raise ValueError(f"expected an output that keeps {file}, got itself")
+    write_tensors(output, imported.tensors)
+    print(f"written to {output}: {len(class_list)} classes; in the configuration")
+    print(f"  generator: {_settings(output, imported.sizes)}")
+    print(
+        "with 'pooling: avg' if it was trained so, which the file does not tell (older public ones for COCO)."
+    )
+
+
+def _settings(weights: Path, sizes: WeakTrSizes) -> str:
+    """The generator's configuration in YAML, without defaults."""
+    from dataclasses import asdict
+
+    import yaml
+
+    default = asdict(type(sizes)())
+    differing = {key: value for key, value in asdict(sizes).items() if value != default[key]}
+    entries = {"kind": "weaktr", "weights": str(weights), **differing}
+    text: str = yaml.safe_dump(entries, default_flow_style=True, sort_keys=False, width=1000)
+    return text.strip()
+
+
+def _channel_map(channels: str, classes: ClassList) -> Mapping[int, int] | None:
+    if channels == _IN_ORDER:
+        return None
+    if channels == _BY_INDEX:
+        return {info.index: info.index - 1 for info in classes.classes}
+    from models.bundle.import_checkpoint import read_channels
+
+    return read_channels(Path(channels))
+
+
+def _import_prompts(
+    file: Path,
+    channels: str,
+    work: Path,
+    config: str | None,
+    classes: Path | None,
+    device: torch.device,
+) -> Path:
+    from models.config import load_config
+    from models.data.classes import read_class_list
+    from models.training.prompts import adopt_prompts
+    from models.training.run import open_run, start_run
+
+    if config is None or classes is None:
+        run = open_run(work, device=device)
+        return adopt_prompts(run, _context(file, channels, run.classes))
+    settings, class_list = load_config(config), read_class_list(classes)
+    context = _context(file, channels, class_list)
+    # The work directory is created only after the file was read.
+    return adopt_prompts(start_run(settings, class_list, work, device=device), context)
+
+
+def _context(file: Path, channels: str, classes: ClassList) -> Tensor:
+    from models.bundle.import_checkpoint import prompts_context, read_torch_file
+
+    chosen = _channel_map(channels, classes)
+    return prompts_context(read_torch_file(file), classes, channels=chosen, source=str(file))
 
 
 def _writer(to: Format, image_prefix: str | None) -> Writer:

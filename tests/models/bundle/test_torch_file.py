@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from models.bundle.import_checkpoint import read_torch_file
 
@@ -93,33 +93,27 @@ def archived(name: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "content",
     [
-        (b"", "got an empty file"),
-        (b"0 background\n1 cat\n", "got text"),
-        (encoded("PNG"), "got a PNG image"),
-        (encoded("JPEG"), "got a JPEG image"),
-        (b"\x01\x02\x00\x04" * 8, "got a file of another kind"),
-        (archived("readme.txt"), "got a zip archive of other files"),
-        (archived("archive/data.pkl"), "got a damaged or foreign one"),
-        (archived("archive/data.pkl")[:-10], "got a damaged or truncated archive"),
-        (pickle.dumps({"prompts": [1, 2]}), "got a damaged or foreign one"),
-        (b"\x80\x02garbage", "got a damaged or foreign one"),
+        b"",
+        b"0 background\n1 cat\n",
+        encoded("PNG"),
+        encoded("JPEG"),
+        b"\x01\x02\x00\x04" * 8,
+        archived("readme.txt"),
+        archived("archive/data.pkl"),
+        archived("archive/data.pkl")[:-10],
+        pickle.dumps({"prompts": [1, 2]}),
+        b"\x80\x02garbage",
+        safetensors.torch.save({"prompts": torch.rand(1, 2, 3)}),
     ],
 )
-def test_other_files_are_called_by_what_they_are(
-    content: bytes, message: str, tmp_path: Path
-) -> None:
+def test_other_files_are_refused_in_one_line(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "file.pth"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"expected a file that torch.save wrote, {message}"):
+    message = "expected a file that torch.save wrote, got a damaged or foreign one: "
+    with pytest.raises(ValueError, match=f"^{message}[^\n]*file.pth$"):
         read_torch_file(path)
-
-
-def test_safetensors_are_told_apart(tmp_path: Path) -> None:
-    save_file({"prompts": torch.rand(1, 2, 3)}, tmp_path / "prompts.safetensors")
-    with pytest.raises(ValueError, match="got a safetensors file"):
-        read_torch_file(tmp_path / "prompts.safetensors")
 
 
 @pytest.mark.parametrize("archive", [True, False])
@@ -129,7 +123,7 @@ def test_truncated_files_are_refused(archive: bool, kept: float, tmp_path: Path)
     torch.save({"model": torch.rand(500)}, path, _use_new_zipfile_serialization=archive)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(kept * len(whole))])
-    with pytest.raises(ValueError, match=r"got a damaged or (truncated archive|foreign one)"):
+    with pytest.raises(ValueError, match="got a damaged or foreign one"):
         read_torch_file(path)
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from models.evaluation.report import masks_part, options_in_words, outcome_in_words
+from models.evaluation.report import describe_masks, describe_options, masks_part
 
 OPTIONS = {
     "refine": "pamr", "min_confidence": 0.0, "background_threshold": 0.4, "background_power": None,
@@ -42,12 +42,12 @@ def test_a_summary(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_outcome_in_words(tmp_path: Path, classes: object, failed: object, words: str) -> None:
+def test_describe_masks(tmp_path: Path, classes: object, failed: object, words: str) -> None:
     content = {**SUMMARY, "classes": classes, "failed": failed}
     (tmp_path / "summary.json").write_text(json.dumps(content))
     part = masks_part(tmp_path)
     assert part is not None
-    assert outcome_in_words(part) == words
+    assert describe_masks(part) == words
 
 
 @pytest.mark.parametrize("key", ["options", "masks", "classes", "failed"])
@@ -75,5 +75,5 @@ def test_another_json_is_refused(tmp_path: Path, key: str) -> None:
         ),
     ],
 )
-def test_options_in_words(change: dict[str, object], words: str) -> None:
-    assert options_in_words({**OPTIONS, **change}) == words
+def test_describe_options(change: dict[str, object], words: str) -> None:
+    assert describe_options({**OPTIONS, **change}) == words

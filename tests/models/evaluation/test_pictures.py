@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from models.data.classes import Sample
-from models.evaluation.plots import choose
+from models.evaluation.plots import choose_samples
 
 
 def test_chosen_photos_spread_over_the_classes() -> None:
@@ -9,7 +9,7 @@ def test_chosen_photos_spread_over_the_classes() -> None:
     photos = [Sample(Path(f"{name}.jpg"), channels) for name, channels in labels.items()]
 
     def chosen(count: int) -> str:
-        return "".join(each.stem for each in choose(photos, count))
+        return "".join(each.stem for each in choose_samples(photos, count))
 
     assert chosen(0) == ""
     assert chosen(1) == "b"
@@ -17,4 +17,4 @@ def test_chosen_photos_spread_over_the_classes() -> None:
     assert chosen(4) == "bdef"  # each class once, the simplest photo first
     assert chosen(5) == "bdefc"  # and round again
     assert sorted(chosen(99)) == list("abcdef")
-    assert choose([photos[-1]], 3) == []
+    assert choose_samples([photos[-1]], 3) == []

@@ -135,7 +135,7 @@ def test_equal_runs_give_equal_pages(
 ) -> None:
     sources = Sources(samples, made, tiny_bundle)
     shares: list[float] = []
-    write_report(tiny_run, sources, tmp_path / "a.html", photos=3, on_share=shares.append)
+    write_report(tiny_run, sources, tmp_path / "a.html", photos=3, on_fraction=shares.append)
     write_report(tiny_run, replace(sources, samples=samples[::-1]), tmp_path / "b.html", photos=3)
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
     assert shares == [1 / 3, 2 / 3, 1]

@@ -13,7 +13,7 @@ from models.cli import main
 from models.config import Config, dump_config
 from models.data.classes import read_class_list
 from models.data.labels import read_folder, read_label_rows
-from models.data.official import spread
+from models.data.official import evenly_spaced
 from models.data.voc import VOC_CLASSES, find_voc, read_voc, voc_list
 from tests.helpers.downloads import make_voc, voc_map
 
@@ -53,7 +53,7 @@ def test_end_to_end(
         assert samples == read_voc(root, split, photos=PHOTOS)
         maps = out / "ground_truth" / split
         assert {path.stem for path in maps.iterdir()} == {each.stem for each in samples}
-        for listed in spread(voc_list(split), PHOTOS):
+        for listed in evenly_spaced(voc_list(split), PHOTOS):
             with Image.open(maps / f"{listed.stem}.png") as picture:
                 assert np.array_equal(np.array(picture), voc_map(listed))
     assert list((root / "benchmark_RELEASE").rglob("*.mat"))  # SBD had its part in it
@@ -107,7 +107,7 @@ def test_masks_of_others_as_png_are_taken(
 ) -> None:
     place = make_voc(tmp_path / "voc", photos=PHOTOS, sbd=False)
     (place / "SegmentationClassAug").mkdir()
-    for listed in spread(voc_list("train_aug"), PHOTOS):
+    for listed in evenly_spaced(voc_list("train_aug"), PHOTOS):
         Image.fromarray(voc_map(listed)).save(place / "SegmentationClassAug" / f"{listed.stem}.png")
     options = [place, "--output", tmp_path / "out", "--photos", PHOTOS]
     assert run(monkeypatch, "prepare", "voc", *options) == 0

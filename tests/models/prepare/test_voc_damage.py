@@ -10,7 +10,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from models.cli import main
-from models.data.official import spread
+from models.data.official import evenly_spaced
 from models.data.voc import voc_list
 from tests.helpers.downloads import SIZE, make_voc, voc_xml
 
@@ -52,7 +52,7 @@ def text(content: str) -> Callable[[Path], object]:
     return lambda path: path.write_text(content)
 
 
-VAL, AUG = (spread(voc_list(split), PHOTOS)[1] for split in ("val", "train_aug"))
+VAL, AUG = (evenly_spaced(voc_list(split), PHOTOS)[1] for split in ("val", "train_aug"))
 SBD = f"benchmark_RELEASE/dataset/cls/{AUG.stem}.mat"
 SIZED = voc_xml(VAL).replace(f"<width>{SIZE[1]}</width>", "")
 AGAIN = "unpack VOCtrainval_11-May-2012.tar (from http://host.robots.ox.ac.uk/"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from models.training.distributed import Processes
-from models.training.loop import Group, Optimization, Step, fit, weighted_parts
+from models.training.loop import Optimization, ParameterGroup, Step, fit, micro_batches
 from tests.conftest import CPU
 from tests.models.training.test_loop import Listed
 
@@ -28,12 +28,12 @@ def test_parts_of_a_batch_teach_what_the_whole_would() -> None:
         nn.init.zeros_(layer.bias)
         steps: list[Step] = []
         fit(
-            [Group(layer.parameters())],
+            [ParameterGroup(layer.parameters())],
             Listed([(rows, counts)]),
             mean_over_counted,
             Optimization(3, 0.1, 0.0),
             on_step=steps.append,
-            parts_of=weighted_parts(
+            split=micro_batches(
                 lambda weights: weights, size=size, processes=Processes(), device=CPU
             ),
         )
@@ -45,7 +45,7 @@ def test_parts_of_a_batch_teach_what_the_whole_would() -> None:
 
 
 def test_parts_without_anything_to_learn_keep_their_weight() -> None:
-    cut = weighted_parts(lambda each: each > 0, size=2, processes=Processes(), device=CPU)
+    cut = micro_batches(lambda each: each > 0, size=2, processes=Processes(), device=CPU)
     parts = cut((torch.zeros(3, 1), torch.zeros(3, 1)))
     assert [len(part.batch[0]) for part in parts] == [2, 1]
     assert all(part.weight == 0 for part in parts)

@@ -12,8 +12,8 @@ from models.data.classes import Sample
 from models.data.labels import read_folder
 from models.training import generator
 from models.training.generator import classification_losses, pretrain_generator
-from models.training.pipeline import plan
-from models.training.run import MissingStageError, Run, start_run
+from models.training.pipeline import build_stages
+from models.training.run import MissingStageError, Run, start_run, supervision
 from tests.conftest import CLASSES, CPU
 
 
@@ -56,7 +56,7 @@ def test_the_stages_start_from_what_it_leaves(
     steps = []
     left = load_file(pretrain_generator(run, samples, steps.append))
     assert len(steps) == 4
-    clip, text = generator.supervision(run)
+    clip, text = supervision(run)
     fresh = build_generator(config, clip, text, device=CPU).state_dict()
     moved = {name for name, tensor in left.items() if not torch.equal(tensor, fresh[name])}
     # Batch statistics too: here alone the generator is in training mode.
@@ -75,7 +75,7 @@ def test_another_run_may_start_from_its_weights(
     cnn = CnnConfig(backbone="test_resnet", pretrained=False, weights=str(path))
     second = config.model_copy(update={"generator": cnn, "pretrain_generator": None})
     run = start_run(second, CLASSES, tmp_path / "second", device=CPU)
-    clip, text = generator.supervision(run)
+    clip, text = supervision(run)
     started = generator.initial_generator(run, clip, text)
     torch.testing.assert_close(dict(started.state_dict()), load_file(path), rtol=0, atol=0)
     foreign = config.model_copy(
@@ -89,7 +89,9 @@ def test_all_stages_begin_with_it_if_so_configured(
     config: Config, tiny_run: Run, samples: list[Sample], tmp_path: Path
 ) -> None:
     def names(run: Run) -> list[str]:
-        stages_of = plan(run, samples, tmp_path, tmp_path, licence="CC0", trained_on="squares")
+        stages_of = build_stages(
+            run, samples, tmp_path, tmp_path, licence="CC0", trained_on="squares"
+        )
         return [stage.name for stage in stages_of]
 
     run = start_run(config, CLASSES, tmp_path, device=CPU)
