@@ -1,7 +1,6 @@
 """``semples import-checkpoint`` as a user meets it, up to a prediction."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,19 +8,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from models.cli import main
 from models.config import Config, dump_config
 from models.data.classes import write_class_list
 from tests.conftest import CLASSES
+from tests.helpers.command import semples
 from tests.helpers.paths import PHOTO
 from tests.models.bundle.test_import_checkpoint import public_weaktr
-
-
-def semples(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["semples", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
 
 
 @pytest.fixture
@@ -101,7 +93,10 @@ MISTAKES = [
     (f"weaktr.pth {WEAKTR} --channels by-index --output weaktr.pth", "an output that keeps"),
     (f"weaktr.pth {WEAKTR} --channels nope", "No such file"),
     (f"prompts.pth {WEAKTR}", "expected a dictionary with 'model' in prompts.pth"),
-    (f"text.pth {WEAKTR}", "expected a file that torch.save wrote, got a damaged or foreign one: text.pth"),
+    (
+        f"text.pth {WEAKTR}",
+        "expected a file that torch.save wrote, got a damaged or foreign one: text.pth",
+    ),
     (f"missing.pth {WEAKTR}", "No such file"),
     (f"weaktr.pth {WEAKTR} --work work", "expected --classes and --output with weaktr"),
     ("weaktr.pth --kind weaktr --output o", "expected --classes and --output with weaktr"),

@@ -1,21 +1,13 @@
 """``semples report`` as a user meets it."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-from models.cli import main
 from models.training.run import Run
+from tests.helpers.command import semples
 from tests.helpers.html_page import Page
-
-
-def report(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["semples", "report", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
 
 
 @pytest.fixture
@@ -37,7 +29,7 @@ def page_of(work: Path) -> Page:
 def test_the_bundle_is_packed_where_there_is_none(
     work: Path, given: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert report(monkeypatch, *given, "--photos", 1) == 0
+    assert semples(monkeypatch, "report", *given, "--photos", 1) == 0
     page = page_of(work)
     assert len(page.all("img")) == 4
     assert "stage refine-generator" in page.section("run")
@@ -45,7 +37,7 @@ def test_the_bundle_is_packed_where_there_is_none(
     assert not (work / "bundle").exists()
 
     (work / "refine-generator" / "generator.safetensors").unlink()
-    assert report(monkeypatch, *given, "--photos", 1) == 0
+    assert semples(monkeypatch, "report", *given, "--photos", 1) == 0
     assert "stage train-generator" in page_of(work).section("run")
 
 
@@ -56,7 +48,7 @@ def test_the_runs_own_bundle_comes_before(
     (work / "config.yaml").write_text(
         (work / "config.yaml").read_text().replace("local-dir:", "local-dir:/nowhere")
     )
-    assert report(monkeypatch, *given, "--photos", 1) == 0  # and CLIP is not needed
+    assert semples(monkeypatch, "report", *given, "--photos", 1) == 0  # and CLIP is not needed
     assert len(page_of(work).all("img")) == 4
 
 
@@ -69,7 +61,7 @@ def test_without_clip_there_is_a_page_without_pictures(
     (work / "config.yaml").write_text(
         (work / "config.yaml").read_text().replace("local-dir:", "local-dir:/nowhere")
     )
-    assert report(monkeypatch, *given) == 0
+    assert semples(monkeypatch, "report", *given) == 0
     assert "no pictures, for the bundle cannot be packed: " in capsys.readouterr().err
     page = page_of(work)
     assert not page.all("img")
@@ -93,6 +85,9 @@ def test_mistakes_are_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert report(monkeypatch, *given, *(each.format(none=work / "none") for each in more)) == 2
+    assert (
+        semples(monkeypatch, "report", *given, *(each.format(none=work / "none") for each in more))
+        == 2
+    )
     assert message in capsys.readouterr().err
     assert not (work / "report.html").exists()

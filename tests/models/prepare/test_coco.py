@@ -1,7 +1,6 @@
 """``semples prepare coco`` on tiny downloads, whole and damaged."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.cli import main
 from models.data.classes import read_class_list
 from models.data.coco import COCO_CLASSES, coco_list, read_coco
 from models.data.labels import read_folder
 from models.data.official import evenly_spaced
 from models.prepare import draw_instances
+from tests.helpers.command import semples
 from tests.helpers.downloads import (
     SIZE,
     annotation,
@@ -31,15 +30,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 PHOTOS = 3  # of each list
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["semples", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
-
-
 def prepare(monkeypatch: pytest.MonkeyPatch, root: Path, out: Path, *more: object) -> int:
-    return run(monkeypatch, "prepare", "coco", root, "--output", out, "--photos", PHOTOS, *more)
+    return semples(monkeypatch, "prepare", "coco", root, "--output", out, "--photos", PHOTOS, *more)
 
 
 def test_end_to_end(

@@ -1,4 +1,4 @@
-"""The loop: what it minimizes and reports, mixed precision, clipping, going on after a kill."""
+"""The training loop: what it minimizes and reports, mixed precision, clipping, micro-batches, checkpoints."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from models.training.checkpoint import Checkpoint
-from models.training.loop import Optimization, ParameterGroup, Step, fit
+from models.training.distributed import Processes
+from models.training.loop import Optimization, ParameterGroup, Step, fit, micro_batches
 from models.training.prompts import RegionBatches
+from tests.conftest import CPU
 
 BatchT = TypeVar("BatchT")
 
@@ -238,3 +240,42 @@ def test_only_the_leading_process_writes(tmp_path: Path) -> None:
         checkpoint=checkpoint,
     )
     assert not any(tmp_path.iterdir())
+
+
+def test_parts_of_a_batch_teach_what_the_whole_would() -> None:
+    rows = torch.randn(6, 3, generator=torch.Generator().manual_seed(3))
+    counts = torch.tensor([1.0, 0.0, 2.0, 1.0, 1.0, 0.0])
+
+    def mean_over_counted(batch: tuple[Tensor, Tensor]) -> Mapping[str, Tensor]:
+        values, weights = batch
+        squares = layer(values)[:, 0].square() * weights
+        return {"square": squares.sum() / weights.sum().clamp(min=1)}
+
+    learned, reports = [], []
+    for size in (None, 4, 2, 1):
+        layer = nn.Linear(3, 1)
+        nn.init.ones_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        steps: list[Step] = []
+        fit(
+            [ParameterGroup(layer.parameters())],
+            Listed([(rows, counts)]),
+            mean_over_counted,
+            Optimization(3, 0.1, 0.0),
+            on_step=steps.append,
+            split=micro_batches(
+                lambda weights: weights, size=size, processes=Processes(), device=CPU
+            ),
+        )
+        learned.append(layer.weight.detach())
+        reports.append([step.losses["square"] for step in steps])
+    for weight, losses in zip(learned[1:], reports[1:], strict=True):
+        torch.testing.assert_close(weight, learned[0])
+        assert losses == pytest.approx(reports[0], rel=1e-5)
+
+
+def test_parts_without_anything_to_learn_keep_their_weight() -> None:
+    cut = micro_batches(lambda each: each > 0, size=2, processes=Processes(), device=CPU)
+    parts = cut((torch.zeros(3, 1), torch.zeros(3, 1)))
+    assert [len(part.batch[0]) for part in parts] == [2, 1]
+    assert all(part.weight == 0 for part in parts)

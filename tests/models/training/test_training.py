@@ -19,7 +19,6 @@ from models.data.classes import Sample
 from models.data.labels import read_folder
 from models.training import generator, prompts
 from models.training import run as run_module
-from models.training.generator import Refinement, generator_losses
 from models.training.loop import Step
 from models.training.prompts import RegionBatches, RegionEmbeddings, embed_backgrounds
 from models.training.run import MissingStageError, OnStep, Run, open_run, start_run, supervision
@@ -42,10 +41,12 @@ def masks_of_everything(images: torch.Tensor, present: torch.Tensor) -> torch.Te
 def test_stage_c_adds_refinement_to_stage_a(tiny_clip: FrozenClip) -> None:
     text = tiny_clip.embed_classes(CLASSES.names)
     batch = torch.rand(2, 3, 64, 64), torch.tensor([[1.0, 0, 0, 1], [0, 0, 1, 0]])
-    a = generator_losses(masks_of_everything, tiny_clip, text, background_weight=1.0)(batch)
-    c = generator_losses(
+    a = generator.generator_losses(masks_of_everything, tiny_clip, text, background_weight=1.0)(
+        batch
+    )
+    c = generator.generator_losses(
         masks_of_everything, tiny_clip, text, background_weight=1.0,
-        refinement=Refinement(text, 0.5),
+        refinement=generator.Refinement(text, 0.5),
     )(batch)  # fmt: skip
     assert set(a) == {"match"}
     assert set(c) == {"match", "refine"}
@@ -54,9 +55,9 @@ def test_stage_c_adds_refinement_to_stage_a(tiny_clip: FrozenClip) -> None:
 
 def test_a_batch_without_labels_is_zero_not_nan(tiny_clip: FrozenClip, tiny_config: Config) -> None:
     text = tiny_clip.embed_classes(CLASSES.names)
-    losses = generator_losses(
+    losses = generator.generator_losses(
         masks_of_everything, tiny_clip, text, background_weight=1.0,
-        refinement=Refinement(text, 0.5),
+        refinement=generator.Refinement(text, 0.5),
     )((torch.rand(2, 3, 64, 64), torch.zeros(2, 4)))  # fmt: skip
     assert {name: loss.item() for name, loss in losses.items()} == {"match": 0, "refine": 0}
 

@@ -31,7 +31,7 @@ from models.training.segmenter import (
 )
 from tests.conftest import CLASSES, CPU
 from tests.models.segmenters.test_segmenters import TINY_MASK2FORMER
-from tests.models.training.test_processes import distance_of_updates
+from tests.models.training.test_distributed import distance_of_updates
 
 
 def train(run: Run, tiny_data: Path, masks: Path) -> dict[str, Tensor]:
