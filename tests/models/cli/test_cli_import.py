@@ -30,12 +30,11 @@ def test_from_released_files_to_a_prediction(
     place: Path,
     tiny_config: Config,
     tiny_data: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = [place / "weaktr.pth", "--kind", "weaktr", "--classes", place / "classes.txt"]
     taken = ["--channels", "by-index", "--output", place / "ours.safetensors"]
-    assert semples(monkeypatch, "import-checkpoint", *arguments, *taken) == 0
+    assert semples("import-checkpoint", *arguments, *taken).returncode == 0
     printed = capsys.readouterr().out
     # What it prints is what the configuration needs.
     generator = yaml.safe_load(printed.splitlines()[1])["generator"]
@@ -52,7 +51,7 @@ def test_from_released_files_to_a_prediction(
         place / "classes.txt",
     ]
     assert (
-        semples(monkeypatch, "import-checkpoint", place / "prompts.pth", "--kind", "prompts", *new)
+        semples("import-checkpoint", place / "prompts.pth", "--kind", "prompts", *new).returncode
         == 0
     )
     data = [
@@ -63,28 +62,26 @@ def test_from_released_files_to_a_prediction(
         "--device",
         "cpu",
     ]
-    assert semples(monkeypatch, "refine-generator", place / "work", *data) == 0
+    assert semples("refine-generator", place / "work", *data).returncode == 0
     bundle = ["--output", place / "bundle", "--licence", "MIT", "--trained-on", "squares"]
-    assert semples(monkeypatch, "export-bundle", place / "work", *bundle, "--device", "cpu") == 0
+    assert semples("export-bundle", place / "work", *bundle, "--device", "cpu").returncode == 0
     options = ["--labels", "cat", "--output", place / "out", "--bundle", place / "bundle"]
-    assert semples(monkeypatch, "predict", PHOTO, *options) == 0
+    assert semples("predict", PHOTO, *options).returncode == 0
     assert (place / "out" / "cat.png").is_file()
 
 
-def test_prompts_go_into_a_run_that_has_begun(
-    place: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prompts_go_into_a_run_that_has_begun(place: Path, tiny_config: Config) -> None:
     work = place / "work"
     work.mkdir()
     (work / "config.yaml").write_text(dump_config(tiny_config))
     shutil.copy(place / "classes.txt", work / "classes.txt")
     arguments = [place / "prompts.pth", "--kind", "prompts", "--work", work]
-    assert semples(monkeypatch, "import-checkpoint", *arguments) == 0
+    assert semples("import-checkpoint", *arguments).returncode == 0
     found = load_file(work / "learn-prompts" / "prompts.safetensors")
     assert {name: tuple(each.shape) for name, each in found.items()} == {
         "context": (4, 4, 16), "embeddings": (4, 16), "class_text": (4, 16),
     }  # fmt: skip
-    assert semples(monkeypatch, "import-checkpoint", *arguments) == 2  # never over what is there
+    assert semples("import-checkpoint", *arguments).returncode == 2  # never over what is there
 
 
 WEAKTR = "--kind weaktr --classes classes.txt --output o"
@@ -120,7 +117,7 @@ def test_mistakes_get_one_line(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(place)
-    assert semples(monkeypatch, "import-checkpoint", *arguments.split()) == 2
+    assert semples("import-checkpoint", *arguments.split()).returncode == 2
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1
     assert message in lines[0]

@@ -253,8 +253,7 @@ def test_nothing_to_count_is_null_and_no_nan(folder: Path) -> None:
 
 
 @pytest.fixture
-def truth(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    monkeypatch.setenv("COLUMNS", "200")
+def truth(folder: Path) -> list[object]:
     write_class_list(folder / "classes.txt", CLASSES)
     return ["--ground-truth", folder / "truth", "--classes", folder / "classes.txt"]
 
@@ -262,13 +261,12 @@ def truth(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
 def test_both_are_printed_by_name(
     folder: Path,
     truth: list[object],
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     both = ["--predictions", folder / "masks", "--scores", folder / "scores", *truth]
-    assert semples(monkeypatch, "evaluate", *both, "--json") == 0
+    assert semples("evaluate", *both, "--json").returncode == 0
     found = json.loads(capsys.readouterr().out)
-    assert semples(monkeypatch, "evaluate", *both, "--curve", folder / "new" / "curve.csv") == 0
+    assert semples("evaluate", *both, "--curve", folder / "new" / "curve.csv").returncode == 0
     printed = capsys.readouterr().out
     assert f"mean IoU, fixed: {100 * found['mean_iou']:.2f} % (masks as they are" in printed
     oracle = found["oracle"]
@@ -283,12 +281,11 @@ def test_both_are_printed_by_name(
 def test_left_out_photos_are_told(
     folder: Path,
     truth: list[object],
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (folder / "scores" / "b.npz").unlink()
     both = ["--predictions", folder / "masks", "--scores", folder / "scores", *truth]
-    assert semples(monkeypatch, "evaluate", *both) == 0
+    assert semples("evaluate", *both).returncode == 0
     told = capsys.readouterr()
     assert "1 photos left out: only one of mask and scores is there" in told.err
     assert "1 ground truths have no prediction" in told.err
@@ -298,12 +295,11 @@ def test_left_out_photos_are_told(
 def test_mistakes_are_one_line(
     folder: Path,
     truth: list[object],
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert semples(monkeypatch, "evaluate", *truth) == 2
+    assert semples("evaluate", *truth).returncode == 2
     assert "expected --predictions and --scores, or one of them" in capsys.readouterr().err
     masks = ["--predictions", folder / "masks"]
-    assert semples(monkeypatch, "evaluate", *truth, *masks, "--curve", folder / "curve.csv") == 2
+    assert semples("evaluate", *truth, *masks, "--curve", folder / "curve.csv").returncode == 2
     assert "expected --scores beside --curve, got none" in capsys.readouterr().err
     assert not (folder / "curve.csv").exists()

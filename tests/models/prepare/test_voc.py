@@ -30,13 +30,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_end_to_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, out = tmp_path / "voc", tmp_path / "out"
     place = make_voc(root, photos=PHOTOS)
     options = [root, "--output", out, "--photos", PHOTOS]
-    assert semples(monkeypatch, "prepare", "voc", *options) == 0
+    assert semples("prepare", "voc", *options).returncode == 0
     shown = capsys.readouterr()
     assert "8 photos, 8 of them read whole" in shown.out.replace("\n", " ")
     assert f"--images {place / 'JPEGImages'} --labels {out / 'labels.csv'}" in shown.out
@@ -55,7 +53,7 @@ def test_end_to_end(
 
     before = contents(out)
     (out / "ground_truth" / "val" / f"{samples[0].stem}.png").unlink()
-    assert semples(monkeypatch, "prepare", "voc", *options) == 0
+    assert semples("prepare", "voc", *options).returncode == 0
     assert "val: 1 label maps written, 2 kept" in capsys.readouterr().out
     assert contents(out) == before
 
@@ -68,14 +66,14 @@ def test_the_commands_take_what_it_wrote(
 ) -> None:
     make_voc(tmp_path / "voc", photos=PHOTOS)
     options = [tmp_path / "voc", "--output", tmp_path / "out", "--photos", PHOTOS]
-    assert semples(monkeypatch, "prepare", "voc", *options) == 0
+    assert semples("prepare", "voc", *options).returncode == 0
     *command, config, name = capsys.readouterr().out.splitlines()[-1].split()[1:]
     assert (config, name) == ("--config", "my.yaml")
     (tmp_path / "tiny.yaml").write_text(
         dump_config(tiny_config.model_copy(update={"synonyms": {}}))
     )
     monkeypatch.chdir(tmp_path)
-    assert semples(monkeypatch, *command, "--config", "tiny.yaml", "--device", "cpu") == 0
+    assert semples(*command, "--config", "tiny.yaml", "--device", "cpu").returncode == 0
     assert (tmp_path / "work" / "train-generator" / "generator.safetensors").is_file()
     assert read_class_list(tmp_path / "work" / "classes.txt") == VOC_CLASSES
 
@@ -86,26 +84,26 @@ def test_no_torch_is_needed() -> None:
 
 
 def test_without_sbd_only_its_masks_are_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_voc(tmp_path / "voc", photos=PHOTOS, sbd=False)
     out = tmp_path / "out"
     options = [tmp_path / "voc", "--output", out, "--photos", PHOTOS]
-    assert semples(monkeypatch, "prepare", "voc", *options) == 0
+    assert semples("prepare", "voc", *options).returncode == 0
     assert "no masks of SBD: ground_truth/train_aug is left out" in capsys.readouterr().err
     assert {path.name for path in (out / "ground_truth").iterdir()} == {"train", "val"}
     assert len(read_label_rows(out / "labels.csv")) == PHOTOS
 
 
 def test_masks_of_others_as_png_are_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = make_voc(tmp_path / "voc", photos=PHOTOS, sbd=False)
     (place / "SegmentationClassAug").mkdir()
     for listed in evenly_spaced(voc_list("train_aug"), PHOTOS):
         Image.fromarray(voc_map(listed)).save(place / "SegmentationClassAug" / f"{listed.stem}.png")
     options = [place, "--output", tmp_path / "out", "--photos", PHOTOS]
-    assert semples(monkeypatch, "prepare", "voc", *options) == 0
+    assert semples("prepare", "voc", *options).returncode == 0
     assert "train_aug: 3 label maps written" in capsys.readouterr().out
 
 
@@ -119,9 +117,9 @@ def test_it_is_found_from_each_of_its_folders(tmp_path: Path) -> None:
 
 
 def test_nothing_there_says_what_to_download(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert semples(monkeypatch, "prepare", "voc", tmp_path, "--output", tmp_path / "out") == 2
+    assert semples("prepare", "voc", tmp_path, "--output", tmp_path / "out").returncode == 2
     line = capsys.readouterr().err
     assert (
         f"expected VOCdevkit/VOC2012/JPEGImages in {tmp_path}, got none; unpack VOCtrainval_"
@@ -131,24 +129,21 @@ def test_nothing_there_says_what_to_download(
     assert not (tmp_path / "out").exists()
 
 
-def test_thorough_checks_archives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_thorough_checks_archives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "voc"
     make_voc(root, photos=PHOTOS)
     options = [root, "--output", tmp_path / "out", "--photos", PHOTOS]
-    assert semples(monkeypatch, "prepare", "voc", *options, "--thorough") == 0
+    assert semples("prepare", "voc", *options, "--thorough").returncode == 0
     assert f"{root}: 0 archives, with the published MD5" in capsys.readouterr().out
     (root / "benchmark.tgz").write_bytes(b"half of it")
-    assert semples(monkeypatch, "prepare", "voc", *options) == 0
-    assert semples(monkeypatch, "prepare", "voc", *options, "--thorough") == 2
+    assert semples("prepare", "voc", *options).returncode == 0
+    assert semples("prepare", "voc", *options, "--thorough").returncode == 2
     assert "expected the MD5 82b4d87ceb2ed10f6038a1cba92111cb of" in capsys.readouterr().err
 
 
 def test_the_known_pair(
     shared: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     place = make_voc(tmp_path / "voc", photos=PHOTOS)
@@ -158,13 +153,13 @@ def test_the_known_pair(
     photo.write_bytes((pair / photo.name).read_bytes())
     truth.write_bytes((pair / truth.name).read_bytes())
     options = [tmp_path / "voc", "--output", tmp_path / "out", "--photos", PHOTOS]
-    assert semples(monkeypatch, "prepare", "voc", *options) == 0
+    assert semples("prepare", "voc", *options).returncode == 0
     assert "original" not in capsys.readouterr().err
     with Image.open(photo) as picture:
         picture.save(photo, quality=50)
     with Image.open(truth) as picture:
         Image.fromarray(np.where(np.array(picture) == 255, 0, np.array(picture))).save(truth)
-    assert semples(monkeypatch, "prepare", "voc", *options) == 0
+    assert semples("prepare", "voc", *options).returncode == 0
     told = capsys.readouterr().err
     assert "2007_000129.jpg is not the original file" in told
     assert "2007_000129.png has other pixels than the original" in told
@@ -245,13 +240,13 @@ DAMAGE = {
 
 @pytest.mark.parametrize("case", DAMAGE)
 def test_damage_is_one_line_and_exit_code_2(
-    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name, damage, message = DAMAGE[case]
     place = make_voc(tmp_path / "voc", photos=PHOTOS)
     damage(place / name)
     options = [tmp_path / "voc", "--output", tmp_path / "out", "--photos", PHOTOS]
-    assert semples(monkeypatch, "prepare", "voc", *options) == 2
+    assert semples("prepare", "voc", *options).returncode == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if "semples: " in line]
     assert len(lines) == 1
     assert message.format((place / name).parent) in lines[0]
