@@ -48,14 +48,14 @@ _ThoroughOption = Annotated[
 _IN_ORDER, _BY_INDEX = "in-order", "by-index"
 
 
-class Kind(StrEnum):
+class _Kind(StrEnum):
     """Content of a released file."""
 
     WEAKTR = "weaktr"
     PROMPTS = "prompts"
 
 
-class Format(StrEnum):
+class _Format(StrEnum):
     """Formats of ``semples export``."""
 
     VOC = "voc"
@@ -100,7 +100,7 @@ def coco(
 
 def import_checkpoint(
     file: Annotated[Path, typer.Argument(help="File that torch.save wrote; nothing in it is run.")],
-    kind: Annotated[Kind, typer.Option("--kind", help="What it holds.")],
+    kind: Annotated[_Kind, typer.Option("--kind", help="What it holds.")],
     classes: Annotated[
         Path | None,
         typer.Option(help="File of 'index name' lines. Default for prompts: the work directory's."),
@@ -129,7 +129,7 @@ def import_checkpoint(
     threads: ThreadsOption = 0,
 ) -> None:
     """Turn the public WeakTr checkpoints and the released prompts into our files."""
-    if kind is Kind.WEAKTR:
+    if kind is _Kind.WEAKTR:
         if output is None or classes is None or work is not None or config is not None:
             raise ValueError("expected --classes and --output with weaktr, no --work or --config")
         _import_weaktr(file, classes, channels, output)
@@ -146,7 +146,7 @@ def import_checkpoint(
 def export(
     folder: Annotated[Path, typer.Argument(help="Folder that make-pseudo-masks wrote.")],
     images: Annotated[Path, typer.Option("--images", help="Folder of the photos.")],
-    to: Annotated[Format, typer.Option("--format", help="Whose format.")],
+    to: Annotated[_Format, typer.Option("--format", help="Whose format.")],
     output: Annotated[Path, typer.Option("--output", help="Folder to make; new or empty.")],
     image_prefix: Annotated[
         str | None,
@@ -259,18 +259,18 @@ def _context(file: Path, channels: str, classes: ClassList) -> Tensor:
     return prompts_context(read_torch_file(file), classes, channels=chosen, source=str(file))
 
 
-def _writer(to: Format, image_prefix: str | None) -> Writer:
-    if image_prefix is not None and to is not Format.LABEL_STUDIO:
+def _writer(to: _Format, image_prefix: str | None) -> Writer:
+    if image_prefix is not None and to is not _Format.LABEL_STUDIO:
         raise ValueError(f"expected --image-prefix with label-studio only, got it with {to.value}")
-    if to is Format.VOC:
+    if to is _Format.VOC:
         from models.exports.voc import write_voc
 
         return write_voc
-    if to is Format.CVAT:
+    if to is _Format.CVAT:
         from models.exports.cvat import write_cvat
 
         return write_cvat
-    if to is Format.LABEL_STUDIO:
+    if to is _Format.LABEL_STUDIO:
         from models.exports.label_studio import LOCAL_FILES, write_label_studio
 
         prefix = LOCAL_FILES if image_prefix is None else image_prefix

@@ -43,7 +43,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Tick:
+class _Tick:
     """A label on an axis, and its coordinate."""
 
     at: float
@@ -51,7 +51,7 @@ class Tick:
 
 
 @dataclass(frozen=True)
-class DrawnLine:
+class _DrawnLine:
     """A line as the ``points`` of an SVG polyline."""
 
     name: str
@@ -64,14 +64,14 @@ class Plot:
 
     title: str
     x_name: str
-    lines: tuple[DrawnLine, ...]
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
+    lines: tuple[_DrawnLine, ...]
+    x_ticks: tuple[_Tick, ...]
+    y_ticks: tuple[_Tick, ...]
     marks: tuple[Point, ...]
 
 
 @dataclass(frozen=True)
-class Panel:
+class _Panel:
     """A named picture as a data URI."""
 
     name: str
@@ -79,7 +79,7 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Chip:
+class _Chip:
     """A class of a photo: its color, and its mask's area and confidence."""
 
     name: str
@@ -89,12 +89,12 @@ class Chip:
 
 
 @dataclass(frozen=True)
-class PhotoPart:
+class _PhotoPart:
     """A photo's classes and panels, or why it could not be read."""
 
     name: str
-    chips: tuple[Chip, ...] = ()
-    panels: tuple[Panel, ...] = ()
+    chips: tuple[_Chip, ...] = ()
+    panels: tuple[_Panel, ...] = ()
     problem: str = ""
 
 
@@ -125,7 +125,7 @@ def draw(
     def place(point: Point) -> Point:
         return x_axis.place(point[0]), y_axis.place(point[1])
 
-    drawn = (DrawnLine(line.name, _polyline(list(map(place, line.points)))) for line in kept)
+    drawn = (_DrawnLine(line.name, _polyline(list(map(place, line.points)))) for line in kept)
     return Plot(
         title=title,
         x_name=x_name,
@@ -175,7 +175,7 @@ def photo_parts(
     *,
     ground_truth: Path | None,
     on_fraction: Callable[[float], None],
-) -> tuple[PhotoPart, ...]:
+) -> tuple[_PhotoPart, ...]:
     """Make the pictures of some photos, side by side: CAM, refined scores, pseudo mask, ground truth.
 
     Args:
@@ -190,7 +190,7 @@ def photo_parts(
         try:
             parts.append(_photo_part(predictor, sample, truth))
         except (ImageError, OSError) as error:
-            parts.append(PhotoPart(sample.name, problem=str(error)))
+            parts.append(_PhotoPart(sample.name, problem=str(error)))
         on_fraction(done / len(samples))
     return tuple(parts)
 
@@ -212,9 +212,9 @@ class _Axis:
         share = (value / self._step - self._first) / (self._last - self._first)
         return round(self._start + share * (self._end - self._start), 1)
 
-    def ticks(self) -> tuple[Tick, ...]:
+    def ticks(self) -> tuple[_Tick, ...]:
         values = (index * self._step for index in range(self._first, self._last + 1))
-        return tuple(Tick(self.place(value), _label(value, self._step)) for value in values)
+        return tuple(_Tick(self.place(value), _label(value, self._step)) for value in values)
 
 
 def _label(value: float, step: float) -> str:
@@ -239,7 +239,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _photo_part(predictor: Predictor, sample: Sample, truth: Path | None) -> PhotoPart:
+def _photo_part(predictor: Predictor, sample: Sample, truth: Path | None) -> _PhotoPart:
     image = read_image(sample.path.read_bytes()).pixels
     labels = [predictor.info.classes.names[channel] for channel in sample.channels]
     made = predictor.pseudo_mask(image, labels, predictor.options())
@@ -255,13 +255,13 @@ def _photo_part(predictor: Predictor, sample: Sample, truth: Path | None) -> Pho
         if label_map.shape == image.shape[:2]:
             panels["ground truth"] = _hard(small, label_map, colors)
     palette = vivid_palette()
-    return PhotoPart(
+    return _PhotoPart(
         name=sample.name,
         chips=tuple(
-            Chip(each.name, f"#{palette[color].tobytes().hex()}", each.area, each.confidence)
+            _Chip(each.name, f"#{palette[color].tobytes().hex()}", each.area, each.confidence)
             for each, color in zip(made.classes, colors.values(), strict=True)
         ),
-        panels=tuple(Panel(name, _data_uri(pixels)) for name, pixels in panels.items()),
+        panels=tuple(_Panel(name, _data_uri(pixels)) for name, pixels in panels.items()),
     )
 
 

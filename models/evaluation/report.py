@@ -1,6 +1,6 @@
 """One HTML file about a run: configuration, training curves, masks, pictures. No script, no external resources.
 
-The dataclasses named ``…Part`` and ``…Row`` hold what the template ``models/reports/page.html`` shows.
+The private dataclasses hold what the template ``models/reports/page.html`` shows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BaseModel
@@ -58,18 +58,8 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class ClassRow:
-    """A class's masks over all photos that are labeled with it.
-
-    Attributes:
-        name: of the class.
-        photos: number of photos.
-        area: mean fraction of the photo, in [0, 1].
-        confidence: mean over the masks that are not empty, in (0, 1].
-        to_class: their mean cosine to the class text.
-        to_background: their mean cosine to the background prompt.
-        empty: photos whose mask has no pixel.
-    """
+class _ClassRow:
+    """A class's masks: means over its photos, by ``summary.json``, and the photos with an empty mask."""
 
     name: str
     photos: int
@@ -81,14 +71,14 @@ class ClassRow:
 
 
 @dataclass(frozen=True)
-class MasksPart:
+class _MasksPart:
     """A folder of masks: numbers, (photo, reason) of failures, the options in words, and rows by class."""
 
     made: int
     unlabeled: int
     failed: tuple[tuple[str, str], ...]
     options: str
-    rows: tuple[ClassRow, ...]
+    rows: tuple[_ClassRow, ...]
 
     @property
     def empty(self) -> int:
@@ -97,7 +87,7 @@ class MasksPart:
 
 
 @dataclass(frozen=True)
-class Term:
+class _Term:
     """A loss term's mean over the first and over the last epoch."""
 
     name: str
@@ -106,28 +96,19 @@ class Term:
 
 
 @dataclass(frozen=True)
-class StagePart:
-    """A stage's log.
-
-    Attributes:
-        name: of its command.
-        state: "done", "unfinished" or "not run".
-        epochs: with at least one step.
-        steps: in all.
-        terms: of its loss.
-        plots: losses and learning rate; none before the first step.
-    """
+class _StagePart:
+    """A stage's log: its state, and means and plots of its losses."""
 
     name: str
-    state: str
+    state: Literal["done", "unfinished", "not run"]
     epochs: int
     steps: int
-    terms: tuple[Term, ...]
+    terms: tuple[_Term, ...]
     plots: tuple[Plot, ...]
 
 
 @dataclass(frozen=True)
-class IouRow:
+class _IouRow:
     """A class's IoU under each protocol, in [0, 1]; None where it has none."""
 
     name: str
@@ -137,30 +118,20 @@ class IouRow:
 
 
 @dataclass(frozen=True)
-class TruthPart:
-    """The masks compared with ground truth.
-
-    Attributes:
-        images: photos with mask and ground truth.
-        missing: ground truths without a mask.
-        fixed: mean IoU in [0, 1]; None if no class occurs.
-        oracle: mean IoU at the best threshold; None without stored scores.
-        threshold: the best one.
-        rows: the background and the classes that occur in the ground truth.
-        plot: mean IoU by threshold; None without stored scores.
-    """
+class _TruthPart:
+    """The masks compared with ground truth; mean IoU in [0, 1]; oracle, threshold and plot need stored scores."""
 
     images: int
     missing: int
     fixed: float | None
     oracle: float | None
     threshold: float | None
-    rows: tuple[IouRow, ...]
+    rows: tuple[_IouRow, ...]
     plot: Plot | None
 
 
 @dataclass(frozen=True)
-class PromptRow:
+class _PromptRow:
     """A class's number of photos, and the nouns nearest to its background prompt."""
 
     name: str
@@ -218,7 +189,7 @@ def write_report(
     return output
 
 
-def masks_part(folder: Path) -> MasksPart | None:
+def masks_part(folder: Path) -> _MasksPart | None:
     """Describe the output of make-pseudo-masks; None if it is not complete.
 
     Raises:
@@ -230,7 +201,7 @@ def masks_part(folder: Path) -> MasksPart | None:
         return None
     summary = read_json(path)
     try:
-        return MasksPart(
+        return _MasksPart(
             made=summary["masks"],
             unlabeled=summary["unlabeled"],
             failed=tuple((each["image"], each["reason"]) for each in summary["failed"]),
@@ -243,7 +214,7 @@ def masks_part(folder: Path) -> MasksPart | None:
         ) from error
 
 
-def describe_masks(part: MasksPart) -> str:
+def describe_masks(part: _MasksPart) -> str:
     """Say how many labels have an empty mask, with the classes that have most of them, and how many photos failed."""
     labels = sum(row.photos for row in part.rows)
     rows = sorted((row for row in part.rows if row.empty), key=lambda row: -len(row.empty))
@@ -269,7 +240,7 @@ def describe_options(options: Mapping[str, Any]) -> str:
     return ", ".join(filter(None, words))
 
 
-def stage_parts(work: Path) -> tuple[StagePart, ...]:
+def stage_parts(work: Path) -> tuple[_StagePart, ...]:
     """Describe the method's stages in order, pre-training first if it was run, and any others with a log last."""
     logged = {path.parent.name for path in work.glob(f"*/{_LOG}")}
     first = [PRETRAIN_STAGE] if PRETRAIN_STAGE in logged else []
@@ -336,16 +307,16 @@ def _describe_section(section: BaseModel) -> str:
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values.items())
 
 
-def _prompt_rows(samples: Sequence[Sample], info: BundleInfo) -> tuple[PromptRow, ...]:
+def _prompt_rows(samples: Sequence[Sample], info: BundleInfo) -> tuple[_PromptRow, ...]:
     photos = Counter(channel for sample in samples for channel in sample.channels)
     return tuple(
-        PromptRow(name, photos[info.classes.channel(name)], nouns)
+        _PromptRow(name, photos[info.classes.channel(name)], nouns)
         for name, nouns in info.nearest_nouns.items()
     )
 
 
-def _class_row(name: str, found: Mapping[str, Any]) -> ClassRow:
-    return ClassRow(
+def _class_row(name: str, found: Mapping[str, Any]) -> _ClassRow:
+    return _ClassRow(
         name=name,
         photos=found["images"],
         area=found["mean_area"],
@@ -356,10 +327,10 @@ def _class_row(name: str, found: Mapping[str, Any]) -> ClassRow:
     )
 
 
-def _stage_part(folder: Path) -> StagePart:
+def _stage_part(folder: Path) -> _StagePart:
     steps = read_steps(folder / _LOG)
     done = any(folder.glob("*.safetensors"))
-    return StagePart(
+    return _StagePart(
         name=folder.name,
         state="done" if done else "unfinished" if steps else "not run",
         epochs=len({step.epoch for step in steps}),
@@ -401,16 +372,16 @@ def _curve(steps: Sequence[Step], values: Sequence[float | None]) -> list[Point]
     return thin(points, most=_MAX_POINTS)
 
 
-def _term(name: str, steps: Sequence[Step]) -> Term:
+def _term(name: str, steps: Sequence[Step]) -> _Term:
     by_epoch: dict[int, list[float]] = {}
     for step in steps:
         if name in step.losses:
             by_epoch.setdefault(step.epoch, []).append(step.losses[name])
     means = [sum(values) / len(values) for _, values in sorted(by_epoch.items())]
-    return Term(name, means[0], means[-1])
+    return _Term(name, means[0], means[-1])
 
 
-def _truth_part(masks: Path, ground_truth: Path) -> TruthPart | None:
+def _truth_part(masks: Path, ground_truth: Path) -> _TruthPart | None:
     """Compare the output of make-pseudo-masks with ground truth; None if there are no masks."""
     if not any((masks / "masks").glob("*.png")):
         return None
@@ -428,14 +399,14 @@ def _truth_part(masks: Path, ground_truth: Path) -> TruthPart | None:
     threshold, best = measured.oracle.best if measured.oracle else (None, None)
     names = {BACKGROUND_INDEX: "background"} | {each.index: each.name for each in classes.classes}
     fixed, pixels = measured.fixed, measured.fixed.pixels
-    return TruthPart(
+    return _TruthPart(
         images=measured.images,
         missing=files.missing,
         fixed=nan_to_none(fixed.mean_iou),
         oracle=None if best is None else nan_to_none(best.mean_iou),
         threshold=threshold,
         rows=tuple(
-            IouRow(name, int(pixels[index]), _iou(fixed, index), _iou(best, index))
+            _IouRow(name, int(pixels[index]), _iou(fixed, index), _iou(best, index))
             for index, name in names.items()
             if pixels[index]
         ),

@@ -65,12 +65,7 @@ def export_bundle(
         raise ValueError(f"expected a stage of {', '.join(STAGES)}, got {stage!r}")
     clip, class_text = supervision(run)
     generator = _generator(run, stage, clip, class_text)
-    texts = {"class_text": class_text}
-    nouns: dict[str, tuple[NearNoun, ...]] = {}
-    if has_prompts(run):
-        learned = learned_prompts(run)
-        texts |= {key: learned[key] for key in ("embeddings", "context")}
-        nouns = prompt_neighbors(run, clip, learned["embeddings"])
+    prompts = learned_prompts(run) if has_prompts(run) else {}
     spec, segmenter = (trained_segmenter(run) if "segmenter" in parts else None) or (None, None)
     manifest = Manifest(
         format=2,
@@ -88,14 +83,14 @@ def export_bundle(
         segmenter=spec,
         segment=run.config.segment if spec else None,
         metrics=tuple(metrics),
-        nearest_nouns=nouns,
+        nearest_nouns=prompt_neighbors(run, clip, prompts["embeddings"]) if prompts else {},
         files={},
     )
     return write_bundle(
         folder,
         manifest,
         generator=generator.state_dict(),
-        texts=texts,
+        texts={**prompts, "class_text": class_text},
         image_tower=clip.visual.state_dict(),
         segmenter=segmenter,
         text_tower=text_weights(clip.model) if manifest.text_tower else None,
