@@ -3,6 +3,7 @@
 import resource
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def test_tensorboard_reads_the_steps(tmp_path: Path) -> None:
                 write(Step(epoch, number, 2, 0.1, {"match": loss, "loss": loss}))
 
     steps((0, 0), (0, 1), (1, 0), loss=4.0)
+    time.sleep(1)  # event files are read in the order of the seconds in their names
     steps((0, 1), (1, 0), (1, 1), loss=2.0)  # killed after step 1, gone on from there
     found = accumulator.EventAccumulator(str(tmp_path))
     found.Reload()
