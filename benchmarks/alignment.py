@@ -15,7 +15,7 @@ import torch
 from scipy.stats import spearmanr
 
 from benchmarks.refiners import read_photos
-from models.bundle.bundle import find_bundle, load_bundle
+from models import find_bundle, load_bundle
 from models.inference.predictor import Predictor
 
 

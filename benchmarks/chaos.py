@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
 
-from service.jobs.service import Jobs
+from service.jobs.service import JobService
 from tests.helpers.chaos import LABELS, TERMINAL, Scene, scene
 from tests.helpers.service_fixtures import WorkerProcess
 from tests.helpers.undisturbed import SIZES, Asked
@@ -55,7 +55,7 @@ class Client(threading.Thread):
         self._pause = seconds / count
         self._random = Random(seed)
         redis = open_redis(there.place.url)
-        self._jobs = Jobs(redis, there.place.blobs, there.jobs().limits)
+        self._jobs = JobService(redis, there.place.blobs, there.jobs().limits)
         self.accepted: dict[str, Asked] = {}
 
     def run(self) -> None:

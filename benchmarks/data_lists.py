@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import lzma
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-from models.data.official import pack_lists
 
 _LISTS = Path(__file__).resolve().parents[1] / "models" / "data" / "lists"
 
@@ -50,6 +50,18 @@ def coco_lists(folder: Path) -> bytes:
             for split in ("train", "val")
         }
     )
+
+
+def pack_lists(splits: Mapping[str, Sequence[tuple[int, Sequence[int]]]]) -> bytes:
+    """Return the content of a list file: for each split the photos' numbers, ascending, with their channels."""
+    text = ""
+    for split, photos in splits.items():
+        text += f"# {split}\n"
+        before = 0
+        for number, channels in photos:
+            text += " ".join(map(str, (number - before, *channels))) + "\n"
+            before = number
+    return lzma.compress(text.encode("ascii"), preset=9 | lzma.PRESET_EXTREME)
 
 
 def main() -> None:

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.refiners import MIN_PIXELS, Photo, read_photos
-from models.bundle.bundle import Bundle, find_bundle, load_bundle
+from models.bundle.bundle import Bundle, load_bundle
+from models.bundle.manifest import find_bundle
 from models.data.classes import IGNORE_INDEX, ClassInfo, ClassList, with_open_labels
 from models.evaluation.metrics import IouReport, confusion_matrix, iou_report
 from models.inference.predictor import Predictor

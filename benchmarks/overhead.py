@@ -30,7 +30,7 @@ from rich.table import Table
 
 from benchmarks.service_load.load import FORM, form
 from benchmarks.service_load.programs import Model, service
-from models.bundle.bundle import find_bundle, load_bundle
+from models import find_bundle, load_bundle
 from models.data.images import read_image
 from models.inference.predictor import Predictor
 

@@ -19,7 +19,8 @@ from typing import TypeVar
 
 import torch
 
-from models.bundle.bundle import Bundle, find_bundle, load_bundle
+from models.bundle.bundle import Bundle, load_bundle
+from models.bundle.manifest import find_bundle
 from models.data.images import read_image
 from models.data.labels import read_folder
 from models.generators.vit import WeakTrSizes

@@ -19,7 +19,7 @@ from PIL import Image
 
 from benchmarks.boundary import boundary_scores
 from benchmarks.contexts.world import read_samples
-from models.bundle.bundle import find_bundle, load_bundle
+from models import find_bundle, load_bundle
 from models.data.classes import ClassList, read_class_list
 from models.data.images import read_image
 from models.data.labels import read_folder

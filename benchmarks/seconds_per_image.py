@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from models.bundle.bundle import find_bundle, load_bundle
+from models import find_bundle, load_bundle
 from models.data.labels import read_folder
 from models.inference.folder import MaskJob, make_here, make_in_processes, make_pseudo_masks
 from models.inference.predictor import Predictor

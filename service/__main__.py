@@ -1,4 +1,4 @@
-"""``python -m service``: the API alone; Redis, blobs and workers are elsewhere."""
+"""``python -m service``: the API alone; Redis, blobs and workers run elsewhere."""
 
 from __future__ import annotations
 
@@ -13,37 +13,24 @@ from pydantic import ValidationError
 
 from service.app import create_app
 from service.batches.upload import use_spool
-from service.middleware.auth import require_keys
+from service.middleware.auth import require_auth_for_public_bind
 from service.settings import Settings
 from worker import telemetry
 from worker.queue.rq import open_redis
 from worker.storage import BlobError, BlobStore
 from worker.webhooks.sender import parse_secret
 
-EXIT_CANNOT_START = 3
-
-
-def build(settings: Settings) -> FastAPI:
-    """Return the API with the stores that the settings name.
-
-    Raises:
-        BlobError: if there is no such blob store.
-        ValueError: if the Redis URL is none, or the settings name keys, a rate or a secret that cannot be read.
-    """
-    if settings.webhook_secret:  # the janitor signs with it; here a mistake is seen at the start
-        parse_secret(settings.webhook_secret)
-    # A client in front of a queue that is away should hear of it soon.
-    redis = open_redis(settings.redis_url, timeout=3.0)
-    return create_app(settings, redis, BlobStore.open(settings.blobs))
+_EXIT_CANNOT_START = 3
+_REDIS_TIMEOUT = 3.0  # seconds: a client should soon get an error if Redis cannot be reached
 
 
 def server_config(
     app: FastAPI, settings: Settings, *, host: str = "127.0.0.1", port: int = 0
 ) -> uvicorn.Config:
-    """Return how the API is served.
+    """Return uvicorn's configuration.
 
-    X-Forwarded-For is believed of the proxies that the settings name: uvicorn's own default believes
-    whoever connects from this host, and so any client here could pick its address.
+    X-Forwarded-For is trusted from the proxies in the settings alone: uvicorn's default trusts every client on this
+    host, which could then choose its address.
     """
     proxies = settings.trusted_proxies
     return uvicorn.Config(
@@ -77,12 +64,15 @@ def main(
         host = listener.getsockname()[0]
     try:
         settings = Settings()
-        require_keys(settings, host)
+        require_auth_for_public_bind(settings, host)
         use_spool(settings.spool)
-        app = build(settings)
+        if settings.webhook_secret:  # the janitor signs with it; a mistake is found here
+            parse_secret(settings.webhook_secret)
+        redis = open_redis(settings.redis_url, timeout=_REDIS_TIMEOUT)
+        app = create_app(settings, redis, BlobStore.open(settings.blobs))
     except (ValidationError, BlobError, ValueError, OSError) as error:
         typer.echo(f"semples api: {str(error).replace(chr(10), ' ')}", err=True)
-        raise typer.Exit(EXIT_CANNOT_START) from error
+        raise typer.Exit(_EXIT_CANNOT_START) from error
     config = server_config(app, settings, host=host, port=port)
     uvicorn.Server(config).run(sockets=None if listener is None else [listener])
 

@@ -9,68 +9,44 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class Settings(BaseSettings):
-    """Where the queue and the blobs are, and how much the API takes.
-
-    Attributes:
-        redis_url: redis://, rediss:// or unix://; from ``REDIS_URL``.
-        blobs: directory or fsspec URL of the blob store, shared with the workers.
-        model: the model of requests that name none; empty for the one that is alive.
-        max_body_bytes: largest request body.
-        max_batch_bytes: largest body of a batch, whose zip is kept on disk.
-        max_batch_photos: most photos in it.
-        max_zips: zips that may be received at once, and archives of masks that may be made or sent; more are turned
-            away. Each lies on the spool's disk.
-        spool: folder for zips on their way in and out, on a disk; empty for the system's temporary one.
-        max_pixels: largest image, width times height.
-        max_queue: jobs that may wait for one model; more are turned away.
-        max_waiting: requests that may wait at once; more are answered at once.
-        max_listening: requests that may listen to jobs' events at once; more are turned away.
-        job_timeout: seconds that one attempt at a job may take, whatever the image's size.
-        job_timeout_per_megapixel: seconds on top of that for each million pixels.
-        job_timeout_max: the most that these two come to.
-        decoders: images that are decoded at once, which bounds memory.
-        keys_file: file of API keys, a line each as ``semples api-key`` prints it; read again when it changes.
-        keys: such lines, with commas or line breaks between them; they count beside the file's.
-        open: whether something else keeps strangers away, so that no keys are needed on any address.
-        published: address at which a container's port is published, instead of the one that is listened on.
-        rate: posts of images that one key, or without keys one address, may make, such as "60/minute"; empty for any.
-        trusted_proxies: addresses and networks, with commas between them, whose X-Forwarded-For is believed.
-        body_seconds: seconds that a request's body may take, whatever its size.
-        body_rate: bytes per second that add a second to that, so that slow lines may send large files.
-        webhook_secret: signs webhooks, which the janitor sends; without one no ``callback_url`` is taken.
-        webhook_private: whether webhooks may go to addresses that are not on the internet.
-        label_studio_url: of the Label Studio whose tasks' images may be fetched, http:// or https://; empty for none.
-        label_studio_token: of a user there, who may see the images.
-    """
+    """Where the queue and the blobs are, and the API's limits; each is SEMPLES_ and its name in capitals."""
 
     model_config = SettingsConfigDict(env_prefix="SEMPLES_", frozen=True, populate_by_name=True)
 
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", validation_alias="REDIS_URL")
-    blobs: str = "blobs"
-    model: str = ""
+    blobs: str = "blobs"  # directory or fsspec URL, shared with the workers
+    model: str = ""  # for requests that name none; empty for one with a live worker
+
     max_body_bytes: int = Field(default=32 * 2**20, gt=0)
-    max_batch_bytes: int = Field(default=2 * 2**30, gt=0)
+    max_batch_bytes: int = Field(default=2 * 2**30, gt=0)  # of a batch's body, kept on disk
     max_batch_photos: int = Field(default=100_000, gt=0)
-    max_zips: int = Field(default=4, gt=0)
-    spool: str = ""
-    max_pixels: int = Field(default=40_000_000, gt=0)
-    max_queue: int = Field(default=1000, gt=0)
-    max_waiting: int = Field(default=200, ge=0)
-    max_listening: int = Field(default=200, ge=0)
+    max_zips: int = Field(default=4, gt=0)  # received at once; archives made or sent at once
+    spool: str = ""  # folder on a disk for these; empty for the system's temporary one
+    max_pixels: int = Field(default=40_000_000, gt=0)  # of an image, width times height
+    max_queue: int = Field(default=1000, gt=0)  # waiting jobs of one model; more are refused
+    max_waiting: int = Field(default=200, ge=0)  # requests that wait for results; more do not wait
+    max_listening: int = Field(default=200, ge=0)  # requests for events; more are refused
+    decoders: int = Field(default=2, gt=0)  # images decoded at once, which bounds memory
+
+    # Seconds of one attempt at a job, on top of that for each million pixels, and at most.
     job_timeout: int = Field(default=120, gt=0)
     job_timeout_per_megapixel: float = Field(default=5.0, ge=0)
     job_timeout_max: int = Field(default=300, gt=0)
-    decoders: int = Field(default=2, gt=0)
-    keys_file: str = ""
-    keys: str = ""
-    open: bool = False
-    published: str = ""
-    rate: str = ""
-    trusted_proxies: str = ""
+    # Seconds of a request's body, and the received bytes that add a second to that.
     body_seconds: float = Field(default=60.0, gt=0)
     body_rate: int = Field(default=16 * 1024, gt=0)
-    webhook_secret: str = Field(default="", repr=False)
-    webhook_private: bool = False
+
+    keys_file: str = ""  # of API keys, as ``semples api-key`` prints them; read again when changed
+    keys: str = ""  # more such lines, with commas or line breaks between them
+    open: bool = False  # no keys are needed on any address: something else protects the API
+    published: str = ""  # address of a container's published port, instead of the one listened on
+    rate: str = ""  # of each client's posts of images, such as "60/minute"; empty for any
+    trusted_proxies: str = ""  # addresses and networks whose X-Forwarded-For is trusted
+
+    webhook_secret: str = Field(default="", repr=False)  # without it no callback_url is accepted
+    webhook_private: bool = False  # whether webhooks may go to addresses not on the internet
+
+    # Of the Label Studio whose images may be fetched, empty for none; and of a user there.
     label_studio_url: str = Field(default="", pattern=r"^(https?://[^/?#@]+(/.*)?)?$")
     label_studio_token: str = Field(default="", repr=False)
 

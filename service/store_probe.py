@@ -1,4 +1,4 @@
-"""Whether the blob store can be written: asked seldom, by one thread at a time, and never waited for long."""
+"""Checks that the blob store can be written, for ``GET /ready``."""
 
 from __future__ import annotations
 
@@ -6,32 +6,26 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Final
 
 from worker.storage import BlobError, BlobStore
 
-PATIENCE_SECONDS: Final = 2.0
-FRESH_SECONDS: Final = 5.0
-
 
 class StoreProbe:
-    """Writes to the blob store now and then, and remembers what came of it.
-
-    A store that hangs costs one thread, however often it is asked for.
+    """Writes to the blob store at intervals and caches the outcome; a store that hangs takes one thread, not more.
 
     Args:
         blobs: the store.
-        patience: seconds that an answer is waited for.
-        fresh: seconds for which an answer holds.
-        clock: seconds from anywhere, never backwards.
+        patience: seconds to wait for the outcome.
+        fresh: seconds for which it is cached.
+        clock: monotonic, in seconds.
     """
 
     def __init__(
         self,
         blobs: BlobStore,
         *,
-        patience: float = PATIENCE_SECONDS,
-        fresh: float = FRESH_SECONDS,
+        patience: float = 2.0,
+        fresh: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._blobs = blobs
@@ -39,8 +33,8 @@ class StoreProbe:
         self._fresh = fresh
         self._clock = clock
         self._lock = threading.Lock()
-        self._answer: Future[None] | None = None
-        self._asked = 0.0
+        self._outcome: Future[None] | None = None
+        self._started = 0.0
 
     def require_writable(self) -> None:
         """Return if the store can be written; blocks no longer than its patience.
@@ -48,30 +42,30 @@ class StoreProbe:
         Raises:
             BlobError: if it cannot, or does not answer in time.
         """
-        answer = self._latest()
+        outcome = self._latest()
         try:
-            answer.result(timeout=self._patience)
+            outcome.result(timeout=self._patience)
         except TimeoutError as error:
-            silent = self._clock() - self._asked
+            silent = self._clock() - self._started
             raise BlobError(f"the blob store has not answered for {silent:.0f} s") from error
 
     def _latest(self) -> Future[None]:
         with self._lock:
-            answer = self._answer
-            old = self._clock() - self._asked > self._fresh
-            if answer is None or (answer.done() and old):
-                self._answer = answer = Future()
-                self._asked = self._clock()
-                # A daemon: a store that hangs must not keep the process from ending.
+            outcome = self._outcome
+            old = self._clock() - self._started > self._fresh
+            if outcome is None or (outcome.done() and old):
+                self._outcome = outcome = Future()
+                self._started = self._clock()
+                # A daemon thread: a store that hangs must not keep the process from ending.
                 threading.Thread(
-                    target=self._ask, args=(answer,), name="store probe", daemon=True
+                    target=self._write, args=(outcome,), name="store probe", daemon=True
                 ).start()
-            return answer
+            return outcome
 
-    def _ask(self, answer: Future[None]) -> None:
+    def _write(self, outcome: Future[None]) -> None:
         try:
             self._blobs.try_to_write()
-        except Exception as error:  # whoever waits gets it, whatever it is
-            answer.set_exception(error)
+        except Exception as error:  # raised again by require_writable
+            outcome.set_exception(error)
         else:
-            answer.set_result(None)
+            outcome.set_result(None)

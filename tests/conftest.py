@@ -20,9 +20,9 @@ from models.config import Config, parse_config
 from models.data.classes import ClassInfo, ClassList, write_class_list
 from models.data.labels import read_folder
 from models.data.mask_folder import read_mask_folder
-from models.training import generator
+from models.training import generator, prompts
 from models.training.export import export_bundle
-from models.training.run import Run, open_run, start_run
+from models.training.run import Run, open_run, start_run, supervision
 from models.training.segmenter import train_segmenter
 
 pytest_plugins = [
@@ -165,7 +165,7 @@ def tiny_run(tiny_config: Config, tiny_data: Path, tmp_path_factory: pytest.Temp
     work = tmp_path_factory.mktemp("work")
     run = start_run(tiny_config, CLASSES, work, device=CPU)
     samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
-    for stage in (generator.train_generator, generator.learn_prompts, generator.refine_generator):
+    for stage in (generator.train_generator, prompts.learn_prompts, generator.refine_generator):
         stage(run, samples, lambda step: None)
     return run
 
@@ -186,7 +186,7 @@ def tiny_open_bundle(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) ->
     work = tmp_path_factory.mktemp("open") / "work"
     shutil.copytree(tiny_run.work, work)
     run = open_run(work, device=CPU)
-    clip, class_text = generator.supervision(run)
+    clip, class_text = supervision(run)
     learned = load_file(run.existing("refine-generator", "generator.safetensors"))
     untouched = generator.initial_generator(run, clip, class_text).state_dict()
     tensors = {**untouched, "head.weight": learned["head.weight"]}

@@ -144,7 +144,7 @@ def load_predictor(settings: WorkerSettings) -> Predictor:
     # torch takes seconds to import, which --help and a wrong option should not.
     import torch  # noqa: PLC0415
 
-    from models.bundle.bundle import find_bundle, load_bundle  # noqa: PLC0415
+    from models import find_bundle, load_bundle  # noqa: PLC0415
     from models.inference.predictor import Predictor  # noqa: PLC0415
 
     if settings.threads:

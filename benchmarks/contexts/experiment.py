@@ -34,10 +34,10 @@ from models.inference.masks import SoftMaps
 from models.inference.multi_scale import multi_scale_cams
 from models.io import to_json, write_atomically
 from models.prompts import nearest_nouns
-from models.training import generator
+from models.training import generator, prompts
 from models.training.generator import pretrain_generator
 from models.training.loop import Step
-from models.training.run import Run, start_run
+from models.training.run import Run, start_run, supervision
 
 # How good CAMs are on held-out scenes, and which nouns prompts have learned.
 
@@ -199,9 +199,9 @@ class Experiment:
         """Stages (b) and (c); a substitute stands for what (b) would learn."""
         name = "prompts.safetensors"
         if substitute is None:
-            self._once(run, "learn-prompts", name, generator.learn_prompts)
+            self._once(run, "learn-prompts", name, prompts.learn_prompts)
         elif not (run.work / "learn-prompts" / name).is_file():
-            clip, text = generator.supervision(run)
+            clip, text = supervision(run)
             embeddings = substitute(run.config, clip)
             # Nothing reads the parameters of a prompt that was not learned.
             nothing = torch.zeros(len(CLASSES), 1, clip.prompt_width)
@@ -211,7 +211,7 @@ class Experiment:
 
     def generator(self, run: Run, stage: str) -> MaskGenerator:
         """Load the generator that a stage left."""
-        clip, text = generator.supervision(run)
+        clip, text = supervision(run)
         weights = run.existing(stage, _WEIGHTS)
         return load_generator(run.config, clip, text, weights, device=run.device)
 
@@ -231,8 +231,8 @@ class Experiment:
 
     def found(self, run: Run) -> int:
         """Count the classes whose learned prompt is nearest to their own context."""
-        clip, _ = generator.supervision(run)
-        return contexts_found(clip, generator.learned_prompts(run)["embeddings"])
+        clip, _ = supervision(run)
+        return contexts_found(clip, prompts.learned_prompts(run)["embeddings"])
 
     def _once(self, run: Run, stage: str, result: str, start: Callable[..., Path]) -> None:
         if (run.work / stage / result).is_file():

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.offline_clip.anchor import anchor, with_projection_bias
 from benchmarks.offline_clip.build import save_clip
-from models.training.loop import Group, Optimization, Step, fit
+from models.training.loop import Optimization, ParameterGroup, Step, fit
 from models.training.prompts import RegionBatches
 
 IMAGE_SIZE = 64
@@ -147,7 +147,7 @@ def train_clip(
         model.token_embedding.weight.mul_(10)
     tokens = SimpleTokenizer(context_length=CONTEXT_LENGTH)(list(data.sentences))
     fit(
-        [Group(model.parameters())],
+        [ParameterGroup(model.parameters())],
         RegionBatches(len(data.which), batch_size=64, seed=seed),
         contrastive_losses(model, data, tokens),
         Optimization(epochs, 1e-3, 0.05, seed=seed),

@@ -17,10 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.service_load.load import Bounds, read_photos
-from models.bundle.bundle import find_bundle, load_bundle
+from models import find_bundle, load_bundle
 from models.data.images import read_image
-from models.inference.forward import LabeledImage
-from models.inference.masks import Segmentation
+from models.inference.masks import LabeledImage, Segmentation
 from models.inference.predictor import Predictor
 
 # The predictor and its options, for the programs that measure it without the service.

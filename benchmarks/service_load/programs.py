@@ -139,7 +139,7 @@ def wait_until(condition: Callable[[], bool], child: Child, *, what: str) -> Non
     deadline = time.monotonic() + START_SECONDS
     while not condition():
         if child.exit_code is not None or time.monotonic() > deadline:
-            raise SystemExit(f"{what} failed: {child.last_words()}")
+            raise SystemExit(f"{what} failed: {child.last_log_line()}")
         time.sleep(0.05)
 
 

@@ -1,4 +1,4 @@
-"""Bundles: one folder with everything that serving loads. YAML and safetensors, nothing that executes."""
+"""Bundles: one folder with everything that serving loads, as YAML and safetensors; nothing in it is executed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import yaml
 from torch import Tensor, equal
+from torch.nn.functional import normalize
 
 from models.build import KINDS
 from models.bundle.manifest import (
@@ -23,104 +24,32 @@ from models.bundle.manifest import (
     BundleInfo,
     ImageTowerSpec,
     Manifest,
-    TextTowerSpec,
-    find_bundle,
     read_info,
 )
 from models.clip import FrozenImageTower, FrozenTextTower, build_image_tower, build_text_tower
-from models.config import SegmenterSpec
 from models.generators import MaskGenerator
 from models.segmenters import Segmenter
 from models.segmenters.encoder_decoder import build_encoder_decoder
 from models.segmenters.mask2former import build_mask2former
 from models.tensors import read_tensors, write_tensors
 
-# CLIP's towers in a bundle: what its image tower shares with the generator's backbone is stored once.
-
-_TRUNK = "trunk."
-
-
-def unshared(tower: Mapping[str, Tensor], generator: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the image tower's tensors that the generator's backbone does not have as well."""
-    return {
-        key: value
-        for key, value in tower.items()
-        if (other := generator.get(_counterpart(key))) is None or not equal(value, other)
-    }
-
-
-def check_trunk(stored: Mapping[str, Tensor]) -> None:
-    """Refuse a text tower whose texts would mean nothing to the generator's backbone.
-
-    Args:
-        stored: what ``unshared`` left of the image tower.
-
-    Raises:
-        ValueError: if the backbone is not the image tower's trunk.
-    """
-    if any(key.startswith(_TRUNK) for key in stored):
-        raise ValueError(
-            "expected a mask generator on the frozen trunk of CLIP's image tower beside a text tower, got another"
-        )
-
-
-def load_image_tower(
-    spec: ImageTowerSpec, stored: Mapping[str, Tensor], generator: Mapping[str, Tensor]
-) -> FrozenImageTower:
-    """Build CLIP's image tower from what is stored of it and from the generator's state dict.
-
-    Raises:
-        KeyError, RuntimeError: if the weights do not fit.
-    """
-    tower = build_image_tower(spec.config, mean=spec.mean, std=spec.std)
-    missing = {key: _counterpart(key) for key in tower.visual.state_dict() if key not in stored}
-    tower.visual.load_state_dict(
-        {**stored, **{key: generator[other] for key, other in missing.items()}}
-    )
-    return tower
-
-
-def load_text_tower(spec: TextTowerSpec, stored: Mapping[str, Tensor]) -> FrozenTextTower:
-    """Build CLIP's text tower from what is stored of it.
-
-    Raises:
-        RuntimeError, ValueError: if the weights do not fit, or the tower is not causal.
-    """
-    tower = build_text_tower(spec.config)
-    tower.text.load_state_dict(stored)
-    return tower
-
-
-def _counterpart(tower_key: str) -> str:
-    """The generator's name of a tensor of the image tower's timm trunk."""
-    return "backbone." + tower_key.removeprefix(_TRUNK)
-
-
-__all__ = [
-    "Bundle",
-    "BundleError",
-    "BundleInfo",
-    "find_bundle",
-    "load_bundle",
-    "read_info",
-    "write_bundle",
-]
+_TRUNK = "trunk."  # prefix of the image tower's timm backbone, which the generator may share
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded bundle.
+    """A loaded bundle; all networks are frozen and in evaluation mode.
 
     Attributes:
-        info: what it says of itself.
-        generator: the mask generator, in evaluation mode.
+        info: its manifest and version.
+        generator: the mask generator.
         class_text: class text embeddings, (K, D), L2-normalized.
-        prompts: embeddings of the learned background prompts, (K, D), L2-normalized; None without stage (b).
-        context: their parameters, (K, M, width); None without stage (b).
-        image_tower: CLIP's, to score alignment; None if the bundle has none.
-        segmenter: the segmentation network, in evaluation mode; None if the bundle has none.
-        text_tower: CLIP's, for labels that the bundle was not trained on; None if it has none. Where there is one, the
-            generator's backbone is the image tower's trunk.
+        prompts: embeddings of the background prompts, (K, D), L2-normalized; None without stage (b).
+        context: the background prompts' parameters, (K, M, width); None without stage (b).
+        image_tower: of CLIP, to score alignment; may be None.
+        segmenter: may be None.
+        text_tower: of CLIP, for an open vocabulary; may be None. With it, the generator's backbone is the image
+            tower's trunk.
     """
 
     info: BundleInfo
@@ -134,7 +63,7 @@ class Bundle:
 
 
 def load_bundle(folder: Path, *, device: torch.device) -> Bundle:
-    """Load a bundle; every file's hash is checked first.
+    """Load a bundle after comparing the hash of each file with the manifest.
 
     Raises:
         BundleError: if a file is missing, changed or does not fit the manifest.
@@ -146,7 +75,8 @@ def load_bundle(folder: Path, *, device: torch.device) -> Bundle:
         generator = KINDS[info.generator.kind].rebuild(info.generator, len(info.classes))
         weights = _load(folder / GENERATOR_FILE)
         generator.load_state_dict(weights)
-        tower, text_tower = _load_towers(info, folder, weights)
+        image_tower = _load_image_tower(info, folder, weights)
+        text_tower = _load_text_tower(info, folder)
         segmenter = _load_segmenter(info, folder)
         texts = _load(folder / PROMPTS_FILE, "class_text", device=device)
         if len(texts["class_text"]) != len(info.classes):
@@ -155,19 +85,17 @@ def load_bundle(folder: Path, *, device: torch.device) -> Bundle:
             )
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise BundleError(f"expected weights that fit {folder / MANIFEST}, got {error}") from error
-    # Half precision is how embeddings are stored; their unit length comes back here.
-    unit = {
-        key: torch.nn.functional.normalize(texts[key], dim=-1) for key in texts if key != "context"
-    }
+    # Embeddings are stored in half precision, in which their length is not quite 1.
+    unit = {key: normalize(texts[key], dim=-1) for key in texts if key != "context"}
     return Bundle(
         info=info,
         generator=generator.to(device).eval().requires_grad_(False),
         class_text=unit["class_text"],
         prompts=unit.get("embeddings"),
         context=texts.get("context"),
-        image_tower=tower.to(device) if tower is not None else None,
-        segmenter=segmenter.to(device) if segmenter is not None else None,
-        text_tower=text_tower.to(device) if text_tower is not None else None,
+        image_tower=image_tower and image_tower.to(device),
+        segmenter=segmenter and segmenter.to(device),
+        text_tower=text_tower and text_tower.to(device),
     )
 
 
@@ -183,31 +111,31 @@ def write_bundle(
 ) -> BundleInfo:
     """Write a bundle in half precision (vectors stay in single), and return its info.
 
-    What the image tower has in common with the generator's backbone is stored once.
+    Tensors that the image tower and the generator's backbone have in common are stored once.
 
     Args:
-        folder: made if missing; files of an earlier bundle are overwritten.
+        folder: created if missing; files of an earlier bundle are overwritten.
         manifest: its ``files`` are filled in here.
-        generator: the generator's state dict.
-        texts: "class_text" (K, D), and "embeddings" (K, D) and "context" (K, M, width) if prompts were learned.
-        image_tower: the tower's state dict; None leaves alignment out.
-        segmenter: the segmenter's state dict, if the manifest has one.
-        text_tower: CLIP's text tower's state dict, if the manifest has one.
+        generator: state dict.
+        texts: "class_text" (K, D), and with learned prompts "embeddings" (K, D) and "context" (K, M, width).
+        image_tower: state dict; None for a bundle without alignment scores.
+        segmenter: state dict, if the manifest has a segmenter.
+        text_tower: state dict, if the manifest has a text tower.
 
     Raises:
         ValueError: if there is a text tower and the generator's backbone is not the image tower's trunk.
         OSError: if the folder cannot be written.
     """
-    parts = {GENERATOR_FILE: _halved(generator), PROMPTS_FILE: _halved(texts)}
+    parts = {GENERATOR_FILE: _to_half(generator), PROMPTS_FILE: _to_half(texts)}
     if image_tower is not None:
-        parts[TOWER_FILE] = unshared(_halved(image_tower), parts[GENERATOR_FILE])
+        parts[TOWER_FILE] = _without_shared(_to_half(image_tower), parts[GENERATOR_FILE])
     optional = {SEGMENTER_FILE: segmenter, TEXT_TOWER_FILE: text_tower}
-    parts |= {name: _halved(part) for name, part in optional.items() if part is not None}
+    parts |= {name: _to_half(part) for name, part in optional.items() if part is not None}
     if text_tower is not None:
-        check_trunk(parts[TOWER_FILE])
+        _check_trunk(parts[TOWER_FILE])
     folder.mkdir(parents=True, exist_ok=True)
     for name in optional.keys() - parts.keys():
-        (folder / name).unlink(missing_ok=True)  # an earlier bundle's
+        (folder / name).unlink(missing_ok=True)  # of an earlier bundle
     for name, tensors in parts.items():
         write_tensors(folder / name, tensors)
     hashes = {name: _hash(folder / name) for name in parts}
@@ -218,37 +146,73 @@ def write_bundle(
     return read_info(folder)
 
 
-def _load_towers(
+def _load_image_tower(
     info: BundleInfo, folder: Path, generator: Mapping[str, Tensor]
-) -> tuple[FrozenImageTower | None, FrozenTextTower | None]:
+) -> FrozenImageTower | None:
     if info.image_tower is None:
-        return None, None
+        return None
+    spec: ImageTowerSpec = info.image_tower
     stored = _load(folder / TOWER_FILE)
-    tower = load_image_tower(info.image_tower, stored, generator)
+    if info.text_tower is not None:
+        _check_trunk(stored)
+    tower = build_image_tower(spec.config, mean=spec.mean, std=spec.std)
+    shared = {
+        key: generator[_generator_key(key)]
+        for key in tower.visual.state_dict()
+        if key not in stored
+    }
+    tower.visual.load_state_dict({**stored, **shared})
+    return tower
+
+
+def _load_text_tower(info: BundleInfo, folder: Path) -> FrozenTextTower | None:
     if info.text_tower is None:
-        return tower, None
-    check_trunk(stored)
-    return tower, load_text_tower(info.text_tower, _load(folder / TEXT_TOWER_FILE))
-
-
-def _build_segmenter(spec: SegmenterSpec, *, classes: int) -> Segmenter:
-    if spec.kind == "mask2former":
-        return build_mask2former(spec.architecture, classes=classes)
-    return build_encoder_decoder(
-        spec.decoder, spec.backbone, classes=classes, normalization=(spec.mean, spec.std)
-    )
+        return None
+    tower = build_text_tower(info.text_tower.config)
+    tower.text.load_state_dict(_load(folder / TEXT_TOWER_FILE))
+    return tower
 
 
 def _load_segmenter(info: BundleInfo, folder: Path) -> Segmenter | None:
-    if info.segmenter is None:
+    spec, classes = info.segmenter, len(info.classes)
+    if spec is None:
         return None
-    segmenter = _build_segmenter(info.segmenter, classes=len(info.classes))
+    segmenter = (
+        build_mask2former(spec.architecture, classes=classes)
+        if spec.kind == "mask2former"
+        else build_encoder_decoder(
+            spec.decoder, spec.backbone, classes=classes, normalization=(spec.mean, spec.std)
+        )
+    )
     segmenter.load_state_dict(_load(folder / SEGMENTER_FILE))
     return segmenter.eval().requires_grad_(False)
 
 
-def _halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # Vectors (biases, batch statistics) are small and some exceed half precision's range: they stay as they are.
+def _without_shared(
+    tower: Mapping[str, Tensor], generator: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The image tower's tensors that the generator's backbone does not have."""
+    return {
+        key: value
+        for key, value in tower.items()
+        if (other := generator.get(_generator_key(key))) is None or not equal(value, other)
+    }
+
+
+def _check_trunk(stored: Mapping[str, Tensor]) -> None:
+    """Check that the generator's backbone is the image tower's trunk: otherwise text embeddings would not fit it."""
+    if any(key.startswith(_TRUNK) for key in stored):
+        raise ValueError(
+            "expected a mask generator on the frozen trunk of CLIP's image tower beside a text tower, got another"
+        )
+
+
+def _generator_key(tower_key: str) -> str:
+    return "backbone." + tower_key.removeprefix(_TRUNK)
+
+
+def _to_half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    # Vectors (biases, batch statistics) are small, and some exceed half precision's range.
     return {
         key: (value.half() if value.ndim > 1 and value.is_floating_point() else value)
         .detach()

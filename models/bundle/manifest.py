@@ -1,4 +1,4 @@
-"""What a bundle says of itself: ``bundle.yaml``, checked. Free of torch."""
+"""The manifest of a bundle, ``bundle.yaml``, and how bundles are found. Free of torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SEGMENTER_FILE = "segmenter.safetensors"
 
 
 class BundleError(ValueError):
-    """A folder that is not a bundle we can load; the message says what was expected and found."""
+    """A folder is not a bundle that can be loaded."""
 
 
 _CLASSES = TypeAdapter(list[ClassInfo])
@@ -52,7 +52,7 @@ def _from_class_list(value: ClassList) -> list[dict[str, Any]]:
     ]
 
 
-Classes = Annotated[
+_Classes = Annotated[
     ClassList, BeforeValidator(_to_class_list), PlainSerializer(_from_class_list, return_type=list)
 ]
 
@@ -72,7 +72,7 @@ class TextTowerSpec(Frozen):
 
 
 class Measurement(Frozen):
-    """One measured figure, with what it takes to read it honestly."""
+    """One measured figure, the data that it was measured on, and the evaluation protocol."""
 
     name: str
     value: float
@@ -91,12 +91,12 @@ class NearNoun:
 class Manifest(Frozen):
     """The content of ``bundle.yaml``."""
 
-    format: Literal[2]  # 1 had generators with affinity steps of their own
+    format: Literal[2]  # format 1 had generators with their own affinity steps
     name: str
     licence: str
     trained_on: str
     stage: str
-    classes: Classes
+    classes: _Classes
     inference: InferenceConfig
     generator: GeneratorSpec
     image_tower: ImageTowerSpec | None
@@ -116,7 +116,7 @@ class Manifest(Frozen):
             needed.add(SEGMENTER_FILE)
         if self.text_tower:
             needed.add(TEXT_TOWER_FILE)
-        # A manifest that is being written lists none yet; one that is read must list all, or none would be checked.
+        # Empty only while a bundle is written: read_info refuses a manifest without hashes.
         if self.files and set(self.files) != needed:
             raise ValueError(f"expected files {sorted(needed)}, got {sorted(self.files)}")
         return self
@@ -133,11 +133,7 @@ class Manifest(Frozen):
 
 
 class BundleInfo(Manifest):
-    """A manifest and the version that its content gives.
-
-    Attributes:
-        version: first 12 hexadecimal digits of the SHA-256 of ``bundle.yaml``, which holds the others' hashes.
-    """
+    """A manifest with the bundle's version: 12 hexadecimal digits of the SHA-256 of ``bundle.yaml``."""
 
     version: str
 
@@ -148,7 +144,7 @@ class BundleInfo(Manifest):
 
     @property
     def mask_options(self) -> MaskOptions:
-        """How pseudo masks are made unless a request says otherwise."""
+        """Default options of pseudo masks."""
         return MaskOptions(
             refine=self.inference.refine,
             min_confidence=self.inference.min_confidence,
@@ -158,7 +154,7 @@ class BundleInfo(Manifest):
 
     @property
     def segment_options(self) -> MaskOptions:
-        """How the segmenter's masks are made unless a request says otherwise.
+        """Default options of the segmenter's masks.
 
         Raises:
             CannotSegmentError: if there is no segmenter.
@@ -171,12 +167,12 @@ class BundleInfo(Manifest):
 
     @property
     def can_segment(self) -> bool:
-        """Whether it segments images without labels."""
+        """Whether it has a segmenter, which needs no labels."""
         return self.segmenter is not None
 
     @property
     def open_vocabulary(self) -> bool:
-        """Whether it takes labels that it was not trained on."""
+        """Whether it accepts labels that it was not trained on."""
         return self.text_tower is not None
 
     def to_json(self) -> dict[str, Any]:
@@ -199,7 +195,7 @@ class BundleInfo(Manifest):
 
 
 class SegmentDefaults(BaseModel):
-    """How a model segments unless a request says otherwise."""
+    """Default options of a model's segmenter."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -208,15 +204,15 @@ class SegmentDefaults(BaseModel):
 
 
 class ModelDescription(BaseModel):
-    """A model's description for those who have neither torch nor its files, in JSON's types.
+    """A model's description in JSON types, for processes without torch and bundle files.
 
-    Unknown fields are ignored, so that old and new processes can talk.
+    Unknown fields are ignored, so that old and new processes work together.
 
     Attributes:
-        refine, min_confidence, background_threshold, class_thresholds: how its pseudo masks are made by default.
-        segment: how it segments by default.
+        refine, min_confidence, background_threshold, class_thresholds: default options of pseudo masks.
+        segment: default options of the segmenter.
         can_segment: whether it has a segmenter, which needs no labels.
-        open_vocabulary: whether it takes labels that it was not trained on.
+        open_vocabulary: whether it accepts labels that it was not trained on.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -243,7 +239,7 @@ class ModelDescription(BaseModel):
 
     @property
     def mask_options(self) -> MaskOptions:
-        """How pseudo masks are made unless a request says otherwise."""
+        """Default options of pseudo masks."""
         return MaskOptions(
             refine=self.refine,
             min_confidence=self.min_confidence,
@@ -253,7 +249,7 @@ class ModelDescription(BaseModel):
 
     @property
     def segment_options(self) -> MaskOptions:
-        """How the segmenter's masks are made unless a request says otherwise."""
+        """Default options of the segmenter's masks."""
         segment = self.segment or SegmentDefaults()
         return MaskOptions(segment.refine, segment.min_confidence)
 
@@ -262,13 +258,13 @@ def find_bundle(name_or_path: str) -> Path:
     """Return the folder of a shipped bundle by name, or of any bundle by path.
 
     Raises:
-        BundleError: if there is neither.
+        BundleError: if there is no such bundle.
     """
     root = Path(str(files("models").joinpath("bundles")))
     for folder in (root / name_or_path, Path(name_or_path)):
         if (folder / MANIFEST).is_file():
             return folder
-    if (Path(name_or_path) / "bundle" / MANIFEST).is_file():  # a work directory of run-all
+    if (Path(name_or_path) / "bundle" / MANIFEST).is_file():  # the work directory of run-all
         raise BundleError(
             f"expected a folder with {MANIFEST}, got {name_or_path!r}; did you mean {name_or_path}/bundle?"
         )

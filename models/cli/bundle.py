@@ -1,4 +1,4 @@
-"""Commands that make bundles and say what they know."""
+"""Commands about bundles: export-bundle and explain-prompts."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def export(
     ] = "refine-generator",
     metrics: Annotated[
         Path | None,
-        typer.Option(help="JSON list of {name, value, data, rule: fixed|oracle} to carry along."),
+        typer.Option(help="JSON list of {name, value, data, rule: fixed|oracle} for the manifest."),
     ] = None,
     class_thresholds: Annotated[
         Path | None,
         typer.Option(help="thresholds.json of 'semples rethreshold --per-class', as defaults."),
     ] = None,
     segmenter: Annotated[
-        bool, typer.Option(help="Take along the segmenter, if the run has one.")
+        bool, typer.Option(help="Include the segmenter, if the run has one.")
     ] = True,
     open_vocabulary: Annotated[
         bool,
         typer.Option(
             "--open-vocabulary",
-            help="Take along CLIP's text tower, for labels that the bundle was not trained on.",
+            help="Include CLIP's text tower, for labels that the bundle was not trained on.",
         ),
     ] = False,
     device: DeviceOption = "auto",
@@ -48,13 +48,13 @@ def export(
 ) -> None:
     """Pack what a run has trained into the one folder that predict and serve load."""
     from models.io import read_json
-    from models.training.export import Part, export_bundle, with_class_thresholds
+    from models.training.export import BundlePart, export_bundle, with_class_thresholds
     from models.training.run import open_run
 
     run = open_run(work, device=pick_device(device, threads))
     if class_thresholds:
         run = with_class_thresholds(run, read_json(class_thresholds))
-    wishes: dict[Part, bool] = {"segmenter": segmenter, "text_tower": open_vocabulary}
+    parts: dict[BundlePart, bool] = {"segmenter": segmenter, "text_tower": open_vocabulary}
     info = export_bundle(
         run,
         output,
@@ -62,7 +62,7 @@ def export(
         licence=licence,
         trained_on=trained_on,
         metrics=_read_metrics(metrics) if metrics else (),
-        parts=[part for part, wanted in wishes.items() if wanted],
+        parts=[part for part, included in parts.items() if included],
     )
     size = sum(path.stat().st_size for path in output.iterdir())
     print(f"{info.name} {info.version}: {size / 1e6:.1f} MB in {output}")
@@ -76,9 +76,9 @@ def explain_prompts(
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
-    """Say what each class's background prompt learned: the nouns nearest to it."""
+    """Show what each class's background prompt learned: the nouns nearest to it."""
     if (Path(bundle_or_work) / "learn-prompts").is_dir():
-        nouns = _explain_run(Path(bundle_or_work), device, threads)
+        nouns = _prompt_neighbors(Path(bundle_or_work), device, threads)
     else:
         from models.bundle.manifest import find_bundle, read_info
 
@@ -95,15 +95,15 @@ def explain_prompts(
     Console().print(table)
 
 
-def _explain_run(work: Path, device: str, threads: int) -> dict[str, tuple[NearNoun, ...]]:
-    from models.training.export import explain
-    from models.training.generator import learned_prompts, supervision
-    from models.training.run import open_run
+def _prompt_neighbors(work: Path, device: str, threads: int) -> dict[str, tuple[NearNoun, ...]]:
+    from models.training.export import prompt_neighbors
+    from models.training.prompts import learned_prompts
+    from models.training.run import open_run, supervision
 
     run = open_run(work, device=pick_device(device, threads))
-    learned = learned_prompts(run)
+    embeddings = learned_prompts(run)["embeddings"]
     clip, _ = supervision(run)
-    return explain(run, clip, learned["embeddings"])
+    return prompt_neighbors(run, clip, embeddings)
 
 
 def _read_metrics(path: Path) -> list[Measurement]:

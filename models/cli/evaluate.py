@@ -1,4 +1,4 @@
-"""The command that measures masks against ground truth."""
+"""Commands that evaluate masks and report on runs."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ from models.cli.options import (
     ThreadsOption,
     WorkArgument,
     pick_device,
+    print_error,
     progress,
 )
 
 if TYPE_CHECKING:
     from models.data.classes import ClassList
-    from models.evaluation.metrics import Files, IouReport, Measured
+    from models.evaluation.metrics import EvaluationFiles, IouReport, Measured
+    from models.training.run import Run
 
 
 def evaluate(
@@ -78,51 +80,7 @@ def evaluate(
     if as_json:
         print(json.dumps(measured_to_json(measured, class_list, files), indent=2))
     else:
-        _print(measured, class_list)
-
-
-def _warn(files: Files) -> None:
-    console = Console(stderr=True, soft_wrap=True)
-    if files.missing:
-        console.print(f"semples: {files.missing} ground truths have no prediction")
-    if files.left_out:
-        console.print(f"semples: {files.left_out} predictions have no ground truth")
-    if files.unpaired:
-        console.print(
-            f"semples: {files.unpaired} photos left out: only one of mask and scores is there"
-        )
-
-
-def _print(measured: Measured, classes: ClassList) -> None:
-    threshold, best = measured.oracle.best if measured.oracle else (None, None)
-    rules = {
-        "fixed": (
-            measured.fixed,
-            "masks as they are: thresholds and last epoch, chosen without ground truth",
-        ),
-        "oracle": (best, f"last epoch, at {threshold}: the best threshold for this ground truth"),
-    }
-    reports = {rule: report for rule, (report, _) in rules.items() if report is not None}
-    Console().print(_table(reports, classes, measured.images))
-    for rule, report in reports.items():
-        print(f"mean IoU, {rule}: {100 * report.mean_iou:.2f} % ({rules[rule][1]})")
-
-
-def _table(reports: dict[str, IouReport], classes: ClassList, images: int) -> Table:
-    rules = [f"IoU %, {rule}" for rule in reports]
-    table = Table("class", *rules, "pixels", title=f"{images} images")
-    pixels = next(iter(reports.values())).pixels
-    for index, name in [(0, "background"), *((each.index, each.name) for each in classes.classes)]:
-        if pixels[index]:
-            found = [f"{100 * float(report.iou[index]):.1f}" for report in reports.values()]
-            table.add_row(escape(name), *found, f"{int(pixels[index]):,}")
-    return table
-
-
-# The command that writes a run's page.
-
-if TYPE_CHECKING:
-    from models.training.run import Run
+        _print_measured(measured, class_list)
 
 
 def report(
@@ -147,7 +105,7 @@ def report(
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
-    """Write one HTML file about a run, however far it came: curves, tables, pictures, what the prompts learned."""
+    """Write one HTML file about a run, finished or not: curves, tables, pictures, what the prompts learned."""
     from models.data.labels import read_folder
     from models.evaluation.report import Sources, write_report
     from models.training.run import open_run
@@ -163,20 +121,57 @@ def report(
             sources,
             output,
             photos=photos,
-            on_share=lambda share: bar.update(task, completed=round(100 * share)),
+            on_fraction=lambda fraction: bar.update(task, completed=round(100 * fraction)),
         )
         bar.update(task, completed=100)
     print(f"written to {path}")
 
 
+def _warn(files: EvaluationFiles) -> None:
+    if files.missing:
+        print_error(f"{files.missing} ground truths have no prediction")
+    if files.left_out:
+        print_error(f"{files.left_out} predictions have no ground truth")
+    if files.unpaired:
+        print_error(f"{files.unpaired} photos left out: only one of mask and scores is there")
+
+
+def _print_measured(measured: Measured, classes: ClassList) -> None:
+    threshold, best = measured.oracle.best if measured.oracle else (None, None)
+    protocols = {
+        "fixed": (
+            measured.fixed,
+            "masks as they are: thresholds and last epoch, chosen without ground truth",
+        ),
+        "oracle": (best, f"last epoch, at {threshold}: the best threshold for this ground truth"),
+    }
+    reports = {
+        protocol: report for protocol, (report, _) in protocols.items() if report is not None
+    }
+    Console().print(_table(reports, classes, measured.images))
+    for protocol, report in reports.items():
+        print(f"mean IoU, {protocol}: {100 * report.mean_iou:.2f} % ({protocols[protocol][1]})")
+
+
+def _table(reports: dict[str, IouReport], classes: ClassList, images: int) -> Table:
+    protocols = [f"IoU %, {protocol}" for protocol in reports]
+    table = Table("class", *protocols, "pixels", title=f"{images} images")
+    pixels = next(iter(reports.values())).pixels
+    for index, name in [(0, "background"), *((each.index, each.name) for each in classes.classes)]:
+        if pixels[index]:
+            found = [f"{100 * float(report.iou[index]):.1f}" for report in reports.values()]
+            table.add_row(escape(name), *found, f"{int(pixels[index]):,}")
+    return table
+
+
 @contextmanager
 def _bundle_of(run: Run, given: str | None) -> Iterator[Path | None]:
-    """Find the run's bundle, or pack what it has trained into one for the time being; None if that cannot be done."""
+    """Give the run's bundle, or a temporary one of what it has trained; None if that fails."""
     from models.bundle.manifest import MANIFEST, find_bundle
 
-    own = run.work / "bundle"
-    if given is not None or (own / MANIFEST).is_file():
-        yield find_bundle(given or str(own))
+    default = run.work / "bundle"
+    if given is not None or (default / MANIFEST).is_file():
+        yield find_bundle(given or str(default))
         return
     with TemporaryDirectory() as folder:
         yield Path(folder) if _pack(run, Path(folder)) else None
@@ -190,9 +185,6 @@ def _pack(run: Run, folder: Path) -> bool:
     try:
         export_bundle(run, folder, stage=stage, licence="", trained_on="", parts=())
     except ValueError as error:
-        console = Console(stderr=True, soft_wrap=True)
-        console.print(
-            f"semples: no pictures, for the bundle cannot be packed: {error}", markup=False
-        )
+        print_error(f"no pictures, for the bundle cannot be packed: {error}")
         return False
     return True

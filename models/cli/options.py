@@ -1,4 +1,4 @@
-"""Options that several commands share, and the progress bars."""
+"""Options, devices, processes and progress bars that several commands share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rich.progress import (
 )
 
 from models.data.classes import Vocabulary
-from models.data.labels import FORMS
+from models.data.labels import FORMS_HELP
 from models.refine import REFINERS
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from models.training.loop import Step
     from models.training.run import Run
 
-    Stage = Callable[..., Path]  # of models.training.generator and models.training.segmenter
 
 BundleOption = Annotated[
     str, typer.Option("--bundle", help="Name of a shipped bundle, or a bundle's folder.")
@@ -73,7 +72,7 @@ LabelsFileOption = Annotated[
     Path,
     typer.Option(
         "--labels",
-        help=f"Image-level labels. {'; '.join(form.words for form in FORMS.values())}.",
+        help=f"Image-level labels. {FORMS_HELP}.",
     ),
 ]
 WorkersOption = Annotated[
@@ -83,7 +82,7 @@ WorkArgument = Annotated[Path, typer.Argument(help="Work directory of the run.")
 
 
 def pick_device(name: str, threads: int) -> torch.device:
-    """Return the device that a name means, and set torch's CPU threads.
+    """Return a device by name, and set torch's number of CPU threads.
 
     Raises:
         ValueError: if there is no such device.
@@ -105,7 +104,7 @@ def pick_device(name: str, threads: int) -> torch.device:
 
 
 def require_export_packages() -> None:
-    """Raise ValueError if the packages that read and write COCO's masks and SBD's are not installed."""
+    """Raise ValueError unless the packages for COCO's and SBD's masks are installed."""
     if find_spec("pycocotools") is None or find_spec("scipy") is None:
         raise ValueError(
             "expected the packages of semples[export], got an installation without them"
@@ -114,7 +113,7 @@ def require_export_packages() -> None:
 
 @contextmanager
 def progress(title: str, total: int | None) -> Iterator[tuple[Progress, TaskID]]:
-    """Show a bar on standard error, so that standard output stays clean for results."""
+    """Show a progress bar on standard error; standard output is for results."""
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -128,8 +127,8 @@ def progress(title: str, total: int | None) -> Iterator[tuple[Progress, TaskID]]
         yield bar, bar.add_task(title, total=total, note="")
 
 
-def report_stage(
-    stage: Stage,
+def run_stage(
+    stage: Callable[..., Path],
     run: Run,
     samples: Sequence[object],
     name: str,
@@ -137,19 +136,17 @@ def report_stage(
     epochs: int,
     images_first: int = 0,
 ) -> None:
-    """Run a stage under a progress bar, and under one more if it first looks at images.
-
-    Where several processes train together, all but the first are silent.
+    """Run a training stage with a progress bar, in the main process only.
 
     Args:
-        stage: run, samples and a callback → the file it wrote.
-        run: it belongs to.
-        samples: that it learns from.
+        stage: function of run, samples and a callback, which returns the file that it wrote.
+        run: the stage's.
+        samples: training data.
         name: of the stage.
-        epochs: that it takes.
-        images_first: how many images it looks at before its first step.
+        epochs: of the stage.
+        images_first: number of images that the stage embeds before its first step, in a second bar.
     """
-    if not run.processes.leads:
+    if not run.processes.is_main_process:
         stage(run, samples, lambda _: None)
         return
     batch = min(getattr(run.config, name.replace("-", "_")).batch_size, len(samples))
@@ -171,34 +168,33 @@ def report_stage(
 
 @contextmanager
 def training_processes(device: str, threads: int) -> Iterator[tuple[torch.device, Processes]]:
-    """Join the processes that torchrun started, if it did, each with the device of its own.
+    """Join torchrun's processes, if there are any; gives this process's device.
 
     Raises:
         ValueError: if there is no such device.
     """
+    import torch
+
     from models.training.distributed import join_processes
 
     if device == "auto" and "LOCAL_RANK" in os.environ:
-        device = local_device(os.environ["LOCAL_RANK"])
+        device = f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else "cpu"
     chosen = pick_device(device, threads)
-    backend = "nccl" if chosen.type == "cuda" else "gloo"
     if chosen.type == "cuda":
-        import torch
-
-        torch.cuda.set_device(chosen)  # what nccl's sums of single numbers go by
+        torch.cuda.set_device(chosen)  # NCCL uses the current device
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
     with join_processes(os.environ, backend=backend) as processes:
         yield chosen, processes
 
 
-def refuse_company(command: str) -> None:
-    """Raise ValueError if torchrun started several processes of a command that is one process's work."""
+def require_single_process(command: str) -> None:
+    """Raise ValueError if torchrun started several processes of a command that supports only one."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count > 1:
         raise ValueError(f"expected one process of {command}, got {count} under torchrun")
 
 
-def local_device(local_rank: str) -> str:
-    """Return the name of the device that torchrun's process of a local rank works on."""
-    import torch
-
-    return f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
+def print_error(message: str) -> None:
+    """Print one line to standard error."""
+    console = Console(stderr=True, soft_wrap=True)
+    console.print(f"semples: {message}", markup=False, highlight=False)

@@ -1,4 +1,4 @@
-"""Commands of the three training stages, and of all stages at once."""
+"""Commands of the training stages, one by one and all at once."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from models.cli.options import (
     WorkersOption,
     pick_device,
     progress,
-    refuse_company,
-    report_stage,
+    require_single_process,
+    run_stage,
     training_processes,
 )
 
@@ -31,13 +31,14 @@ if TYPE_CHECKING:
     from models.training.distributed import Processes
     from models.training.run import Run
 
-
-ConfigOption = Annotated[
-    str, typer.Option(help="A YAML file, or the name of one of the project's own.")
+_ConfigOption = Annotated[
+    str, typer.Option("--config", help="A YAML file, or the name of one of the project's own.")
 ]
-ClassesOption = Annotated[
+_ClassesOption = Annotated[
     Path | None,
-    typer.Option(help="File of 'index name' lines. Default: the labels' names, from 1."),
+    typer.Option(
+        "--classes", help="File of 'index name' lines. Default: the labels' names, from 1."
+    ),
 ]
 
 
@@ -45,31 +46,31 @@ def pretrain_generator(
     work: WorkArgument,
     images: ImagesOption,
     labels: LabelsFileOption,
-    config: ConfigOption,
-    classes: ClassesOption = None,
+    config: _ConfigOption,
+    classes: _ClassesOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
     workers: WorkersOption = 0,
 ) -> None:
     """Before stage (a): make the mask generator a CAM network of the labels, and start a work directory."""
-    from models.training.generator import STAGE, settings_of
-    from models.training.generator import pretrain_generator as stage
-    from models.training.run import start_run
+    from models.training import generator
+    from models.training.run import PRETRAIN_STAGE, start_run
 
     settings, class_list, samples = _read(images, labels, config, classes)
     with training_processes(device, threads) as (chosen, processes):
         run = start_run(
             settings, class_list, work, device=chosen, workers=workers, processes=processes
         )
-        report_stage(stage, run, samples, STAGE, epochs=settings_of(run).epochs)
+        epochs = generator.pretrain_settings(run).epochs
+        run_stage(generator.pretrain_generator, run, samples, PRETRAIN_STAGE, epochs=epochs)
 
 
 def train_generator(
     work: WorkArgument,
     images: ImagesOption,
     labels: LabelsFileOption,
-    config: ConfigOption,
-    classes: ClassesOption = None,
+    config: _ConfigOption,
+    classes: _ClassesOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
     workers: WorkersOption = 0,
@@ -84,7 +85,7 @@ def train_generator(
             settings, class_list, work, device=chosen, workers=workers, processes=processes
         )
         epochs = run.config.train_generator.epochs
-        report_stage(generator.train_generator, run, samples, "train-generator", epochs=epochs)
+        run_stage(generator.train_generator, run, samples, "train-generator", epochs=epochs)
 
 
 def learn_prompts(
@@ -96,15 +97,19 @@ def learn_prompts(
     workers: WorkersOption = 0,
 ) -> None:
     """Stage (b): learn each class's background prompt with the generator of stage (a)."""
-    from models.training import generator
+    from models.data.classes import labeled_samples
+    from models.training import prompts
 
-    refuse_company("learn-prompts")
+    require_single_process("learn-prompts")
     run, samples = _open(work, images, labels, pick_device(device, threads), workers)
-    labeled = sum(bool(each.channels) for each in samples)
-    views = run.config.learn_prompts.views * labeled
-    epochs = run.config.learn_prompts.epochs
-    report_stage(
-        generator.learn_prompts, run, samples, "learn-prompts", epochs=epochs, images_first=views
+    settings = run.config.learn_prompts
+    run_stage(
+        prompts.learn_prompts,
+        run,
+        samples,
+        "learn-prompts",
+        epochs=settings.epochs,
+        images_first=settings.views * len(labeled_samples(samples)),
     )
 
 
@@ -122,15 +127,41 @@ def refine_generator(
     with training_processes(device, threads) as (chosen, processes):
         run, samples = _open(work, images, labels, chosen, workers, processes)
         epochs = run.config.refine_generator.epochs
-        report_stage(generator.refine_generator, run, samples, "refine-generator", epochs=epochs)
+        run_stage(generator.refine_generator, run, samples, "refine-generator", epochs=epochs)
+
+
+def train_segmenter(
+    work: WorkArgument,
+    images: ImagesOption,
+    masks: Annotated[Path, typer.Option("--masks", help="Output folder of make-pseudo-masks.")],
+    min_alignment: Annotated[
+        float | None,
+        typer.Option(
+            help="Ignore masks less aligned: cosine to the class minus cosine to its background."
+        ),
+    ] = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = 0,
+    workers: WorkersOption = 0,
+) -> None:
+    """Train the segmentation network on pseudo masks. Continues after a kill; runs under torchrun too."""
+    from models.data.mask_folder import read_mask_folder
+    from models.training import segmenter
+    from models.training.run import SEGMENTER_STAGE, open_run
+
+    with training_processes(device, threads) as (chosen, processes):
+        run = open_run(work, device=chosen, workers=workers, processes=processes)
+        samples = read_mask_folder(images, masks, run.classes, min_alignment=min_alignment)
+        epochs = segmenter.segmenter_epochs(run.config.train_segmenter, photos=len(samples))
+        run_stage(segmenter.train_segmenter, run, samples, SEGMENTER_STAGE, epochs=epochs)
 
 
 def run_all(
     work: WorkArgument,
     images: ImagesOption,
     labels: LabelsFileOption,
-    config: ConfigOption,
-    classes: ClassesOption = None,
+    config: _ConfigOption,
+    classes: _ClassesOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", help="The bundle's folder. Default: WORK/bundle.")
     ] = None,
@@ -144,39 +175,46 @@ def run_all(
     threads: ThreadsOption = 0,
     workers: WorkersOption = 0,
 ) -> None:
-    """From photos with labels to a bundle that segments: all stages, leaving out what is done already."""
-    from models.evaluation.report import masks_part, outcome_in_words
-    from models.training.pipeline import MASKS, REPORT, claim, plan
+    """From photos with labels to a bundle that segments: all stages, without those that are done already."""
+    from models.data.classes import labeled_samples
+    from models.training.pipeline import build_stages, check_samples
     from models.training.run import start_run
     from models.training.segmenter import check_segmenter
 
-    refuse_company("run-all")
+    require_single_process("run-all")
     settings, class_list, samples = _read(images, labels, config, classes)
     run = start_run(
         settings, class_list, work, device=pick_device(device, threads), workers=workers
     )
-    target = output or work / "bundle"
-    planned = plan(run, samples, images, target, licence=licence, trained_on=trained_on)
-    if not all(stage.done or stage.quick for stage in planned):
-        check_segmenter(run, photos=sum(bool(each.channels) for each in samples))
-    claim(run, samples)
-    redone = False
-    for stage in planned:
-        if stage.done and not redone:
+    bundle = output or work / "bundle"
+    stages = build_stages(run, samples, images, bundle, licence=licence, trained_on=trained_on)
+    if not all(stage.done or stage.always for stage in stages):
+        check_segmenter(run, photos=len(labeled_samples(samples)))
+    check_samples(run, samples)
+    changed = False
+    for stage in stages:
+        if stage.done and not changed:
             print(f"{stage.name}: done before, see {stage.result}")
             continue
-        redone = True  # what comes later was made of something else
+        changed = True  # the results of all later stages depend on this one
         with progress(f"{stage.name} (percent)", 100) as (bar, task):
-            stage.start(partial(_show_share, bar, task))
+            stage.start(partial(_show_fraction, bar, task))
             bar.update(task, completed=100)
         print(f"{stage.name}: written to {stage.result}")
+    _print_mask_summary(work)
+
+
+def _show_fraction(bar: Progress, task: TaskID, fraction: float) -> None:
+    bar.update(task, completed=round(100 * fraction))
+
+
+def _print_mask_summary(work: Path) -> None:
+    from models.evaluation.report import describe_masks, masks_part
+    from models.training.pipeline import MASKS, REPORT
+
     part = masks_part(work / MASKS)
     if part is not None:
-        print(f"pseudo masks: {outcome_in_words(part)}; see {work / REPORT}")
-
-
-def _show_share(bar: Progress, task: TaskID, share: float) -> None:
-    bar.update(task, completed=round(100 * share))
+        print(f"pseudo masks: {describe_masks(part)}; see {work / REPORT}")
 
 
 def _read(

@@ -1,4 +1,4 @@
-"""Class lists and label names; free of torch, so that the service can use them too."""
+"""Class lists, label names, open-vocabulary labels, and images with their labels. Free of torch."""
 
 from __future__ import annotations
 
@@ -12,15 +12,23 @@ from typing import Literal
 
 BACKGROUND_INDEX = 0
 IGNORE_INDEX = 255
-MAX_LABELS = 32
+MAX_LABELS = 32  # of an image
+
+Vocabulary = Literal["closed", "open"]
+"""Whether labels must be a bundle's classes, or may be any text that its CLIP can embed."""
+
+# A CLIP token holds at least one byte, and the context has 77 tokens: no label of this length is truncated.
+_MAX_BYTES = 64
+_PUNCTUATION = frozenset(" '’.&/()+")
+_RESERVED = frozenset({"background", "ignored"})  # in masks and annotation formats
 
 
 class UnknownLabelError(ValueError):
-    """A label that no class or synonym is called by.
+    """A label is neither a class name nor a synonym.
 
     Attributes:
         label: the label as given.
-        nearest: known names most like it, best first, at most three.
+        nearest: the most similar class names, best first, at most three.
     """
 
     def __init__(self, label: str, nearest: tuple[str, ...]) -> None:
@@ -32,7 +40,7 @@ class UnknownLabelError(ValueError):
 
 @dataclass(frozen=True)
 class ClassInfo:
-    """One foreground class: its index in label maps, its name and other names people use."""
+    """One foreground class: its index in label maps, its name and its synonyms."""
 
     index: int
     name: str
@@ -83,10 +91,10 @@ class ClassList:
         return tuple(info.name for info in self.classes)
 
     def channel(self, label: str) -> int:
-        """Return the channel of a class by its name or a synonym, whatever its case.
+        """Return the channel of a class by its name or a synonym, in any case.
 
         Raises:
-            UnknownLabelError: if nothing is called so.
+            UnknownLabelError: if there is no such class.
         """
         key = normalize(label)
         if key not in self._channels:
@@ -94,14 +102,14 @@ class ClassList:
         return self._channels[key]
 
     def knows(self, label: str) -> bool:
-        """Return whether a class is called so, by its name or a synonym."""
+        """Return whether a label is a class name or a synonym."""
         return normalize(label) in self._channels
 
     def resolve(self, labels: Sequence[str]) -> tuple[ClassInfo, ...]:
-        """Return the classes that labels name, each once, in channel order.
+        """Return the classes of labels, each once, in channel order.
 
         Raises:
-            UnknownLabelError: if a label is not known.
+            UnknownLabelError: if a label is unknown.
             ValueError: if there are no labels, or more than 32.
         """
         if not labels:
@@ -113,10 +121,10 @@ class ClassList:
         )
 
     def with_synonyms(self, synonyms: Mapping[str, Sequence[str]]) -> ClassList:
-        """Return the same classes with other names that people may use, by class name.
+        """Return the same classes with additional synonyms, by class name.
 
         Raises:
-            ValueError: if a class is unknown, or a synonym is taken already.
+            ValueError: if a class is unknown, or a synonym is not unique.
         """
         added = {self.channel(name): tuple(others) for name, others in synonyms.items()}
         return ClassList(
@@ -127,7 +135,7 @@ class ClassList:
         )
 
     def _nearest(self, key: str) -> tuple[str, ...]:
-        # difflib is quadratic in the length of its input, and the label comes from outside.
+        # difflib is quadratic in the length of its input, and labels are user input.
         known = difflib.get_close_matches(key[:80], list(self._channels), n=6, cutoff=0.4)
         channels = dict.fromkeys(self._channels[name] for name in known)
         return tuple(self.classes[channel].name for channel in channels)[:3]
@@ -170,63 +178,44 @@ def write_class_list(path: Path, classes: ClassList) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-# Labels that a bundle was not trained on: which are taken, and as which classes. Free of torch.
-
-Vocabulary = Literal["closed", "open"]
-"""Whether labels must be a bundle's classes, or may be any that its CLIP can read."""
-
-# A token of CLIP's holds at least a byte, and its context 77 of them: no label is cut off.
-MAX_BYTES = 64
-_MARKS = frozenset(" '’.&/()+")
-# What masks, and formats that hold them, call something else.
-_TAKEN = frozenset({"background", "ignored"})
-
-
 def open_name(label: str) -> str:
-    """Return the name of a class that is known by a label alone: the label as class names are compared.
+    """Return the class name of a label that is not in a class list: the label, normalized.
 
     Raises:
-        ValueError: if the label is empty, longer than 64 bytes, has other characters than letters, digits, spaces and
-            a few marks, or means background or ignored pixels.
+        ValueError: if the label is empty, longer than 64 bytes, reserved, or has other characters than letters, digits,
+            spaces and some punctuation.
     """
     size = len(label.encode(errors="replace"))
-    name = normalize(label) if size <= MAX_BYTES else ""
-    if not 0 < len(name.encode(errors="replace")) <= MAX_BYTES:
-        raise ValueError(f"expected a label of 1 to {MAX_BYTES} bytes, got {label[:MAX_BYTES]!r}")
-    if not all(map(_is_written, name)) or not any(map(str.isalnum, name)):
+    name = normalize(label) if size <= _MAX_BYTES else ""
+    if not 0 < len(name.encode(errors="replace")) <= _MAX_BYTES:
+        raise ValueError(f"expected a label of 1 to {_MAX_BYTES} bytes, got {label[:_MAX_BYTES]!r}")
+    if not all(map(_is_allowed, name)) or not any(map(str.isalnum, name)):
+        allowed = " ".join(sorted(_PUNCTUATION - {" "}))
         raise ValueError(
-            f"expected a label of letters, digits, spaces and {' '.join(sorted(_MARKS - {' '}))}, got {label!r}"
+            f"expected a label of letters, digits, spaces and {allowed}, got {label!r}"
         )
-    if name in _TAKEN:
+    if name in _RESERVED:
         raise ValueError(
             f"expected no label to be called {name!r}: masks mean something else by it"
         )
     return name
 
 
-def why_closed(kind: str) -> str:
-    """Say why a bundle takes no labels but those of its classes.
-
-    Args:
-        kind: of its mask generator.
-    """
-    if kind != "zero_shot":
-        return f"its mask generator ({kind}) is not on CLIP's own image tower"
+def why_closed(generator_kind: str) -> str:
+    """Say why a bundle has no open vocabulary, by the kind of its mask generator."""
+    if generator_kind != "zero_shot":
+        return f"its mask generator ({generator_kind}) is not on CLIP's own image tower"
     return "it holds no text tower of CLIP's, which 'semples export-bundle --open-vocabulary' takes along"
 
 
 def with_open_labels(classes: ClassList, labels: Iterable[str]) -> ClassList:
-    """Return the same classes and, after them, one for each label that none of them is called by.
+    """Return the same classes, followed by one for each unknown label.
 
-    They are sorted by name, and take the free indices after the largest one, then those below. So equal sets of labels
-    give equal lists.
-
-    Args:
-        classes: of a bundle.
-        labels: known or not.
+    New classes are sorted by name and get the free indices after the largest one, then those below, so equal sets of
+    labels give equal lists.
 
     Raises:
-        ValueError: if a label will not do (see ``open_name``), or there are more than free indices.
+        ValueError: if a label is not allowed (see ``open_name``), or there are more labels than free indices.
     """
     names = sorted({open_name(label) for label in labels if not classes.knows(label)})
     if not names:
@@ -238,26 +227,18 @@ def with_open_labels(classes: ClassList, labels: Iterable[str]) -> ClassList:
         raise ValueError(
             f"expected at most {len(free)} labels beside the {len(classes)} classes, got {len(names)}"
         )
-    opened = (ClassInfo(index, name) for index, name in zip(free, names, strict=False))
-    return ClassList((*classes.classes, *opened))
-
-
-def _is_written(character: str) -> bool:
-    """Whether a character is a letter, a mark upon one, a digit, or one of those marks that names have."""
-    return character in _MARKS or unicodedata.category(character)[0] in "LMN"
-
-
-# One training image with its image-level labels.
+    added = (ClassInfo(index, name) for index, name in zip(free, names, strict=False))
+    return ClassList((*classes.classes, *added))
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An image file and the channels of the classes it shows.
+    """An image file and its image-level labels.
 
     Attributes:
-        path: the image.
-        channels: class channels, sorted, each once; empty if nothing is labeled.
-        folder: of all images, which may hold this one in a folder of its own; None if that does not matter.
+        path: of the image.
+        channels: class channels, sorted, each once; empty without labels.
+        folder: that image names are relative to; None for names without folders.
     """
 
     path: Path
@@ -266,12 +247,22 @@ class Sample:
 
     @property
     def name(self) -> str:
-        """The image's file name, with the folders that it lies in below the folder of all images."""
+        """The image's file name, with its folders below ``folder``."""
         return (
             self.path.name if self.folder is None else self.path.relative_to(self.folder).as_posix()
         )
 
     @property
     def stem(self) -> str:
-        """The name that this sample's masks carry."""
+        """The file name without suffix, which is also that of the image's masks."""
         return self.path.stem
+
+
+def labeled_samples(samples: Iterable[Sample]) -> list[Sample]:
+    """Return the samples with at least one label."""
+    return [sample for sample in samples if sample.channels]
+
+
+def _is_allowed(character: str) -> bool:
+    """Whether a character may stand in an open label: a letter, combining mark, digit, or some punctuation."""
+    return character in _PUNCTUATION or unicodedata.category(character)[0] in "LMN"

@@ -1,4 +1,4 @@
-"""MS COCO 2014 in its original layout; label maps hold category ids, which run from 1 to 90 with gaps."""
+"""MS COCO 2014 in its original layout, and COCO's instance annotations; category ids are indices in label maps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from models.data.classes import ClassInfo, ClassList, Sample
-from models.data.official import COCO_PHOTOS, Listed, listed_samples, official_list, spread
+from models.data.official import COCO_PHOTOS, Listed, evenly_spaced, listed_samples, official_list
 
 _NAMES = (
     "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, , stop sign, "
@@ -21,7 +21,7 @@ _NAMES = (
     "dining table, , , toilet, , tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, "
     "refrigerator, , book, clock, vase, scissors, teddy bear, hair drier, toothbrush"
 )
-# The 80 categories with their official ids: an empty name stands for an id without a category.
+# The 80 categories with their official ids, from 1 to 90; an empty name stands for an unused id.
 COCO_CLASSES = ClassList(
     tuple(ClassInfo(index, name) for index, name in enumerate(_NAMES.split(", "), start=1) if name)
 )
@@ -32,7 +32,7 @@ def coco_photos(root: Path, split: str) -> Path:
     """Return the folder of a split's photos.
 
     Raises:
-        ValueError: if it is not there; it says what to download.
+        ValueError: if it is missing, with what to download.
     """
     folder = root / f"{split}2014"
     if not folder.is_dir():
@@ -43,7 +43,7 @@ def coco_photos(root: Path, split: str) -> Path:
 
 
 def coco_instances(root: Path, split: str) -> Path:
-    """Return where a split's instance annotations are."""
+    """Return the path of a split's instance annotations."""
     return root / "annotations" / f"instances_{split}2014.json"
 
 
@@ -63,27 +63,24 @@ def read_coco(root: Path, split: str, *, photos: int | None = None) -> list[Samp
     Args:
         root: folder that the archives were unpacked in.
         split: as ``coco_list`` takes it.
-        photos: take so many only, spread over the list.
+        photos: limit, evenly spaced over the list; None takes all.
 
     Raises:
-        ValueError: if there is no such split, or something is missing in the download.
-        OSError: if it cannot be read.
+        ValueError: if there is no such split, or photos are missing.
+        OSError: if the folder cannot be read.
     """
-    listed = spread(coco_list(split), photos)
+    listed = evenly_spaced(coco_list(split), photos)
     return listed_samples(coco_photos(root, split), listed, COCO_PHOTOS[split])
-
-
-# COCO's instance annotations: one JSON file for all photos of a split.
 
 
 @dataclass(frozen=True)
 class Instances:
-    """What an annotation file says.
+    """The content of an instance annotation file.
 
     Attributes:
-        classes: its categories by id, which is their index in label maps.
+        classes: the categories; their ids are indices in label maps.
         sizes: (height, width) in pixels by photo.
-        annotations: by photo, each with ``category_id`` and ``segmentation``; those of crowds have ``iscrowd`` 1.
+        annotations: by photo, each with ``category_id`` and ``segmentation``, crowds with ``iscrowd`` 1.
     """
 
     classes: ClassList
@@ -91,7 +88,7 @@ class Instances:
     annotations: Mapping[str, Sequence[Mapping[str, Any]]]
 
     def labels(self) -> dict[str, tuple[str, ...]]:
-        """Return each photo's class names, each once, crowds with them, in the order of the classes."""
+        """Return each photo's class names, each once, crowds included, by index."""
         names = {info.index: info.name for info in self.classes.classes}
         return {
             image: tuple(names[index] for index in sorted(self.indices(image)))
@@ -104,10 +101,10 @@ class Instances:
 
 
 def read_instances(path: Path) -> Instances:
-    """Read an annotation file; it takes about six times its size in memory.
+    """Read an instance annotation file, which takes about six times its size in memory.
 
     Raises:
-        ValueError: if it is not one of instances.
+        ValueError: if it is not such a file.
         OSError: if it cannot be read.
     """
     try:

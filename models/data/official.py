@@ -1,8 +1,8 @@
-"""The official photo lists of data sets with their image-level labels, shipped in a compact form.
+"""PASCAL VOC 2012 and MS COCO 2014: their archives, and their official photo lists with image-level labels.
 
-``lists/NAME.txt.xz`` has a section "# SPLIT" for each list; in it a line a photo, "GAP CHANNEL CHANNEL…": GAP is the
-photo's number minus that of the line before it, channels count the classes from 0. ``python -m benchmarks.data_lists``
-makes them.
+``lists/NAME.txt.xz`` has a section "# SPLIT" for each list, with a line "GAP CHANNEL CHANNEL…" for each photo: GAP is
+the photo's number minus that of the line before, channels count the classes from 0. ``python -m benchmarks.data_lists``
+writes these files.
 """
 
 from __future__ import annotations
@@ -19,27 +19,23 @@ from typing import TypeVar
 
 from models.data.classes import Sample
 
-# What is downloaded where from: the archives of PASCAL VOC 2012 and MS COCO 2014.
+_T = TypeVar("_T")
+
+_NAMED = 3  # missing photos in a message
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A file that a data set is published as.
-
-    Attributes:
-        name: of the file.
-        url: where it lies.
-        md5: of the file, as loaders of these data sets have published it.
-    """
+    """A published archive: file name, URL, and the MD5 that loaders of the data set publish."""
 
     name: str
     url: str
     md5: str
 
     def hint(self, root: Path | None = None) -> str:
-        """Say where to get it and what to do with it: to unpack it in a folder, or again."""
-        place = "again" if root is None else f"in {root}"
-        return f"unpack {self.name} (from {self.url}, md5 {self.md5}) {place}"
+        """Say where to download it, and to unpack it in a folder, or again."""
+        where = "again" if root is None else f"in {root}"
+        return f"unpack {self.name} (from {self.url}, md5 {self.md5}) {where}"
 
 
 VOC_ARCHIVE = Archive(
@@ -71,26 +67,16 @@ COCO_ANNOTATIONS = Archive(
 )
 
 
-Item = TypeVar("Item")
-
-_NAMED = 3  # missing photos that a message names
-
-
 @dataclass(frozen=True)
 class Listed:
-    """A photo of an official list.
-
-    Attributes:
-        stem: its file's name without ".jpg".
-        channels: class channels, sorted, each once.
-    """
+    """A photo of an official list: file name without ".jpg", and class channels, sorted, each once."""
 
     stem: str
     channels: tuple[int, ...]
 
     @property
     def file_name(self) -> str:
-        """Its file's name."""
+        """The file name."""
         return f"{self.stem}.jpg"
 
 
@@ -100,7 +86,7 @@ def official_list(name: str, split: str, stem: Callable[[int], str]) -> tuple[Li
     Args:
         name: of the shipped file.
         split: one of its sections.
-        stem: a photo's number → its file's name without ending.
+        stem: a photo's number → its file name without suffix.
 
     Raises:
         ValueError: if there is no such split.
@@ -124,20 +110,8 @@ def _splits(name: str) -> Mapping[str, list[list[int]]]:
     return MappingProxyType(splits)
 
 
-def pack_lists(splits: Mapping[str, Sequence[tuple[int, Sequence[int]]]]) -> bytes:
-    """Return the content of a list file: for each split the photos' numbers, ascending, with their channels."""
-    text = ""
-    for split, photos in splits.items():
-        text += f"# {split}\n"
-        before = 0
-        for number, channels in photos:
-            text += " ".join(map(str, (number - before, *channels))) + "\n"
-            before = number
-    return lzma.compress(text.encode("ascii"), preset=9 | lzma.PRESET_EXTREME)
-
-
-def spread(items: Sequence[Item], count: int | None) -> list[Item]:
-    """Return at most so many items, evenly spread over all of them; all if count is None.
+def evenly_spaced(items: Sequence[_T], count: int | None) -> list[_T]:
+    """Return at most ``count`` items, evenly spaced over all of them; all if it is None.
 
     Raises:
         ValueError: if the count is not positive.
@@ -155,15 +129,15 @@ def listed_samples(folder: Path, listed: Sequence[Listed], archive: Archive) -> 
     Args:
         folder: of the files.
         listed: the photos.
-        archive: what the files come from.
+        archive: that the files come from.
 
     Raises:
-        ValueError: if a file is missing or empty; it names the first ones and says how many.
+        ValueError: if files are missing or empty, with the first names and their number.
         OSError: if the folder cannot be read.
     """
-    with os.scandir(folder) as entries:  # one look at the folder, not one at each of 100,000 files
-        there = {entry.name for entry in entries if entry.is_file() and entry.stat().st_size > 0}
-    missing = [photo.file_name for photo in listed if photo.file_name not in there]
+    with os.scandir(folder) as entries:  # one call, not one for each of 100,000 files
+        present = {entry.name for entry in entries if entry.is_file() and entry.stat().st_size > 0}
+    missing = [photo.file_name for photo in listed if photo.file_name not in present]
     if missing:
         named = ", ".join(missing[:_NAMED]) + (", …" if len(missing) > _NAMED else "")
         raise ValueError(

@@ -1,14 +1,20 @@
-"""PASCAL VOC 2012 with the additional masks of SBD, in their original layout."""
+"""PASCAL VOC 2012 with the additional masks of SBD, in their original layout, and VOC's XML annotations."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from xml.etree import ElementTree
+from typing import TYPE_CHECKING
+
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import ParseError, fromstring
 
 from models.data.classes import ClassInfo, ClassList, Sample
-from models.data.official import VOC_ARCHIVE, Listed, listed_samples, official_list, spread
+from models.data.official import VOC_ARCHIVE, Listed, evenly_spaced, listed_samples, official_list
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
 
 _NAMES = (
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep "
@@ -22,11 +28,11 @@ VOC_SPLITS = ("train_aug", "train", "val")
 
 @dataclass(frozen=True)
 class VocFolder:
-    """Where a download keeps what.
+    """Paths of an unpacked download.
 
     Attributes:
         root: ``VOCdevkit/VOC2012``.
-        additional: folder of more label maps, ``STEM.mat`` of SBD or ``STEM.png``; None if there is none.
+        additional: folder of more label maps, ``STEM.mat`` of SBD or ``STEM.png``; may be None.
     """
 
     root: Path
@@ -42,22 +48,22 @@ class VocFolder:
         return self.root / "Annotations" / f"{stem}.xml"
 
     def list_file(self, split: str) -> Path:
-        """Return the file in which VOC itself lists a split, "train" or "val"."""
+        """Return VOC's own list file of a split, "train" or "val"."""
         return self.root / "ImageSets" / "Segmentation" / f"{split}.txt"
 
     def label_map(self, stem: str) -> Path | None:
-        """Return the file of a photo's true label map, VOC's own before others; None if there is none."""
-        places = [self.root / "SegmentationClass" / f"{stem}.png"]
+        """Return a photo's ground truth, preferably VOC's own; None if there is none."""
+        paths = [self.root / "SegmentationClass" / f"{stem}.png"]
         if self.additional is not None:
-            places += [self.additional / f"{stem}{suffix}" for suffix in (".png", ".mat")]
-        return next((place for place in places if place.is_file()), None)
+            paths += [self.additional / f"{stem}{suffix}" for suffix in (".png", ".mat")]
+        return next((path for path in paths if path.is_file()), None)
 
 
 def find_voc(root: Path) -> VocFolder:
-    """Find VOC 2012, and SBD beside it, below the folder that both were unpacked in, or from ``VOC2012`` itself.
+    """Find VOC 2012, and SBD if it is there, from the folder that both were unpacked in or from ``VOC2012`` itself.
 
     Raises:
-        ValueError: if there is no VOC 2012; it says what to download.
+        ValueError: if there is no VOC 2012, with what to download.
     """
     for folder in (root / "VOCdevkit" / "VOC2012", root / "VOC2012", root):
         if (folder / "JPEGImages").is_dir():
@@ -66,23 +72,23 @@ def find_voc(root: Path) -> VocFolder:
         raise ValueError(
             f"expected VOCdevkit/VOC2012/JPEGImages in {root}, got none; {VOC_ARCHIVE.hint(root)}"
         )
-    around = dict.fromkeys((root, folder, *folder.resolve().parents[:2]))
-    places = [
-        place
-        for each in around
-        for place in (each / "SegmentationClassAug", each / "benchmark_RELEASE" / "dataset" / "cls")
+    parents = dict.fromkeys((root, folder, *folder.resolve().parents[:2]))
+    candidates = [
+        parent / name
+        for parent in parents
+        for name in ("SegmentationClassAug", "benchmark_RELEASE/dataset/cls")
     ]
-    return VocFolder(folder, next((place for place in places if place.is_dir()), None))
+    return VocFolder(folder, next((path for path in candidates if path.is_dir()), None))
 
 
 @cache
 def voc_list(split: str) -> tuple[Listed, ...]:
-    """Return the official list "train_aug" (10,582 photos, SBD's with them), "train" (1,464) or "val" (1,449).
+    """Return the official list "train_aug" (10,582 photos, with SBD's), "train" (1,464) or "val" (1,449).
 
     Raises:
         ValueError: if there is no such split.
     """
-    # 2007_000032 is number 2,007,000,032.
+    # Photo 2007_000032 has the number 2007000032.
     return official_list("voc2012", split, lambda number: f"{number // 10**6}_{number % 10**6:06d}")
 
 
@@ -92,60 +98,39 @@ def read_voc(root: Path, split: str, *, photos: int | None = None) -> list[Sampl
     Args:
         root: as ``find_voc`` takes it.
         split: as ``voc_list`` takes it.
-        photos: take so many only, spread over the list.
+        photos: limit, evenly spaced over the list; None takes all.
 
     Raises:
-        ValueError: if there is no such split, or something is missing in the download.
-        OSError: if it cannot be read.
+        ValueError: if there is no such split, or photos are missing.
+        OSError: if the folder cannot be read.
     """
-    return listed_samples(find_voc(root).photos, spread(voc_list(split), photos), VOC_ARCHIVE)
+    return listed_samples(
+        find_voc(root).photos, evenly_spaced(voc_list(split), photos), VOC_ARCHIVE
+    )
 
 
-# XML from outside, which can neither grow nor fetch anything.
-
-_DOCTYPE = "<!DOCTYPE"
-
-
-class _NoDoctype(ElementTree.TreeBuilder):
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        del name, pubid, system
-        raise ValueError("a document type")
-
-
-def parse_xml(content: str | bytes) -> ElementTree.Element:
-    """Return the root of an XML document.
-
-    A document type may define words that unfold to gigabytes, and no file that is read here has one.
+def parse_xml(content: str | bytes) -> Element:
+    """Return the root of an untrusted XML document.
 
     Raises:
-        ValueError: if it is no XML, or has a document type.
+        ValueError: if it is malformed, or has a document type, whose entities could expand to gigabytes.
     """
-    # The parser's own word comes too late: expat unfolds what follows before it lets go, up to some megabytes. What it
-    # alone sees is a document type in an encoding that is neither like ASCII nor UTF-16.
-    known = _DOCTYPE in content if isinstance(content, str) else _has_doctype(content)
-    if known:
-        raise ValueError("a document type")
     try:
-        return ElementTree.fromstring(content, ElementTree.XMLParser(target=_NoDoctype()))
-    except (ElementTree.ParseError, LookupError) as error:  # the latter of an unknown encoding
+        return fromstring(content, forbid_dtd=True)
+    except DefusedXmlException as error:
+        raise ValueError("a document type") from error
+    except (ParseError, LookupError) as error:  # LookupError: unknown encoding
         raise ValueError(str(error)) from error
-
-
-def _has_doctype(content: bytes) -> bool:
-    return any(_DOCTYPE.encode(each) in content for each in ("ascii", "utf-16-le", "utf-16-be"))
-
-
-# PASCAL VOC's annotations: an XML file a photo.
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """What a photo's XML file says.
+    """The content of a photo's XML file.
 
     Attributes:
         image: the photo's file name.
-        size: its (height, width) in pixels; None if not said.
-        labels: names of the objects in it, each once, difficult and truncated ones too.
+        size: (height, width) in pixels, if given.
+        labels: names of its objects, each once, difficult and truncated ones included.
     """
 
     image: str
@@ -169,7 +154,7 @@ def read_annotation(path: Path) -> Annotation:
         size = None if height is None or width is None else (int(height), int(width))
     except ValueError as error:
         raise ValueError(f"expected an annotation of PASCAL VOC in {path}, got {error}") from error
-    # Not parts/name: heads, hands and feet are not objects.
+    # Parts of objects, such as heads and feet, have names too, but elsewhere.
     names = [(name.text or "").strip() for name in root.iterfind("object/name")]
     return Annotation(image, size, tuple(dict.fromkeys(name for name in names if name)))
 

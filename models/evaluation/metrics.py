@@ -1,4 +1,9 @@
-"""Confusion matrix and intersection over union."""
+"""Mean IoU of masks under two evaluation protocols, which every table must name.
+
+``fixed``: the label maps as they are; thresholds and checkpoint (the last epoch) were chosen without ground truth.
+``oracle``: the stored scores of the same photos, at the background threshold that is best for this ground truth; the
+checkpoint is the last epoch as well. Papers choose both by the ground truth of the training images.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,15 +23,19 @@ from models.data.classes import BACKGROUND_INDEX, IGNORE_INDEX, ClassList
 from models.data.mask_files import OVERLAY, read_label_map, read_soft_maps
 from models.inference.masks import SoftMaps, upsample_bilinear
 
+THRESHOLDS: Final = tuple(percent / 100 for percent in range(5, 96))
+
+_Pairs: TypeAlias = Sequence[tuple[Path, Path]]  # a file and its ground truth
+
 
 @dataclass(frozen=True)
 class IouReport:
     """Intersection over union of a set of label maps.
 
     Attributes:
-        iou: per index, (K + 1,), NaN where an index occurs in neither side.
-        pixels: ground truth pixels per index, (K + 1,).
-        mean_iou: mean of the defined values among the counted classes, in [0, 1]; NaN if there is none.
+        iou: by index, (K + 1,), NaN where an index is in neither side.
+        pixels: ground truth pixels by index, (K + 1,).
+        mean_iou: mean of the defined values of the counted classes, in [0, 1]; NaN if there is none.
     """
 
     iou: Tensor
@@ -34,11 +43,53 @@ class IouReport:
     mean_iou: float
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """Reports at ascending background thresholds."""
+
+    thresholds: tuple[float, ...]
+    reports: tuple[IouReport, ...]
+
+    @property
+    def best(self) -> tuple[float, IouReport]:
+        """The threshold with the highest mean IoU ("oracle"), and its report."""
+        at = max(range(len(self.reports)), key=lambda index: self.reports[index].mean_iou)
+        return self.thresholds[at], self.reports[at]
+
+
+@dataclass(frozen=True)
+class EvaluationFiles:
+    """Files to compare with their ground truth.
+
+    Attributes:
+        masks: label maps, for ``fixed``; may be none.
+        scores: soft scores, for ``oracle``; may be none, else of the same photos.
+        unpaired: photos left out because they have only one of mask and scores.
+        missing: ground truths without a file.
+        left_out: masks, or scores, without ground truth.
+    """
+
+    masks: _Pairs
+    scores: _Pairs
+    unpaired: int
+    missing: int
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Results under each protocol, None where there were no files, and the number of compared photos."""
+
+    images: int
+    fixed: IouReport | None
+    oracle: Sweep | None
+
+
 def confusion_matrix(ground_truth: Tensor, prediction: Tensor, *, indices: int) -> Tensor:
     """Count pixels by (ground truth, prediction), → (indices, indices + 1) int64.
 
-    Pixels whose ground truth is 255 do not count. The last column holds what the prediction ignored (255)
-    or calls by an index out of range: such a pixel belongs to its ground truth and to no prediction, so it is missed.
+    Pixels whose ground truth is 255 do not count. The last column holds ignored pixels (255) and indices out of range
+    of the prediction: they count as missed for their ground truth, and for no prediction.
 
     Args:
         ground_truth: (H, W) integer label map.
@@ -48,34 +99,16 @@ def confusion_matrix(ground_truth: Tensor, prediction: Tensor, *, indices: int) 
     Raises:
         ValueError: if the shapes differ, or the ground truth has an index out of range.
     """
-    return count_pairs(ground_truth, prediction.clamp(max=indices), indices, indices + 1)
-
-
-def count_pairs(ground_truth: Tensor, prediction: Tensor, rows: int, columns: int) -> Tensor:
-    """Count pixels by (ground truth, prediction) below (rows, columns), but for those whose ground truth is 255.
-
-    Raises:
-        ValueError: if the shapes differ, or the ground truth has an index out of range.
-    """
-    if ground_truth.shape != prediction.shape:
-        raise ValueError(
-            f"expected a prediction of the ground truth's size {tuple(ground_truth.shape)}, "
-            f"got {tuple(prediction.shape)}"
-        )
-    counted = ground_truth != IGNORE_INDEX
-    truth, guess = ground_truth[counted].long(), prediction[counted].long()
-    if truth.numel() and int(truth.max()) >= rows:
-        raise ValueError(f"expected ground truth below {rows}, got {int(truth.max())}")
-    return torch.bincount(truth * columns + guess, minlength=rows * columns).view(rows, columns)
+    return _count_pairs(ground_truth, prediction.clamp(max=indices), indices, indices + 1)
 
 
 def iou_report(matrix: Tensor, *, min_pixels: int = 0) -> IouReport:
     """Turn a summed confusion matrix into IoU: TP / (T + P - TP).
 
     Args:
-        matrix: (indices, indices + 1), as ``confusion_matrix`` counts.
-        min_pixels: classes with fewer ground truth pixels stay out of the mean;
-            with 0 a class that is only predicted counts as 0.
+        matrix: (indices, indices + 1), of ``confusion_matrix``.
+        min_pixels: classes with fewer ground truth pixels are not in the mean; with 0, a class without ground truth
+            that is predicted counts as 0.
     """
     true_positive = matrix.diagonal().double()
     pixels = matrix.sum(dim=1)
@@ -85,38 +118,36 @@ def iou_report(matrix: Tensor, *, min_pixels: int = 0) -> IouReport:
     return IouReport(iou=iou, pixels=pixels, mean_iou=float(iou[pixels >= min_pixels].nanmean()))
 
 
-# Label maps, or stored scores over a range of thresholds, against ground truth.
+def find_files(
+    ground_truth: Path, *, masks: Path | None, scores: Path | None, allow_missing: bool = False
+) -> EvaluationFiles:
+    """Pair label maps (``STEM.png``) and scores (``STEM.npz``) with their ground truth.
 
-OnImage = Callable[[], None]
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """Mean IoU at each background threshold.
-
-    Attributes:
-        thresholds: ascending.
-        reports: one a threshold.
+    Raises:
+        ValueError: if there is nothing to compare, or as ``matching_files``.
     """
-
-    thresholds: tuple[float, ...]
-    reports: tuple[IouReport, ...]
-
-    @property
-    def best(self) -> tuple[float, IouReport]:
-        """The threshold that the ground truth likes best ("oracle"), and its report."""
-        at = max(range(len(self.reports)), key=lambda index: self.reports[index].mean_iou)
-        return self.thresholds[at], self.reports[at]
-
-
-def count_missing(pairs: Sequence[tuple[Path, Path]], ground_truth: Path) -> int:
-    """Return how many ground truths have no prediction: they are not counted, which may flatter."""
-    return len(list(ground_truth.glob("*.png"))) - len(pairs)
-
-
-def count_left_out(predictions: Path, pairs: Sequence[tuple[Path, Path]], suffix: str) -> int:
-    """Return how many predictions have no ground truth and are not counted."""
-    return len(_predictions(predictions, suffix)) - len(pairs)
+    sides: list[dict[str, tuple[Path, Path]]] = []
+    left_out = 0
+    for folder, suffix in ((masks, ".png"), (scores, ".npz")):
+        pairs: _Pairs = ()
+        if folder is not None:
+            pairs = matching_files(folder, ground_truth, suffix, allow_missing=allow_missing)
+            left_out = max(left_out, len(_predictions(folder, suffix)) - len(pairs))
+        sides.append({path.stem: (path, truth) for path, truth in pairs})
+    given = [side for side in sides if side]
+    if not given:
+        raise ValueError("expected a folder of label maps or of scores, got neither")
+    stems = sorted(set.intersection(*map(set, given)))
+    if not stems:
+        raise ValueError(f"expected masks and scores of the same photos, got {masks} and {scores}")
+    of_masks, of_scores = (tuple(side[stem] for stem in stems if side) for side in sides)
+    return EvaluationFiles(
+        masks=of_masks,
+        scores=of_scores,
+        unpaired=len(set.union(*map(set, given))) - len(stems),
+        missing=len(list(ground_truth.glob("*.png"))) - len(stems),
+        left_out=left_out,
+    )
 
 
 def matching_files(
@@ -125,13 +156,13 @@ def matching_files(
     """Pair the files of two folders by stem.
 
     Args:
-        predictions: folder of ``<stem><suffix>``; the overlays beside them are passed over.
+        predictions: folder of ``<stem><suffix>``; overlays in it are ignored.
         ground_truth: folder of ``<stem>.png``.
         suffix: of the predictions.
-        allow_missing: leave out predictions without a ground truth, as where only a part of the photos was labeled.
+        allow_missing: leave out predictions without ground truth.
 
     Raises:
-        ValueError: if nothing is left to compare, or a prediction lacks a ground truth that it must have.
+        ValueError: if there is no pair, or a prediction has no ground truth and must have one.
     """
     if not predictions.is_dir():
         raise ValueError(f"expected a folder, got no such one: {predictions}")
@@ -148,245 +179,17 @@ def matching_files(
     return [pair for pair in pairs if pair[1].is_file()]
 
 
-def _predictions(folder: Path, suffix: str) -> list[Path]:
-    return [path for path in sorted(folder.glob(f"*{suffix}")) if not path.stem.endswith(OVERLAY)]
-
-
-def evaluate_label_maps(
-    pairs: Sequence[tuple[Path, Path]], classes: ClassList, *, min_pixels: int, on_image: OnImage
-) -> IouReport:
-    """Compare label maps with ground truth; indices in both mean what the class list says.
-
-    Raises:
-        ValueError: if a file is not a label map, sizes differ, or the ground truth has an unknown index.
-    """
-    indices = _count(classes)
-    matrix = torch.zeros(indices, indices + 1, dtype=torch.int64)
-    for prediction, truth in pairs:
-        with _naming(prediction, truth):
-            matrix += confusion_matrix(_read(truth), _read(prediction), indices=indices)
-        on_image()
-    return iou_report(matrix, min_pixels=min_pixels)
-
-
-def sweep_scores(
-    pairs: Sequence[tuple[Path, Path]],
-    classes: ClassList,
-    *,
-    thresholds: Sequence[float],
-    min_pixels: int,
-    on_image: OnImage,
-) -> Sweep:
-    """Compare stored scores with ground truth at every background threshold.
-
-    Raises:
-        ValueError: as ``evaluate_label_maps``.
-    """
-
-    def counted(scores_file: Path, truth_file: Path) -> Tensor:
-        with _naming(scores_file, truth_file):
-            maps = read_soft_maps(scores_file)
-            counts = _count_levels(_read(truth_file), maps, _count(classes), thresholds)
-        on_image()
-        return counts
-
-    return _as_sweep((counted(*pair) for pair in pairs), thresholds, min_pixels=min_pixels)
-
-
-def sweep_soft_maps(
-    items: Iterable[tuple[Tensor, SoftMaps]],
-    classes: ClassList,
-    *,
-    thresholds: Sequence[float],
-    min_pixels: int,
-) -> Sweep:
-    """Compare soft maps with their ground truth, (H, W), at every constant background.
-
-    Args:
-        items: ground truth and soft maps of each image.
-        classes: what the indices mean.
-        thresholds: ascending.
-        min_pixels: as ``iou_report`` takes it.
-
-    Raises:
-        ValueError: if sizes differ, or an index is unknown.
-    """
-    indices = _count(classes)
-    counts = (_count_levels(truth, maps, indices, thresholds) for truth, maps in items)
-    return _as_sweep(counts, thresholds, min_pixels=min_pixels)
-
-
-def _count_levels(
-    truth: Tensor, maps: SoftMaps, indices: int, thresholds: Sequence[float]
-) -> Tensor:
-    """Count, at [i, j, b], the pixels of class i whose best class is j, with a score above exactly b thresholds."""
-    levels = torch.tensor(thresholds)
-    winner, best = _best_class(maps, indices)
-    # One count for all thresholds: a label that also tells how many of them the score is above.
-    leveled = winner * (len(levels) + 1) + torch.bucketize(best, levels)
-    columns = indices * (len(levels) + 1)
-    return count_pairs(truth, leveled, indices, columns).view(indices, indices, len(levels) + 1)
-
-
-def _as_sweep(counts: Iterable[Tensor], thresholds: Sequence[float], *, min_pixels: int) -> Sweep:
-    total = reduce(operator.add, counts)
-    reports = (
-        iou_report(_at_level(total, level), min_pixels=min_pixels)
-        for level in range(len(thresholds))
-    )
-    return Sweep(tuple(thresholds), tuple(reports))
-
-
-def _at_level(counts: Tensor, level: int) -> Tensor:
-    """The confusion matrix at one threshold: what is not above it is background."""
-    matrix = torch.zeros(counts.shape[0], counts.shape[0] + 1, dtype=torch.int64)
-    matrix[:, :-1] = counts[..., level + 1 :].sum(dim=-1)
-    matrix[:, BACKGROUND_INDEX] += counts[..., : level + 1].sum(dim=(1, 2))
-    return matrix
-
-
-def report_to_json(report: IouReport, classes: ClassList, *, images: int) -> dict[str, Any]:
-    """Return a report in JSON's types; IoU in [0, 1], null where a class does not occur."""
-    names = {BACKGROUND_INDEX: "background"} | {each.index: each.name for each in classes.classes}
-    return {
-        "images": images,
-        "mean_iou": number(report.mean_iou),
-        "classes": [
-            {
-                "index": index,
-                "name": name,
-                "iou": number(float(report.iou[index])),
-                "pixels": int(report.pixels[index]),
-            }
-            for index, name in names.items()
-        ],
-    }
-
-
-def number(value: float) -> float | None:
-    """Return a value as JSON has it, which has no NaN."""
-    return None if math.isnan(value) else value
-
-
-@contextmanager
-def _naming(found: Path, truth: Path) -> Iterator[None]:
-    """Put the files' names before a complaint about their content."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{found} and {truth}: {error}") from error
-
-
-def _best_class(maps: SoftMaps, indices: int) -> tuple[Tensor, Tensor]:
-    """Return each pixel's best class, as an index in label maps, and its score, both (H, W)."""
-    height, width = maps.size
-    if not maps.names:
-        return torch.zeros(maps.size, dtype=torch.int64), torch.zeros(maps.size)
-    if maps.indices.max() >= indices:
-        raise ValueError(f"expected scores of known classes, got {maps.indices.tolist()}")
-    band = upsample_bilinear(upsample_bilinear(maps.scores, width, axis=2), height, axis=1)
-    return torch.from_numpy(maps.indices[band.argmax(axis=0)]), torch.from_numpy(band.max(axis=0))
-
-
-def _count(classes: ClassList) -> int:
-    return max(each.index for each in classes.classes) + 1
-
-
-def _read(path: Path) -> Tensor:
-    return torch.from_numpy(read_label_map(path))
-
-
-# Masks measured under the two rules that a table must name.
-#
-# ``fixed``: the label maps as they are; their thresholds and the checkpoint (the last epoch) were chosen without ground
-# truth. ``oracle``: the stored scores of the same photos at the background threshold that this very ground truth likes
-# best; the checkpoint is the last epoch here too. Papers choose both by the ground truth of the training images.
-
-THRESHOLDS: Final = tuple(percent / 100 for percent in range(5, 96))
-
-Pairs = tuple[tuple[Path, Path], ...]  # a file and its ground truth
-
-
-@dataclass(frozen=True)
-class Files:
-    """What is compared with ground truth.
-
-    Attributes:
-        masks: label maps, each with its ground truth; none if ``fixed`` is not asked for.
-        scores: soft scores likewise, for ``oracle``; of the same photos if both are there.
-        unpaired: photos left out because only one of mask and scores is there.
-        missing: ground truths that nothing is compared with.
-        left_out: masks, or scores, without a ground truth.
-    """
-
-    masks: Pairs
-    scores: Pairs
-    unpaired: int
-    missing: int
-    left_out: int = 0
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The outcome under each rule; None where it was not asked for.
-
-    Attributes:
-        images: how many photos were compared.
-        fixed: of the label maps.
-        oracle: of the scores, at every threshold.
-    """
-
-    images: int
-    fixed: IouReport | None
-    oracle: Sweep | None
-
-
-def find_files(
-    ground_truth: Path, *, masks: Path | None, scores: Path | None, allow_missing: bool = False
-) -> Files:
-    """Pair label maps (``STEM.png``) and scores (``STEM.npz``) with their ground truth.
-
-    Raises:
-        ValueError: if there is nothing to compare, or as ``matching_files`` does.
-    """
-    sides: list[dict[str, tuple[Path, Path]]] = []
-    left_out = 0
-    for folder, suffix in ((masks, ".png"), (scores, ".npz")):
-        pairs = (
-            matching_files(folder, ground_truth, suffix, allow_missing=allow_missing)
-            if folder is not None
-            else []
-        )
-        if folder is not None:
-            left_out = max(left_out, count_left_out(folder, pairs, suffix))
-        sides.append({path.stem: (path, truth) for path, truth in pairs})
-    asked = [side for side in sides if side]
-    if not asked:
-        raise ValueError("expected a folder of label maps or of scores, got neither")
-    stems = sorted(set.intersection(*map(set, asked)))
-    if not stems:
-        raise ValueError(f"expected masks and scores of the same photos, got {masks} and {scores}")
-    of_masks, of_scores = (tuple(side[stem] for stem in stems if side) for side in sides)
-    return Files(
-        masks=of_masks,
-        scores=of_scores,
-        unpaired=len(set.union(*map(set, asked))) - len(stems),
-        missing=count_missing(of_masks or of_scores, ground_truth),
-        left_out=left_out,
-    )
-
-
 def measure(
-    files: Files,
+    files: EvaluationFiles,
     classes: ClassList,
     *,
     min_pixels: int = 0,
     on_image: Callable[[], None] = lambda: None,
 ) -> Measured:
-    """Compare with ground truth under each rule that there are files for.
+    """Compare files with their ground truth under each protocol that they allow.
 
     Raises:
-        ValueError: if a file is not what it should be, with its path.
+        ValueError: if a file is malformed, with its path.
     """
     fixed = oracle = None
     if files.masks:
@@ -398,8 +201,78 @@ def measure(
     return Measured(len(files.masks or files.scores), fixed, oracle)
 
 
-def measured_to_json(measured: Measured, classes: ClassList, files: Files) -> dict[str, Any]:
-    """Return what was measured in JSON's types: ``fixed`` if there is one, with ``oracle`` under its name."""
+def evaluate_label_maps(
+    pairs: _Pairs,
+    classes: ClassList,
+    *,
+    min_pixels: int = 0,
+    on_image: Callable[[], None] = lambda: None,
+) -> IouReport:
+    """Compare label maps with their ground truth, both in the class list's indices.
+
+    Raises:
+        ValueError: if a file is not a label map, sizes differ, or the ground truth has an unknown index.
+    """
+    indices = _count_indices(classes)
+    matrix = torch.zeros(indices, indices + 1, dtype=torch.int64)
+    for prediction, truth in pairs:
+        with _named_errors(prediction, truth):
+            matrix += confusion_matrix(_read(truth), _read(prediction), indices=indices)
+        on_image()
+    return iou_report(matrix, min_pixels=min_pixels)
+
+
+def sweep_scores(
+    pairs: _Pairs,
+    classes: ClassList,
+    *,
+    thresholds: Sequence[float],
+    min_pixels: int = 0,
+    on_image: Callable[[], None] = lambda: None,
+) -> Sweep:
+    """Compare stored scores with their ground truth at every background threshold.
+
+    Raises:
+        ValueError: as ``evaluate_label_maps``.
+    """
+
+    def count(scores: Path, truth: Path) -> Tensor:
+        with _named_errors(scores, truth):
+            maps = read_soft_maps(scores)
+            counts = _count_levels(_read(truth), maps, _count_indices(classes), thresholds)
+        on_image()
+        return counts
+
+    return _to_sweep((count(*pair) for pair in pairs), thresholds, min_pixels=min_pixels)
+
+
+def sweep_soft_maps(
+    items: Iterable[tuple[Tensor, SoftMaps]],
+    classes: ClassList,
+    *,
+    thresholds: Sequence[float],
+    min_pixels: int,
+) -> Sweep:
+    """Compare soft maps with their ground truth, (H, W), at every background threshold.
+
+    Args:
+        items: ground truth and soft maps of each image.
+        classes: of the indices.
+        thresholds: ascending.
+        min_pixels: of ``iou_report``.
+
+    Raises:
+        ValueError: if sizes differ, or an index is unknown.
+    """
+    indices = _count_indices(classes)
+    counts = (_count_levels(truth, maps, indices, thresholds) for truth, maps in items)
+    return _to_sweep(counts, thresholds, min_pixels=min_pixels)
+
+
+def measured_to_json(
+    measured: Measured, classes: ClassList, files: EvaluationFiles
+) -> dict[str, Any]:
+    """Return results in JSON types: those of ``fixed`` with ``oracle`` inside, or those of ``oracle`` alone."""
     missing = {"missing_predictions": files.missing, "missing_ground_truths": files.left_out}
     oracle = _oracle_to_json(measured.oracle, classes, measured.images) if measured.oracle else {}
     if measured.fixed is None:
@@ -408,20 +281,120 @@ def measured_to_json(measured: Measured, classes: ClassList, files: Files) -> di
     return fixed | missing | ({"oracle": oracle} if oracle else {})
 
 
+def report_to_json(report: IouReport, classes: ClassList, *, images: int) -> dict[str, Any]:
+    """Return a report in JSON types; IoU in [0, 1], null where a class does not occur."""
+    names = {BACKGROUND_INDEX: "background"} | {each.index: each.name for each in classes.classes}
+    return {
+        "images": images,
+        "mean_iou": nan_to_none(report.mean_iou),
+        "classes": [
+            {
+                "index": index,
+                "name": name,
+                "iou": nan_to_none(float(report.iou[index])),
+                "pixels": int(report.pixels[index]),
+            }
+            for index, name in names.items()
+        ],
+    }
+
+
 def curve_csv(sweep: Sweep) -> str:
-    """Return the mean IoU, in [0, 1], at each threshold as CSV; an empty field where none is defined."""
+    """Return the mean IoU, in [0, 1], at each threshold as CSV; an empty field where it is undefined."""
     rows = (
-        f"{threshold},{'' if (mean := number(report.mean_iou)) is None else mean}"
-        for threshold, report in zip(sweep.thresholds, sweep.reports, strict=True)
+        f"{threshold},{'' if mean is None else mean}" for threshold, mean in _curve(sweep).items()
     )
     return "\n".join(["threshold,mean_iou", *rows]) + "\n"
 
 
+def nan_to_none(value: float) -> float | None:
+    """Return None for NaN, which JSON does not have."""
+    return None if math.isnan(value) else value
+
+
 def _oracle_to_json(sweep: Sweep, classes: ClassList, images: int) -> dict[str, Any]:
     threshold, report = sweep.best
-    curve = {
-        str(each): number(found.mean_iou)
-        for each, found in zip(sweep.thresholds, sweep.reports, strict=True)
-    }
+    curve = {str(each): mean for each, mean in _curve(sweep).items()}
     named = {"rule": "oracle", "threshold": threshold, "curve": curve}
     return report_to_json(report, classes, images=images) | named
+
+
+def _curve(sweep: Sweep) -> dict[float, float | None]:
+    means = (nan_to_none(report.mean_iou) for report in sweep.reports)
+    return dict(zip(sweep.thresholds, means, strict=True))
+
+
+def _predictions(folder: Path, suffix: str) -> list[Path]:
+    return [path for path in sorted(folder.glob(f"*{suffix}")) if not path.stem.endswith(OVERLAY)]
+
+
+def _count_pairs(ground_truth: Tensor, prediction: Tensor, rows: int, columns: int) -> Tensor:
+    """Count pixels by (ground truth, prediction) below (rows, columns), without those of ground truth 255."""
+    if ground_truth.shape != prediction.shape:
+        raise ValueError(
+            f"expected a prediction of the ground truth's size {tuple(ground_truth.shape)}, "
+            f"got {tuple(prediction.shape)}"
+        )
+    counted = ground_truth != IGNORE_INDEX
+    truth, guess = ground_truth[counted].long(), prediction[counted].long()
+    if truth.numel() and int(truth.max()) >= rows:
+        raise ValueError(f"expected ground truth below {rows}, got {int(truth.max())}")
+    return torch.bincount(truth * columns + guess, minlength=rows * columns).view(rows, columns)
+
+
+def _count_levels(
+    truth: Tensor, maps: SoftMaps, indices: int, thresholds: Sequence[float]
+) -> Tensor:
+    """Count, at [i, j, b], the pixels of class i whose best class is j, with a score above exactly b thresholds."""
+    levels = torch.tensor(thresholds)
+    winner, best = _best_class(maps, indices)
+    # One pass for all thresholds: the label encodes the best class and the level of its score.
+    leveled = winner * (len(levels) + 1) + torch.bucketize(best, levels)
+    columns = indices * (len(levels) + 1)
+    return _count_pairs(truth, leveled, indices, columns).view(indices, indices, len(levels) + 1)
+
+
+def _to_sweep(counts: Iterable[Tensor], thresholds: Sequence[float], *, min_pixels: int) -> Sweep:
+    total = reduce(operator.add, counts)
+    reports = (
+        iou_report(_matrix_at(total, level), min_pixels=min_pixels)
+        for level in range(len(thresholds))
+    )
+    return Sweep(tuple(thresholds), tuple(reports))
+
+
+def _matrix_at(counts: Tensor, level: int) -> Tensor:
+    """The confusion matrix at one threshold, where scores that are not above it are background."""
+    matrix = torch.zeros(counts.shape[0], counts.shape[0] + 1, dtype=torch.int64)
+    matrix[:, :-1] = counts[..., level + 1 :].sum(dim=-1)
+    matrix[:, BACKGROUND_INDEX] += counts[..., : level + 1].sum(dim=(1, 2))
+    return matrix
+
+
+def _best_class(maps: SoftMaps, indices: int) -> tuple[Tensor, Tensor]:
+    """Each pixel's best class, as an index in label maps, and its score, both (H, W)."""
+    height, width = maps.size
+    if not maps.names:
+        return torch.zeros(maps.size, dtype=torch.int64), torch.zeros(maps.size)
+    if maps.indices.max() >= indices:
+        raise ValueError(f"expected scores of known classes, got {maps.indices.tolist()}")
+    scores = upsample_bilinear(upsample_bilinear(maps.scores, width, axis=2), height, axis=1)
+    best = torch.from_numpy(scores.max(axis=0))
+    return torch.from_numpy(maps.indices[scores.argmax(axis=0)]), best
+
+
+@contextmanager
+def _named_errors(found: Path, truth: Path) -> Iterator[None]:
+    """Put the files' names before errors about their content."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{found} and {truth}: {error}") from error
+
+
+def _count_indices(classes: ClassList) -> int:
+    return max(each.index for each in classes.classes) + 1
+
+
+def _read(path: Path) -> Tensor:
+    return torch.from_numpy(read_label_map(path))

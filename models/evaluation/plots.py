@@ -1,4 +1,4 @@
-"""A line plot as SVG geometry: numbers in, places in the picture out. The page's template draws it."""
+"""Line plots and pictures of a report: SVG coordinates and data URIs, which the page's template draws."""
 
 from __future__ import annotations
 
@@ -23,31 +23,35 @@ from models.inference.predictor import Predictor
 
 WIDTH: Final = 400
 HEIGHT: Final = 220
-# Room for the labels of the ticks, in the picture's own units; at this width they stay readable on a phone.
-LEFT, RIGHT, TOP, BOTTOM = 60, 14, 14, 40
+LEFT, RIGHT, TOP, BOTTOM = 60, 14, 14, 40  # margins, with room for tick labels
 _TICKS = 5
+
+_LONGER_SIDE = 320  # pixels of a picture; with the quality it bounds the page's size
+_QUALITY = 80
+# Red, blue, green, yellow, magenta, cyan, orange, violet of the overlays' palette; its other colors are less distinct.
+_COLORS = (1, 4, 2, 3, 5, 6, 11, 12)
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Line:
-    """A named line through points (x, y); those that are not finite are left out."""
+    """A named line through points (x, y); points that are not finite are left out."""
 
     name: str
     points: Sequence[Point]
 
 
 @dataclass(frozen=True)
-class Tick:
-    """A labeled place on an axis."""
+class _Tick:
+    """A label on an axis, and its coordinate."""
 
     at: float
     label: str
 
 
 @dataclass(frozen=True)
-class DrawnLine:
+class _DrawnLine:
     """A line as the ``points`` of an SVG polyline."""
 
     name: str
@@ -56,23 +60,42 @@ class DrawnLine:
 
 @dataclass(frozen=True)
 class Plot:
-    """All that the template needs to draw a plot of WIDTH × HEIGHT.
-
-    Attributes:
-        title: what it shows, in words.
-        x_name: of the horizontal axis.
-        lines: as they were given.
-        x_ticks: left to right.
-        y_ticks: bottom to top.
-        marks: the marked points.
-    """
+    """A plot of WIDTH × HEIGHT, in SVG coordinates."""
 
     title: str
     x_name: str
-    lines: tuple[DrawnLine, ...]
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
+    lines: tuple[_DrawnLine, ...]
+    x_ticks: tuple[_Tick, ...]
+    y_ticks: tuple[_Tick, ...]
     marks: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """A named picture as a data URI."""
+
+    name: str
+    uri: str
+
+
+@dataclass(frozen=True)
+class _Chip:
+    """A class of a photo: its color, and its mask's area and confidence."""
+
+    name: str
+    color: str
+    area: float
+    confidence: float | None
+
+
+@dataclass(frozen=True)
+class _PhotoPart:
+    """A photo's classes and panels, or why it could not be read."""
+
+    name: str
+    chips: tuple[_Chip, ...] = ()
+    panels: tuple[_Panel, ...] = ()
+    problem: str = ""
 
 
 def draw(
@@ -83,14 +106,14 @@ def draw(
     marks: Sequence[Point] = (),
     x_span: Sequence[float] = (),
 ) -> Plot | None:
-    """Lay lines out; None if they have no point.
+    """Return a plot of lines and marked points; None without any point.
 
     Args:
         lines: to draw.
-        title: what they show, in words.
+        title: of the plot.
         x_name: of the horizontal axis.
-        marks: points to mark.
-        x_span: values that the horizontal axis reaches, whatever the lines do.
+        marks: marked points.
+        x_span: values that the horizontal axis includes at least.
     """
     kept = [_finite(line) for line in lines]
     known = [point for line in kept for point in line.points]
@@ -102,7 +125,7 @@ def draw(
     def place(point: Point) -> Point:
         return x_axis.place(point[0]), y_axis.place(point[1])
 
-    drawn = (DrawnLine(line.name, _polyline(list(map(place, line.points)))) for line in kept)
+    drawn = (_DrawnLine(line.name, _polyline(list(map(place, line.points)))) for line in kept)
     return Plot(
         title=title,
         x_name=x_name,
@@ -114,105 +137,25 @@ def draw(
 
 
 def thin(points: Sequence[Point], *, most: int) -> list[Point]:
-    """Return at most so many points, each the mean of a run of neighbors."""
+    """Return at most ``most`` points, each the mean of consecutive points."""
     size = max(math.ceil(len(points) / most), 1)
     runs = (points[at : at + size] for at in range(0, len(points), size))
     return [(_mean([x for x, _ in run]), _mean([y for _, y in run])) for run in runs]
 
 
 def nice_step(low: float, high: float) -> float:
-    """Return a step of 1, 2 or 5 times a power of ten that goes at most five times into a range above 0."""
+    """Return a step of 1, 2 or 5 times a power of ten that divides a positive range into at most five parts."""
     rough = (high - low) / _TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
 
 
-class _Axis:
-    """Where values lie between two ends of the picture, both of them ticks."""
-
-    def __init__(self, values: Sequence[float], *, start: float, end: float) -> None:
-        low, high = min(values), max(values)
-        if high - low <= 1e-9 * max(abs(low), abs(high)):  # one value: give it room on both sides
-            room = abs(low) / 2 or 1.0
-            low, high = low - room, high + room
-        self._step = nice_step(low, high)
-        self._first = math.floor(low / self._step + 1e-6)
-        self._last = math.ceil(high / self._step - 1e-6)
-        self._start, self._end = start, end
-
-    def place(self, value: float) -> float:
-        share = (value / self._step - self._first) / (self._last - self._first)
-        return round(self._start + share * (self._end - self._start), 1)
-
-    def ticks(self) -> tuple[Tick, ...]:
-        values = (index * self._step for index in range(self._first, self._last + 1))
-        return tuple(Tick(self.place(value), _label(value, self._step)) for value in values)
-
-
-def _label(value: float, step: float) -> str:
-    """Write a tick's value with as many digits as tell it from its neighbors."""
-    place = math.floor(math.log10(step) + 1e-6)  # of the step's digit: -1 for tenths
-    if 1e-4 <= step < 1e6:
-        return f"{value:.{max(-place, 0)}f}"
-    first = math.floor(math.log10(max(abs(value), step)) + 1e-6)
-    return f"{value:.{first - place + 1}g}"
-
-
-def _finite(line: Line) -> Line:
-    return Line(line.name, [point for point in line.points if all(map(math.isfinite, point))])
-
-
-def _polyline(places: Sequence[Point]) -> str:
-    # A single point twice: with round ends it shows as a dot.
-    return " ".join(f"{x:g},{y:g}" for x, y in (places if len(places) != 1 else [*places, *places]))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-# A few photos and how their masks come about: CAM, refined scores, label map, side by side.
-
-_LONGER_SIDE = 320  # pixels; with the quality it bounds the page's size
-_QUALITY = 80
-# Of the overlays' palette: red, blue, green, yellow, magenta, cyan, orange, violet. Its other entries look much alike.
-_COLORS = (1, 4, 2, 3, 5, 6, 11, 12)
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One picture: what it shows, and itself as a data URI."""
-
-    name: str
-    uri: str
-
-
-@dataclass(frozen=True)
-class Chip:
-    """A class of a photo: its color, and what its mask came to."""
-
-    name: str
-    color: str
-    area: float
-    confidence: float | None
-
-
-@dataclass(frozen=True)
-class PhotoPart:
-    """A photo's row of panels; where it could not be read, why."""
-
-    name: str
-    chips: tuple[Chip, ...] = ()
-    panels: tuple[Panel, ...] = ()
-    problem: str = ""
-
-
-def choose(samples: Sequence[Sample], count: int) -> list[Sample]:
-    """Choose labeled photos that spread over the classes, the same ones each time.
-
-    Classes are taken at even distances, each with the first by name of its photos that have the fewest labels.
-    """
-    left = sorted((each for each in samples if each.channels), key=_simplest_first)
+def choose_samples(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """Choose labeled photos evenly over the classes: of each, the one with the fewest labels, first by name."""
+    left = sorted(
+        (each for each in samples if each.channels),
+        key=lambda each: (len(each.channels), each.name),
+    )
     classes = sorted({channel for sample in left for channel in sample.channels})
     distance = max(len(classes) / max(count, 1), 1.0)
     spread = [classes[int(at * distance)] for at in range(min(count, len(classes)))]
@@ -231,15 +174,15 @@ def photo_parts(
     samples: Sequence[Sample],
     *,
     ground_truth: Path | None,
-    on_share: Callable[[float], None],
-) -> tuple[PhotoPart, ...]:
-    """Make the pictures of some photos; one that cannot be read is said to be so.
+    on_fraction: Callable[[float], None],
+) -> tuple[_PhotoPart, ...]:
+    """Make the pictures of some photos, side by side: CAM, refined scores, pseudo mask, ground truth.
 
     Args:
-        predictor: makes the masks, with its bundle's own options.
+        predictor: makes the masks, with its bundle's default options.
         samples: labeled photos.
-        ground_truth: folder of ``STEM.png``; the photos that have one get one panel more.
-        on_share: called with the share that is done, in [0, 1].
+        ground_truth: folder of ``STEM.png``; may lack some.
+        on_fraction: called with the completed fraction, in [0, 1].
     """
     parts = []
     for done, sample in enumerate(samples, start=1):
@@ -247,12 +190,56 @@ def photo_parts(
         try:
             parts.append(_photo_part(predictor, sample, truth))
         except (ImageError, OSError) as error:
-            parts.append(PhotoPart(sample.name, problem=str(error)))
-        on_share(done / len(samples))
+            parts.append(_PhotoPart(sample.name, problem=str(error)))
+        on_fraction(done / len(samples))
     return tuple(parts)
 
 
-def _photo_part(predictor: Predictor, sample: Sample, truth: Path | None) -> PhotoPart:
+class _Axis:
+    """Linear scale from values to coordinates, with ticks at both ends."""
+
+    def __init__(self, values: Sequence[float], *, start: float, end: float) -> None:
+        low, high = min(values), max(values)
+        if high - low <= 1e-9 * max(abs(low), abs(high)):  # a constant: extended to both sides
+            room = abs(low) / 2 or 1.0
+            low, high = low - room, high + room
+        self._step = nice_step(low, high)
+        self._first = math.floor(low / self._step + 1e-6)
+        self._last = math.ceil(high / self._step - 1e-6)
+        self._start, self._end = start, end
+
+    def place(self, value: float) -> float:
+        share = (value / self._step - self._first) / (self._last - self._first)
+        return round(self._start + share * (self._end - self._start), 1)
+
+    def ticks(self) -> tuple[_Tick, ...]:
+        values = (index * self._step for index in range(self._first, self._last + 1))
+        return tuple(_Tick(self.place(value), _label(value, self._step)) for value in values)
+
+
+def _label(value: float, step: float) -> str:
+    """A tick's value with the digits that distinguish it from its neighbors."""
+    digit = math.floor(math.log10(step) + 1e-6)  # the step's decimal place, -1 for tenths
+    if 1e-4 <= step < 1e6:
+        return f"{value:.{max(-digit, 0)}f}"
+    first = math.floor(math.log10(max(abs(value), step)) + 1e-6)
+    return f"{value:.{first - digit + 1}g}"
+
+
+def _finite(line: Line) -> Line:
+    return Line(line.name, [point for point in line.points if all(map(math.isfinite, point))])
+
+
+def _polyline(places: Sequence[Point]) -> str:
+    # A single point is repeated: with round line ends it is a dot.
+    return " ".join(f"{x:g},{y:g}" for x, y in (places if len(places) != 1 else [*places, *places]))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _photo_part(predictor: Predictor, sample: Sample, truth: Path | None) -> _PhotoPart:
     image = read_image(sample.path.read_bytes()).pixels
     labels = [predictor.info.classes.names[channel] for channel in sample.channels]
     made = predictor.pseudo_mask(image, labels, predictor.options())
@@ -268,18 +255,14 @@ def _photo_part(predictor: Predictor, sample: Sample, truth: Path | None) -> Pho
         if label_map.shape == image.shape[:2]:
             panels["ground truth"] = _hard(small, label_map, colors)
     palette = vivid_palette()
-    return PhotoPart(
+    return _PhotoPart(
         name=sample.name,
         chips=tuple(
-            Chip(each.name, f"#{palette[color].tobytes().hex()}", each.area, each.confidence)
+            _Chip(each.name, f"#{palette[color].tobytes().hex()}", each.area, each.confidence)
             for each, color in zip(made.classes, colors.values(), strict=True)
         ),
-        panels=tuple(Panel(name, _data_uri(pixels)) for name, pixels in panels.items()),
+        panels=tuple(_Panel(name, _data_uri(pixels)) for name, pixels in panels.items()),
     )
-
-
-def _simplest_first(sample: Sample) -> tuple[int, str]:
-    return len(sample.channels), sample.name
 
 
 def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -292,14 +275,14 @@ def _soft(
     small: NDArray[np.uint8], maps: NDArray[np.float16], colors: Mapping[int, int]
 ) -> NDArray[np.uint8]:
     height, width = small.shape[:2]
-    stretched = upsample_bilinear(upsample_bilinear(maps, width, axis=2), height, axis=1)
-    return soft_overlay(small, stretched, list(colors.values()))
+    upsampled = upsample_bilinear(upsample_bilinear(maps, width, axis=2), height, axis=1)
+    return soft_overlay(small, upsampled, list(colors.values()))
 
 
 def _hard(
     small: NDArray[np.uint8], label_map: NDArray[np.uint8], colors: Mapping[int, int]
 ) -> NDArray[np.uint8]:
-    """Lay a label map over a thumbnail; classes that the photo is not labeled with look like ignored pixels."""
+    """Lay a label map over a thumbnail; classes without a label look like ignored pixels."""
     table = np.full(256, IGNORE_INDEX, dtype=np.uint8)
     table[BACKGROUND_INDEX] = BACKGROUND_INDEX
     table[list(colors)] = list(colors.values())

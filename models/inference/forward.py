@@ -15,7 +15,7 @@ from models.bundle.bundle import Bundle
 from models.config import SegmentConfig
 from models.data.classes import ClassInfo, ClassList
 from models.generators import MaskGenerator
-from models.inference.masks import MaskOptions, OnProgress
+from models.inference.masks import LabeledImage, OnProgress, UnlabeledImage
 from models.inference.multi_scale import (
     grid_size,
     multi_scale_cams,
@@ -30,36 +30,6 @@ from models.segmenters import Segmenter
 
 Propose = Callable[[Tensor], Regions]
 """A network that proposes regions of an image, (3, H, W)."""
-
-
-@dataclass(frozen=True)
-class LabeledImage:
-    """An image with its image-level labels.
-
-    Attributes:
-        image: RGB in the upright frame, (H, W, 3).
-        labels: names or synonyms of the classes in it.
-        options: from ``Predictor.options``.
-        classes: that labels may name: the bundle's, with zero-shot ones after them; None for the bundle's alone.
-    """
-
-    image: NDArray[np.uint8]
-    labels: Sequence[str]
-    options: MaskOptions
-    classes: ClassList | None = None
-
-
-@dataclass(frozen=True)
-class UnlabeledImage:
-    """An image for the segmenter.
-
-    Attributes:
-        image: RGB in the upright frame, (H, W, 3).
-        options: from ``Predictor.segment_options``.
-    """
-
-    image: NDArray[np.uint8]
-    options: MaskOptions
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ NumPy alone and free of torch, so that whoever has the scores can decide again.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data.classes import BACKGROUND_INDEX, IGNORE_INDEX
+from models.data.classes import BACKGROUND_INDEX, IGNORE_INDEX, ClassList
 from models.refine import parse_chain
 
 OnProgress = Callable[[str, float], None]
@@ -108,6 +108,36 @@ def fill_defaults(
         background_power=background_power if own_background else defaults.background_power,
         class_thresholds={} if own_background else defaults.class_thresholds,
     )
+
+
+@dataclass(frozen=True)
+class LabeledImage:
+    """An image with its image-level labels.
+
+    Attributes:
+        image: RGB in the upright frame, (H, W, 3).
+        labels: names or synonyms of the classes in it.
+        options: from ``Predictor.options``.
+        classes: that labels may name: the bundle's, with zero-shot ones after them; None for the bundle's alone.
+    """
+
+    image: NDArray[np.uint8]
+    labels: Sequence[str]
+    options: MaskOptions
+    classes: ClassList | None = None
+
+
+@dataclass(frozen=True)
+class UnlabeledImage:
+    """An image for the segmenter.
+
+    Attributes:
+        image: RGB in the upright frame, (H, W, 3).
+        options: from ``Predictor.segment_options``.
+    """
+
+    image: NDArray[np.uint8]
+    options: MaskOptions
 
 
 @dataclass(frozen=True)

@@ -9,21 +9,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.bundle.bundle import Bundle, BundleInfo
+from models.bundle.bundle import Bundle
+from models.bundle.manifest import BundleInfo
 from models.config import SegmentConfig
 from models.data.classes import ClassList
 from models.inference.forward import (
     ForwardOutput,
-    LabeledImage,
-    UnlabeledImage,
     forward_cam,
     forward_segmenter,
 )
 from models.inference.masks import (
     CannotSegmentError,
+    LabeledImage,
     MaskOptions,
     OnProgress,
     Segmentation,
+    UnlabeledImage,
     fill_defaults,
     ignore_progress,
 )

@@ -1,4 +1,7 @@
-"""Downloads of public data sets are checked, and what the commands take is made from them."""
+"""Checks of downloaded data sets, and the files that ``semples prepare`` writes.
+
+These are ``labels.csv``, ``labels_SPLIT.csv``, ``classes.txt`` and ``ground_truth/SPLIT/STEM.png``.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +22,28 @@ from models.data.classes import BACKGROUND_INDEX, ClassList, Sample, write_class
 from models.data.images import ImageError, check_image
 from models.data.labels import label_rows_csv
 from models.data.mask_files import label_map_png
-from models.data.official import Archive, spread
+from models.data.official import Archive, evenly_spaced
 from models.io import write_atomically
 
-# Is a download whole? What can be told from the files themselves.
-
-# Shows work that has a title and so many steps; what it gives is called after each.
+# Shows a progress bar with a title and a number of steps; gives a function that is called after each step.
 Watch: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[], object]]]
 
-SAMPLE = 100  # photos of a data set that are read whole
+_SAMPLE = 100  # photos of a data set that are decoded
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Results of a preparation.
+
+    Attributes:
+        images: folder of the training photos, for ``--images``.
+        lines: what was checked and written.
+        notes: warnings.
+    """
+
+    images: Path
+    lines: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def check_photos(
@@ -38,23 +54,20 @@ def check_photos(
     watch: Watch,
     suspects: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-    """Walk through all data of some photos, and compare their sizes with what their annotations say.
+    """Decode photos, and compare their sizes with their annotations'; returns a line for the user.
 
     Args:
         samples: the photos, of one folder.
-        size_of: (height, width) by stem.
-        thorough: look at all of them, not at a hundred.
-        watch: shows how far it is.
-        suspects: photos that are always looked at, by stem, with what to do if they are damaged.
-
-    Returns:
-        A line on what was checked.
+        size_of: stem → (height, width).
+        thorough: all photos, not a hundred.
+        watch: shows progress.
+        suspects: photos that are always checked, by stem, with what to do if they are damaged.
 
     Raises:
-        ValueError: if a photo is damaged or of another size; it names the first and says how many.
+        ValueError: if photos are damaged or of another size, with the first and their number.
         OSError: if one cannot be read.
     """
-    chosen = set(spread(samples, None if thorough else SAMPLE))
+    chosen = set(evenly_spaced(samples, None if thorough else _SAMPLE))
     chosen |= {sample for sample in samples if sample.stem in suspects}
     wrong = []
     with watch("read photos", len(chosen)) as advance:
@@ -78,57 +91,41 @@ def check_photos(
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """Return a picture's (height, width) from its header.
+    """Return an image's (height, width) from its header.
 
     Raises:
-        OSError: if it is no picture, or cannot be read.
+        OSError: if it is not an image, or cannot be read.
     """
     with Image.open(path) as picture:
         return picture.height, picture.width
 
 
 def check_archives(root: Path, archives: Iterable[Archive], *, watch: Watch) -> str:
-    """Compare the archives that lie in a folder with their published MD5; returns a line on them.
+    """Compare the archives in a folder with their published MD5; returns a line for the user.
+
+    torchvision's check_integrity would make this command, which needs no torch, import it.
 
     Raises:
         ValueError: if one differs.
         OSError: if one cannot be read.
     """
-    there = [each for each in archives if (root / each.name).is_file()]
-    with watch("read archives", len(there)) as advance:
-        for archive in there:
+    found = [each for each in archives if (root / each.name).is_file()]
+    with watch("read archives", len(found)) as advance:
+        for archive in found:
             with (root / archive.name).open("rb") as file:
-                found = hashlib.file_digest(file, "md5").hexdigest()
-            if found != archive.md5:
+                md5 = hashlib.file_digest(file, "md5").hexdigest()
+            if md5 != archive.md5:
                 raise ValueError(
-                    f"expected the MD5 {archive.md5} of {root / archive.name}, got {found}; download it again"
+                    f"expected the MD5 {archive.md5} of {root / archive.name}, got {md5}; download it again"
                 )
             advance()
-    return f"{root}: {len(there)} archives, with the published MD5"
-
-
-# What ``semples prepare`` writes: ``labels.csv``, ``labels_SPLIT.csv``, ``classes.txt`` and ``ground_truth/SPLIT``.
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What became of a download.
-
-    Attributes:
-        images: the folder of the training photos, as ``--images`` takes it.
-        lines: what was checked and written.
-        notes: what the user should know, but need not mend.
-    """
-
-    images: Path
-    lines: tuple[str, ...]
-    notes: tuple[str, ...]
+    return f"{root}: {len(found)} archives, with the published MD5"
 
 
 def write_labels(
     output: Path, splits: Mapping[str, Sequence[Sample]], classes: ClassList
 ) -> list[str]:
-    """Write the class list and a label file for each split, ``labels.csv`` for the first; returns what was written.
+    """Write the class list and a label file for each split, ``labels.csv`` for the first; returns lines for the user.
 
     Raises:
         OSError: if it cannot be written.
@@ -148,9 +145,9 @@ def write_labels(
 
 
 def missing_maps(folder: Path, stems: Sequence[str]) -> list[str]:
-    """Return the stems whose label maps are not in a folder yet."""
-    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    return [stem for stem in stems if f"{stem}.png" not in there]
+    """Return the stems without a label map in a folder."""
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return [stem for stem in stems if f"{stem}.png" not in present]
 
 
 def write_maps(
@@ -160,15 +157,13 @@ def write_maps(
     *,
     watch: Watch,
 ) -> str:
-    """Make the label maps ``STEM.png`` that are not in the folder yet; returns what was written.
-
-    Each file is written whole or not at all: what an interrupted call left is kept.
+    """Make the label maps ``STEM.png`` that a folder lacks, each atomically; returns a line for the user.
 
     Args:
-        folder: for the files.
+        folder: of the files.
         stems: of all label maps.
-        make: a stem → its label map, (H, W).
-        watch: shows how far it is.
+        make: stem → label map, (H, W).
+        watch: shows progress.
 
     Raises:
         ValueError: as ``make`` does.
@@ -184,25 +179,22 @@ def write_maps(
     return f"{folder}: {len(rest)} label maps written, {len(stems) - len(rest)} kept"
 
 
-# COCO's instances as a label map.
-
-
 def draw_instances(
     annotations: Sequence[Mapping[str, Any]], size: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    """Draw instances into a label map, (H, W), of their category ids.
+    """Draw COCO's instances of a photo into a label map, (H, W), of category ids.
 
-    COCO does not say what lies in front: crowds are drawn first, then instances from large to small, so that what is
-    on or before something larger stays to be seen. Crowds count as their category; no pixel is 255.
+    COCO has no depth order: crowds are drawn first, then instances from large to small, so that small ones stay
+    visible. Crowds count as their category; no pixel is 255.
 
     Args:
-        annotations: of one photo, with ``category_id`` and ``segmentation`` (polygons or run lengths).
+        annotations: with ``category_id`` and ``segmentation`` (polygons or run lengths).
         size: (height, width) of the photo.
 
     Raises:
         ValueError: if a segmentation is malformed.
     """
-    label_map = np.full(size, BACKGROUND_INDEX, dtype=np.uint8, order="F")  # as masks are decoded
+    label_map = np.full(size, BACKGROUND_INDEX, dtype=np.uint8, order="F")  # pycocotools' order
     drawn = [
         (not each.get("iscrowd"), lengths, each["category_id"])
         for each in annotations
@@ -216,12 +208,12 @@ def draw_instances(
 
 
 def _run_lengths(annotation: Mapping[str, Any], size: tuple[int, int]) -> Any:
-    """Return an annotation's mask in pycocotools' form; None if it has no area."""
+    """An annotation's mask in pycocotools' form; None if it has no area."""
     segmentation = annotation["segmentation"]
     if isinstance(segmentation, list):
         if not all(isinstance(corners, list) for corners in segmentation):
             raise ValueError(f"expected polygons in annotation {annotation['id']}, got others")
-        # Two corners have no area, and pycocotools would take them for a box.
+        # pycocotools would read two corners, which have no area, as a box.
         polygons = [corners for corners in segmentation if len(corners) >= 6]
         return coco_mask.merge(coco_mask.frPyObjects(polygons, *size)) if polygons else None
     if segmentation.get("size") != list(size) or "counts" not in segmentation:

@@ -1,4 +1,4 @@
-"""MS COCO 2014 checked and made ready; its label maps are drawn from the instance annotations."""
+"""``semples prepare coco``: MS COCO 2014, with ground truth drawn from the instance annotations."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ _SUSPECTS = {
 def prepare_coco(
     root: Path, output: Path, *, photos: int | None, thorough: bool, watch: Watch
 ) -> Prepared:
-    """Check a download and write what the commands take.
+    """Check a download and write labels, classes and ground truth.
 
     Args:
         root: folder that the archives were unpacked in.
-        output: folder to write in; label maps that are there are kept.
-        photos: take so many of each list only, for a trial; None takes all.
-        thorough: read every photo and the archives that lie in root, not a sample of the photos.
-        watch: shows how far it is.
+        output: folder of the results; existing label maps are kept.
+        photos: limit of each list, for a trial; None takes all.
+        thorough: decode all photos, and check archives in root.
+        watch: shows progress.
 
     Raises:
-        ValueError: if something is missing, damaged or not what it should be.
-        OSError: if something cannot be read or written.
+        ValueError: if files are missing, damaged or of another data set.
+        OSError: if files cannot be read or written.
     """
-    if missing := _missing(root):  # all at once: each is hours of download
+    if missing := _missing(root):  # all at once, as downloads take hours
         raise ValueError("; ".join(missing))
     splits = {split: read_coco(root, split, photos=photos) for split in COCO_SPLITS}
     lines: list[str] = []
@@ -70,7 +70,7 @@ def prepare_coco(
 
 
 def _missing(root: Path) -> list[str]:
-    """What is not there, with what to download."""
+    """Missing files, with what to download."""
     missing = []
     for split in COCO_SPLITS:
         try:
@@ -92,10 +92,10 @@ def _finish(
     thorough: bool,
     watch: Watch,
 ) -> tuple[str, str]:
-    """Check a split's photos and draw its label maps; returns what was done."""
+    """Check a split's photos and draw its label maps; returns lines for the user."""
     stems = [sample.stem for sample in samples]
     check = partial(check_photos, samples, thorough=thorough, watch=watch, suspects=_SUSPECTS)
-    if not missing_maps(truth, stems):  # then half a gigabyte of JSON need not be read again
+    if not missing_maps(truth, stems):  # without reading half a gigabyte of JSON
         checked = check(lambda stem: picture_size(truth / f"{stem}.png"))
         return checked, f"{truth}: all {len(stems)} label maps kept"
     with watch(f"read {path.name}", 1) as advance:
@@ -114,7 +114,7 @@ def _finish(
 def _compare(
     found: Instances, samples: Sequence[Sample], path: Path, note: Callable[[str], None]
 ) -> None:
-    """Refuse annotations of other categories or other photos; note other labels than the official list's."""
+    """Check categories and photos of the annotations; note labels that differ from the official list's."""
     if set(found.classes.classes) != set(COCO_CLASSES.classes):
         raise ValueError(
             f"expected COCO's {len(COCO_CLASSES)} categories in {path}, got {len(found.classes)}: "

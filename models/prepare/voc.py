@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012, with SBD or without, checked and made ready."""
+"""``semples prepare voc``: PASCAL VOC 2012, with SBD or without."""
 
 from __future__ import annotations
 
@@ -34,54 +34,8 @@ from models.prepare import (
     write_maps,
 )
 
-# True label maps of PASCAL VOC: palette PNGs of its own, MATLAB files of SBD.
-
-_KNOWN_COLORS = [BACKGROUND_INDEX, *(info.index for info in VOC_CLASSES.classes), IGNORE_INDEX]
-
-
-def read_label_map(path: Path, *, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Read a label map, (H, W): 0 background, 1 to 20 classes, 255 void (which SBD does not have).
-
-    Args:
-        path: a .png or .mat file.
-        size: (height, width) of the photo.
-
-    Raises:
-        ValueError: if the file is no label map, or one of another size or with other indices.
-    """
-    label_map = _read_mat(path) if path.suffix == ".mat" else _read_png(path)
-    if label_map.shape != size:
-        got = " x ".join(map(str, label_map.shape[::-1]))
-        raise ValueError(
-            f"expected a label map of the photo's {size[1]} x {size[0]} pixels in {path}, got {got}"
-        )
-    unknown = np.setdiff1d(np.flatnonzero(np.bincount(label_map.ravel())), _KNOWN_COLORS)
-    if len(unknown):
-        raise ValueError(f"expected indices from 0 to 20 and 255 in {path}, got {unknown[0]}")
-    return label_map
-
-
-def _read_png(path: Path) -> NDArray[np.uint8]:
-    try:
-        with Image.open(path, formats=("PNG",)) as picture:
-            if picture.mode not in ("L", "P"):
-                raise ValueError(f"mode {picture.mode}")
-            return np.array(picture)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"expected a label map in {path}, got {error}") from error
-
-
-def _read_mat(path: Path) -> NDArray[np.uint8]:
-    try:
-        found = loadmat(path, variable_names=("GTcls",))["GTcls"]["Segmentation"][0, 0]
-        return np.asarray(found, dtype=np.uint8)
-    except (
-        IndexError, KeyError, MatReadError, NotImplementedError, OSError, TypeError, ValueError, zlib.error,
-    ) as error:  # fmt: skip
-        raise ValueError(f"expected SBD's GTcls.Segmentation in {path}, got {error!r}") from error
-
-
-# The one photo whose true file and label map were at hand: SHA-256 of the file, and of the map's pixels.
+_INDICES = [BACKGROUND_INDEX, *(info.index for info in VOC_CLASSES.classes), IGNORE_INDEX]
+# A photo of known content, to detect re-encoded downloads: SHA-256 of its file, and of its label map's pixels.
 _KNOWN = "2007_000129"
 _KNOWN_PHOTO = "657b36fed1ea84a44fde2ad641d52726947e9ff23652836273730f7b1ee0d7d8"
 _KNOWN_MAP = "cfcbdf78655f98db73f03031aa11efe37a24dd8d03e96d016af2b9bbd8bf517c"
@@ -90,18 +44,18 @@ _KNOWN_MAP = "cfcbdf78655f98db73f03031aa11efe37a24dd8d03e96d016af2b9bbd8bf517c"
 def prepare_voc(
     root: Path, output: Path, *, photos: int | None, thorough: bool, watch: Watch
 ) -> Prepared:
-    """Check a download and write what the commands take.
+    """Check a download and write labels, classes and ground truth.
 
     Args:
         root: folder that the archives were unpacked in, or ``VOC2012`` itself.
-        output: folder to write in; label maps that are there are kept.
-        photos: take so many of each list only, for a trial; None takes all.
-        thorough: read every photo and the archives that lie in root, not a sample of the photos.
-        watch: shows how far it is.
+        output: folder of the results; existing label maps are kept.
+        photos: limit of each list, for a trial; None takes all.
+        thorough: decode all photos, and check archives in root.
+        watch: shows progress.
 
     Raises:
-        ValueError: if something is missing, damaged or not what it should be.
-        OSError: if something cannot be read or written.
+        ValueError: if files are missing, damaged or of another data set.
+        OSError: if files cannot be read or written.
     """
     folder = find_voc(root)
     for split in ("train", "val"):
@@ -127,6 +81,44 @@ def prepare_voc(
             continue
         lines.append(_write_truth(folder, split, samples, output, watch=watch))
     return Prepared(folder.photos, tuple(lines), tuple(notes))
+
+
+def read_label_map(path: Path, *, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Read a label map of VOC (.png) or SBD (.mat), (H, W): 0 background, 1 to 20 classes, 255 void.
+
+    Raises:
+        ValueError: if it is not a label map, not of this (height, width), or has other indices.
+    """
+    label_map = _read_mat(path) if path.suffix == ".mat" else _read_png(path)
+    if label_map.shape != size:
+        got = " x ".join(map(str, label_map.shape[::-1]))
+        raise ValueError(
+            f"expected a label map of the photo's {size[1]} x {size[0]} pixels in {path}, got {got}"
+        )
+    unknown = np.setdiff1d(np.flatnonzero(np.bincount(label_map.ravel())), _INDICES)
+    if len(unknown):
+        raise ValueError(f"expected indices from 0 to 20 and 255 in {path}, got {unknown[0]}")
+    return label_map
+
+
+def _read_png(path: Path) -> NDArray[np.uint8]:
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            if picture.mode not in ("L", "P"):
+                raise ValueError(f"mode {picture.mode}")
+            return np.array(picture)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"expected a label map in {path}, got {error}") from error
+
+
+def _read_mat(path: Path) -> NDArray[np.uint8]:
+    try:
+        found = loadmat(path, variable_names=("GTcls",))["GTcls"]["Segmentation"][0, 0]
+        return np.asarray(found, dtype=np.uint8)
+    except (
+        IndexError, KeyError, MatReadError, NotImplementedError, OSError, TypeError, ValueError, zlib.error,
+    ) as error:  # fmt: skip
+        raise ValueError(f"expected SBD's GTcls.Segmentation in {path}, got {error!r}") from error
 
 
 def _check_list_file(folder: VocFolder, split: str) -> None:
@@ -177,7 +169,7 @@ def _without_sbd(root: Path) -> str:
 
 
 def _known_pair(folder: VocFolder) -> list[str]:
-    """Note where the one photo whose true content is known here, or its label map, is another."""
+    """Notes if the photo of known content, or its label map, differs."""
     photo, truth = folder.photos / f"{_KNOWN}.jpg", folder.label_map(_KNOWN)
     notes = []
     if photo.is_file() and hashlib.sha256(photo.read_bytes()).hexdigest() != _KNOWN_PHOTO:

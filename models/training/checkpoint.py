@@ -1,4 +1,4 @@
-"""What it takes to go on after a kill as if nothing had been: kept now and then, whole or not at all."""
+"""Checkpoints within a stage: a run that was killed continues with the same results."""
 
 from __future__ import annotations
 
@@ -14,36 +14,25 @@ from models.io import write_atomically
 
 
 @dataclass(frozen=True)
-class Position:
-    """How far training has come: so many whole epochs, and so many steps of the next one."""
+class TrainingPosition:
+    """Number of completed epochs, and of completed steps in the next one."""
 
     epoch: int = 0
     step: int = 0
 
 
 @dataclass(frozen=True)
-class Progress:
-    """The loop's own state. Of randomness there is none: each step's follows from the seed and its position.
-
-    Attributes:
-        optimizer: with its moments.
-        scaler: of mixed precision.
-    """
-
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-
-
-@dataclass(frozen=True)
 class Checkpoint:
-    """One file that keeps a module and the loop's state.
+    """The file with a module's, an optimizer's and a gradient scaler's state.
+
+    No random state is stored: the seed of each step follows from the run's seed and the step's position.
 
     Attributes:
         path: of the file.
-        module: that learns, with its buffers.
-        fingerprint: of the configuration, the data and the files of earlier stages; a file with another one is refused.
-        writes: whether this process is the one that writes.
-        every: steps after which it is kept within an epoch; at an epoch's end it always is.
+        module: in training, saved with its buffers.
+        fingerprint: of configuration, data and stage inputs; a file with another fingerprint is refused.
+        writes: whether this process writes the file.
+        every: steps between two saves within an epoch; the end of an epoch is always saved.
     """
 
     path: Path
@@ -52,47 +41,56 @@ class Checkpoint:
     writes: bool = True
     every: int = 500
 
-    def keep(self, progress: Progress, at: Position, *, steps: int) -> None:
-        """Note the state after a step, if it is the last of its epoch or one that is due.
+    def save_if_due(
+        self,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        done: TrainingPosition,
+        *,
+        steps: int,
+    ) -> None:
+        """Save the state after a step if it ends its epoch or a save is due.
 
         Args:
-            progress: the loop's state.
-            at: the step's position.
-            steps: of an epoch.
+            optimizer: with its moments.
+            scaler: of mixed precision.
+            done: position of the completed step.
+            steps: in an epoch.
 
         Raises:
             OSError: if the file cannot be written.
         """
-        last = at.step + 1 == steps
-        if self.writes and (last or (at.step + 1) % self.every == 0):
-            self._save(
-                progress, Position(at.epoch + 1) if last else Position(at.epoch, at.step + 1)
-            )
-
-    def _save(self, progress: Progress, position: Position) -> None:
-        state = {
-            "fingerprint": self.fingerprint,
-            "position": (position.epoch, position.step),
-            "module": self.module.state_dict(),
-            "optimizer": progress.optimizer.state_dict(),
-            "scaler": progress.scaler.state_dict(),
-        }
-        # By way of memory: writing to a full disk itself, torch says so with a RuntimeError of its own words.
+        ends_epoch = done.step + 1 == steps
+        if not self.writes or not (ends_epoch or (done.step + 1) % self.every == 0):
+            return
+        position = (done.epoch + 1, 0) if ends_epoch else (done.epoch, done.step + 1)
+        # Serialized in memory: on a full disk torch.save itself raises a RuntimeError without the cause.
         buffer = io.BytesIO()
-        torch.save(state, buffer)
+        torch.save(
+            {
+                "fingerprint": self.fingerprint,
+                "position": position,
+                "module": self.module.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "scaler": scaler.state_dict(),
+            },
+            buffer,
+        )
         write_atomically(self.path, buffer.getvalue())
 
-    def restore(self, progress: Progress) -> Position:
-        """Take up the state of the file, if there is one, and return its position.
+    def restore(
+        self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+    ) -> TrainingPosition:
+        """Load the file's state if there is a file, and return where to continue.
 
         Raises:
-            ValueError: if the file is damaged or another run's.
+            ValueError: if the file is damaged or belongs to another run.
         """
         if not self.path.is_file():
-            return Position()
+            return TrainingPosition()
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
-            fingerprint, position = state["fingerprint"], Position(*state["position"])
+            fingerprint, position = state["fingerprint"], TrainingPosition(*state["position"])
         except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError) as error:
             raise ValueError(f"expected a checkpoint, got a damaged {self.path}") from error
         if fingerprint != self.fingerprint:
@@ -100,6 +98,6 @@ class Checkpoint:
                 f"expected {self.path} of this configuration, these photos and earlier stages; delete it to start anew"
             )
         self.module.load_state_dict(state["module"])
-        progress.optimizer.load_state_dict(state["optimizer"])
-        progress.scaler.load_state_dict(state["scaler"])
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
         return position

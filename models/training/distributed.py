@@ -1,4 +1,4 @@
-"""Several processes that train one network together, as torchrun starts them."""
+"""Data-parallel training over the processes that torchrun starts."""
 
 from __future__ import annotations
 
@@ -23,23 +23,18 @@ BatchT = TypeVar("BatchT")
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that train together.
-
-    Attributes:
-        rank: its number.
-        count: how many they are.
-    """
+    """This process's rank, and the number of processes that train together."""
 
     rank: int = 0
     count: int = 1
 
     @property
-    def leads(self) -> bool:
-        """Whether it is the one that writes files."""
+    def is_main_process(self) -> bool:
+        """Whether this process writes the files."""
         return self.rank == 0
 
     def sum(self, value: Tensor) -> Tensor:
-        """Return the sum of all processes' values; on GPUs, the tensor must be on one."""
+        """Return the sum over all processes; with NCCL the tensor must be on a GPU."""
         if self.count > 1:
             value = value.clone()
             all_reduce(value)
@@ -48,10 +43,10 @@ class Processes:
 
 @contextmanager
 def join_processes(environment: Mapping[str, str], *, backend: str) -> Iterator[Processes]:
-    """Join the processes that torchrun started, and leave them at the end; a process alone joins none.
+    """Join torchrun's process group for the duration of the block; without torchrun, do nothing.
 
     Args:
-        environment: this process's own, where torch finds torchrun's variables (RANK, WORLD_SIZE, MASTER_ADDR, …) too.
+        environment: this process's own, from which torch reads RANK, MASTER_ADDR, … itself.
         backend: "nccl" for GPUs, "gloo" for CPUs.
     """
     if int(environment.get("WORLD_SIZE", "1")) == 1:
@@ -64,8 +59,30 @@ def join_processes(environment: Mapping[str, str], *, backend: str) -> Iterator[
         destroy_process_group()
 
 
-class _Learner(nn.Module, Generic[BatchT]):
-    """What learns and its losses as one module, which is what can be run in parallel."""
+def data_parallel(
+    losses_of: Callable[[BatchT], Mapping[str, Tensor]],
+    module: nn.Module,
+    processes: Processes,
+    *,
+    device: torch.device,
+) -> Callable[[BatchT], Mapping[str, Tensor]]:
+    """Return the same losses with a backward pass that averages the module's gradients over all processes.
+
+    Args:
+        losses_of: batch → loss terms by name.
+        module: holds every trainable parameter of the losses.
+        processes: that train together.
+        device: this process's.
+    """
+    if processes.count == 1:
+        return losses_of
+    return DistributedDataParallel(
+        _LossModule(module, losses_of), device_ids=[device] if device.type == "cuda" else None
+    )
+
+
+class _LossModule(nn.Module, Generic[BatchT]):
+    """The module and its losses as one module, as DistributedDataParallel expects."""
 
     def __init__(
         self, module: nn.Module, losses_of: Callable[[BatchT], Mapping[str, Tensor]]
@@ -76,25 +93,3 @@ class _Learner(nn.Module, Generic[BatchT]):
 
     def forward(self, batch: BatchT) -> Mapping[str, Tensor]:
         return self.losses_of(batch)
-
-
-def in_parallel(
-    losses_of: Callable[[BatchT], Mapping[str, Tensor]],
-    module: nn.Module,
-    processes: Processes,
-    *,
-    device: torch.device,
-) -> Callable[[BatchT], Mapping[str, Tensor]]:
-    """Return the same losses, whose backward pass averages a module's gradients over all processes.
-
-    Args:
-        losses_of: batch → loss terms by name.
-        module: all that learns in it.
-        processes: that train together; a process alone gets the losses back as they are.
-        device: this process's.
-    """
-    if processes.count == 1:
-        return losses_of
-    return DistributedDataParallel(
-        _Learner(module, losses_of), device_ids=[device] if device.type == "cuda" else None
-    )

@@ -1,4 +1,4 @@
-"""From a run's work directory to a bundle."""
+"""``semples export-bundle``: a bundle from the results in a run's work directory."""
 
 from __future__ import annotations
 
@@ -21,16 +21,19 @@ from models.bundle.manifest import (
 )
 from models.clip import FrozenClip, text_config, text_weights, vision_config
 from models.config import Config, InferenceConfig
+from models.generators import MaskGenerator
 from models.prompts import nearest_nouns, read_nouns
-from models.training.generator import initial_generator, learned_prompts, supervision
-from models.training.run import Run
+from models.training.generator import initial_generator
+from models.training.prompts import has_prompts, learned_prompts
+from models.training.run import GENERATOR_WEIGHTS, Run, supervision
 from models.training.segmenter import trained_segmenter
 
-# Which generator a bundle can hold: the initial one, of stage (a), or of stage (c).
+# Which generator a bundle holds: the initial one, of stage (a), or of stage (c).
 STAGES = ("zero-shot", "train-generator", "refine-generator")
+BundlePart = Literal["segmenter", "text_tower"]
+
+_DEFAULT_PARTS: tuple[BundlePart, ...] = ("segmenter",)
 _NOUNS = 8
-Part = Literal["segmenter", "text_tower"]
-_USUAL: tuple[Part, ...] = ("segmenter",)
 
 
 def export_bundle(
@@ -41,41 +44,29 @@ def export_bundle(
     licence: str,
     trained_on: str,
     metrics: Sequence[Measurement] = (),
-    parts: Collection[Part] = _USUAL,
+    parts: Collection[BundlePart] = _DEFAULT_PARTS,
 ) -> BundleInfo:
-    """Write a bundle of what a run has trained so far.
+    """Write a bundle of a run's results.
 
     Args:
         run: with the stage's files in its work directory.
-        folder: the bundle's.
+        folder: of the bundle.
         stage: one of STAGES; "zero-shot" is the generator before training.
-        licence: under which others may use the weights.
-        trained_on: the data, in words.
-        metrics: measured figures that the bundle shall carry.
-        parts: what to take along: the segmenter, if the run has one; CLIP's text tower, with which the bundle takes
-            labels that it was not trained on.
+        licence: of the weights.
+        trained_on: description of the data.
+        metrics: measured figures for the manifest.
+        parts: optional parts: the segmenter, if the run has one; CLIP's text tower, for an open vocabulary.
 
     Raises:
-        ValueError: if the stage is unknown or its files are missing; or a text tower is wanted and the generator is not
-            on the frozen trunk of CLIP's image tower, or CLIP's tokenizer is not open_clip's own.
+        ValueError: if the stage is unknown or its files are missing; or the text tower is asked for and the generator
+            is not on the frozen trunk of CLIP's image tower, or CLIP's tokenizer is not open_clip's own.
     """
     if stage not in STAGES:
         raise ValueError(f"expected a stage of {', '.join(STAGES)}, got {stage!r}")
     clip, class_text = supervision(run)
-    settings = run.config.generator
-    if stage == "zero-shot":
-        generator = initial_generator(run, clip, class_text)
-    else:
-        weights = run.existing(stage, "generator.safetensors")
-        generator = load_generator(run.config, clip, class_text, weights, device=run.device)
-    texts = {"class_text": class_text}
-    nouns: dict[str, tuple[NearNoun, ...]] = {}
-    if (run.work / "learn-prompts" / "prompts.safetensors").is_file():
-        learned = learned_prompts(run)
-        texts |= {key: learned[key] for key in ("embeddings", "context")}
-        nouns = explain(run, clip, learned["embeddings"])
-    segmenter = trained_segmenter(run) if "segmenter" in parts else None
-    text_tower = _text_tower_spec(run.config) if "text_tower" in parts else None
+    generator = _generator(run, stage, clip, class_text)
+    prompts = learned_prompts(run) if has_prompts(run) else {}
+    spec, segmenter = (trained_segmenter(run) if "segmenter" in parts else None) or (None, None)
     manifest = Manifest(
         format=2,
         name=run.config.name,
@@ -84,34 +75,30 @@ def export_bundle(
         stage=stage,
         classes=run.classes.with_synonyms(run.config.synonyms),
         inference=run.config.inference,
-        generator=KINDS[settings.kind].describe(
-            settings, clip, {"mean": _channels(generator.mean), "std": _channels(generator.std)}
+        generator=KINDS[run.config.generator.kind].describe(
+            run.config.generator, clip, {"mean": _rgb(generator.mean), "std": _rgb(generator.std)}
         ),
-        image_tower=ImageTowerSpec(
-            config=vision_config(run.config.clip.model, run.config.clip.pretrained),
-            mean=_channels(clip.mean),
-            std=_channels(clip.std),
-        ),
-        text_tower=text_tower,
-        segmenter=segmenter[0] if segmenter else None,
-        segment=run.config.segment if segmenter else None,
+        image_tower=_image_tower_spec(run.config, clip),
+        text_tower=_text_tower_spec(run.config) if "text_tower" in parts else None,
+        segmenter=spec,
+        segment=run.config.segment if spec else None,
         metrics=tuple(metrics),
-        nearest_nouns=nouns,
+        nearest_nouns=prompt_neighbors(run, clip, prompts["embeddings"]) if prompts else {},
         files={},
     )
     return write_bundle(
         folder,
         manifest,
         generator=generator.state_dict(),
-        texts=texts,
+        texts={**prompts, "class_text": class_text},
         image_tower=clip.visual.state_dict(),
-        segmenter=segmenter[1] if segmenter else None,
-        text_tower=text_weights(clip.model) if text_tower else None,
+        segmenter=segmenter,
+        text_tower=text_weights(clip.model) if manifest.text_tower else None,
     )
 
 
 def with_class_thresholds(run: Run, thresholds: Mapping[str, float]) -> Run:
-    """Return the run with background thresholds of its own for some classes, by class name.
+    """Return the run with background thresholds by class name.
 
     Raises:
         ValueError: if a class is unknown or a threshold is not in (0, 1).
@@ -122,14 +109,31 @@ def with_class_thresholds(run: Run, thresholds: Mapping[str, float]) -> Run:
     return replace(run, config=config)
 
 
-def explain(run: Run, clip: FrozenClip, prompts: Tensor) -> dict[str, tuple[NearNoun, ...]]:
-    """Return the nouns nearest to each class's learned background prompt, nearest first, by class name."""
+def prompt_neighbors(
+    run: Run, clip: FrozenClip, prompts: Tensor
+) -> dict[str, tuple[NearNoun, ...]]:
+    """Return the nouns nearest to each class's background prompt, (K, D), nearest first, by class name."""
     nouns = read_nouns()
     near = nearest_nouns(prompts, nouns, clip.embed_classes(nouns), count=_NOUNS)
     return {
         name: tuple(NearNoun(noun, round(similarity, 4)) for noun, similarity in nouns_of)
         for name, nouns_of in zip(run.classes.names, near, strict=True)
     }
+
+
+def _generator(run: Run, stage: str, clip: FrozenClip, class_text: Tensor) -> MaskGenerator:
+    if stage == "zero-shot":
+        return initial_generator(run, clip, class_text)
+    weights = run.existing(stage, GENERATOR_WEIGHTS)
+    return load_generator(run.config, clip, class_text, weights, device=run.device)
+
+
+def _image_tower_spec(config: Config, clip: FrozenClip) -> ImageTowerSpec:
+    return ImageTowerSpec(
+        config=vision_config(config.clip.model, config.clip.pretrained),
+        mean=_rgb(clip.mean),
+        std=_rgb(clip.std),
+    )
 
 
 def _text_tower_spec(config: Config) -> TextTowerSpec:
@@ -139,6 +143,6 @@ def _text_tower_spec(config: Config) -> TextTowerSpec:
     return TextTowerSpec(config=text_config(config.clip.model, config.clip.pretrained))
 
 
-def _channels(values: Tensor) -> tuple[float, float, float]:
+def _rgb(values: Tensor) -> tuple[float, float, float]:
     red, green, blue = values.flatten().tolist()
     return red, green, blue

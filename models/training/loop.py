@@ -1,9 +1,10 @@
-"""The one training loop of all stages."""
+"""The training loop of all stages: AdamW, learning-rate schedule, mixed precision, micro-batches, checkpoints."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
 
@@ -11,52 +12,36 @@ import torch
 from torch import Tensor, nn
 
 from models.data.loaders import derive_seed
-from models.training.checkpoint import Checkpoint, Position, Progress
+from models.training.checkpoint import Checkpoint, TrainingPosition
 from models.training.distributed import Processes
 
 BatchT = TypeVar("BatchT")
 BatchT_co = TypeVar("BatchT_co", covariant=True)
+LossesOf: TypeAlias = Callable[[BatchT], Mapping[str, Tensor]]  # batch → loss terms by name
+_Pair: TypeAlias = tuple[Tensor, Tensor]  # images and targets
 
-Schedule = Literal["cosine", "poly"]
-Precision = Literal["float32", "bfloat16", "float16"]
 _POLY_POWER = 0.9
 
 
 class Batches(Sized, Protocol[BatchT_co]):
-    """What a stage learns from."""
+    """The batches of an epoch, the same each time that the epoch is asked for."""
 
     def epoch(self, number: int, *, skip: int = 0) -> Iterator[BatchT_co]:
-        """Iterate over an epoch's batches, the same whenever it is asked for, without the first few."""
+        """Iterate over an epoch's batches, without the first ``skip``."""
         ...
 
 
 @dataclass(frozen=True)
-class Part(Generic[BatchT]):
-    """A part of a batch.
-
-    Attributes:
-        batch: itself a batch.
-        weight: share of the whole batch's loss that its loss stands for; where several processes train together and
-            average their gradients, times their number.
-    """
+class MicroBatch(Generic[BatchT]):
+    """A slice of a batch, and the factor of its loss in the whole batch's loss."""
 
     batch: BatchT
     weight: float
 
 
-def whole(batch: BatchT) -> Sequence[Part[BatchT]]:
-    """Return a batch as its only part."""
-    return [Part(batch, 1.0)]
-
-
 @dataclass(frozen=True)
-class Group:
-    """Parameters that learn alike.
-
-    Attributes:
-        parameters: those that require no gradient are left alone.
-        rate: share of the learning rate.
-    """
+class ParameterGroup:
+    """Parameters with one factor of the learning rate; those without ``requires_grad`` are left out."""
 
     parameters: Iterable[nn.Parameter]
     rate: float = 1.0
@@ -64,42 +49,42 @@ class Group:
 
 @dataclass(frozen=True)
 class Optimization:
-    """How parameters learn: AdamW, no warm-up.
+    """AdamW without warm-up.
 
     Attributes:
-        epochs: how often all batches are seen; 0 leaves the parameters as they are.
+        epochs: passes over all batches; 0 leaves the parameters unchanged.
         learning_rate: of the first step.
         weight_decay: AdamW's.
-        schedule: "cosine" decays to 0 stepped per epoch; "poly" as (1 - t)^0.9 stepped per step.
-        max_gradient_norm: gradients of a greater norm are scaled down to it; None leaves them.
+        schedule: "cosine" decays to 0, updated once an epoch; "poly" as (1 - t)^0.9, updated each step.
+        max_gradient_norm: limit that gradients are scaled down to; None for no limit.
         precision: of the forward pass; parameters stay in single precision.
-        seed: of what the networks draw themselves.
+        seed: of random numbers that the networks draw, as dropout does.
     """
 
     epochs: int
     learning_rate: float
     weight_decay: float
-    schedule: Schedule = "cosine"
+    schedule: Literal["cosine", "poly"] = "cosine"
     max_gradient_norm: float | None = None
-    precision: Precision = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
     seed: int = 0
 
-    def rate_at(self, epoch: int, share: float) -> float:
-        """Return the learning rate of an epoch, of which a share in [0, 1) is over."""
+    def rate_at(self, epoch: int, fraction: float) -> float:
+        """Return the learning rate after a fraction in [0, 1) of an epoch."""
         if self.schedule == "cosine":
             return self.learning_rate * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
-        return float(self.learning_rate * (1 - (epoch + share) / self.epochs) ** _POLY_POWER)
+        return float(self.learning_rate * (1 - (epoch + fraction) / self.epochs) ** _POLY_POWER)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step, as reported.
+    """One optimizer step, as the logs hold it.
 
     Attributes:
         epoch: from 0.
         step: within the epoch, from 0.
-        steps: of the epoch.
-        learning_rate: that the step used, of a group whose share is 1.
+        steps: in the epoch.
+        learning_rate: of a parameter group with factor 1.
         losses: the loss terms by name, and their sum as "loss".
     """
 
@@ -111,145 +96,147 @@ class Step:
 
     @property
     def epochs_done(self) -> float:
-        """How many epochs are over with this step."""
+        """Completed epochs, with a fraction, after this step."""
         return self.epoch + (self.step + 1) / self.steps
 
 
 def fit(
-    groups: Sequence[Group],
+    groups: Sequence[ParameterGroup],
     batches: Batches[BatchT],
-    losses_of: Callable[[BatchT], Mapping[str, Tensor]],
+    losses_of: LossesOf[BatchT],
     optimization: Optimization,
     *,
     on_step: Callable[[Step], None],
     checkpoint: Checkpoint | None = None,
-    parts_of: Callable[[BatchT], Sequence[Part[BatchT]]] = whole,
+    split: Callable[[BatchT], Sequence[MicroBatch[BatchT]]] | None = None,
 ) -> None:
-    """Minimize the sum of the losses over the groups' parameters.
+    """Minimize the sum of the losses over the parameters of the groups.
 
     Args:
-        groups: what learns; everything else must be frozen by the caller.
-        batches: seen once an epoch.
-        losses_of: batch, or part of one, → loss terms by name.
-        optimization: how.
+        groups: trainable parameters; the caller freezes all others.
+        batches: one pass an epoch.
+        losses_of: batch, or micro-batch, → loss terms by name.
+        optimization: optimizer settings.
         on_step: called after each step.
-        checkpoint: kept now and then; if there is one of a broken run, that run goes on as if nothing had been.
-        parts_of: cuts a batch into what memory can hold at a time; gradients add up.
+        checkpoint: saved regularly; an existing one is restored first, with the same results as without a break.
+        split: batch → micro-batches that fit into memory, whose gradients are accumulated; None for whole batches.
 
     Raises:
-        ValueError: if nothing learns, there is no batch, or the checkpoint is another run's.
-        FloatingPointError: if the loss is not finite, with the terms; the parameters are those before the step.
+        ValueError: if there is no parameter or no batch, or the checkpoint belongs to another run.
+        FloatingPointError: if the loss is not finite; parameters stay as they were before the step.
         OSError: if the checkpoint cannot be written.
     """
     optimizer = _optimizer(groups, optimization, batches=len(batches))
-    learning = [each for group in optimizer.param_groups for each in group["params"]]
-    device = learning[0].device.type
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    device = parameters[0].device.type
     scaler = torch.amp.GradScaler(device, enabled=optimization.precision == "float16")
-    mixed = torch.autocast(
+    autocast = torch.autocast(
         device,
         dtype=torch.float16 if optimization.precision == "float16" else torch.bfloat16,
         enabled=optimization.precision != "float32",
     )
-
-    progress = Progress(optimizer, scaler)
-    start = checkpoint.restore(progress) if checkpoint else Position()
-    for at, batch in _rest(batches, start, epochs=optimization.epochs):
-        # What networks draw themselves, such as dropout, follows from the position: going on needs no state of it.
+    start = checkpoint.restore(optimizer, scaler) if checkpoint else TrainingPosition()
+    for at, batch in _remaining(batches, start, epochs=optimization.epochs):
+        # A seed of the position makes random numbers of the networks, as of dropout, independent of restarts.
         torch.manual_seed(derive_seed(optimization.seed, at.epoch, at.step))
-        rate = optimization.rate_at(at.epoch, at.step / len(batches))
+        learning_rate = optimization.rate_at(at.epoch, at.step / len(batches))
         for group in optimizer.param_groups:
-            group["lr"] = rate * group["share"]
+            group["lr"] = learning_rate * group["share"]
         optimizer.zero_grad(set_to_none=True)
-        reports = []
-        for part in parts_of(batch):
-            with mixed:
-                terms = losses_of(part.batch)
-            loss = torch.stack([term.float() for term in terms.values()]).sum()
-            reports.append(_report(terms, loss, part.weight))
-            if not math.isfinite(reports[-1]["loss"]):
-                raise FloatingPointError(
-                    f"expected a finite loss in epoch {at.epoch}, step {at.step}, got {reports[-1]}"
-                )
-            scaler.scale(loss * part.weight).backward()  # type: ignore[no-untyped-call]
+        micro = split(batch) if split else [MicroBatch(batch, 1.0)]
+        losses = _accumulate_gradients(micro, losses_of, scaler, autocast, at)
         if optimization.max_gradient_norm is not None:
             scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(learning, optimization.max_gradient_norm)
+            nn.utils.clip_grad_norm_(parameters, optimization.max_gradient_norm)
         scaler.step(optimizer)
         scaler.update()
-        on_step(Step(at.epoch, at.step, len(batches), rate, _sum(reports)))
+        on_step(Step(at.epoch, at.step, len(batches), learning_rate, losses))
         if checkpoint:
-            checkpoint.keep(progress, at, steps=len(batches))
+            checkpoint.save_if_due(optimizer, scaler, at, steps=len(batches))
 
 
-def _rest(
-    batches: Batches[BatchT], start: Position, *, epochs: int
-) -> Iterator[tuple[Position, BatchT]]:
+def micro_batches(
+    count: Callable[[Tensor], Tensor],
+    *,
+    size: int | None,
+    processes: Processes,
+    device: torch.device,
+) -> Callable[[_Pair], list[MicroBatch[_Pair]]]:
+    """Return a function that splits batches of images and targets for ``fit``.
+
+    A loss that is a mean over items (image and class pairs, labeled pixels) of a whole batch equals the mean of its
+    micro-batches' losses weighted by their numbers of items; the same holds for the average over processes.
+
+    Args:
+        count: targets → number of items that the loss is a mean over, of each.
+        size: images in a micro-batch, at most; None for this process's whole share of the batch.
+        processes: that share each batch.
+        device: this process's.
+    """
+
+    def split(batch: _Pair) -> list[MicroBatch[_Pair]]:
+        images, targets = batch
+        length = size or max(len(images), 1)
+        pieces = list(zip(torch.split(images, length), torch.split(targets, length), strict=True))
+        counts = torch.stack([count(piece).sum() for _, piece in pieces]).to(device).double()
+        total = processes.sum(counts.sum())
+        # Without any item all losses are 0, whatever their weight.
+        weights = counts * (processes.count / total if total else 1.0)
+        return [
+            MicroBatch(piece, weight)
+            for piece, weight in zip(pieces, weights.tolist(), strict=True)
+        ]
+
+    return split
+
+
+def _remaining(
+    batches: Batches[BatchT], start: TrainingPosition, *, epochs: int
+) -> Iterator[tuple[TrainingPosition, BatchT]]:
     for epoch in range(start.epoch, epochs):
         first = start.step if epoch == start.epoch else 0
         for number, batch in enumerate(batches.epoch(epoch, skip=first), start=first):
-            yield Position(epoch, number), batch
+            yield TrainingPosition(epoch, number), batch
 
 
-def _report(terms: Mapping[str, Tensor], loss: Tensor, weight: float) -> dict[str, float]:
-    return {name: term.item() * weight for name, term in {**terms, "loss": loss}.items()}
-
-
-def _sum(reports: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: sum(each[name] for each in reports) for name in reports[0]}
+def _accumulate_gradients(
+    micro: Sequence[MicroBatch[BatchT]],
+    losses_of: LossesOf[BatchT],
+    scaler: torch.amp.GradScaler,
+    autocast: AbstractContextManager[object],
+    at: TrainingPosition,
+) -> dict[str, float]:
+    """Add up the gradients of the micro-batches; returns the loss terms of the whole batch."""
+    total: dict[str, float] = {}
+    for each in micro:
+        with autocast:
+            terms = losses_of(each.batch)
+        loss = torch.stack([term.float() for term in terms.values()]).sum()
+        values = {name: term.item() * each.weight for name, term in {**terms, "loss": loss}.items()}
+        if not math.isfinite(values["loss"]):
+            raise FloatingPointError(
+                f"expected a finite loss in epoch {at.epoch}, step {at.step}, got {values}"
+            )
+        total = {name: total.get(name, 0) + value for name, value in values.items()}
+        scaler.scale(loss * each.weight).backward()  # type: ignore[no-untyped-call]
+    return total
 
 
 def _optimizer(
-    groups: Sequence[Group], optimization: Optimization, *, batches: int
+    groups: Sequence[ParameterGroup], optimization: Optimization, *, batches: int
 ) -> torch.optim.AdamW:
-    learning = [[each for each in group.parameters if each.requires_grad] for group in groups]
-    count = sum(map(len, learning))
+    trainable = [[each for each in group.parameters if each.requires_grad] for group in groups]
+    count = sum(map(len, trainable))
     if not count or not batches:
         raise ValueError(
             f"expected parameters and batches, got {count} parameters, {batches} batches"
         )
     return torch.optim.AdamW(
         [
-            {"params": each, "share": group.rate}
-            for each, group in zip(learning, groups, strict=True)
+            {"params": parameters, "share": group.rate}
+            for parameters, group in zip(trainable, groups, strict=True)
         ],
         lr=optimization.learning_rate,
         weight_decay=optimization.weight_decay,
         eps=1e-8,
     )
-
-
-# Batches cut into parts that memory can hold, so weighted that their gradients add up to the whole batch's.
-
-Pair: TypeAlias = tuple[Tensor, Tensor]
-
-
-def weighted_parts(
-    count: Callable[[Tensor], Tensor],
-    *,
-    size: int | None,
-    processes: Processes,
-    device: torch.device,
-) -> Callable[[Pair], list[Part[Pair]]]:
-    """Return what cuts batches of images and targets.
-
-    A loss that is a mean over some things (image and class pairs, labeled pixels) is, over a whole batch, the mean of
-    its parts' losses weighted by how many of these things each part has; so is the average over processes.
-
-    Args:
-        count: targets → how many things the loss is a mean over.
-        size: images a part, at most; None takes a process's share of the batch at once.
-        processes: that share each batch.
-        device: this process's.
-    """
-
-    def parts_of(batch: Pair) -> list[Part[Pair]]:
-        images, targets = batch
-        length = size or max(len(images), 1)
-        pieces = list(zip(torch.split(images, length), torch.split(targets, length), strict=True))
-        counts = torch.stack([count(piece).sum() for _, piece in pieces]).to(device).double()
-        total = processes.sum(counts.sum())
-        # Nothing to learn from anywhere: the losses are 0 whatever their weight.
-        weights = counts * (processes.count / total if total else 1.0)
-        return [Part(piece, weight) for piece, weight in zip(pieces, weights.tolist(), strict=True)]
-
-    return parts_of

@@ -1,31 +1,122 @@
-"""Stage (b): background prompts learn from region embeddings that never change."""
+"""Stage (b): background prompts are fitted to embeddings of background regions, L_prompt."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from models.build import build_masks, build_prompts, load_generator
 from models.clip import FrozenClip
-from models.data.loaders import Batch, derive_seed, random_order
+from models.data.classes import Sample, labeled_samples
+from models.data.loaders import (
+    Batch,
+    Crops,
+    derive_seed,
+    light_augmentation,
+    ordered_batches,
+    random_order,
+)
 from models.inference.multi_scale import resize_images
 from models.losses import MasksOf, contrastive_prompt_learning, mask_images, present_pairs
 from models.prompts import BackgroundPrompts
+from models.tensors import read_tensors
+from models.training.loop import LossesOf, ParameterGroup, fit
+from models.training.run import GENERATOR_WEIGHTS, OnStep, Run, supervision
+
+_STAGE, _PROMPTS = "learn-prompts", "prompts.safetensors"
+_EMBEDDING_BATCH = 32  # images
 
 
 @dataclass(frozen=True)
 class RegionEmbeddings:
-    """Every background region of a data set, embedded.
-
-    Attributes:
-        background: (N, D), L2-normalized.
-        channels: class channel of each, (N,).
-    """
+    """Embeddings of all background regions of a data set, (N, D), L2-normalized, and their class channels, (N,)."""
 
     background: Tensor
     channels: Tensor
+
+
+def learn_prompts(
+    run: Run,
+    samples: Sequence[Sample],
+    on_step: OnStep,
+    on_images: Callable[[int], None] = lambda _: None,
+) -> Path:
+    """Stage (b): fit the background prompts to L_prompt; returns their file.
+
+    Before the first step the background regions of all views are embedded; on_images receives the images of each batch.
+
+    Raises:
+        MissingStageError: if the generator of stage (a) is missing.
+    """
+    settings = run.config.learn_prompts
+    clip, class_text = supervision(run)
+    weights = run.existing("train-generator", GENERATOR_WEIGHTS)
+    regions = _background_regions(run, samples, clip, class_text, weights, on_images)
+    prompts = build_prompts(run.config, clip, run.classes.names)
+    batches = RegionBatches(
+        len(regions.channels),
+        views=settings.views,
+        batch_size=settings.batch_size,
+        seed=run.config.seed,
+    )
+    with run.logged(_STAGE, on_step) as report:
+        fit(
+            [ParameterGroup(prompts.parameters())],
+            batches,
+            prompt_losses(prompts, clip, regions, class_text, text_weight=settings.text_weight),
+            run.optimization(settings),
+            on_step=report,
+            checkpoint=run.checkpoint(_STAGE, prompts, samples),
+        )
+    return _save(run, clip, class_text, prompts.context.detach())
+
+
+def adopt_prompts(run: Run, context: Tensor) -> Path:
+    """Save prompts that were learned elsewhere as the result of stage (b); returns their file.
+
+    Args:
+        run: with the same CLIP that they were learned with.
+        context: the prompts' parameters, (K, M, width).
+
+    Raises:
+        ValueError: if their shape does not fit the run's classes, number of tokens and CLIP, or the run has prompts.
+    """
+    path = run.work / _STAGE / _PROMPTS
+    if path.is_file():
+        raise ValueError(f"expected a run without prompts, got {path}; delete it to replace them")
+    clip, class_text = supervision(run)
+    expected = (len(run.classes), run.config.prompts.tokens, clip.prompt_width)
+    if context.shape != expected:
+        raise ValueError(
+            f"expected prompts {expected} for these classes, prompts.tokens and {run.config.clip.model}, "
+            f"got {tuple(context.shape)}"
+        )
+    return _save(run, clip, class_text, context.to(run.device))
+
+
+def has_prompts(run: Run) -> bool:
+    """Return whether the run has background prompts, learned or imported."""
+    return (run.work / _STAGE / _PROMPTS).is_file()
+
+
+def has_adopted_prompts(run: Run) -> bool:
+    """Return whether the run's prompts were imported: stage (b) would have written a log."""
+    return has_prompts(run) and not (run.work / _STAGE / "log.jsonl").is_file()
+
+
+def learned_prompts(run: Run) -> dict[str, Tensor]:
+    """Return the prompts' embeddings, (K, D), and context, (K, M, width), on the run's device.
+
+    Raises:
+        MissingStageError: if there are none.
+    """
+    path = run.existing(_STAGE, _PROMPTS)
+    return read_tensors(path, "embeddings", "context", device=run.device)
 
 
 @torch.no_grad()
@@ -39,15 +130,14 @@ def embed_backgrounds(
 ) -> RegionEmbeddings:
     """Embed the background region of every (image, present class) pair of the batches.
 
-    Nothing upstream of the prompts learns in stage (b), so these are constants: embedding them once turns each epoch
-    into a few matrix products.
+    They are constants in stage (b), where only the prompts learn: each epoch is a few matrix products.
 
     Args:
         batches: images (B, 3, H, W) in [0, 1] and labels (B, K).
         masks_of: soft masks of the present classes.
         clip: the frozen CLIP.
-        device: where the work is done.
-        on_images: called after each batch with how many images it had.
+        device: of the networks.
+        on_images: called after each batch with its number of images.
 
     Raises:
         ValueError: if the batches hold no present class.
@@ -67,13 +157,13 @@ def embed_backgrounds(
 
 
 class RegionBatches:
-    """Indices of one view's regions an epoch, in random batches; an incomplete last one is dropped if not the only.
+    """Random batches of region indices; an epoch has each region of one view once, but for an incomplete last batch.
 
     Args:
-        count: N regions, view by view, each view of the same ones.
-        views: that stand for augmentation drawn anew each epoch; an epoch sees each region once.
-        batch_size: images of the paper's batch; a region counts as one.
-        seed: source of the order.
+        count: N regions, view by view, the same regions in each view.
+        views: augmented copies of the data set; each epoch takes the next one.
+        batch_size: regions in a batch.
+        seed: of the order.
     """
 
     def __init__(self, count: int, *, views: int = 1, batch_size: int, seed: int) -> None:
@@ -86,11 +176,11 @@ class RegionBatches:
         return self.count // self.batch_size
 
     def epoch(self, number: int, *, skip: int = 0) -> Iterator[Tensor]:
-        """Iterate over an epoch's batches, without the first few."""
+        """Iterate over an epoch's batches, without the first ``skip``."""
         order = torch.tensor(random_order(self.count, derive_seed(self.seed, number)))
         rows = order + number % self.views * self.count
-        for place in range(skip, len(self)):
-            yield rows[place * self.batch_size : (place + 1) * self.batch_size]
+        for batch in range(skip, len(self)):
+            yield rows[batch * self.batch_size : (batch + 1) * self.batch_size]
 
 
 def prompt_losses(
@@ -100,21 +190,20 @@ def prompt_losses(
     class_text: Tensor,
     *,
     text_weight: float,
-) -> Callable[[Tensor], Mapping[str, Tensor]]:
+) -> LossesOf[Tensor]:
     """Return the loss of a batch of region indices, L_prompt.
 
-    Only the prompts of the classes in the batch are embedded, each once.
-
     Args:
-        prompts: what learns.
+        prompts: the trainable prompts.
         clip: the frozen CLIP.
         regions: embedded background regions.
-        class_text: class text embeddings, (K, D).
+        class_text: class text embeddings, (K, D), L2-normalized.
         text_weight: w_t.
     """
 
     def losses_of(batch: Tensor) -> Mapping[str, Tensor]:
         rows = batch.to(regions.channels.device)
+        # Only the prompts of classes in the batch are embedded, each once.
         channels, back = torch.unique(regions.channels[rows], return_inverse=True)
         embedded = clip.embed_prompts(prompts.context[channels]).float()[back]
         loss = contrastive_prompt_learning(
@@ -126,3 +215,36 @@ def prompt_losses(
         return {"prompt": loss}
 
     return losses_of
+
+
+def _background_regions(
+    run: Run,
+    samples: Sequence[Sample],
+    clip: FrozenClip,
+    class_text: Tensor,
+    weights: Path,
+    on_images: Callable[[int], None],
+) -> RegionEmbeddings:
+    """Embed the background regions of all augmented views of the labeled photos."""
+    settings = run.config.learn_prompts
+    generator = load_generator(run.config, clip, class_text, weights, device=run.device)
+    masks_of = build_masks(generator, clip, mask="minmax", epsilon=settings.epsilon)
+    transform = light_augmentation(settings.crop_size, min_area=settings.crop_min_area)
+    photos, seed = labeled_samples(samples), run.config.seed
+    crops = (
+        Crops(photos, classes=len(run.classes), transform=transform, seed=derive_seed(seed, view))
+        for view in range(settings.views)
+    )
+    views = (
+        ordered_batches(each, batch_size=_EMBEDDING_BATCH, workers=run.workers) for each in crops
+    )
+    return embed_backgrounds(
+        chain.from_iterable(views), masks_of, clip, device=run.device, on_images=on_images
+    )
+
+
+@torch.no_grad()
+def _save(run: Run, clip: FrozenClip, class_text: Tensor, context: Tensor) -> Path:
+    embeddings = clip.embed_prompts(context)
+    tensors = {"context": context, "embeddings": embeddings, "class_text": class_text}
+    return run.save(_STAGE, _PROMPTS, tensors)

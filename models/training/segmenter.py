@@ -1,10 +1,9 @@
-"""The segmenter's training stage, from pseudo masks to a file of the work directory."""
+"""The last stage: a segmenter is trained on photos and their pseudo masks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,18 +18,116 @@ from models.data.mask_folder import MaskSample
 from models.io import write_atomically
 from models.segmenters import Segmenter
 from models.tensors import read_tensors
-from models.training.distributed import in_parallel
-from models.training.loop import Group, Optimization, fit, weighted_parts
+from models.training.distributed import data_parallel
+from models.training.loop import LossesOf, Optimization, ParameterGroup, fit, micro_batches
 from models.training.run import SEGMENTER_STAGE, OnStep, Run
 
-# The last stage: a segmenter learns from photos and their pseudo masks.
+SEGMENTER_WEIGHTS = "segmenter.safetensors"
+_SPEC = "segmenter.json"
+_SPECS: TypeAdapter[SegmenterSpec] = TypeAdapter(SegmenterSpec)
 
 
-def segmenter_losses(
+def train_segmenter(run: Run, samples: Sequence[MaskSample], on_step: OnStep) -> Path:
+    """Fit the segmenter to pseudo masks; returns its weights' file, beside which its specification is written.
+
+    Raises:
+        ValueError: if there are too few photos.
+    """
+    settings = run.config.train_segmenter
+    _check_batch_share(run, photos=len(samples))
+    segmenter = build_segmenter(run.config, classes=len(run.classes), device=run.device).train()
+    transform = build_mask_transform(settings)
+    losses_of = _losses(segmenter, noise_aware=settings.noise_aware, device=run.device)
+    batches = run.batches(
+        lambda seed: MaskCrops(samples, transform=transform, seed=seed),
+        len(samples),
+        batch_size=settings.batch_size,
+    )
+    optimization = Optimization(
+        segmenter_epochs(settings, photos=len(samples)),
+        settings.learning_rate,
+        settings.weight_decay,
+        schedule=settings.schedule,
+        max_gradient_norm=settings.max_gradient_norm,
+        precision=settings.precision,
+        seed=run.process_seed,
+    )
+    # The losses are means over the labeled pixels.
+    split = micro_batches(
+        lambda label_maps: label_maps != IGNORE_INDEX,
+        size=settings.micro_batch_size,
+        processes=run.processes,
+        device=run.device,
+    )
+    with run.logged(SEGMENTER_STAGE, on_step) as report:
+        fit(
+            parameter_groups(segmenter, backbone_rate=settings.backbone_rate),
+            batches,
+            data_parallel(losses_of, segmenter, run.processes, device=run.device),
+            optimization,
+            on_step=report,
+            checkpoint=run.checkpoint(
+                SEGMENTER_STAGE, segmenter, [each.digest() for each in samples]
+            ),
+            split=split,
+        )
+    if run.processes.is_main_process:
+        spec = segmenter_spec(run.config, segmenter).model_dump_json(indent=2)
+        write_atomically(run.work / SEGMENTER_STAGE / _SPEC, spec.encode())
+    return run.save(SEGMENTER_STAGE, SEGMENTER_WEIGHTS, segmenter.state_dict())
+
+
+def check_segmenter(run: Run, *, photos: int) -> None:
+    """Build the segmenter once, so that missing weights are found before hours of earlier stages.
+
+    Args:
+        run: with the configuration.
+        photos: number of training photos.
+
+    Raises:
+        ValueError: if there are too few photos.
+        ValueError, OSError: as ``build_segmenter``.
+    """
+    _check_batch_share(run, photos=photos)
+    build_segmenter(run.config, classes=len(run.classes), device=torch.device("cpu"))
+
+
+def parameter_groups(segmenter: Segmenter, *, backbone_rate: float) -> list[ParameterGroup]:
+    """Return the new layers' parameters, and the pre-trained backbone's with its factor of the learning rate."""
+    backbone = list(segmenter.backbone.parameters())
+    slow = {id(parameter) for parameter in backbone}
+    rest = [each for each in segmenter.parameters() if id(each) not in slow]
+    return [ParameterGroup(rest), ParameterGroup(backbone, backbone_rate)]
+
+
+def segmenter_epochs(settings: SegmenterStageConfig, *, photos: int) -> int:
+    """Return the stage's number of epochs; ``iterations`` are rounded up to whole epochs."""
+    if settings.iterations is None:
+        return settings.epochs
+    return math.ceil(settings.iterations / max(photos // settings.batch_size, 1))
+
+
+def trained_segmenter(run: Run) -> tuple[SegmenterSpec, dict[str, Tensor]] | None:
+    """Return the specification and the weights of a run's segmenter; None if it was not trained.
+
+    Raises:
+        ValueError: if a file is damaged.
+        OSError: if one cannot be read.
+    """
+    weights = run.work / SEGMENTER_STAGE / SEGMENTER_WEIGHTS
+    if not weights.is_file():
+        return None
+    path = run.existing(SEGMENTER_STAGE, _SPEC)
+    try:
+        spec = _SPECS.validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ValueError(f"expected a description of a segmenter in {path}, got {error}") from error
+    return spec, read_tensors(weights)
+
+
+def _losses(
     segmenter: Segmenter, *, noise_aware: bool, device: torch.device
-) -> Callable[[MaskBatch], Mapping[str, Tensor]]:
-    """Return the losses of a batch that comes from the CPU; see Segmenter.loss."""
-
+) -> LossesOf[MaskBatch]:
     def losses_of(batch: MaskBatch) -> Mapping[str, Tensor]:
         images, label_maps = (tensor.to(device, non_blocking=True) for tensor in batch)
         return segmenter.loss(images, label_maps, noise_aware=noise_aware)
@@ -38,111 +135,8 @@ def segmenter_losses(
     return losses_of
 
 
-def labeled_pixels(label_maps: Tensor) -> Tensor:
-    """Return which pixels are not ignored: what the losses are means over."""
-    return label_maps != IGNORE_INDEX
-
-
-def segmenter_groups(segmenter: Segmenter, *, backbone_rate: float) -> list[Group]:
-    """Return what learns: the pre-trained backbone at a share of the rate, the rest at all of it."""
-    backbone = list(segmenter.backbone.parameters())
-    slow = {id(parameter) for parameter in backbone}
-    rest = [each for each in segmenter.parameters() if id(each) not in slow]
-    return [Group(rest), Group(backbone, backbone_rate)]
-
-
-STAGE = SEGMENTER_STAGE
-WEIGHTS, _SPEC = "segmenter.safetensors", "segmenter.json"
-_SPECS: TypeAdapter[SegmenterSpec] = TypeAdapter(SegmenterSpec)
-
-
-def check_segmenter(run: Run, *, photos: int) -> None:
-    """Build the segmenter once, so that weights that cannot be had are missed before hours of other stages.
-
-    Args:
-        run: with the configuration.
-        photos: how many it is going to learn from.
-
-    Raises:
-        ValueError: if there are too few photos.
-        ValueError, OSError: as ``build_segmenter``.
-    """
-    _check_share(run, photos=photos)
-    build_segmenter(run.config, classes=len(run.classes), device=torch.device("cpu"))
-
-
-def train_segmenter(run: Run, samples: Sequence[MaskSample], on_step: OnStep) -> Path:
-    """Fit the segmenter to pseudo masks; returns its weights' file, beside which is how to build it.
-
-    A run that was killed goes on after its last whole epoch, and ends as if it had not been.
-    """
-    settings = run.config.train_segmenter
-    _check_share(run, photos=len(samples))
-    segmenter = build_segmenter(run.config, classes=len(run.classes), device=run.device).train()
-    transform = build_mask_transform(settings)
-    losses_of = segmenter_losses(segmenter, noise_aware=settings.noise_aware, device=run.device)
-    with run.logged(STAGE, on_step) as report:
-        fit(
-            segmenter_groups(segmenter, backbone_rate=settings.backbone_rate),
-            run.batches(
-                lambda seed: MaskCrops(samples, transform=transform, seed=seed),
-                len(samples),
-                batch_size=settings.batch_size,
-            ),
-            in_parallel(losses_of, segmenter, run.processes, device=run.device),
-            replace(_optimization(settings, photos=len(samples)), seed=run.own_seed),
-            on_step=report,
-            checkpoint=run.checkpoint(STAGE, segmenter, [each.digest() for each in samples]),
-            parts_of=weighted_parts(
-                labeled_pixels,
-                size=settings.micro_batch_size,
-                processes=run.processes,
-                device=run.device,
-            ),
-        )
-    if run.processes.leads:
-        spec = segmenter_spec(run.config, segmenter)
-        write_atomically(run.work / STAGE / _SPEC, spec.model_dump_json(indent=2).encode())
-    return run.save(STAGE, WEIGHTS, segmenter.state_dict())
-
-
-def _check_share(run: Run, *, photos: int) -> None:
-    """Check that each process has what batch statistics need."""
+def _check_batch_share(run: Run, *, photos: int) -> None:
+    """Check that each process has the two photos that batch statistics need."""
     share = min(run.config.train_segmenter.batch_size, photos) // run.processes.count
     if share < 2:
         raise ValueError(f"expected at least 2 photos a batch and process, got {share}")
-
-
-def epochs_of(settings: SegmenterStageConfig, *, photos: int) -> int:
-    """Return how many epochs the stage takes with so many photos; iterations are rounded up to whole ones."""
-    if settings.iterations is None:
-        return settings.epochs
-    return math.ceil(settings.iterations / max(photos // settings.batch_size, 1))
-
-
-def trained_segmenter(run: Run) -> tuple[SegmenterSpec, dict[str, Tensor]] | None:
-    """Return how to build the segmenter of a run, and its weights; None if it was not trained.
-
-    Raises:
-        ValueError: if a file is damaged.
-        OSError: if one cannot be read.
-    """
-    if not (run.work / STAGE / WEIGHTS).is_file():
-        return None
-    path = run.existing(STAGE, _SPEC)
-    try:
-        spec = _SPECS.validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise ValueError(f"expected a description of a segmenter in {path}, got {error}") from error
-    return spec, read_tensors(run.work / STAGE / WEIGHTS)
-
-
-def _optimization(settings: SegmenterStageConfig, *, photos: int) -> Optimization:
-    return Optimization(
-        epochs_of(settings, photos=photos),
-        settings.learning_rate,
-        settings.weight_decay,
-        schedule=settings.schedule,
-        max_gradient_norm=settings.max_gradient_norm,
-        precision=settings.precision,
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,18 +17,17 @@ from starlette.exceptions import HTTPException
 
 from models.data.classes import UnknownLabelError
 from models.data.images import ImageError, ImageErrorKind
-from service.middleware.headers import HEADERS
 from worker.storage import BlobError, BlobMissingError, BlobStoreFullError
 from worker.webhooks.store import CallbacksFullError
 
-log = logging.getLogger(__name__)
+MEDIA_TYPE: Final = "application/problem+json"
 
-MEDIA_TYPE = "application/problem+json"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ProblemType:
-    """A kind of error: its name in the ``type`` member, status code, title, and what to do."""
+    """A kind of error: name in the ``type`` member, status code, title, advice, seconds of Retry-After."""
 
     name: str
     status: int
@@ -70,7 +69,6 @@ PROBLEMS: Final = _table(
         "closed-vocabulary", 422, "Closed vocabulary", "Take a model whose open_vocabulary is true."
     ),
     ProblemType("invalid-request", 422, "Invalid request", "Mend the fields named in errors."),
-    ProblemType("idempotency-key-reused", 422, "Idempotency-Key reused", "Take a new key."),
     ProblemType("rate-limited", 429, "Too many requests", "Wait as long as Retry-After says.", 1),
     ProblemType("internal-error", 500, "Internal error", "This is our fault; please report it."),
     ProblemType("queue-unreachable", 503, "Queue unreachable", "Try again.", 2),
@@ -87,7 +85,7 @@ _IMAGES: Final[Mapping[ImageErrorKind, str]] = {
     "too_large": "image-too-large",
     "unreadable": "unreadable-image",
 }
-_OUTAGES: Final[tuple[tuple[type[Exception], str, str], ...]] = (
+_STORES: Final[tuple[tuple[type[Exception], str, str], ...]] = (
     (BlobMissingError, "unknown-job", "the job's files are no longer stored"),
     (BlobStoreFullError, "storage-full", "there is no room to store the files"),
     (BlobError, "storage-unavailable", "the blob store cannot be read or written"),
@@ -95,7 +93,7 @@ _OUTAGES: Final[tuple[tuple[type[Exception], str, str], ...]] = (
     (CallbacksFullError, "queue-full", "too many callbacks wait already"),
 )
 _PSEUDO_MASK_FIELDS: Final = ("labels", "vocabulary", "background_threshold", "background_power")
-_HTTP: Final = {
+_STATUS_CODES: Final = {
     404: "not-found",
     405: "method-not-allowed",
     408: "body-too-slow",
@@ -115,12 +113,12 @@ class ProblemDocument(BaseModel):
 
 
 class ProblemError(Exception):
-    """An answer that is an error.
+    """An error response.
 
     Args:
         name: a key of PROBLEMS.
         detail: one sentence on this occurrence, for a person.
-        headers: to send along.
+        headers: extra response headers.
         members: this type's own members of the document.
     """
 
@@ -135,7 +133,7 @@ class ProblemError(Exception):
 
 
 def to_problem(error: Exception) -> ProblemError:
-    """Decide what an exception means to the one who asked."""
+    """Return the problem that an exception is answered with."""
     if isinstance(error, ProblemError):
         return error
     if isinstance(error, ImageError):
@@ -145,64 +143,21 @@ def to_problem(error: Exception) -> ProblemError:
         return ProblemError("unknown-label", str(error), label=error.label[:80], nearest=nearest)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ProblemError("storage-full", "there is no room for temporary files")
-    for kind, name, detail in _OUTAGES:
+    for kind, name, detail in _STORES:
         if isinstance(error, kind):
             return ProblemError(name, detail)
-    return _http_problem(error)
-
-
-def _is_disk(error: BaseException | None) -> bool:
-    """Return whether a file system has failed: the network's errors, and being late, are OSErrors too."""
-    return isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError)
-
-
-def _http_problem(error: Exception) -> ProblemError:
-    if isinstance(error, RequestValidationError):
-        return _invalid_form(error)
-    if isinstance(error, HTTPException):
-        if _is_disk(error.__cause__):  # a form is spooled to disk
-            return ProblemError("storage-full", "there is no room to receive the request")
-        name = _HTTP.get(error.status_code, "malformed")
-        return ProblemError(name, str(error.detail), headers=error.headers)
-    return ProblemError("internal-error", "an unexpected error; the server's log has the details")
+    return _framework_problem(error)
 
 
 def invalid_field(field: str, message: str) -> ProblemError:
-    """Return the problem of a field that is well-formed, but whose value will not do."""
-    return _invalid([{"field": field, "message": message}])
+    """Return the problem of a field that is well-formed, but has no acceptable value."""
+    return _invalid_request([{"field": field, "message": message}])
 
 
-def _invalid(errors: list[dict[str, str]]) -> ProblemError:
-    first = errors[0]
-    return ProblemError("invalid-request", f"{first['field']}: {first['message']}", errors=errors)
-
-
-def _invalid_form(error: RequestValidationError) -> ProblemError:
-    return _invalid(
-        [_field_error(each["loc"], each["type"], each["msg"]) for each in error.errors()]
-    )
-
-
-def _field_error(location: tuple[int | str, ...], kind: str, message: str) -> dict[str, str]:
-    field = ".".join(map(str, location[1:])) or str(location[0])
-    return {"field": field, "message": _words(field, kind, message)}
-
-
-def _words(field: str, kind: str, message: str) -> str:
-    """Say what pydantic found wrong without speaking of Python."""
-    if kind == "extra_forbidden":
-        hint = "; POST /pseudo-mask does" if field in _PSEUDO_MASK_FIELDS else ""
-        return f"this request takes no such field{hint}"
-    if "UploadFile" in message:
-        return "expected a file"
-    return message.removeprefix("Value error, ")
-
-
-def response(problem: ProblemError) -> JSONResponse:
-    """Return a problem as a response."""
-    kind = problem.kind
-    # What goes wrong outside of all middleware is answered without SecurityHeaders.
-    headers = {**HEADERS, **problem.headers}
+def problem_response(error: Exception) -> JSONResponse:
+    """Return the response that an exception is answered with."""
+    problem = to_problem(error)
+    kind, headers = problem.kind, dict(problem.headers)
     if kind.retry_after is not None:
         headers.setdefault("Retry-After", str(kind.retry_after))
     content = {
@@ -215,11 +170,15 @@ def response(problem: ProblemError) -> JSONResponse:
     return JSONResponse(content, kind.status, headers, MEDIA_TYPE)
 
 
-async def _handle(request: Request, error: Exception) -> JSONResponse:
-    problem = to_problem(error)
-    if problem.kind.status >= 500:
-        log.warning("%s %s: %s: %s", request.method, request.url.path, problem.kind.name, error)
-    return response(problem)
+def problem_responses(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """Return the ``responses`` argument of a route that may answer with problems of these status codes."""
+    return {code: {"model": ProblemDocument} for code in codes}
+
+
+def install(app: FastAPI) -> None:
+    """Answer every exception in an app with a problem."""
+    for kind in _HANDLED:
+        app.add_exception_handler(kind, _handle)
 
 
 _HANDLED: Final[tuple[type[Exception], ...]] = (
@@ -235,7 +194,41 @@ _HANDLED: Final[tuple[type[Exception], ...]] = (
 )
 
 
-def install(app: FastAPI) -> None:
-    """Have an app answer with problems, whatever goes wrong."""
-    for kind in _HANDLED:
-        app.add_exception_handler(kind, _handle)
+async def _handle(request: Request, error: Exception) -> JSONResponse:
+    problem = to_problem(error)
+    if problem.kind.status >= 500:
+        _log.warning("%s %s: %s: %s", request.method, request.url.path, problem.kind.name, error)
+    return problem_response(problem)
+
+
+def _framework_problem(error: Exception) -> ProblemError:
+    if isinstance(error, RequestValidationError):
+        found = error.errors()
+        return _invalid_request([_field_error(e["loc"], e["type"], e["msg"]) for e in found])
+    if isinstance(error, HTTPException):
+        if _is_disk_error(error.__cause__):  # Starlette writes a form's files to disk
+            return ProblemError("storage-full", "there is no room to receive the request")
+        name = _STATUS_CODES.get(error.status_code, "malformed")
+        return ProblemError(name, str(error.detail), headers=error.headers)
+    return ProblemError("internal-error", "an unexpected error; the server's log has the details")
+
+
+def _is_disk_error(error: BaseException | None) -> bool:
+    # Network errors and timeouts are OSErrors, too.
+    return isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError)
+
+
+def _invalid_request(errors: Sequence[Mapping[str, str]]) -> ProblemError:
+    first = errors[0]
+    return ProblemError("invalid-request", f"{first['field']}: {first['message']}", errors=errors)
+
+
+def _field_error(location: tuple[int | str, ...], kind: str, message: str) -> dict[str, str]:
+    """Return pydantic's error in words that do not speak of Python."""
+    field = ".".join(map(str, location[1:])) or str(location[0])
+    if kind == "extra_forbidden":
+        hint = "; POST /pseudo-mask does" if field in _PSEUDO_MASK_FIELDS else ""
+        message = f"this request takes no such field{hint}"
+    elif "UploadFile" in message:
+        message = "expected a file"
+    return {"field": field, "message": message.removeprefix("Value error, ")}

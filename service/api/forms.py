@@ -1,12 +1,12 @@
-"""From a form to a checked request: what is wrong with an upload is said here, before any queue."""
+"""Request forms and queries, and their checks: everything that is wrong with a request is found before the queue."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Final
 
-from fastapi import UploadFile
+from fastapi import Header, Query, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.data.classes import UnknownLabelError, Vocabulary, why_closed, with_open_labels
@@ -14,18 +14,35 @@ from models.data.images import check_image
 from models.data.labels import split_labels
 from models.refine import REFINERS, parse_chain
 from service.api.errors import ProblemError, invalid_field
-from service.api.schemas import BackgroundPower, BackgroundThreshold, MinConfidence
 from worker.queue.registry import ModelInfo, SegmentDefaults
 from worker.queue.schema import JobRequest, Options, Task
 from worker.storage import blob_key
 from worker.webhooks.store import Recipient
 from worker.webhooks.urls import CallbackRefusedError, Resolve, find_target, resolve_host
 
-_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})\"?", re.IGNORECASE)
+MAX_WAIT_SECONDS: Final = 60.0
+
+_WAIT: Final = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})\"?", re.IGNORECASE)
+
+# Fields that several requests share, with the same bounds and descriptions.
+_BackgroundThreshold = Annotated[
+    float | None, Field(gt=0, lt=1, description="The background's score everywhere.")
+]
+_BackgroundPower = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        le=10,
+        description="p of the background's score (1 - max)^p, instead of background_threshold.",
+    ),
+]
+_MinConfidence = Annotated[
+    float | None, Field(ge=0, lt=1, description="Pixels less sure than this become 255, ignore.")
+]
 
 
 class MaskForm(BaseModel):
-    """What every post takes; an unknown field is an error, not a silent default."""
+    """The fields of every post; an unknown field is an error."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -37,11 +54,11 @@ class MaskForm(BaseModel):
         description=f'"none", or one or several of {", ".join(REFINERS)}, joined by "+".',
         examples=["pamr"],
     )
-    min_confidence: MinConfidence = None
+    min_confidence: _MinConfidence = None
 
 
 class ImageForm(MaskForm):
-    """What every post of an image takes."""
+    """The fields of every post of an image."""
 
     task: ClassVar[Task]
 
@@ -65,18 +82,8 @@ class PseudoMaskForm(ImageForm):
         default="closed",
         description='"open": labels may also be others than the model\'s classes, if it has `open_vocabulary`.',
     )
-    background_threshold: BackgroundThreshold = None
-    background_power: BackgroundPower = None
-
-
-class BatchForm(MaskForm):
-    """The fields of ``POST /batches``, the same for all photos."""
-
-    archive: UploadFile = Field(
-        description="A zip of photos and, at its root, their image-level labels; see docs/batches.md."
-    )
-    background_threshold: BackgroundThreshold = None
-    background_power: BackgroundPower = None
+    background_threshold: _BackgroundThreshold = None
+    background_power: _BackgroundPower = None
 
 
 class SegmentForm(ImageForm):
@@ -85,34 +92,39 @@ class SegmentForm(ImageForm):
     task = "segment"
 
 
+class BatchForm(MaskForm):
+    """The fields of ``POST /batches``, the same for all photos."""
+
+    archive: UploadFile = Field(
+        description="A zip of photos and, at its root, their image-level labels; see docs/batches.md."
+    )
+    background_threshold: _BackgroundThreshold = None
+    background_power: _BackgroundPower = None
+
+
 @dataclass(frozen=True)
-class Checked:
-    """A request that will do, and the size of its image, width times height, which is no part of it."""
+class CheckedRequest:
+    """A valid request, and the size of its image, width times height."""
 
     request: JobRequest
     pixels: int
 
 
-def build_request(form: ImageForm, data: bytes, model: ModelInfo, *, max_pixels: int) -> Checked:
-    """Check a form against a model and return what its worker is asked to do.
-
-    Args:
-        form: the choices.
-        data: the image's bytes.
-        model: one that can do the form's task.
-        max_pixels: largest image, width times height.
+def build_request(
+    form: ImageForm, data: bytes, model: ModelInfo, *, max_pixels: int
+) -> CheckedRequest:
+    """Check a form and its image's bytes against a model that can do the task, and return the job's request.
 
     Raises:
-        ProblemError: if the labels are too many or none, will not do, or an option is out of range; or an open
-            vocabulary is wanted that the model does not have.
-        UnknownLabelError: if the model knows a label not.
-        ImageError: if the image is not one that we take.
+        ProblemError: if labels or an option are invalid, or the model has no open vocabulary.
+        UnknownLabelError: if the model does not know a label.
+        ImageError: if the image is not accepted.
     """
     labels: tuple[str, ...] = ()
     vocabulary: Vocabulary = "closed"
     if isinstance(form, PseudoMaskForm):
-        labels = _labels(form, model)
-        # Where all are the model's own, the answer is that of a closed vocabulary, and so is the job.
+        labels = _resolve_labels(form, model)
+        # Where all are the model's own classes, an open vocabulary gives the same result, so the same job.
         known = set(labels) <= set(model.class_list().names)
         vocabulary = "closed" if known else "open"
         options = pseudo_mask_options(form, model, labels)
@@ -128,56 +140,16 @@ def build_request(form: ImageForm, data: bytes, model: ModelInfo, *, max_pixels:
         model=model.ref,
         vocabulary=vocabulary,
     )
-    return Checked(request, header.width * header.height)
-
-
-def parse_wait(query: float | None, prefer: str | None, *, most: float) -> float:
-    """Return how long to wait for the result, in seconds: the query's word, or ``Prefer: wait=N``.
-
-    A preference beyond what we allow is cut; it is no more than that.
-    """
-    if query is not None:
-        return query
-    match = _WAIT.search(prefer or "")
-    return min(float(match[1]), most) if match else 0.0
-
-
-def wants_png(accept: str) -> bool:
-    """Return whether an Accept header asks for a PNG and not for a JSON document."""
-    kinds = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
-    return "image/png" in kinds and "application/json" not in kinds
-
-
-def _labels(form: PseudoMaskForm, model: ModelInfo) -> tuple[str, ...]:
-    """Return the names of the classes that a form's labels mean, in canonical order; open ones come last."""
-    labels, known = split_labels(form.labels), model.class_list()
-    strange = not all(known.knows(each) for each in labels)
-    if form.vocabulary == "open" and strange and not model.open_vocabulary:
-        detail = f"model {model.name!r} knows its own classes alone: {why_closed(model.kind)}"
-        raise ProblemError("closed-vocabulary", detail)
-    try:
-        if form.vocabulary == "open":
-            known = with_open_labels(known, labels)
-        classes = known.resolve(labels)
-    except UnknownLabelError:
-        raise
-    except ValueError as error:
-        raise invalid_field("labels", str(error)) from error
-    return tuple(each.name for each in classes)
+    return CheckedRequest(request, header.width * header.height)
 
 
 def pseudo_mask_options(
     form: PseudoMaskForm | BatchForm, model: ModelInfo, labels: tuple[str, ...]
 ) -> Options:
-    """Return the options with the model's background rule, unless the form names its own.
-
-    Args:
-        form: the choices.
-        model: whose defaults fill them up.
-        labels: class names in canonical order.
+    """Return a form's options, filled with the model's defaults for these class names.
 
     Raises:
-        ProblemError: if an option is out of range, or two rules are named.
+        ProblemError: if an option is out of range, or two background rules are given.
     """
     threshold, power = form.background_threshold, form.background_power
     if threshold is not None and power is not None:
@@ -187,7 +159,7 @@ def pseudo_mask_options(
     by_class: dict[str, float] = {}
     if threshold is None and power is None:
         threshold, known = model.background_threshold, model.class_thresholds
-        # Of the labels alone: what others would get has no part in the result, nor in the job's id.
+        # Of these labels alone: the thresholds of others have no part in the result or the job's id.
         by_class = {name: known[name] for name in labels if name in known}
     background = {"background_threshold": threshold, "background_power": power}
     options = _options(form, model.refine, model.min_confidence)
@@ -195,7 +167,6 @@ def pseudo_mask_options(
 
 
 def _options(form: MaskForm, refine: str, min_confidence: float) -> Options:
-    """Return what all posts have in common, with defaults where the form says nothing."""
     chain = form.refine or refine
     try:
         parse_chain(chain)
@@ -205,41 +176,139 @@ def _options(form: MaskForm, refine: str, min_confidence: float) -> Options:
     return Options(refine=chain, min_confidence=confidence)
 
 
-# Whether a ``callback_url`` is one that we call; the janitor asks the same again before it does.
+def _resolve_labels(form: PseudoMaskForm, model: ModelInfo) -> tuple[str, ...]:
+    """Return the class names of a form's labels in canonical order, open ones last."""
+    labels, classes = split_labels(form.labels), model.class_list()
+    known = all(classes.knows(each) for each in labels)
+    if form.vocabulary == "open" and not known and not model.open_vocabulary:
+        detail = f"model {model.name!r} knows its own classes alone: {why_closed(model.kind)}"
+        raise ProblemError("closed-vocabulary", detail)
+    try:
+        if form.vocabulary == "open":
+            classes = with_open_labels(classes, labels)
+        return tuple(each.name for each in classes.resolve(labels))
+    except UnknownLabelError:
+        raise
+    except ValueError as error:
+        raise invalid_field("labels", str(error)) from error
 
-FIELD = "callback_url"
+
+@dataclass(frozen=True)
+class ResponsePreferences:
+    """How a client wants its post answered: seconds to wait for the result, and whether by the mask itself."""
+
+    wait: float
+    png: bool
+
+
+def response_preferences(
+    wait: Annotated[
+        float | None,
+        Query(ge=0, le=MAX_WAIT_SECONDS, description="Seconds to wait for the result."),
+    ] = None,
+    prefer: Annotated[str | None, Header(description="wait=N: as ?wait=N.")] = None,
+    accept: Annotated[str, Header(description="image/png: the mask, if waited for.")] = "*/*",
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            min_length=1,
+            max_length=255,
+            description="Accepted and not needed: the same image and options are the same job.",
+        ),
+    ] = None,
+) -> ResponsePreferences:
+    """Return what a post's query and headers ask for."""
+    del idempotency_key
+    return ResponsePreferences(parse_wait(wait, prefer), wants_png(accept))
+
+
+def parse_wait(query: float | None, prefer: str | None) -> float:
+    """Return the seconds to wait: of the query, or of a ``Prefer: wait=N`` header up to the longest wait."""
+    if query is not None:
+        return query
+    match = _WAIT.search(prefer or "")
+    return min(float(match[1]), MAX_WAIT_SECONDS) if match else 0.0
+
+
+def wants_png(accept: str) -> bool:
+    """Return whether an Accept header names PNG and not JSON."""
+    kinds = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
+    return "image/png" in kinds and "application/json" not in kinds
+
+
+def require_multipart(content_type: Annotated[str, Header()] = "") -> None:
+    """Refuse a body of another type, which would look like an empty form."""
+    if content_type.partition(";")[0].strip().lower() != "multipart/form-data":
+        got = content_type[:80] or "nothing"
+        raise ProblemError("not-multipart", f"expected multipart/form-data, got {got}")
 
 
 @dataclass(frozen=True)
 class CallbackRules:
-    """What this service takes for a callback.
+    """Which callbacks are accepted."""
 
-    Attributes:
-        offered: whether webhooks are sent at all, for which a secret is needed.
-        allow_private: whether they may go to addresses that are not on the internet.
-        resolve: finds a host's addresses.
-    """
-
-    offered: bool
-    allow_private: bool = False
+    offered: bool  # whether webhooks are sent at all, for which a secret is needed
+    allow_private: bool = False  # whether to addresses that are not on the internet, too
     resolve: Resolve = resolve_host
 
-    async def recipient(self, url: str | None, *, root: str) -> Recipient | None:
-        """Return who is to be told, or None if a form names nobody.
+    async def check(self, url: str | None, *, root: str) -> Recipient | None:
+        """Return the subscription of a form's ``callback_url``, or None without one.
 
-        Args:
-            url: the form's.
-            root: what the paths of the API begin with, as the client sees them.
+        The janitor checks the URL again before it sends. ``root`` is the prefix of the API's paths that a client sees.
 
         Raises:
-            ProblemError: if the URL is none that we call.
+            ProblemError: if the URL is not accepted.
         """
         if not url:
             return None
         if not self.offered:
-            raise invalid_field(FIELD, "this service sends no webhooks: it has no webhook secret")
+            raise invalid_field(
+                "callback_url", "this service sends no webhooks: it has no webhook secret"
+            )
         try:
             await find_target(url, allow_private=self.allow_private, resolve=self.resolve)
         except CallbackRefusedError as error:
-            raise invalid_field(FIELD, str(error)) from error
+            raise invalid_field("callback_url", str(error)) from error
         return Recipient(url=url, root=root)
+
+
+class ThresholdOverrides(BaseModel):
+    """Thresholds that differ from the job's; an unknown one is an error."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    background_threshold: _BackgroundThreshold = None
+    background_power: _BackgroundPower = None
+    min_confidence: _MinConfidence = None
+
+    def apply(self, request: JobRequest) -> Options:
+        """Return a job's options with these overrides; ProblemError if they do not go together."""
+        background = self.model_dump(
+            include={"background_threshold", "background_power"}, exclude_none=True
+        )
+        if len(background) == 2:
+            raise invalid_field("background_power", "expected one rule for the background, got two")
+        if background and request.task == "segment":
+            raise invalid_field(
+                next(iter(background)), "a segmenter decides itself what is background"
+            )
+        changes = self.model_dump(include={"min_confidence"}, exclude_none=True)
+        if background:
+            # As in a post: a rule of one's own replaces the model's and its class thresholds.
+            nothing = {"background_threshold": None, "background_power": None}
+            changes |= {**nothing, **background, "class_thresholds": {}}
+        return request.options.model_copy(update=changes)
+
+
+class NamedOverrides(ThresholdOverrides):
+    """Overrides for annotations, which also name their image."""
+
+    image: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1000,
+        # Characters that XML cannot hold.
+        pattern=r"^[^\u0000-\u001f\u007f-\u009f\ufffe\uffff]+$",
+        description="What the annotations call the image: a file name or URL. The job's id if left out.",
+        examples=["photo.jpg"],
+    )

@@ -1,31 +1,28 @@
-"""Is the process up, can it do its work, and what do its errors mean."""
+"""Routes of the system: health, readiness, problem types, models, metrics."""
 
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from pydantic import BaseModel
 
-from service.api.dependencies import CatalogDependency, StoreProbeDependency
-from service.api.errors import PROBLEMS, ProblemDocument, ProblemError
-from service.api.schemas import Health, ModelDocument, ModelList, ModelSummary, Readiness
+from service.api.errors import PROBLEMS, ProblemError, problem_responses
+from service.api.schemas import (
+    Health,
+    ModelDocument,
+    ModelList,
+    ModelSummary,
+    ProblemDescription,
+    Readiness,
+)
+from service.api.state import State
 
-health_router = APIRouter(tags=["health"])
-
-
-class ProblemDescription(BaseModel):
-    """What a problem's type means."""
-
-    type: str
-    status: int
-    title: str
-    advice: str
+router = APIRouter()
 
 
-@health_router.get("/health")
+@router.get("/health", tags=["health"])
 async def get_health() -> Health:
     """Say that the process is up; nothing else is looked at."""
     try:
@@ -34,15 +31,15 @@ async def get_health() -> Health:
         return Health(version="unknown")
 
 
-@health_router.get("/ready", responses={503: {"model": ProblemDocument}})
-def get_ready(catalog: CatalogDependency, store: StoreProbeDependency) -> Readiness:
-    """Say that Redis answers, a live worker has a warm model and gets ahead, and the blob store can be written."""
-    workers = catalog.require_worker()
-    store.require_writable()
+@router.get("/ready", tags=["health"], responses=problem_responses(503))
+def get_ready(state: State) -> Readiness:
+    """Say that Redis answers, a live worker has a warm model and makes progress, and the blob store can be written."""
+    workers = state.models.require_worker()
+    state.store_probe.require_writable()
     return Readiness(workers=workers)
 
 
-@health_router.get("/problems/{name}", responses={404: {"model": ProblemDocument}})
+@router.get("/problems/{name}", tags=["health"], responses=problem_responses(404))
 async def get_problem(name: str) -> ProblemDescription:
     """Say what a problem's type means and what to do about it."""
     kind = PROBLEMS.get(name)
@@ -53,49 +50,35 @@ async def get_problem(name: str) -> ProblemDescription:
     )
 
 
-# What can be asked for.
-
-models_router = APIRouter(tags=["models"])
-
-
-@models_router.get("/models", responses={503: {"model": ProblemDocument}})
-def get_models(catalog: CatalogDependency) -> ModelList:
+@router.get("/models", tags=["models"], responses=problem_responses(503))
+def get_models(state: State) -> ModelList:
     """List the models: classes with synonyms, defaults, measured metrics, licence, version.
 
     ``can_segment`` says whether ``POST /segment`` takes a model; its defaults are in ``segment``. ``open_vocabulary``
     says whether it takes ``vocabulary=open``. What its prompts learned is under ``/models/{name}``.
     """
-    alive = {worker.model for worker in catalog.workers()}
-    default, segment = catalog.default("pseudo_mask"), catalog.default("segment")
+    registry = state.models
+    alive = {worker.model for worker in registry.workers()}
+    default, segment = registry.default("pseudo_mask"), registry.default("segment")
     return ModelList(
         default=default.name if default else None,
         default_segment=segment.name if segment else None,
         models=tuple(
-            ModelSummary(ready=model.ref in alive, model=model) for model in catalog.models()
+            ModelSummary(ready=model.ref in alive, model=model) for model in registry.models()
         ),
     )
 
 
-@models_router.get(
-    "/models/{name}", responses={404: {"model": ProblemDocument}, 503: {"model": ProblemDocument}}
-)
-def get_model(name: str, catalog: CatalogDependency) -> ModelDocument:
+@router.get("/models/{name}", tags=["models"], responses=problem_responses(404, 503))
+def get_model(name: str, state: State) -> ModelDocument:
     """Describe one model, with the nouns nearest to what the background prompt of each class learned."""
-    model = catalog.named(name)
-    alive = {worker.model for worker in catalog.workers()}
-    explanation = catalog.explanation(model)
-    return ModelDocument(
-        ready=model.ref in alive, model=model, nearest_nouns=explanation.nearest_nouns
-    )
+    model = state.models.named(name)
+    alive = {worker.model for worker in state.models.workers()}
+    nouns = state.models.prompt_neighbors(model).nearest_nouns
+    return ModelDocument(ready=model.ref in alive, model=model, nearest_nouns=nouns)
 
 
-# What Prometheus scrapes: the API, the queues and all live workers.
-
-metrics_router = APIRouter(tags=["health"])
-
-
-@metrics_router.get("/metrics", response_class=Response)
-def get_metrics(request: Request) -> Response:
+@router.get("/metrics", tags=["health"], response_class=Response)
+def get_metrics(state: State) -> Response:
     """Return all samples in Prometheus's text format; see docs/metrics.md."""
-    text = generate_latest(request.app.state.registry)
-    return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
+    return Response(generate_latest(state.metrics), media_type=CONTENT_TYPE_PLAIN_0_0_4)

@@ -27,7 +27,7 @@ from models.data.classes import ClassList, UnknownLabelError, read_class_list
 from models.data.images import PHOTO_SUFFIXES
 from models.data.labels import read_labels
 from models.exports import list_line
-from service.api.errors import ProblemError, response, to_problem
+from service.api.errors import ProblemError, problem_response
 from service.middleware.auth import route_path
 from service.middleware.rate_limit import client_of
 from worker.batches.records import BatchItem
@@ -271,7 +271,7 @@ class SpoolPlaces:
             busy = "zips are being received" if kind == "posted" else "archives are on their way"
             mine = self._taken[place]
             refusal = ProblemError("too-many-zips", f"{taken} {busy} already, {mine} of them yours")
-            await response(to_problem(refusal))(scope, receive, send)
+            await problem_response(refusal)(scope, receive, send)
             return
         self._taken[place] += 1
         try:

@@ -1,4 +1,4 @@
-"""Which models there are, which of them are alive, and which one a request gets."""
+"""The models that workers announce, and the one that a request is given."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from worker.queue.registry import (
 from worker.queue.schema import Task
 
 
-class Catalog:
-    """The models that workers announce.
+class ModelRegistry:
+    """Models and live workers, read from Redis with each call.
 
     Args:
-        redis: where they announce them.
-        default: name of the model for requests that name none; empty for one that is alive.
+        redis: where workers announce them.
+        default: name of the model for requests that name none; empty for one with a live worker.
 
-    All methods raise RedisError if Redis is away.
+    All methods raise RedisError if Redis cannot be reached.
     """
 
     def __init__(self, redis: Redis, *, default: str = "") -> None:
@@ -33,15 +33,11 @@ class Catalog:
         self._default = default
 
     def workers(self) -> tuple[WorkerInfo, ...]:
-        """Return the live workers that can be counted on, each with a warm model."""
+        """Return the live workers without trouble, each with a warm model."""
         return tuple(worker for worker in live_workers(self._redis) if not worker.trouble)
 
     def require_worker(self) -> tuple[WorkerInfo, ...]:
-        """Return ``workers``.
-
-        Raises:
-            ProblemError: if there is none; it says what is wrong with those that are alive.
-        """
+        """Return ``workers``; ProblemError if there is none, with the trouble of those that live."""
         alive = live_workers(self._redis)
         ready = tuple(worker for worker in alive if not worker.trouble)
         if ready:
@@ -50,40 +46,30 @@ class Catalog:
         raise ProblemError("not-ready", troubles or "no live worker has a warm model")
 
     def models(self) -> tuple[ModelInfo, ...]:
-        """Return the models that can be asked for."""
+        """Return all announced models."""
         return known_models(self._redis)
 
     def named(self, name: str) -> ModelInfo:
-        """Return the model of a name.
-
-        Raises:
-            ProblemError: if there is none of that name, or there is none yet.
-        """
+        """Return the model of a name; ProblemError if there is none."""
         models = self._announced()
         if name not in models:
-            raise ProblemError(
-                "unknown-model",
-                f"expected one of {', '.join(models)}, got {name[:80]!r}",
-                models=list(models),
-            )
+            detail = f"expected one of {', '.join(models)}, got {name[:80]!r}"
+            raise ProblemError("unknown-model", detail, models=list(models))
         return models[name]
 
-    def explanation(self, model: ModelInfo) -> Explanation:
-        """Return what a model's background prompts learned."""
+    def prompt_neighbors(self, model: ModelInfo) -> Explanation:
+        """Return the nouns nearest to what a model's background prompts learned."""
         return explanation_of(self._redis, model)
 
     def default(self, task: Task) -> ModelInfo | None:
-        """Return the model of requests that name none: as configured, else a live one, else any.
-
-        Models that cannot do the task do not count.
-        """
+        """Return the model for requests that name none: as configured, else with a live worker, else any."""
         return self._default_of([model for model in self.models() if model.can(task)])
 
     def choose(self, name: str | None, task: Task) -> ModelInfo:
-        """Return the model that a request asks for.
+        """Return the model for a request.
 
         Raises:
-            ProblemError: if there is none of that name, it cannot do the task, or there is none yet.
+            ProblemError: if there is none of that name, it cannot do the task, or there is none at all.
         """
         models = self._announced()
         if name is not None and name not in models:
@@ -98,7 +84,7 @@ class Catalog:
         for model in models:
             if model.name == self._default:
                 return model
-        if len(models) > 1:  # else nobody need be asked who is alive
+        if len(models) > 1:  # a single one needs no look at the workers
             alive = {worker.model for worker in self.workers()}
             models = [model for model in models if model.ref in alive] or models
         return next(iter(models), None)

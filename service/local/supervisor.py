@@ -1,8 +1,7 @@
-"""One stack in one process tree: started in order, kept alive, stopped together."""
+"""Runs the processes of one stack: started in order, restarted when they end, stopped together."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -13,34 +12,39 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Final
 
-# Child processes: tied to their parent, logged to a file, stopped with patience.
+from filelock import FileLock, Timeout
 
-_TETHER = Path(__file__).with_name("parent_death.py")
-_LOG_BYTES = 10 * 2**20
+SECOND_SIGNAL_SECONDS: Final = 1.0
+"""A later second signal kills; tools such as make send a pair of signals for one Ctrl-C."""
+
+_DIE_WITH_PARENT: Final = Path(__file__).with_name("parent_death.py")
+_LOG_BYTES: Final = 10 * 2**20
+_TICK_SECONDS: Final = 0.05
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
+_STABLE_SECONDS: Final = 60.0
+
+
+class SupervisorError(Exception):
+    """The stack cannot run; the message is one line for the operator."""
+
+
+class StopRequestedError(Exception):
+    """A signal asked for the end."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """How to run a child.
-
-    Attributes:
-        name: for messages and the log file.
-        arguments: program (an absolute path) and arguments.
-        environment: variables on top of this process's own.
-        log: file for its output.
-        pass_fds: file descriptors that it inherits.
-        death_signal: what it gets if this process dies.
-        grace: seconds from being asked to stop to being killed.
-    """
+    """How to run a child process."""
 
     name: str
-    arguments: Sequence[str]
+    arguments: Sequence[str]  # the program's absolute path first
     log: Path
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)  # on top of this process's own
     pass_fds: tuple[int, ...] = ()
-    death_signal: signal.Signals = signal.SIGKILL
-    grace: float = 10.0
+    death_signal: signal.Signals = signal.SIGKILL  # sent to it if this process dies
+    grace: float = 10.0  # seconds from SIGTERM to SIGKILL
 
 
 class Child:
@@ -53,10 +57,10 @@ class Child:
     def __init__(self, command: Command) -> None:
         self.command = command
         _rotate(command.log)
-        tether = [sys.executable, "-I", "-S", str(_TETHER)]
+        starter = [sys.executable, "-I", "-S", str(_DIE_WITH_PARENT)]
         with command.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*tether, str(int(command.death_signal)), str(os.getpid()), *command.arguments],
+                [*starter, str(int(command.death_signal)), str(os.getpid()), *command.arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -89,12 +93,12 @@ class Child:
             self.kill()
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill it and wait for its end."""
         self._process.kill()
         self._process.wait()
 
-    def last_words(self) -> str:
-        """Return the last line that it logged."""
+    def last_log_line(self) -> str:
+        """Return the last line that it logged; empty if there is none."""
         try:
             lines = self.command.log.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
@@ -109,102 +113,75 @@ def _rotate(log: Path) -> None:
         log.replace(log.with_suffix(".log.1"))
 
 
-_TICK_SECONDS = 0.05
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
-_STABLE_SECONDS = 60.0
-# A second signal kills, but tools such as make send a pair of them for one Ctrl-C.
-_IMPATIENCE_SECONDS = 1.0
+class _Service:
+    """A child that is restarted when it ends, with longer and longer pauses."""
 
-MakeCommand = Callable[[], Command]
-Say = Callable[[str], None]
-
-
-class SupervisorError(Exception):
-    """The stack cannot run; the message is one line for the operator."""
-
-
-class StopRequestedError(Exception):
-    """A signal asked for the end."""
-
-
-class Service:
-    """One child that is started again when it dies, ever more slowly.
-
-    Args:
-        make_command: called for each start, so that each has, for instance, a name of its own.
-    """
-
-    def __init__(self, make_command: MakeCommand) -> None:
+    def __init__(self, make_command: Callable[[], Command]) -> None:
         self._make_command = make_command
         self._pause = _FIRST_PAUSE
-        self._start_at = 0.0
+        self._restart_at = 0.0
         self.child = self._start()
 
     def _start(self) -> Child:
         self._started_at = time.monotonic()
         return Child(self._make_command())
 
-    def revive(self, say: Say) -> None:
-        """Start the child again if it is dead and its pause is over."""
+    def restart(self, log: Callable[[str], None]) -> None:
+        """Restart the child if it has ended and its pause is over."""
         now = time.monotonic()
         code = self.child.exit_code
         if code is None:
             return
-        if not self._start_at:
+        if not self._restart_at:
             stable = now - self._started_at > _STABLE_SECONDS
             self._pause = _FIRST_PAUSE if stable else min(2 * self._pause, _LONGEST_PAUSE)
-            self._start_at = now + self._pause
-            words = self.child.last_words()
-            say(f"{self.child.command.name} ended ({code}): {words}; again in {self._pause:.0f} s")
-        elif now >= self._start_at:
-            self._start_at = 0.0
+            self._restart_at = now + self._pause
+            line = self.child.last_log_line()
+            log(f"{self.child.command.name} ended ({code}): {line}; again in {self._pause:.0f} s")
+        elif now >= self._restart_at:
+            self._restart_at = 0.0
             self.child = self._start()
 
 
 class Supervisor:
-    """Starts, watches and stops a stack; use it as a context, from the main thread.
+    """Starts, watches and stops a stack; a context manager for the main thread.
 
-    Inside the context SIGINT, SIGTERM and SIGHUP raise StopRequestedError at the next wait; at its
-    end every child is stopped, the last one started last.
+    Inside the context SIGINT, SIGTERM and SIGHUP raise StopRequestedError at the next wait; at its end every child is
+    stopped, the first one started last.
 
     Args:
-        say: told in one line what happens.
+        log: called with one line for each event.
     """
 
-    def __init__(self, say: Say) -> None:
-        self._say = say
-        self._services: dict[str, Service] = {}
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self._log = log
+        self._services: list[_Service] = []
         self._first_signal: float | None = None
         self._handlers: Mapping[int, object] = {}
 
     def __enter__(self) -> Supervisor:
-        """Take over the signals."""
+        """Install the signal handlers."""
         kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         self._handlers = {kind: signal.signal(kind, self._on_signal) for kind in kinds}
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop all children and give the signals back."""
+        """Stop all children and restore the signal handlers."""
         try:
             self._stop()
         finally:
             for kind, handler in self._handlers.items():
                 signal.signal(kind, handler)  # type: ignore[arg-type]
 
-    def start(self, make_command: MakeCommand) -> None:
-        """Start a child and have it watched.
-
-        Raises:
-            SupervisorError: if it cannot be started.
-        """
+    def start(self, make_command: Callable[[], Command]) -> None:
+        """Start a child by a command that is made anew for each start; SupervisorError if that fails."""
         try:
-            service = Service(make_command)
+            self._services.append(_Service(make_command))
         except OSError as error:
             raise SupervisorError(f"cannot start a process: {error}") from error
-        self._services[service.child.command.name] = service
 
     def wait_until(self, condition: Callable[[], bool], *, what: str, seconds: float) -> None:
-        """Wait for the stack to come up; here a child's death is the end of it.
+        """Wait for a condition; ``what`` names it in errors.
 
         Raises:
             SupervisorError: if a child ends, or the time is over.
@@ -213,24 +190,22 @@ class Supervisor:
         deadline = time.monotonic() + seconds
         while not condition():
             self._tick()
-            for service in self._services.values():
-                if (code := service.child.exit_code) is not None:
-                    child = service.child
-                    words = child.last_words() or f"exit code {code}, see {child.command.log}"
-                    raise SupervisorError(f"{child.command.name} ended at the start: {words}")
+            for child in self._children():
+                if (code := child.exit_code) is not None:
+                    line = child.last_log_line() or f"exit code {code}, see {child.command.log}"
+                    raise SupervisorError(f"{child.command.name} ended at the start: {line}")
             if time.monotonic() > deadline:
                 raise SupervisorError(f"{what} took longer than {seconds:.0f} s")
 
     def watch(self) -> None:
-        """Keep all children alive until a signal comes.
-
-        Raises:
-            StopRequestedError: on a signal.
-        """
+        """Restart children until a signal raises StopRequestedError."""
         while True:
             self._tick()
-            for service in self._services.values():
-                service.revive(self._say)
+            for service in self._services:
+                service.restart(self._log)
+
+    def _children(self) -> list[Child]:
+        return [service.child for service in self._services]
 
     def _tick(self) -> None:
         if self._first_signal is not None:
@@ -242,13 +217,13 @@ class Supervisor:
         now = time.monotonic()
         if self._first_signal is None:
             self._first_signal = now
-        elif now - self._first_signal > _IMPATIENCE_SECONDS:
-            for service in self._services.values():
-                service.child.kill()
+        elif now - self._first_signal > SECOND_SIGNAL_SECONDS:
+            for child in self._children():
+                child.kill()
 
     def _stop(self) -> None:
-        # The first one started is what the others work with: it goes when they are gone.
-        children = [service.child for service in self._services.values()]
+        # The first one started is Redis, which the others need until they have ended.
+        children = self._children()
         for group in (children[1:], children[:1]):
             for child in group:
                 child.ask_to_stop()
@@ -256,26 +231,19 @@ class Supervisor:
                 child.wait()
 
 
-# A data directory is used by one stack at a time.
-
-
 @contextmanager
-def locked(data: Path) -> Iterator[None]:
-    """Hold a data directory for ourselves; the lock ends with this process, however it ends."""
+def exclusive_lock(data: Path) -> Iterator[None]:
+    """Hold a data directory, made if missing, until this process ends; SupervisorError if another stack holds it."""
+    path = data / "serve.lock"
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = (data / "serve.lock").open("a+")
+        lock = FileLock(path).acquire(blocking=False)
+        path.write_text(str(os.getpid()))
+    except Timeout as error:
+        owner = path.read_text().strip() or "unknown"
+        message = f"{data} is in use by another semples serve (process {owner})"
+        raise SupervisorError(message) from error
     except OSError as error:
         raise SupervisorError(f"cannot use the data directory {data}: {error.strerror}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            owner = file.read().strip() or "unknown"
-            message = f"{data} is in use by another semples serve (process {owner})"
-            raise SupervisorError(message) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    with lock:
         yield

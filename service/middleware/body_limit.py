@@ -1,32 +1,27 @@
-"""Bounds on request bodies: bytes, whether their number is declared or not, and the time they take."""
+"""Middleware that bounds request bodies in bytes, whether declared or not, and in seconds."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import anyio
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.errors import response, to_problem
+from service.api.errors import problem_response
 from service.middleware.auth import route_path
 
-DRAIN_FACTOR = 4
-DRAIN_SECONDS = 10.0
+_DRAIN_FACTOR: Final = 4
+_DRAIN_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True)
 class BodyBounds:
-    """What a body may take.
-
-    Attributes:
-        max_bytes: its size.
-        seconds: time for any body.
-        rate: bytes that add a second to that once they are here.
-    """
+    """Bounds of a body: its bytes, the seconds for any body, and the bytes received that add a second."""
 
     max_bytes: int
     seconds: float
@@ -34,49 +29,44 @@ class BodyBounds:
 
 
 class BodyLimit:
-    """ASGI middleware that answers a body beyond the bounds with a problem.
+    """ASGI middleware that answers a body beyond its bounds with a problem.
 
-    FastAPI has ``max_body_size``, but where the length is declared it replaces whatever the app
-    answers with plain text. Uvicorn waits for a body for ever.
-
-    Args:
-        app: what is protected.
-        bounds: see BodyBounds.
-        others: of paths that have their own.
+    FastAPI has ``max_body_size``, but where the length is declared it replaces the app's response by plain text.
+    Uvicorn waits for a body without end.
     """
 
     def __init__(
-        self, app: ASGIApp, *, bounds: BodyBounds, others: Mapping[str, BodyBounds]
+        self, app: ASGIApp, *, bounds: BodyBounds, by_path: Mapping[str, BodyBounds]
     ) -> None:
         self.app = app
-        self.bounds = bounds
-        self.others = others
+        self._bounds = bounds
+        self._by_path = by_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, counting its bytes and seconds; see ASGI."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        bounds = self.others.get(route_path(scope), self.bounds)
+        bounds = self._by_path.get(route_path(scope), self._bounds)
         body = _Body(receive, Headers(scope=scope), bounds)
 
         async def send_after_body(message: Message) -> None:
             if message["type"] == "http.response.start":
                 await body.drain()
                 if not body.complete:
-                    # What still trickles in must not keep the connection, whoever sends it.
+                    # The rest of the body must not keep the connection open.
                     MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
         if body.declared > bounds.max_bytes:
-            refusal = response(to_problem(_too_large(bounds.max_bytes)))
+            refusal = problem_response(_too_large(bounds.max_bytes))
             await refusal(scope, receive, send_after_body)
             return
         await self.app(scope, body.receive, send_after_body)
 
 
 class _Body:
-    """A request's body on its way in."""
+    """A request's body as it arrives."""
 
     def __init__(self, receive: Receive, headers: Headers, bounds: BodyBounds) -> None:
         length = headers.get("content-length", "")
@@ -87,15 +77,11 @@ class _Body:
         self._started = time.monotonic()
         self._received = 0
         self._late = False
-        self._on_request = "expect" in headers
+        self._sent_on_request = "expect" in headers
 
     async def receive(self) -> Message:
-        """Return the next part, as ASGI's receive.
-
-        Raises:
-            HTTPException: if the body is larger than it may be, or takes longer.
-        """
-        if self.complete:  # what comes now is the client's farewell, which may take its time
+        """Return the next part, as ASGI's receive; raises HTTPException beyond the bounds."""
+        if self.complete:  # next is the client's disconnect, which has no time limit
             return await self._receive()
         try:
             with anyio.fail_after(max(0.0, self._seconds_left())):
@@ -108,16 +94,16 @@ class _Body:
         return message
 
     async def drain(self) -> None:
-        """Read and forget what is left, up to a limit and for a while.
+        """Read and discard the rest, up to a size and for a while.
 
-        A server that closes a connection on unread data resets it, and the client never sees the
-        answer. A client that asks before it sends (``Expect``) need not send at all.
+        A server that closes a connection on unread data resets it, and the client never sees the response. A client
+        that asks before it sends (``Expect``) need not send at all.
         """
-        most = DRAIN_FACTOR * self._bounds.max_bytes
-        asks_first = self._on_request and not self._received
-        if self._late or asks_first or self.declared > most:
+        most = _DRAIN_FACTOR * self._bounds.max_bytes
+        not_sent = self._sent_on_request and not self._received
+        if self._late or not_sent or self.declared > most:
             return
-        with anyio.move_on_after(min(DRAIN_SECONDS, max(0.0, self._seconds_left()))):
+        with anyio.move_on_after(min(_DRAIN_SECONDS, max(0.0, self._seconds_left()))):
             while not self.complete and self._received <= most:
                 await self._next()
 

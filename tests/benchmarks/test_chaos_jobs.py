@@ -11,7 +11,7 @@ from random import Random
 import httpx
 import pytest
 
-from service.jobs.service import Jobs
+from service.jobs.service import JobService
 from tests.helpers.chaos import Scene
 from tests.helpers.service_fixtures import WorkerProcess, http_api, png, wait_for
 from tests.helpers.undisturbed import Asked
@@ -162,7 +162,9 @@ def test_half_of_a_thousand_are_canceled_while_a_worker_works(there: Scene, seed
 
     def cancel(job_id: str) -> None:
         if not hasattr(local, "jobs"):
-            local.jobs = Jobs(open_redis(there.place.url), there.place.blobs, there.jobs().limits)
+            local.jobs = JobService(
+                open_redis(there.place.url), there.place.blobs, there.jobs().limits
+            )
         local.jobs.cancel(local.jobs.find(job_id))
 
     with ThreadPoolExecutor(4) as pool:

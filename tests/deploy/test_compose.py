@@ -12,7 +12,7 @@ from jsonschema import ValidationError
 from jsonschema.protocols import Validator
 from jsonschema.validators import validator_for
 
-from service.middleware.auth import make_key, require_keys
+from service.middleware.auth import make_key, require_auth_for_public_bind
 from service.settings import Settings
 from tests.helpers.paths import ROOT
 from tests.helpers.redis_users import USERS, Fortress
@@ -88,12 +88,12 @@ def test_keys_are_needed_as_soon_as_the_port_is_open_to_others(
     for name, value in api["environment"].items():
         # As compose fills them in where the host sets nothing.
         monkeypatch.setenv(name, re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value))
-    require_keys(Settings(), "0.0.0.0")
+    require_auth_for_public_bind(Settings(), "0.0.0.0")
     monkeypatch.setenv("SEMPLES_PUBLISHED", "0.0.0.0")
     with pytest.raises(ValueError, match="expected API keys"):
-        require_keys(Settings(), "0.0.0.0")
+        require_auth_for_public_bind(Settings(), "0.0.0.0")
     monkeypatch.setenv("SEMPLES_KEYS", make_key("alice")[1].line)
-    require_keys(Settings(), "0.0.0.0")
+    require_auth_for_public_bind(Settings(), "0.0.0.0")
 
 
 def test_every_service_is_confined_watched_and_restarted(compose: dict[str, Any]) -> None:

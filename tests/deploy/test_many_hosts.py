@@ -215,7 +215,7 @@ def test_a_worker_does_not_start_without_its_store(site: Site) -> None:
     child = host.run("worker", *program, **elsewhere)
     wait_for(lambda: child.exit_code is not None, what="its end")
     assert child.exit_code == 3
-    assert child.last_words() == (
+    assert child.last_log_line() == (
         "semples worker: cannot use s3://no-such-bucket/semples: "
         "cannot list the blobs in incoming: The specified bucket does not exist"
     )

@@ -56,7 +56,7 @@ OTHERS = {
     "worker": (
         "GET semples:callback:x",
         "ZADD semples:callbacks 1 x",
-        "GET semples:idempotency:x",
+        "GET semples:label-studio:x",
         "LRANGE semples:rate:x 0 -1",
         "SET semples:janitor:h 1",
         "SUBSCRIBE other",
@@ -64,7 +64,7 @@ OTHERS = {
     "janitor": (
         "SET semples:worker:w 1",
         "SET semples:model:m 1",
-        "GET semples:idempotency:x",
+        "GET semples:label-studio:x",
         "LRANGE semples:rate:x 0 -1",
         "SUBSCRIBE rq:pubsub:w",
         "BLMOVE rq:queue:semples-m rq:queue:semples-m:intermediate LEFT RIGHT 1",

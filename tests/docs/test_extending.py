@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from models import stages
+from models.training import generator
 from models.bundle.bundle import load_bundle
 from models.config import Config, dump_config, parse_config
 from models.data.labels import read_folder
@@ -42,7 +42,7 @@ def test_all_together(tiny_config: Config, tiny_data: Path, tmp_path: Path) -> N
     samples = read_folder(tiny_data / "images", labels, classes)
     run = start_run(config, classes, tmp_path / "work", device=torch.device("cpu"))
     pretrain_generator(run, samples, lambda step: None)
-    stages.train_generator(run, samples, lambda step: None)
+    generator.train_generator(run, samples, lambda step: None)
     export_bundle(run, tmp_path / "bundle", stage="train-generator", licence="none", trained_on="squares")
     predictor = Predictor(load_bundle(tmp_path / "bundle", device=torch.device("cpu")))
     assert predictor.info.generator.kind == "patches"

@@ -34,7 +34,7 @@ def scrape(place: Place) -> Scrape:
     meters = WorkerMetrics(device_memory=lambda: 2)
     publish_samples(place.redis, "w", meters.exposition(), lease=15)
     app = create_app(Settings(redis_url=place.url), place.redis, place.blobs)
-    return Scrape(generate_latest(app.state.registry).decode())
+    return Scrape(generate_latest(app.state.api.metrics).decode())
 
 
 def rules() -> list[dict[str, Any]]:

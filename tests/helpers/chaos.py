@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rq.results import Result
 
-from service.jobs.service import Jobs
+from service.jobs.service import JobService
 from service.local import redis_server
 from service.local.supervisor import Child
 from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, wait_for
@@ -65,9 +65,9 @@ class Scene:
         self.workers.append(worker)
         return worker
 
-    def jobs(self, *, timeout: int = 30) -> Jobs:
+    def jobs(self, *, timeout: int = 30) -> JobService:
         """The API's side of the queue."""
-        return Jobs(self.place.redis, self.place.blobs, Limits(job_timeout=timeout))
+        return JobService(self.place.redis, self.place.blobs, Limits(job_timeout=timeout))
 
     def post(self, *labels: str, size: tuple[int, int] = SIZES[0], timeout: int = 30) -> str:
         """Have a job about a new image accepted, and return its id."""

@@ -12,7 +12,7 @@ from scipy.io import savemat
 
 from models.data.coco import COCO_CLASSES, COCO_SPLITS, coco_list
 from models.data.mask_files import label_map_png
-from models.data.official import Listed, spread
+from models.data.official import Listed, evenly_spaced
 from models.data.voc import VOC_CLASSES, VOC_SPLITS, voc_list
 
 SIZE = (30, 40)  # height, width
@@ -49,7 +49,7 @@ def make_voc(root: Path, *, photos: int, sbd: bool = True) -> Path:
         stems = [each.stem for each in voc_list(split)]
         own |= set(stems)
         (lists / f"{split}.txt").write_text("\n".join(stems) + "\n")
-    for listed in {each for split in VOC_SPLITS for each in spread(voc_list(split), photos)}:
+    for listed in {each for split in VOC_SPLITS for each in evenly_spaced(voc_list(split), photos)}:
         photo(folder / "JPEGImages" / listed.file_name)
         (folder / "Annotations" / f"{listed.stem}.xml").write_text(voc_xml(listed))
         if listed.stem in own:
@@ -95,7 +95,7 @@ def make_coco(root: Path, *, photos: int) -> Path:
     """Make a download that holds so many photos of each list; returns its folder."""
     (root / "annotations").mkdir(parents=True)
     for split in COCO_SPLITS:
-        listed = spread(coco_list(split), photos)
+        listed = evenly_spaced(coco_list(split), photos)
         for each in listed:
             photo(root / f"{split}2014" / each.file_name)
         write_json(root / "annotations" / f"instances_{split}2014.json", instances(listed))

@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 
 from models.data.classes import ClassInfo, ClassList
-from models.inference.forward import LabeledImage, UnlabeledImage
 from models.inference.masks import (
+    LabeledImage,
     MaskOptions,
     OnProgress,
     Segmentation,
     SoftMaps,
+    UnlabeledImage,
     class_result,
     decide,
 )

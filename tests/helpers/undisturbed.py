@@ -8,8 +8,7 @@ from functools import cache
 from uuid import uuid4
 
 from models.data.classes import ClassInfo
-from models.inference.forward import LabeledImage, UnlabeledImage
-from models.inference.masks import OnProgress
+from models.inference.masks import LabeledImage, OnProgress, UnlabeledImage
 from tests.helpers.service_doubles import DoublePredictor, HalfDone
 from tests.helpers.service_fixtures import png
 from worker.inference.pipeline import Runtime, run

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from models import clip
-from models.bundle.bundle import BundleError, load_bundle
-from models.bundle.manifest import MANIFEST, TEXT_TOWER_FILE
+from models.bundle.bundle import load_bundle
+from models.bundle.manifest import MANIFEST, TEXT_TOWER_FILE, BundleError
 from models.clip import FrozenClip, text_config
 from models.config import CnnConfig, Config
 from models.training.export import export_bundle

@@ -17,8 +17,13 @@ from rq import get_current_job
 from models.data.classes import ClassList, with_open_labels
 from models.data.images import MAX_PIXELS, UprightImage, read_image
 from models.data.mask_files import label_map_png, provenance, scores_npz
-from models.inference.forward import LabeledImage, UnlabeledImage
-from models.inference.masks import MaskOptions, OnProgress, Segmentation
+from models.inference.masks import (
+    LabeledImage,
+    MaskOptions,
+    OnProgress,
+    Segmentation,
+    UnlabeledImage,
+)
 from worker.queue.failures import CannotSegmentError, may_pass, persistently
 from worker.queue.registry import ModelInfo
 from worker.queue.schema import (

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from models.data.classes import with_open_labels
-from models.inference.forward import LabeledImage, UnlabeledImage
+from models.inference.masks import LabeledImage, UnlabeledImage
 from worker.inference.pipeline import PredictorLike
 
 IDLE_SECONDS = 60.0

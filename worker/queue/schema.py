@@ -59,11 +59,6 @@ def queue_name(model: str) -> str:
     return f"semples-{model}"
 
 
-def idempotency_key(token: str) -> str:
-    """Return the key that holds the job of a client's ``Idempotency-Key``."""
-    return f"semples:idempotency:{hashlib.sha256(token.encode()).hexdigest()}"
-
-
 DEAD_KEY: Final = "semples:dead"
 """The key that holds the names of the models that have dead letters."""
 

@@ -6,11 +6,11 @@ import torch
 from safetensors.torch import load_file
 
 from models.build import build_generator
-from models.bundle.bundle import BundleError, find_bundle, load_bundle, read_info
+from models.bundle.bundle import load_bundle
+from models.bundle.manifest import BundleError, find_bundle, read_info
 from models.config import CnnConfig, Config
 from models.training.export import export_bundle
-from models.training.generator import supervision
-from models.training.run import Run, start_run
+from models.training.run import Run, start_run, supervision
 from tests.conftest import CLASSES, CPU
 
 

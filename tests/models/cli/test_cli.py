@@ -1,7 +1,6 @@
-"""The command line as a user meets it: real processes, exit codes, one-line errors."""
+"""The command line: exit codes, one-line errors, files."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,18 +13,8 @@ from PIL import Image
 from models.config import Config, dump_config
 from models.data.classes import write_class_list
 from tests.conftest import CLASSES
+from tests.helpers.command import Done, semples, semples_process
 from tests.helpers.paths import PHOTO
-
-
-def semples(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", "from models.cli import main; main()", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
-    )
 
 
 def test_help_names_every_command_without_torch() -> None:
@@ -34,7 +23,7 @@ def test_help_names_every_command_without_torch() -> None:
     for command in (
         "prepare", "pretrain-generator", "train-generator", "learn-prompts", "refine-generator",
         "make-pseudo-masks", "evaluate", "export-bundle", "explain-prompts", "import-checkpoint", "predict",
-        "report", "serve", "worker",
+        "report", "serve", "worker", "segment", "train-segmenter", "run-all",
     ):  # fmt: skip
         assert f" {command} " in listed.stdout
     code = "import sys, models.cli; sys.exit('torch' in sys.modules)"
@@ -43,7 +32,7 @@ def test_help_names_every_command_without_torch() -> None:
 
 @pytest.mark.parametrize("command", ["serve", "worker", "api-key", "janitor", "dead"])
 def test_programs_call_themselves_as_people_call_them(command: str) -> None:
-    shown = semples(command, "--help")
+    shown = semples_process(command, "--help")
     assert shown.returncode == 0
     assert f"Usage: semples {command} " in shown.stdout
     assert "python -m" not in shown.stdout
@@ -113,7 +102,7 @@ def test_folder_of_masks_resumes_and_is_measured(
 ) -> None:
     output = tmp_path / "out"
 
-    def make(*extra: object) -> subprocess.CompletedProcess[str]:
+    def make(*extra: object) -> Done:
         return semples(
             "make-pseudo-masks", "--images", tiny_data / "images", "--labels",
             tiny_data / "labels.csv", "--output", output, "--bundle", tiny_bundle,

@@ -1,7 +1,6 @@
 """What bad input gets through ``semples predict``: a right answer, or one line and exit code 2."""
 
 import io
-import sys
 import zlib
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.cli import main
+from tests.helpers.command import semples
 from tests.helpers.paths import PHOTO
 
 
@@ -49,21 +48,12 @@ BAD = {
 }
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["semples", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
-
-
 @pytest.mark.parametrize("name", GOOD)
-def test_odd_photos_get_a_mask(
-    name: str, tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_odd_photos_get_a_mask(name: str, tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(GOOD[name])
     out = tmp_path / "out"
     options = ["--labels", "cat", "--output", out, "--bundle", tiny_bundle]
-    assert run(monkeypatch, "predict", tmp_path / name, *options) == 0
+    assert semples("predict", tmp_path / name, *options).returncode == 0
     with Image.open(tmp_path / name) as photo, Image.open(out / f"{Path(name).stem}.png") as mask:
         assert mask.size == photo.size
 
@@ -73,13 +63,12 @@ def test_bad_photos_get_one_line(
     name: str,
     tiny_bundle: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     content, message = BAD[name]
     (tmp_path / name).write_bytes(content)
     options = ["--labels", "cat", "--output", tmp_path / "out", "--bundle", tiny_bundle]
-    assert run(monkeypatch, "predict", tmp_path / name, *options) == 2
+    assert semples("predict", tmp_path / name, *options).returncode == 2
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1
     assert message in lines[0]
@@ -102,28 +91,23 @@ def test_bad_options_get_one_line(
     message: str,
     tiny_bundle: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     given = [*options, "--output", tmp_path / "out", "--bundle", tiny_bundle]
-    assert run(monkeypatch, "predict", PHOTO, *given) == 2
+    assert semples("predict", PHOTO, *given).returncode == 2
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1
     assert message in lines[0]
 
 
-def test_the_photo_itself_is_never_overwritten(
-    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_photo_itself_is_never_overwritten(tiny_bundle: Path, tmp_path: Path) -> None:
     photo = tmp_path / "cat.png"
     photo.write_bytes(GOOD["palette.png"])
     options = ["--labels", "cat", "--output", tmp_path, "--bundle", tiny_bundle]
-    assert run(monkeypatch, "predict", photo, *options) == 2
+    assert semples("predict", photo, *options).returncode == 2
     assert photo.read_bytes() == GOOD["palette.png"]
 
 
-def test_a_folder_is_not_a_photo(
-    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_is_not_a_photo(tiny_bundle: Path, tmp_path: Path) -> None:
     options = ["--labels", "cat", "--output", tmp_path / "out", "--bundle", tiny_bundle]
-    assert run(monkeypatch, "predict", tmp_path, *options) == 2
+    assert semples("predict", tmp_path, *options).returncode == 2

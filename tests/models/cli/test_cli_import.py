@@ -1,7 +1,6 @@
 """``semples import-checkpoint`` as a user meets it, up to a prediction."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,19 +8,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from models.cli import main
 from models.config import Config, dump_config
 from models.data.classes import write_class_list
 from tests.conftest import CLASSES
+from tests.helpers.command import semples
 from tests.helpers.paths import PHOTO
 from tests.models.bundle.test_import_checkpoint import public_weaktr
-
-
-def semples(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["semples", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
 
 
 @pytest.fixture
@@ -38,12 +30,11 @@ def test_from_released_files_to_a_prediction(
     place: Path,
     tiny_config: Config,
     tiny_data: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     arguments = [place / "weaktr.pth", "--kind", "weaktr", "--classes", place / "classes.txt"]
     taken = ["--channels", "by-index", "--output", place / "ours.safetensors"]
-    assert semples(monkeypatch, "import-checkpoint", *arguments, *taken) == 0
+    assert semples("import-checkpoint", *arguments, *taken).returncode == 0
     printed = capsys.readouterr().out
     # What it prints is what the configuration needs.
     generator = yaml.safe_load(printed.splitlines()[1])["generator"]
@@ -60,7 +51,7 @@ def test_from_released_files_to_a_prediction(
         place / "classes.txt",
     ]
     assert (
-        semples(monkeypatch, "import-checkpoint", place / "prompts.pth", "--kind", "prompts", *new)
+        semples("import-checkpoint", place / "prompts.pth", "--kind", "prompts", *new).returncode
         == 0
     )
     data = [
@@ -71,28 +62,26 @@ def test_from_released_files_to_a_prediction(
         "--device",
         "cpu",
     ]
-    assert semples(monkeypatch, "refine-generator", place / "work", *data) == 0
+    assert semples("refine-generator", place / "work", *data).returncode == 0
     bundle = ["--output", place / "bundle", "--licence", "MIT", "--trained-on", "squares"]
-    assert semples(monkeypatch, "export-bundle", place / "work", *bundle, "--device", "cpu") == 0
+    assert semples("export-bundle", place / "work", *bundle, "--device", "cpu").returncode == 0
     options = ["--labels", "cat", "--output", place / "out", "--bundle", place / "bundle"]
-    assert semples(monkeypatch, "predict", PHOTO, *options) == 0
+    assert semples("predict", PHOTO, *options).returncode == 0
     assert (place / "out" / "cat.png").is_file()
 
 
-def test_prompts_go_into_a_run_that_has_begun(
-    place: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prompts_go_into_a_run_that_has_begun(place: Path, tiny_config: Config) -> None:
     work = place / "work"
     work.mkdir()
     (work / "config.yaml").write_text(dump_config(tiny_config))
     shutil.copy(place / "classes.txt", work / "classes.txt")
     arguments = [place / "prompts.pth", "--kind", "prompts", "--work", work]
-    assert semples(monkeypatch, "import-checkpoint", *arguments) == 0
+    assert semples("import-checkpoint", *arguments).returncode == 0
     found = load_file(work / "learn-prompts" / "prompts.safetensors")
     assert {name: tuple(each.shape) for name, each in found.items()} == {
         "context": (4, 4, 16), "embeddings": (4, 16), "class_text": (4, 16),
     }  # fmt: skip
-    assert semples(monkeypatch, "import-checkpoint", *arguments) == 2  # never over what is there
+    assert semples("import-checkpoint", *arguments).returncode == 2  # never over what is there
 
 
 WEAKTR = "--kind weaktr --classes classes.txt --output o"
@@ -101,7 +90,10 @@ MISTAKES = [
     (f"weaktr.pth {WEAKTR} --channels by-index --output weaktr.pth", "an output that keeps"),
     (f"weaktr.pth {WEAKTR} --channels nope", "No such file"),
     (f"prompts.pth {WEAKTR}", "expected a dictionary with 'model' in prompts.pth"),
-    (f"text.pth {WEAKTR}", "expected a file that torch.save wrote, got text"),
+    (
+        f"text.pth {WEAKTR}",
+        "expected a file that torch.save wrote, got a damaged or foreign one: text.pth",
+    ),
     (f"missing.pth {WEAKTR}", "No such file"),
     (f"weaktr.pth {WEAKTR} --work work", "expected --classes and --output with weaktr"),
     ("weaktr.pth --kind weaktr --output o", "expected --classes and --output with weaktr"),
@@ -125,7 +117,7 @@ def test_mistakes_get_one_line(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(place)
-    assert semples(monkeypatch, "import-checkpoint", *arguments.split()) == 2
+    assert semples("import-checkpoint", *arguments.split()).returncode == 2
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1
     assert message in lines[0]

@@ -1,21 +1,13 @@
 """``semples report`` as a user meets it."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-from models.cli import main
 from models.training.run import Run
+from tests.helpers.command import semples
 from tests.helpers.html_page import Page
-
-
-def report(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["semples", "report", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
 
 
 @pytest.fixture
@@ -34,10 +26,8 @@ def page_of(work: Path) -> Page:
     return Page((work / "report.html").read_text(encoding="utf-8"))
 
 
-def test_the_bundle_is_packed_where_there_is_none(
-    work: Path, given: list[object], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert report(monkeypatch, *given, "--photos", 1) == 0
+def test_the_bundle_is_packed_where_there_is_none(work: Path, given: list[object]) -> None:
+    assert semples("report", *given, "--photos", 1).returncode == 0
     page = page_of(work)
     assert len(page.all("img")) == 4
     assert "stage refine-generator" in page.section("run")
@@ -45,31 +35,30 @@ def test_the_bundle_is_packed_where_there_is_none(
     assert not (work / "bundle").exists()
 
     (work / "refine-generator" / "generator.safetensors").unlink()
-    assert report(monkeypatch, *given, "--photos", 1) == 0
+    assert semples("report", *given, "--photos", 1).returncode == 0
     assert "stage train-generator" in page_of(work).section("run")
 
 
 def test_the_runs_own_bundle_comes_before(
-    work: Path, given: list[object], tiny_segmenter_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    work: Path, given: list[object], tiny_segmenter_bundle: Path
 ) -> None:
     shutil.copytree(tiny_segmenter_bundle, work / "bundle")
     (work / "config.yaml").write_text(
         (work / "config.yaml").read_text().replace("local-dir:", "local-dir:/nowhere")
     )
-    assert report(monkeypatch, *given, "--photos", 1) == 0  # and CLIP is not needed
+    assert semples("report", *given, "--photos", 1).returncode == 0  # and CLIP is not needed
     assert len(page_of(work).all("img")) == 4
 
 
 def test_without_clip_there_is_a_page_without_pictures(
     work: Path,
     given: list[object],
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (work / "config.yaml").write_text(
         (work / "config.yaml").read_text().replace("local-dir:", "local-dir:/nowhere")
     )
-    assert report(monkeypatch, *given) == 0
+    assert semples("report", *given).returncode == 0
     assert "no pictures, for the bundle cannot be packed: " in capsys.readouterr().err
     page = page_of(work)
     assert not page.all("img")
@@ -90,9 +79,11 @@ def test_mistakes_are_one_line(
     given: list[object],
     more: list[str],
     message: str,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert report(monkeypatch, *given, *(each.format(none=work / "none") for each in more)) == 2
+    assert (
+        semples("report", *given, *(each.format(none=work / "none") for each in more)).returncode
+        == 2
+    )
     assert message in capsys.readouterr().err
     assert not (work / "report.html").exists()

@@ -8,12 +8,8 @@ import pytest
 from PIL import Image
 
 from models.config import Config, EncoderDecoderConfig, dump_config
-from tests.models.cli.test_cli import PHOTO, semples
-
-
-def test_help_names_the_commands() -> None:
-    listed = semples("--help").stdout
-    assert all(f" {command} " in listed for command in ("segment", "train-segmenter", "run-all"))
+from tests.helpers.command import semples
+from tests.helpers.paths import PHOTO
 
 
 def test_segment_photos_and_folders(

@@ -1,4 +1,6 @@
-"""Labels from text files, XML, JSON and CSV."""
+"""Labels from text files, XML, JSON and CSV, and folders of labeled images."""
+
+from __future__ import annotations
 
 import json
 from pathlib import Path
@@ -6,10 +8,13 @@ from typing import Any
 
 import pytest
 
-from models.data.classes import ClassInfo, ClassList
+from models.data.classes import (
+    ClassInfo,
+    ClassList,
+)
 from models.data.coco import read_instances
-from models.data.labels import classes_of, label_rows_csv, read_label_rows, read_labels
-from models.data.voc import read_annotation
+from models.data.labels import classes_of, label_rows_csv, read_folder, read_label_rows, read_labels
+from models.data.voc import parse_xml, read_annotation
 from tests.conftest import CLASSES
 
 INSTANCES: dict[str, Any] = {
@@ -132,3 +137,77 @@ def test_csv_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
     path.write_bytes(label_rows_csv(rows))
     assert read_label_rows(path) == rows
+
+
+NAMED = CLASSES.with_synonyms({"cup": ["mug"]})
+
+
+def test_folder(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "b.png").touch()
+    labels = write(tmp_path / "labels.csv", "image,labels\r\na.jpg,cup;cat;mug\r\nb.png,\r\n")
+    samples = read_folder(tmp_path, labels, NAMED)
+    assert [(each.stem, each.channels) for each in samples] == [("a", (1, 2)), ("b", ())]
+    assert classes_of(labels).names == ("cat", "cup", "mug")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,labels\na.jpg,cat\n", ":1: expected the header 'image,labels'"),
+        ("image,labels\na.jpg,cat\na.jpg,cup\n", ":3: expected each image once, got 'a.jpg'"),
+        ("image,labels\na.jpg\n", ":2: expected 'image,label;label'"),
+        ("image,labels\na.jpg,cat,cup\n", ":2: expected 'image,label;label'"),
+        ("image,labels\na.jpg,dog\n", "a.jpg: expected a known label, got 'dog'"),
+        ("image,labels\nz.jpg,cat\n", "expected an image 'z.jpg'"),
+        (
+            "image,labels\na.jpg,cat\na.png,cat\n",
+            "expected distinct stems, got 'a.jpg' and 'a.png'",
+        ),
+        ("image,labels\na.jpg,\n", "expected at least one labeled image"),
+    ],
+)
+def test_bad_label_files(tmp_path: Path, text: str, message: str) -> None:
+    for name in ("a.jpg", "a.png"):
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=message):
+        read_folder(tmp_path, write(tmp_path / "labels.csv", text), NAMED)
+
+
+@pytest.mark.parametrize("name", ["../a.jpg", "{folder}/a.jpg"])
+def test_photos_lie_below_their_folder(name: str, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (tmp_path / "a.jpg").touch()
+    labels = write(tmp_path / "labels.csv", f"image,labels\n{name.format(folder=images)},cat\n")
+    with pytest.raises(ValueError, match=r"labels.csv: expected an image below .*images, got '"):
+        read_folder(images, labels, NAMED)
+
+
+GROWING = '<!DOCTYPE a [<!ENTITY b "cat">]><annotation>&b;</annotation>'
+
+
+@pytest.mark.parametrize("content", ["<a><b>cät</b></a>", "<a><b>cät</b></a>".encode("utf-16")])
+def test_read(content: str | bytes) -> None:
+    assert parse_xml(content).findtext("b") == "cät"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        GROWING,
+        GROWING.encode(),
+        GROWING.encode("utf-16"),
+        # An encoding in which no search for bytes finds it.
+        ("<?xml version='1.0' encoding='cp037'?>" + GROWING).encode("cp037"),
+    ],
+)
+def test_document_types(content: str | bytes) -> None:
+    with pytest.raises(ValueError, match=r"a document type|not well-formed"):
+        parse_xml(content)
+
+
+@pytest.mark.parametrize("content", ["", "<a>", "\0", b'<?xml version="1.0" encoding="foo"?><a/>'])
+def test_no_xml(content: str | bytes) -> None:
+    with pytest.raises(ValueError, match=r"no element|unclosed|not well-formed|unknown encoding"):
+        parse_xml(content)

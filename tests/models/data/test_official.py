@@ -8,7 +8,7 @@ from benchmarks.data_lists import coco_lists, read_rows, voc_lists
 from models.data.classes import read_class_list
 from models.data.coco import COCO_CLASSES, COCO_SPLITS, coco_list
 from models.data.labels import read_label_rows
-from models.data.official import VOC_ARCHIVE, Listed, listed_samples, official_list, spread
+from models.data.official import VOC_ARCHIVE, Listed, evenly_spaced, listed_samples, official_list
 from models.data.voc import VOC_CLASSES, VOC_SPLITS, voc_list
 from tests.helpers.paths import ROOT
 
@@ -71,10 +71,15 @@ def test_unknown_splits_name_the_known() -> None:
 
 
 def test_a_few_are_spread_over_all() -> None:
-    assert spread(range(10), 3) == [0, 3, 6]
-    assert spread(range(3), 3) == spread(range(3), 9) == spread(range(3), None) == [0, 1, 2]
+    assert evenly_spaced(range(10), 3) == [0, 3, 6]
+    assert (
+        evenly_spaced(range(3), 3)
+        == evenly_spaced(range(3), 9)
+        == evenly_spaced(range(3), None)
+        == [0, 1, 2]
+    )
     with pytest.raises(ValueError, match="expected at least one, got 0"):
-        spread(range(3), 0)
+        evenly_spaced(range(3), 0)
 
 
 def test_missing_and_empty_photos_are_named_and_counted(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
-"""The page of a run: complete, self-contained, escaped, and without what is not there."""
+"""The report: stages, masks, ground truth, pictures, prompts."""
 
 from __future__ import annotations
 
 import base64
 import io
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,12 +18,176 @@ from models.bundle.bundle import load_bundle
 from models.config import Config
 from models.data.classes import ClassInfo, ClassList, Sample
 from models.data.labels import read_folder
-from models.evaluation.report import Sources, write_report
+from models.evaluation.report import (
+    Sources,
+    describe_masks,
+    describe_options,
+    masks_part,
+    read_steps,
+    stage_parts,
+    write_report,
+)
 from models.inference.folder import MaskJob, make_here, make_pseudo_masks
 from models.inference.predictor import Predictor
+from models.training.loop import Step
 from models.training.run import Run, start_run
 from tests.conftest import CLASSES, CPU
 from tests.helpers.html_page import Page
+
+OPTIONS = {
+    "refine": "pamr", "min_confidence": 0.0, "background_threshold": 0.4, "background_power": None,
+    "class_thresholds": {},
+}  # fmt: skip
+CAT = {
+    "images": 3, "mean_area": 0.1, "mean_confidence": 0.5, "mean_alignment_class": None,
+    "mean_alignment_background": None, "empty": ["a.jpg", "b.jpg"],
+}  # fmt: skip
+SUMMARY = {
+    "options": OPTIONS, "masks": 3, "unlabeled": 1, "classes": {"cat": CAT},
+    "failed": [{"image": "c.jpg", "reason": "cannot read"}],
+}  # fmt: skip
+
+
+def test_a_summary(tmp_path: Path) -> None:
+    assert masks_part(tmp_path) is None
+    (tmp_path / "summary.json").write_text(json.dumps(SUMMARY))
+    part = masks_part(tmp_path)
+    assert part is not None
+    assert (part.made, part.unlabeled, part.failed) == (3, 1, (("c.jpg", "cannot read"),))
+    assert part.empty == 2
+    [row] = part.rows
+    assert (row.name, row.photos, row.area, row.to_class) == ("cat", 3, 0.1, None)
+
+
+@pytest.mark.parametrize(
+    ("classes", "failed", "words"),
+    [
+        ({"cat": CAT}, [], "2 empty of 3 labels (cat 2 of 3)"),
+        ({"cat": {**CAT, "empty": []}}, [], "0 empty of 3 labels"),
+        (
+            {"bowl": {**CAT, "empty": ["c.jpg"]}, "cat": CAT},
+            SUMMARY["failed"],
+            "3 empty of 6 labels (cat 2 of 3, bowl 1 of 3); photos that failed: 1",
+        ),
+    ],
+)
+def test_describe_masks(tmp_path: Path, classes: object, failed: object, words: str) -> None:
+    content = {**SUMMARY, "classes": classes, "failed": failed}
+    (tmp_path / "summary.json").write_text(json.dumps(content))
+    part = masks_part(tmp_path)
+    assert part is not None
+    assert describe_masks(part) == words
+
+
+@pytest.mark.parametrize("key", ["options", "masks", "classes", "failed"])
+def test_another_json_is_refused(tmp_path: Path, key: str) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps({**SUMMARY, key: None}))
+    if key == "masks":
+        (tmp_path / "summary.json").write_text(json.dumps({"images": 3}))
+    with pytest.raises(ValueError, match="expected a summary of make-pseudo-masks in"):
+        masks_part(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, "refined by pamr, background threshold 0.4"),
+        ({"refine": "none"}, "not refined, background threshold 0.4"),
+        (
+            {"background_power": 2, "background_threshold": None},
+            "refined by pamr, background power 2",
+        ),
+        (
+            {"class_thresholds": {"cat": 0.3}, "min_confidence": 0.2},
+            "refined by pamr, background threshold 0.4, thresholds of their own for 1 classes, "
+            "least confidence 0.2",
+        ),
+    ],
+)
+def test_describe_options(change: dict[str, object], words: str) -> None:
+    assert describe_options({**OPTIONS, **change}) == words
+
+
+def write_log(run: Run, stage: str, steps: list[Step]) -> Path:
+    with run.logged(stage, lambda step: None) as report:
+        for step in steps:
+            report(step)
+    return run.work / stage / "log.jsonl"
+
+
+@pytest.fixture
+def run(tiny_run: Run, tmp_path: Path) -> Run:
+    return Run(tiny_run.config, tiny_run.classes, tmp_path, tiny_run.device)
+
+
+STEPS = [
+    Step(
+        epoch,
+        step,
+        4,
+        0.1,
+        {"match": 2.0 - epoch, "refine": step / 10, "loss": 2.0 - epoch + step / 10},
+    )
+    for epoch in range(2)
+    for step in range(4)
+]
+
+
+def test_a_log_comes_back_but_for_a_line_that_a_kill_cut(run: Run) -> None:
+    log = write_log(run, "train-generator", STEPS)
+    assert read_steps(log) == STEPS
+    content = log.read_text()
+    log.write_text(content[:-25])
+    assert read_steps(log) == STEPS[:-1]
+    log.write_bytes(content.encode() + b'{"epoch": 2, "st\xff\n[1]\n7\n\n')
+    assert read_steps(log) == STEPS
+    assert read_steps(run.work / "no" / "log.jsonl") == []
+
+
+def test_terms_and_plots(run: Run) -> None:
+    write_log(run, "refine-generator", STEPS)
+    part = {each.name: each for each in stage_parts(run.work)}["refine-generator"]
+    assert (part.state, part.epochs, part.steps) == ("unfinished", 2, 8)
+    assert [(t.name, t.first, t.last) for t in part.terms] == [
+        ("match", 2.0, 1.0),
+        ("refine", pytest.approx(0.15), pytest.approx(0.15)),
+        ("loss", pytest.approx(2.15), pytest.approx(1.15)),
+    ]
+    losses, rate = part.plots
+    assert [line.name for line in losses.lines] == ["match", "refine", "loss"]
+    assert [line.name for line in rate.lines] == ["learning rate"]
+    assert losses.x_ticks[-1].label == "2.0"
+
+
+def test_an_epoch_of_one_step_is_an_epoch_wide(run: Run) -> None:
+    write_log(run, "train-generator", [Step(0, 0, 1, 0.1, {"match": 1.0})])
+    part = {each.name: each for each in stage_parts(run.work)}["train-generator"]
+    for plot in part.plots:
+        assert (plot.x_ticks[0].label, plot.x_ticks[-1].label) == ("0.0", "1.0")
+
+
+def test_the_sum_of_one_term_is_not_shown_twice(run: Run) -> None:
+    write_log(run, "learn-prompts", [Step(0, 0, 1, 0.1, {"prompt": 1.0, "loss": 1.0})])
+    part = {each.name: each for each in stage_parts(run.work)}["learn-prompts"]
+    assert [term.name for term in part.terms] == ["prompt"]
+
+
+def test_stages_come_in_order_and_others_last(run: Run) -> None:
+    write_log(run, "another-stage", STEPS)
+    write_log(run, "pretrain-generator", STEPS)
+    (run.work / "train-generator").mkdir()
+    (run.work / "train-generator" / "generator.safetensors").touch()
+    parts = stage_parts(run.work)
+    assert [(part.name, part.state) for part in parts] == [
+        ("pretrain-generator", "unfinished"),
+        ("train-generator", "done"),
+        ("learn-prompts", "not run"),
+        ("refine-generator", "not run"),
+        ("train-segmenter", "not run"),
+        ("another-stage", "unfinished"),
+    ]
+    assert parts[1].plots == ()
+
 
 SCRIPT = "<script>alert('1')</script>"
 
@@ -135,7 +300,7 @@ def test_equal_runs_give_equal_pages(
 ) -> None:
     sources = Sources(samples, made, tiny_bundle)
     shares: list[float] = []
-    write_report(tiny_run, sources, tmp_path / "a.html", photos=3, on_share=shares.append)
+    write_report(tiny_run, sources, tmp_path / "a.html", photos=3, on_fraction=shares.append)
     write_report(tiny_run, replace(sources, samples=samples[::-1]), tmp_path / "b.html", photos=3)
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
     assert shares == [1 / 3, 2 / 3, 1]

@@ -18,8 +18,7 @@ from models.inference.masks import Segmentation, _thresholds
 from models.inference.open_vocabulary import _CACHE_SIZE, ClosedVocabularyError, OpenVocabulary
 from models.inference.predictor import LabeledImage, Predictor
 from models.training.export import export_bundle
-from models.training.generator import supervision
-from models.training.run import Run
+from models.training.run import Run, supervision
 from tests.conftest import CLASSES, CPU
 
 

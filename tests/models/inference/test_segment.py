@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.bundle.bundle import BundleError, load_bundle, read_info
+from models.bundle.bundle import load_bundle
+from models.bundle.manifest import BundleError, read_info
 from models.data.mask_files import read_soft_maps, scores_npz
 from models.inference.masks import decide
 from models.inference.predictor import CannotSegmentError, Predictor

@@ -7,7 +7,7 @@ import pytest
 
 from models.data.classes import Sample
 from models.data.official import VOC_ARCHIVE
-from models.prepare import SAMPLE, check_archives, check_photos
+from models.prepare import check_archives, check_photos
 from tests.helpers.downloads import SIZE, photo
 
 
@@ -19,7 +19,7 @@ def watch(title: str, total: int) -> AbstractContextManager[object]:
 def samples(tmp_path: Path) -> list[Sample]:
     """Half as many photos again as are sampled."""
     photo(tmp_path / "0000.jpg")
-    paths = [tmp_path / f"{number:04d}.jpg" for number in range(SAMPLE + SAMPLE // 2)]
+    paths = [tmp_path / f"{number:04d}.jpg" for number in range(150)]
     for path in paths[1:]:
         path.hardlink_to(paths[0])
     return [Sample(path, (0,)) for path in paths]

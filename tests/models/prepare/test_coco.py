@@ -1,7 +1,6 @@
 """``semples prepare coco`` on tiny downloads, whole and damaged."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.cli import main
 from models.data.classes import read_class_list
 from models.data.coco import COCO_CLASSES, coco_list, read_coco
 from models.data.labels import read_folder
-from models.data.official import spread
+from models.data.official import evenly_spaced
 from models.prepare import draw_instances
+from tests.helpers.command import semples
 from tests.helpers.downloads import (
     SIZE,
     annotation,
@@ -31,22 +30,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 PHOTOS = 3  # of each list
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["semples", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
+def prepare(root: Path, out: Path, *more: object) -> int:
+    return semples("prepare", "coco", root, "--output", out, "--photos", PHOTOS, *more).returncode
 
 
-def prepare(monkeypatch: pytest.MonkeyPatch, root: Path, out: Path, *more: object) -> int:
-    return run(monkeypatch, "prepare", "coco", root, "--output", out, "--photos", PHOTOS, *more)
-
-
-def test_end_to_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, out = make_coco(tmp_path / "coco", photos=PHOTOS), tmp_path / "out"
-    assert prepare(monkeypatch, root, out) == 0
+    assert prepare(root, out) == 0
     shown = capsys.readouterr()
     assert f"{root / 'train2014'}: 3 photos, 3 of them read whole" in shown.out
     assert f"--images {root / 'train2014'} --labels {out / 'labels.csv'}" in shown.out
@@ -65,30 +55,28 @@ def test_end_to_end(
             assert all((drawn == index).sum() == 20 for index in expected)  # squares of 2 x 10
 
     (out / "ground_truth" / "val" / f"{samples[0].stem}.png").unlink()
-    assert prepare(monkeypatch, root, out) == 0
+    assert prepare(root, out) == 0
     shown = capsys.readouterr()
     assert "train: all 3 label maps kept" in shown.out
     assert "val: 1 label maps written, 2 kept" in shown.out
 
 
-def test_json_is_not_read_where_nothing_is_left_to_draw(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_json_is_not_read_where_nothing_is_left_to_draw(tmp_path: Path) -> None:
     root, out = make_coco(tmp_path / "coco", photos=PHOTOS), tmp_path / "out"
-    assert prepare(monkeypatch, root, out) == 0
+    assert prepare(root, out) == 0
     (root / "annotations" / "instances_train2014.json").write_text("half of it")
-    assert prepare(monkeypatch, root, out) == 0
+    assert prepare(root, out) == 0
 
 
 def test_other_labels_than_the_lists_are_noted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root, out = make_coco(tmp_path / "coco", photos=PHOTOS), tmp_path / "out"
     path = root / "annotations" / "instances_val2014.json"
     content = json.loads(path.read_text())
     content["annotations"] = content["annotations"][:-1]
     write_json(path, content)
-    assert prepare(monkeypatch, root, out) == 0
+    assert prepare(root, out) == 0
     assert "differ in the labels of 1 photos" in capsys.readouterr().err
     samples = read_folder(root / "val2014", out / "labels_val.csv", COCO_CLASSES)
     assert samples == read_coco(root, "val", photos=PHOTOS)
@@ -115,7 +103,7 @@ def grow(path: Path) -> None:
     Image.new("RGB", (50, 60)).save(path)
 
 
-VAL = spread(coco_list("val"), PHOTOS)[1].file_name
+VAL = evenly_spaced(coco_list("val"), PHOTOS)[1].file_name
 JSON = "annotations/instances_val2014.json"
 CAPTIONS = {"info": {}, "images": [], "licenses": [], "annotations": []}
 DAMAGE = {
@@ -138,21 +126,21 @@ DAMAGE = {
 
 @pytest.mark.parametrize("case", DAMAGE)
 def test_damage_is_one_line_and_exit_code_2(
-    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name, damage, message = DAMAGE[case]
     root = make_coco(tmp_path / "coco", photos=PHOTOS)
     damage(root / name)
-    assert prepare(monkeypatch, root, tmp_path / "out") == 2
+    assert prepare(root, tmp_path / "out") == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if "semples: " in line]
     assert len(lines) == 1
     assert message in lines[0]
 
 
 def test_nothing_there_says_what_to_download(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert prepare(monkeypatch, tmp_path, tmp_path / "out") == 2
+    assert prepare(tmp_path, tmp_path / "out") == 2
     line = capsys.readouterr().err
     assert (
         f"expected train2014 in {tmp_path}, got none; unpack train2014.zip (from http://images."

@@ -3,28 +3,23 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
-from models.cli import main
 from models.config import Config, dump_config
 from models.data.classes import read_class_list
 from models.data.labels import read_folder, read_label_rows
-from models.data.official import spread
+from models.data.official import evenly_spaced
 from models.data.voc import VOC_CLASSES, find_voc, read_voc, voc_list
-from tests.helpers.downloads import make_voc, voc_map
+from tests.helpers.command import semples
+from tests.helpers.downloads import SIZE, make_voc, voc_map, voc_xml
 
 PHOTOS = 3  # of each list: some with VOC's own label map, some with SBD's
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["semples", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -35,13 +30,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_end_to_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, out = tmp_path / "voc", tmp_path / "out"
     place = make_voc(root, photos=PHOTOS)
     options = [root, "--output", out, "--photos", PHOTOS]
-    assert run(monkeypatch, "prepare", "voc", *options) == 0
+    assert semples("prepare", "voc", *options).returncode == 0
     shown = capsys.readouterr()
     assert "8 photos, 8 of them read whole" in shown.out.replace("\n", " ")
     assert f"--images {place / 'JPEGImages'} --labels {out / 'labels.csv'}" in shown.out
@@ -53,14 +46,14 @@ def test_end_to_end(
         assert samples == read_voc(root, split, photos=PHOTOS)
         maps = out / "ground_truth" / split
         assert {path.stem for path in maps.iterdir()} == {each.stem for each in samples}
-        for listed in spread(voc_list(split), PHOTOS):
+        for listed in evenly_spaced(voc_list(split), PHOTOS):
             with Image.open(maps / f"{listed.stem}.png") as picture:
                 assert np.array_equal(np.array(picture), voc_map(listed))
     assert list((root / "benchmark_RELEASE").rglob("*.mat"))  # SBD had its part in it
 
     before = contents(out)
     (out / "ground_truth" / "val" / f"{samples[0].stem}.png").unlink()
-    assert run(monkeypatch, "prepare", "voc", *options) == 0
+    assert semples("prepare", "voc", *options).returncode == 0
     assert "val: 1 label maps written, 2 kept" in capsys.readouterr().out
     assert contents(out) == before
 
@@ -73,14 +66,14 @@ def test_the_commands_take_what_it_wrote(
 ) -> None:
     make_voc(tmp_path / "voc", photos=PHOTOS)
     options = [tmp_path / "voc", "--output", tmp_path / "out", "--photos", PHOTOS]
-    assert run(monkeypatch, "prepare", "voc", *options) == 0
+    assert semples("prepare", "voc", *options).returncode == 0
     *command, config, name = capsys.readouterr().out.splitlines()[-1].split()[1:]
     assert (config, name) == ("--config", "my.yaml")
     (tmp_path / "tiny.yaml").write_text(
         dump_config(tiny_config.model_copy(update={"synonyms": {}}))
     )
     monkeypatch.chdir(tmp_path)
-    assert run(monkeypatch, *command, "--config", "tiny.yaml", "--device", "cpu") == 0
+    assert semples(*command, "--config", "tiny.yaml", "--device", "cpu").returncode == 0
     assert (tmp_path / "work" / "train-generator" / "generator.safetensors").is_file()
     assert read_class_list(tmp_path / "work" / "classes.txt") == VOC_CLASSES
 
@@ -91,26 +84,26 @@ def test_no_torch_is_needed() -> None:
 
 
 def test_without_sbd_only_its_masks_are_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_voc(tmp_path / "voc", photos=PHOTOS, sbd=False)
     out = tmp_path / "out"
     options = [tmp_path / "voc", "--output", out, "--photos", PHOTOS]
-    assert run(monkeypatch, "prepare", "voc", *options) == 0
+    assert semples("prepare", "voc", *options).returncode == 0
     assert "no masks of SBD: ground_truth/train_aug is left out" in capsys.readouterr().err
     assert {path.name for path in (out / "ground_truth").iterdir()} == {"train", "val"}
     assert len(read_label_rows(out / "labels.csv")) == PHOTOS
 
 
 def test_masks_of_others_as_png_are_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = make_voc(tmp_path / "voc", photos=PHOTOS, sbd=False)
     (place / "SegmentationClassAug").mkdir()
-    for listed in spread(voc_list("train_aug"), PHOTOS):
+    for listed in evenly_spaced(voc_list("train_aug"), PHOTOS):
         Image.fromarray(voc_map(listed)).save(place / "SegmentationClassAug" / f"{listed.stem}.png")
     options = [place, "--output", tmp_path / "out", "--photos", PHOTOS]
-    assert run(monkeypatch, "prepare", "voc", *options) == 0
+    assert semples("prepare", "voc", *options).returncode == 0
     assert "train_aug: 3 label maps written" in capsys.readouterr().out
 
 
@@ -124,9 +117,9 @@ def test_it_is_found_from_each_of_its_folders(tmp_path: Path) -> None:
 
 
 def test_nothing_there_says_what_to_download(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(monkeypatch, "prepare", "voc", tmp_path, "--output", tmp_path / "out") == 2
+    assert semples("prepare", "voc", tmp_path, "--output", tmp_path / "out").returncode == 2
     line = capsys.readouterr().err
     assert (
         f"expected VOCdevkit/VOC2012/JPEGImages in {tmp_path}, got none; unpack VOCtrainval_"
@@ -136,24 +129,21 @@ def test_nothing_there_says_what_to_download(
     assert not (tmp_path / "out").exists()
 
 
-def test_thorough_checks_archives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_thorough_checks_archives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "voc"
     make_voc(root, photos=PHOTOS)
     options = [root, "--output", tmp_path / "out", "--photos", PHOTOS]
-    assert run(monkeypatch, "prepare", "voc", *options, "--thorough") == 0
+    assert semples("prepare", "voc", *options, "--thorough").returncode == 0
     assert f"{root}: 0 archives, with the published MD5" in capsys.readouterr().out
     (root / "benchmark.tgz").write_bytes(b"half of it")
-    assert run(monkeypatch, "prepare", "voc", *options) == 0
-    assert run(monkeypatch, "prepare", "voc", *options, "--thorough") == 2
+    assert semples("prepare", "voc", *options).returncode == 0
+    assert semples("prepare", "voc", *options, "--thorough").returncode == 2
     assert "expected the MD5 82b4d87ceb2ed10f6038a1cba92111cb of" in capsys.readouterr().err
 
 
 def test_the_known_pair(
     shared: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     place = make_voc(tmp_path / "voc", photos=PHOTOS)
@@ -163,13 +153,13 @@ def test_the_known_pair(
     photo.write_bytes((pair / photo.name).read_bytes())
     truth.write_bytes((pair / truth.name).read_bytes())
     options = [tmp_path / "voc", "--output", tmp_path / "out", "--photos", PHOTOS]
-    assert run(monkeypatch, "prepare", "voc", *options) == 0
+    assert semples("prepare", "voc", *options).returncode == 0
     assert "original" not in capsys.readouterr().err
     with Image.open(photo) as picture:
         picture.save(photo, quality=50)
     with Image.open(truth) as picture:
         Image.fromarray(np.where(np.array(picture) == 255, 0, np.array(picture))).save(truth)
-    assert run(monkeypatch, "prepare", "voc", *options) == 0
+    assert semples("prepare", "voc", *options).returncode == 0
     told = capsys.readouterr().err
     assert "2007_000129.jpg is not the original file" in told
     assert "2007_000129.png has other pixels than the original" in told
@@ -194,3 +184,69 @@ def test_a_full_disk_is_one_line_and_what_was_written_is_kept(tmp_path: Path) ->
     assert "File too large" in done.stderr.splitlines()[-1]
     assert not list((tmp_path / "out").rglob("*.png"))
     assert len(read_label_rows(tmp_path / "out" / "labels.csv")) == PHOTOS
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def grow(path: Path) -> None:
+    Image.new("RGB", (50, 60)).save(path)
+
+
+def recolor(path: Path) -> None:
+    Image.new("RGB", SIZE[::-1], "red").save(path)
+
+
+def shrink(path: Path) -> None:
+    Image.new("L", (10, 10)).save(path)
+
+
+def lift(path: Path) -> None:
+    Image.new("L", SIZE[::-1], 21).save(path)
+
+
+def other_mat(path: Path) -> None:
+    savemat(path, {"GTinst": {"Segmentation": np.zeros(SIZE)}})
+
+
+def text(content: str) -> Callable[[Path], object]:
+    return lambda path: path.write_text(content)
+
+
+VAL, AUG = (evenly_spaced(voc_list(split), PHOTOS)[1] for split in ("val", "train_aug"))
+SBD = f"benchmark_RELEASE/dataset/cls/{AUG.stem}.mat"
+SIZED = voc_xml(VAL).replace(f"<width>{SIZE[1]}</width>", "")
+AGAIN = "unpack VOCtrainval_11-May-2012.tar (from http://host.robots.ox.ac.uk/"
+DAMAGE = {
+    "a missing photo": (f"JPEGImages/{VAL.stem}.jpg", Path.unlink, f"are {VAL.stem}.jpg (1 in all); {AGAIN}"),
+    "an empty photo": (f"JPEGImages/{VAL.stem}.jpg", text(""), f"are {VAL.stem}.jpg (1 in all)"),
+    "a truncated photo": (f"JPEGImages/{VAL.stem}.jpg", cut, f"{VAL.stem}.jpg: cannot read the image"),
+    "a photo of another size": (f"JPEGImages/{VAL.stem}.jpg", grow, "got 50 x 60 pixels instead of 40 x 30 in"),
+    "a missing list": ("ImageSets/Segmentation/train.txt", Path.unlink, "train.txt, got no such file; unpack"),
+    "another list": ("ImageSets/Segmentation/val.txt", text("a\nb\n"), "got 2, 0 of them the same"),
+    "missing XML": (f"Annotations/{VAL.stem}.xml", Path.unlink, f"No such file or directory: {{}}/{VAL.stem}.xml"),
+    "XML without a size": (f"Annotations/{VAL.stem}.xml", text(SIZED), "expected the photo's size in"),
+    "a missing map": (f"SegmentationClass/{VAL.stem}.png", Path.unlink, f"of val, got none of {VAL.stem} (1 in all)"),
+    "a truncated map": (f"SegmentationClass/{VAL.stem}.png", cut, f"expected a label map in {{}}/{VAL.stem}.png"),
+    "a colored map": (f"SegmentationClass/{VAL.stem}.png", recolor, "got mode RGB"),
+    "a map of another size": (f"SegmentationClass/{VAL.stem}.png", shrink, "of the photo's 40 x 30 pixels in"),
+    "unknown indices": (f"SegmentationClass/{VAL.stem}.png", lift, "expected indices from 0 to 20 and 255 in"),
+    "a missing mask of SBD": (f"../../{SBD}", Path.unlink, f"got none of {AUG.stem} (1 in all); unpack benchmark"),
+    "a truncated mask of SBD": (f"../../{SBD}", cut, "expected SBD's GTcls.Segmentation in"),
+    "another mask of SBD": (f"../../{SBD}", other_mat, "expected SBD's GTcls.Segmentation in"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_damage_is_one_line_and_exit_code_2(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, damage, message = DAMAGE[case]
+    place = make_voc(tmp_path / "voc", photos=PHOTOS)
+    damage(place / name)
+    options = [tmp_path / "voc", "--output", tmp_path / "out", "--photos", PHOTOS]
+    assert semples("prepare", "voc", *options).returncode == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "semples: " in line]
+    assert len(lines) == 1
+    assert message.format((place / name).parent) in lines[0]

@@ -16,17 +16,11 @@ from models.data.labels import read_folder
 from models.inference.predictor import Predictor
 from models.tensors import write_tensors
 from models.training.export import export_bundle
-from models.training.generator import (
-    adopt_prompts,
-    learn_prompts,
-    learned_prompts,
-    refine_generator,
-    supervision,
-    train_generator,
-)
+from models.training.generator import refine_generator, train_generator
 from models.training.loop import Step
-from models.training.pipeline import plan
-from models.training.run import Run, start_run
+from models.training.pipeline import build_stages
+from models.training.prompts import adopt_prompts, learn_prompts, learned_prompts
+from models.training.run import Run, start_run, supervision
 from tests.conftest import CLASSES, CPU
 from tests.models.bundle.test_import_checkpoint import public_weaktr
 
@@ -132,7 +126,9 @@ def test_adopted_prompts_stand_for_stage_b(tiny_config: Config, tmp_path: Path) 
 def stages_of(run: Run, samples: list[Sample]) -> dict[str, bool]:
     """Each stage of run-all and whether it is done."""
     place = run.work
-    found = plan(run, samples, place, place / "bundle", licence="none", trained_on="nothing")
+    found = build_stages(
+        run, samples, place, place / "bundle", licence="none", trained_on="nothing"
+    )
     return {stage.name: stage.done for stage in found}
 
 

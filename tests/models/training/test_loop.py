@@ -1,4 +1,4 @@
-"""The loop: what it minimizes and reports, mixed precision, clipping, going on after a kill."""
+"""The training loop: what it minimizes and reports, mixed precision, clipping, micro-batches, checkpoints."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from models.training.checkpoint import Checkpoint
-from models.training.loop import Group, Optimization, Step, fit
+from models.training.distributed import Processes
+from models.training.loop import Optimization, ParameterGroup, Step, fit, micro_batches
 from models.training.prompts import RegionBatches
+from tests.conftest import CPU
 
 BatchT = TypeVar("BatchT")
 
@@ -28,7 +30,7 @@ def quadratic(
     weight = nn.Parameter(torch.tensor(1.0))
     steps: list[Step] = []
     fit(
-        [Group([weight])],
+        [ParameterGroup([weight])],
         Listed([factor, factor]),
         lambda batch: {"square": weight.square() * batch, "zero": weight * 0},
         Optimization(epochs, rate, 0.0, **options),
@@ -66,13 +68,19 @@ def test_loop_refuses_what_cannot_learn() -> None:
         quadratic(factor=float("nan"))
     frozen = nn.Parameter(torch.ones(1), requires_grad=False)
     with pytest.raises(ValueError, match="got 0 parameters, 1 batches"):
-        fit([Group([frozen])], Listed([0]), lambda _: {}, Optimization(1, 1, 0), on_step=print)
+        fit(
+            [ParameterGroup([frozen])],
+            Listed([0]),
+            lambda _: {},
+            Optimization(1, 1, 0),
+            on_step=print,
+        )
 
 
 def test_groups_learn_at_their_share() -> None:
     fast, slow = (nn.Parameter(torch.zeros(1)) for _ in range(2))
     fit(
-        [Group([fast]), Group([slow], 0.1)],
+        [ParameterGroup([fast]), ParameterGroup([slow], 0.1)],
         Listed([0]),
         lambda _: {"sum": (fast + slow).sum()},
         Optimization(1, 0.5, 0.0),
@@ -90,7 +98,7 @@ def test_large_gradients_are_clipped() -> None:
         weight.register_post_accumulate_grad_hook(lambda each: seen.append(float(each.grad or 0)))
         optimization = Optimization(1, 1e-3, 0.0, max_gradient_norm=limit)
         fit(
-            [Group([weight])],
+            [ParameterGroup([weight])],
             Listed([0]),
             lambda _: {"line": weight.sum() * 100},
             optimization,
@@ -117,7 +125,7 @@ def test_mixed_precision_computes_in_half_and_keeps_single(precision: str) -> No
     steps: list[Step] = []
     optimization = Optimization(20, 0.05, 0.0, precision=precision)
     fit(
-        [Group(layer.parameters())],
+        [ParameterGroup(layer.parameters())],
         Listed([torch.ones(2, 4)]),
         losses_of,
         optimization,
@@ -162,7 +170,7 @@ def train(
             raise Killed
 
     fit(
-        [Group(network.parameters())],
+        [ParameterGroup(network.parameters())],
         RegionBatches(24, batch_size=8, seed=2),
         lambda rows: {"square": network(ROWS[rows]).square().mean()},
         Optimization(4, 0.01, 0.01),
@@ -208,7 +216,7 @@ def test_a_run_can_be_made_longer(tmp_path: Path) -> None:
     for epochs in (1, 3):
         checkpoint = Checkpoint(tmp_path / "checkpoint.pt", holder, "same")
         fit(
-            [Group([weight])],
+            [ParameterGroup([weight])],
             Listed([0]),
             losses,
             Optimization(epochs, 0.1, 0),
@@ -224,7 +232,7 @@ def test_only_the_leading_process_writes(tmp_path: Path) -> None:
         tmp_path / "checkpoint.pt", nn.ParameterList([weight]), "", writes=False
     )
     fit(
-        [Group([weight])],
+        [ParameterGroup([weight])],
         Listed([0]),
         lambda _: {"line": weight.sum()},
         Optimization(1, 0.1, 0),
@@ -232,3 +240,42 @@ def test_only_the_leading_process_writes(tmp_path: Path) -> None:
         checkpoint=checkpoint,
     )
     assert not any(tmp_path.iterdir())
+
+
+def test_parts_of_a_batch_teach_what_the_whole_would() -> None:
+    rows = torch.randn(6, 3, generator=torch.Generator().manual_seed(3))
+    counts = torch.tensor([1.0, 0.0, 2.0, 1.0, 1.0, 0.0])
+
+    def mean_over_counted(batch: tuple[Tensor, Tensor]) -> Mapping[str, Tensor]:
+        values, weights = batch
+        squares = layer(values)[:, 0].square() * weights
+        return {"square": squares.sum() / weights.sum().clamp(min=1)}
+
+    learned, reports = [], []
+    for size in (None, 4, 2, 1):
+        layer = nn.Linear(3, 1)
+        nn.init.ones_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        steps: list[Step] = []
+        fit(
+            [ParameterGroup(layer.parameters())],
+            Listed([(rows, counts)]),
+            mean_over_counted,
+            Optimization(3, 0.1, 0.0),
+            on_step=steps.append,
+            split=micro_batches(
+                lambda weights: weights, size=size, processes=Processes(), device=CPU
+            ),
+        )
+        learned.append(layer.weight.detach())
+        reports.append([step.losses["square"] for step in steps])
+    for weight, losses in zip(learned[1:], reports[1:], strict=True):
+        torch.testing.assert_close(weight, learned[0])
+        assert losses == pytest.approx(reports[0], rel=1e-5)
+
+
+def test_parts_without_anything_to_learn_keep_their_weight() -> None:
+    cut = micro_batches(lambda each: each > 0, size=2, processes=Processes(), device=CPU)
+    parts = cut((torch.zeros(3, 1), torch.zeros(3, 1)))
+    assert [len(part.batch[0]) for part in parts] == [2, 1]
+    assert all(part.weight == 0 for part in parts)

@@ -1,14 +1,20 @@
-"""Whose a work directory is."""
+"""The work directory of a run: its configuration, TensorBoard events, and full disks."""
 
+import resource
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from models.config import Config
+from models.config import Config, dump_config
 from models.data.classes import ClassList
-from models.training.run import Run, start_run
+from models.training.loop import Step
+from models.training.run import Run, _check_space, start_run, tensorboard_events
 from tests.conftest import CLASSES, CPU
+from tests.models.training.test_loop import Network
 
 
 def test_another_configuration_needs_another_folder(tiny_run: Run) -> None:
@@ -41,3 +47,62 @@ def test_the_segmenter_may_change_until_there_is_one(tiny_config: Config, tmp_pa
     segment = tiny_config.segment.model_copy(update={"image_size": 64})
     used = epochs(6).model_copy(update={"segment": segment})
     assert start_run(used, CLASSES, tmp_path, device=CPU).config == used
+
+
+def test_tensorboard_reads_the_steps(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+    def steps(*places: tuple[int, int], loss: float) -> None:
+        with tensorboard_events(tmp_path) as write:
+            for epoch, number in places:
+                write(Step(epoch, number, 2, 0.1, {"match": loss, "loss": loss}))
+
+    steps((0, 0), (0, 1), (1, 0), loss=4.0)
+    time.sleep(1)  # event files are read in the order of the seconds in their names
+    steps((0, 1), (1, 0), (1, 1), loss=2.0)  # killed after step 1, gone on from there
+    found = accumulator.EventAccumulator(str(tmp_path))
+    found.Reload()
+    assert set(found.Tags()["scalars"]) == {"match", "loss", "learning_rate"}
+    assert [(each.step, each.value) for each in found.Scalars("loss")] == [
+        (0, 4.0), (1, 2.0), (2, 2.0), (3, 2.0),
+    ]  # fmt: skip
+
+
+def test_without_steps_there_is_no_file(tmp_path: Path) -> None:
+    with tensorboard_events(tmp_path):
+        pass
+    assert not any(tmp_path.iterdir())
+
+
+LIMIT = 40_000  # bytes a file may have: room for the configuration and the log, none for weights
+
+
+def limit_files() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
+
+
+def test_a_full_disk_is_one_line(tiny_config: Config, tiny_data: Path, tmp_path: Path) -> None:
+    config, work = tmp_path / "tiny.yaml", tmp_path / "work"
+    config.write_text(dump_config(tiny_config))
+    done = subprocess.run(
+        [
+            sys.executable, "-c", "from models.cli import main; main()", "train-generator", str(work),
+            "--images", str(tiny_data / "images"), "--labels", str(tiny_data / "labels.csv"),
+            "--config", str(config), "--device", "cpu", "--threads", "1",
+        ],
+        capture_output=True, text=True, check=False, preexec_fn=limit_files, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("semples: File too large: ")
+    assert "Traceback" not in done.stderr
+    left = {path.name for path in (work / "train-generator").iterdir()}
+    assert {name for name in left if "tfevents" not in name} == {"log.jsonl"}
+
+
+def test_too_little_room_is_told_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _check_space(tmp_path, Network())
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
+    with pytest.raises(ValueError, match=r"MB free in .* for checkpoints, got 0 MB"):
+        _check_space(tmp_path, Network())

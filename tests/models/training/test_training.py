@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -16,11 +17,11 @@ from models.clip import FrozenClip
 from models.config import CnnConfig, Config
 from models.data.classes import Sample
 from models.data.labels import read_folder
-from models.training import generator
-from models.training.generator import Refinement, generator_losses
+from models.training import generator, prompts
+from models.training import run as run_module
 from models.training.loop import Step
 from models.training.prompts import RegionBatches, RegionEmbeddings, embed_backgrounds
-from models.training.run import MissingStageError, OnStep, Run, open_run, start_run
+from models.training.run import MissingStageError, OnStep, Run, open_run, start_run, supervision
 from tests.conftest import CLASSES, CPU
 
 Stage = Callable[[Run, Sequence[Sample], OnStep], Path]
@@ -40,10 +41,12 @@ def masks_of_everything(images: torch.Tensor, present: torch.Tensor) -> torch.Te
 def test_stage_c_adds_refinement_to_stage_a(tiny_clip: FrozenClip) -> None:
     text = tiny_clip.embed_classes(CLASSES.names)
     batch = torch.rand(2, 3, 64, 64), torch.tensor([[1.0, 0, 0, 1], [0, 0, 1, 0]])
-    a = generator_losses(masks_of_everything, tiny_clip, text, background_weight=1.0)(batch)
-    c = generator_losses(
+    a = generator.generator_losses(masks_of_everything, tiny_clip, text, background_weight=1.0)(
+        batch
+    )
+    c = generator.generator_losses(
         masks_of_everything, tiny_clip, text, background_weight=1.0,
-        refinement=Refinement(text, 0.5),
+        refinement=generator.Refinement(text, 0.5),
     )(batch)  # fmt: skip
     assert set(a) == {"match"}
     assert set(c) == {"match", "refine"}
@@ -52,9 +55,9 @@ def test_stage_c_adds_refinement_to_stage_a(tiny_clip: FrozenClip) -> None:
 
 def test_a_batch_without_labels_is_zero_not_nan(tiny_clip: FrozenClip, tiny_config: Config) -> None:
     text = tiny_clip.embed_classes(CLASSES.names)
-    losses = generator_losses(
+    losses = generator.generator_losses(
         masks_of_everything, tiny_clip, text, background_weight=1.0,
-        refinement=Refinement(text, 0.5),
+        refinement=generator.Refinement(text, 0.5),
     )((torch.rand(2, 3, 64, 64), torch.zeros(2, 4)))  # fmt: skip
     assert {name: loss.item() for name, loss in losses.items()} == {"match": 0, "refine": 0}
 
@@ -112,18 +115,20 @@ def test_each_stage_changes_its_own_parameters_only(
 
     before: dict[str, str] = {}
 
-    def watch(name: str) -> None:
-        build = getattr(generator, name)
+    def watch(module: ModuleType, name: str) -> None:
+        build = getattr(module, name)
 
         def keep(*args: object, **kwargs: object) -> nn.Module:
             watched[name] = build(*args, **kwargs)
             before[name] = digest(watched[name])
             return watched[name]
 
-        monkeypatch.setattr(generator, name, keep)
+        monkeypatch.setattr(module, name, keep)
 
-    for name in ("build_clip", "build_generator", "load_generator", "build_prompts"):
-        watch(name)
+    watch(run_module, "build_clip")
+    watch(generator, "build_generator")
+    watch(prompts, "load_generator")
+    watch(prompts, "build_prompts")
 
     def changed(stage: Stage) -> tuple[set[str], set[str]]:
         """Return what a stage changed and what it built."""
@@ -137,7 +142,7 @@ def test_each_stage_changes_its_own_parameters_only(
         {"build_generator"},
         {"build_clip", "build_generator"},
     )
-    assert changed(generator.learn_prompts) == (
+    assert changed(prompts.learn_prompts) == (
         {"build_prompts"},
         {"build_clip", "load_generator", "build_prompts"},
     )
@@ -157,7 +162,7 @@ def test_any_backbone_trains_with_either_mask(
     run = start_run(config, CLASSES, tmp_path, device=CPU)
     samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
     trained = load_file(generator.train_generator(run, samples, lambda step: None))
-    clip, text = generator.supervision(run)
+    clip, text = supervision(run)
     initial = build_generator(config, clip, text, device=CPU).state_dict()
     moved = {name for name, tensor in trained.items() if not torch.equal(tensor, initial[name])}
     assert "head.weight" in moved
@@ -195,8 +200,8 @@ def test_a_killed_stage_goes_on_as_if_nothing_had_been(
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        generator.learn_prompts(run, samples, kill)
-    resumed = load_file(generator.learn_prompts(run, samples, lambda step: None))
+        prompts.learn_prompts(run, samples, kill)
+    resumed = load_file(prompts.learn_prompts(run, samples, lambda step: None))
     whole = load_file(tiny_run.existing("learn-prompts", "prompts.safetensors"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     logs = [
@@ -222,6 +227,6 @@ def test_stages_in_the_wrong_order(tiny_config: Config, tmp_path: Path, tiny_dat
     run = start_run(tiny_config, CLASSES, tmp_path, device=CPU)
     samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
     with pytest.raises(MissingStageError, match="from 'semples train-generator', got no such file"):
-        generator.learn_prompts(run, samples, lambda step: None)
+        prompts.learn_prompts(run, samples, lambda step: None)
     with pytest.raises(MissingStageError, match="from 'semples learn-prompts', got no such file"):
         generator.refine_generator(run, samples, lambda step: None)

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from service.metrics import RedisCollector, merge
+from service.metrics import RedisCollector, merge_worker_metrics
 from tests.helpers.exposition import Scrape
 from tests.helpers.service_doubles import Info
 from tests.helpers.service_fixtures import (
@@ -151,7 +151,7 @@ def exposed(texts: dict[str, str]) -> Scrape:
 
     class Merged:
         def collect(self) -> list[object]:
-            return list(merge(texts))
+            return list(merge_worker_metrics(texts))
 
     registry = CollectorRegistry()
     registry.register(Merged())  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from service.api.pages import FOLDER
-from service.middleware.headers import HEADERS
+from service.middleware.observability import SECURITY_HEADERS as HEADERS
 from tests.helpers.html_page import Page
 from tests.helpers.service_fixtures import Place, http_api
 

@@ -49,7 +49,7 @@ def test_split_labels(fields: list[str], labels: tuple[str, ...]) -> None:
     ],
 )
 def test_parse_wait(query: float | None, prefer: str | None, seconds: float) -> None:
-    assert parse_wait(query, prefer, most=60) == seconds
+    assert parse_wait(query, prefer) == seconds
 
 
 @pytest.mark.parametrize(

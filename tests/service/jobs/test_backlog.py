@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from service.jobs.service import keep_place, seconds_to_wait
+from service.jobs.service import enforce_queue_limit, seconds_to_wait
 from tests.helpers.service_fixtures import Place, WorkerProcess, http_api, png
 from worker.queue.jobs import Limits, jobs_done_lately
 from worker.queue.rq import fetch_job
@@ -82,12 +82,12 @@ def test_many_at_once_are_not_more_than_there_are_places(calm: Place) -> None:
 def test_who_is_beyond_the_last_place_goes(calm: Place) -> None:
     jobs = [calm.post("cat") for _ in range(3)]
     # Now two wait that both saw the second place free.
-    assert [keep_place(calm.queue, job, places=2) for job in jobs] == [True, True, False]
+    assert [enforce_queue_limit(calm.queue, job, limit=2) for job in jobs] == [True, True, False]
     assert calm.queue.job_ids == [job.id for job in jobs[:2]]
     assert fetch_job(calm.redis, jobs[2].id) is None
     # A job that a worker has taken in the meantime stays.
     calm.redis.lpop(calm.queue.key)
-    assert keep_place(calm.queue, jobs[0], places=0)
+    assert enforce_queue_limit(calm.queue, jobs[0], limit=0)
     assert fetch_job(calm.redis, jobs[0].id) is not None
 
 

@@ -99,7 +99,7 @@ def test_a_child_that_does_not_listen_is_killed(tmp_path: Path) -> None:
         "print('deaf', flush=True); time.sleep(600)",
     ]
     child = Child(Command("deaf", command, log=tmp_path / "log", grace=0.2))
-    wait_for(lambda: child.last_words() == "deaf")
+    wait_for(lambda: child.last_log_line() == "deaf")
     child.ask_to_stop()
     child.wait()
     assert child.exit_code == -signal.SIGKILL
@@ -119,4 +119,4 @@ def test_what_cannot_be_run(tmp_path: Path) -> None:
     child = Child(Command("nothing", ["/nonexistent"], log=tmp_path / "log"))
     child.wait()
     assert child.exit_code != 0
-    assert "No such file" in child.last_words()
+    assert "No such file" in child.last_log_line()

@@ -12,9 +12,8 @@ import httpx
 import pytest
 from standardwebhooks import Webhook
 
-from service.local.serve import Stack
-from service.local.serve import _worker_command as worker_command
-from service.local.supervisor import _IMPATIENCE_SECONDS as IMPATIENCE
+from service.local.serve import Stack, worker_command
+from service.local.supervisor import SECOND_SIGNAL_SECONDS
 from service.settings import Settings
 from tests.helpers.service_fixtures import png, valkey, wait_for
 from tests.helpers.serving import alive, answers, cmdline, post, serving
@@ -89,7 +88,7 @@ def test_a_job_in_hand_is_waited_for_until_the_second_signal(tmp_path: Path) -> 
         stack.process.send_signal(signal.SIGTERM)
         api = f"{stack.url}/health"
         wait_for(lambda: not answers(api), what="the API's end")
-        time.sleep(IMPATIENCE)
+        time.sleep(SECOND_SIGNAL_SECONDS)
         assert alive(worker) == worker
         code, output, _ = stack.end()
         assert (code, output.splitlines()[-1]) == (0, "semples serve: stopped")

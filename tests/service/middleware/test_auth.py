@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.middleware.auth import is_loopback, is_open, make_key, require_keys
+from service.middleware.auth import is_loopback, is_open, make_key, require_auth_for_public_bind
 from service.settings import Settings
 from tests.helpers.paths import ROOT
 from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, http_api, png
@@ -125,13 +125,6 @@ def test_the_key_is_in_no_log(guarded: httpx.Client, caplog: pytest.LogCaptureFi
         assert secret not in caplog.text
 
 
-def test_an_idempotency_key_belongs_to_its_client(guarded: httpx.Client) -> None:
-    token = {"Idempotency-Key": "1"}
-    assert post(guarded, {**bearer(ALICE), **token}, png(color=(9, 9, 1))).status_code == 202
-    assert post(guarded, {**bearer(BOB), **token}, png(color=(9, 9, 2))).status_code == 202
-    assert post(guarded, {**bearer(ALICE), **token}, png(color=(9, 9, 2))).status_code == 422
-
-
 def test_the_document_names_the_schemes(guarded: httpx.Client, api: httpx.Client) -> None:
     document = guarded.get("/openapi.json").json()
     schemes = document["components"]["securitySchemes"]
@@ -180,10 +173,10 @@ def test_no_keys_only_where_no_stranger_comes(
     host: str, settings: dict[str, Any], starts: bool
 ) -> None:
     if starts:
-        require_keys(Settings(**settings), host)
+        require_auth_for_public_bind(Settings(**settings), host)
         return
     with pytest.raises(ValueError, match=r"^expected API keys \(SEMPLES_KEYS_FILE\) to listen on"):
-        require_keys(Settings(**settings), host)
+        require_auth_for_public_bind(Settings(**settings), host)
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from service.middleware.auth import ApiKey, KeyRing, make_key, parse_keys
+from service.middleware.auth import ApiKey, ApiKeys, make_key, parse_keys
 from tests.helpers.paths import ROOT
 
 ALICE, ALICES = make_key("alice")
@@ -46,7 +46,7 @@ def test_a_line_that_is_none_is_not_quoted(line: str) -> None:
 
 
 def test_owners() -> None:
-    ring = KeyRing(file=None, lines=f"{ALICES.line},{BOBS.line}")
+    ring = ApiKeys(file=None, lines=f"{ALICES.line},{BOBS.line}")
     assert [ring.owner(key) for key in (ALICE, BOB, "", ALICE[:-1], "ü", ALICES.digest)] == [
         "alice",
         "bob",
@@ -61,7 +61,7 @@ def test_a_changed_file_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureF
     file = tmp_path / "keys"
     file.write_text(ALICES.line)
     carol, carols = make_key("carol")
-    ring = KeyRing(file=file, lines=carols.line)
+    ring = ApiKeys(file=file, lines=carols.line)
     assert [ring.owner(key) for key in (ALICE, BOB, carol)] == ["alice", None, "carol"]
 
     write(file, BOBS)
@@ -91,12 +91,12 @@ def write(file: Path, *keys: ApiKey) -> None:
 
 def test_a_ring_without_keys_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected at least one API key, got none"):
-        KeyRing(file=None, lines=" ,\n# none")
+        ApiKeys(file=None, lines=" ,\n# none")
     with pytest.raises(ValueError, match=r"cannot read the API keys in .*nowhere: No such file"):
-        KeyRing(file=tmp_path / "nowhere", lines="")
+        ApiKeys(file=tmp_path / "nowhere", lines="")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match="expected UTF-8"):
-        KeyRing(file=tmp_path / "binary", lines=ALICES.line)
+        ApiKeys(file=tmp_path / "binary", lines=ALICES.line)
 
 
 def test_the_command_prints_a_line_that_is_good() -> None:
@@ -107,7 +107,7 @@ def test_the_command_prints_a_line_that_is_good() -> None:
     )
     (line,) = done.stdout.splitlines()
     key = done.stderr.split()[-1]
-    assert KeyRing(file=None, lines=line).owner(key) == "dave"
+    assert ApiKeys(file=None, lines=line).owner(key) == "dave"
     bad = subprocess.run(
         [*command[:-1], "da/ve"], cwd=ROOT, capture_output=True, text=True, check=False
     )

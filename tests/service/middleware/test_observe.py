@@ -16,8 +16,8 @@ from starlette.testclient import TestClient
 
 from service.api import errors
 from service.local.supervisor import Child, Command
-from service.metrics import HttpMeters
-from service.middleware.observability import Observe
+from service.metrics import HttpMetrics
+from service.middleware.observability import RequestLogger
 from tests.helpers.service_fixtures import Place, WorkerProcess, http_api, png, wait_for
 from worker.queue.rq import fetch_job
 
@@ -112,9 +112,9 @@ def test_a_workers_lines_about_a_job_name_it(place: Place, worker: WorkerProcess
         assert any(f": {message}" in line for line in about)
 
 
-def broken_app(meters: HttpMeters) -> FastAPI:
+def broken_app(metrics: HttpMetrics) -> FastAPI:
     app = FastAPI()
-    app.add_middleware(Observe, meters=meters)
+    app.add_middleware(RequestLogger, metrics=metrics)
     errors.install(app)
 
     @app.get("/broken/{name}")
@@ -127,14 +127,14 @@ def broken_app(meters: HttpMeters) -> FastAPI:
 def test_an_unexpected_error_is_answered_counted_and_logged(
     access: pytest.LogCaptureFixture,
 ) -> None:
-    meters = HttpMeters()
-    client = TestClient(broken_app(meters), raise_server_exceptions=False)
+    metrics = HttpMetrics()
+    client = TestClient(broken_app(metrics), raise_server_exceptions=False)
     answer = client.get("/broken/secret", headers={"X-Request-ID": "r1"})
     assert answer.status_code == 500
     assert answer.json()["type"] == "/problems/internal-error"
     assert answer.headers["X-Request-ID"] == "r1"
     labels = {"route": "/broken/{name}", "method": "GET", "status": "500"}
-    assert meters.registry.get_sample_value("semples_http_requests_total", labels) == 1
+    assert metrics.registry.get_sample_value("semples_http_requests_total", labels) == 1
     [line] = lines(access, 1)
     assert (line.status, line.route) == (500, "/broken/{name}")
 

@@ -112,7 +112,7 @@ def test_a_model_that_does_not_work_is_one_line_and_never_ready(
     child = failing.start(ready=False)
     wait_for(lambda: child.exit_code is not None)
     assert child.exit_code == 3
-    assert child.last_words() == f"semples worker: cannot load bundle '{bundle}': {reason}"
+    assert child.last_log_line() == f"semples worker: cannot load bundle '{bundle}': {reason}"
     assert {each.name for each in live_workers(place.redis)} == before
 
 

@@ -24,14 +24,14 @@ from models.data.mask_folder import read_mask_folder
 from models.training.loop import Step
 from models.training.run import Run, start_run
 from models.training.segmenter import (
-    epochs_of,
-    segmenter_groups,
+    parameter_groups,
+    segmenter_epochs,
     train_segmenter,
     trained_segmenter,
 )
 from tests.conftest import CLASSES, CPU
 from tests.models.segmenters.test_segmenters import TINY_MASK2FORMER
-from tests.models.training.test_processes import distance_of_updates
+from tests.models.training.test_distributed import distance_of_updates
 
 
 def train(run: Run, tiny_data: Path, masks: Path) -> dict[str, Tensor]:
@@ -139,7 +139,7 @@ def test_mask2former_trains(
 
 def test_the_backbone_learns_more_slowly(tiny_config: Config) -> None:
     segmenter = build_segmenter(tiny_config, classes=4, device=CPU)
-    fast, slow = segmenter_groups(segmenter, backbone_rate=0.1)
+    fast, slow = parameter_groups(segmenter, backbone_rate=0.1)
     assert (fast.rate, slow.rate) == (1.0, 0.1)
     count = sum(1 for _ in segmenter.parameters())
     assert len(list(fast.parameters)) + len(list(slow.parameters)) == count
@@ -148,9 +148,9 @@ def test_the_backbone_learns_more_slowly(tiny_config: Config) -> None:
 
 
 def test_settings() -> None:
-    assert epochs_of(SegmenterStageConfig(epochs=7), photos=100) == 7
+    assert segmenter_epochs(SegmenterStageConfig(epochs=7), photos=100) == 7
     # The paper's 80,000 iterations of 8 photos on 10,582: 1,322 batches an epoch
-    assert epochs_of(SegmenterStageConfig(iterations=80_000), photos=10_582) == 61
+    assert segmenter_epochs(SegmenterStageConfig(iterations=80_000), photos=10_582) == 61
     for text, message in (
         ("train_segmenter: {crop_size: 100}", "train_segmenter.crop_size"),
         ("train_segmenter: {scale: [2.0, 0.5]}", "expected scale from small to large"),
@@ -173,7 +173,7 @@ import os, sys
 from dataclasses import replace
 from pathlib import Path
 import torch
-from models import segmenter_stage
+from models.training import segmenter as stage
 from models.data.mask_folder import read_mask_folder
 from models.training.run import open_run
 from models.training.segmenter import build_segmenter, train_segmenter
@@ -186,7 +186,7 @@ def without_dropout(*args, **kwargs):
             module.p = 0.0
     return segmenter
 
-segmenter_stage.build_segmenter = without_dropout
+stage.build_segmenter = without_dropout
 work, images, masks = map(Path, sys.argv[1:])
 torch.set_num_threads(1)
 with join_processes(os.environ, backend="gloo") as processes:

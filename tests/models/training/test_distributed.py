@@ -14,15 +14,14 @@ from torch import Tensor
 
 from models.build import build_generator
 from models.config import Config
-from models.training import generator
-from models.training.run import open_run, start_run
+from models.training.run import open_run, start_run, supervision
 from tests.conftest import CLASSES, CPU
 
 STAGE = """
 import os, sys
 from pathlib import Path
 import torch
-from models import stages
+from models.training import generator
 from models.data.labels import read_folder
 from models.training.run import open_run
 from models.training.distributed import join_processes
@@ -32,7 +31,7 @@ torch.set_num_threads(1)
 with join_processes(os.environ, backend="gloo") as processes:
     run = open_run(work, device=torch.device("cpu"), processes=processes)
     samples = read_folder(images, labels, run.classes)
-    getattr(stages, stage)(run, samples, lambda step: None)
+    getattr(generator, stage)(run, samples, lambda step: None)
 """
 
 
@@ -88,7 +87,7 @@ def test_two_processes_learn_what_one_would(
         run_stage("train_generator", work, images, labels, processes=processes)
         learned.append(load_file(work / "train-generator" / "generator.safetensors"))
         assert len((work / "train-generator" / "log.jsonl").read_text().splitlines()) == 4
-    clip, class_text = generator.supervision(open_run(tmp_path / "1-None", device=CPU))
+    clip, class_text = supervision(open_run(tmp_path / "1-None", device=CPU))
     initial = build_generator(tiny_config, clip, class_text, device=CPU).state_dict()
     for other in learned[1:]:
         assert distance_of_updates(initial, learned[0], other) < 0.02

@@ -1,7 +1,11 @@
+"""Line plots, and the choice of photos for the pictures."""
+
 import math
+from pathlib import Path
 
 import pytest
 
+from models.data.classes import Sample
 from models.evaluation.plots import (
     BOTTOM,
     HEIGHT,
@@ -10,6 +14,7 @@ from models.evaluation.plots import (
     TOP,
     WIDTH,
     Line,
+    choose_samples,
     draw,
     nice_step,
     thin,
@@ -74,3 +79,19 @@ def test_thinning_takes_means_of_neighbors() -> None:
     assert thin(points, most=3) == [(1, 2), (4, 8), (6, 12)]
     assert thin([], most=3) == []
     assert len(thin([(x, x) for x in range(1001)], most=200)) <= 200
+
+
+def test_chosen_photos_spread_over_the_classes() -> None:
+    labels = {"a": (0, 1), "b": (0,), "c": (0,), "d": (1,), "e": (2, 3), "f": (3, 2, 1), "g": ()}
+    photos = [Sample(Path(f"{name}.jpg"), channels) for name, channels in labels.items()]
+
+    def chosen(count: int) -> str:
+        return "".join(each.stem for each in choose_samples(photos, count))
+
+    assert chosen(0) == ""
+    assert chosen(1) == "b"
+    assert chosen(2) == "be"  # classes 0 and 2
+    assert chosen(4) == "bdef"  # each class once, the simplest photo first
+    assert chosen(5) == "bdefc"  # and round again
+    assert sorted(chosen(99)) == list("abcdef")
+    assert choose_samples([photos[-1]], 3) == []

@@ -1,3 +1,5 @@
+"""Augmentation and batches that depend on the seed alone."""
+
 import random
 from pathlib import Path
 
@@ -7,14 +9,9 @@ import torch
 from torch import Tensor
 
 from models.data.classes import (
-    ClassInfo,
-    ClassList,
     Sample,
-    UnknownLabelError,
-    read_class_list,
-    write_class_list,
 )
-from models.data.labels import classes_of, read_folder
+from models.data.labels import read_folder
 from models.data.loaders import (
     Crops,
     RandomBatches,
@@ -32,102 +29,6 @@ CLASSES = UNNAMED.with_synonyms({"cup": ["mug"]})
 def write(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
-
-
-def test_labels_resolve_to_unique_classes_in_channel_order() -> None:
-    found = CLASSES.resolve(["MUG", "cat", "Cup", "dining_table", " cat "])
-    assert [each.name for each in found] == ["cat", "cup", "dining table"]
-
-
-def test_unknown_labels_come_with_the_nearest() -> None:
-    with pytest.raises(UnknownLabelError, match="got 'cats'; nearest known: cat") as caught:
-        CLASSES.resolve(["bowl", "cats"])
-    assert caught.value.label == "cats"
-    assert caught.value.nearest[0] == "cat"
-    with pytest.raises(UnknownLabelError) as far:
-        CLASSES.resolve(["zzzz" * 100_000])
-    assert far.value.nearest == ()
-
-
-def test_the_number_of_labels_is_bounded() -> None:
-    with pytest.raises(ValueError, match="expected at least one label, got none"):
-        CLASSES.resolve([])
-    with pytest.raises(ValueError, match="expected at most 32 labels, got 10000"):
-        CLASSES.resolve(["cat"] * 10_000)
-
-
-@pytest.mark.parametrize(
-    ("classes", "message"),
-    [
-        ((), "expected at least one class"),
-        ((ClassInfo(0, "a"),), "from 1 to 254, got 0"),
-        ((ClassInfo(255, "a"),), "from 1 to 254, got 255"),
-        ((ClassInfo(1, "a"), ClassInfo(1, "b")), "distinct class indices"),
-        ((ClassInfo(1, "a"), ClassInfo(2, "b", ("A",))), "distinct class names"),
-    ],
-)
-def test_bad_class_lists(classes: tuple[ClassInfo, ...], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ClassList(classes)
-
-
-def test_synonyms_must_be_free() -> None:
-    assert UNNAMED.classes[2].synonyms == ()
-    with pytest.raises(ValueError, match="distinct class names and synonyms"):
-        CLASSES.with_synonyms({"bowl": ["Cat"]})
-    with pytest.raises(UnknownLabelError, match="got 'mugg'"):
-        CLASSES.with_synonyms({"mugg": ["x"]})
-
-
-def test_class_files(tmp_path: Path) -> None:
-    path = tmp_path / "classes.txt"
-    write_class_list(path, CLASSES)
-    assert path.read_text().splitlines()[:2] == ["0 background", "3 bowl"]
-    assert read_class_list(path).names == CLASSES.names
-    with pytest.raises(ValueError, match=r"classes.txt:2: expected 'index name', got 'cat'"):
-        read_class_list(write(path, "1 bowl\ncat\n"))
-
-
-def test_folder(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").touch()
-    (tmp_path / "b.png").touch()
-    labels = write(tmp_path / "labels.csv", "image,labels\r\na.jpg,cup;cat;mug\r\nb.png,\r\n")
-    samples = read_folder(tmp_path, labels, CLASSES)
-    assert [(each.stem, each.channels) for each in samples] == [("a", (1, 2)), ("b", ())]
-    assert classes_of(labels).names == ("cat", "cup", "mug")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("file,labels\na.jpg,cat\n", ":1: expected the header 'image,labels'"),
-        ("image,labels\na.jpg,cat\na.jpg,cup\n", ":3: expected each image once, got 'a.jpg'"),
-        ("image,labels\na.jpg\n", ":2: expected 'image,label;label'"),
-        ("image,labels\na.jpg,cat,cup\n", ":2: expected 'image,label;label'"),
-        ("image,labels\na.jpg,dog\n", "a.jpg: expected a known label, got 'dog'"),
-        ("image,labels\nz.jpg,cat\n", "expected an image 'z.jpg'"),
-        (
-            "image,labels\na.jpg,cat\na.png,cat\n",
-            "expected distinct stems, got 'a.jpg' and 'a.png'",
-        ),
-        ("image,labels\na.jpg,\n", "expected at least one labeled image"),
-    ],
-)
-def test_bad_label_files(tmp_path: Path, text: str, message: str) -> None:
-    for name in ("a.jpg", "a.png"):
-        (tmp_path / name).touch()
-    with pytest.raises(ValueError, match=message):
-        read_folder(tmp_path, write(tmp_path / "labels.csv", text), CLASSES)
-
-
-@pytest.mark.parametrize("name", ["../a.jpg", "{folder}/a.jpg"])
-def test_photos_lie_below_their_folder(name: str, tmp_path: Path) -> None:
-    images = tmp_path / "images"
-    images.mkdir()
-    (tmp_path / "a.jpg").touch()
-    labels = write(tmp_path / "labels.csv", f"image,labels\n{name.format(folder=images)},cat\n")
-    with pytest.raises(ValueError, match=r"labels.csv: expected an image below .*images, got '"):
-        read_folder(images, labels, CLASSES)
 
 
 @pytest.mark.parametrize("augment", [light_augmentation, strong_augmentation])

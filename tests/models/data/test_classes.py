@@ -1,4 +1,4 @@
-"""Labels that a bundle was not trained on: which will do, and as which classes."""
+"""Class lists, their files, and labels that a bundle was not trained on."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from models.data.classes import (
     ClassList,
     UnknownLabelError,
     open_name,
+    read_class_list,
     why_closed,
     with_open_labels,
+    write_class_list,
 )
 from models.data.labels import classes_with_open_labels, read_folder
 from tests.conftest import CLASSES
@@ -96,3 +98,58 @@ def test_labels_of_a_folder(tmp_path: Path, tiny_data: Path) -> None:
     rows.write_text("image,labels\nphoto0.jpg,a:b\n")
     with pytest.raises(ValueError, match=r"labels.csv: expected a label of letters.* got 'a:b'"):
         classes_with_open_labels(rows, KNOWN)
+
+
+def test_labels_resolve_to_unique_classes_in_channel_order() -> None:
+    found = KNOWN.resolve(["MUG", "cat", "Cup", "dining_table", " cat "])
+    assert [each.name for each in found] == ["cat", "cup", "dining table"]
+
+
+def test_unknown_labels_come_with_the_nearest() -> None:
+    with pytest.raises(UnknownLabelError, match="got 'cats'; nearest known: cat") as caught:
+        KNOWN.resolve(["bowl", "cats"])
+    assert caught.value.label == "cats"
+    assert caught.value.nearest[0] == "cat"
+    with pytest.raises(UnknownLabelError) as far:
+        KNOWN.resolve(["zzzz" * 100_000])
+    assert far.value.nearest == ()
+
+
+def test_the_number_of_labels_is_bounded() -> None:
+    with pytest.raises(ValueError, match="expected at least one label, got none"):
+        KNOWN.resolve([])
+    with pytest.raises(ValueError, match="expected at most 32 labels, got 10000"):
+        KNOWN.resolve(["cat"] * 10_000)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ((), "expected at least one class"),
+        ((ClassInfo(0, "a"),), "from 1 to 254, got 0"),
+        ((ClassInfo(255, "a"),), "from 1 to 254, got 255"),
+        ((ClassInfo(1, "a"), ClassInfo(1, "b")), "distinct class indices"),
+        ((ClassInfo(1, "a"), ClassInfo(2, "b", ("A",))), "distinct class names"),
+    ],
+)
+def test_bad_class_lists(classes: tuple[ClassInfo, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ClassList(classes)
+
+
+def test_synonyms_must_be_free() -> None:
+    assert CLASSES.classes[2].synonyms == ()
+    with pytest.raises(ValueError, match="distinct class names and synonyms"):
+        KNOWN.with_synonyms({"bowl": ["Cat"]})
+    with pytest.raises(UnknownLabelError, match="got 'mugg'"):
+        KNOWN.with_synonyms({"mugg": ["x"]})
+
+
+def test_class_files(tmp_path: Path) -> None:
+    path = tmp_path / "classes.txt"
+    write_class_list(path, KNOWN)
+    assert path.read_text().splitlines()[:2] == ["0 background", "3 bowl"]
+    assert read_class_list(path).names == KNOWN.names
+    path.write_text("1 bowl\ncat\n")
+    with pytest.raises(ValueError, match=r"classes.txt:2: expected 'index name', got 'cat'"):
+        read_class_list(path)

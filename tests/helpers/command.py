@@ -1,0 +1,44 @@
+"""The command line, run in the test's process or in one of its own."""
+
+import io
+import os
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from unittest.mock import patch
+
+import pytest
+
+from models.cli import main
+
+Done = subprocess.CompletedProcess[str]
+_TERMINAL = {"COLUMNS": "200", "NO_COLOR": "1"}
+
+
+def semples(*arguments: object) -> Done:
+    """Run ``semples`` in this process; what it prints is returned, and printed for capsys as well."""
+    argv = ["semples", *map(str, arguments)]
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        patch.object(sys, "argv", argv),
+        patch.dict(os.environ, _TERMINAL),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main()
+    sys.stdout.write(out.getvalue())
+    sys.stderr.write(err.getvalue())
+    return Done(argv, int(ended.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def semples_process(*arguments: object) -> Done:
+    """Run ``semples`` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", "from models.cli import main; main()", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env={**os.environ, **_TERMINAL},
+    )
