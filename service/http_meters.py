@@ -1,4 +1,4 @@
-"""What the API measures of its own requests, for Prometheus; every name is in docs/metrics.md."""
+"""What the API measures of its own requests, for Prometheus; every name is in docs/operations.md."""
 
 from __future__ import annotations
 

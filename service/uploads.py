@@ -72,7 +72,7 @@ class BatchForm(MaskForm):
     """The fields of ``POST /batches``, the same for all photos."""
 
     archive: UploadFile = Field(
-        description="A zip of photos and, at its root, their image-level labels; see docs/batches.md."
+        description="A zip of photos and, at its root, their image-level labels; see docs/http.md."
     )
     background_threshold: BackgroundThreshold = None
     background_power: BackgroundPower = None

@@ -1,4 +1,4 @@
-"""What a worker measures of itself, for Prometheus; every name is in docs/metrics.md."""
+"""What a worker measures of itself, for Prometheus; every name is in docs/operations.md."""
 
 from __future__ import annotations
 

@@ -11,6 +11,6 @@ router = APIRouter(tags=["health"])
 
 @router.get("/metrics", response_class=Response)
 def get_metrics(request: Request) -> Response:
-    """Return all samples in Prometheus's text format; see docs/metrics.md."""
+    """Return all samples in Prometheus's text format; see docs/operations.md."""
     text = generate_latest(request.app.state.registry)
     return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
