@@ -60,7 +60,7 @@ USER semples
 FROM runtime AS api
 COPY --from=build-api /opt/semples /opt/semples
 EXPOSE 8000
-CMD ["python", "-m", "service.main", "--host", "0.0.0.0", "--port", "8000"]
+CMD ["python", "-m", "service", "--host", "0.0.0.0", "--port", "8000"]
 
 
 FROM runtime AS worker
@@ -70,4 +70,4 @@ FROM runtime AS worker
 ENV OMP_WAIT_POLICY=passive \
     MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824
 COPY --from=build-worker /opt/semples /opt/semples
-CMD ["python", "-m", "worker.main"]
+CMD ["python", "-m", "worker"]

@@ -15,8 +15,8 @@ import torch
 from scipy.stats import spearmanr
 
 from benchmarks.refiners import read_photos
-from models.bundle import find_bundle, load_bundle
-from models.predictor import Predictor
+from models.bundle.bundle import find_bundle, load_bundle
+from models.inference.predictor import Predictor
 
 
 @dataclass(frozen=True)

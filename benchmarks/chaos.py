@@ -24,11 +24,11 @@ from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
 
-from service.jobs import Jobs
-from tests.chaos import LABELS, TERMINAL, Scene, scene
-from tests.service_fixtures import WorkerProcess
-from tests.undisturbed import SIZES, Asked
-from worker.queues import open_redis
+from service.jobs.service import Jobs
+from tests.helpers.chaos import LABELS, TERMINAL, Scene, scene
+from tests.helpers.service_fixtures import WorkerProcess
+from tests.helpers.undisturbed import SIZES, Asked
+from worker.queue.rq import open_redis
 
 ODD = {"raises": 10, "huge": 10, "wide": 40, "slow": 30, "kills": 2, "breaks": 1}
 """Of a thousand jobs, how many are of which kind."""

@@ -124,7 +124,7 @@ def serving(bundle: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="semples-demo-") as data:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
-        command = [sys.executable, "-m", "service.serve", "--port", str(port), "--data", data]
+        command = [sys.executable, "-m", "service.local.serve", "--port", str(port), "--data", data]
         server = subprocess.Popen([*command, "--bundle", bundle], stdout=subprocess.DEVNULL)
         try:
             url = f"http://127.0.0.1:{port}"

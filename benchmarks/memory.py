@@ -17,10 +17,10 @@ import typer
 
 from benchmarks.overhead import post, synthetic_photo
 from benchmarks.service_load.programs import Model, service
-from models.bundle_info import find_bundle, read_info
+from models.bundle.manifest import find_bundle, read_info
 
 SMALLEST = 64
-_PROGRAMS = {b"service.main": "API", b"worker.janitor": "janitor", b"valkey": "queue"}
+_PROGRAMS = {b"-m\0service\0": "API", b"worker.janitor": "janitor", b"valkey": "queue"}
 COLUMNS = ("worker", "API", "janitor", "queue")
 
 

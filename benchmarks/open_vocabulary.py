@@ -16,11 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.refiners import MIN_PIXELS, Photo, read_photos
-from models.bundle import Bundle, find_bundle, load_bundle
-from models.data.classes import IGNORE_INDEX, ClassInfo, ClassList
-from models.data.open_labels import with_open_labels
-from models.metrics import IouReport, confusion_matrix, iou_report
-from models.predictor import Predictor
+from models.bundle.bundle import Bundle, find_bundle, load_bundle
+from models.data.classes import IGNORE_INDEX, ClassInfo, ClassList, with_open_labels
+from models.evaluation.metrics import IouReport, confusion_matrix, iou_report
+from models.inference.predictor import Predictor
 
 
 def main() -> None:

@@ -30,9 +30,9 @@ from rich.table import Table
 
 from benchmarks.service_load.client import FORM, form
 from benchmarks.service_load.programs import Model, service
-from models.bundle import find_bundle, load_bundle
-from models.images import read_image
-from models.predictor import Predictor
+from models.bundle.bundle import find_bundle, load_bundle
+from models.data.images import read_image
+from models.inference.predictor import Predictor
 
 WARM_UP = 3
 

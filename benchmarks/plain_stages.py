@@ -12,13 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.cam import normalize_cams, resize_images
-from models.clip import FrozenClip
-from models.clip_text import CLASS_TEMPLATE
+from models.clip import CLASS_TEMPLATE, FrozenClip
 from models.generators.weaktr import WeakTrGenerator
-from models.losses import contrastive_prompt_learning, segment_label_matching, semantic_refinement
+from models.inference.multi_scale import normalize_cams, resize_images
+from models.losses import (
+    contrastive_prompt_learning,
+    present_pairs,
+    segment_label_matching,
+    semantic_refinement,
+)
 from models.prompts import BackgroundPrompts
-from models.regions import present_pairs
 
 EPSILON = 0.1
 BACKGROUND_WEIGHT, TEXT_WEIGHT, REFINEMENT_WEIGHT = 2.4, 0.02, 0.05

@@ -19,13 +19,13 @@ from typing import TypeVar
 
 import torch
 
-from models.bundle import Bundle, find_bundle, load_bundle
-from models.data.folder import read_folder
+from models.bundle.bundle import Bundle, find_bundle, load_bundle
+from models.data.images import read_image
+from models.data.labels import read_folder
+from models.generators.vit import WeakTrSizes
 from models.generators.weaktr import WeakTrGenerator
-from models.generators.weaktr_sizes import WeakTrSizes
-from models.images import read_image
-from models.predictor import Labeled, Predictor, Unlabeled
-from models.segmentation import Segmentation
+from models.inference.masks import Segmentation
+from models.inference.predictor import Labeled, Predictor, Unlabeled
 
 Photo = TypeVar("Photo", Labeled, Unlabeled)
 Side = Callable[[], Sequence[Segmentation]]

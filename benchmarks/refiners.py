@@ -17,16 +17,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.boundary import boundary_scores
 from benchmarks.contexts.dataset import read_samples
-from models.boundary import boundary_scores
-from models.bundle import find_bundle, load_bundle
+from models.bundle.bundle import find_bundle, load_bundle
 from models.data.classes import ClassList, read_class_list
-from models.data.folder import read_folder
-from models.evaluate import sweep_soft_maps
-from models.images import read_image
-from models.predictor import Predictor
-from models.pseudo_masks import SoftMaps
-from models.segmentation import Segmentation
+from models.data.images import read_image
+from models.data.labels import read_folder
+from models.evaluation.metrics import sweep_soft_maps
+from models.inference.masks import Segmentation, SoftMaps
+from models.inference.predictor import Predictor
 
 CHAINS = (
     "none",

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import torch
 
-from models.bundle import find_bundle, load_bundle
-from models.data.folder import read_folder
-from models.make_masks import make_pseudo_masks
-from models.mask_job import MaskJob, make_here, make_in_processes
-from models.predictor import Predictor
+from models.bundle.bundle import find_bundle, load_bundle
+from models.data.labels import read_folder
+from models.inference.folder import MaskJob, make_here, make_in_processes, make_pseudo_masks
+from models.inference.predictor import Predictor
 
 WARM = 3
 

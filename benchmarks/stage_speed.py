@@ -24,12 +24,12 @@ from benchmarks.plain_stages import (
     TEXT_WEIGHT,
     PlainStages,
 )
-from models.cam import multi_scale_cams
 from models.clip import FrozenClip, load_clip
+from models.generators.vit import WeakTrSizes
 from models.generators.weaktr import WeakTrGenerator
-from models.generators.weaktr_sizes import WeakTrSizes
+from models.inference.multi_scale import multi_scale_cams
+from models.losses import soft_masks
 from models.prompts import BackgroundPrompts
-from models.regions import soft_masks
 from models.training.generator import Refinement, generator_losses
 from models.training.prompts import RegionEmbeddings, embed_backgrounds, prompt_losses
 

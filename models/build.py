@@ -2,36 +2,171 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, Generic, TypeVar
 
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from models.clip import FrozenClip, load_clip
-from models.config import ClipConfig, Config, GeneratorStageConfig, PretrainConfig
-from models.data.classes import ClassList
-from models.data.mask_crops import MaskTransform, mask_augmentation
-from models.data.transforms import Transform, light_augmentation, strong_augmentation
-from models.generator_kinds import KINDS, Start
-from models.generators import MaskGenerator
-from models.generators.cnn import CnnGenerator
-from models.generators.zero_shot import trunk_name
-from models.prompts import BackgroundPrompts
-from models.regions import soft_masks
-from models.segmenter_config import (
+from models.config import (
+    Channels,
+    ClipConfig,
+    CnnConfig,
+    CnnSpec,
+    Config,
+    GeneratorStageConfig,
     LightConfig,
     LightSpec,
     Mask2FormerSpec,
+    PretrainConfig,
     SegmenterSpec,
     SegmenterStageConfig,
+    WeakTrConfig,
+    WeakTrSpec,
+    ZeroShotConfig,
 )
+from models.data.classes import ClassList
+from models.data.loaders import (
+    MaskTransform,
+    Transform,
+    light_augmentation,
+    mask_augmentation,
+    strong_augmentation,
+)
+from models.generators import MaskGenerator
+from models.generators.cnn import (
+    CnnGenerator,
+    classifier_backbone,
+    cnn_generator,
+    trunk_name,
+    zero_shot_generator,
+)
+from models.generators.vit import WeakTrSizes
+from models.generators.weaktr import WeakTrGenerator
+from models.losses import MasksOf, soft_masks
+from models.prompts import BackgroundPrompts
 from models.segmenters import Segmenter
-from models.segmenters.light import light_segmenter
+from models.segmenters.encoder_decoder import light_segmenter
 from models.segmenters.mask2former import Mask2FormerSegmenter, build_mask2former
 from models.tensors import load_weights, read_tensors
-from models.training.generator import MasksOf
+
+# The kinds of mask generators: from a configuration to a network, to a bundle's words for it, and back.
+
+ConfigT = TypeVar("ConfigT")
+SpecT = TypeVar("SpecT")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a mask generator may start from.
+
+    Attributes:
+        clip: the frozen CLIP.
+        class_text: class text embeddings, (K, D), L2-normalized.
+        seed: of what is drawn from a source of its own; torch's global one is seeded with it, too.
+        pretrained: whether the weights will be learned from; otherwise a file's take their place at once.
+    """
+
+    clip: FrozenClip
+    class_text: Tensor
+    seed: int
+    pretrained: bool
+
+
+@dataclass(frozen=True)
+class Kind(Generic[ConfigT, SpecT]):
+    """All that the rest must know of a kind of mask generator.
+
+    Attributes:
+        shape: its section of the configuration and what there is to start from → the network.
+        describe: that section, CLIP and the network's "mean" and "std" → what a bundle's manifest says.
+        rebuild: that, and K → the network before its weights are loaded.
+    """
+
+    shape: Callable[[ConfigT, Start], MaskGenerator]
+    describe: Callable[[ConfigT, FrozenClip, Mapping[str, Channels]], SpecT]
+    rebuild: Callable[[SpecT, int], MaskGenerator]
+
+
+def _shape_cnn(settings: CnnConfig, start: Start) -> CnnGenerator:
+    return cnn_generator(
+        settings.backbone,
+        classes=len(start.class_text),
+        pretrained=settings.pretrained and start.pretrained,
+        output_stride=settings.output_stride,
+        generator=torch.Generator().manual_seed(start.seed),
+        level=settings.level,
+    )
+
+
+def _describe_cnn(
+    settings: CnnConfig, _clip: FrozenClip, normalization: Mapping[str, Channels]
+) -> CnnSpec:
+    fields = settings.model_dump(include={"kind", "backbone", "output_stride", "level"})
+    return CnnSpec(**fields, **normalization)
+
+
+def _rebuild_cnn(spec: CnnSpec, classes: int) -> CnnGenerator:
+    return cnn_generator(
+        spec.backbone,
+        classes=classes,
+        pretrained=False,
+        output_stride=spec.output_stride,
+        generator=torch.Generator(),
+        level=spec.level,
+    )
+
+
+def _shape_zero_shot(settings: ZeroShotConfig, start: Start) -> CnnGenerator:
+    return zero_shot_generator(start.clip, start.class_text, output_stride=settings.output_stride)
+
+
+def _describe_zero_shot(
+    settings: ZeroShotConfig, clip: FrozenClip, normalization: Mapping[str, Channels]
+) -> CnnSpec:
+    return CnnSpec(**settings.model_dump(), backbone=trunk_name(clip), **normalization)
+
+
+def _rebuild_zero_shot(spec: CnnSpec, classes: int) -> CnnGenerator:
+    backbone = classifier_backbone(spec.backbone, output_stride=spec.output_stride)
+    head = torch.zeros(classes, int(backbone.num_features))  # type: ignore[arg-type]
+    return CnnGenerator(backbone, head, mean=spec.mean, std=spec.std)
+
+
+def _shape_weaktr(settings: WeakTrConfig, start: Start) -> WeakTrGenerator:
+    sizes = WeakTrSizes.among(settings.model_dump())
+    generator = WeakTrGenerator(sizes, classes=len(start.class_text))
+    if start.pretrained:
+        generator.draw_weights()
+    return generator
+
+
+def _describe_weaktr(
+    settings: WeakTrConfig, _clip: FrozenClip, normalization: Mapping[str, Channels]
+) -> WeakTrSpec:
+    return WeakTrSpec(**settings.model_dump(exclude={"weights"}), **normalization)
+
+
+def _rebuild_weaktr(spec: WeakTrSpec, classes: int) -> WeakTrGenerator:
+    sizes = WeakTrSizes.among(spec.model_dump())
+    return WeakTrGenerator(sizes, classes=classes, mean=spec.mean, std=spec.std)
+
+
+# By the ``kind`` of the configuration and of the manifest.
+KINDS: Final[Mapping[str, Kind[Any, Any]]] = MappingProxyType(
+    {
+        "cnn": Kind(_shape_cnn, _describe_cnn, _rebuild_cnn),
+        "zero_shot": Kind(_shape_zero_shot, _describe_zero_shot, _rebuild_zero_shot),
+        "weaktr": Kind(_shape_weaktr, _describe_weaktr, _rebuild_weaktr),
+    }
+)
 
 
 def build_clip(config: ClipConfig, *, device: torch.device) -> FrozenClip:
@@ -198,3 +333,34 @@ def segmenter_spec(config: Config, segmenter: Segmenter) -> SegmenterSpec:
 def build_mask_transform(config: SegmenterStageConfig) -> MaskTransform:
     """Return the augmentation of photos with their pseudo masks."""
     return mask_augmentation(config.crop_size, scale=config.scale, color_jitter=config.color_jitter)
+
+
+# Names of backbones, looked up before hours of training rather than after them.
+
+_NEAREST = 3
+
+
+def require_backbone(name: str, *, place: str) -> None:
+    """Check that timm has a network of a name, with or without the tag of its weights.
+
+    Names with a colon ("hf-hub:…") lead elsewhere and are taken as they are.
+
+    Args:
+        name: as a configuration has it.
+        place: where it has it.
+
+    Raises:
+        ValueError: if it has none; the message has the nearest names.
+    """
+    if ":" in name:
+        return
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        known = timm.list_models()
+    elif tag and name not in timm.list_pretrained():
+        known = [each for each in timm.list_pretrained() if each.startswith(f"{architecture}.")]
+    else:
+        return
+    near = " or ".join(get_close_matches(name, known, _NEAREST))
+    hint = f", perhaps {near}" if near else ""
+    raise ValueError(f"{place}: expected a backbone that timm knows{hint}, got {name!r}")

@@ -6,26 +6,210 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from models.generator_config import CnnConfig, GeneratorConfig
-from models.refine.names import parse_chain
-from models.segmenter_config import (
-    LightConfig,
-    SegmentConfig,
-    SegmenterConfig,
-    SegmenterStageConfig,
-)
+from models.refine import parse_chain
 
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(gt=0, lt=1)]
+# The mask generator's part of a configuration and of a bundle: which network, from which weights. Free of torch.
+
+Count = Annotated[int, Field(ge=1)]
+Channels = tuple[float, float, float]
+Stride = Literal[8, 16, 32]
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class CnnConfig(_Frozen):
+    """A timm backbone with a random 1×1 head."""
+
+    kind: Literal["cnn"] = "cnn"
+    backbone: str = "resnet50"
+    pretrained: bool = True
+    # Safetensors of this same generator, such as `semples pretrain-generator` leaves; in place of a random head.
+    weights: Annotated[str, Field(min_length=1)] | None = None
+    output_stride: Stride = 16
+    # Which of the backbone's maps the head reads; one before the last sees less around a place, as small images need.
+    level: Annotated[int, Field(ge=-4, le=-1)] = -1
+
+
+class ZeroShotConfig(_Frozen):
+    """CLIP's image trunk with a head written by the class texts; needs a CLIP with a timm trunk."""
+
+    kind: Literal["zero_shot"]
+    output_stride: Stride = 16
+
+    @property
+    def weights(self) -> None:
+        """It starts from CLIP, never from a file."""
+
+
+class _WeakTr(_Frozen):
+    """What makes one WeakTr another; by default the public one for VOC, on DeiT-S/16."""
+
+    kind: Literal["weaktr"]
+    native_size: Count = 224  # side of the crops that the position embeddings are for
+    patch: Count = 16
+    width: Count = 384
+    depth: Count = 12
+    heads: Count = 6
+    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    # The public one for COCO has "avg" and a reduction of 4.
+    pooling: Literal["max", "avg"] = "max"
+    reduction: Count = 8
+    feature_reduction: Count = 8
+    spare_tokens: Annotated[int, Field(ge=0)] = (
+        0  # of classes that 'semples import-checkpoint' left out
+    )
+
+    @model_validator(mode="after")
+    def _sizes_divide(self) -> Self:
+        if self.width % 4 or self.width % self.heads or self.native_size % self.patch:
+            raise ValueError(
+                "expected a width that 4 and the heads divide, and patches that divide the native size, "
+                f"got {self.width} and {self.heads}, {self.patch} and {self.native_size}"
+            )
+        return self
+
+
+class WeakTrConfig(_WeakTr):
+    """A vision transformer with class tokens whose attention makes its CAMs finer; of it head and fusion learn."""
+
+    # File that 'semples import-checkpoint' wrote; null is random, and then its masks mean nothing.
+    weights: Annotated[str, Field(min_length=1)] | None = None
+
+
+GeneratorConfig = Annotated[CnnConfig | ZeroShotConfig | WeakTrConfig, Field(discriminator="kind")]
+
+
+class CnnSpec(_Frozen):
+    """How to build a convolutional mask generator before its weights are loaded."""
+
+    kind: Literal["cnn", "zero_shot"]
+    backbone: str
+    output_stride: Stride
+    mean: Channels
+    std: Channels
+    level: int = -1
+
+
+class WeakTrSpec(_WeakTr):
+    """How to build a WeakTr before its weights are loaded."""
+
+    mean: Channels
+    std: Channels
+
+    @property
+    def output_stride(self) -> int:
+        """Pixels of the image a place of the grid."""
+        return self.patch
+
+
+GeneratorSpec = Annotated[CnnSpec | WeakTrSpec, Field(discriminator="kind")]
+
+
+# The segmenter's part of a configuration and of a bundle: which network, how it learns and segments. Free of torch.
+
+Side = Annotated[int, Field(ge=32, le=2048, multiple_of=32)]
+Positive = Annotated[float, Field(gt=0)]
+
+# Architectures of segmentation-models-pytorch that stand on any timm backbone with maps of strides 4 to 32.
+Decoder = Literal[
+    "deeplabv3", "deeplabv3plus", "fpn", "linknet", "manet", "segformer", "unet", "unetplusplus", "upernet",
+]  # fmt: skip
+
+
+class LightConfig(_Frozen):
+    """A decoder on a timm backbone."""
+
+    kind: Literal["light"] = "light"
+    decoder: Decoder = "fpn"
+    backbone: str = "resnet50"
+    # timm's weights, those of CLIP's own trunk (which must be this backbone), or random ones.
+    weights: Literal["pretrained", "clip", "none"] = "pretrained"
+
+
+class Mask2FormerConfig(_Frozen):
+    """Mask2Former of the transformers library; by default the paper's."""
+
+    kind: Literal["mask2former"]
+    # Hub name or folder of a Swin backbone or of a whole Mask2Former; null is random.
+    weights: str | None = "microsoft/swin-large-patch4-window12-384-in22k"
+    queries: Annotated[int, Field(ge=1)] = 50
+    # Other fields of transformers' Mask2FormerConfig.
+    architecture: dict[str, Any] = {}
+
+
+SegmenterConfig = Annotated[LightConfig | Mask2FormerConfig, Field(discriminator="kind")]
+
+
+class SegmenterStageConfig(_Frozen):
+    """How the segmenter learns from pseudo masks. The paper: 80,000 iterations (VOC), gradients clipped at 0.01."""
+
+    epochs: Annotated[int, Field(ge=0)] = 60
+    iterations: Annotated[int, Field(ge=1)] | None = (
+        None  # in place of epochs, rounded up to whole ones
+    )
+    batch_size: Annotated[int, Field(ge=1)] = 8  # of all processes together
+    # Photos at a time, for devices that cannot hold a process's share of the batch; gradients add up.
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = None
+    learning_rate: Positive = 1e-4
+    backbone_rate: Annotated[float, Field(ge=0)] = 0.1  # share of the learning rate
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    schedule: Literal["cosine", "poly"] = "poly"
+    max_gradient_norm: Positive | None = None
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    crop_size: Side = 512
+    scale: tuple[Positive, Positive] = (
+        0.5,
+        2.0,
+    )  # of the photo, relative to where it just fits the crop
+    color_jitter: Annotated[float, Field(ge=0, le=1)] = 0.4
+    noise_aware: bool = False
+
+    @model_validator(mode="after")
+    def _scale_is_a_range(self) -> Self:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"expected scale from small to large, got {list(self.scale)}")
+        return self
+
+
+class SegmentConfig(_Frozen):
+    """From image to segmentation, without labels."""
+
+    image_size: Annotated[int, Field(ge=32, le=2048)] = 512  # longer side of the working image
+    scales: Annotated[tuple[Annotated[float, Field(gt=0, le=4)], ...], Field(min_length=1)] = (1.0,)
+    flip: bool = True
+    window: Side | None = None  # scaled images that exceed it are seen through windows of this side
+    refine: str = "none"
+    min_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class LightSpec(_Frozen):
+    """How to build a light segmenter before its weights are loaded."""
+
+    kind: Literal["light"]
+    decoder: Decoder
+    backbone: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Mask2FormerSpec(_Frozen):
+    """How to build a Mask2Former before its weights are loaded."""
+
+    kind: Literal["mask2former"]
+    architecture: dict[str, Any]
+
+
+SegmenterSpec = Annotated[LightSpec | Mask2FormerSpec, Field(discriminator="kind")]
+
+
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class ClipConfig(_Frozen):

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from models.json_files import write_atomically
+from models.io import write_atomically
 
 
 def read_tensors(

@@ -10,42 +10,25 @@ from anyio import CapacityLimiter
 from fastapi import FastAPI
 from redis import Redis
 
-from service import errors, openapi
-from service.auth import SCHEMES, KeyCheck, open_ring
-from service.batches import Batches
-from service.callbacks import CallbackRules
-from service.catalog import Catalog
-from service.events import Listeners
-from service.headers import SecurityHeaders
-from service.http_meters import HttpMeters
-from service.jobs import Jobs
-from service.label_studio import Projects
-from service.limits import BodyBounds, BodyLimit
-from service.observe import Observe
-from service.rates import RateLimit, parse_rate
-from service.redis_collector import RedisCollector
-from service.routes import (
-    batch_results,
-    batches,
-    events,
-    files,
-    health,
-    jobs,
-    label_studio,
-    metrics,
-    models,
-    page,
-    posts,
-)
+from service.api import batches, errors, jobs, label_studio, masks, openapi, results, system
+from service.api.forms import CallbackRules
+from service.batches.service import Batches
+from service.batches.upload import SpoolPlaces, ZipLimits, keep_clean
+from service.jobs.model_registry import Catalog
+from service.jobs.service import Jobs
+from service.jobs.watch import Listeners, ResultWaiter
+from service.label_studio import Projects, TaskImages
+from service.metrics import HttpMeters, RedisCollector
+from service.middleware.auth import SCHEMES, KeyCheck, open_ring
+from service.middleware.body_limit import BodyBounds, BodyLimit
+from service.middleware.headers import SecurityHeaders
+from service.middleware.observability import Observe
+from service.middleware.rate_limit import RateLimit, parse_rate
 from service.settings import Settings
-from service.spool import SpoolPlaces, keep_clean
 from service.store_probe import StoreProbe
-from service.task_images import TaskImages
-from service.waiting import ResultWaiter
-from service.zips import ZipLimits
-from worker.blobs import BlobStore
-from worker.callback_url import Resolve, resolve_host
-from worker.submission import Limits
+from worker.queue.jobs import Limits
+from worker.storage import BlobStore
+from worker.webhooks.urls import Resolve, resolve_host
 
 ZIPS_AT_ONCE = 2
 """That are looked through, and that are made: each takes a thread, and some memory or disk."""
@@ -93,7 +76,7 @@ def create_app(
         version=openapi.VERSION,
         description=DESCRIPTION,
         lifespan=lifespan,
-        docs_url=None,  # Swagger UI would come from a CDN; service.routes.page has a list of the calls
+        docs_url=None,  # Swagger UI would come from a CDN; service.api.system has a list of the calls
         redoc_url=None,
         # More is no image and a few choices, but a mistake or an attack.
         form_limits={"max_files": 1, "max_fields": 100, "max_part_size": 2**17},
@@ -129,19 +112,19 @@ def create_app(
     errors.install(app)
     openapi.install(app)
     for router in (
-        posts.router,
+        masks.router,
         jobs.router,
-        files.router,
-        events.router,
+        results.router,
+        jobs.router,
         batches.router,
-        batch_results.router,
+        batches.router,
         label_studio.router,
-        models.router,
-        metrics.router,
+        system.models_router,
+        system.metrics_router,
     ):
         app.include_router(router, dependencies=SCHEMES if ring is not None else ())
-    app.include_router(health.router)
-    app.include_router(page.router)
+    app.include_router(system.health_router)
+    app.include_router(system.page_router)
 
     return app
 

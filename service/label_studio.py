@@ -2,33 +2,257 @@
 
 from __future__ import annotations
 
+import asyncio
+import binascii
 import hashlib
 import io
 import json
 import time
-from collections.abc import Mapping, Sequence
+from base64 import b64decode
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, cast
+from urllib.parse import unquote_to_bytes, urljoin, urlsplit
+from xml.etree import ElementTree
 
+import httpx
 import numpy as np
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import UploadFile
+from numpy.typing import NDArray
 from PIL import Image
 from redis import Redis
 from rq.job import Job
 
-from models.data.classes import UnknownLabelError
-from models.images import ImageError
-from service.catalog import Catalog
-from service.errors import ProblemError, to_problem
-from service.jobs import Jobs
-from service.labeling import Labeling, image_labels, parse_labeling, regions
-from service.task_images import TaskImages
-from service.uploads import Checked, ImageForm, PseudoMaskForm, SegmentForm, build_request
-from service.waiting import ResultWaiter
-from worker.presence import ModelInfo
+from models.data.classes import ClassList, UnknownLabelError
+from models.data.images import ImageError
+from models.data.labels import split_labels
+from models.data.voc import parse_xml
+from models.exports.label_studio import Tags, brush_region, polygon_regions
+from service.api.errors import ProblemError, invalid_field, to_problem
+from service.api.forms import Checked, ImageForm, PseudoMaskForm, SegmentForm, build_request
+from service.jobs.model_registry import Catalog
+from service.jobs.service import Jobs
+from service.jobs.watch import ResultWaiter
+from worker.queue.registry import ModelInfo
+
+# A Label Studio project's labeling interface: where its tasks' images are and what regions are to be called. Pure.
+
+
+@dataclass(frozen=True)
+class Control:
+    """A tag for regions: its name, and its labels."""
+
+    name: str
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Labeling:
+    """What of an interface matters here.
+
+    Attributes:
+        image: name of the image's tag.
+        field: of a task's data that holds the image.
+        brush: the tag for brush regions, if there is one.
+        polygon: the tag for polygons, if there is one.
+    """
+
+    image: str
+    field: str
+    brush: Control | None
+    polygon: Control | None
+
+
+def parse_labeling(config: str, *, field: str) -> Labeling:
+    """Read an interface.
+
+    Args:
+        config: its XML.
+        field: of the request, for errors.
+
+    Raises:
+        ProblemError: if it is none, or has no image with brush or polygon labels.
+    """
+    try:
+        root = parse_xml(config)
+    except ValueError as error:
+        raise invalid_field(field, f"expected a labeling interface in XML, got {error}") from error
+    image = root.find(".//Image")
+    name = "" if image is None else image.get("name", "")
+    value = "" if image is None else image.get("value", "")
+    brush, polygon = (_control(root, tag, name) for tag in ("BrushLabels", "PolygonLabels"))
+    if not name or not value.startswith("$") or (brush is None and polygon is None):
+        raise invalid_field(
+            field, "expected an Image of a task's field, and BrushLabels or PolygonLabels for it"
+        )
+    return Labeling(name, value[1:], brush, polygon)
+
+
+def _control(root: ElementTree.Element, tag: str, image: str) -> Control | None:
+    for each in root.iter(tag):
+        name = each.get("name", "")
+        if name and image in each.get("toName", "").split(","):
+            labels = (label.get("value", "") for label in each.iter("Label"))
+            return Control(name, tuple(filter(None, labels)))
+    return None
+
+
+def image_labels(task: Mapping[str, Any], classes: ClassList, *, field: str) -> list[str]:
+    """Return what a task says that its image shows: choices in its annotations, and a field of its data.
+
+    Args:
+        task: in JSON's types, from outside.
+        classes: of the model; choices that name none of them are about something else.
+        field: of the data: labels as people write them, or a list.
+    """
+    chosen = [label for label in _choices(task.get("annotations")) if _knows(classes, label)]
+    data = task.get("data")
+    told = data.get(field, ()) if isinstance(data, Mapping) else ()
+    words = split_labels([told]) if isinstance(told, str) else told
+    if not isinstance(words, list | tuple):
+        return chosen
+    return chosen + [each.strip() for each in words if isinstance(each, str) and each.strip()]
+
+
+def _choices(annotations: Any) -> Iterator[str]:
+    for annotation in annotations if isinstance(annotations, list) else ():
+        results = annotation.get("result") if isinstance(annotation, Mapping) else None
+        for result in results if isinstance(results, list) else ():
+            value = result.get("value") if isinstance(result, Mapping) else None
+            choices = value.get("choices") if isinstance(value, Mapping) else None
+            for each in choices if isinstance(choices, list) else ():
+                if isinstance(each, str):
+                    yield each
+
+
+def _knows(classes: ClassList, label: str) -> bool:
+    try:
+        classes.channel(label)
+    except UnknownLabelError:
+        return False
+    return True
+
+
+def regions(
+    labeling: Labeling, label_map: NDArray[np.uint8], classes: ClassList, present: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Return a label map's regions as Label Studio takes them, of the classes that the interface has labels for.
+
+    Args:
+        labeling: the interface; with both brush and polygons, brush regions are made.
+        label_map: (H, W).
+        classes: of the model.
+        present: indices of the classes in the label map.
+    """
+    control = labeling.brush or labeling.polygon
+    if control is None:
+        raise ProblemError("invalid-request", "expected a tag for regions")
+    tags = Tags(control.name, labeling.image)
+    made: list[dict[str, Any]] = []
+    for label in control.labels:
+        if not _knows(classes, label):
+            continue
+        index = classes.classes[classes.channel(label)].index
+        if index not in present:
+            continue
+        if labeling.brush is not None:
+            made.append(brush_region(label_map, index, label, tags))
+        else:
+            made += polygon_regions(label_map, index, label, tags)
+    return made
+
+
+# Where a Label Studio task's image comes from: the task itself, or the one Label Studio that is configured.
+
+_SECONDS: Final = 20.0
+_PORTS: Final = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True)
+class TaskImages:
+    """Fetches images.
+
+    Tasks come from outside: no other address is asked than the one that the operator named, and no redirect followed,
+    or a task could have this host fetch what only it can reach.
+
+    Attributes:
+        url: of the Label Studio; empty for none.
+        token: of a user of it.
+        max_bytes: largest image.
+    """
+
+    url: str
+    token: str
+    max_bytes: int
+
+    async def fetch(self, source: object) -> bytes:
+        """Return a task's image: a ``data:`` URL, or a URL or path on the configured Label Studio.
+
+        Raises:
+            ProblemError: if it is elsewhere, too large, or cannot be fetched.
+        """
+        if not isinstance(source, str) or not source:
+            raise _refused("expected the image's URL in the task's data")
+        if source.startswith("data:"):
+            return _decode(source)
+        return await self._download(self._address(source))
+
+    def _address(self, source: str) -> str:
+        if not self.url:
+            raise _refused("expected a data: URL; SEMPLES_LABEL_STUDIO_URL names no Label Studio")
+        try:
+            address = urlsplit(urljoin(self.url.rstrip("/") + "/", source))
+            same = _origin(address.geturl()) == _origin(self.url)
+        except ValueError as error:
+            raise _refused("expected the URL of an image") from error
+        if not same or address.username is not None:
+            raise _refused(f"expected an image on {self.url}")
+        return address.geturl()
+
+    async def _download(self, address: str) -> bytes:
+        headers = {"Authorization": f"Token {self.token}"} if self.token else {}
+        try:
+            async with (
+                asyncio.timeout(_SECONDS),
+                # Without the environment's proxies: they would be asked in our stead.
+                httpx.AsyncClient(trust_env=False, follow_redirects=False) as client,
+                client.stream("GET", address, headers=headers) as answer,
+            ):
+                if answer.status_code != 200:
+                    raise _refused(f"Label Studio answers {answer.status_code} for the image")
+                return await self._read(answer)
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+            raise _refused("the image cannot be fetched from Label Studio") from error
+
+    async def _read(self, answer: httpx.Response) -> bytes:
+        content = bytearray()
+        async for part in answer.aiter_bytes():
+            content += part
+            if len(content) > self.max_bytes:
+                raise _refused(f"expected an image of at most {self.max_bytes} bytes")
+        return bytes(content)
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or _PORTS.get(parts.scheme)
+
+
+def _decode(source: str) -> bytes:
+    head, _, content = source.partition(",")
+    try:
+        raw = unquote_to_bytes(content)
+        return b64decode(raw, validate=True) if head.endswith(";base64") else raw
+    except (binascii.Error, ValueError) as error:
+        raise _refused("expected a data: URL of an image") from error
+
+
+def _refused(message: str) -> ProblemError:
+    return ProblemError("unreadable-image", message)
+
 
 LABELS_FIELD: Final = "labels"
 WAIT_SECONDS: Final = 60.0

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Final
 
-from worker.blobs import BlobError, BlobStore
+from worker.storage import BlobError, BlobStore
 
 PATIENCE_SECONDS: Final = 2.0
 FRESH_SECONDS: Final = 5.0

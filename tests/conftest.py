@@ -15,26 +15,26 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from models import stages
 from models.clip import FrozenClip, load_clip
 from models.config import Config, parse_config
 from models.data.classes import ClassInfo, ClassList, write_class_list
-from models.data.folder import read_folder
+from models.data.labels import read_folder
 from models.data.mask_folder import read_mask_folder
-from models.export import export_bundle
-from models.run import Run, open_run, start_run
-from models.segmenter_stage import train_segmenter
+from models.training import generator
+from models.training.export import export_bundle
+from models.training.run import Run, open_run, start_run
+from models.training.segmenter import train_segmenter
 
 pytest_plugins = [
-    "tests.service_fixtures",
-    "tests.chaos",
-    "tests.browser",
-    "tests.feeding",
-    "tests.batch_zips",
-    "tests.client_fixtures",
-    "tests.callback_desk",
-    "tests.conveyor_works",
-    "tests.webhook_sending",
+    "tests.helpers.service_fixtures",
+    "tests.helpers.chaos",
+    "tests.helpers.browser",
+    "tests.helpers.feeding",
+    "tests.helpers.batch_zips",
+    "tests.helpers.client_fixtures",
+    "tests.helpers.callback_desk",
+    "tests.helpers.conveyor_works",
+    "tests.helpers.webhook_sending",
 ]
 
 torch.set_num_threads(
@@ -165,7 +165,7 @@ def tiny_run(tiny_config: Config, tiny_data: Path, tmp_path_factory: pytest.Temp
     work = tmp_path_factory.mktemp("work")
     run = start_run(tiny_config, CLASSES, work, device=CPU)
     samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
-    for stage in (stages.train_generator, stages.learn_prompts, stages.refine_generator):
+    for stage in (generator.train_generator, generator.learn_prompts, generator.refine_generator):
         stage(run, samples, lambda step: None)
     return run
 
@@ -186,9 +186,9 @@ def tiny_open_bundle(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) ->
     work = tmp_path_factory.mktemp("open") / "work"
     shutil.copytree(tiny_run.work, work)
     run = open_run(work, device=CPU)
-    clip, class_text = stages.supervision(run)
+    clip, class_text = generator.supervision(run)
     learned = load_file(run.existing("refine-generator", "generator.safetensors"))
-    untouched = stages.initial_generator(run, clip, class_text).state_dict()
+    untouched = generator.initial_generator(run, clip, class_text).state_dict()
     tensors = {**untouched, "head.weight": learned["head.weight"]}
     run.save("refine-generator", "generator.safetensors", tensors)
     folder = tmp_path_factory.mktemp("bundle") / "tiny"

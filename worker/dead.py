@@ -9,9 +9,9 @@ from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
 
-from worker.blobs import BlobError, BlobStore
-from worker.dead_letters import DeadLetter, DeadLetterError, dead_letters, requeue
-from worker.queues import open_redis
+from worker.queue.failures import DeadLetter, DeadLetterError, dead_letters, requeue
+from worker.queue.rq import open_redis
+from worker.storage import BlobError, BlobStore
 
 EXIT_CANNOT = 3
 

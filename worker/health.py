@@ -13,8 +13,8 @@ import typer
 from redis import Redis
 from redis.exceptions import RedisError
 
-from worker.presence import janitor_key, live_workers
-from worker.queues import open_redis
+from worker.queue.registry import janitor_key, live_workers
+from worker.queue.rq import open_redis
 
 EXIT_NOT_AT_WORK = 1
 REDIS_SECONDS = 3.0

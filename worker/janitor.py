@@ -21,21 +21,49 @@ from typing import Annotated
 import typer
 from redis import Redis
 
-from worker.blobs import BlobError, BlobStore
-from worker.dead_letters import forget_gone
-from worker.deliveries import PER_HOST, deliver_due
-from worker.feeder import FEED_SECONDS, Feeder
-from worker.presence import janitor_key
+from worker.batches.records import kept
+from worker.batches.scheduler import FEED_SECONDS, Feeder
+from worker.periodic import Pulse
 from worker.program import run_program
-from worker.protocol import BLOB_SECONDS, LEASE_SECONDS
-from worker.pulse import Pulse
-from worker.queues import open_redis
-from worker.signing import parse_secret
-from worker.sweep import sweep_for_all
-from worker.upkeep import tidy_all
-from worker.webhooks import Sender
+from worker.queue.failures import forget_gone
+from worker.queue.maintenance import tidy_all
+from worker.queue.registry import janitor_key
+from worker.queue.rq import open_redis
+from worker.queue.schema import BLOB_SECONDS, LEASE_SECONDS
+from worker.storage import BlobError, BlobStore
+from worker.webhooks.sender import PER_HOST, Sender, deliver_due, parse_secret
+
+# Deleting blobs whose time is over, by one janitor for all.
 
 log = logging.getLogger(__name__)
+
+SWEEP_KEY = "semples:sweep"
+"""There while no sweep is due: a large store takes long to walk, and S3 charges for it."""
+
+
+def sweep_for_all(
+    blobs: BlobStore, redis: Redis, *, now: datetime, lifetime: timedelta, turn: float
+) -> None:
+    """Delete expired blobs that no batch keeps, unless another janitor has just done it.
+
+    Args:
+        blobs: the store.
+        redis: where turns are taken.
+        now: this moment.
+        lifetime: of a blob after it was last written.
+        turn: seconds between one sweep and the next.
+
+    Raises:
+        RedisError: if Redis is away.
+        BlobError: if the store is.
+    """
+    # A little less, so that the same janitor's next turn is one, should it be the only one.
+    if not redis.set(SWEEP_KEY, 1, px=max(1, int(900 * turn)), nx=True):
+        return
+    deleted = blobs.sweep(now=now, lifetime=lifetime, spare=partial(kept, redis))
+    if deleted:
+        log.info("deleted %d blobs whose time was over", deleted)
+
 
 EXIT_CANNOT_START = 3
 EXIT_BROKEN = 1

@@ -1,4 +1,4 @@
-"""The worker's settings; the command line in ``worker.main`` fills them, environment included."""
+"""The worker's settings; the command line in ``python -m worker`` fills them, environment included."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import socket
 import uuid
 from dataclasses import dataclass, field
 
-from models.images import MAX_PIXELS
-from worker.protocol import LEASE_SECONDS
-from worker.sizes import Sizes
+from models.data.images import MAX_PIXELS
+from worker.inference.batcher import Sizes
+from worker.queue.schema import LEASE_SECONDS
 
 CANARY_SECONDS = 300.0
 CANARY_PATIENCE_SECONDS = 60.0

@@ -21,11 +21,10 @@ from benchmarks.contexts.scenes import (
     usual_places,
 )
 from benchmarks.contexts.world import CLASSES
-from models.data.classes import write_class_list
-from models.data.folder import read_folder
-from models.data.sample import Sample
-from models.json_files import to_json, write_atomically
-from models.pictures import label_map_png
+from models.data.classes import Sample, write_class_list
+from models.data.labels import read_folder
+from models.data.mask_files import label_map_png
+from models.io import to_json, write_atomically
 
 PAIR_SHARE = 0.5
 """How many scenes show two objects."""

@@ -15,15 +15,15 @@ from benchmarks.contexts.measure import Score, contexts_found, measure
 from benchmarks.contexts.tiny_clip import load_captioned, train_clip
 from benchmarks.contexts.world import CLASSES, CONTEXTS
 from benchmarks.offline_clip.folder import WEIGHTS_NAME
-from models import stages
 from models.build import build_prompts, load_generator
 from models.clip import FrozenClip
 from models.config import ClipConfig, Config
 from models.generators import MaskGenerator
-from models.json_files import to_json, write_atomically
-from models.pretrain_stage import pretrain_generator
-from models.run import Run, start_run
+from models.io import to_json, write_atomically
+from models.training import generator
+from models.training.generator import pretrain_generator
 from models.training.loop import Step
+from models.training.run import Run, start_run
 
 BASE, MATCHED, REFINED = "pretrain-generator", "train-generator", "refine-generator"
 HELD_OUT = ("shuffled", "usual")
@@ -100,25 +100,25 @@ class Experiment:
 
     def match(self, run: Run) -> None:
         """Stage (a)."""
-        self._once(run, MATCHED, _WEIGHTS, stages.train_generator)
+        self._once(run, MATCHED, _WEIGHTS, generator.train_generator)
 
     def refine(self, run: Run, substitute: Substitute | None = None) -> None:
         """Stages (b) and (c); a substitute stands for what (b) would learn."""
         name = "prompts.safetensors"
         if substitute is None:
-            self._once(run, "learn-prompts", name, stages.learn_prompts)
+            self._once(run, "learn-prompts", name, generator.learn_prompts)
         elif not (run.work / "learn-prompts" / name).is_file():
-            clip, text = stages.supervision(run)
+            clip, text = generator.supervision(run)
             embeddings = substitute(run.config, clip)
             # Nothing reads the parameters of a prompt that was not learned.
             nothing = torch.zeros(len(CLASSES), 1, clip.prompt_width)
             tensors = {"embeddings": embeddings, "context": nothing, "class_text": text}
             run.save("learn-prompts", name, tensors)
-        self._once(run, REFINED, _WEIGHTS, stages.refine_generator)
+        self._once(run, REFINED, _WEIGHTS, generator.refine_generator)
 
     def generator(self, run: Run, stage: str) -> MaskGenerator:
         """Load the generator that a stage left."""
-        clip, text = stages.supervision(run)
+        clip, text = generator.supervision(run)
         weights = run.existing(stage, _WEIGHTS)
         return load_generator(run.config, clip, text, weights, device=run.device)
 
@@ -138,8 +138,8 @@ class Experiment:
 
     def found(self, run: Run) -> int:
         """Count the classes whose learned prompt is nearest to their own context."""
-        clip, _ = stages.supervision(run)
-        return contexts_found(clip, stages.learned_prompts(run)["embeddings"])
+        clip, _ = generator.supervision(run)
+        return contexts_found(clip, generator.learned_prompts(run)["embeddings"])
 
     def _once(self, run: Run, stage: str, result: str, start: Callable[..., Path]) -> None:
         if (run.work / stage / result).is_file():

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from benchmarks.contexts.dataset import read_samples, read_truth
 from benchmarks.contexts.world import CLASSES, CONTEXTS, NOUNS
-from models.cam import multi_scale_cams
 from models.clip import FrozenClip
 from models.config import InferenceConfig
-from models.data.sample import Sample
-from models.evaluate import sweep_soft_maps
+from models.data.classes import Sample
+from models.data.images import read_image
+from models.evaluation.metrics import sweep_soft_maps
 from models.generators import MaskGenerator
-from models.images import read_image
+from models.inference.masks import SoftMaps
+from models.inference.multi_scale import multi_scale_cams
 from models.prompts import nearest_nouns
-from models.pseudo_masks import SoftMaps
 
 THRESHOLDS = [percent / 100 for percent in range(5, 96)]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.contexts.dataset import read_samples
 from benchmarks.contexts.experiment import BASE, MATCHED, REFINED, Experiment
 from benchmarks.contexts.measure import cams_of
-from models.images import read_image
+from models.data.images import read_image
 
 ROWS = (("base", BASE), ("learned", MATCHED), ("written", REFINED), ("learned", REFINED))
 COLUMNS = 6  # of each held-out split

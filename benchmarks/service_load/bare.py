@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from benchmarks.service_load.client import Bounds
 from benchmarks.service_load.masks import MaskMaker, grouped
 from benchmarks.service_load.photos import read_photos
-from models.images import read_image
+from models.data.images import read_image
 
 Photo = tuple[NDArray[np.uint8], Sequence[str]]
 

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from tests.service_doubles import DoublePredictor, Info
-from worker import conveyor, desk
-from worker.main import make_app
+from tests.helpers.service_doubles import DoublePredictor, Info
+from worker.__main__ import make_app
+from worker.inference import batcher, consumer
 from worker.settings import WorkerSettings
 
 IDLE = "idle"
@@ -45,6 +45,6 @@ def load(settings: WorkerSettings) -> IdlePredictor:
 
 if __name__ == "__main__":
     sys.argv[0] = IDLE
-    desk.decode = _once(desk.decode)
-    conveyor.conclude = _once(conveyor.conclude)
+    consumer.decode = _once(consumer.decode)
+    batcher.conclude = _once(batcher.conclude)
     make_app(load)()

@@ -34,10 +34,10 @@ from benchmarks.service_load.programs import (
     valkey,
     wait_until,
 )
-from tests.service_doubles import Info
-from worker.blobs import BlobStore
-from worker.protocol import PSEUDO_MASK, JobRequest, ModelRef, Options
-from worker.queues import make_job, open_queue
+from tests.helpers.service_doubles import Info
+from worker.queue.rq import make_job, open_queue
+from worker.queue.schema import PSEUDO_MASK, JobRequest, ModelRef, Options
+from worker.storage import BlobStore
 
 OURS = "our worker"
 IDLE_OURS = "our worker, steps that return at once"

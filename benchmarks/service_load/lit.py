@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.service_load.masks import MaskMaker, grouped
-from models.images import read_image
-from models.pictures import label_map_png
-from models.segmentation import Segmentation
+from models.data.images import read_image
+from models.data.mask_files import label_map_png
+from models.inference.masks import Segmentation
 
 Photo = tuple[NDArray[np.uint8], tuple[str, ...]]
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.bundle import find_bundle, load_bundle
-from models.mask_batch import Labeled
-from models.predictor import Predictor
-from models.segmentation import Segmentation
+from models.bundle.bundle import find_bundle, load_bundle
+from models.inference.forward import Labeled
+from models.inference.masks import Segmentation
+from models.inference.predictor import Predictor
 
 
 class MaskMaker:

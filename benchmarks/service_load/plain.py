@@ -11,11 +11,11 @@ from redis import Redis
 from rq import Queue, SimpleWorker
 from rq.serializers import JSONSerializer
 
-from tests.service_doubles import load
-from worker.blobs import BlobStore
-from worker.presence import ModelInfo
-from worker.runtime import Runtime, install
+from tests.helpers.service_doubles import load
+from worker.inference.pipeline import Runtime, install
+from worker.queue.registry import ModelInfo
 from worker.settings import WorkerSettings
+from worker.storage import BlobStore
 
 
 def nothing() -> None:

@@ -16,14 +16,14 @@ from pathlib import Path
 
 from redis import Redis
 
-from service import embedded
-from service.processes import Child, Command
-from worker.presence import live_workers
-from worker.queues import open_redis
+from service.local import redis_server
+from service.local.supervisor import Child, Command
+from worker.queue.registry import live_workers
+from worker.queue.rq import open_redis
 
 START_SECONDS = 180.0
-DOUBLE, INSTANT = "double", "tests.service_doubles"
-"""Model of ``tests.service_doubles`` that answers at once."""
+DOUBLE, INSTANT = "double", "tests.helpers.service_doubles"
+"""Model of ``tests.helpers.service_doubles`` that answers at once."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def service(data: Path, model: Model) -> Iterator[int]:
     """Run ``semples serve``; yield its port."""
     port = free_port()
     arguments = ["--bundle", model.bundle, "--device", "cpu"]
-    command = [sys.executable, "-m", "service.serve", *_where(data, port), *arguments]
+    command = [sys.executable, "-m", "service.local.serve", *_where(data, port), *arguments]
     with running("serve", command, data, environment(model.threads)) as child:
         _wait_answer(child, port, "/ready")
         yield port
@@ -65,7 +65,7 @@ def service(data: Path, model: Model) -> Iterator[int]:
 def instant_service(data: Path) -> Iterator[int]:
     """Run the same stack with a predictor that answers at once; yield its port."""
     port = free_port()
-    command = [sys.executable, "-m", "tests.service_stack", str(data / "stack"), str(port)]
+    command = [sys.executable, "-m", "tests.helpers.service_stack", str(data / "stack"), str(port)]
     with running("instant", command, data, environment()) as child:
         _wait_answer(child, port, "/ready")
         yield port
@@ -92,12 +92,12 @@ def litserve(data: Path, model: Model, *, batch: int) -> Iterator[int]:
 @contextmanager
 def valkey(data: Path) -> Iterator[tuple[str, Redis]]:
     """Run the product's embedded server; yield its URL and a client."""
-    path = embedded.socket_path(data)
-    command = embedded.server_command(data, path, log=data / "redis.log")
+    path = redis_server.socket_path(data)
+    command = redis_server.server_command(data, path, log=data / "redis.log")
     with running("redis", command.arguments, data, {}) as child:
-        wait_until(lambda: embedded.answers(path), child, what="starting the queue")
-        with open_redis(embedded.socket_url(path)) as redis:
-            yield embedded.socket_url(path), redis
+        wait_until(lambda: redis_server.answers(path), child, what="starting the queue")
+        with open_redis(redis_server.socket_url(path)) as redis:
+            yield redis_server.socket_url(path), redis
 
 
 @contextmanager

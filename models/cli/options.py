@@ -22,18 +22,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from models.data.classes import Vocabulary
 from models.data.labels import FORMS
-from models.data.open_labels import Vocabulary
-from models.refine.names import REFINERS
+from models.refine import REFINERS
 
 if TYPE_CHECKING:
     import torch
 
-    from models.run import Run
+    from models.training.distributed import Processes
     from models.training.loop import Step
-    from models.training.processes import Processes
+    from models.training.run import Run
 
-    Stage = Callable[..., Path]  # of models.stages and models.segmenter_stage
+    Stage = Callable[..., Path]  # of models.training.generator and models.training.segmenter
 
 BundleOption = Annotated[
     str, typer.Option("--bundle", help="Name of a shipped bundle, or a bundle's folder.")
@@ -176,7 +176,7 @@ def training_processes(device: str, threads: int) -> Iterator[tuple[torch.device
     Raises:
         ValueError: if there is no such device.
     """
-    from models.training.processes import join_processes
+    from models.training.distributed import join_processes
 
     if device == "auto" and "LOCAL_RANK" in os.environ:
         device = local_device(os.environ["LOCAL_RANK"])

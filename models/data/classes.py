@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 BACKGROUND_INDEX = 0
 IGNORE_INDEX = 255
@@ -166,3 +168,110 @@ def write_class_list(path: Path, classes: ClassList) -> None:
         *(f"{info.index} {info.name}" for info in classes.classes),
     ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+# Labels that a bundle was not trained on: which are taken, and as which classes. Free of torch.
+
+Vocabulary = Literal["closed", "open"]
+"""Whether labels must be a bundle's classes, or may be any that its CLIP can read."""
+
+# A token of CLIP's holds at least a byte, and its context 77 of them: no label is cut off.
+MAX_BYTES = 64
+_MARKS = frozenset(" '’.&/()+")
+# What masks, and formats that hold them, call something else.
+_TAKEN = frozenset({"background", "ignored"})
+
+
+def open_name(label: str) -> str:
+    """Return the name of a class that is known by a label alone: the label as class names are compared.
+
+    Raises:
+        ValueError: if the label is empty, longer than 64 bytes, has other characters than letters, digits, spaces and
+            a few marks, or means background or ignored pixels.
+    """
+    size = len(label.encode(errors="replace"))
+    name = normalize(label) if size <= MAX_BYTES else ""
+    if not 0 < len(name.encode(errors="replace")) <= MAX_BYTES:
+        raise ValueError(f"expected a label of 1 to {MAX_BYTES} bytes, got {label[:MAX_BYTES]!r}")
+    if not all(map(_is_written, name)) or not any(map(str.isalnum, name)):
+        raise ValueError(
+            f"expected a label of letters, digits, spaces and {' '.join(sorted(_MARKS - {' '}))}, got {label!r}"
+        )
+    if name in _TAKEN:
+        raise ValueError(
+            f"expected no label to be called {name!r}: masks mean something else by it"
+        )
+    return name
+
+
+def why_closed(kind: str) -> str:
+    """Say why a bundle takes no labels but those of its classes.
+
+    Args:
+        kind: of its mask generator.
+    """
+    if kind != "zero_shot":
+        return f"its mask generator ({kind}) is not on CLIP's own image tower"
+    return "it holds no text tower of CLIP's, which 'semples export-bundle --open-vocabulary' takes along"
+
+
+def with_open_labels(classes: ClassList, labels: Iterable[str]) -> ClassList:
+    """Return the same classes and, after them, one for each label that none of them is called by.
+
+    They are sorted by name, and take the free indices after the largest one, then those below. So equal sets of labels
+    give equal lists.
+
+    Args:
+        classes: of a bundle.
+        labels: known or not.
+
+    Raises:
+        ValueError: if a label will not do (see ``open_name``), or there are more than free indices.
+    """
+    names = sorted({open_name(label) for label in labels if not classes.knows(label)})
+    if not names:
+        return classes
+    taken = {info.index for info in classes.classes}
+    order = (*range(max(taken) + 1, IGNORE_INDEX), *range(1, max(taken)))
+    free = [index for index in order if index not in taken]
+    if len(names) > len(free):
+        raise ValueError(
+            f"expected at most {len(free)} labels beside the {len(classes)} classes, got {len(names)}"
+        )
+    opened = (ClassInfo(index, name) for index, name in zip(free, names, strict=False))
+    return ClassList((*classes.classes, *opened))
+
+
+def _is_written(character: str) -> bool:
+    """Whether a character is a letter, a mark upon one, a digit, or one of those marks that names have."""
+    return character in _MARKS or unicodedata.category(character)[0] in "LMN"
+
+
+# One training image with its image-level labels.
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image file and the channels of the classes it shows.
+
+    Attributes:
+        path: the image.
+        channels: class channels, sorted, each once; empty if nothing is labeled.
+        folder: of all images, which may hold this one in a folder of its own; None if that does not matter.
+    """
+
+    path: Path
+    channels: tuple[int, ...]
+    folder: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """The image's file name, with the folders that it lies in below the folder of all images."""
+        return (
+            self.path.name if self.folder is None else self.path.relative_to(self.folder).as_posix()
+        )
+
+    @property
+    def stem(self) -> str:
+        """The name that this sample's masks carry."""
+        return self.path.stem

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from xml.etree import ElementTree
 
-from models.data.archives import VOC_ARCHIVE
-from models.data.classes import ClassInfo, ClassList
-from models.data.official import Listed, listed_samples, official_list, spread
-from models.data.sample import Sample
+from models.data.classes import ClassInfo, ClassList, Sample
+from models.data.official import VOC_ARCHIVE, Listed, listed_samples, official_list, spread
 
 _NAMES = (
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep "
@@ -100,3 +99,94 @@ def read_voc(root: Path, split: str, *, photos: int | None = None) -> list[Sampl
         OSError: if it cannot be read.
     """
     return listed_samples(find_voc(root).photos, spread(voc_list(split), photos), VOC_ARCHIVE)
+
+
+# XML from outside, which can neither grow nor fetch anything.
+
+_DOCTYPE = "<!DOCTYPE"
+
+
+class _NoDoctype(ElementTree.TreeBuilder):
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        del name, pubid, system
+        raise ValueError("a document type")
+
+
+def parse_xml(content: str | bytes) -> ElementTree.Element:
+    """Return the root of an XML document.
+
+    A document type may define words that unfold to gigabytes, and no file that is read here has one.
+
+    Raises:
+        ValueError: if it is no XML, or has a document type.
+    """
+    # The parser's own word comes too late: expat unfolds what follows before it lets go, up to some megabytes. What it
+    # alone sees is a document type in an encoding that is neither like ASCII nor UTF-16.
+    known = _DOCTYPE in content if isinstance(content, str) else _has_doctype(content)
+    if known:
+        raise ValueError("a document type")
+    try:
+        return ElementTree.fromstring(content, ElementTree.XMLParser(target=_NoDoctype()))
+    except (ElementTree.ParseError, LookupError) as error:  # the latter of an unknown encoding
+        raise ValueError(str(error)) from error
+
+
+def _has_doctype(content: bytes) -> bool:
+    return any(_DOCTYPE.encode(each) in content for each in ("ascii", "utf-16-le", "utf-16-be"))
+
+
+# PASCAL VOC's annotations: an XML file a photo.
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What a photo's XML file says.
+
+    Attributes:
+        image: the photo's file name.
+        size: its (height, width) in pixels; None if not said.
+        labels: names of the objects in it, each once, difficult and truncated ones too.
+    """
+
+    image: str
+    size: tuple[int, int] | None
+    labels: tuple[str, ...]
+
+
+def read_annotation(path: Path) -> Annotation:
+    """Read a photo's XML file.
+
+    Raises:
+        ValueError: if it is not such a file.
+        OSError: if it cannot be read.
+    """
+    try:
+        root = parse_xml(path.read_bytes())
+        image = (root.findtext("filename") or "").strip()
+        if root.tag != "annotation" or not image:
+            raise ValueError(f"no annotation with a filename but {root.tag!r}")
+        height, width = (root.findtext(f"size/{side}") for side in ("height", "width"))
+        size = None if height is None or width is None else (int(height), int(width))
+    except ValueError as error:
+        raise ValueError(f"expected an annotation of PASCAL VOC in {path}, got {error}") from error
+    # Not parts/name: heads, hands and feet are not objects.
+    names = [(name.text or "").strip() for name in root.iterfind("object/name")]
+    return Annotation(image, size, tuple(dict.fromkeys(name for name in names if name)))
+
+
+def read_annotations(folder: Path) -> dict[str, tuple[str, ...]]:
+    """Read a folder of XML files: labels by photo, by file name.
+
+    Raises:
+        ValueError: if there is none, one is malformed, or two are of the same photo.
+        OSError: if one cannot be read.
+    """
+    rows: dict[str, tuple[str, ...]] = {}
+    for path in sorted(folder.glob("*.xml")):
+        found = read_annotation(path)
+        if found.image in rows:
+            raise ValueError(f"{path}: expected each image once, got {found.image!r} again")
+        rows[found.image] = found.labels
+    if not rows:
+        raise ValueError(f"expected *.xml files in {folder}, got none")
+    return rows

@@ -10,10 +10,10 @@ from pathlib import Path
 from PIL import Image
 
 from models.data.classes import ClassList, write_class_list
-from models.exports.labels import all_labels, label_map_txt, list_line
-from models.exports.source import MaskedPhoto
-from models.images import read_image
-from models.pictures import label_map_png
+from models.data.images import read_image
+from models.data.mask_files import label_map_png
+from models.data.mask_folder import MaskedPhoto
+from models.exports import all_labels, label_map_txt, list_line
 
 _UPRIGHT = 1
 _QUALITY = 95

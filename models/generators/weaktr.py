@@ -2,17 +2,110 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models.generators import MaskGenerator
-from models.generators.attention_fusion import AdaptiveAttentionFusion
-from models.generators.mean_attention import mean_attention
-from models.generators.vit import ClassTokenTransformer, Encoded
-from models.generators.weaktr_sizes import WeakTrSizes
+from models.generators.vit import ClassTokenTransformer, Encoded, WeakTrSizes
+
+# Adaptive attention fusion: which heads of which blocks to trust.
+
+
+class AdaptiveAttentionFusion(nn.Module):
+    """Weigh all heads of all blocks by what their attention put out (WeakTr).
+
+    Args:
+        sizes: of the transformer and of the MLPs.
+    """
+
+    def __init__(self, sizes: WeakTrSizes) -> None:
+        super().__init__()
+        self.pooling, self.heads = sizes.pooling, sizes.heads
+        features = sizes.width // sizes.heads
+        narrow = max(features // sizes.feature_reduction, 1)
+        self.attn_feat_ffn = nn.Sequential(nn.Linear(features, narrow), nn.Linear(narrow, 1))
+        count = sizes.depth * sizes.heads
+        narrow = max(count // sizes.reduction, 1)
+        self.attn_head_ffn = nn.Sequential(
+            nn.Linear(count, narrow, bias=False), nn.ReLU(),
+            nn.Linear(narrow, count, bias=False), nn.Sigmoid(),
+        )  # fmt: skip
+
+    def pool(self, outputs: Tensor) -> Tensor:
+        """Pool attention outputs over tokens, (B, N, C) → (B, C)."""
+        return outputs.amax(dim=1) if self.pooling == "max" else outputs.mean(dim=1)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Return the weights of the heads in (0, 1), (B, depth, heads), of pooled outputs, (B, depth, C).
+
+        Channel c counts as feature c // heads of head c % heads, as in the public checkpoints, though the attention
+        itself lays heads out the other way round. In the MLPs' rows and columns heads come before blocks.
+        """
+        features = torch.unflatten(pooled, 2, (-1, self.heads)).movedim(
+            3, 1
+        )  # (B, heads, depth, d)
+        weights = self.attn_head_ffn(self.attn_feat_ffn(features).flatten(1))
+        return torch.unflatten(weights, 1, (self.heads, -1)).transpose(1, 2)
+
+
+# The weighted mean of all heads' attention maps, one map at a time.
+
+
+def mean_attention(queries: Sequence[Tensor], keys: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Return the mean of all attention maps, each times its weight, (B, N, N).
+
+    The weights depend on the last block, so no map can be folded in when its block makes it. Stacked, the maps would
+    take depth × heads × N² numbers; queries and keys are kept instead, 2 C N a block, and each map is made again in a
+    buffer that a processor's cache holds: about a fifth of the trunk's time. So does the backward pass, for which
+    nothing of a map's size is kept.
+
+    Args:
+        queries: of each block, (B, heads, N, d).
+        keys: likewise.
+        weights: (B, depth, heads).
+    """
+    with torch.autocast(weights.device.type, enabled=False):  # it would lose small attention
+        mean: Tensor = _MeanAttention.apply(weights.float(), *queries, *keys)
+    return mean
+
+
+class _MeanAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, *queries_and_keys: Tensor) -> Tensor:
+        ctx.save_for_backward(weights, *queries_and_keys)
+        batch, _, tokens, _ = queries_and_keys[0].shape
+        total = weights.new_zeros((batch, tokens, tokens))
+        for block, head, maps in _maps(queries_and_keys):
+            total.addcmul_(maps, weights[:, block, head, None, None])
+        return total.div_(weights[0].numel())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        weights, *queries_and_keys = ctx.saved_tensors
+        toward_mean = gradients[0] / weights[0].numel()
+        of_weights = torch.empty_like(weights)
+        for block, head, maps in _maps(queries_and_keys):
+            of_weights[:, block, head] = (maps * toward_mean).sum(dim=(1, 2))
+        # In WeakTr masks and the fine CAM's loss teach the weights alone, so queries and keys need no gradient.
+        return of_weights, *(None,) * len(queries_and_keys)
+
+
+def _maps(queries_and_keys: Sequence[Tensor]) -> Iterator[tuple[int, int, Tensor]]:
+    """Give block, head and attention map, (B, N, N), of each head; the next map overwrites it."""
+    depth = len(queries_and_keys) // 2
+    scores = maps = None
+    for block in range(depth):
+        query, key = (queries_and_keys[at].float() for at in (block, depth + block))
+        query = query * query.shape[-1] ** -0.5
+        for head in range(query.shape[1]):
+            scores = torch.bmm(query[:, head], key[:, head].transpose(1, 2), out=scores)
+            maps = torch.softmax(scores, dim=2, out=maps)
+            yield block, head, maps
+
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -1,1 +1,233 @@
 """Downloads of public data sets are checked, and what the commands take is made from them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from models.data.classes import BACKGROUND_INDEX, ClassList, Sample, write_class_list
+from models.data.images import ImageError, check_image
+from models.data.labels import label_rows_csv
+from models.data.mask_files import label_map_png
+from models.data.official import Archive, spread
+from models.io import write_atomically
+
+# Is a download whole? What can be told from the files themselves.
+
+# Shows work that has a title and so many steps; what it gives is called after each.
+Watch: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[], object]]]
+
+SAMPLE = 100  # photos of a data set that are read whole
+
+
+def check_photos(
+    samples: Sequence[Sample],
+    size_of: Callable[[str], tuple[int, int]],
+    *,
+    thorough: bool,
+    watch: Watch,
+    suspects: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """Walk through all data of some photos, and compare their sizes with what their annotations say.
+
+    Args:
+        samples: the photos, of one folder.
+        size_of: (height, width) by stem.
+        thorough: look at all of them, not at a hundred.
+        watch: shows how far it is.
+        suspects: photos that are always looked at, by stem, with what to do if they are damaged.
+
+    Returns:
+        A line on what was checked.
+
+    Raises:
+        ValueError: if a photo is damaged or of another size; it names the first and says how many.
+        OSError: if one cannot be read.
+    """
+    chosen = set(spread(samples, None if thorough else SAMPLE))
+    chosen |= {sample for sample in samples if sample.stem in suspects}
+    wrong = []
+    with watch("read photos", len(chosen)) as advance:
+        for sample in sorted(chosen, key=lambda each: each.stem):
+            try:
+                header = check_image(sample.path.read_bytes())
+                found, expected = (header.height, header.width), size_of(sample.stem)
+                if found != expected:
+                    wrong.append(
+                        f"{found[1]} x {found[0]} pixels instead of {expected[1]} x {expected[0]} in {sample.path}"
+                    )
+            except ImageError as error:
+                wrong.append(f"{sample.path}: {error}{suspects.get(sample.stem, '')}")
+            advance()
+    if wrong:
+        raise ValueError(
+            f"expected whole photos of the size that their annotations say, got {wrong[0]} "
+            f"({len(wrong)} of {len(chosen)} such)"
+        )
+    return f"{samples[0].path.parent}: {len(samples)} photos, {len(chosen)} of them read whole"
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Return a picture's (height, width) from its header.
+
+    Raises:
+        OSError: if it is no picture, or cannot be read.
+    """
+    with Image.open(path) as picture:
+        return picture.height, picture.width
+
+
+def check_archives(root: Path, archives: Iterable[Archive], *, watch: Watch) -> str:
+    """Compare the archives that lie in a folder with their published MD5; returns a line on them.
+
+    Raises:
+        ValueError: if one differs.
+        OSError: if one cannot be read.
+    """
+    there = [each for each in archives if (root / each.name).is_file()]
+    with watch("read archives", len(there)) as advance:
+        for archive in there:
+            with (root / archive.name).open("rb") as file:
+                found = hashlib.file_digest(file, "md5").hexdigest()
+            if found != archive.md5:
+                raise ValueError(
+                    f"expected the MD5 {archive.md5} of {root / archive.name}, got {found}; download it again"
+                )
+            advance()
+    return f"{root}: {len(there)} archives, with the published MD5"
+
+
+# What ``semples prepare`` writes: ``labels.csv``, ``labels_SPLIT.csv``, ``classes.txt`` and ``ground_truth/SPLIT``.
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What became of a download.
+
+    Attributes:
+        images: the folder of the training photos, as ``--images`` takes it.
+        lines: what was checked and written.
+        notes: what the user should know, but need not mend.
+    """
+
+    images: Path
+    lines: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def write_labels(
+    output: Path, splits: Mapping[str, Sequence[Sample]], classes: ClassList
+) -> list[str]:
+    """Write the class list and a label file for each split, ``labels.csv`` for the first; returns what was written.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    write_class_list(output / "classes.txt", classes)
+    lines = [f"{output / 'classes.txt'}: {len(classes)} classes"]
+    for number, (split, samples) in enumerate(splits.items()):
+        path = output / (f"labels_{split}.csv" if number else "labels.csv")
+        rows = {
+            sample.path.name: [classes.names[channel] for channel in sample.channels]
+            for sample in samples
+        }
+        write_atomically(path, label_rows_csv(rows))
+        lines.append(f"{path}: {len(rows)} photos of {split}")
+    return lines
+
+
+def missing_maps(folder: Path, stems: Sequence[str]) -> list[str]:
+    """Return the stems whose label maps are not in a folder yet."""
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return [stem for stem in stems if f"{stem}.png" not in there]
+
+
+def write_maps(
+    folder: Path,
+    stems: Sequence[str],
+    make: Callable[[str], NDArray[np.uint8]],
+    *,
+    watch: Watch,
+) -> str:
+    """Make the label maps ``STEM.png`` that are not in the folder yet; returns what was written.
+
+    Each file is written whole or not at all: what an interrupted call left is kept.
+
+    Args:
+        folder: for the files.
+        stems: of all label maps.
+        make: a stem → its label map, (H, W).
+        watch: shows how far it is.
+
+    Raises:
+        ValueError: as ``make`` does.
+        OSError: if a file cannot be read or written.
+    """
+    rest = missing_maps(folder, stems)
+    if not rest:
+        return f"{folder}: all {len(stems)} label maps kept"
+    with watch(f"label maps of {folder.name}", len(rest)) as advance:
+        for stem in rest:
+            write_atomically(folder / f"{stem}.png", label_map_png(make(stem)))
+            advance()
+    return f"{folder}: {len(rest)} label maps written, {len(stems) - len(rest)} kept"
+
+
+# COCO's instances as a label map.
+
+
+def draw_instances(
+    annotations: Sequence[Mapping[str, Any]], size: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """Draw instances into a label map, (H, W), of their category ids.
+
+    COCO does not say what lies in front: crowds are drawn first, then instances from large to small, so that what is
+    on or before something larger stays to be seen. Crowds count as their category; no pixel is 255.
+
+    Args:
+        annotations: of one photo, with ``category_id`` and ``segmentation`` (polygons or run lengths).
+        size: (height, width) of the photo.
+
+    Raises:
+        ValueError: if a segmentation is malformed.
+    """
+    label_map = np.full(size, BACKGROUND_INDEX, dtype=np.uint8, order="F")  # as masks are decoded
+    drawn = [
+        (not each.get("iscrowd"), lengths, each["category_id"])
+        for each in annotations
+        if (lengths := _run_lengths(each, size)) is not None
+    ]
+    for _, lengths, category in sorted(
+        drawn, key=lambda item: (item[0], -int(coco_mask.area(item[1])))
+    ):
+        np.copyto(label_map, category, where=coco_mask.decode(lengths).view(bool))
+    return np.ascontiguousarray(label_map)
+
+
+def _run_lengths(annotation: Mapping[str, Any], size: tuple[int, int]) -> Any:
+    """Return an annotation's mask in pycocotools' form; None if it has no area."""
+    segmentation = annotation["segmentation"]
+    if isinstance(segmentation, list):
+        if not all(isinstance(corners, list) for corners in segmentation):
+            raise ValueError(f"expected polygons in annotation {annotation['id']}, got others")
+        # Two corners have no area, and pycocotools would take them for a box.
+        polygons = [corners for corners in segmentation if len(corners) >= 6]
+        return coco_mask.merge(coco_mask.frPyObjects(polygons, *size)) if polygons else None
+    if segmentation.get("size") != list(size) or "counts" not in segmentation:
+        raise ValueError(
+            f"expected run lengths of {size[1]} x {size[0]} pixels in annotation {annotation['id']}, got others"
+        )
+    if isinstance(segmentation["counts"], list):
+        return coco_mask.frPyObjects(segmentation, *size)
+    return segmentation

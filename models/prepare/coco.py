@@ -9,13 +9,28 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.data.archives import COCO_ANNOTATIONS, COCO_PHOTOS
-from models.data.coco import COCO_CLASSES, COCO_SPLITS, coco_instances, coco_photos, read_coco
-from models.data.instances import Instances, read_instances
-from models.data.sample import Sample
-from models.prepare.checks import Watch, check_archives, check_photos, picture_size
-from models.prepare.drawing import draw_instances
-from models.prepare.output import Prepared, missing_maps, write_labels, write_maps
+from models.data.classes import Sample
+from models.data.coco import (
+    COCO_CLASSES,
+    COCO_SPLITS,
+    Instances,
+    coco_instances,
+    coco_photos,
+    read_coco,
+    read_instances,
+)
+from models.data.official import COCO_ANNOTATIONS, COCO_PHOTOS
+from models.prepare import (
+    Prepared,
+    Watch,
+    check_archives,
+    check_photos,
+    draw_instances,
+    missing_maps,
+    picture_size,
+    write_labels,
+    write_maps,
+)
 
 _SUSPECTS = {
     "COCO_train2014_000000167126": " (older copies of train2014.zip hold it damaged: put 000000167126.jpg of "

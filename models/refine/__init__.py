@@ -5,12 +5,57 @@ Importing this package imports no torch; `build_refiner` imports the refiners th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
-from models.refine.names import NO_REFINER, REFINERS, parse_chain
+# The refiners that exist, by name; imports no torch, so that the API can check a request.
+
+NO_REFINER: Final = "none"
+
+# Name → "module:factory"; the factory takes the image's `Surroundings` and returns a Refiner. A new refiner is
+# one file and one line here: the command line, the service and the contract tests read this table.
+REFINERS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "pamr": "models.refine.pamr:build",
+        "dense_crf": "models.refine.dense_crf:build",
+        "dense_crf_coco": "models.refine.dense_crf:build_coco",
+        "random_walk": "models.refine.random_walk:build",
+        "region_vote": "models.refine.regions:build",
+    }
+)
+
+# Which of them ask for the mask generator's features (an affinity), and which for region proposals.
+NEED_FEATURES: Final = frozenset({"random_walk"})
+NEED_REGIONS: Final = frozenset({"region_vote"})
+
+
+def parse_chain(chain: str) -> tuple[str, ...]:
+    """Split ``"a+b"`` into the names of the refiners to run, first to last.
+
+    Args:
+        chain: names from `REFINERS` joined by ``+``, or ``"none"``.
+
+    Returns:
+        The names; empty for ``"none"``.
+
+    Raises:
+        ValueError: for an unknown or empty name, for ``"none"`` beside another name, and for a
+            name that comes twice (so a request cannot ask for a thousand passes).
+    """
+    if chain == NO_REFINER:
+        return ()
+    names = tuple(chain.split("+"))
+    known = ", ".join((NO_REFINER, *REFINERS))
+    for name in names:
+        if name not in REFINERS:
+            raise ValueError(f"expected one of {known}, or a chain joined by '+', got {chain!r}")
+    if len(set(names)) != len(names):
+        raise ValueError(f"expected each refiner at most once, got {chain!r}")
+    return names
+
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,3 +136,24 @@ def build_refiner(chain: str, surroundings: Surroundings) -> Refiner:
 def _load(path: str) -> Callable[[Surroundings], Refiner]:
     module, _, factory = path.partition(":")
     return cast("Callable[[Surroundings], Refiner]", getattr(import_module(module), factory))
+
+
+# What every refiner asks of its arguments.
+
+
+def check_pair(image: Tensor, scores: Tensor) -> None:
+    """Check that scores belong to an image.
+
+    Raises:
+        ValueError: unless the image is (B, 3, H, W) and the scores (B, C, H, W), both floating point.
+    """
+    if image.dim() != 4 or image.shape[1] != 3:
+        raise ValueError(f"expected an image of shape (B, 3, H, W), got {tuple(image.shape)}")
+    batch, _, height, width = image.shape
+    if scores.dim() != 4 or (len(scores), *scores.shape[2:]) != (batch, height, width):
+        raise ValueError(
+            f"expected scores of shape ({batch}, C, {height}, {width}), as the image's, "
+            f"got {tuple(scores.shape)}"
+        )
+    if not (image.is_floating_point() and scores.is_floating_point()):
+        raise ValueError(f"expected floating point tensors, got {image.dtype} and {scores.dtype}")

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.refine import Surroundings
-from models.refine.checks import check_pair
+from models.refine import Surroundings, check_pair
 
 DILATIONS: Final = (1, 2, 4, 8, 12, 24)
 ITERATIONS: Final = 10

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from models.refine import Surroundings
-from models.refine.checks import check_pair
+from models.refine import Surroundings, check_pair
 
 ROUNDS: Final = 3
 BOX_SHARE: Final = 0.4

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.json_files import write_atomically
+from models.io import write_atomically
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.cam import resize_images
 from models.clip import FrozenClip
-from models.data.batches import Batch, random_order
-from models.losses import contrastive_prompt_learning
+from models.data.loaders import Batch, derive_seed, random_order
+from models.inference.multi_scale import resize_images
+from models.losses import MasksOf, contrastive_prompt_learning, present_pairs, split_regions
 from models.prompts import BackgroundPrompts
-from models.regions import present_pairs, split_regions
-from models.seeds import derive_seed
-from models.training.generator import MasksOf
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,6 @@
 """The Python client of the service: httpx, numpy and Pillow are all that it needs (``pip install semples[client]``)."""
 
-from service.client.asynchronous import AsyncClient
-from service.client.blocking import Client
-from service.client.documents import Batch, Job, Model
+from service.client.client import AsyncClient, Client
 from service.client.errors import (
     BadImage,
     InvalidRequest,
@@ -15,7 +13,7 @@ from service.client.errors import (
     UnknownLabel,
 )
 from service.client.folder import Outcome
-from service.client.results import AsyncResult, Mask, Result
+from service.client.types import AsyncResult, Batch, Job, Mask, Model, Result
 
 __all__ = [
     "AsyncClient",

@@ -1,4 +1,4 @@
-// From soft scores to a label map: the rule of models/pseudo_masks.py, number by number in 32 bits.
+// From soft scores to a label map: the rule of models/inference/masks.py, number by number in 32 bits.
 
 const { fround } = Math;
 const IGNORE = 255;

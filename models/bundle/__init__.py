@@ -1,0 +1,1 @@
+"""Bundles: what serving loads."""

@@ -1,0 +1,301 @@
+"""From the released files, as torch.save wrote them, to our tensors: WeakTr's weights and background prompts."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isqrt
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from models.data.classes import ClassList
+from models.generators.vit import WeakTrSizes
+from models.generators.weaktr import WeakTrGenerator
+from models.tensors import check_shapes
+
+# Which channels of a foreign network are ours.
+
+
+def choose_channels(
+    classes: ClassList, available: int, channels: Mapping[int, int] | None
+) -> list[int]:
+    """Return the channels of a foreign network that are the classes', in their order.
+
+    Args:
+        classes: wanted.
+        available: channels that the network has.
+        channels: class index → channel; None takes all channels, as many as there are classes, in order.
+
+    Raises:
+        ValueError: if the numbers differ, or a class has no channel, or one that is not there or another's.
+    """
+    if channels is None:
+        if available != len(classes):
+            raise ValueError(
+                f"expected {available} classes, as the file has, or --channels that says which are "
+                f"wanted, got {len(classes)} classes"
+            )
+        return list(range(available))
+    missing = [info.name for info in classes.classes if info.index not in channels]
+    if missing:
+        raise ValueError(f"expected a channel for each class, got none for {missing[0]!r}")
+    chosen = [channels[info.index] for info in classes.classes]
+    if len(set(chosen)) < len(chosen) or not all(0 <= each < available for each in chosen):
+        raise ValueError(f"expected distinct channels from 0 to {available - 1}, got {chosen}")
+    return chosen
+
+
+def read_channels(path: Path) -> dict[int, int]:
+    """Read a text file of "class-index channel" lines.
+
+    Raises:
+        ValueError: if a line has another form.
+        OSError: if the file cannot be read.
+    """
+    channels = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        parts = line.split()
+        if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+            raise ValueError(f"{path}:{number}: expected 'class-index channel', got {line!r}")
+        channels[int(parts[0])] = int(parts[1])
+    return channels
+
+
+_FUSION = "adaptive_attention_fusion"
+
+
+@dataclass(frozen=True)
+class ImportedWeakTr:
+    """A public WeakTr.
+
+    Attributes:
+        tensors: the state dict of a WeakTrGenerator for the chosen classes, whose CAMs are those of the whole.
+        sizes: of it, but for the pooling, which the tensors do not tell.
+    """
+
+    tensors: Mapping[str, Tensor]
+    sizes: WeakTrSizes
+
+
+def weaktr_weights(
+    content: object, classes: ClassList, *, channels: Mapping[int, int] | None, source: str
+) -> ImportedWeakTr:
+    """Take the weights out of a public WeakTr checkpoint, ``{"model": state dict, …}``.
+
+    Args:
+        content: of the file.
+        classes: that the generator shall know.
+        channels: see choose_channels.
+        source: what messages call the file.
+
+    Raises:
+        ValueError: if it holds something else, with what was expected and found.
+    """
+    tensors = _floats(_entry(content, "model", source=source), source=source)
+    sizes = _sizes_of(tensors, source=source)
+    known = tensors["cls_token"].shape[1]
+    with torch.device("meta"):  # names and shapes alone
+        expected = WeakTrGenerator(sizes, classes=known).state_dict()
+    check_shapes(tensors, expected, source=source)
+    chosen = choose_channels(classes, known, channels)
+    spare = [channel for channel in range(known) if channel not in chosen]
+    places = range(known, tensors["pos_embed"].shape[1])
+    sliced = {
+        "cls_token": tensors["cls_token"][:, [*chosen, *spare]],
+        "pos_embed": tensors["pos_embed"][:, [*chosen, *spare, *places]],
+        "head.weight": tensors["head.weight"][chosen],
+        "head.bias": tensors["head.bias"][chosen],
+    }
+    return ImportedWeakTr({**tensors, **sliced}, replace(sizes, spare_tokens=len(spare)))
+
+
+def prompts_context(
+    content: object, classes: ClassList, *, channels: Mapping[int, int] | None, source: str
+) -> Tensor:
+    """Take the background prompts out of a released file, ``{"prompts": (K, M, width)}`` or the tensor alone.
+
+    Args:
+        content: of the file.
+        classes: whose prompts are wanted.
+        channels: see choose_channels.
+        source: what messages call the file.
+
+    Raises:
+        ValueError: if it holds something else, with what was expected and found.
+    """
+    prompts = content if isinstance(content, Tensor) else _entry(content, "prompts", source=source)
+    context = _floats({"prompts": prompts}, source=source)["prompts"]
+    if context.ndim != 3:
+        raise ValueError(
+            f"expected prompts (classes, tokens, width) in {source}, got {tuple(context.shape)}"
+        )
+    return context[choose_channels(classes, len(context), channels)]
+
+
+def _entry(content: object, key: str, *, source: str) -> object:
+    if isinstance(content, Mapping):
+        if key in content:
+            return content[key]
+        found = f"the keys {', '.join(map(str, content))[:200] or '(none)'}"
+    else:
+        found = f"a {type(content).__name__}"
+    raise ValueError(f"expected a dictionary with {key!r} in {source}, got {found}")
+
+
+def _floats(tensors: object, *, source: str) -> dict[str, Tensor]:
+    """Check that these are tensors of finite numbers, and return them in single precision."""
+    if not isinstance(tensors, Mapping) or not tensors:
+        raise ValueError(f"expected a state dict in {source}, got a {type(tensors).__name__}")
+    floats = {}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"expected a tensor {name} in {source}, got a {type(tensor).__name__}")
+        dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not dense or not tensor.is_floating_point():
+            kind = f"{tensor.dtype}, {tensor.layout}, {tensor.device}"
+            raise ValueError(f"expected floating-point numbers in {name} of {source}, got {kind}")
+        if not tensor.isfinite().all():
+            raise ValueError(f"expected finite numbers in {name} of {source}, got others")
+        floats[str(name)] = tensor.detach().float().contiguous()
+    return floats
+
+
+def _sizes_of(tensors: Mapping[str, Tensor], *, source: str) -> WeakTrSizes:
+    """Read a WeakTr's sizes off its tensors' shapes; what does not fit them shows when all shapes are compared."""
+
+    def shape(name: str, *, ndim: int) -> Sequence[int]:
+        found = tensors.get(name)
+        if found is None or found.ndim != ndim or not found.numel():
+            got = f"{name} {tuple(found.shape)}" if found is not None else f"no {name}"
+            raise ValueError(f"expected a WeakTr in {source}, got {got}")
+        return found.shape
+
+    _, tokens, width = shape("pos_embed", ndim=3)
+    side = isqrt(max(tokens - shape("cls_token", ndim=3)[1], 1))
+    patch = shape("patch_embed.proj.weight", ndim=4)[2]
+    blocks = {name.split(".")[1] for name in tensors if name.startswith("blocks.")}
+    narrow_features, features = shape(f"{_FUSION}.attn_feat_ffn.0.weight", ndim=2)
+    narrow_heads, count = shape(f"{_FUSION}.attn_head_ffn.0.weight", ndim=2)
+    return WeakTrSizes(
+        native_size=side * patch,
+        patch=patch,
+        width=width,
+        depth=len(blocks),
+        heads=max(width // features, 1),
+        mlp_ratio=shape("blocks.0.mlp.fc1.weight", ndim=2)[0] / width,
+        reduction=max(count // narrow_heads, 1),
+        feature_reduction=max(features // narrow_features, 1),
+    )
+
+
+# Files that torch.save wrote elsewhere, read without executing anything of theirs.
+
+
+class _Inert:
+    """Stands in for objects beside the tensors: takes whatever it is made of, does nothing, keeps nothing."""
+
+    def __new__(cls, *_: object, **__: object) -> _Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+# What training scripts leave beside the weights. None of it is imported, let alone called: torch's restricted unpickler
+# is told that each of these names means _Inert.
+_BESIDE: Final = (
+    "argparse.Namespace",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "numpy.core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray.scalar",
+    "numpy._core.multiarray._reconstruct",
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
+)
+_KINDS: Final = (
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"GIF8", "a GIF image"),
+    (b"RIFF", "a RIFF file"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"%PDF", "a PDF"),
+    (b"\x93NUMPY", "a NumPy array"),
+)
+# What torch's reader raises on bytes that are not what they seem to be.
+_DAMAGE: Final = (
+    pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError,
+    AssertionError, struct.error, OverflowError,
+)  # fmt: skip
+
+
+def read_torch_file(path: Path) -> Any:
+    """Read what torch.save wrote: tensors in dictionaries and lists; a few foreign objects become inert ones.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ValueError: if it is no such file, damaged, or names anything that would have to be executed.
+        OSError: if it cannot be read.
+    """
+    found = _not_by_torch(path)
+    if found:
+        raise ValueError(f"expected a file that torch.save wrote, got {found}: {path}")
+    inert = torch.serialization.safe_globals([(_Inert, name) for name in _BESIDE])
+    try:
+        # torch warns of pickles that others wrote, before it refuses them.
+        with inert, warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except _DAMAGE as error:
+        foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if foreign:
+            raise ValueError(
+                f"expected tensors and plain values, got {foreign[1]}, which was not executed: {path}"
+            ) from error
+        raise ValueError(
+            f"expected a file that torch.save wrote, got a damaged or foreign one: {path}"
+        ) from error
+
+
+def _not_by_torch(path: Path) -> str | None:
+    """Say what a file is by its first bytes, or None if torch.save may have written it."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    if not start:
+        return "an empty file"
+    if start.startswith(b"PK"):
+        return _other_archive(path)
+    if start.startswith(b"\x80"):  # a pickle: torch.save's older format
+        return None
+    if start[5:9] == b"\0\0\0{":
+        return "a safetensors file"
+    for magic, name in _KINDS:
+        if start.startswith(magic):
+            return name
+    return "text" if start.isascii() and b"\0" not in start else "a file of another kind"
+
+
+def _other_archive(path: Path) -> str | None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, *_DAMAGE):
+        return "a damaged or truncated archive"
+    return (
+        None
+        if any(name.endswith("/data.pkl") for name in names)
+        else "a zip archive of other files"
+    )

@@ -1,0 +1,231 @@
+"""What a bundle says of itself: ``bundle.yaml``, checked. Free of torch."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from models.config import GeneratorSpec, InferenceConfig, SegmentConfig, SegmenterSpec
+from models.data.classes import ClassInfo, ClassList
+
+MANIFEST = "bundle.yaml"
+GENERATOR_FILE = "generator.safetensors"
+PROMPTS_FILE = "prompts.safetensors"
+TOWER_FILE = "clip_image.safetensors"
+TEXT_TOWER_FILE = "clip_text.safetensors"
+SEGMENTER_FILE = "segmenter.safetensors"
+
+
+class BundleError(ValueError):
+    """A folder that is not a bundle we can load; the message says what was expected and found."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+_CLASSES = TypeAdapter(list[ClassInfo])
+
+
+def _to_class_list(value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    return ClassList(tuple(_CLASSES.validate_python(value)))
+
+
+def _from_class_list(value: ClassList) -> list[dict[str, Any]]:
+    return [
+        {"index": info.index, "name": info.name, "synonyms": list(info.synonyms)}
+        for info in value.classes
+    ]
+
+
+Classes = Annotated[
+    ClassList, BeforeValidator(_to_class_list), PlainSerializer(_from_class_list, return_type=list)
+]
+
+
+class ImageTowerSpec(_Frozen):
+    """How to build CLIP's image tower before its weights are loaded."""
+
+    config: dict[str, Any]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class TextTowerSpec(_Frozen):
+    """How to build CLIP's text tower before its weights are loaded."""
+
+    config: dict[str, Any]
+
+
+class Measurement(_Frozen):
+    """One measured figure, with what it takes to read it honestly."""
+
+    name: str
+    value: float
+    data: str
+    rule: Literal["fixed", "oracle"]
+
+
+class Noun(_Frozen):
+    """A noun near to what a background prompt learned."""
+
+    noun: str
+    similarity: float
+
+
+class Manifest(_Frozen):
+    """The content of ``bundle.yaml``."""
+
+    format: Literal[2]  # 1 had generators with affinity steps of their own
+    name: str
+    licence: str
+    trained_on: str
+    stage: str
+    classes: Classes
+    inference: InferenceConfig
+    generator: GeneratorSpec
+    image_tower: ImageTowerSpec | None
+    text_tower: TextTowerSpec | None = None
+    segmenter: SegmenterSpec | None = None
+    segment: SegmentConfig | None = None
+    metrics: tuple[Measurement, ...] = ()
+    nearest_nouns: dict[str, tuple[Noun, ...]] = {}
+    files: dict[str, str]  # file name → SHA-256
+
+    @model_validator(mode="after")
+    def _lists_its_files(self) -> Self:
+        needed = {GENERATOR_FILE, PROMPTS_FILE} | ({TOWER_FILE} if self.image_tower else set())
+        if (self.segmenter is None) != (self.segment is None):
+            raise ValueError("expected segmenter and segment together, got one of them")
+        if self.segmenter:
+            needed.add(SEGMENTER_FILE)
+        if self.text_tower:
+            needed.add(TEXT_TOWER_FILE)
+        # A manifest that is being written lists none yet; one that is read must list all, or none would be checked.
+        if self.files and set(self.files) != needed:
+            raise ValueError(f"expected files {sorted(needed)}, got {sorted(self.files)}")
+        return self
+
+    @model_validator(mode="after")
+    def _can_use_its_text_tower(self) -> Self:
+        of_clip = self.image_tower is not None and self.generator.kind == "zero_shot"
+        if self.text_tower and not of_clip:
+            raise ValueError(
+                "expected a text tower beside CLIP's image tower and a zero_shot generator on it, "
+                f"got a {self.generator.kind} generator"
+            )
+        return self
+
+
+class BundleInfo(Manifest):
+    """A manifest and the version that its content gives.
+
+    Attributes:
+        version: first 12 hexadecimal digits of the SHA-256 of ``bundle.yaml``, which holds the others' hashes.
+    """
+
+    version: str
+
+    @property
+    def kind(self) -> str:
+        """The mask generator's kind."""
+        return self.generator.kind
+
+    @property
+    def background_threshold(self) -> float:
+        """The background's score, unless a request says otherwise."""
+        return self.inference.background_threshold
+
+    @property
+    def min_confidence(self) -> float:
+        """Below it pixels are ignored, unless a request says otherwise."""
+        return self.inference.min_confidence
+
+    @property
+    def refine(self) -> str:
+        """The refiner chain, unless a request says otherwise."""
+        return self.inference.refine
+
+    @property
+    def can_segment(self) -> bool:
+        """Whether it segments photos without labels."""
+        return self.segmenter is not None
+
+    @property
+    def open_vocabulary(self) -> bool:
+        """Whether it takes labels that it was not trained on."""
+        return self.text_tower is not None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what users may want to know, in JSON's types; not how to build it."""
+        built = {"generator", "image_tower", "text_tower", "segmenter", "segment"}
+        hidden = {"format", "files", *built}
+        shown = self.model_dump(mode="json", exclude=hidden)
+        segment = self.segment
+        defaults = {
+            "background_threshold": self.background_threshold,
+            "class_thresholds": self.inference.class_thresholds,
+            "min_confidence": self.min_confidence,
+            "refine": self.refine,
+            "can_segment": self.can_segment,
+            "open_vocabulary": self.open_vocabulary,
+            "segment": segment
+            and {"refine": segment.refine, "min_confidence": segment.min_confidence},
+        }
+        return {**shown, "kind": self.kind, **defaults}
+
+
+def find_bundle(name_or_path: str) -> Path:
+    """Return the folder of a shipped bundle by name, or of any bundle by path.
+
+    Raises:
+        BundleError: if there is neither.
+    """
+    root = Path(str(files("models").joinpath("bundles")))
+    for folder in (root / name_or_path, Path(name_or_path)):
+        if (folder / MANIFEST).is_file():
+            return folder
+    if (Path(name_or_path) / "bundle" / MANIFEST).is_file():  # a work directory of run-all
+        raise BundleError(
+            f"expected a folder with {MANIFEST}, got {name_or_path!r}; did you mean {name_or_path}/bundle?"
+        )
+    shipped = sorted(path.parent.name for path in root.glob(f"*/{MANIFEST}"))
+    raise BundleError(
+        f"expected a folder with {MANIFEST} or one of {', '.join(shipped) or 'none shipped'}, got {name_or_path!r}"
+    )
+
+
+def read_info(folder: Path) -> BundleInfo:
+    """Read and check ``bundle.yaml`` alone.
+
+    Raises:
+        BundleError: if it is missing or malformed.
+    """
+    try:
+        content = (folder / MANIFEST).read_bytes()
+        manifest = yaml.safe_load(content)
+        version = hashlib.sha256(content).hexdigest()[:12]
+        if not manifest.get("files"):
+            raise TypeError("no hashes of its files")
+        return BundleInfo.model_validate({**manifest, "version": version})
+    except (AttributeError, OSError, RecursionError, TypeError, yaml.YAMLError) as error:
+        raise BundleError(f"expected a readable {MANIFEST} in {folder}, got {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{folder / MANIFEST}: {place}: {first['msg']}") from error

@@ -1,0 +1,114 @@
+"""Commands that make bundles and say what they know."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from models.cli.options import DeviceOption, ThreadsOption, WorkArgument, pick_device
+
+if TYPE_CHECKING:
+    from models.bundle.manifest import Measurement, Noun
+
+
+def export(
+    work: WorkArgument,
+    output: Annotated[Path, typer.Option("--output", help="Folder of the bundle.")],
+    licence: Annotated[str, typer.Option(help="Under which others may use the weights.")],
+    trained_on: Annotated[str, typer.Option(help="What it was trained on, in words.")],
+    stage: Annotated[
+        str, typer.Option(help="zero-shot (before training), train-generator or refine-generator.")
+    ] = "refine-generator",
+    metrics: Annotated[
+        Path | None,
+        typer.Option(help="JSON list of {name, value, data, rule: fixed|oracle} to carry along."),
+    ] = None,
+    class_thresholds: Annotated[
+        Path | None,
+        typer.Option(help="thresholds.json of 'semples rethreshold --per-class', as defaults."),
+    ] = None,
+    segmenter: Annotated[
+        bool, typer.Option(help="Take along the segmenter, if the run has one.")
+    ] = True,
+    open_vocabulary: Annotated[
+        bool,
+        typer.Option(
+            "--open-vocabulary",
+            help="Take along CLIP's text tower, for labels that the bundle was not trained on.",
+        ),
+    ] = False,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = 0,
+) -> None:
+    """Pack what a run has trained into the one folder that predict and serve load."""
+    from models.io import read_json
+    from models.training.export import Part, export_bundle, with_class_thresholds
+    from models.training.run import open_run
+
+    run = open_run(work, device=pick_device(device, threads))
+    if class_thresholds:
+        run = with_class_thresholds(run, read_json(class_thresholds))
+    wishes: dict[Part, bool] = {"segmenter": segmenter, "text_tower": open_vocabulary}
+    info = export_bundle(
+        run,
+        output,
+        stage=stage,
+        licence=licence,
+        trained_on=trained_on,
+        metrics=_read_metrics(metrics) if metrics else (),
+        parts=[part for part, wanted in wishes.items() if wanted],
+    )
+    size = sum(path.stat().st_size for path in output.iterdir())
+    print(f"{info.name} {info.version}: {size / 1e6:.1f} MB in {output}")
+
+
+def explain_prompts(
+    bundle_or_work: Annotated[
+        str, typer.Argument(help="A bundle's name or folder, or a run's work directory.")
+    ] = "coco-demo",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = 0,
+) -> None:
+    """Say what each class's background prompt learned: the nouns nearest to it."""
+    if (Path(bundle_or_work) / "learn-prompts").is_dir():
+        nouns = _explain_run(Path(bundle_or_work), device, threads)
+    else:
+        from models.bundle.manifest import find_bundle, read_info
+
+        nouns = read_info(find_bundle(bundle_or_work)).nearest_nouns
+    if not nouns:
+        raise ValueError(f"expected learned prompts in {bundle_or_work}, got none")
+    if as_json:
+        rows = {name: [each.model_dump() for each in found] for name, found in nouns.items()}
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table("class", "nearest nouns (cosine)")
+    for name, found in nouns.items():
+        table.add_row(name, ", ".join(f"{each.noun} {each.similarity:.2f}" for each in found))
+    Console().print(table)
+
+
+def _explain_run(work: Path, device: str, threads: int) -> dict[str, tuple[Noun, ...]]:
+    from models.training.export import explain
+    from models.training.generator import learned_prompts, supervision
+    from models.training.run import open_run
+
+    run = open_run(work, device=pick_device(device, threads))
+    learned = learned_prompts(run)
+    clip, _ = supervision(run)
+    return explain(run, clip, learned["embeddings"])
+
+
+def _read_metrics(path: Path) -> list[Measurement]:
+    from models.bundle.manifest import Measurement
+
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, list):
+        raise ValueError(f"expected a JSON list in {path}, got {type(content).__name__}")
+    return [Measurement.model_validate(each) for each in content]

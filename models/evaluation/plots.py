@@ -1,0 +1,316 @@
+"""A line plot as SVG geometry: numbers in, places in the picture out. The page's template draws it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.data.classes import BACKGROUND_INDEX, IGNORE_INDEX, Sample
+from models.data.images import ImageError, read_image
+from models.data.mask_files import overlay, read_label_map, soft_overlay, vivid_palette
+from models.inference.masks import stretch
+from models.inference.predictor import Predictor
+
+WIDTH: Final = 400
+HEIGHT: Final = 220
+# Room for the labels of the ticks, in the picture's own units; at this width they stay readable on a phone.
+LEFT, RIGHT, TOP, BOTTOM = 60, 14, 14, 40
+_TICKS = 5
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A named line through points (x, y); those that are not finite are left out."""
+
+    name: str
+    points: Sequence[Point]
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A labeled place on an axis."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True)
+class DrawnLine:
+    """A line as the ``points`` of an SVG polyline."""
+
+    name: str
+    points: str
+
+
+@dataclass(frozen=True)
+class Plot:
+    """All that the template needs to draw a plot of WIDTH × HEIGHT.
+
+    Attributes:
+        title: what it shows, in words.
+        x_name: of the horizontal axis.
+        lines: as they were given.
+        x_ticks: left to right.
+        y_ticks: bottom to top.
+        marks: the marked points.
+    """
+
+    title: str
+    x_name: str
+    lines: tuple[DrawnLine, ...]
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    marks: tuple[Point, ...]
+
+
+def draw(
+    lines: Sequence[Line],
+    *,
+    title: str,
+    x_name: str,
+    marks: Sequence[Point] = (),
+    x_span: Sequence[float] = (),
+) -> Plot | None:
+    """Lay lines out; None if they have no point.
+
+    Args:
+        lines: to draw.
+        title: what they show, in words.
+        x_name: of the horizontal axis.
+        marks: points to mark.
+        x_span: values that the horizontal axis reaches, whatever the lines do.
+    """
+    kept = [_finite(line) for line in lines]
+    known = [point for line in kept for point in line.points]
+    if not known:
+        return None
+    x_axis = _Axis([*(x for x, _ in known), *x_span], start=LEFT, end=WIDTH - RIGHT)
+    y_axis = _Axis([y for _, y in known], start=HEIGHT - BOTTOM, end=TOP)
+
+    def place(point: Point) -> Point:
+        return x_axis.place(point[0]), y_axis.place(point[1])
+
+    drawn = (DrawnLine(line.name, _polyline(list(map(place, line.points)))) for line in kept)
+    return Plot(
+        title=title,
+        x_name=x_name,
+        lines=tuple(drawn),
+        x_ticks=x_axis.ticks(),
+        y_ticks=y_axis.ticks(),
+        marks=tuple(map(place, marks)),
+    )
+
+
+def thin(points: Sequence[Point], *, most: int) -> list[Point]:
+    """Return at most so many points, each the mean of a run of neighbors."""
+    size = max(math.ceil(len(points) / most), 1)
+    runs = (points[at : at + size] for at in range(0, len(points), size))
+    return [(_mean([x for x, _ in run]), _mean([y for _, y in run])) for run in runs]
+
+
+def nice_step(low: float, high: float) -> float:
+    """Return a step of 1, 2 or 5 times a power of ten that goes at most five times into a range above 0."""
+    rough = (high - low) / _TICKS
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+
+
+class _Axis:
+    """Where values lie between two ends of the picture, both of them ticks."""
+
+    def __init__(self, values: Sequence[float], *, start: float, end: float) -> None:
+        low, high = min(values), max(values)
+        if high - low <= 1e-9 * max(abs(low), abs(high)):  # one value: give it room on both sides
+            room = abs(low) / 2 or 1.0
+            low, high = low - room, high + room
+        self._step = nice_step(low, high)
+        self._first = math.floor(low / self._step + 1e-6)
+        self._last = math.ceil(high / self._step - 1e-6)
+        self._start, self._end = start, end
+
+    def place(self, value: float) -> float:
+        share = (value / self._step - self._first) / (self._last - self._first)
+        return round(self._start + share * (self._end - self._start), 1)
+
+    def ticks(self) -> tuple[Tick, ...]:
+        values = (index * self._step for index in range(self._first, self._last + 1))
+        return tuple(Tick(self.place(value), _label(value, self._step)) for value in values)
+
+
+def _label(value: float, step: float) -> str:
+    """Write a tick's value with as many digits as tell it from its neighbors."""
+    place = math.floor(math.log10(step) + 1e-6)  # of the step's digit: -1 for tenths
+    if 1e-4 <= step < 1e6:
+        return f"{value:.{max(-place, 0)}f}"
+    first = math.floor(math.log10(max(abs(value), step)) + 1e-6)
+    return f"{value:.{first - place + 1}g}"
+
+
+def _finite(line: Line) -> Line:
+    return Line(line.name, [point for point in line.points if all(map(math.isfinite, point))])
+
+
+def _polyline(places: Sequence[Point]) -> str:
+    # A single point twice: with round ends it shows as a dot.
+    return " ".join(f"{x:g},{y:g}" for x, y in (places if len(places) != 1 else [*places, *places]))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+# A few photos and how their masks come about: CAM, refined scores, label map, side by side.
+
+_LONGER_SIDE = 320  # pixels; with the quality it bounds the page's size
+_QUALITY = 80
+# Of the overlays' palette: red, blue, green, yellow, magenta, cyan, orange, violet. Its other entries look much alike.
+_COLORS = (1, 4, 2, 3, 5, 6, 11, 12)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture: what it shows, and itself as a data URI."""
+
+    name: str
+    uri: str
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A class of a photo: its color, and what its mask came to."""
+
+    name: str
+    color: str
+    area: float
+    confidence: float | None
+
+
+@dataclass(frozen=True)
+class PhotoPart:
+    """A photo's row of panels; where it could not be read, why."""
+
+    name: str
+    chips: tuple[Chip, ...] = ()
+    panels: tuple[Panel, ...] = ()
+    problem: str = ""
+
+
+def choose(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """Choose labeled photos that spread over the classes, the same ones each time.
+
+    Classes are taken at even distances, each with the first by name of its photos that have the fewest labels.
+    """
+    left = sorted((each for each in samples if each.channels), key=_simplest_first)
+    classes = sorted({channel for sample in left for channel in sample.channels})
+    distance = max(len(classes) / max(count, 1), 1.0)
+    spread = [classes[int(at * distance)] for at in range(min(count, len(classes)))]
+    chosen: list[Sample] = []
+    for channel in cycle(spread):
+        if len(chosen) == count or not left:
+            break
+        found = next((each for each in left if channel in each.channels), left[0])
+        left.remove(found)
+        chosen.append(found)
+    return chosen
+
+
+def photo_parts(
+    predictor: Predictor,
+    samples: Sequence[Sample],
+    *,
+    ground_truth: Path | None,
+    on_share: Callable[[float], None],
+) -> tuple[PhotoPart, ...]:
+    """Make the pictures of some photos; one that cannot be read is said to be so.
+
+    Args:
+        predictor: makes the masks, with its bundle's own options.
+        samples: labeled photos.
+        ground_truth: folder of ``STEM.png``; the photos that have one get one panel more.
+        on_share: called with the share that is done, in [0, 1].
+    """
+    parts = []
+    for done, sample in enumerate(samples, start=1):
+        truth = ground_truth / f"{sample.stem}.png" if ground_truth is not None else None
+        try:
+            parts.append(_photo_part(predictor, sample, truth))
+        except (ImageError, OSError) as error:
+            parts.append(PhotoPart(sample.name, problem=str(error)))
+        on_share(done / len(samples))
+    return tuple(parts)
+
+
+def _photo_part(predictor: Predictor, sample: Sample, truth: Path | None) -> PhotoPart:
+    image = read_image(sample.path.read_bytes()).pixels
+    labels = [predictor.info.classes.names[channel] for channel in sample.channels]
+    made = predictor.pseudo_mask(image, labels, predictor.options())
+    small = _thumbnail(image)
+    colors = {each.index: color for each, color in zip(made.classes, cycle(_COLORS), strict=False)}
+    panels = {"photo": small}
+    if made.cams is not None:
+        panels["CAM"] = _soft(small, made.cams, colors)
+    panels["refined scores"] = _soft(small, made.scores, colors)
+    panels["pseudo mask"] = _hard(small, made.label_map, colors)
+    if truth is not None and truth.is_file():
+        label_map = read_label_map(truth)
+        if label_map.shape == image.shape[:2]:
+            panels["ground truth"] = _hard(small, label_map, colors)
+    palette = vivid_palette()
+    return PhotoPart(
+        name=sample.name,
+        chips=tuple(
+            Chip(each.name, f"#{palette[color].tobytes().hex()}", each.area, each.confidence)
+            for each, color in zip(made.classes, colors.values(), strict=True)
+        ),
+        panels=tuple(Panel(name, _data_uri(pixels)) for name, pixels in panels.items()),
+    )
+
+
+def _simplest_first(sample: Sample) -> tuple[int, str]:
+    return len(sample.channels), sample.name
+
+
+def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    picture = Image.fromarray(image)
+    picture.thumbnail((_LONGER_SIDE, _LONGER_SIDE), Image.Resampling.BICUBIC)
+    return np.array(picture)
+
+
+def _soft(
+    small: NDArray[np.uint8], maps: NDArray[np.float16], colors: Mapping[int, int]
+) -> NDArray[np.uint8]:
+    height, width = small.shape[:2]
+    stretched = stretch(stretch(maps, width, axis=2), height, axis=1)
+    return soft_overlay(small, stretched, list(colors.values()))
+
+
+def _hard(
+    small: NDArray[np.uint8], label_map: NDArray[np.uint8], colors: Mapping[int, int]
+) -> NDArray[np.uint8]:
+    """Lay a label map over a thumbnail; classes that the photo is not labeled with look like ignored pixels."""
+    table = np.full(256, IGNORE_INDEX, dtype=np.uint8)
+    table[BACKGROUND_INDEX] = BACKGROUND_INDEX
+    table[list(colors)] = list(colors.values())
+    rows, columns = (
+        np.arange(length) * whole // length
+        for length, whole in zip(small.shape[:2], label_map.shape, strict=True)
+    )
+    return overlay(small, table[label_map[np.ix_(rows, columns)]])
+
+
+def _data_uri(pixels: NDArray[np.uint8]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=_QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

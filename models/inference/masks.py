@@ -1,0 +1,405 @@
+"""From soft scores to a label map with doubt. NumPy alone, so that whoever has the scores can decide anew."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.data.classes import BACKGROUND_INDEX, IGNORE_INDEX
+from models.refine import parse_chain
+
+# What a segmentation is, and what decides it. Free of torch, so that the wire layer can use it too.
+
+# Told a stage's name and the fraction of all work done; what it raises stops the work.
+OnProgress = Callable[[str, float], None]
+
+
+def ignore_progress(stage: str, fraction: float) -> None:
+    """Do nothing."""
+    del stage, fraction
+
+
+@dataclass(frozen=True)
+class MaskOptions:
+    """How scores are made and become a label map.
+
+    The background's score is a constant, or a power of what the best class leaves, or (with neither, as segmenters
+    want it) what all classes leave, 1 - sum.
+
+    Attributes:
+        refine: refiner chain, "none" for no refinement.
+        min_confidence: pixels less sure become 255, in [0, 1).
+        background_threshold: the background's score everywhere, in (0, 1).
+        background_power: p of the background's score (1 - max)^p, in (0, 10].
+        class_thresholds: by class name, where the background's score depends on which class it stands against.
+    """
+
+    refine: str
+    min_confidence: float
+    background_threshold: float | None = None
+    background_power: float | None = None
+    class_thresholds: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_confidence < 1:
+            raise ValueError(f"expected min_confidence in [0, 1), got {self.min_confidence}")
+        both = (self.background_threshold, self.background_power)
+        if None not in both:
+            raise ValueError(
+                "expected background_threshold or background_power, got both of them: "
+                f"{both[0]} and {both[1]}"
+            )
+        if self.background_power is not None and not 0 < self.background_power <= 10:
+            raise ValueError(f"expected background_power in (0, 10], got {self.background_power}")
+        for name, threshold in self._thresholds().items():
+            if not 0 < threshold < 1:
+                raise ValueError(f"expected {name} in (0, 1), got {threshold}")
+
+    def _thresholds(self) -> dict[str, float]:
+        named = {f"the threshold of {name}": value for name, value in self.class_thresholds.items()}
+        if self.background_threshold is not None:
+            named["background_threshold"] = self.background_threshold
+        return named
+
+    def among(self, names: Iterable[str]) -> MaskOptions:
+        """Return the same options without the thresholds of classes that are not among some."""
+        kept = set(names) & set(self.class_thresholds)
+        thresholds = {name: self.class_thresholds[name] for name in sorted(kept)}
+        return replace(self, class_thresholds=thresholds)
+
+    def thresholds_of(self, names: tuple[str, ...]) -> NDArray[np.float32] | None:
+        """Return the background's constant score against each of some classes; None if it is not constant."""
+        if self.background_threshold is None:
+            return None
+        found = [self.class_thresholds.get(name, self.background_threshold) for name in names]
+        return np.array(found, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Cosines of a masked region, in [-1, 1]; None where the mask is empty or the bundle cannot tell.
+
+    Attributes:
+        to_class: cos(f_k, t_k), how much the region looks like its class.
+        to_background: cos(f_k, p_k), how much like the background that usually comes with it.
+    """
+
+    to_class: float | None
+    to_background: float | None
+
+
+NO_ALIGNMENT = Alignment(None, None)
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """What became of one class.
+
+    Attributes:
+        index: in the label map.
+        name: canonical.
+        area: share of the image's pixels, in [0, 1].
+        confidence: mean over its pixels, in (0, 1]; None if it has none.
+        alignment_class: cosine of the masked region to the class text; None without pixels or without CLIP.
+        alignment_background: cosine of the masked region to the learned background prompt; likewise.
+        box: left, top, right, bottom in pixels, right and bottom exclusive; None if it has no pixel.
+        zero_shot: whether it is an open class, whose CAM CLIP's text alone wrote.
+    """
+
+    index: int
+    name: str
+    area: float
+    confidence: float | None
+    alignment_class: float | None
+    alignment_background: float | None
+    box: tuple[int, int, int, int] | None
+    zero_shot: bool = False
+
+    def __str__(self) -> str:
+        """Return it as a line for a person."""
+        name = f"{self.name} (zero-shot)" if self.zero_shot else self.name
+        if self.confidence is None:
+            return f"{name}: nothing found"
+        return f"{name}: {self.area:.1%} of the image, confidence {self.confidence:.2f}"
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A label map and how it came about.
+
+    Attributes:
+        label_map: class index per pixel, (H, W) uint8, in the image's own size.
+        confidence: per pixel, (H, W) float16.
+        scores: refined soft maps of the classes, (n, h, w) float16, before any threshold.
+        cams: their CAMs before refinement on the mask generator's grid, (n, h', w') float16; None from a segmenter.
+        classes: one result a class, in channel order, as scores and cams.
+        ignored: share of pixels that are 255, in [0, 1].
+        background: the background's own soft map, (h, w) float16; None where a constant or a power stands for it.
+    """
+
+    label_map: NDArray[np.uint8]
+    confidence: NDArray[np.float16]
+    scores: NDArray[np.float16]
+    cams: NDArray[np.float16] | None
+    classes: tuple[ClassResult, ...]
+    ignored: float
+    background: NDArray[np.float16] | None = None
+
+
+# Rows are decided in bands of about this many scores, so that memory hardly grows with the image.
+_BAND_VALUES = 2**22
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A label map and how sure it is.
+
+    Attributes:
+        label_map: class index per pixel, 0 background, 255 ignore, (H, W) uint8.
+        confidence: the winner's share of all scores at a pixel, in [0, 1], (H, W) float16.
+    """
+
+    label_map: NDArray[np.uint8]
+    confidence: NDArray[np.float16]
+
+    @property
+    def ignored(self) -> float:
+        """Share of pixels that are 255, in [0, 1]."""
+        return float((self.label_map == IGNORE_INDEX).mean())
+
+
+@dataclass(frozen=True)
+class SoftMaps:
+    """All that a decision needs, as it is stored.
+
+    Attributes:
+        scores: refined soft maps in [0, 1], (n, h, w) float16; n may be 0.
+        indices: the classes' values in label maps, (n,).
+        names: the classes' names.
+        size: (H, W) of the image in pixels.
+        background: the background's own map, (h, w) float16, if it has one.
+    """
+
+    scores: NDArray[np.float16]
+    indices: NDArray[np.int64]
+    names: tuple[str, ...]
+    size: tuple[int, int]
+    background: NDArray[np.float16] | None = None
+
+    def __post_init__(self) -> None:
+        shape, count = self.scores.shape, len(self.names)
+        if len(shape) != 3 or shape[0] != count or self.indices.shape != (count,):
+            raise ValueError(f"expected one map for each of {count} classes, got {shape}")
+
+
+def decide(maps: SoftMaps, options: MaskOptions) -> Decision:
+    """Upsample soft scores, put the background beside them, and let the best win.
+
+    The background enters last, so other options can be tried on stored scores and give exactly what a fresh run would.
+    A class wins where it has the highest score and that is above the background's (see MaskOptions) against it.
+    """
+    height, width = maps.size
+    label_map = np.full(maps.size, BACKGROUND_INDEX, dtype=np.uint8)
+    confidence = np.ones(maps.size, dtype=np.float16)
+    if not maps.names and maps.background is None:
+        return Decision(label_map, confidence)
+    own = None if maps.background is None else stretch(maps.background[None], width, axis=2)
+    thresholds = options.thresholds_of(maps.names)
+    palette = maps.indices.astype(np.uint8) if maps.names else np.zeros(1, dtype=np.uint8)
+    columns = stretch(maps.scores, width, axis=2)
+    rows = max(1, _BAND_VALUES // (width * max(len(palette), 1)))
+    for top in range(0, height, rows):
+        part = slice(top, min(top + rows, height))
+        band = stretch(columns, height, axis=1, part=part)
+        given = None if own is None else stretch(own, height, axis=1, part=part)[0]
+        winner, best, total = _best(band)
+        if thresholds is not None:
+            background = thresholds[winner]
+        elif options.background_power is not None:
+            background = (1 - best).clip(min=0) ** np.float32(options.background_power)
+        else:
+            background = (1 - total).clip(min=0) if given is None else given
+        whole = total + background
+        if given is not None:  # probabilities: classes that were dropped have the rest
+            whole = np.maximum(whole, 1)
+        # A strict threshold: a score that only equals the background's is not yet the object.
+        labels = np.where(best > background, palette[winner], np.uint8(BACKGROUND_INDEX))
+        share = np.maximum(best, background) / np.maximum(whole, 1e-12)
+        label_map[part] = np.where(share < options.min_confidence, IGNORE_INDEX, labels)
+        confidence[part] = share
+    return Decision(label_map, confidence)
+
+
+def _best(
+    band: NDArray[np.float32],
+) -> tuple[NDArray[np.intp], NDArray[np.float32], NDArray[np.float32]]:
+    """Return the best class, its score, and the sum of all scores at each pixel of (n, h, w) maps; n may be 0."""
+    if not len(band):
+        nothing = np.zeros(band.shape[1:], dtype=np.float32)
+        return nothing.astype(np.intp), nothing, nothing
+    return band.argmax(axis=0), band.max(axis=0), band.sum(axis=0)
+
+
+def stretch(
+    maps: NDArray[np.floating], length: int, *, axis: int, part: slice = slice(None)
+) -> NDArray[np.float32]:
+    """Stretch one axis of (n, h, w) maps bilinearly (corners not aligned).
+
+    Args:
+        maps: floating point.
+        length: of the stretched axis, in pixels.
+        axis: 1 for rows, 2 for columns.
+        part: which of the stretched axis's places to return.
+
+    Returns:
+        float32; the axis has the part's length.
+    """
+    count = maps.shape[axis]
+    centers = np.arange(length, dtype=np.float64)[part] + 0.5
+    source = (centers * (count / length) - 0.5).clip(0, count - 1)
+    below = source.astype(np.int64)
+    weight = (source - below).astype(np.float32)
+    weight = weight.reshape((-1, 1) if axis == 1 else (-1,))
+    near = maps.take(below, axis=axis).astype(np.float32)
+    far = maps.take(np.minimum(below + 1, count - 1), axis=axis).astype(np.float32)
+    stretched: NDArray[np.float32] = near + (far - near) * weight
+    return stretched
+
+
+def class_result(
+    index: int,
+    name: str,
+    decision: Decision,
+    alignment: Alignment = NO_ALIGNMENT,
+    *,
+    zero_shot: bool = False,
+) -> ClassResult:
+    """Describe what became of a class in a decision."""
+    region = decision.label_map == index
+    rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
+    found = rows.size > 0
+    return ClassResult(
+        index=index,
+        name=name,
+        area=float(region.mean()),
+        confidence=float(decision.confidence[region].mean(dtype=np.float64)) if found else None,
+        alignment_class=alignment.to_class,
+        alignment_background=alignment.to_background,
+        box=(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+        if found
+        else None,
+        zero_shot=zero_shot,
+    )
+
+
+# A request's options over a bundle's defaults. Free of torch.
+
+
+class Defaults(Protocol):
+    """How a bundle's pseudo masks are made; its InferenceConfig fits, and options that are whole."""
+
+    @property
+    def refine(self) -> str:
+        """Refiner chain."""
+        ...
+
+    @property
+    def min_confidence(self) -> float:
+        """Pixels less sure become 255."""
+        ...
+
+    @property
+    def background_threshold(self) -> float | None:
+        """The background's score."""
+        ...
+
+    @property
+    def class_thresholds(self) -> Mapping[str, float]:
+        """The background's score against some classes, by name."""
+        ...
+
+
+def pseudo_mask_options(
+    defaults: Defaults,
+    *,
+    refine: str | None = None,
+    background_threshold: float | None = None,
+    background_power: float | None = None,
+    min_confidence: float | None = None,
+) -> MaskOptions:
+    """Fill in a bundle's defaults; a background of one's own replaces all that the bundle says of it.
+
+    Raises:
+        ValueError: if the refiner is unknown or a number is out of range.
+    """
+    options = MaskOptions(
+        refine=defaults.refine if refine is None else refine,
+        min_confidence=defaults.min_confidence if min_confidence is None else min_confidence,
+        background_threshold=background_threshold,
+        background_power=background_power,
+    )
+    parse_chain(options.refine)
+    if background_threshold is None and background_power is None:
+        return replace(
+            options,
+            background_threshold=defaults.background_threshold,
+            class_thresholds=defaults.class_thresholds,
+        )
+    return options
+
+
+# A background threshold for each class, estimated from soft scores alone. Free of torch.
+
+MIN_PHOTOS: Final = 3
+_BINS = 256
+_LOWEST, _HIGHEST = 0.1, 0.9
+
+
+def estimate_thresholds(
+    items: Iterable[SoftMaps], *, min_photos: int = MIN_PHOTOS
+) -> dict[str, float]:
+    """Split each class's scores over all its photos into low and high ones (Otsu 1979); no label map is needed.
+
+    Args:
+        items: soft maps of the photos.
+        min_photos: classes with fewer photos get no threshold of their own.
+
+    Returns:
+        By class name, sorted, in [0.1, 0.9].
+    """
+    counts: dict[str, NDArray[np.int64]] = defaultdict(lambda: np.zeros(_BINS, dtype=np.int64))
+    photos: dict[str, int] = defaultdict(int)
+    for maps in items:
+        for name, scores in zip(maps.names, maps.scores, strict=True):
+            counts[name] += np.histogram(scores, bins=_BINS, range=(0, 1))[0]
+            photos[name] += 1
+    return {
+        name: float(np.clip(otsu(counts[name]), _LOWEST, _HIGHEST))
+        for name in sorted(counts)
+        if photos[name] >= min_photos
+    }
+
+
+def otsu(histogram: NDArray[np.int64]) -> float:
+    """Return the value in (0, 1) that splits a histogram over [0, 1] with the largest variance between both sides.
+
+    Several equally good values give their mean; a histogram with one filled bin gives its upper edge.
+    """
+    edges = np.linspace(0, 1, len(histogram) + 1)
+    centers = (edges[:-1] + edges[1:]) / 2
+    weight = histogram.cumsum()
+    moment = (histogram * centers).cumsum()
+    total = weight[-1]
+    other = total - weight
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gap = moment / weight - (moment[-1] - moment) / other
+        between = np.nan_to_num(weight * other * gap**2, nan=0.0, posinf=0.0)
+    best = np.flatnonzero(between >= between.max() * (1 - 1e-12))
+    if not between.max():
+        return float(edges[int(np.argmax(histogram)) + 1])
+    return float(edges[best + 1].mean())

@@ -1,0 +1,82 @@
+"""Files written whole or not at all, and JSON in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all; its folder is made if missing.
+
+    Raises:
+        OSError: if that fails, with the file's name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)  # half a file would take what is left of a full disk
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON for people and programs, whole or not at all."""
+    write_atomically(path, to_json(value).encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what ``write_json`` wrote.
+
+    Raises:
+        ValueError: if the file holds anything else than a JSON object.
+        OSError: if it cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"expected JSON in {path}, got {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a JSON object in {path}, got {type(content).__name__}")
+    return content
+
+
+def to_json(value: Mapping[str, Any]) -> str:
+    """Return JSON for people and programs."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+# Where two descriptions of a run part ways, for messages that refuse to mix them.
+
+
+def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Return the first place, by key, at which two nested mappings differ, with both values; None if they are equal.
+
+    Items of lists have their numbers as keys. What only one of them has is "nothing" in the other.
+    """
+    for key in [*before, *(key for key in now if key not in before)]:
+        if key in before and key in now:
+            inside, other = _nested(before[key]), _nested(now[key])
+            if inside is not None and other is not None:
+                place = first_difference(inside, other)
+                if place:
+                    return f"{key}.{place}"
+                continue
+            if before[key] == now[key]:
+                continue
+        return f"{key}: {_show(before, key)} before, {_show(now, key)} now"
+    return None
+
+
+def _nested(value: object) -> Mapping[str, Any] | None:
+    if isinstance(value, list | tuple):
+        return {str(number): item for number, item in enumerate(value)}
+    return value if isinstance(value, Mapping) else None
+
+
+def _show(values: Mapping[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "nothing"

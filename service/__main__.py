@@ -1,0 +1,91 @@
+"""``python -m service``: the API alone; Redis, blobs and workers are elsewhere."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Annotated
+
+import typer
+import uvicorn
+from fastapi import FastAPI
+from pydantic import ValidationError
+
+from service.app import create_app
+from service.batches.upload import use_spool
+from service.middleware.auth import require_keys
+from service.settings import Settings
+from worker import telemetry
+from worker.queue.rq import open_redis
+from worker.storage import BlobError, BlobStore
+from worker.webhooks.sender import parse_secret
+
+EXIT_CANNOT_START = 3
+
+
+def build(settings: Settings) -> FastAPI:
+    """Return the API with the stores that the settings name.
+
+    Raises:
+        BlobError: if there is no such blob store.
+        ValueError: if the Redis URL is none, or the settings name keys, a rate or a secret that cannot be read.
+    """
+    if settings.webhook_secret:  # the janitor signs with it; here a mistake is seen at the start
+        parse_secret(settings.webhook_secret)
+    # A client in front of a queue that is away should hear of it soon.
+    redis = open_redis(settings.redis_url, timeout=3.0)
+    return create_app(settings, redis, BlobStore.open(settings.blobs))
+
+
+def server_config(
+    app: FastAPI, settings: Settings, *, host: str = "127.0.0.1", port: int = 0
+) -> uvicorn.Config:
+    """Return how the API is served.
+
+    X-Forwarded-For is believed of the proxies that the settings name: uvicorn's own default believes
+    whoever connects from this host, and so any client here could pick its address.
+    """
+    proxies = settings.trusted_proxies
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,  # service.middleware.observability writes one, without queries
+        server_header=False,
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=proxies,
+        timeout_graceful_shutdown=5,
+    )
+
+
+def main(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    fd: Annotated[
+        int | None, typer.Option(hidden=True, help="A listening socket, instead of an address.")
+    ] = None,
+    log: Annotated[
+        telemetry.LogFormat, typer.Option(envvar="SEMPLES_LOG", help="Log as text or JSON lines.")
+    ] = "text",
+) -> None:
+    """Serve the HTTP API; REDIS_URL and SEMPLES_BLOBS say where the rest is."""
+    telemetry.configure_logging(log)
+    telemetry.configure_tracing("semples-api", os.environ)
+    listener = None if fd is None else socket.socket(fileno=fd)
+    if listener is not None:
+        host = listener.getsockname()[0]
+    try:
+        settings = Settings()
+        require_keys(settings, host)
+        use_spool(settings.spool)
+        app = build(settings)
+    except (ValidationError, BlobError, ValueError, OSError) as error:
+        typer.echo(f"semples api: {str(error).replace(chr(10), ' ')}", err=True)
+        raise typer.Exit(EXIT_CANNOT_START) from error
+    config = server_config(app, settings, host=host, port=port)
+    uvicorn.Server(config).run(sockets=None if listener is None else [listener])
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,241 @@
+"""Every error that the API answers with, and the one place that decides its status code."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
+from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
+
+from models.data.classes import UnknownLabelError
+from models.data.images import ImageError, ImageErrorKind
+from service.middleware.headers import HEADERS
+from worker.storage import BlobError, BlobMissingError, BlobStoreFullError
+from worker.webhooks.store import CallbacksFullError
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+
+@dataclass(frozen=True)
+class ProblemType:
+    """A kind of error: its name in the ``type`` member, status code, title, and what to do."""
+
+    name: str
+    status: int
+    title: str
+    advice: str
+    retry_after: int | None = None
+
+
+def _table(*rows: ProblemType) -> Mapping[str, ProblemType]:
+    return {row.name: row for row in rows}
+
+
+PROBLEMS: Final = _table(
+    ProblemType("malformed", 400, "Malformed request", "Mend the request's form."),
+    ProblemType("unauthorized", 401, "No valid key", "Send a key: Authorization: Bearer KEY."),
+    ProblemType("not-found", 404, "Not found", "Look at /docs for what there is."),
+    ProblemType("unknown-job", 404, "Unknown or expired job", "Post the image again."),
+    ProblemType("unknown-batch", 404, "Unknown or expired batch", "Post the zip again."),
+    ProblemType("unknown-model", 404, "Unknown model", "Take one of GET /models."),
+    ProblemType("unknown-class", 404, "Unknown class", "Take one of the job's classes."),
+    ProblemType("method-not-allowed", 405, "Method not allowed", "See the Allow header."),
+    ProblemType("body-too-slow", 408, "Request too slow", "Send it faster, or a smaller file."),
+    ProblemType("job-not-ready", 409, "Job not finished", "Ask again, or post with ?wait=.", 1),
+    ProblemType("job-failed", 409, "Job failed", "Read the detail; the job has no files."),
+    ProblemType("batch-not-ready", 409, "Batch not ended", "Ask again, or follow its events.", 10),
+    ProblemType("cannot-segment", 409, "No segmenter", "Name a model of GET /models that can."),
+    ProblemType("body-too-large", 413, "Request too large", "Send a smaller file."),
+    ProblemType("image-too-large", 413, "Image too large", "Scale the image down."),
+    ProblemType("archive-too-large", 413, "Archive too large", "Send several smaller zips."),
+    ProblemType("not-multipart", 415, "Wrong content type", "Send multipart/form-data."),
+    ProblemType("unsupported-image", 415, "Unsupported image", "Send a still JPEG, PNG or WebP."),
+    ProblemType("unsupported-archive", 415, "Unsupported archive", "Send a zip."),
+    ProblemType("invalid-archive", 422, "Invalid archive", "Mend the entry that is named."),
+    ProblemType("invalid-labels", 422, "Invalid labels", "Mend the zip's labels."),
+    ProblemType("cannot-export", 422, "Cannot export", "Take another format."),
+    ProblemType("unreadable-image", 422, "Unreadable image", "Check that the file is whole."),
+    ProblemType("unknown-label", 422, "Unknown label", "Take one of GET /models."),
+    ProblemType(
+        "closed-vocabulary", 422, "Closed vocabulary", "Take a model whose open_vocabulary is true."
+    ),
+    ProblemType("invalid-request", 422, "Invalid request", "Mend the fields named in errors."),
+    ProblemType("idempotency-key-reused", 422, "Idempotency-Key reused", "Take a new key."),
+    ProblemType("rate-limited", 429, "Too many requests", "Wait as long as Retry-After says.", 1),
+    ProblemType("internal-error", 500, "Internal error", "This is our fault; please report it."),
+    ProblemType("queue-unreachable", 503, "Queue unreachable", "Try again.", 2),
+    ProblemType("queue-full", 503, "Queue full", "Try again when others are done.", 10),
+    ProblemType("too-many-listeners", 503, "Too many listeners", "Ask for the job instead.", 5),
+    ProblemType("too-many-zips", 503, "Too many zips", "Try again when others are done.", 30),
+    ProblemType("storage-full", 503, "Storage full", "Try again later.", 60),
+    ProblemType("storage-unavailable", 503, "Storage unavailable", "Try again.", 5),
+    ProblemType("not-ready", 503, "Not ready", "Try again when a worker is up.", 2),
+)
+
+_IMAGES: Final[Mapping[ImageErrorKind, str]] = {
+    "unsupported": "unsupported-image",
+    "too_large": "image-too-large",
+    "unreadable": "unreadable-image",
+}
+_OUTAGES: Final[tuple[tuple[type[Exception], str, str], ...]] = (
+    (BlobMissingError, "unknown-job", "the job's files are no longer stored"),
+    (BlobStoreFullError, "storage-full", "there is no room to store the files"),
+    (BlobError, "storage-unavailable", "the blob store cannot be read or written"),
+    (RedisError, "queue-unreachable", "the queue cannot be reached"),
+    (CallbacksFullError, "queue-full", "too many callbacks wait already"),
+)
+_PSEUDO_MASK_FIELDS: Final = ("labels", "vocabulary", "background_threshold", "background_power")
+_HTTP: Final = {
+    404: "not-found",
+    405: "method-not-allowed",
+    408: "body-too-slow",
+    413: "body-too-large",
+}
+
+
+class ProblemDocument(BaseModel):
+    """An RFC 9457 problem; some types have members of their own."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+class ProblemError(Exception):
+    """An answer that is an error.
+
+    Args:
+        name: a key of PROBLEMS.
+        detail: one sentence on this occurrence, for a person.
+        headers: to send along.
+        members: this type's own members of the document.
+    """
+
+    def __init__(
+        self, name: str, detail: str, *, headers: Mapping[str, str] | None = None, **members: Any
+    ) -> None:
+        super().__init__(detail)
+        self.kind = PROBLEMS[name]
+        self.detail = detail
+        self.headers = dict(headers or {})
+        self.members = members
+
+
+def to_problem(error: Exception) -> ProblemError:
+    """Decide what an exception means to the one who asked."""
+    if isinstance(error, ProblemError):
+        return error
+    if isinstance(error, ImageError):
+        return ProblemError(_IMAGES[error.kind], str(error))
+    if isinstance(error, UnknownLabelError):
+        nearest = list(error.nearest)
+        return ProblemError("unknown-label", str(error), label=error.label[:80], nearest=nearest)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ProblemError("storage-full", "there is no room for temporary files")
+    for kind, name, detail in _OUTAGES:
+        if isinstance(error, kind):
+            return ProblemError(name, detail)
+    return _http_problem(error)
+
+
+def _is_disk(error: BaseException | None) -> bool:
+    """Return whether a file system has failed: the network's errors, and being late, are OSErrors too."""
+    return isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError)
+
+
+def _http_problem(error: Exception) -> ProblemError:
+    if isinstance(error, RequestValidationError):
+        return _invalid_form(error)
+    if isinstance(error, HTTPException):
+        if _is_disk(error.__cause__):  # a form is spooled to disk
+            return ProblemError("storage-full", "there is no room to receive the request")
+        name = _HTTP.get(error.status_code, "malformed")
+        return ProblemError(name, str(error.detail), headers=error.headers)
+    return ProblemError("internal-error", "an unexpected error; the server's log has the details")
+
+
+def invalid_field(field: str, message: str) -> ProblemError:
+    """Return the problem of a field that is well-formed, but whose value will not do."""
+    return _invalid([{"field": field, "message": message}])
+
+
+def _invalid(errors: list[dict[str, str]]) -> ProblemError:
+    first = errors[0]
+    return ProblemError("invalid-request", f"{first['field']}: {first['message']}", errors=errors)
+
+
+def _invalid_form(error: RequestValidationError) -> ProblemError:
+    return _invalid(
+        [_field_error(each["loc"], each["type"], each["msg"]) for each in error.errors()]
+    )
+
+
+def _field_error(location: tuple[int | str, ...], kind: str, message: str) -> dict[str, str]:
+    field = ".".join(map(str, location[1:])) or str(location[0])
+    return {"field": field, "message": _words(field, kind, message)}
+
+
+def _words(field: str, kind: str, message: str) -> str:
+    """Say what pydantic found wrong without speaking of Python."""
+    if kind == "extra_forbidden":
+        hint = "; POST /pseudo-mask does" if field in _PSEUDO_MASK_FIELDS else ""
+        return f"this request takes no such field{hint}"
+    if "UploadFile" in message:
+        return "expected a file"
+    return message.removeprefix("Value error, ")
+
+
+def response(problem: ProblemError) -> JSONResponse:
+    """Return a problem as a response."""
+    kind = problem.kind
+    # What goes wrong outside of all middleware is answered without SecurityHeaders.
+    headers = {**HEADERS, **problem.headers}
+    if kind.retry_after is not None:
+        headers.setdefault("Retry-After", str(kind.retry_after))
+    content = {
+        "type": f"/problems/{kind.name}",
+        "title": kind.title,
+        "status": kind.status,
+        "detail": problem.detail,
+        **problem.members,
+    }
+    return JSONResponse(content, kind.status, headers, MEDIA_TYPE)
+
+
+async def _handle(request: Request, error: Exception) -> JSONResponse:
+    problem = to_problem(error)
+    if problem.kind.status >= 500:
+        log.warning("%s %s: %s: %s", request.method, request.url.path, problem.kind.name, error)
+    return response(problem)
+
+
+_HANDLED: Final[tuple[type[Exception], ...]] = (
+    ProblemError,
+    ImageError,
+    UnknownLabelError,
+    BlobError,
+    RedisError,
+    CallbacksFullError,
+    RequestValidationError,
+    HTTPException,
+    Exception,
+)
+
+
+def install(app: FastAPI) -> None:
+    """Have an app answer with problems, whatever goes wrong."""
+    for kind in _HANDLED:
+        app.add_exception_handler(kind, _handle)

@@ -1,0 +1,1 @@
+"""Batches behind the HTTP routes."""

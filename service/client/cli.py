@@ -1,0 +1,250 @@
+"""``semples submit``: send a photo, or a folder of them, to a running service."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from models.data.labels import split_labels
+from models.data.mask_files import OVERLAY
+from models.io import write_atomically, write_json
+from service.client import (
+    Client,
+    NotFound,
+    Outcome,
+    Result,
+    SemplesError,
+    Unauthorized,
+    Unavailable,
+)
+from service.client.client import RETRIES, TIMEOUT_SECONDS
+from service.client.folder import describe
+from service.client.types import PseudoMaskOptions
+
+KEY_VARIABLE = "SEMPLES_KEY"
+MOST_REASONS = 20
+EXIT_FAILED, EXIT_WRONG, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(
+    photos: Annotated[Path, typer.Argument(help="Folder of photos, or one photo.")],
+    labels: Annotated[
+        list[str],
+        typer.Option(
+            "--labels",
+            help="Of a folder: labels.csv, or what else make-pseudo-masks takes. Of one photo: a class that it shows; "
+            "repeat for more, or separate by commas or semicolons.",
+        ),
+    ],
+    to: Annotated[str, typer.Option("--to", help="URL of the service.")],
+    output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out"),
+    key_file: Annotated[
+        Path | None,
+        typer.Option(help=f"File with the API key alone. Without it: the variable {KEY_VARIABLE}."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Default: the service's.")] = None,
+    refine: Annotated[
+        str | None, typer.Option(help="Chain of refiners. Default: the model's.")
+    ] = None,
+    background_threshold: Annotated[
+        float | None, typer.Option(help="Score that a class must exceed. Default: the model's.")
+    ] = None,
+    background_power: Annotated[
+        float | None, typer.Option(help="Background (1 - best score)^p instead of a constant.")
+    ] = None,
+    min_confidence: Annotated[
+        float | None, typer.Option(help="Pixels less sure become 255. Default: the model's.")
+    ] = None,
+    save_scores: Annotated[
+        bool, typer.Option("--save-scores", help="Of a folder: keep soft scores too.")
+    ] = False,
+    concurrency: Annotated[int, typer.Option(min=1, help="Photos in flight.")] = 4,
+    retries: Annotated[int, typer.Option(min=0, help="Tries again of what may pass.")] = RETRIES,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds that the service may stay silent.")
+    ] = TIMEOUT_SECONDS,
+) -> None:
+    """Send a photo or a folder of photos to a service, and write the masks that it makes.
+
+    A folder gets what make-pseudo-masks writes: masks/STEM.png, classes.txt, results.jsonl, summary.json; where it was
+    interrupted, it continues. One photo gets STEM.png, STEM_overlay.png and STEM.json.
+    """
+    options: PseudoMaskOptions = {
+        "model": model,
+        "refine": refine,
+        "background_threshold": background_threshold,
+        "background_power": background_power,
+        "min_confidence": min_confidence,
+    }
+    with (
+        _one_line(photos, to),
+        Client(to, key=read_key(key_file), timeout=timeout, retries=retries) as client,
+    ):
+        if photos.is_dir():
+            _submit_folder(client, photos, labels, output, concurrency, save_scores, options)
+        else:
+            _submit_photo(client, photos, labels, output, options)
+
+
+def read_key(file: Path | None) -> str | None:
+    """Return the key that a file holds, else that of the environment, or None.
+
+    Raises:
+        ValueError: if the file holds no key; what it holds is not quoted.
+        OSError: if it cannot be read.
+    """
+    if file is None:
+        return os.environ.get(KEY_VARIABLE) or None
+    try:
+        words = file.read_text(encoding="utf-8").split()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"expected a key in {file}, got no text") from error
+    if len(words) != 1:
+        raise ValueError(f"expected a key alone in {file}, got {len(words)} words")
+    return words[0]
+
+
+def _submit_folder(
+    client: Client,
+    photos: Path,
+    labels: list[str],
+    output: Path,
+    concurrency: int,
+    save_scores: bool,
+    options: PseudoMaskOptions,
+) -> None:
+    if len(labels) != 1:
+        raise ValueError(f"expected one file of labels for a folder, got {len(labels)}")
+    started = time.monotonic()
+    with _bar(MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()) as bar:
+        task = bar.add_task("pseudo masks", total=None, note="")
+
+        def on_photo(done: int, failed: int, total: int) -> None:
+            note = f"{failed} failed" if failed else ""
+            bar.update(task, completed=done + failed, total=total, note=note)
+
+        outcome = client.batch(
+            photos,
+            labels[0],
+            output,
+            concurrency=concurrency,
+            save_scores=save_scores,
+            on_photo=on_photo,
+            **options,
+        )
+    _report(outcome, output, time.monotonic() - started)
+
+
+def _report(outcome: Outcome, output: Path, seconds: float) -> None:
+    typer.echo(
+        f"{outcome.made} masks made, {outcome.kept} kept ({outcome.empty} of all empty), "
+        f"{len(outcome.failed)} failed in {seconds:.1f} s: {output}"
+    )
+    if outcome.unlabeled:
+        typer.echo(f"{outcome.unlabeled} photos have a row without a label and were passed over")
+    if outcome.others:
+        typer.echo(
+            f"{outcome.others} masks in {output} are of photos that are not among these labels now; export and "
+            "train-segmenter would take them too"
+        )
+    for name, reason in outcome.failed[:MOST_REASONS]:
+        typer.echo(f"semples submit: {name}: {reason}", err=True)
+    more = len(outcome.failed) - MOST_REASONS
+    if more > 0:
+        typer.echo(f"semples submit: … and {more} more, see {output / 'summary.json'}", err=True)
+    if outcome.failed:
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _submit_photo(
+    client: Client, photo: Path, labels: list[str], output: Path, options: PseudoMaskOptions
+) -> None:
+    if (output / f"{photo.stem}.png").resolve() == photo.resolve():
+        raise ValueError(f"expected an output folder that keeps {photo}, got its own")
+    names = split_labels(labels)
+    with _bar(SpinnerColumn(), TimeElapsedColumn()) as bar:
+        task = bar.add_task(photo.name, total=1.0, note="")
+
+        def on_progress(stage: str, fraction: float) -> None:
+            bar.update(task, completed=fraction, note=stage)
+
+        result = client.pseudo_mask(photo, names, on_progress=on_progress, **options)
+        _write(result, photo, output)
+    for each in result.classes:
+        typer.echo(each)
+    stem = output / photo.stem
+    typer.echo(f"written to {stem}.png, {stem}{OVERLAY}.png and {stem}.json")
+
+
+def _write(result: Result, photo: Path, output: Path) -> None:
+    """Write the files that ``semples predict`` writes."""
+    result.save(output / f"{photo.stem}.png")
+    write_atomically(output / f"{photo.stem}{OVERLAY}.png", result.overlay_png)
+    orientation = result.job.document["image"]["exif_orientation"]
+    record = {**describe(result.job, image=photo.name), "exif_orientation": orientation}
+    write_json(output / f"{photo.stem}.json", record)
+
+
+def _bar(*columns: ProgressColumn) -> Progress:
+    """Return a bar on standard error, so that standard output stays clean for results."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        *columns,
+        TextColumn("{task.fields[note]}", markup=False),
+        console=Console(stderr=True),
+    )
+
+
+@contextmanager
+def _one_line(photos: Path, url: str) -> Iterator[None]:
+    """End in one line and an exit code, never in a traceback.
+
+    Raises:
+        typer.Exit: if something goes wrong.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        more = "; the same command continues" if photos.is_dir() else ""
+        _fail(f"interrupted{more}", EXIT_INTERRUPTED, error)
+    except OSError as error:
+        _fail(
+            f"{error.strerror}: {error.filename}" if error.filename else str(error),
+            EXIT_WRONG,
+            error,
+        )
+    except Unauthorized as error:
+        _fail(f"{error} (the key is read from {KEY_VARIABLE}, or --key-file)", EXIT_WRONG, error)
+    except (NotFound, Unavailable) as error:
+        _fail(f"{url}: {error}", EXIT_WRONG, error)
+    except (SemplesError, ValueError) as error:
+        _fail(str(error), EXIT_WRONG, error)
+
+
+def _fail(message: str, code: int, cause: BaseException) -> None:
+    typer.echo(f"semples submit: {' '.join(message.split())}", err=True)
+    raise typer.Exit(code) from cause
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False)
+    app.command()(main)
+    app(prog_name="semples submit")

@@ -1,0 +1,1 @@
+"""``semples serve``: queue, worker, janitor and API in one process tree."""

@@ -1,0 +1,261 @@
+"""What Redis says of jobs and workers, as Prometheus families; read anew with each scrape."""
+
+from __future__ import annotations
+
+import collections
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+from redis import Redis
+from redis.exceptions import RedisError
+from rq.job import Job
+from rq.utils import str_to_date
+
+from worker.batches.records import batch_key, known_batches
+from worker.queue.registry import (
+    WorkerInfo,
+    known_models,
+    live_workers,
+    published_samples,
+    worker_key,
+)
+from worker.queue.rq import TaskQueue, open_queue
+from worker.queue.schema import dead_key
+from worker.webhooks.store import DUE_KEY
+
+# Several workers' samples as one set of families, each named once, told apart by a label.
+
+log = logging.getLogger(__name__)
+
+PREFIX = "semples_worker_"
+
+
+def merge(texts: Mapping[str, str]) -> list[Metric]:
+    """Merge what workers publish.
+
+    Whatever is no Prometheus text, is not named like a worker's metric, or says another type than
+    the workers before (as another version's may) is left out: one worker must not spoil the scrape.
+
+    Args:
+        texts: text format by worker.
+
+    Returns:
+        Each family once; its samples have a ``worker`` label.
+    """
+    families: dict[str, Metric] = {}
+    for worker, text in texts.items():
+        try:
+            found = list(text_string_to_metric_families(text))
+        except ValueError as error:
+            log.warning("worker %s publishes what is no Prometheus text: %s", worker, error)
+            continue
+        for family in found:
+            if family.name.startswith(PREFIX):
+                _add(families, family, worker)
+    return list(families.values())
+
+
+def _add(families: dict[str, Metric], family: Metric, worker: str) -> None:
+    known = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+    if known.type != family.type:
+        return
+    for sample in family.samples:
+        known.add_sample(sample.name, {**sample.labels, "worker": worker}, sample.value)
+
+
+# State → the sorted set of such jobs.
+_REGISTRIES: Final[dict[str, Callable[[TaskQueue], str]]] = {
+    "started": lambda queue: str(queue.started_job_registry.key),
+    "finished": lambda queue: str(queue.finished_job_registry.key),
+    "failed": lambda queue: str(queue.failed_job_registry.key),
+    "canceled": lambda queue: str(queue.canceled_job_registry.key),
+    "deferred": lambda queue: str(queue.deferred_job_registry.key),
+    "scheduled": lambda queue: str(queue.scheduled_job_registry.key),
+}
+BATCH_STATES: Final = {"running": b"open", "finished": b"finished", "canceled": b"canceled"}
+STATES: Final = ("queued", "taken", *_REGISTRIES)
+
+
+class RedisCollector(Collector):
+    """Reads queues, leases and the workers' own samples; says so if Redis is away.
+
+    Args:
+        redis: where all that is.
+        now: the time; jobs carry the one at which they were queued.
+    """
+
+    def __init__(self, redis: Redis, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)):
+        self._redis = redis
+        self._now = now
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield all families; but for the first, none if Redis is away."""
+        up = GaugeMetricFamily("semples_redis_up", "Whether Redis answers: 1 or 0.")
+        try:
+            left_over = [*self._left_over(), self._batches()]
+            families = [*self._queues(), *left_over, *self._workers()]
+        except RedisError as error:
+            log.warning("metrics without Redis: %s", error)
+            families = []
+        up.add_metric((), float(bool(families)))
+        yield up
+        yield from families
+
+    def _queues(self) -> Sequence[Metric]:
+        jobs = GaugeMetricFamily(
+            "semples_queue_jobs", "Jobs in Redis by state.", labels=("model", "state")
+        )
+        oldest = GaugeMetricFamily(
+            "semples_queue_oldest_seconds",
+            "Seconds that the next job has waited; 0 if none waits.",
+            labels=("model",),
+        )
+        names = [model.name for model in known_models(self._redis)]
+        looks = self._ask([open_queue(self._redis, name) for name in names])
+        for name, (counts, age) in zip(names, looks, strict=True):
+            for state, count in zip(STATES, counts, strict=True):
+                jobs.add_metric((name, state), count)
+            oldest.add_metric((name,), age)
+        return jobs, oldest
+
+    def _left_over(self) -> Sequence[Metric]:
+        """What a janitor or a person is to see to."""
+        webhooks = GaugeMetricFamily(
+            "semples_webhooks_waiting", "Webhooks not delivered and not given up, due or not."
+        )
+        dead = GaugeMetricFamily(
+            "semples_dead_letters", "Jobs that took every worker down.", labels=("model",)
+        )
+        names = [model.name for model in known_models(self._redis)]
+        with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.zcard(DUE_KEY)
+            for name in names:
+                pipeline.zcard(dead_key(name))
+            waiting, *letters = pipeline.execute()
+        webhooks.add_metric((), waiting)
+        for name, count in zip(names, letters, strict=True):
+            dead.add_metric((name,), count)
+        return webhooks, dead
+
+    def _ask(self, queues: Sequence[TaskQueue]) -> list[tuple[Sequence[int], float]]:
+        """Return each queue's numbers of jobs in the order of STATES, and the next one's age."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for queue in queues:
+                pipeline.llen(queue.key)
+                pipeline.llen(queue.intermediate_queue_key)
+                for key in _REGISTRIES.values():
+                    pipeline.zcard(key(queue))
+                pipeline.lindex(queue.key, 0)
+            answers = pipeline.execute()
+        width = len(STATES) + 1
+        rows = [answers[i : i + width] for i in range(0, len(answers), width)]
+        ages = self._ages([row[-1] for row in rows])
+        return [(row[:-1], age) for row, age in zip(rows, ages, strict=True)]
+
+    def _ages(self, jobs: Sequence[bytes | None]) -> list[float]:
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for job in jobs:
+                pipeline.hget(Job.key_for(job.decode() if job else ""), "enqueued_at")
+            return [self._age(moment) for moment in pipeline.execute()]
+
+    def _age(self, moment: bytes | None) -> float:
+        # Not below 0 where two hosts' clocks differ.
+        return max(0.0, (self._now() - str_to_date(moment)).total_seconds()) if moment else 0.0
+
+    def _workers(self) -> Sequence[Metric]:
+        workers = live_workers(self._redis)
+        count = GaugeMetricFamily(
+            "semples_workers", "Workers whose lease holds.", labels=("model", "state")
+        )
+        for model in sorted({worker.model.name for worker in workers}):
+            of_model = [worker for worker in workers if worker.model.name == model]
+            troubled = sum(bool(worker.trouble) for worker in of_model)
+            count.add_metric((model, "ready"), len(of_model) - troubled)
+            count.add_metric((model, "troubled"), troubled)
+        silent = _by_worker("semples_main_thread_silent_seconds", "main thread got ahead")
+        lease = _by_worker("semples_lease_age_seconds", "worker renewed its lease")
+        for worker, age in zip(workers, self._lease_ages(workers), strict=True):
+            lease.add_metric((worker.name, worker.model.name), age)
+            silent.add_metric((worker.name, worker.model.name), worker.silent)
+        texts = published_samples(self._redis, [worker.name for worker in workers])
+        return count, lease, silent, *merge(texts)
+
+    def _batches(self) -> Metric:
+        """Return how many batches there are; those that have not ended count as running."""
+        family = GaugeMetricFamily("semples_batches", "Batches by state.", labels=("state",))
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for batch_id in known_batches(self._redis):
+                pipeline.hget(batch_key(batch_id), "status")
+            found = collections.Counter(pipeline.execute())
+        for state, stored in BATCH_STATES.items():
+            family.add_metric((state,), found[stored])
+        return family
+
+    def _lease_ages(self, workers: Sequence[WorkerInfo]) -> list[float]:
+        # From the time that is left, so that no two hosts' clocks are compared.
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for worker in workers:
+                pipeline.pttl(worker_key(worker.name))
+            left: list[Any] = pipeline.execute()
+        return [
+            max(0.0, worker.lease - max(0, milliseconds) / 1000)
+            for worker, milliseconds in zip(workers, left, strict=True)
+        ]
+
+
+def _by_worker(name: str, what: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, f"Seconds since the {what}.", labels=("worker", "model"))
+
+
+# What the API measures of its own requests, for Prometheus; every name is in docs/operations.md.
+
+# A histogram's time of birth would be a family of its own for each.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+# Up to the longest wait for a result.
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+class HttpMeters:
+    """Counts requests, in the registry that the API is scraped by."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._requests = Counter(
+            "semples_http_requests_total",
+            "Requests answered, by route template, method and status code.",
+            ("route", "method", "status"),
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "semples_http_request_duration_seconds",
+            "Seconds from a request's head to the end of its answer, waits for results included.",
+            ("route", "method"),
+            registry=self.registry,
+            buckets=_SECONDS,
+        )
+
+    def answered(self, *, route: str, method: str, status: int, seconds: float) -> None:
+        """Count a request.
+
+        Args:
+            route: the route's template, never the path: there must not be many of them.
+            method: one of HTTP's, or OTHER.
+            status: of the answer.
+            seconds: until its end.
+        """
+        self._requests.labels(route, method, str(status)).inc()
+        self._seconds.labels(route, method).observe(seconds)

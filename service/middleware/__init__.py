@@ -1,0 +1,1 @@
+"""ASGI middleware: keys, rate limits, body limits, request logs."""

@@ -1,0 +1,50 @@
+"""Fenced blocks of a page of documentation, to be run as they stand."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.helpers.paths import ROOT
+
+DOCS = ROOT / "docs"
+_FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block.
+
+    Attributes:
+        language: the first word of its info string; empty without one.
+        words: the others, which a page's readers do not see.
+        text: what is inside, with its line break at the end.
+        line: of its fence, from 1.
+    """
+
+    language: str
+    words: tuple[str, ...]
+    text: str
+    line: int
+
+    @property
+    def head(self) -> str:
+        """Return its first line."""
+        return self.text.partition("\n")[0]
+
+    @property
+    def body(self) -> str:
+        """Return what follows the first line."""
+        return self.text.partition("\n")[2]
+
+
+def blocks(page: str) -> list[Block]:
+    """Return the blocks of a page in docs, in their order."""
+    text = Path(DOCS / page).read_text(encoding="utf-8")
+    found = []
+    for match in _FENCE.finditer(text):
+        language, *words = match["info"].split() or [""]
+        line = text.count("\n", 0, match.start()) + 1
+        found.append(Block(language, tuple(words), match["text"], line))
+    return found

@@ -1,0 +1,223 @@
+"""A real embedded Valkey, a real worker process, a real HTTP server: fixtures and helpers."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from PIL import Image
+from redis import Redis
+
+from service.__main__ import server_config
+from service.app import create_app
+from service.local import redis_server
+from service.local.supervisor import Child, Command
+from service.settings import Settings
+from worker.queue.registry import live_workers
+from worker.queue.rq import TaskQueue, make_job, open_queue, open_redis
+from worker.queue.schema import JobRequest, ModelRef, Options, queue_name
+from worker.storage import BlobStore
+from worker.webhooks.urls import Resolve, resolve_host
+
+LEASE = 3
+
+
+def wait_for(condition: Callable[[], Any], *, seconds: float = 30.0, what: str = "it") -> None:
+    """Wait, not forever: for how long is no part of any claim."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what} did not happen in {seconds} s")
+        time.sleep(0.02)
+
+
+def png(*, width: int = 30, height: int = 20, color: Any = (200, 30, 30)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@dataclass
+class Place:
+    """Where the parts of a stack meet: Redis, blobs, logs."""
+
+    data: Path
+    url: str
+    redis: Redis
+    blobs: BlobStore
+    requests: int = 0
+
+    @cached_property
+    def queue(self) -> TaskQueue:
+        return open_queue(self.redis, "double")
+
+    def leftovers(self) -> dict[str, list[bytes]]:
+        """What must be empty when all work is done: queue, intermediate list, jobs in hand."""
+        key = self.queue.key
+        return {
+            "queue": self.redis.lrange(key, 0, -1),
+            "intermediate": self.redis.lrange(f"{key}:intermediate", 0, -1),
+            "wip": self.redis.zrange(f"rq:wip:{queue_name('double')}", 0, -1),
+        }
+
+    def request(self, *labels: str, finds: int = 0) -> JobRequest:
+        """A request for an image that no other is about; without labels, to segment it.
+
+        The segmenter of the misbehaving predictor finds the class of index ``finds``.
+        """
+        self.requests += 1
+        return JobRequest(
+            task="pseudo_mask" if labels else "segment",
+            image=self.blobs.put("uploads", png(color=(self.requests, 0, finds))),
+            labels=labels,
+            options=Options(refine="none", min_confidence=0.0, background_threshold=0.4),
+            model=ModelRef(name="double", version="0123456789ab"),
+        )
+
+    def post(self, *labels: str, finds: int = 0, timeout: int = 30) -> Any:
+        """Queue a job without the API."""
+        job = make_job(self.redis, self.request(*labels, finds=finds), timeout=timeout)
+        return self.queue.enqueue_job(job, unique=True)
+
+    def wait_done(self, job: Any, *, seconds: float = 60.0) -> Any:
+        wait_for(
+            lambda: job.get_status() in ("finished", "failed"), seconds=seconds, what="the job"
+        )
+        job.refresh()
+        return job
+
+
+NOTHING: dict[str, list[bytes]] = {"queue": [], "intermediate": [], "wip": []}
+
+
+@contextmanager
+def valkey(data: Path) -> Iterator[Place]:
+    """The product's own embedded server in a folder of its own."""
+    path = redis_server.socket_path(data)
+    child = Child(redis_server.server_command(data, path, log=data / "redis.log"))
+    redis = open_redis(redis_server.socket_url(path))
+    try:
+        wait_for(lambda: redis_server.answers(path), what="valkey")
+        yield Place(data, redis_server.socket_url(path), redis, BlobStore.open(str(data / "blobs")))
+    finally:
+        redis.close()
+        child.ask_to_stop()
+        child.wait()
+
+
+class WorkerProcess:
+    """A worker of the misbehaving predictor, in a process of its own."""
+
+    def __init__(
+        self, place: Place, *, bundle: str = "double", options: Sequence[str] = ()
+    ) -> None:
+        self.place = place
+        self.bundle = bundle
+        self.options = options
+        self.child: Child | None = None
+
+    def start(self, *, ready: bool = True) -> Child:
+        arguments = [
+            *(sys.executable, "-m", "tests.helpers.service_doubles"),
+            *("--redis-url", self.place.url, "--blobs", str(self.place.data / "blobs")),
+            *("--lease", str(LEASE), "--bundle", self.bundle),
+            *("--batch", "8"),  # as on a GPU
+            *self.options,
+        ]
+        child = Child(Command("worker", arguments, log=self.place.data / "worker.log", grace=20))
+        self.child = child
+        if ready:
+            wait_for(
+                lambda: any(worker.pid == child.pid for worker in live_workers(self.place.redis)),
+                what="the worker",
+            )
+        return child
+
+    def ensure(self) -> Child:
+        """The running process; a new one if a job has killed it."""
+        if self.child is None or self.child.exit_code is not None:
+            return self.start()
+        return self.child
+
+    def kill(self) -> None:
+        """As an out-of-memory killer does."""
+        child = self.ensure()
+        os.kill(child.pid, signal.SIGKILL)
+        wait_for(lambda: child.exit_code is not None)
+
+    def stop(self) -> int:
+        """Ask it to stop, and return its exit code."""
+        if self.child is None:
+            return 0
+        self.child.ask_to_stop()
+        self.child.wait()
+        code = self.child.exit_code
+        return -1 if code is None else code
+
+    def log(self) -> str:
+        return (self.place.data / "worker.log").read_text()
+
+
+@contextmanager
+def http_api(
+    place: Place, *, resolve: Resolve = resolve_host, **settings: Any
+) -> Iterator[httpx.Client]:
+    """The API on a real socket, with settings of the test's choice; yields a client."""
+    chosen = Settings(redis_url=place.url, blobs=str(place.data / "blobs"), **settings)
+    app = create_app(chosen, place.redis, place.blobs, resolve=resolve)
+    config = server_config(app, chosen)
+    config.timeout_graceful_shutdown = 2
+    server = uvicorn.Server(config)
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        wait_for(lambda: server.started, what="the API")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=70) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        thread.join(timeout=15)
+        listener.close()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with valkey(tmp_path_factory.mktemp("place")) as there:
+        yield there
+
+
+@pytest.fixture(scope="module")
+def running_worker(place: Place) -> Iterator[WorkerProcess]:
+    worker = WorkerProcess(place)
+    worker.start()
+    yield worker
+    worker.stop()
+
+
+@pytest.fixture
+def worker(running_worker: WorkerProcess) -> WorkerProcess:
+    """A live worker, whatever the test before did to it."""
+    running_worker.ensure()
+    return running_worker
+
+
+@pytest.fixture(scope="module")
+def api(place: Place) -> Iterator[httpx.Client]:
+    with http_api(place) as client:
+        yield client

@@ -1,0 +1,76 @@
+"""What must come out of a request, whatever happens to the stack that works on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from uuid import uuid4
+
+from models.data.classes import ClassInfo
+from models.inference.forward import Labeled, Unlabeled
+from models.inference.masks import OnProgress
+from tests.helpers.service_doubles import DoublePredictor, HalfDone
+from tests.helpers.service_fixtures import png
+from worker.inference.pipeline import Runtime, run
+from worker.queue.registry import ModelInfo
+from worker.queue.schema import ClassRecord, JobRequest, ModelRef, Options, ResultBlobs
+from worker.storage import BlobStore, blob_key
+
+SIZES = ((30, 20), (36, 20), (30, 26))
+"""Width and height of images, few: only equal ones share a batch."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked for, and of an image of what size."""
+
+    labels: tuple[str, ...]
+    size: tuple[int, int] = SIZES[0]
+
+    def request(self, number: int) -> tuple[JobRequest, bytes]:
+        """Return a request for an image that no other number's is about, and the image."""
+        width, height = self.size
+        data = png(width=width, height=height, color=(*divmod(number, 256), 0))
+        request = JobRequest(
+            task="pseudo_mask",
+            image=blob_key("uploads", data),
+            labels=self.labels,
+            options=Options(refine="none", min_confidence=0.0, background_threshold=0.4),
+            model=ModelRef(name="double", version="0123456789ab"),
+        )
+        return request, data
+
+
+class CalmPredictor(DoublePredictor):
+    """Finds what it is asked for, whatever that is, at once."""
+
+    def _activate(
+        self,
+        batch: Sequence[Labeled | Unlabeled],
+        found: Sequence[Sequence[ClassInfo]],
+        on_progress: OnProgress,
+    ) -> list[HalfDone]:
+        del on_progress
+        return [HalfDone(*each) for each in zip(batch, found, strict=True)]
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """What comes out where nothing happens."""
+
+    classes: tuple[ClassRecord, ...]
+    blobs: ResultBlobs
+
+
+@cache
+def undisturbed(asked: Asked) -> Undisturbed:
+    """What an undisturbed worker makes of a request: the images differ in what it does not look at."""
+    predictor = CalmPredictor()
+    model = ModelInfo.model_validate(predictor.info.to_json())
+    blobs = BlobStore.open(f"memory://{uuid4().hex}")
+    request, data = asked.request(0)
+    blobs.put("uploads", data)
+    runtime = Runtime(predictor, model, blobs, worker="calm")
+    result = run(request, runtime, waited=0.0, report=lambda _stage, _fraction: None)
+    return Undisturbed(result.classes, result.blobs)

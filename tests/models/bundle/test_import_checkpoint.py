@@ -1,0 +1,176 @@
+"""Released files, written here in the public format with random weights, and the tensors that come out of them."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from models.bundle.import_checkpoint import (
+    choose_channels,
+    prompts_context,
+    read_channels,
+    weaktr_weights,
+)
+from models.data.classes import ClassInfo, ClassList
+from models.generators.vit import WeakTrSizes
+from models.generators.weaktr import WeakTrGenerator
+from tests.conftest import CLASSES
+
+SIZES = WeakTrSizes(
+    native_size=64, width=48, depth=3, heads=3, mlp_ratio=2, reduction=4, feature_reduction=4
+)
+Spoil = Callable[[dict[str, Any]], Any]
+
+
+def public_weaktr(classes: int) -> dict[str, Any]:
+    """A checkpoint as WeakTr's training leaves it."""
+    network = WeakTrGenerator(SIZES, classes=classes)
+    with torch.no_grad():
+        network.head.bias.add_(torch.arange(classes))  # no two classes alike
+    args = argparse.Namespace(lr=np.float64(6e-4), output_dir=Path("out"))
+    return {"model": network.state_dict(), "optimizer": {}, "epoch": 59, "args": args}
+
+
+def test_all_classes_come_as_they_are() -> None:
+    content = public_weaktr(4)
+    imported = weaktr_weights(content, CLASSES, channels=None, source="f.pth")
+    assert imported.sizes == SIZES
+    assert set(imported.tensors) == set(content["model"])
+    assert all(torch.equal(content["model"][name], each) for name, each in imported.tensors.items())
+
+
+def test_the_public_sizes_are_read_off_the_shapes() -> None:
+    sizes = replace(WeakTrSizes(), reduction=4)
+    with torch.device("meta"):
+        names = WeakTrGenerator(sizes, classes=1).state_dict()
+    content = {"model": {name: torch.zeros(each.shape) for name, each in names.items()}}
+    one = ClassList((ClassInfo(1, "cat"),))
+    assert weaktr_weights(content, one, channels=None, source="f.pth").sizes == sizes
+
+
+def test_chosen_classes_keep_their_cams() -> None:
+    """A head of nine channels, of which CLASSES (indices 3, 4, 7, 9) are to be had."""
+    content = public_weaktr(9)
+    channels = {info.index: info.index - 1 for info in CLASSES.classes}
+    imported = weaktr_weights(content, CLASSES, channels=channels, source="f.pth")
+    assert imported.sizes == replace(SIZES, spare_tokens=5)
+    whole = WeakTrGenerator(SIZES, classes=9)
+    part = WeakTrGenerator(imported.sizes, classes=4)
+    whole.load_state_dict(content["model"])
+    part.load_state_dict(imported.tensors)
+    images = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(part(images), whole(images)[:, [2, 3, 6, 8]])
+        token_logits = [each.classifier_logits(images).class_token for each in (part, whole)]
+        affinities = [each.affinity(each.features(images)) for each in (part, whole)]
+    torch.testing.assert_close(token_logits[0], token_logits[1][:, [2, 3, 6, 8]])
+    torch.testing.assert_close(affinities[0], affinities[1])
+
+
+def drop(name: str) -> Spoil:
+    return lambda content: content["model"].pop(name)
+
+
+def put(name: str, value: object) -> Spoil:
+    return lambda content: content["model"].update({name: value})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (drop("cls_token"), "expected a WeakTr in f.pth, got no cls_token"),
+        (
+            drop("blocks.1.mlp.fc2.bias"),
+            r"expected blocks.1.mlp.fc2.bias \(48,\) in f.pth, got no such tensor",
+        ),
+        (
+            put("blocks.2.attn.qkv.weight", torch.rand(96, 48)),
+            r"expected blocks.2.attn.qkv.weight \(144, 48\) in f.pth, got \(96, 48\)",
+        ),
+        (
+            put("head_dist.weight", torch.rand(3)),
+            r"expected head_dist.weight no such tensor in f.pth, got \(3,\)",
+        ),
+        (
+            put("pos_embed", torch.rand(20, 48)),
+            r"expected a WeakTr in f.pth, got pos_embed \(20, 48\)",
+        ),
+        (put("pos_embed", torch.rand(1, 3, 48)), "expected pos_embed"),
+        (put("pos_embed", torch.rand(1, 23, 48)), r"expected pos_embed \(1, 20, 48\)"),
+        (put("head.bias", torch.arange(4)), "floating-point numbers in head.bias .* torch.int64"),
+        (put("head.bias", torch.zeros(4).to_sparse()), "floating-point numbers .* torch.sparse"),
+        (put("head.bias", [0.0] * 4), "expected a tensor head.bias in f.pth, got a list"),
+        (put("head.bias", torch.full((4,), torch.nan)), "expected finite numbers in head.bias"),
+    ],
+)
+def test_other_networks_are_refused(spoil: Spoil, message: str) -> None:
+    content = public_weaktr(4)
+    spoil(content)
+    with pytest.raises(ValueError, match=message):
+        weaktr_weights(content, CLASSES, channels=None, source="f.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state_dict": {}, "epoch": 3}, "with 'model' in f.pth, got the keys state_dict, epoch"),
+        ({}, r"with 'model' in f.pth, got the keys \(none\)"),
+        ([1], "expected a dictionary with 'model' in f.pth, got a list"),
+        ({"model": torch.rand(3)}, "expected a state dict in f.pth, got a Tensor"),
+        ({"model": {}}, "expected a state dict in f.pth, got a dict"),
+    ],
+)
+def test_other_contents_are_refused(content: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        weaktr_weights(content, CLASSES, channels=None, source="f.pth")
+
+
+def test_channels_by_hand(tmp_path: Path) -> None:
+    path = tmp_path / "channels.txt"
+    path.write_text("3 5\n4 0\n9 1\n7 2\n")
+    channels = read_channels(path)
+    assert choose_channels(CLASSES, 6, channels) == [5, 0, 2, 1]
+    assert choose_channels(CLASSES, 4, None) == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match=r"expected 80 classes, as the file has, .* got 4 classes"):
+        choose_channels(CLASSES, 80, None)
+    with pytest.raises(ValueError, match=r"distinct channels from 0 to 4, got \[5, 0, 2, 1\]"):
+        choose_channels(CLASSES, 5, channels)
+    with pytest.raises(ValueError, match="distinct channels"):
+        choose_channels(CLASSES, 6, {**channels, 9: 0})
+    with pytest.raises(ValueError, match="a channel for each class, got none for 'dining table'"):
+        choose_channels(CLASSES, 6, {3: 0, 4: 1, 7: 2})
+    path.write_text("3 5\n4: 0\n")
+    with pytest.raises(ValueError, match=r"channels.txt:2: expected 'class-index channel', got"):
+        read_channels(path)
+
+
+@pytest.mark.parametrize("wrap", [lambda t: {"prompts": t}, lambda t: t, torch.nn.Parameter])
+def test_prompts_come_in_several_wrappings(wrap: Callable[[Tensor], object]) -> None:
+    prompts = torch.rand(4, 3, 16).half()
+    context = prompts_context(wrap(prompts.float()), CLASSES, channels=None, source="f.pth")
+    assert torch.equal(context, prompts.float())
+    assert not context.requires_grad
+
+
+def test_prompts_of_chosen_classes() -> None:
+    prompts = torch.rand(9, 3, 16)
+    channels = {info.index: info.index - 1 for info in CLASSES.classes}
+    context = prompts_context({"prompts": prompts}, CLASSES, channels=channels, source="f.pth")
+    assert torch.equal(context, prompts[[2, 3, 6, 8]])
+
+
+def test_other_prompts_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"expected prompts \(classes, tokens, width\) .* \(4, 16\)"
+    ):
+        prompts_context(torch.rand(4, 16), CLASSES, channels=None, source="f.pth")
+    with pytest.raises(
+        ValueError, match=r"a dictionary with 'prompts' in f.pth, got the keys model"
+    ):
+        prompts_context({"model": {}}, CLASSES, channels=None, source="f.pth")

@@ -1,0 +1,218 @@
+"""The command line as a user meets it: real processes, exit codes, one-line errors."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.config import Config, dump_config
+from models.data.classes import write_class_list
+from tests.conftest import CLASSES
+from tests.helpers.paths import PHOTO
+
+
+def semples(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from models.cli import main; main()", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
+    )
+
+
+def test_help_names_every_command_without_torch() -> None:
+    listed = semples("--help")
+    assert listed.returncode == 0
+    for command in (
+        "prepare", "pretrain-generator", "train-generator", "learn-prompts", "refine-generator",
+        "make-pseudo-masks", "evaluate", "export-bundle", "explain-prompts", "import-checkpoint", "predict",
+        "report", "serve", "worker",
+    ):  # fmt: skip
+        assert f" {command} " in listed.stdout
+    code = "import sys, models.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["serve", "worker", "api-key", "janitor", "dead"])
+def test_programs_call_themselves_as_people_call_them(command: str) -> None:
+    shown = semples(command, "--help")
+    assert shown.returncode == 0
+    assert f"Usage: semples {command} " in shown.stdout
+    assert "python -m" not in shown.stdout
+
+
+def test_predict(tiny_bundle: Path, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    with Image.open(PHOTO) as picture:
+        picture.save(photo, exif=exif)
+    done = semples(
+        "predict", photo, "--labels", "cat", "--labels", "mug", "--output", tmp_path / "out",
+        "--bundle", tiny_bundle, "--refine", "none", "--threads", 1,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "out" / "photo.png") as mask:
+        assert mask.mode == "P"
+        assert mask.size == (300, 451)
+        assert set(np.unique(np.array(mask))) <= {0, 4, 7}
+        assert mask.info["Model"].startswith("tiny ")
+    with Image.open(tmp_path / "out" / "photo_overlay.png") as overlay:
+        assert overlay.size == (300, 451)
+    record = json.loads((tmp_path / "out" / "photo.json").read_text())
+    assert [each["name"] for each in record["classes"]] == ["cat", "cup"]
+    assert record["model"]["name"] == "tiny"
+    assert record["options"] == {
+        "refine": "none", "min_confidence": 0.0, "background_threshold": 0.4,
+        "background_power": None, "class_thresholds": {},
+    }  # fmt: skip
+    assert record["exif_orientation"] == 6
+    assert {"area", "confidence", "alignment_class", "alignment_background"} <= set(
+        record["classes"][0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{photo}", "--labels", "catt"], "expected a known label, got 'catt'; nearest known: cat"),
+        (["{photo}", "--labels", "cat", "--refine", "magic"], "expected one of none, pamr"),
+        (["{photo}", "--labels", "cat", "--background-threshold", "7"], "in (0, 1), got 7.0"),
+        (["{photo}", "--labels", "cat", "--bundle", "nope"], "got 'nope'"),
+        (["{photo}", "--labels", "cat", "--device", "tpu9"], "got 'tpu9'"),
+        (["{missing}", "--labels", "cat"], "No such file"),
+        (["{text}", "--labels", "cat"], "JPEG, PNG or WebP"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(
+    tiny_bundle: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "text.jpg").write_text("not a photo")
+    places = {"{photo}": PHOTO, "{missing}": tmp_path / "no.jpg", "{text}": tmp_path / "text.jpg"}
+    given = [places.get(each, each) for each in arguments]
+    if "--bundle" not in arguments:
+        given += ["--bundle", tiny_bundle]
+    done = semples("predict", *given, "--output", tmp_path / "out")
+    assert done.returncode == 2
+    assert done.stderr.startswith("semples: ")
+    assert done.stderr.count("\n") == 1
+    assert message in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_folder_of_masks_resumes_and_is_measured(
+    tiny_bundle: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+
+    def make(*extra: object) -> subprocess.CompletedProcess[str]:
+        return semples(
+            "make-pseudo-masks", "--images", tiny_data / "images", "--labels",
+            tiny_data / "labels.csv", "--output", output, "--bundle", tiny_bundle,
+            "--save-scores", "--threads", 1, *extra,
+        )  # fmt: skip
+
+    first = make()
+    assert first.returncode == 0, first.stderr
+    assert "8 masks made, 0 kept, 0 failed" in first.stdout
+    before = {path.name: path.read_bytes() for path in (output / "masks").iterdir()}
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["masks"] == 8
+    assert summary["classes"]["cat"]["images"] == 2
+    assert (output / "classes.txt").read_text().startswith("0 background\n3 bowl\n")
+
+    # Killed halfway: two masks gone, the last record cut off.
+    (output / "masks" / "photo0.png").unlink()
+    records = (output / "results.jsonl").read_text()
+    (output / "results.jsonl").write_text(records[:-20])
+    again = make()
+    assert "2 masks made, 6 kept, 0 failed" in again.stdout
+    assert {path.name: path.read_bytes() for path in (output / "masks").iterdir()} == before
+    assert json.loads((output / "summary.json").read_text()) == summary
+    assert len((output / "results.jsonl").read_text().splitlines()) == 9
+
+    other = make("--refine", "none")
+    assert other.returncode == 2
+    assert "to be new or made with the same model and options" in other.stderr
+    assert "got options.refine: 'pamr' before, 'none' now" in other.stderr
+
+    truth = ["--ground-truth", tiny_data / "masks", "--classes", output / "classes.txt", "--json"]
+    fixed = semples("evaluate", "--predictions", output / "masks", *truth)
+    assert fixed.returncode == 0, fixed.stderr
+    fixed_report = json.loads(fixed.stdout)
+    assert 0 <= fixed_report["mean_iou"] <= 1
+    assert [each["name"] for each in fixed_report["classes"]][:2] == ["background", "bowl"]
+    oracle = json.loads(semples("evaluate", "--scores", output / "scores", *truth).stdout)
+    assert oracle["curve"]["0.4"] == pytest.approx(fixed_report["mean_iou"], abs=1e-6)
+    assert oracle["mean_iou"] >= fixed_report["mean_iou"] - 1e-6
+    neither = semples("evaluate", *truth)
+    assert neither.returncode == 2
+    assert "--predictions and --scores" in neither.stderr
+
+
+def test_photos_without_ground_truth_may_be_left_out(tiny_data: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_data / "masks", tmp_path / "some")
+    (tmp_path / "some" / "photo3.png").unlink()
+    write_class_list(tmp_path / "classes.txt", CLASSES)
+    arguments = [
+        "evaluate", "--predictions", tiny_data / "masks", "--ground-truth", tmp_path / "some",
+        "--classes", tmp_path / "classes.txt", "--json",
+    ]  # fmt: skip
+    assert "expected photo3.png" in semples(*arguments).stderr
+    some = semples(*arguments, "--allow-missing")
+    assert "1 predictions have no ground truth" in some.stderr
+    result = json.loads(some.stdout)
+    assert (result["images"], result["missing_ground_truths"], result["mean_iou"]) == (7, 1, 1)
+
+
+def test_a_broken_photo_fails_alone(tiny_bundle: Path, tiny_data: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    good = (tiny_data / "images" / "photo0.jpg").read_bytes()
+    (images / "good.jpg").write_bytes(good)
+    (images / "bad.jpg").write_bytes(good[:200])
+    (tmp_path / "labels.csv").write_text("image,labels\nbad.jpg,cat\ngood.jpg,bowl\n")
+    done = semples(
+        "make-pseudo-masks", "--images", images, "--labels", tmp_path / "labels.csv",
+        "--output", tmp_path / "out", "--bundle", tiny_bundle, "--threads", 1,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "1 masks made, 0 kept, 1 failed" in done.stdout
+    assert "bad.jpg" in done.stderr
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["failed"][0]["image"] == "bad.jpg"
+    assert [path.name for path in (tmp_path / "out" / "masks").iterdir()] == ["good.png"]
+
+
+def test_train_export_explain(tiny_config: Config, tiny_data: Path, tmp_path: Path) -> None:
+    config, work, bundle = tmp_path / "tiny.yaml", tmp_path / "work", tmp_path / "bundle"
+    config.write_text(dump_config(tiny_config))
+    data = ["--images", tiny_data / "images", "--labels", tiny_data / "labels.csv"]
+    for command in (
+        ["train-generator", work, *data, "--config", config],
+        ["learn-prompts", work, *data],
+        ["refine-generator", work, *data],
+        ["export-bundle", work, "--output", bundle, "--licence", "CC0", "--trained-on", "squares"],
+    ):
+        done = semples(*command, "--device", "cpu")
+        assert done.returncode == 0, done.stderr
+    of_bundle = json.loads(semples("explain-prompts", bundle, "--json").stdout)
+    of_run = json.loads(semples("explain-prompts", work, "--json", "--device", "cpu").stdout)
+    assert set(of_bundle) == {"bowl", "cat", "cup", "dining table"}
+    assert of_bundle == of_run
+    assert len(of_bundle["cat"]) == 8
+
+
+def test_stages_need_their_predecessors(tiny_data: Path, tmp_path: Path) -> None:
+    data = ["--images", tiny_data / "images", "--labels", tiny_data / "labels.csv"]
+    done = semples("learn-prompts", tmp_path / "nothing", *data)
+    assert done.returncode == 2
+    assert "expected a work directory of 'semples train-generator'" in done.stderr

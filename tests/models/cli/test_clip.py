@@ -1,0 +1,125 @@
+import shutil
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+
+from models.clip import CLASS_TEMPLATE, FrozenClip, build_image_tower, load_clip, vision_config
+
+
+def test_embeddings_have_unit_length(tiny_clip: FrozenClip) -> None:
+    images = tiny_clip.embed_images(tiny_clip.normalize(torch.rand(2, 3, 64, 64)))
+    texts = tiny_clip.embed_classes(["cat", "dining table"])
+    for embeddings in (images, texts):
+        assert embeddings.shape == (2, 16)
+        torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(2))
+
+
+def test_texts_are_embedded_as_open_clip_does(tiny_clip: FrozenClip) -> None:
+    texts = ["cat", "a photo of a very long dining table in a kitchen.", ""]
+    whole = tiny_clip.model.encode_text(tiny_clip.tokenizer(texts), normalize=True)
+    torch.testing.assert_close(tiny_clip.embed_texts(texts), whole)
+
+
+def test_a_soft_prompt_of_hard_tokens_is_the_text(tiny_clip: FrozenClip) -> None:
+    words = "big red fire truck on rails"
+    tokens = tiny_clip.tokenizer([words])[0]
+    inner = tokens[1 : int(tokens.argmax())]
+    context = tiny_clip.model.token_embedding(inner)[None]
+    torch.testing.assert_close(
+        tiny_clip.embed_prompts(context), tiny_clip.embed_texts([CLASS_TEMPLATE.format(words)])
+    )
+
+
+def test_gradient_reaches_prompts_and_images_but_not_clip(tiny_clip: FrozenClip) -> None:
+    context = torch.rand(2, 3, tiny_clip.prompt_width, requires_grad=True)
+    images = torch.rand(2, 3, 64, 64, requires_grad=True)
+    cosine = (tiny_clip.embed_prompts(context) * tiny_clip.embed_images(images)).sum()
+    cosine.backward()
+    assert context.grad is not None
+    assert context.grad.abs().max() > 0
+    assert images.grad is not None
+    assert images.grad.abs().max() > 0
+    assert not any(parameter.requires_grad for parameter in tiny_clip.parameters())
+
+
+def test_it_stays_in_evaluation_mode(tiny_clip: FrozenClip) -> None:
+    tiny_clip.train()
+    assert not any(module.training for module in tiny_clip.modules())
+
+
+def test_no_image_gives_an_empty_embedding_with_gradient(tiny_clip: FrozenClip) -> None:
+    none = torch.zeros(0, 3, 64, 64, requires_grad=True)
+    embeddings = tiny_clip.embed_images(none)
+    assert embeddings.shape == (0, 16)
+    embeddings.sum().backward()
+    assert none.grad is not None
+
+
+def test_wrong_prompts_are_refused(tiny_clip: FrozenClip) -> None:
+    with pytest.raises(ValueError, match=r"expected contexts \(N, M, 16\), got \(1, 2, 5\)"):
+        tiny_clip.embed_prompts(torch.zeros(1, 2, 5))
+    with pytest.raises(ValueError, match="expected at most 77 tokens, got 78"):
+        tiny_clip.embed_prompts(torch.zeros(1, 72, 16))
+    with pytest.raises(ValueError, match="expected at least one text, got none"):
+        tiny_clip.embed_texts([])
+
+
+def test_normalization_is_clips_own_or_imagenets(tiny_clip_folder: Path) -> None:
+    model = f"local-dir:{tiny_clip_folder}"
+    gray = torch.full((1, 3, 2, 2), 0.5)
+    assert load_clip(model, None).normalize(gray).abs().max() == 0
+    imagenet = load_clip(model, None, normalization="imagenet").normalize(gray)
+    assert imagenet[0, 0, 0, 0].item() == pytest.approx((0.5 - 0.485) / 0.229)
+    with pytest.raises(ValueError, match="expected normalization 'clip' or 'imagenet', got 'voc'"):
+        load_clip(model, None, normalization="voc")
+
+
+def test_openais_weights_get_their_activation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """open_clip's ViT-B-32 is built with GELU; OpenAI's weights were trained with QuickGELU."""
+    create = open_clip.create_model
+
+    def without_download(model: str, **options: object) -> object:
+        return create(model, **{**options, "pretrained": None, "require_pretrained": False})
+
+    monkeypatch.setattr(open_clip, "create_model", without_download)
+    clip = load_clip("ViT-B-32", "openai")
+    tower = build_image_tower(vision_config("ViT-B-32", "openai"), mean=[0.5] * 3, std=[0.5] * 3)
+    for network in (clip.visual, clip.model.transformer, tower.visual):
+        kinds = {type(each).__name__ for each in network.modules()}
+        assert "QuickGELU" in kinds
+        assert "GELU" not in kinds
+    plain = vision_config("ViT-B-32", "laion2b_s34b_b79k")
+    assert plain["quick_gelu"] is False
+
+
+def test_a_folder_without_weights_is_refused(tiny_clip_folder: Path, tmp_path: Path) -> None:
+    shutil.copy(tiny_clip_folder / "open_clip_config.json", tmp_path)
+    with pytest.raises(ValueError, match="expected a CLIP that open_clip loads"):
+        load_clip(f"local-dir:{tmp_path}", None)
+
+
+def test_an_unknown_model_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected a CLIP that open_clip loads .* got 'ViT-Z'"):
+        load_clip("ViT-Z", None)
+
+
+def test_a_named_model_takes_the_same_path() -> None:
+    clip = load_clip("ViT-B-32", None)
+    assert clip.input_size == (224, 224)
+    assert clip.prompt_width == 512
+    torch.testing.assert_close(
+        clip.embed_prompts(clip.model.token_embedding(torch.tensor([[2368]]))),
+        clip.embed_texts([CLASS_TEMPLATE.format(clip.tokenizer.decode([2368]))]),
+    )
+
+
+def test_the_image_tower_alone_embeds_as_the_whole(
+    tiny_clip: FrozenClip, tiny_clip_folder: Path
+) -> None:
+    config = vision_config(f"local-dir:{tiny_clip_folder}", None)
+    tower = build_image_tower(config, mean=[0.5] * 3, std=[0.25] * 3)
+    tower.visual.load_state_dict(tiny_clip.visual.state_dict())
+    images = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(tower.embed_images(images), tiny_clip.embed_images(images))

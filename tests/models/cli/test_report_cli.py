@@ -1,0 +1,98 @@
+"""``semples report`` as a user meets it."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from models.cli import main
+from models.training.run import Run
+from tests.helpers.html_page import Page
+
+
+def report(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["semples", "report", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture
+def work(tiny_run: Run, tmp_path: Path) -> Path:
+    shutil.copytree(tiny_run.work, tmp_path / "work")
+    return tmp_path / "work"
+
+
+@pytest.fixture
+def given(tiny_data: Path, work: Path) -> list[object]:
+    data = ["--images", tiny_data / "images", "--labels", tiny_data / "labels.csv"]
+    return [work, *data, "--output", work / "report.html", "--device", "cpu"]
+
+
+def page_of(work: Path) -> Page:
+    return Page((work / "report.html").read_text(encoding="utf-8"))
+
+
+def test_the_bundle_is_packed_where_there_is_none(
+    work: Path, given: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert report(monkeypatch, *given, "--photos", 1) == 0
+    page = page_of(work)
+    assert len(page.all("img")) == 4
+    assert "stage refine-generator" in page.section("run")
+    assert "Nearest nouns" in page.section("prompts")
+    assert not (work / "bundle").exists()
+
+    (work / "refine-generator" / "generator.safetensors").unlink()
+    assert report(monkeypatch, *given, "--photos", 1) == 0
+    assert "stage train-generator" in page_of(work).section("run")
+
+
+def test_the_runs_own_bundle_comes_before(
+    work: Path, given: list[object], tiny_segmenter_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_segmenter_bundle, work / "bundle")
+    (work / "config.yaml").write_text(
+        (work / "config.yaml").read_text().replace("local-dir:", "local-dir:/nowhere")
+    )
+    assert report(monkeypatch, *given, "--photos", 1) == 0  # and CLIP is not needed
+    assert len(page_of(work).all("img")) == 4
+
+
+def test_without_clip_there_is_a_page_without_pictures(
+    work: Path,
+    given: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (work / "config.yaml").write_text(
+        (work / "config.yaml").read_text().replace("local-dir:", "local-dir:/nowhere")
+    )
+    assert report(monkeypatch, *given) == 0
+    assert "no pictures, for the bundle cannot be packed: " in capsys.readouterr().err
+    page = page_of(work)
+    assert not page.all("img")
+    assert "no bundle yet" in page.section("pictures")
+    assert "train-generator done" in page.section("training")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--masks", "{none}"], "expected the output folder of make-pseudo-masks, got "),
+        (["--bundle", "nope"], "got 'nope'"),
+        (["--photos", "101"], "less than or equal to 100"),
+    ],
+)
+def test_mistakes_are_one_line(
+    work: Path,
+    given: list[object],
+    more: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert report(monkeypatch, *given, *(each.format(none=work / "none") for each in more)) == 2
+    assert message in capsys.readouterr().err
+    assert not (work / "report.html").exists()

@@ -1,0 +1,181 @@
+"""The commands around the segmenter, as a user meets them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.config import Config, LightConfig, dump_config
+from tests.models.cli.test_cli import PHOTO, semples
+
+
+def test_help_names_the_commands() -> None:
+    listed = semples("--help").stdout
+    assert all(f" {command} " in listed for command in ("segment", "train-segmenter", "run-all"))
+
+
+def test_segment_photos_and_folders(
+    tiny_segmenter_bundle: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    done = semples(
+        "segment", PHOTO, tiny_data / "images", "--output", tmp_path, "--bundle",
+        tiny_segmenter_bundle, "--threads", 1,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "9 photos segmented, 0 failed" in done.stdout
+    assert "cat.jpg: " in done.stdout
+    assert len(list(tmp_path.iterdir())) == 27
+    with Image.open(tmp_path / "cat.png") as mask, Image.open(PHOTO) as original:
+        assert mask.mode == "P"
+        assert mask.size == original.size
+        assert set(np.unique(np.array(mask))) <= {0, 3, 4, 7, 9}
+    record = json.loads((tmp_path / "cat.json").read_text())
+    assert record["options"]["background_threshold"] is None
+    assert record["exif_orientation"] == 1
+
+
+def test_a_broken_photo_fails_alone(tiny_segmenter_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "bad.jpg").write_bytes(PHOTO.read_bytes()[:300])
+    (tmp_path / "in" / "good.jpg").write_bytes(PHOTO.read_bytes())
+    places = [tmp_path / "in", "--output", tmp_path / "out"]
+    done = semples("segment", *places, "--bundle", tiny_segmenter_bundle)
+    assert done.returncode == 1
+    assert "1 photos segmented, 1 failed" in done.stdout
+    assert "bad.jpg: cannot read the image" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{photo}", "--bundle", "{unable}"], "expected a bundle with a segmenter, got 'tiny'"),
+        (["{photo}", "--bundle", "{able}", "--refine", "magic"], "expected one of none, pamr"),
+        (["{photo}", "--bundle", "{able}", "--min-confidence", "2"], "in [0, 1), got 2.0"),
+        (["{empty}", "--bundle", "{able}"], "expected at least one photo, got none"),
+        (["{missing}", "--bundle", "{able}"], "No such file"),
+        (["{photo}", "{photo}", "{twin}", "--bundle", "{able}"], "expected distinct stems"),
+    ],
+)
+def test_mistakes_are_one_line(
+    tiny_segmenter_bundle: Path, tiny_bundle: Path, tmp_path: Path, arguments: list[str],
+    message: str,
+) -> None:  # fmt: skip
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "cat.png").write_bytes(b"")
+    places = {
+        "{photo}": PHOTO, "{unable}": tiny_bundle, "{able}": tiny_segmenter_bundle,
+        "{empty}": tmp_path / "empty", "{missing}": tmp_path / "no.jpg", "{twin}": tmp_path / "cat.png",
+    }  # fmt: skip
+    given = [places.get(each, each) for each in arguments]
+    done = semples("segment", *given, "--output", tmp_path / "out")
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("semples: ")]
+    assert not (tmp_path / "out").exists()
+
+
+def test_run_all_misses_the_segmenter_first(
+    tiny_config: Config, tiny_data: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "tiny.yaml"
+    config.write_text(
+        dump_config(tiny_config.model_copy(update={"segmenter": LightConfig(backbone="resnot5")}))
+    )
+    done = semples(
+        "run-all", tmp_path / "work", "--images", tiny_data / "images", "--labels",
+        tiny_data / "labels.csv", "--config", config, "--device", "cpu",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "segmenter.backbone: expected a backbone that timm knows, perhaps resnet5" in done.stderr
+    assert "'resnot5'" in done.stderr
+    assert "train-generator" not in done.stdout + done.stderr
+    # A start that failed does not bind its directory to the labels that it had.
+    labels = tmp_path / "labels.csv"
+    labels.write_text("image,labels\nphoto0.jpg,bowl\n")
+    config.write_text(dump_config(tiny_config))
+    again = semples(
+        "run-all", tmp_path / "work", "--images", tiny_data / "images", "--labels", labels,
+        "--config", config, "--device", "cpu",
+    )  # fmt: skip
+    assert "expected at least 2 photos a batch and process, got 1" in again.stderr
+
+
+@pytest.mark.parametrize("command", ["run-all", "learn-prompts"])
+def test_what_one_process_does_is_refused_to_several(
+    command: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    config = ["--config", "voc"] if command == "run-all" else []
+    done = semples(
+        command, tmp_path / "work", "--images", tiny_data / "images", "--labels",
+        tiny_data / "labels.csv", *config,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"expected one process of {command}, got 2 under torchrun" in done.stderr
+
+
+@pytest.mark.slow
+def test_run_all_then_again(tiny_config: Config, tiny_data: Path, tmp_path: Path) -> None:
+    config, work, bundle = tmp_path / "tiny.yaml", tmp_path / "work", tmp_path / "bundle"
+    config.write_text(dump_config(tiny_config))
+
+    def run_all() -> list[str]:
+        done = semples(
+            "run-all", work, "--images", tiny_data / "images", "--labels", tiny_data / "labels.csv",
+            "--config", config, "--output", bundle, "--device", "cpu", "--threads", 1,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    names = [
+        "train-generator", "learn-prompts", "refine-generator", "make-pseudo-masks",
+        "train-segmenter", "export-bundle", "report",
+    ]  # fmt: skip
+    *first, last = run_all()
+    assert [line.partition(":")[0] for line in first] == names
+    assert all(": written to " in line for line in first)
+    empty = json.loads((work / "pseudo-masks" / "summary.json").read_text())["classes"].values()
+    count = sum(len(each["empty"]) for each in empty)
+    assert last.startswith(f"pseudo masks: {count} empty of 8 labels")
+    page = (work / "report.html").read_text()
+    assert page.count("<article>") == 6
+    again = run_all()
+    assert [line.partition(":")[0] for line in again] == [*names, "pseudo masks"]
+    assert all(": done before, see " in line for line in again[:-3])
+
+    # As a kill between the stages would leave it.
+    version = semples("explain-prompts", bundle, "--json").stdout
+    (work / "pseudo-masks" / "summary.json").unlink()
+    (work / "train-segmenter" / "segmenter.safetensors").unlink()
+    rest = run_all()
+    assert [line.partition(":")[0] for line in rest if "written" in line] == names[3:]
+    assert semples("explain-prompts", bundle, "--json").stdout == version
+
+    # Another generator: its masks, and all that follows, are made anew.
+    (work / "refine-generator" / "generator.safetensors").write_bytes(
+        (work / "train-generator" / "generator.safetensors").read_bytes()
+    )
+    (work / "pseudo-masks" / "summary.json").unlink()
+    rest = run_all()
+    assert [line.partition(":")[0] for line in rest if "written" in line] == names[3:]
+
+    # Other labels are another run.
+    labels = tmp_path / "labels.csv"
+    labels.write_text("\n".join((tiny_data / "labels.csv").read_text().splitlines()[:5]))
+    other = semples(
+        "run-all", work, "--images", tiny_data / "images", "--labels", labels, "--config", config,
+        "--device", "cpu", "--classes", work / "classes.txt",
+    )  # fmt: skip
+    assert other.returncode == 2
+    assert "expected the photos and labels that" in other.stderr
+
+    trained = semples(
+        "train-segmenter", work, "--images", tiny_data / "images", "--masks", work / "pseudo-masks",
+        "--min-alignment", "-0.2", "--device", "cpu",
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    assert "segmenter.safetensors" in trained.stdout
+    done = semples("segment", PHOTO, "--output", tmp_path / "out", "--bundle", bundle)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,98 @@
+"""Labels that a bundle was not trained on: which will do, and as which classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from models.data.classes import (
+    ClassInfo,
+    ClassList,
+    UnknownLabelError,
+    open_name,
+    why_closed,
+    with_open_labels,
+)
+from models.data.labels import classes_with_open_labels, read_folder
+from tests.conftest import CLASSES
+
+KNOWN = CLASSES.with_synonyms({"cup": ["mug"]})
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("Fire-Truck", "fire truck"),
+        ("  tea\u00a0 pot_lid ", "tea pot lid"),
+        ("café au lait", "café au lait"),
+        ("зебра", "зебра"),
+        ("m&m's (red) 2.0/3", "m&m's (red) 2.0/3"),
+        ("x" * 64, "x" * 64),
+    ],
+)
+def test_names_are_labels_as_classes_are_compared(label: str, name: str) -> None:
+    assert open_name(label) == open_name(name) == name
+
+
+@pytest.mark.parametrize("label", ["", " -_ ", "x" * 65, "é" * 33, "İ" * 30])
+def test_labels_have_a_length(label: str) -> None:
+    with pytest.raises(ValueError, match="expected a label of 1 to 64 bytes, got"):
+        open_name(label)
+
+
+@pytest.mark.parametrize(
+    "label", ["a\x00b", "a;b", "<b>", "a:b", "&'.", "🦊", "a\ud800", "a\u200bb"]
+)
+def test_labels_are_words(label: str) -> None:
+    with pytest.raises(ValueError, match=r"expected a label of letters, digits, spaces and & ' \("):
+        open_name(label)
+
+
+def test_what_masks_mean_otherwise_is_no_label() -> None:
+    for label in ("Background", "ignored"):
+        with pytest.raises(ValueError, match="expected no label to be called"):
+            open_name(label)
+
+
+def test_open_classes_come_after_the_known_ones() -> None:
+    opened = with_open_labels(KNOWN, ["Zebra", "mug", "fire_truck", "CAT", "zebra"])
+    assert opened.classes[:4] == KNOWN.classes
+    assert opened.classes[4:] == (ClassInfo(10, "fire truck"), ClassInfo(11, "zebra"))
+    assert opened == with_open_labels(KNOWN, ["fire truck", "zebra"])
+    resolved = opened.resolve(["zebra", "mug", "Fire Truck"])
+    assert [each.name for each in resolved] == ["cup", "fire truck", "zebra"]
+    with pytest.raises(UnknownLabelError):
+        opened.resolve(["dog"])
+
+
+def test_known_labels_open_nothing() -> None:
+    assert with_open_labels(KNOWN, ["Mug", "dining_table"]) is KNOWN
+
+
+def test_indices_never_meet_others() -> None:
+    high = ClassList((ClassInfo(3, "a"), ClassInfo(253, "b")))
+    names = [f"label {number:03}" for number in range(252)]
+    opened = with_open_labels(high, names)
+    assert [each.index for each in opened.classes[2:]] == [254, 1, 2, *range(4, 253)]
+    with pytest.raises(
+        ValueError, match="expected at most 252 labels beside the 2 classes, got 253"
+    ):
+        with_open_labels(high, [*names, "one more"])
+
+
+def test_why_a_bundle_takes_none() -> None:
+    assert "weaktr" in why_closed("weaktr")
+    assert "no text tower" in why_closed("zero_shot")
+
+
+def test_labels_of_a_folder(tmp_path: Path, tiny_data: Path) -> None:
+    rows = tmp_path / "labels.csv"
+    rows.write_text("image,labels\nphoto0.jpg,zebra;cat\nphoto1.jpg,fire-truck;mug\n")
+    classes = classes_with_open_labels(rows, KNOWN)
+    assert classes.names[4:] == ("fire truck", "zebra")
+    samples = read_folder(tiny_data / "images", rows, classes)
+    assert [sample.channels for sample in samples] == [(1, 5), (2, 4)]
+    rows.write_text("image,labels\nphoto0.jpg,a:b\n")
+    with pytest.raises(ValueError, match=r"labels.csv: expected a label of letters.* got 'a:b'"):
+        classes_with_open_labels(rows, KNOWN)

@@ -1,0 +1,76 @@
+import math
+
+import pytest
+
+from models.evaluation.plots import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Line,
+    draw,
+    nice_step,
+    thin,
+)
+
+
+def test_a_line_lies_where_its_values_say() -> None:
+    plot = draw([Line("loss", [(0, 2.0), (1, 1.0), (2, 0.0)])], title="t", x_name="epoch")
+    assert plot is not None
+    [line] = plot.lines
+    left, right, top, bottom = LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM
+    middle, half = (left + right) / 2, (top + bottom) / 2
+    assert line.points == f"{left},{top} {middle:g},{half:g} {right},{bottom}"
+    assert [(tick.at, tick.label) for tick in plot.x_ticks][::4] == [(left, "0.0"), (right, "2.0")]
+    assert (plot.y_ticks[0].at, plot.y_ticks[-1].at) == (bottom, top)
+
+
+def test_axes_end_at_ticks_around_all_lines() -> None:
+    lines = [Line("a", [(0.05, 3.4), (0.95, 19.6)]), Line("b", [(0.5, 23.2)])]
+    plot = draw(lines, title="t", x_name="threshold", marks=[(0.5, 23.2)])
+    assert plot is not None
+    assert [tick.label for tick in plot.x_ticks] == ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
+    assert [tick.label for tick in plot.y_ticks] == ["0", "5", "10", "15", "20", "25"]
+    x, y = plot.marks[0]
+    assert plot.lines[1].points == f"{x:g},{y:g} {x:g},{y:g}"  # one point is a dot
+
+
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 3), (1e-8, 6.4e-5), (-1.5, 2), (1e6, 3e6), (1.23401, 1.23409)]
+)
+def test_ticks_are_few_and_told_apart(low: float, high: float) -> None:
+    step = nice_step(low, high)
+    assert (high - low) / step <= 5.01
+    assert f"{step:.0e}"[0] in "125"
+    plot = draw([Line("a", [(0, low), (1, high)])], title="t", x_name="x")
+    assert plot is not None
+    labels = [tick.label for tick in plot.y_ticks]
+    assert 2 <= len(set(labels)) == len(labels) <= 8
+    assert all(len(label) <= 8 for label in labels)
+
+
+@pytest.mark.parametrize("value", [0.0, 5.0, -3e-7])
+def test_a_constant_has_room(value: float) -> None:
+    plot = draw([Line("a", [(0, value), (1, value)])], title="t", x_name="x")
+    assert plot is not None
+    heights = {float(place.split(",")[1]) for place in plot.lines[0].points.split()}
+    assert len(heights) == 1
+    assert all(TOP < height < HEIGHT - BOTTOM for height in heights)
+
+
+def test_what_is_not_finite_is_left_out() -> None:
+    plot = draw([Line("a", [(0, math.nan), (1, 2.0), (2, math.inf)])], title="t", x_name="x")
+    assert plot is not None
+    assert len(plot.lines[0].points.split()) == 2  # the one point, twice
+    assert draw([Line("a", [(0, math.nan)])], title="t", x_name="x") is None
+    assert draw([], title="t", x_name="x") is None
+
+
+def test_thinning_takes_means_of_neighbors() -> None:
+    points = [(float(x), 2.0 * x) for x in range(7)]
+    assert thin(points, most=7) == points
+    assert thin(points, most=3) == [(1, 2), (4, 8), (6, 12)]
+    assert thin([], most=3) == []
+    assert len(thin([(x, x) for x in range(1001)], most=200)) <= 200

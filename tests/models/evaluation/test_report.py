@@ -1,0 +1,238 @@
+"""The page of a run: complete, self-contained, escaped, and without what is not there."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from models.bundle.bundle import load_bundle
+from models.config import Config
+from models.data.classes import ClassInfo, ClassList, Sample
+from models.data.labels import read_folder
+from models.evaluation.report import Sources, write_report
+from models.inference.folder import MaskJob, make_here, make_pseudo_masks
+from models.inference.predictor import Predictor
+from models.training.run import Run, start_run
+from tests.conftest import CLASSES, CPU
+from tests.helpers.html_page import Page
+
+SCRIPT = "<script>alert('1')</script>"
+
+
+@pytest.fixture(scope="module")
+def samples(tiny_data: Path) -> list[Sample]:
+    return read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
+
+
+@pytest.fixture(scope="module")
+def made(
+    tiny_bundle: Path, samples: list[Sample], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Pseudo masks with their scores."""
+    output = tmp_path_factory.mktemp("made")
+    predictor = Predictor(load_bundle(tiny_bundle, device=CPU))
+    job = MaskJob(output, predictor.options(), save_scores=True)
+    make = partial(make_here, predictor, job)
+    make_pseudo_masks(predictor.info, samples, job, make, on_image=lambda: None)
+    return output
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Callable[..., Page]:
+    def write(run: Run, sources: Sources, **options: int) -> Page:
+        path = write_report(run, sources, tmp_path / "new" / "report.html", **options)
+        return Page(path.read_text(encoding="utf-8"))
+
+    return write
+
+
+def test_a_whole_page(
+    tiny_run: Run,
+    tiny_bundle: Path,
+    tiny_data: Path,
+    samples: list[Sample],
+    made: Path,
+    page: Callable[..., Page],
+) -> None:
+    whole = page(tiny_run, Sources(samples, made, tiny_bundle, tiny_data / "masks"))
+    assert whole.all("h1")[0].text == "tiny"
+    assert "seed 0" in whole.section("run")
+    assert "8 labeled, 0 without a label" in whole.section("run")
+    assert "semples " in whole.section("run")
+
+    truth = whole.section("truth")
+    assert "mean IoU, fixed" in truth
+    assert "mean IoU, oracle" in truth
+    assert "last epoch, at 0." in truth
+    assert "class fixed oracle true pixels background" in truth
+
+    photos = whole.all("article")
+    assert len(photos) == 6
+    panels = [figure.text for figure in whole.all("figure") if figure.children[0].tag == "img"]
+    assert panels == ["photo", "CAM", "refined scores", "pseudo mask", "ground truth"] * 6
+
+    assert "8 masks, refined by pamr, background threshold 0.4" in whole.section("masks")
+    assert "cat 2" in whole.section("masks")
+    training = whole.section("training")
+    assert "train-generator done 1 2 match" in training
+    assert "learn-prompts done 2" in training
+    assert "train-segmenter not run 0 0 –" in training
+    rows = [row for row in whole.all("tr") if len(row.children) == 3 and "nouns" not in row.text]
+    assert [row.children[0].text for row in rows] == list(CLASSES.names)
+    assert all(len(row.children[2].children) == 8 for row in rows)
+
+
+def test_nothing_comes_from_elsewhere_and_all_can_read_it(
+    tiny_run: Run, tiny_bundle: Path, samples: list[Sample], made: Path, page: Callable[..., Page]
+) -> None:
+    whole = page(tiny_run, Sources(samples, made, tiny_bundle), photos=2)
+    assert not {"script", "link", "iframe", "object", "embed"} & {e.tag for e in whole.elements}
+    ids = [e.attributes["id"] for e in whole.elements if "id" in e.attributes]
+    assert len(set(ids)) == len(ids)
+    for element in whole.elements:
+        for key, value in element.attributes.items():
+            assert not key.startswith("on")
+            if key == "href":
+                assert str(value).removeprefix("#") in ids
+            assert key != "src" or str(value).startswith("data:image/jpeg;base64,")
+    assert "url(" not in whole.all("style")[0].text
+    assert whole.all("html")[0].attributes["lang"] == "en"
+    for image in whole.all("img"):
+        assert image.attributes["alt"]
+        data = base64.b64decode(str(image.attributes["src"]).partition(",")[2])
+        with Image.open(io.BytesIO(data)) as picture:
+            assert picture.size == (80, 60)
+    for table in whole.all("table"):
+        assert table.children[0].tag == "caption"
+    assert all(e.attributes.get("scope") in ("row", "col") for e in whole.all("th"))
+    drawn = [svg for svg in whole.all("svg") if svg.attributes.get("role") == "img"]
+    assert len(drawn) == 6
+    assert all(svg.attributes["aria-label"] for svg in drawn)
+    assert "how good the masks are was not measured" in whole.section("truth")
+
+
+def test_pictures_are_bounded_however_large_the_photo(
+    tiny_run: Run, tiny_bundle: Path, tmp_path: Path, page: Callable[..., Page]
+) -> None:
+    Image.effect_noise((3000, 2000), 90).convert("RGB").save(tmp_path / "large.jpg")
+    whole = page(tiny_run, Sources([Sample(tmp_path / "large.jpg", (1,))], bundle=tiny_bundle))
+    for image in whole.all("img"):
+        data = base64.b64decode(str(image.attributes["src"]).partition(",")[2])
+        with Image.open(io.BytesIO(data)) as picture:
+            assert picture.size == (320, 213)
+
+
+def test_equal_runs_give_equal_pages(
+    tiny_run: Run, tiny_bundle: Path, samples: list[Sample], made: Path, tmp_path: Path
+) -> None:
+    sources = Sources(samples, made, tiny_bundle)
+    shares: list[float] = []
+    write_report(tiny_run, sources, tmp_path / "a.html", photos=3, on_share=shares.append)
+    write_report(tiny_run, replace(sources, samples=samples[::-1]), tmp_path / "b.html", photos=3)
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+    assert shares == [1 / 3, 2 / 3, 1]
+
+
+def test_names_are_text_and_never_markup(
+    tiny_run: Run,
+    tiny_bundle: Path,
+    samples: list[Sample],
+    tmp_path: Path,
+    page: Callable[..., Page],
+) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, bundle)
+    manifest = (bundle / "bundle.yaml").read_text()
+    (bundle / "bundle.yaml").write_text(
+        manifest.replace("name: cat", f'name: "{SCRIPT}"').replace("  cat:", f'  "{SCRIPT}":')
+    )
+    classes = ClassList(
+        tuple(ClassInfo(c.index, SCRIPT) if c.name == "cat" else c for c in CLASSES.classes)
+    )
+    photo = tmp_path / '"><img src=x onerror=alert(2)>&.jpg'
+    photo.write_bytes(samples[0].path.read_bytes())
+    run = replace(tiny_run, classes=classes)
+    predictor = Predictor(load_bundle(bundle, device=CPU))
+    job = MaskJob(tmp_path / "masks", predictor.options(), save_scores=False)
+    odd = [Sample(photo, (1,), tmp_path)]
+    make_pseudo_masks(
+        predictor.info, odd, job, partial(make_here, predictor, job), on_image=lambda: None
+    )
+    Image.new("L", (80, 60), 4).save(tmp_path / f"{photo.stem}.png")
+    whole = page(run, Sources(odd, job.output, bundle, tmp_path))
+    assert not whole.all("script")
+    assert all("onerror" not in e.attributes for e in whole.elements)
+    for name in ("run", "truth", "pictures", "masks", "prompts"):
+        assert SCRIPT in whole.section(name)
+    assert photo.name in whole.section("pictures")
+    assert whole.all("img")[1].attributes["alt"] == f"{photo.name}, CAM of {SCRIPT}"
+
+
+def test_a_run_that_has_only_begun(
+    tiny_config: Config, tmp_path: Path, page: Callable[..., Page]
+) -> None:
+    run = start_run(tiny_config, CLASSES, tmp_path / "work", device=CPU)
+    bare = page(run, Sources([], masks=tmp_path / "none", ground_truth=tmp_path))
+    assert "no pseudo masks yet to compare" in bare.section("truth")
+    assert "no bundle yet to make them with" in bare.section("pictures")
+    assert "Not made yet" in bare.section("masks")
+    assert "train-generator not run 0 0 –" in bare.section("training")
+    assert "no bundle yet to ask" in bare.section("prompts")
+    assert not bare.all("img")
+
+
+def test_parts_that_a_stage_left_out(
+    tiny_run: Run,
+    tiny_bundle: Path,
+    tiny_data: Path,
+    samples: list[Sample],
+    made: Path,
+    tmp_path: Path,
+    page: Callable[..., Page],
+) -> None:
+    bundle, masks = tmp_path / "bundle", tmp_path / "masks"
+    shutil.copytree(tiny_bundle, bundle)
+    text = (bundle / "bundle.yaml").read_text()
+    start, end = text.index("nearest_nouns:"), text.index("files:")
+    (bundle / "bundle.yaml").write_text(text[:start] + text[end:])
+    shutil.copytree(made, masks)
+    shutil.rmtree(masks / "scores")
+    (masks / "summary.json").unlink()  # killed before the end
+    (masks / "masks" / "photo0.png").unlink()
+    part = page(tiny_run, Sources(samples, masks, bundle, tiny_data / "masks"), photos=0)
+    assert "the folder has no stored scores" in part.section("truth")
+    assert "in 7 photos; 1 ground truths have no mask" in part.section("truth")
+    assert "last epoch, at" not in part.section("truth")
+    assert "no photo was asked for" in part.section("pictures")
+    assert "not to the end" in part.section("masks")
+    assert "The bundle has no learned prompts" in part.section("prompts")
+
+
+def test_a_photo_that_cannot_be_read_is_told(
+    tiny_run: Run,
+    tiny_bundle: Path,
+    samples: list[Sample],
+    tmp_path: Path,
+    page: Callable[..., Page],
+) -> None:
+    (tmp_path / "bad.jpg").write_bytes(samples[0].path.read_bytes()[:200])
+    photos = [Sample(tmp_path / "bad.jpg", (0,)), Sample(tmp_path / "gone.jpg", (1,)), samples[2]]
+    told = page(tiny_run, Sources(photos, bundle=tiny_bundle)).section("pictures")
+    assert told.count("It could not be read") == 2
+    assert "pseudo mask" in told
+
+
+def test_another_runs_bundle_is_refused(
+    tiny_run: Run, tiny_bundle: Path, samples: list[Sample], page: Callable[..., Page]
+) -> None:
+    other = replace(tiny_run, classes=ClassList(CLASSES.classes[:3]))
+    with pytest.raises(ValueError, match=r"expected a bundle with the run's classes, got .*tiny"):
+        page(other, Sources(samples, bundle=tiny_bundle))

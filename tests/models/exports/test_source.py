@@ -1,0 +1,180 @@
+"""What an export refuses to begin with, by name."""
+
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.data.mask_files import label_map_png
+from models.data.mask_folder import open_mask_folder
+from models.exports import new_folder
+from models.exports.coco import RLE_FILE, write_coco
+from models.exports.cvat import write_cvat
+from models.exports.label_studio import write_label_studio
+from tests.helpers.export_folder import label_maps, make_folder
+
+
+def test_photos_come_with_their_masks(tmp_path: Path) -> None:
+    masks = open_mask_folder(*make_folder(tmp_path))
+    photos = list(masks.photos())
+    kept = label_maps()
+    assert len(masks) == len(photos) == len(kept)
+    assert [each.stem for each in photos] == sorted(each.stem for each in photos)
+    for each in photos:
+        assert np.array_equal(each.label_map, kept[each.path.name])
+        assert each.text["Model"] == "tiny 1"
+        assert set(each.confidence) == set(each.regions) - {255}
+
+
+def test_photos_may_lie_in_folders(tmp_path: Path) -> None:
+    run, images = make_folder(tmp_path)
+    (images / "sub").mkdir()
+    (images / "flat.jpg").rename(images / "sub" / "flat.jpg")
+    path = run / "results.jsonl"
+    path.write_text(path.read_text().replace("flat.jpg", "sub/flat.jpg"))
+    masks = open_mask_folder(run, images)
+    found = {each.stem: each for each in masks.photos()}
+    assert found["flat"].name == "sub/flat.jpg"
+    assert found["flat"].path == images / "sub" / "flat.jpg"
+    # What each format calls a photo.
+    write_coco(masks.photos(), masks.classes, tmp_path)
+    coco = json.loads((tmp_path / RLE_FILE).read_text())
+    assert "sub/flat.jpg" in [each["file_name"] for each in coco["images"]]
+    write_label_studio(masks.photos(), masks.classes, tmp_path, image_prefix="s3://b/")
+    assert '"s3://b/sub/flat.jpg"' in (tmp_path / "tasks_0001.json").read_text()
+    write_cvat(masks.photos(), masks.classes, tmp_path)
+    with zipfile.ZipFile(tmp_path / "annotations.zip") as archive:
+        assert "sub/flat" in archive.read("ImageSets/Segmentation/default.txt").decode().split()
+        assert "SegmentationClass/sub/flat.png" in archive.namelist()
+
+
+def unfinished(run: Path, images: Path) -> None:
+    (run / "summary.json").unlink()
+
+
+def nothing(run: Path, images: Path) -> None:
+    (run / "results.jsonl").write_text("")
+
+
+def foreign(run: Path, images: Path) -> None:
+    (run / "masks" / "other.png").write_bytes(b"")
+
+
+def no_mask(run: Path, images: Path) -> None:
+    (run / "masks" / "flat.png").unlink()
+
+
+def no_photo(run: Path, images: Path) -> None:
+    (images / "flat.jpg").unlink()
+    (images / "picture.png").unlink()
+
+
+def cut_record(run: Path, images: Path) -> None:
+    path = run / "results.jsonl"
+    path.write_text(path.read_text()[:-20])
+
+
+def other_name(run: Path, images: Path) -> None:
+    path = run / "results.jsonl"
+    path.write_text(path.read_text().replace("picture.png", "../picture.png"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (unfinished, r"has finished, got no summary\.json in .*run"),
+        (nothing, "expected at least one mask, got none"),
+        (foreign, r"lists in .*masks, got other\.png \(1 in all\)"),
+        (no_mask, r"every mask that results\.jsonl lists, got no flat\.png \(1 in all\)"),
+        (no_photo, r"every photo that has a mask, got no flat\.jpg \(2 in all\)"),
+        (other_name, r"results\.jsonl to name photos below their folder, got \.\./picture\.png"),
+        (cut_record, r"lists in .*masks, got turned\.png \(1 in all\)"),
+    ],
+)
+def test_names_that_do_not_match(
+    spoil: Callable[[Path, Path], None], message: str, tmp_path: Path
+) -> None:
+    run, images = make_folder(tmp_path)
+    spoil(run, images)
+    with pytest.raises(ValueError, match=message):
+        open_mask_folder(run, images)
+
+
+def test_a_line_cut_off_and_written_anew_is_no_harm(tmp_path: Path) -> None:
+    run, images = make_folder(tmp_path)
+    path = run / "results.jsonl"
+    path.write_text("\0\0\0\n" + path.read_text())
+    assert len(open_mask_folder(run, images)) == len(label_maps())
+
+
+def other_size(run: Path, images: Path) -> None:
+    Image.new("RGB", (50, 41)).save(images / "flat.jpg")
+
+
+def broken_photo(run: Path, images: Path) -> None:
+    (images / "flat.jpg").write_bytes((images / "flat.jpg").read_bytes()[:100])
+
+
+def broken_mask(run: Path, images: Path) -> None:
+    (run / "masks" / "flat.png").write_bytes((run / "masks" / "flat.png").read_bytes()[:-40])
+
+
+def gray_mask(run: Path, images: Path) -> None:
+    Image.new("L", (50, 40)).save(run / "masks" / "flat.png")
+
+
+def unknown_index(run: Path, images: Path) -> None:
+    found = np.full((40, 50), 77, dtype=np.uint8)
+    (run / "masks" / "flat.png").write_bytes(label_map_png(found))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (other_size, r"photo's 50 x 41 pixels, got 50 x 40 in .*flat\.png"),
+        (broken_photo, r"flat\.jpg: cannot read the image"),
+        (broken_mask, r"expected a label map in .*flat\.png"),
+        (gray_mask, r"expected a palette PNG in .*flat\.png, got mode L"),
+        (unknown_index, r"expected indices of classes\.txt, got 77 in .*flat\.png"),
+    ],
+)
+def test_pixels_that_do_not_match(
+    spoil: Callable[[Path, Path], None], message: str, tmp_path: Path
+) -> None:
+    run, images = make_folder(tmp_path)
+    spoil(run, images)
+    with pytest.raises(ValueError, match=message):
+        list(open_mask_folder(run, images).photos())
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "out"
+    with pytest.raises(KeyboardInterrupt), new_folder(target) as place:  # noqa: PT012
+        (place / "half").write_text("")
+        raise KeyboardInterrupt
+    assert list((tmp_path / "deep").iterdir()) == []
+    with new_folder(target) as place:
+        (place / "whole").write_text("")
+        assert not target.exists()
+    assert [each.name for each in target.iterdir()] == ["whole"]
+
+
+def test_nothing_is_overwritten_but_an_empty_folder(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    with new_folder(target) as place:
+        (place / "new").write_text("")
+    with pytest.raises(ValueError, match="expected a new or empty folder"), new_folder(target):
+        pass
+    with pytest.raises(ValueError, match="new or empty"), new_folder(target / "new"):
+        pass
+    assert [each.name for each in target.iterdir()] == ["new"]
+    shutil.rmtree(target)
+    (tmp_path / "out.partial").mkdir()
+    with pytest.raises(ValueError, match=r"remove .*out\.partial"), new_folder(target):
+        pass

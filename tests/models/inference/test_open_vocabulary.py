@@ -1,0 +1,158 @@
+"""Labels that a bundle was not trained on, and what the predictor makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.open_vocabulary import forgetful
+from models.bundle.bundle import load_bundle
+from models.data.classes import with_open_labels
+from models.generators.cnn import zero_shot_generator
+from models.inference.masks import Segmentation
+from models.inference.open_vocabulary import REMEMBERED, ClosedVocabularyError, OpenVocabulary
+from models.inference.predictor import Labeled, Predictor
+from models.training.export import export_bundle
+from models.training.generator import supervision
+from models.training.run import Run
+from tests.conftest import CLASSES, CPU
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_open_bundle: Path) -> Predictor:
+    return Predictor(load_bundle(tiny_open_bundle, device=CPU))
+
+
+@pytest.fixture(scope="module")
+def untrained(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose head is the text-initialized one."""
+    folder = tmp_path_factory.mktemp("untrained")
+    export_bundle(
+        tiny_run,
+        folder,
+        stage="zero-shot",
+        parts=("text_tower",),
+        licence="CC0",
+        trained_on="nothing",
+    )
+    return folder
+
+
+def photo(seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+
+
+def asked(predictor: Predictor, *labels: str, seed: int = 0, refine: str = "none") -> Labeled:
+    classes = with_open_labels(predictor.info.classes, labels)
+    options = predictor.options(refine=refine, background_threshold=0.1)
+    return Labeled(photo(seed), labels, options, classes)
+
+
+def maps(predictor: Predictor, *labels: str, seed: int = 0) -> torch.Tensor:
+    (activated,) = predictor.activate([asked(predictor, *labels, seed=seed)])
+    return activated.maps
+
+
+def test_the_head_is_the_zero_shot_generators(
+    predictor: Predictor, tiny_run: Run, untrained: Path
+) -> None:
+    clip, _ = supervision(tiny_run)
+    names = ["fire truck", "zebra"]
+    expected = zero_shot_generator(clip, clip.embed_classes(names), output_stride=16).head.weight
+    opened = OpenVocabulary(predictor.bundle)
+    rows = torch.stack([opened.open_class(name).row for name in names])
+    cosine = torch.nn.functional.cosine_similarity(rows, expected[:, :, 0, 0])
+    torch.testing.assert_close(cosine, torch.ones(2), atol=1e-4, rtol=0)
+    # A class of that generator has the CAM that it has as a label which nothing is known of.
+    bundle = load_bundle(untrained, device=CPU)
+    known, forgotten = Predictor(bundle), Predictor(forgetful(bundle))
+    labels = ("cat", "dining table")
+    torch.testing.assert_close(
+        maps(known, *labels), maps(forgotten, *labels), atol=5e-3, rtol=0
+    )  # the head is stored in half precision
+
+
+def test_trained_labels_stay_as_they_are_beside_open_ones(predictor: Predictor) -> None:
+    alone = maps(predictor, "cat", "mug")
+    beside = maps(predictor, "zebra", "cat", "fire truck", "cup")
+    assert torch.equal(beside[:2], alone)
+    torch.testing.assert_close(beside[3:], maps(predictor, "zebra"), atol=1e-5, rtol=0)
+    assert beside.shape[0] == 4
+    assert (beside[2:].amax(dim=(1, 2)) > 0.99).all()
+
+
+def test_open_and_closed_labels_share_a_batch(predictor: Predictor) -> None:
+    batch = [
+        asked(predictor, "zebra", "cat", seed=1),
+        asked(predictor, "cup", seed=2),
+        asked(predictor, "fire truck", "zebra", "bowl", seed=3),
+        replace(asked(predictor, "cat", seed=4), classes=None),
+    ]
+    for each, together in zip(batch, predictor.activate(batch), strict=True):
+        (alone,) = predictor.activate([each])
+        assert together.classes == alone.classes
+        torch.testing.assert_close(together.maps, alone.maps, atol=1e-5, rtol=0)
+        assert together.opened.keys() == alone.opened.keys()
+        one, two = predictor.finish(together), predictor.finish(alone)
+        assert [vars(found)["zero_shot"] for found in one.classes] == [
+            not CLASSES.knows(found.name) for found in two.classes
+        ]
+        assert (one.label_map == two.label_map).mean() >= 0.9999
+
+
+def made(predictor: Predictor, *labels: str, refine: str = "pamr") -> Segmentation:
+    each = asked(predictor, *labels, refine=refine)
+    return predictor.pseudo_mask(each.image, each.labels, each.options, classes=each.classes)
+
+
+@pytest.mark.parametrize("refine", ["none", "pamr"])
+def test_a_segmentation_says_what_was_not_trained_on(predictor: Predictor, refine: str) -> None:
+    result = made(predictor, "zebra", "MUG", "Fire-Truck", refine=refine)
+    assert [(each.index, each.name, each.zero_shot) for each in result.classes] == [
+        (7, "cup", False),
+        (10, "fire truck", True),
+        (11, "zebra", True),
+    ]
+    assert set(np.unique(result.label_map)) <= {0, 7, 10, 11}
+    assert len(result.scores) == 3
+    found = [each for each in result.classes if each.zero_shot and each.box]
+    assert found or refine != "none"  # refined, a random network's masks may be empty
+    for each in found:
+        assert each.alignment_class is not None
+        assert each.alignment_background is None
+    # The bundle's one threshold, whatever it says of its classes.
+    options = replace(predictor.options(), class_thresholds={"cup": 0.9})
+    assert options.thresholds_of(("cup", "zebra")).tolist() == pytest.approx([0.9, 0.4])
+
+
+def test_a_label_is_read_once_and_not_kept_forever(tiny_open_bundle: Path) -> None:
+    bundle = load_bundle(tiny_open_bundle, device=CPU)
+    predictor, read = Predictor(bundle), []
+    assert bundle.text_tower is not None
+    transformer = bundle.text_tower.text.transformer
+    transformer.register_forward_pre_hook(lambda _module, _inputs: read.append(1))
+    for labels in (("cat",), ("zebra", "cat"), ("fire truck", "zebra"), ("Zebra",)):
+        predictor.activate([asked(predictor, *labels)])
+    assert len(read) == 2
+    assert OpenVocabulary(bundle)._remembered.cache_info().maxsize == REMEMBERED
+
+
+def test_half_precision_leaves_texts_alone(tiny_open_bundle: Path) -> None:
+    bundle = load_bundle(tiny_open_bundle, device=CPU)
+    exact, lower = Predictor(bundle), Predictor(bundle, precision="bfloat16")
+    (one,), (two,) = (each.activate([asked(each, "zebra", "cat")]) for each in (exact, lower))
+    assert torch.equal(one.opened["zebra"], two.opened["zebra"])
+    assert (one.maps - two.maps).abs().mean() < 0.05
+
+
+def test_a_closed_bundle_says_why(tiny_bundle: Path) -> None:
+    predictor = Predictor(load_bundle(tiny_bundle, device=CPU))
+    message = "expected a bundle with an open vocabulary for 'zebra', got 'tiny': it holds no text"
+    with pytest.raises(ClosedVocabularyError, match=message):
+        predictor.activate([asked(predictor, "zebra")])
+    assert not made(predictor, "cat").classes[0].zero_shot

@@ -1,0 +1,139 @@
+"""Scales, flip and windows: properties that hold for any network."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.inference.multi_scale import (
+    among,
+    competitors,
+    in_windows,
+    segment_images,
+    stretched_winners,
+    window_starts,
+    winners,
+)
+
+
+def local(images: Tensor) -> Tensor:
+    """A network without any context: softmax of the four-pixel means of R, G, B."""
+    return F.avg_pool2d(images * 5, 4).softmax(dim=1)
+
+
+def constant(images: Tensor) -> Tensor:
+    share = torch.tensor([0.7, 0.2, 0.1]).view(1, 3, 1, 1)
+    return share.expand(len(images), 3, images.shape[-2] // 4, images.shape[-1] // 4)
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(1, 3, 96, 160)
+
+
+@pytest.mark.parametrize("window", [None, 64])
+def test_a_constant_network_gives_constants(images: Tensor, window: int | None) -> None:
+    found = segment_images(constant, images, scales=(0.8, 1.0, 1.5), flip=True, window=window)
+    assert found.shape == (1, 3, 96, 160)
+    torch.testing.assert_close(found, constant(images)[..., :1, :1].expand_as(found))
+
+
+def test_probabilities_sum_to_one(images: Tensor) -> None:
+    found = segment_images(local, images, scales=(0.5, 1.0), flip=True, window=64)
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(1, 96, 160))
+
+
+@pytest.mark.parametrize("window", [None, 64])
+def test_flip_equivariance(images: Tensor, window: int | None) -> None:
+    def lopsided(batch: Tensor) -> Tensor:
+        return local(batch.roll(3, dims=-1))
+
+    straight = segment_images(lopsided, images, scales=(1.0, 1.5), flip=True, window=window)
+    mirrored = segment_images(lopsided, images.flip(-1), scales=(1.0, 1.5), flip=True, window=window)  # fmt: skip
+    torch.testing.assert_close(mirrored, straight.flip(-1), atol=1e-5, rtol=0)
+
+
+def test_one_window_is_no_window(images: Tensor) -> None:
+    whole = in_windows(local, images, window=None)
+    assert torch.equal(in_windows(local, images, window=160), whole)
+
+
+def test_windows_of_a_local_network_agree_with_the_whole(images: Tensor) -> None:
+    def nearest(batch: Tensor) -> Tensor:
+        return local(batch).repeat_interleave(4, -1).repeat_interleave(4, -2)
+
+    torch.testing.assert_close(in_windows(nearest, images, window=64), nearest(images))
+
+
+def test_windows_never_exceed_their_side(images: Tensor) -> None:
+    sizes: list[tuple[int, ...]] = []
+
+    def watched(batch: Tensor) -> Tensor:
+        sizes.append(tuple(batch.shape[-2:]))
+        return local(batch)
+
+    in_windows(watched, torch.rand(1, 3, 32, 320), window=128)
+    assert set(sizes) == {(32, 128)}
+
+
+@pytest.mark.parametrize("window", [32, 64, 96, 512])
+@pytest.mark.parametrize("length", [32, 64, 96, 320, 1056])
+def test_windows_cover_everything(length: int, window: int) -> None:
+    starts = window_starts(length, window=window)
+    assert starts[0] == 0
+    assert max(starts) + window >= length
+    assert all(start % 32 == 0 for start in starts)
+    assert all(0 < after - before <= max(2 * window / 3, 32) for before, after in pairwise(starts))
+
+
+def test_winners_are_kept_and_stay_the_best() -> None:
+    scores = torch.tensor([[0.5, 0.1], [0.3, 0.3], [0.1, 0.4], [0.1, 0.2]]).view(1, 4, 1, 2)
+    channels, kept = stretched_winners(scores, (1, 2))
+    assert channels.tolist() == [1]
+    shares, together = among(kept)
+    torch.testing.assert_close(shares[0, :, 0], torch.tensor([[5 / 6, 1 / 5], [1 / 6, 4 / 5]]))
+    torch.testing.assert_close(together.flatten(), torch.tensor([0.6, 0.5]))
+
+
+def test_where_the_background_wins_everywhere_no_class_is_left() -> None:
+    scores = torch.tensor([0.9, 0.1]).view(1, 2, 1, 1)
+    channels, kept = stretched_winners(scores, (1, 1))
+    shares, together = among(kept)
+    assert (shares.shape, channels.tolist()) == ((1, 1, 1, 1), [])
+    assert (shares.item(), together.item()) == (1.0, pytest.approx(0.9))
+
+
+def test_what_is_seen_whole_and_once_stays_on_its_grid(images: Tensor) -> None:
+    def lopsided(batch: Tensor) -> Tensor:
+        return local(batch.roll(3, dims=-1))
+
+    found = segment_images(lopsided, images, scales=(1.0,), flip=True, window=160)
+    assert found.shape == (1, 3, 24, 40)
+    wide = (lopsided(images) + lopsided(images.flip(-1)).flip(-1)) / 2
+    torch.testing.assert_close(found, wide)
+    for scales, window in (((1.0,), 64), ((1.5,), None), ((1.0, 1.0), None)):
+        seen = segment_images(lopsided, images, scales=scales, flip=True, window=window)
+        assert seen.shape == (1, 3, 96, 160)
+
+
+@pytest.mark.parametrize("grid", [(1, 1), (1, 9), (2, 3), (12, 16)])
+@pytest.mark.parametrize("sharpness", [0.5, 3.0, 30.0])
+def test_who_can_win_is_told_before_stretching(grid: tuple[int, int], sharpness: float) -> None:
+    coarse = (torch.randn(1, 12, *grid) * sharpness).softmax(dim=1)
+    fine = F.interpolate(coarse, size=(64, 96), mode="bilinear", align_corners=False)
+    channels, maps = stretched_winners(coarse, (64, 96))
+    assert torch.equal(channels, winners(fine))
+    torch.testing.assert_close(maps, fine[:, [0, *(channels + 1).tolist()]])
+    assert set(channels.tolist()) <= set(competitors(coarse).tolist())
+
+
+def test_a_class_that_another_tops_everywhere_cannot_win() -> None:
+    coarse = torch.tensor([0.1, 0.5, 0.3, 0.1]).view(1, 4, 1, 1).expand(1, 4, 5, 6)
+    assert competitors(coarse).tolist() == [0]
+
+
+def test_no_scale_is_refused(images: Tensor) -> None:
+    with pytest.raises(ValueError, match="expected at least one scale"):
+        segment_images(local, images, scales=(), flip=True, window=None)

@@ -1,0 +1,109 @@
+import pytest
+import torch
+from torch import Tensor
+
+from models.generators.cnn import RememberingGenerator, cosine_affinity
+from models.inference.postprocess import as_they_are, into_range_of
+from models.refine.random_walk import RandomWalk, boxes, transition, walk
+
+
+def test_rows_of_the_transition_sum_to_one() -> None:
+    matrix = transition(torch.rand(30, 30))
+    torch.testing.assert_close(matrix.sum(dim=1), torch.ones(30))
+    assert (matrix >= 0).all()
+
+
+def test_the_transition_by_hand() -> None:
+    # Two places alike, a third like none of them: the two share, the third keeps.
+    affinity = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    expected = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
+    torch.testing.assert_close(transition(affinity), expected)
+
+
+def test_a_place_like_none_stays_by_itself() -> None:
+    affinity = torch.zeros(2, 2)
+    torch.testing.assert_close(transition(affinity), torch.eye(2))
+
+
+def test_boxes_by_hand() -> None:
+    maps = torch.tensor([[[1.0, 0.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.1], [0.0, 0.0, 0.0, 0.4]]])
+    expected = [[True, True, False, False], [True, True, False, False], [False, False, False, True]]
+    assert boxes(maps, share=0.4)[0].tolist() == expected
+
+
+def test_evidence_reaches_what_is_alike_and_nothing_else() -> None:
+    # A 2 × 4 grid whose left half is alike; evidence is at one place of it.
+    likeness = torch.tensor([1.0, 1.0, 0.0, 0.0]).repeat(2)
+    affinity = ((likeness[:, None] == likeness).float()).view(2, 4, 2, 4)
+    scores = torch.zeros(1, 2, 4)
+    scores[0, 0, 0], scores[0, 1, 1] = 1.0, 0.5
+    found = walk(scores, affinity)
+    torch.testing.assert_close(found[0, :, :2], torch.full((2, 2), 0.375))
+    assert found[0, :, 2:].max() == 0
+
+
+def test_cams_get_their_range_back_and_constants_stay() -> None:
+    scores = torch.rand(3, 16, 24) * 0.5 + 0.1
+    scores[2] = 0.3
+    affinity = torch.rand(1, 4, 6, 4, 6)
+    image = torch.rand(1, 3, 16, 24)
+    found = RandomWalk(lambda _: affinity, into_range_of)(image, scores[None])[0]
+    torch.testing.assert_close(found.amax(dim=(1, 2)), scores.amax(dim=(1, 2)))
+    torch.testing.assert_close(found.amin(dim=(1, 2)), scores.amin(dim=(1, 2)))
+    assert (found[2] == 0.3).all()
+
+
+def test_cosine_affinity_by_hand() -> None:
+    features = torch.tensor([[[[1.0, 2.0, 0.0]], [[0.0, 0.0, 1.0]], [[0.0, -1.0, 0.0]]]])
+    found = cosine_affinity(features).view(3, 3)
+    expected = torch.tensor([[1.0, 0.8944, 0.0], [0.8944, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_places_without_features_are_like_none() -> None:
+    assert cosine_affinity(torch.zeros(1, 8, 2, 2)).abs().max() == 0
+
+
+class Counting:
+    """A mask generator that counts how often it looks."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.cams(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        self.looks += 1
+        return torch.nn.functional.avg_pool2d(images, 8)
+
+    def cams(self, features: Tensor) -> Tensor:
+        return features[:, :1]
+
+    def affinity(self, features: Tensor) -> Tensor:
+        return cosine_affinity(features)
+
+
+@pytest.mark.parametrize(("size", "looks"), [(32, 2), (64, 3)])
+def test_features_are_computed_once(size: int, looks: int) -> None:
+    generator = Counting()
+    remembering = RememberingGenerator(generator, size=(size, size))
+    images, larger = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 48, 48)
+    for seen in (larger, images):
+        expected = torch.nn.functional.avg_pool2d(seen, 8)[:, :1]
+        made = remembering(torch.cat([seen, seen.flip(-1)]))
+        torch.testing.assert_close(made[:2], expected)
+    other = images if size == 32 else torch.rand(2, 3, size, size)
+    features = remembering.features(other)
+    torch.testing.assert_close(features, torch.nn.functional.avg_pool2d(other, 8))
+    assert generator.looks == looks
+
+
+def test_a_batch_equals_its_items_alone() -> None:
+    images, scores = torch.rand(2, 3, 32, 32), torch.rand(2, 1, 32, 32)
+    generator = Counting()
+    walk = RandomWalk(lambda seen: generator.affinity(generator.features(seen)), as_they_are)
+    together = walk(images, scores)
+    for item in range(2):
+        one = slice(item, item + 1)
+        torch.testing.assert_close(together[one], walk(images[one], scores[one]))

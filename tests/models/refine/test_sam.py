@@ -1,0 +1,218 @@
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import SamConfig, SamImageProcessor, SamModel
+
+from models.bundle.bundle import Bundle, load_bundle
+from models.inference.postprocess import into_range_of, power_background
+from models.inference.predictor import Predictor
+from models.refine import Surroundings, build_refiner
+from models.refine.regions import Regions, SamProposals, load_sam, vote
+from tests.conftest import CPU
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+CONFIG = SamConfig(
+    vision_config={
+        "hidden_size": 16,
+        "output_channels": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 64,
+        "window_size": 0,
+        "global_attn_indexes": [0],
+        "mlp_dim": 16,
+        "num_pos_feats": 4,
+    },
+    prompt_encoder_config={"hidden_size": 8, "image_size": 64, "mask_input_channels": 4},
+    mask_decoder_config={
+        "hidden_size": 8,
+        "mlp_dim": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "iou_head_hidden_dim": 8,
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random SAM that is sure of its masks."""
+    torch.manual_seed(0)
+    model = SamModel(CONFIG)
+    decoder = model.mask_decoder
+    with torch.no_grad():
+        # As the library draws them, all logits and qualities are near 0, which SAM's thresholds refuse.
+        for weights in model.parameters():
+            if weights.ndim > 1:
+                weights.normal_(0, 1)
+        for each in decoder.output_hypernetworks_mlps:
+            each.proj_out.weight.mul_(100)
+        decoder.iou_prediction_head.proj_out.weight.mul_(0.01)
+        decoder.iou_prediction_head.proj_out.bias.fill_(1)
+    path = tmp_path_factory.mktemp("sam")
+    model.save_pretrained(path)
+    side, small = {"height": 64, "width": 64}, {"height": 16, "width": 16}
+    processor = SamImageProcessor(
+        size={"longest_edge": 64},
+        pad_size=side,
+        mask_size={"longest_edge": 16},
+        mask_pad_size=small,
+    )
+    processor.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def sam(folder: Path) -> SamProposals:
+    return replace(load_sam(str(folder), device=CPU), points_per_side=6)
+
+
+def equal(one: Regions, two: Regions) -> bool:
+    return torch.equal(one.pixels, two.pixels) and torch.equal(one.offsets, two.offsets)
+
+
+def photo(height: int = 40, width: int = 60) -> Tensor:
+    return torch.rand(3, height, width)
+
+
+@pytest.mark.parametrize("size", [(40, 60), (64, 32), (3, 4), (1, 1), (96, 160)])
+def test_regions_are_pixels_of_the_image(sam: SamProposals, size: tuple[int, int]) -> None:
+    regions = sam(photo(*size))
+    assert len(regions.offsets)
+    assert regions.pixels.dtype == regions.offsets.dtype == torch.int64
+    assert regions.pixels.min() >= 0
+    assert regions.pixels.max() < size[0] * size[1]
+    # None is empty, and none has a pixel twice.
+    assert regions.numbers().bincount().min() > 0
+    entries = torch.stack([regions.numbers(), regions.pixels])
+    assert len(entries.unique(dim=1)[0]) == len(regions.pixels)
+
+
+def test_the_same_image_gives_the_same_regions(folder: Path, sam: SamProposals) -> None:
+    image = photo()
+    first = sam(image)
+    assert equal(first, sam(image))
+    assert equal(first, sam(image.double()))
+    again = replace(load_sam(str(folder), device=CPU), points_per_side=6)
+    assert equal(first, again(image))
+    with torch.inference_mode():
+        assert equal(first, sam(image))
+
+
+def test_masks_that_sam_doubts_are_left_out(sam: SamProposals) -> None:
+    image, scores = photo(), torch.rand(2, 40, 60)
+    doubting = replace(sam, min_quality=2.0)(image)
+    assert len(doubting.pixels) == len(doubting.offsets) == 0
+    assert torch.equal(vote(scores, doubting), scores)
+
+
+def test_overlapping_masks_are_dropped(sam: SamProposals) -> None:
+    image = photo()
+    assert len(sam(image).offsets) < len(replace(sam, max_overlap=1.0)(image).offsets)
+
+
+def test_region_vote_takes_them(sam: SamProposals) -> None:
+    image, scores = photo()[None], torch.rand(1, 2, 40, 60)
+    surroundings = Surroundings(lambda images: images, power_background(0.4), sam, into_range_of)
+    refined = build_refiner("region_vote", surroundings)(image, scores)
+    assert torch.equal(refined[0], vote(scores[0], sam(image[0])))
+    assert not torch.equal(refined, scores)
+
+
+def wanting(bundle: Bundle, name: str) -> Bundle:
+    inference = bundle.info.inference.model_copy(update={"sam": name})
+    return replace(bundle, info=bundle.info.model_copy(update={"inference": inference}))
+
+
+def test_a_bundle_can_ask_for_sam(tiny_bundle: Path, folder: Path, tmp_path: Path) -> None:
+    bundle = load_bundle(tiny_bundle, device=CPU)
+    copy = shutil.copytree(folder, tmp_path / "sam")
+    predictor, plain = Predictor(wanting(bundle, str(copy))), Predictor(bundle)
+    shutil.rmtree(copy)  # it is loaded once, not for every image
+    options = predictor.options(refine="region_vote")
+    voted = predictor.pseudo_mask(PIXELS, ["cat"], options)
+    other = plain.pseudo_mask(PIXELS, ["cat"], options)
+    assert np.array_equal(voted.cams, other.cams)
+    assert not np.array_equal(voted.scores, other.scores)
+
+
+def test_a_bundle_whose_sam_is_missing_gives_no_predictor(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    bundle = load_bundle(tiny_bundle, device=CPU)
+    with pytest.raises(ValueError, match="expected a SAM in"):
+        Predictor(wanting(bundle, str(tmp_path)))
+
+
+TENSOR = "mask_decoder.mask_tokens.weight"
+
+
+def configure(folder: Path, content: object) -> None:
+    (folder / "config.json").write_text(json.dumps(content))
+
+
+def put_in_place(folder: Path, changed: dict[str, Tensor]) -> None:
+    rest = {
+        key: value
+        for key, value in load_file(folder / "model.safetensors").items()
+        if key != TENSOR
+    }
+    save_file({**rest, **changed}, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "header"),
+        (lambda folder: (folder / "preprocessor_config.json").unlink(), "preprocessor_config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON"),
+        (lambda folder: configure(folder, {"vision_config": {"hidden_size": "a"}}), "hidden_size"),
+        (
+            lambda folder: configure(folder, {"model_type": "swin"}),
+            r"without \d+ of its \d+ tensors",
+        ),
+        (lambda folder: put_in_place(folder, {}), r"without 1 of its \d+ tensors"),
+        (
+            lambda folder: put_in_place(folder, {TENSOR: torch.ones(2)}),
+            r"without 1 of its \d+ tensors",
+        ),
+    ],
+)
+def test_what_is_no_sam_is_refused_in_one_line(
+    folder: Path, tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    copy = shutil.copytree(folder, tmp_path / "sam")
+    damage(copy)
+    with pytest.raises(ValueError, match=f"^expected a SAM in '{copy}'.*{message}.*$") as caught:
+        load_sam(str(copy), device=CPU)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_folder_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"expected a SAM in '{tmp_path}/none'"):
+        load_sam(f"{tmp_path}/none", device=CPU)
+
+
+def test_without_transformers_the_message_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match="expected the package transformers for SAM, got none"):
+        load_sam("anything", device=CPU)
+
+
+def test_without_a_sam_transformers_is_not_needed(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    predictor = Predictor(load_bundle(tiny_bundle, device=CPU))
+    options = predictor.options(refine="region_vote")
+    assert predictor.pseudo_mask(PIXELS, ["cat"], options).scores.shape == (1, 64, 64)

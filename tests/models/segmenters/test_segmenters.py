@@ -1,0 +1,205 @@
+"""The segmentation networks: one contract, and what each does with ignored pixels."""
+
+from collections.abc import Callable
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.clip import FrozenClip
+from models.config import Decoder
+from models.segmenters import Segmenter
+from models.segmenters.encoder_decoder import light_segmenter
+from models.segmenters.mask2former import build_mask2former, mask_targets
+
+K = 3
+TINY_MASK2FORMER = {
+    "backbone_config": {
+        "model_type": "swin", "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2],
+        "window_size": 4, "out_features": ["stage1", "stage2", "stage3", "stage4"],
+    },
+    "feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "encoder_feedforward_dim": 32,
+    "dim_feedforward": 32, "encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2,
+    "num_queries": 6, "train_num_points": 256,
+}  # fmt: skip
+
+
+def light() -> Segmenter:
+    return light_segmenter("fpn", "test_efficientnet", classes=K)
+
+
+def mask2former() -> Segmenter:
+    return build_mask2former(TINY_MASK2FORMER, classes=K)
+
+
+every = pytest.mark.parametrize("build", [light, mask2former])
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.rand(2, 3, 64, 96)
+
+
+@pytest.fixture
+def label_maps() -> Tensor:
+    maps = torch.zeros(2, 64, 96, dtype=torch.int64)
+    maps[0, 10:40, 20:70] = 1
+    maps[1, 10:40, 20:70] = 3
+    return maps
+
+
+@every
+def test_probabilities(build: Callable[[], Segmenter], images: Tensor) -> None:
+    segmenter = build().eval()
+    with torch.no_grad():
+        found = segmenter(images)
+    assert found.shape == (2, K + 1, 16, 24)
+    assert found.min() >= 0
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(2, 16, 24))
+
+
+@every
+def test_it_learns_a_picture(
+    build: Callable[[], Segmenter], images: Tensor, label_maps: Tensor
+) -> None:
+    segmenter = build().train()
+    optimizer = torch.optim.AdamW(segmenter.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(25):
+        loss = torch.stack(list(segmenter.loss(images, label_maps).values())).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@every
+def test_images_without_any_label_teach_nothing(
+    build: Callable[[], Segmenter], images: Tensor, label_maps: Tensor
+) -> None:
+    segmenter = build().eval()
+    nothing = segmenter.loss(images, torch.full_like(label_maps, 255))
+    total = torch.stack(list(nothing.values())).sum()
+    total.backward()
+    assert total.item() == 0
+    assert not any(each.grad.any() for each in segmenter.parameters() if each.grad is not None)
+
+
+def test_light_gets_no_gradient_from_ignored_pixels(images: Tensor, label_maps: Tensor) -> None:
+    segmenter = light().eval()
+    gradients: list[Tensor] = []
+
+    def watch(_: object, __: object, logits: Tensor) -> None:
+        logits.register_hook(gradients.append)
+
+    segmenter.network.register_forward_hook(watch)
+    label_maps[:, 32:] = 255
+    segmenter.loss(images, label_maps)["cross_entropy"].backward()
+    touched = gradients[0].abs().sum(dim=(0, 1, 3)) > 0
+    # Of the ignored rows only the first is touched, since logits are stretched over the border.
+    assert touched.tolist() == [True] * 9 + [False] * 7
+
+
+def test_mask2former_gets_no_gradient_from_ignored_cells(
+    images: Tensor, label_maps: Tensor
+) -> None:
+    segmenter = mask2former().eval()
+    seen: list[Tensor] = []
+    decide = segmenter.network.get_loss_dict
+
+    def watch(**kwargs: object) -> object:
+        seen.append(kwargs["masks_queries_logits"])
+        return decide(**kwargs)
+
+    segmenter.network.get_loss_dict = watch
+    label_maps[:, 32:] = 255
+    outputs: list[Tensor] = []
+    segmenter.network.register_forward_hook(lambda *given: outputs.append(given[-1].masks_queries_logits))  # fmt: skip
+    segmenter.loss(images, label_maps)
+    # Below, the loss sees a constant; above, what the network says.
+    assert (seen[0][..., 8:, :] == -10).all()
+    assert torch.equal(seen[0][..., :8, :], outputs[0][..., :8, :])
+
+
+def test_mask_targets_by_hand() -> None:
+    label_map = torch.tensor([[0, 0, 2, 255], [0, 2, 2, 255], [255, 255, 1, 0], [255, 255, 0, 0]])
+    masks, channels = mask_targets(label_map, size=(2, 2))
+    assert channels.tolist() == [0, 1, 2]
+    wanted = [[[0.75, 0], [0, 0.75]], [[0, 0], [0, 0.25]], [[0.25, 1], [0, 0]]]
+    assert masks.tolist() == wanted
+    none, empty = mask_targets(torch.full((4, 4), 255), size=(2, 2))
+    assert (none.shape, empty.shape) == ((0, 2, 2), (0,))
+
+
+@pytest.mark.parametrize("decoder", get_args(Decoder))
+def test_every_decoder_answers(decoder: str, images: Tensor) -> None:
+    segmenter = light_segmenter(decoder, "test_efficientnet", classes=K).eval()
+    with torch.no_grad():
+        found = segmenter(images)
+    assert found.shape[:2] == (2, K + 1)
+    torch.testing.assert_close(found.sum(dim=1), torch.ones_like(found[:, 0]))
+
+
+def test_backbone_starts_from_a_trunk(tiny_clip: FrozenClip) -> None:
+    trunk = tiny_clip.visual.trunk
+    segmenter = light_segmenter("fpn", "test_efficientnet", classes=K, trunk=trunk)
+    wanted = trunk.state_dict()
+    for name, tensor in segmenter.backbone.model.state_dict().items():
+        assert torch.equal(tensor, wanted[name])
+    with pytest.raises(ValueError, match="expected a trunk that is 'test_resnet'"):
+        light_segmenter("fpn", "test_resnet", classes=K, trunk=trunk)
+
+
+def test_a_pretrained_encoder_keeps_its_statistics(
+    tiny_clip: FrozenClip, images: Tensor, label_maps: Tensor
+) -> None:
+    trunk = tiny_clip.visual.trunk
+    segmenter = light_segmenter("unet", "test_efficientnet", classes=K, trunk=trunk).train()
+    before = {name: tensor.clone() for name, tensor in segmenter.named_buffers()}
+    segmenter.loss(images, label_maps)
+    moved = {name for name, tensor in segmenter.named_buffers() if not torch.equal(tensor, before[name])}  # fmt: skip
+    assert moved
+    assert all(name.startswith("network.decoder") for name in moved)
+
+
+def test_wrong_parts_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected a timm backbone that fpn can stand on, got 'resnet1'"):  # fmt: skip
+        light_segmenter("fpn", "resnet1", classes=K)
+    with pytest.raises(ValueError, match="expected a Mask2Former that transformers builds"):
+        build_mask2former({**TINY_MASK2FORMER, "hidden_dim": "wide"}, classes=K)
+    maps = torch.zeros(1, 64, 64, dtype=torch.int64)
+    with pytest.raises(ValueError, match="expected a light segmenter for the noise-aware loss"):
+        mask2former().loss(torch.rand(1, 3, 64, 64), maps, noise_aware=True)
+
+
+def test_an_architecture_builds_the_same_network(images: Tensor) -> None:
+    first = mask2former().eval()
+    architecture = first.architecture
+    assert "_name_or_path" not in str(architecture)
+    again = build_mask2former(architecture, classes=K).eval()
+    again.load_state_dict(first.state_dict())
+    with torch.no_grad():
+        assert torch.equal(first(images), again(images))
+
+
+def test_mask2former_starts_from_a_backbone_or_a_whole(tmp_path: object, images: Tensor) -> None:
+    first = mask2former().eval()
+    first.network.save_pretrained(f"{tmp_path}/whole")
+    first.network.model.pixel_level_module.encoder.save_pretrained(f"{tmp_path}/swin")
+    # Another number of classes: all is kept but the class predictor.
+    whole = build_mask2former({"num_queries": 6}, classes=7, weights=f"{tmp_path}/whole").eval()
+    with torch.no_grad():
+        assert whole(images).shape == (2, 8, 16, 24)
+    assert equal_states(whole.backbone, first.backbone)
+    rest = {key: value for key, value in TINY_MASK2FORMER.items() if key != "backbone_config"}
+    swin = build_mask2former(rest, classes=K, weights=f"{tmp_path}/swin").eval()
+    assert equal_states(swin.backbone, first.backbone)
+    with torch.no_grad():
+        assert swin(images).shape == (2, K + 1, 16, 24)
+
+
+def equal_states(one: torch.nn.Module, two: torch.nn.Module) -> bool:
+    first, second = one.state_dict(), two.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)  # fmt: skip

@@ -1,0 +1,217 @@
+"""The segmenter's stage: what it learns and leaves, going on after a kill, several processes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from models.build import build_segmenter
+from models.config import Config, LightConfig, Mask2FormerConfig, SegmenterStageConfig, parse_config
+from models.data.mask_folder import read_mask_folder
+from models.training.loop import Step
+from models.training.run import Run, start_run
+from models.training.segmenter import (
+    epochs_of,
+    segmenter_groups,
+    train_segmenter,
+    trained_segmenter,
+)
+from tests.conftest import CLASSES, CPU
+from tests.models.segmenters.test_segmenters import TINY_MASK2FORMER
+from tests.models.training.test_processes import distance_of_updates
+
+
+def train(run: Run, tiny_data: Path, masks: Path) -> dict[str, Tensor]:
+    samples = read_mask_folder(tiny_data / "images", masks, CLASSES)
+    return load_file(train_segmenter(run, samples, lambda step: None))
+
+
+def changed(config: Config, **stage: object) -> Config:
+    update = config.train_segmenter.model_copy(update=stage)
+    return config.model_copy(update={"train_segmenter": update})
+
+
+@pytest.fixture
+def run(tiny_config: Config, tmp_path: Path) -> Run:
+    return start_run(tiny_config, CLASSES, tmp_path / "work", device=CPU)
+
+
+def test_it_leaves_weights_a_description_and_a_log(
+    run: Run, tiny_data: Path, tiny_masks: Path
+) -> None:
+    assert trained_segmenter(run) is None
+    weights = train(run, tiny_data, tiny_masks)
+    found = trained_segmenter(run)
+    assert found is not None
+    spec, tensors = found
+    assert (spec.kind, spec.backbone, spec.decoder) == ("light", "test_efficientnet", "fpn")
+    assert tensors.keys() == weights.keys()
+    folder = run.work / "train-segmenter"
+    steps = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [(step["epoch"], step["step"]) for step in steps] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert set(steps[0]["losses"]) == {"cross_entropy", "loss"}
+    left = {path.name for path in folder.iterdir() if "tfevents" not in path.name}
+    assert left == {"segmenter.safetensors", "segmenter.json", "log.jsonl", "inputs.json"}
+    (folder / "segmenter.json").write_text("{}")
+    with pytest.raises(ValueError, match="expected a description of a segmenter"):
+        trained_segmenter(run)
+
+
+def test_squares_are_found(tiny_config: Config, tiny_data: Path, tiny_masks: Path, tmp_path: Path) -> None:  # fmt: skip
+    config = changed(tiny_config, epochs=12, learning_rate=0.02, backbone_rate=1.0)
+    run = start_run(config, CLASSES, tmp_path / "work", device=CPU)
+    steps: list[Step] = []
+    samples = read_mask_folder(tiny_data / "images", tiny_masks, CLASSES)
+    train_segmenter(run, samples, steps.append)
+    losses = [step.losses["loss"] for step in steps]
+    assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
+
+
+class Killed(Exception):  # noqa: N818 (not an error: what a kill looks like from inside)
+    pass
+
+
+def test_a_killed_stage_goes_on(
+    run: Run, tiny_config: Config, tiny_data: Path, tiny_masks: Path, tmp_path: Path
+) -> None:
+    samples = read_mask_folder(tiny_data / "images", tiny_masks, CLASSES)
+
+    def kill(step: Step) -> None:
+        if (step.epoch, step.step) == (1, 0):
+            raise Killed
+
+    with pytest.raises(Killed):
+        train_segmenter(run, samples, kill)
+    checkpoint = run.work / "train-segmenter" / "checkpoint.pt"
+    assert checkpoint.is_file()
+    resumed = train(run, tiny_data, tiny_masks)
+    whole_run = start_run(tiny_config, CLASSES, tmp_path / "whole", device=CPU)
+    whole = train(whole_run, tiny_data, tiny_masks)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    logs = [(each.work / "train-segmenter" / "log.jsonl").read_text() for each in (run, whole_run)]
+    assert logs[0] == logs[1]
+    assert not checkpoint.exists()
+
+
+def test_other_masks_are_another_run(run: Run, tiny_data: Path, tiny_masks: Path) -> None:
+    samples = read_mask_folder(tiny_data / "images", tiny_masks, CLASSES)
+
+    def kill(step: Step) -> None:
+        if step.epoch:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train_segmenter(run, samples, kill)
+    with pytest.raises(ValueError, match="delete it to start anew"):
+        train_segmenter(run, samples[:4], lambda step: None)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_mask2former_trains(
+    tiny_config: Config, tiny_data: Path, tiny_masks: Path, tmp_path: Path, precision: str
+) -> None:
+    architecture = {key: value for key, value in TINY_MASK2FORMER.items() if key != "num_queries"}
+    settings = Mask2FormerConfig(kind="mask2former", weights=None, queries=6, architecture=architecture)  # fmt: skip
+    config = changed(tiny_config, precision=precision, max_gradient_norm=0.01, epochs=1)
+    config = config.model_copy(update={"segmenter": settings})
+    run = start_run(config, CLASSES, tmp_path / "work", device=CPU)
+    weights = train(run, tiny_data, tiny_masks)
+    assert all(tensor.isfinite().all() for tensor in weights.values() if tensor.is_floating_point())
+    found = trained_segmenter(run)
+    assert found is not None
+    assert found[0].kind == "mask2former"
+    log = (run.work / "train-segmenter" / "log.jsonl").read_text().splitlines()
+    assert set(json.loads(log[0])["losses"]) == {"class", "mask", "dice", "loss"}
+
+
+def test_the_backbone_learns_more_slowly(tiny_config: Config) -> None:
+    segmenter = build_segmenter(tiny_config, classes=4, device=CPU)
+    fast, slow = segmenter_groups(segmenter, backbone_rate=0.1)
+    assert (fast.rate, slow.rate) == (1.0, 0.1)
+    count = sum(1 for _ in segmenter.parameters())
+    assert len(list(fast.parameters)) + len(list(slow.parameters)) == count
+    encoder = {id(each) for each in segmenter.backbone.parameters()}
+    assert {id(each) for each in slow.parameters} == encoder
+
+
+def test_settings() -> None:
+    assert epochs_of(SegmenterStageConfig(epochs=7), photos=100) == 7
+    # The paper's 80,000 iterations of 8 photos on 10,582: 1,322 batches an epoch
+    assert epochs_of(SegmenterStageConfig(iterations=80_000), photos=10_582) == 61
+    for text, message in (
+        ("train_segmenter: {crop_size: 100}", "train_segmenter.crop_size"),
+        ("train_segmenter: {scale: [2.0, 0.5]}", "expected scale from small to large"),
+        ("segmenter: {kind: light, decoder: fpnn}", "segmenter.light.decoder"),
+        ("segment: {refine: magic}", "segment.refine: expected one of none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parse_config(f"name: x\n{text}", source="x")
+
+
+def test_a_foreign_trunk_is_refused(tiny_config: Config) -> None:
+    settings = LightConfig(backbone="test_resnet", weights="clip")
+    config = tiny_config.model_copy(update={"segmenter": settings})
+    with pytest.raises(ValueError, match="CLIP's trunk, test_efficientnet, got 'test_resnet'"):
+        build_segmenter(config, classes=4, device=CPU)
+
+
+TOGETHER = """
+import os, sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from models import segmenter_stage
+from models.data.mask_folder import read_mask_folder
+from models.training.run import open_run
+from models.training.segmenter import build_segmenter, train_segmenter
+from models.training.distributed import join_processes
+
+def without_dropout(*args, **kwargs):
+    segmenter = build_segmenter(*args, **kwargs)
+    for module in segmenter.modules():
+        if isinstance(module, torch.nn.Dropout2d):
+            module.p = 0.0
+    return segmenter
+
+segmenter_stage.build_segmenter = without_dropout
+work, images, masks = map(Path, sys.argv[1:])
+torch.set_num_threads(1)
+with join_processes(os.environ, backend="gloo") as processes:
+    run = replace(open_run(work, device=torch.device("cpu")), processes=processes)
+    train_segmenter(run, read_mask_folder(images, masks, run.classes), lambda step: None)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_would(
+    tiny_config: Config, tiny_data: Path, tiny_masks: Path, tmp_path: Path
+) -> None:
+    """Without dropout and with every pixel labeled, half a batch each is the whole batch."""
+    config = changed(tiny_config, scale=(1.5, 2.0), learning_rate=1e-3, backbone_rate=1.0)
+    works = [tmp_path / "one", tmp_path / "two"]
+    for work in works:
+        start_run(config, CLASSES, work, device=CPU)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = [str(tiny_data / "images"), str(tiny_masks)]
+    base = [sys.executable, "-c", TOGETHER]
+    subprocess.run([*base, str(works[0]), *arguments], check=True, timeout=100)
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    together = [
+        subprocess.Popen(
+            [*base, str(works[1]), *arguments], env={**os.environ, **shared, "RANK": str(rank)}
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=100) for process in together] == [0, 0]
+    one, two = (load_file(work / "train-segmenter" / "segmenter.safetensors") for work in works)
+    initial = build_segmenter(config, classes=4, device=CPU).state_dict()
+    assert distance_of_updates(initial, one, two) < 0.02

@@ -1,0 +1,227 @@
+"""The stages: what each may change, what it reports, where it stops."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from models.build import build_generator
+from models.clip import FrozenClip
+from models.config import CnnConfig, Config
+from models.data.classes import Sample
+from models.data.labels import read_folder
+from models.training import generator
+from models.training.generator import Refinement, generator_losses
+from models.training.loop import Step
+from models.training.prompts import RegionBatches, RegionEmbeddings, embed_backgrounds
+from models.training.run import MissingStageError, OnStep, Run, open_run, start_run
+from tests.conftest import CLASSES, CPU
+
+Stage = Callable[[Run, Sequence[Sample], OnStep], Path]
+
+
+def digest(module: nn.Module) -> str:
+    state = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        state.update(name.encode() + tensor.numpy().tobytes())
+    return state.hexdigest()
+
+
+def masks_of_everything(images: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    return torch.full((len(present), 64, 64), 0.5)
+
+
+def test_stage_c_adds_refinement_to_stage_a(tiny_clip: FrozenClip) -> None:
+    text = tiny_clip.embed_classes(CLASSES.names)
+    batch = torch.rand(2, 3, 64, 64), torch.tensor([[1.0, 0, 0, 1], [0, 0, 1, 0]])
+    a = generator_losses(masks_of_everything, tiny_clip, text, background_weight=1.0)(batch)
+    c = generator_losses(
+        masks_of_everything, tiny_clip, text, background_weight=1.0,
+        refinement=Refinement(text, 0.5),
+    )(batch)  # fmt: skip
+    assert set(a) == {"match"}
+    assert set(c) == {"match", "refine"}
+    assert torch.equal(a["match"], c["match"])
+
+
+def test_a_batch_without_labels_is_zero_not_nan(tiny_clip: FrozenClip, tiny_config: Config) -> None:
+    text = tiny_clip.embed_classes(CLASSES.names)
+    losses = generator_losses(
+        masks_of_everything, tiny_clip, text, background_weight=1.0,
+        refinement=Refinement(text, 0.5),
+    )((torch.rand(2, 3, 64, 64), torch.zeros(2, 4)))  # fmt: skip
+    assert {name: loss.item() for name, loss in losses.items()} == {"match": 0, "refine": 0}
+
+
+def test_backgrounds_are_embedded_once_each(tiny_clip: FrozenClip) -> None:
+    batches = [(torch.rand(2, 3, 64, 64), torch.tensor([[1.0, 0, 0, 1], [0, 0, 1, 0]]))] * 2
+    regions = embed_backgrounds(batches, masks_of_everything, tiny_clip, device=CPU)
+    assert regions.channels.tolist() == [0, 3, 2] * 2
+    # The mask is one half everywhere, so the background is half the normalized image.
+    halved = tiny_clip.embed_images(tiny_clip.normalize(batches[0][0]) / 2)
+    torch.testing.assert_close(regions.background[:3], halved[[0, 0, 1]])
+    with pytest.raises(ValueError, match="expected at least one labeled image"):
+        embed_backgrounds(
+            [(torch.rand(1, 3, 64, 64), torch.zeros(1, 4))], masks_of_everything, tiny_clip, device=CPU
+        )  # fmt: skip
+
+
+def test_region_batches_cover_each_region_once() -> None:
+    batches = RegionBatches(10, batch_size=3, seed=0)
+    epoch = [batch.tolist() for batch in batches.epoch(0)]
+    assert len(epoch) == len(batches) == 3
+    seen = [each for batch in epoch for each in batch]
+    assert len(set(seen)) == 9
+    assert epoch != [batch.tolist() for batch in batches.epoch(1)]  # a new order each epoch
+    assert epoch[2:] == [batch.tolist() for batch in batches.epoch(0, skip=2)]
+    assert len(RegionBatches(2, batch_size=3, seed=0)) == 1
+    assert RegionEmbeddings(torch.zeros(1, 2), torch.zeros(1)).background.shape == (1, 2)
+
+
+def test_each_epoch_of_regions_is_of_another_view() -> None:
+    batches = RegionBatches(12, views=3, batch_size=4, seed=0)
+    epochs = [[batch.tolist() for batch in batches.epoch(number)] for number in range(4)]
+    assert [sorted(epoch[0]) for epoch in epochs] == [
+        [0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [0, 1, 2, 3]
+    ]  # fmt: skip
+
+    assert RegionEmbeddings(torch.zeros(1, 2), torch.zeros(1)).background.shape == (1, 2)
+
+
+def test_only_the_head_learns_if_so_configured(tiny_config: Config, tiny_clip: FrozenClip) -> None:
+    text = tiny_clip.embed_classes(CLASSES.names)
+    generator = build_generator(tiny_config, tiny_clip, text, device=CPU)
+    generator.let_learn("head")
+    learning = [name for name, each in generator.named_parameters() if each.requires_grad]
+    assert learning == ["head.weight"]
+
+
+def test_each_stage_changes_its_own_parameters_only(
+    tiny_run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_data: Path
+) -> None:
+    """Hash everything before and after each stage: (b) changes prompts only, (a) and (c) the generator only."""
+    run = start_run(tiny_run.config, CLASSES, tmp_path, device=CPU)
+    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
+    watched: dict[str, nn.Module] = {}
+
+    before: dict[str, str] = {}
+
+    def watch(name: str) -> None:
+        build = getattr(generator, name)
+
+        def keep(*args: object, **kwargs: object) -> nn.Module:
+            watched[name] = build(*args, **kwargs)
+            before[name] = digest(watched[name])
+            return watched[name]
+
+        monkeypatch.setattr(generator, name, keep)
+
+    for name in ("build_clip", "build_generator", "load_generator", "build_prompts"):
+        watch(name)
+
+    def changed(stage: Stage) -> tuple[set[str], set[str]]:
+        """Return what a stage changed and what it built."""
+        watched.clear()
+        before.clear()
+        stage(run, samples, lambda step: None)
+        differing = {name for name, module in watched.items() if digest(module) != before[name]}
+        return differing, set(watched)
+
+    assert changed(generator.train_generator) == (
+        {"build_generator"},
+        {"build_clip", "build_generator"},
+    )
+    assert changed(generator.learn_prompts) == (
+        {"build_prompts"},
+        {"build_clip", "load_generator", "build_prompts"},
+    )
+    assert changed(generator.refine_generator) == (
+        {"build_generator"},
+        {"build_clip", "build_generator"},
+    )
+
+
+@pytest.mark.parametrize("mask", ["minmax", "sigmoid"])
+def test_any_backbone_trains_with_either_mask(
+    tiny_config: Config, tmp_path: Path, tiny_data: Path, mask: str
+) -> None:
+    stage = tiny_config.train_generator.model_copy(update={"mask": mask, "learning_rate": 0.01})
+    plain = CnnConfig(backbone="test_resnet", pretrained=False)
+    config = tiny_config.model_copy(update={"generator": plain, "train_generator": stage})
+    run = start_run(config, CLASSES, tmp_path, device=CPU)
+    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
+    trained = load_file(generator.train_generator(run, samples, lambda step: None))
+    clip, text = generator.supervision(run)
+    initial = build_generator(config, clip, text, device=CPU).state_dict()
+    moved = {name for name, tensor in trained.items() if not torch.equal(tensor, initial[name])}
+    assert "head.weight" in moved
+    assert any(name.startswith("backbone") for name in moved)
+    # Statistics stay those of the pre-training.
+    assert not any("running" in name for name in moved)
+
+
+def test_a_and_c_start_from_the_same_weights(tiny_config: Config, tiny_clip: FrozenClip) -> None:
+    text = tiny_clip.embed_classes(CLASSES.names)
+    builds = [build_generator(tiny_config, tiny_clip, text, device=CPU) for _ in range(2)]
+    assert digest(builds[0]) == digest(builds[1])
+
+
+def test_a_stage_leaves_its_log_and_files(tiny_run: Run) -> None:
+    log = (tiny_run.work / "learn-prompts" / "log.jsonl").read_text().splitlines()
+    steps = [json.loads(line) for line in log]
+    # 8 photos in batches of 4, twice
+    assert [(step["epoch"], step["step"]) for step in steps] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert set(steps[0]["losses"]) == {"prompt", "loss"}
+    learned = load_file(tiny_run.existing("learn-prompts", "prompts.safetensors"))
+    assert learned["context"].shape == (4, 4, 16)
+    torch.testing.assert_close(learned["embeddings"].norm(dim=1), torch.ones(4))
+
+
+def test_a_killed_stage_goes_on_as_if_nothing_had_been(
+    tiny_run: Run, tmp_path: Path, tiny_data: Path
+) -> None:
+    run = start_run(tiny_run.config, CLASSES, tmp_path, device=CPU)
+    shutil.copytree(tiny_run.work / "train-generator", tmp_path / "train-generator")
+    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
+
+    def kill(step: Step) -> None:
+        if (step.epoch, step.step) == (1, 1):
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        generator.learn_prompts(run, samples, kill)
+    resumed = load_file(generator.learn_prompts(run, samples, lambda step: None))
+    whole = load_file(tiny_run.existing("learn-prompts", "prompts.safetensors"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    logs = [
+        (work / "learn-prompts" / "log.jsonl").read_text() for work in (run.work, tiny_run.work)
+    ]
+    assert logs[0] == logs[1]
+    assert not (tmp_path / "learn-prompts" / "checkpoint.pt").exists()
+
+
+def test_the_same_seed_gives_the_same_weights(
+    tiny_run: Run, tmp_path: Path, tiny_data: Path
+) -> None:
+    run = start_run(tiny_run.config, CLASSES, tmp_path, device=CPU)
+    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
+    again = load_file(generator.train_generator(run, samples, lambda step: None))
+    first = load_file(tiny_run.existing("train-generator", "generator.safetensors"))
+    assert all(torch.equal(first[name], tensor) for name, tensor in again.items())
+
+
+def test_stages_in_the_wrong_order(tiny_config: Config, tmp_path: Path, tiny_data: Path) -> None:
+    with pytest.raises(MissingStageError, match="expected a work directory"):
+        open_run(tmp_path, device=CPU)
+    run = start_run(tiny_config, CLASSES, tmp_path, device=CPU)
+    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
+    with pytest.raises(MissingStageError, match="from 'semples train-generator', got no such file"):
+        generator.learn_prompts(run, samples, lambda step: None)
+    with pytest.raises(MissingStageError, match="from 'semples learn-prompts', got no such file"):
+        generator.refine_generator(run, samples, lambda step: None)

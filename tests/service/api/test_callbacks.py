@@ -1,0 +1,200 @@
+"""``callback_url`` over HTTP: taken, refused, and told to the end of the chain."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import httpx
+import pytest
+from standardwebhooks import Webhook
+
+from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, http_api, png, wait_for
+from tests.helpers.webhook_receiver import SECRET, Receiver, receiving
+from tests.worker.test_janitor import janitor_process
+from tests.worker.webhooks.test_callback_url import PUBLIC, names
+from worker.webhooks import store
+
+COLORS = ((7, number // 256, number % 256) for number in itertools.count())
+SECRETS = {"webhook_secret": SECRET}
+
+
+def post(api: httpx.Client, url: str = "", *, path: str = "/pseudo-mask", **options: Any) -> Any:
+    image = options.pop("image", None) or png(color=next(COLORS))
+    labels = options.pop("labels", "cat")
+    given = {"labels": labels} if path == "/pseudo-mask" else {}
+    data = {**given, **({"callback_url": url} if url else {}), **options}
+    return api.post(path, files={"image": image}, data=data)
+
+
+@pytest.fixture(autouse=True)
+def clean(place: Place, worker: WorkerProcess) -> Iterator[None]:
+    del worker
+    yield
+    wait_for(lambda: place.leftovers() == NOTHING, what="an empty queue")
+    for key in place.redis.keys("semples:callback*"):
+        place.redis.delete(key)
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with receiving() as there:
+        yield there
+
+
+def waiting(place: Place) -> int:
+    return int(place.redis.zcard(store.DUE_KEY))
+
+
+@pytest.mark.parametrize(
+    ("path", "labels", "status"),
+    [
+        ("/pseudo-mask", "cat", "finished"),
+        ("/pseudo-mask", "raises", "failed"),
+        ("/segment", "", "finished"),
+    ],
+)
+def test_from_post_to_webhook(
+    place: Place, receiver: Receiver, path: str, labels: str, status: str
+) -> None:
+    private = {**SECRETS, "webhook_private": True}
+    environment = {"SEMPLES_WEBHOOK_SECRET": SECRET, "SEMPLES_WEBHOOK_PRIVATE": "1"}
+    with http_api(place, **private) as api, janitor_process(place, **environment):
+        response = post(api, receiver.url(), path=path, labels=labels)
+        assert response.status_code == 202
+        wait_for(lambda: receiver.deliveries, what="the webhook")
+        document = api.get(response.headers["Location"]).json()
+    [delivery] = receiver.deliveries
+    news = Webhook(SECRET).verify(delivery.body, delivery.headers)
+    assert news["type"] == f"job.{status}"
+    assert document["status"] == status
+    links = news["data"].pop("links")
+    assert links.items() <= document["links"].items()
+    assert set(document["links"]) - set(links) <= {"cams"}
+    for field, value in news["data"].items():
+        assert document[field] == value, field
+
+
+def test_a_callback_is_no_part_of_the_job(place: Place, receiver: Receiver) -> None:
+    image = png(color=next(COLORS))
+    with http_api(place, **SECRETS, resolve=names(PUBLIC)) as api:
+        ids = {
+            post(api, url, image=image).json()["id"]
+            for url in ("", "http://a.test/", "https://b.test/x", "http://a.test/", "")
+        }
+    assert len(ids) == 1
+    assert waiting(place) == 2
+
+
+def test_a_job_that_has_ended_is_told_too(place: Place) -> None:
+    image = png(color=next(COLORS))
+    with http_api(place, **SECRETS, resolve=names(PUBLIC)) as api:
+        job = post(api, image=image).json()
+        wait_for(lambda: api.get(job["links"]["self"]).json()["status"] == "finished")
+        assert waiting(place) == 0
+        assert post(api, "http://a.test/", image=image).json()["id"] == job["id"]
+        assert waiting(place) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://127.0.0.1:6379/", "expected a host on the internet, got '127.0.0.1'"),
+        ("http://localhost/", "expected a host on the internet, got 'localhost'"),
+        ("http://2130706433/", "expected a host on the internet, got '2130706433'"),
+        ("http://[::ffff:127.0.0.1]/", "expected a host on the internet"),
+        ("http://169.254.169.254/latest/meta-data/", "expected a host on the internet"),
+        ("ftp://8.8.8.8/", "expected an http or https URL, got 'ftp'"),
+        ("http://user:word@8.8.8.8/", "expected a URL without credentials"),
+        ("http://no-such-host.invalid/", "expected a host on the internet"),
+        ("nonsense", "expected an http or https URL, got ''"),
+        ("http://8.8.8.8/" + "x" * 5000, "expected at most 2048 characters"),
+    ],
+)
+def test_urls_that_are_refused_name_the_field(place: Place, url: str, message: str) -> None:
+    with http_api(place, **SECRETS) as api:
+        for path in ("/pseudo-mask", "/segment"):
+            response = post(api, url, path=path)
+            problem = response.json()
+            assert (response.status_code, problem["type"]) == (422, "/problems/invalid-request")
+            assert problem["errors"][0]["field"] == "callback_url"
+            assert message in problem["errors"][0]["message"]
+    assert (waiting(place), place.leftovers()) == (0, NOTHING)
+
+
+def test_a_name_that_leads_inside(place: Place) -> None:
+    with http_api(place, **SECRETS, resolve=names(PUBLIC, "10.0.0.1")) as api:
+        response = post(api, "https://hooks.test/")
+    assert response.status_code == 422
+    assert "10.0.0.1" not in response.text
+
+
+def test_a_name_that_leads_outside_at_first(place: Place, receiver: Receiver) -> None:
+    """It passes at the post, and is found out at the delivery."""
+    with http_api(place, **SECRETS, resolve=names(PUBLIC)) as api:
+        url = receiver.url(host="localhost")
+        assert post(api, url).status_code == 202
+        assert waiting(place) == 1
+        with janitor_process(place, SEMPLES_WEBHOOK_SECRET=SECRET):
+            wait_for(lambda: waiting(place) == 0, what="the janitor's verdict")
+    assert receiver.deliveries == []
+    log = (place.data / "janitor.log").read_text()
+    assert "gave up telling localhost after 1 attempts: expected a host on the internet" in log
+
+
+def test_without_a_secret(place: Place, api: httpx.Client) -> None:
+    response = post(api, "http://a.test/")
+    assert response.status_code == 422
+    assert response.json()["errors"] == [
+        {
+            "field": "callback_url",
+            "message": "this service sends no webhooks: it has no webhook secret",
+        }
+    ]
+    assert post(api, callback_url="").status_code == 202  # an empty field is none
+
+
+def test_a_name_server_that_is_slow_holds_nobody_up(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.webhooks.urls.RESOLVE_SECONDS", 0.05)
+
+    async def slow(host: str, port: int) -> Sequence[str]:
+        del host, port
+        await asyncio.sleep(3600)
+        return []
+
+    with http_api(place, **SECRETS, resolve=slow) as api:
+        response = post(api, "http://hooks.test/")
+    assert response.status_code == 422
+    assert "expected a host on the internet" in response.json()["detail"]
+
+
+def test_too_many_wait(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "MAX_CALLBACKS", 1)
+    with http_api(place, **SECRETS, resolve=names(PUBLIC)) as api:
+        assert post(api, "http://a.test/").status_code == 202
+        response = post(api, "http://b.test/")
+        assert (response.status_code, response.json()["type"]) == (503, "/problems/queue-full")
+        assert response.headers["Retry-After"]
+        assert post(api).status_code == 202
+
+
+def test_a_full_queue_notes_no_callback(place: Place) -> None:
+    with http_api(place, **SECRETS, resolve=names(PUBLIC), max_queue=1, job_timeout=30) as api:
+        slow = post(api, labels="slow")
+        wait_for(lambda: api.get(slow.headers["Location"]).json()["status"] == "running")
+        assert post(api).status_code == 202
+        assert post(api, "http://a.test/").json()["type"] == "/problems/queue-full"
+    assert waiting(place) == 0
+
+
+def test_links_begin_where_the_api_does(place: Place) -> None:
+    job = "0" * 32
+    to = store.Recipient(url="http://a.test/", root="/api")
+    store.register(place.redis, job, to, now=0)
+    [callback] = store.due(place.redis, now=1)
+    assert json.loads(callback.model_dump_json())["to"] == {"url": "http://a.test/", "root": "/api"}

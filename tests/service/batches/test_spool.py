@@ -1,0 +1,125 @@
+"""The disk on which zips lie: so many at once, however slow their clients are, and nothing is left there for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.responses import StreamingResponse
+
+from service.batches.service import Batches
+from service.batches.upload import LEFT_SECONDS, PREFIX, SpoolPlaces, clean
+from tests.helpers.batch_zips import accepted, many, packed, post
+from tests.helpers.feeding import finish
+from tests.helpers.service_fixtures import Place, http_api, wait_for
+from worker.batches.scheduler import Feeder
+
+BEGUN = (
+    b"POST /batches HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=X\r\n"
+    b"Content-Length: 100000\r\n\r\n--X\r\n"
+)
+LARGE = 500_000_000  # bytes, more than lies in a connection that nobody reads
+
+pytestmark = pytest.mark.usefixtures("announced")
+
+
+@pytest.fixture(scope="module")
+def api(place: Place) -> Iterator[httpx.Client]:
+    with http_api(place, max_zips=1) as client:
+        yield client
+
+
+@pytest.fixture
+def ended(api: httpx.Client, place: Place, feeder: Feeder) -> str:
+    """A batch that has ended."""
+    path = accepted(api, packed(many(1)))
+    feeder.round()
+    finish(place, place.queue.get_job_ids()[0])
+    feeder.round()
+    return path
+
+
+def is_refused(answer: httpx.Response) -> bool:
+    if answer.status_code != 503:
+        return False
+    assert answer.json()["type"] == "/problems/too-many-zips"
+    assert int(answer.headers["Retry-After"]) > 0
+    return True
+
+
+def test_one_zip_is_received_at_a_time(api: httpx.Client) -> None:
+    archive = packed(many(1))
+    line = socket.create_connection((api.base_url.host, api.base_url.port or 0), 30)
+    with line:
+        line.sendall(BEGUN)
+        wait_for(lambda: is_refused(post(api, b"PK")), what="a place that is taken")
+        assert api.get("/models").status_code == 200
+        alone = api.post("/pseudo-mask", files={"image": b"none"}, data={"labels": "cat"})
+        assert alone.status_code == 415  # single images have no part in it
+    wait_for(lambda: post(api, archive).status_code == 202, what="a place")
+
+
+def test_one_archive_is_on_its_way_at_a_time(
+    api: httpx.Client, ended: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def zeros(size: int) -> Any:
+        file = tempfile.TemporaryFile()  # noqa: SIM115
+        file.truncate(size)
+        return file
+
+    path, file = f"{ended}/archive.zip", zeros(LARGE)
+    monkeypatch.setattr(Batches, "pack", lambda *_: file)
+    with api.stream("GET", path) as slow:
+        assert slow.headers["Content-Length"] == str(LARGE)
+        assert is_refused(api.get(path))
+        assert accepted(api, packed(many(1)))  # what comes in has places of its own
+    monkeypatch.setattr(Batches, "pack", lambda *_: zeros(10))
+    wait_for(lambda: api.get(path).status_code == 200, what="a place")
+    assert file.closed
+
+
+def test_one_client_has_half_of_the_places(place: Place) -> None:
+    archive = packed(many(1))
+    with http_api(place, max_zips=2, trusted_proxies="127.0.0.1") as api:
+        host, port = api.base_url.host, api.base_url.port or 0
+        with socket.create_connection((host, port), 30) as line:
+            line.sendall(BEGUN.replace(b"Host: x", b"Host: x\r\nX-Forwarded-For: 203.0.113.1"))
+            api.headers["X-Forwarded-For"] = "203.0.113.1"
+            wait_for(lambda: is_refused(post(api, b"PK")), what="a place that is taken")
+            api.headers["X-Forwarded-For"] = "203.0.113.2"
+            assert post(api, archive).status_code == 202
+
+
+def test_who_takes_nothing_loses_the_place(caplog: pytest.LogCaptureFixture) -> None:
+    async def never(_: Any = None) -> Any:
+        await asyncio.Event().wait()
+
+    async def zeros() -> Any:
+        while True:
+            yield bytes(100)
+
+    places = SpoolPlaces(StreamingResponse(zeros()), most=1, stall=0.05)
+    scope = {"type": "http", "method": "GET", "path": "/batches/x/archive.zip"}
+    for _ in range(2):  # the second has the place of the first
+        asyncio.run(places({**scope, "asgi": {"spec_version": "2.4"}}, never, never))
+    assert caplog.text.count("nothing of it was taken for 0.05 s") == 2
+
+
+def test_what_a_dead_api_left_is_deleted(tmp_path: Path) -> None:
+    left, new, other = (tmp_path / name for name in (f"{PREFIX}left", f"{PREFIX}new", "mine"))
+    then = time.time() - LEFT_SECONDS - 60
+    for folder in (left, new, other):
+        folder.mkdir()
+        (folder / "a.jpg").write_bytes(b"photo")
+    for folder in (left, other):
+        os.utime(folder, (then, then))
+    clean(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([new, other])

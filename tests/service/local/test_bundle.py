@@ -1,0 +1,144 @@
+"""The real thing: a bundle, the product's own command, HTTP, and the library's own answer."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models.bundle.bundle import load_bundle
+from models.data.images import read_image
+from models.inference.predictor import Predictor
+from tests.helpers.serving import Serving, free_port, serving
+
+
+@contextmanager
+def serving_bundle(bundle: Path, data: Path) -> Iterator[Serving]:
+    port = free_port()
+    arguments = ("--data", str(data), "--port", str(port), "--device", "cpu")
+    command = ("service.local.serve", *arguments, "--bundle", str(bundle))
+    with serving(data, *command, port=port) as running:
+        running.wait_ready()
+        yield running
+
+
+@pytest.fixture(scope="module")
+def stack(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    with serving_bundle(tiny_bundle, tmp_path_factory.mktemp("stack") / "data") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def segmenting_stack(
+    tiny_segmenter_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Serving]:
+    data = tmp_path_factory.mktemp("segmenting") / "data"
+    with serving_bundle(tiny_segmenter_bundle, data) as running:
+        yield running
+
+
+@pytest.mark.parametrize("refine", ["none", "pamr"])
+def test_the_service_gives_what_the_library_gives(
+    stack: Serving, tiny_bundle: Path, tiny_data: Path, refine: str
+) -> None:
+    photo = (tiny_data / "images" / "photo2.jpg").read_bytes()
+    labels = ["mug", "cat"]
+    predictor = Predictor(load_bundle(tiny_bundle, device=torch.device("cpu")))
+    options = predictor.options(refine=refine)
+    expected = predictor.pseudo_mask(read_image(photo).pixels, labels, options)
+
+    response = httpx.post(
+        f"{stack.url}/pseudo-mask?wait=60",
+        files={"image": photo},
+        data={"labels": labels, "refine": refine},
+        timeout=70,
+    )
+    document = response.json()
+    assert response.status_code == 200
+    assert document["status"] == "finished"
+
+    mask = httpx.get(f"{stack.url}{document['links']['mask']}").content
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(mask))), expected.label_map)
+    content = httpx.get(f"{stack.url}{document['links']['scores']}").content
+    with np.load(io.BytesIO(content)) as scores:
+        np.testing.assert_allclose(scores["scores"], expected.scores, atol=1e-3)
+        np.testing.assert_allclose(scores["cams"], expected.cams, atol=1e-3)
+    assert [each["name"] for each in document["classes"]] == ["cat", "cup"]
+    for shown, known in zip(document["classes"], expected.classes, strict=True):
+        assert shown["area"] == pytest.approx(known.area)
+        assert tuple(shown.get("box", ())) == (known.box or ())
+        assert shown.get("alignment_class") == pytest.approx(known.alignment_class, abs=1e-4)
+    assert document["model"]["version"] == predictor.info.version
+
+
+@pytest.mark.parametrize("refine", ["none", "pamr"])
+def test_it_segments_as_the_library_does(
+    segmenting_stack: Serving, tiny_segmenter_bundle: Path, tiny_data: Path, refine: str
+) -> None:
+    photo = (tiny_data / "images" / "photo2.jpg").read_bytes()
+    predictor = Predictor(load_bundle(tiny_segmenter_bundle, device=torch.device("cpu")))
+    options = predictor.segment_options(refine=refine)
+    expected = predictor.segment(read_image(photo).pixels, options)
+    assert len(expected.classes) > 1
+
+    url = f"{segmenting_stack.url}/segment?wait=60"
+    document = httpx.post(url, files={"image": photo}, data={"refine": refine}, timeout=70).json()
+    assert (document["status"], document["task"]) == ("finished", "segment")
+    mask = httpx.get(f"{segmenting_stack.url}{document['links']['mask']}").content
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(mask))), expected.label_map)
+    content = httpx.get(f"{segmenting_stack.url}{document['links']['scores']}").content
+    with np.load(io.BytesIO(content)) as scores:
+        np.testing.assert_allclose(scores["scores"], expected.scores, atol=1e-3)
+        assert scores["class_name"].tolist() == [each.name for each in expected.classes]
+    shown = [(each["index"], each["area"]) for each in document["classes"]]
+    assert shown == [(each.index, pytest.approx(each.area)) for each in expected.classes]
+    assert {key: document["options"].get(key) for key in ("refine", "min_confidence")} == {
+        "refine": refine,
+        "min_confidence": predictor.info.segment.min_confidence,
+    }
+
+
+def anew(url: str, path: str, photo: bytes, form: dict[str, Any], options: dict[str, Any]) -> bytes:
+    """A mask decided anew; a job that is posted with the same options has the same bytes."""
+    documents = [
+        httpx.post(f"{url}/{path}?wait=60", files={"image": photo}, data=form | more, timeout=70)
+        for more in ({}, options)
+    ]
+    first, other = (each.json()["links"]["mask"] for each in documents)
+    content = httpx.get(f"{url}{first}", params=options).content
+    assert content == httpx.get(f"{url}{other}").content
+    assert content != httpx.get(f"{url}{first}").content
+    return content
+
+
+@pytest.mark.parametrize("refine", ["none", "pamr"])
+def test_decided_anew_is_what_the_model_would_give(
+    stack: Serving, segmenting_stack: Serving, tiny_data: Path, refine: str
+) -> None:
+    photo = (tiny_data / "images" / "photo2.jpg").read_bytes()
+    form = {"labels": "mug, cat", "refine": refine}
+    for options in ({"background_threshold": 0.35, "min_confidence": 0.6}, {"background_power": 3}):
+        mask = anew(stack.url, "pseudo-mask", photo, form, options)
+        assert np.unique(np.asarray(Image.open(io.BytesIO(mask)))).size > 1
+    anew(segmenting_stack.url, "segment", photo, {"refine": refine}, {"min_confidence": 0.6})
+
+
+def test_a_bundle_without_a_segmenter_is_asked_in_vain(stack: Serving, tiny_data: Path) -> None:
+    photo = (tiny_data / "images" / "photo2.jpg").read_bytes()
+    problem = httpx.post(f"{stack.url}/segment", files={"image": photo}).json()
+    assert (problem["status"], problem["type"]) == (409, "/problems/cannot-segment")
+
+
+def test_the_model_is_listed_with_its_synonyms(stack: Serving) -> None:
+    listed = httpx.get(f"{stack.url}/models").json()
+    assert listed["default"] == "tiny"
+    classes = listed["models"][0]["model"]["classes"]
+    assert {"index": 7, "name": "cup", "synonyms": ["mug"]} in classes

@@ -1,0 +1,212 @@
+"""Where a webhook may go, whatever the URL looks like."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from worker.webhooks.urls import (
+    CallbackRefusedError,
+    HostUnknownError,
+    Resolve,
+    Target,
+    find_target,
+    is_public,
+    parse_url,
+)
+
+PUBLIC = "93.184.216.34"
+
+
+def names(*addresses: str) -> Resolve:
+    """A resolver that knows these addresses for every host."""
+
+    async def resolve(host: str, port: int) -> Sequence[str]:
+        del host, port
+        return addresses
+
+    return resolve
+
+
+def find(url: str, *addresses: str, allow_private: bool = False) -> Target:
+    resolve = {"resolve": names(*addresses)} if addresses else {}
+    return asyncio.run(find_target(url, allow_private=allow_private, **resolve))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "127.0.0.1",
+        "127.8.8.8",
+        "0.0.0.0",
+        "10.0.0.1",
+        "172.16.0.1",
+        "172.31.255.255",
+        "192.168.1.1",
+        "169.254.0.1",
+        "169.254.169.254",  # metadata of AWS, GCP and Azure
+        "168.63.129.16",  # Azure's
+        "192.0.0.192",  # Oracle's
+        "100.100.100.200",  # Alibaba's
+        "100.64.0.1",
+        "224.0.0.1",
+        "239.255.255.255",
+        "240.0.0.1",
+        "255.255.255.255",
+        "192.0.2.1",
+        "198.18.0.1",
+        "198.51.100.1",
+        "203.0.113.1",
+        "192.88.99.1",
+        "::",
+        "::1",
+        "::ffff:127.0.0.1",
+        "::ffff:10.0.0.1",
+        "::ffff:169.254.169.254",
+        "::127.0.0.1",
+        "64:ff9b::7f00:1",  # translated
+        "64:ff9b:1::1",
+        "2002:7f00:1::",  # 6to4
+        "2001::1",  # Teredo
+        "2001:db8::1",
+        "3fff::1",
+        "fc00::1",
+        "fd00:ec2::254",  # AWS's metadata
+        "fe80::1",
+        "fe80::1%eth0",
+        "fec0::1",
+        "ff02::1",
+        "ff0e::1",
+        "100::1",
+    ],
+)
+def test_addresses_that_are_not_on_the_internet(address: str) -> None:
+    assert not is_public(address)
+    with pytest.raises(
+        CallbackRefusedError, match=r"expected a host on the internet, got 'a.test'"
+    ):
+        find("http://a.test/", address)
+    with pytest.raises(CallbackRefusedError, match="on the internet"):  # one of two is enough
+        find("http://a.test/", PUBLIC, address)
+    assert find("http://a.test/", address, allow_private=True).addresses == (address,)
+
+
+@pytest.mark.parametrize(
+    "address", [PUBLIC, "8.8.8.8", "1.1.1.1", "::ffff:8.8.8.8", "2606:4700:4700::1111"]
+)
+def test_addresses_on_the_internet(address: str) -> None:
+    target = find("https://a.test:8443/hook?key=1", address)
+    assert target.addresses == (address,)
+    assert target.host == "a.test"
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "127.1",
+        "0",
+        "0x7f000001",
+        "0x7f.1",
+        "2130706433",
+        "017700000001",
+        "localhost",
+        "LOCALHOST",
+        "localhost.",
+        "[::1]",
+        "[::]",
+        "[::ffff:127.0.0.1]",
+        "[0:0:0:0:0:ffff:7f00:1]",
+        "169.254.169.254",
+        "\uff11\uff12\uff17.0.0.1",  # full-width digits
+        "①②⑦.⓪.⓪.①",
+        "127%2e0%2e0%2e1",
+    ],
+)
+def test_other_spellings_of_this_host(host: str) -> None:
+    """With the system's own resolver, which knows all of them."""
+    for scheme in ("http", "https"):
+        with pytest.raises(CallbackRefusedError):
+            find(f"{scheme}://{host}/")
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("ftp://a.test/", "expected an http or https URL, got 'ftp'"),
+        ("file:///etc/passwd", "got 'file'"),
+        ("gopher://a.test/", "got 'gopher'"),
+        ("//a.test/", "got ''"),
+        ("a.test/hook", "got ''"),
+        ("javascript:alert(1)", "got 'javascript'"),
+        ("http://user:word@a.test/", "without credentials"),
+        ("http://user@a.test/", "without credentials"),
+        ("http://a.test@127.0.0.1/", "without credentials"),
+        ("http://", "with a host"),
+        ("http:///path", "with a host"),
+        ("http://a.test\r\nX: 1/", "expected a URL"),
+        ("http://a test/", "with a host"),
+        ("http://127%2e0%2e0%2e1/", "with a host"),
+        ("http://[fe80::1%25eth0]/", "expected a URL"),
+        ("http://[::1/", "expected a URL"),
+        ("http://a.test:port/", "expected a URL"),
+        ("http://a.test:99999/", "expected a port up to 65535, got 99999"),
+        ("http://a.test:0/", "expected a port up to 65535, got 0"),
+        ("http://a.test/" + "x" * 3000, "at most 2048 characters, got 3014"),
+    ],
+)
+def test_urls_that_are_none(url: str, message: str) -> None:
+    with pytest.raises(CallbackRefusedError, match=message):
+        parse_url(url)
+    with pytest.raises(CallbackRefusedError, match=message):
+        find(url, PUBLIC, allow_private=True)
+
+
+@pytest.mark.parametrize(
+    "host", ["", "no-such-host.invalid", "x" * 300 + ".test", ".test", "a..test"]
+)
+def test_hosts_without_an_address(host: str) -> None:
+    with pytest.raises(CallbackRefusedError):
+        find(f"http://{host}/")
+
+
+def test_a_resolver_that_finds_nothing_or_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def empty(host: str, port: int) -> Sequence[str]:
+        del host, port
+        return ()
+
+    async def slow(host: str, port: int) -> Sequence[str]:
+        del host, port
+        await asyncio.sleep(3600)
+        return ()
+
+    monkeypatch.setattr("worker.webhooks.urls.RESOLVE_SECONDS", 0.01)
+    for resolve in (empty, slow):
+        with pytest.raises(
+            HostUnknownError, match=r"expected a host on the internet, got 'a.test'"
+        ):
+            asyncio.run(find_target("http://a.test/", allow_private=True, resolve=resolve))
+
+
+def test_the_resolver_is_told_host_and_port() -> None:
+    asked: list[tuple[str, int]] = []
+
+    async def resolve(host: str, port: int) -> Sequence[str]:
+        asked.append((host, port))
+        return [PUBLIC]
+
+    for url in (
+        "http://a.test/",
+        "https://bücher.test/",
+        "http://a.test:81/",
+        "http://[2001:db8::1]/",
+    ):
+        asyncio.run(find_target(url, allow_private=False, resolve=resolve))
+    assert asked == [
+        ("a.test", 80),
+        ("xn--bcher-kva.test", 443),
+        ("a.test", 81),
+        ("2001:db8::1", 80),
+    ]

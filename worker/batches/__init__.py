@@ -1,0 +1,1 @@
+"""Batches: many photos in one zip, fed to the queue item by item."""

@@ -1,0 +1,1 @@
+"""The GPU process: fetch jobs, run the networks, store results."""

@@ -1,0 +1,1 @@
+"""Jobs in Redis and RQ, and everything that talks about them."""

@@ -1,0 +1,220 @@
+"""Who is there: workers announce themselves and their model; the service reads it. Wire layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, TypeVar, cast
+
+from pydantic import Field
+from redis import Redis
+
+from models.data.classes import ClassInfo, ClassList
+from worker.queue.schema import LEASE_SECONDS, ModelRef, Record, Task
+
+WORKERS_KEY = "semples:workers"
+MODELS_KEY = "semples:models"
+
+MODEL_SECONDS = 600
+"""How long a model is known after its last worker was seen: a restart must not turn jobs away."""
+
+R = TypeVar("R", bound=Record)
+
+
+def worker_key(worker: str) -> str:
+    """Return the key that holds a worker's lease and description."""
+    return f"semples:worker:{worker}"
+
+
+def model_key(model: str) -> str:
+    """Return the key that holds what a model's workers say of it."""
+    return f"semples:model:{model}"
+
+
+def janitor_key(host: str) -> str:
+    """Return the key that is there while the janitor on a host is at work."""
+    return f"semples:janitor:{host}"
+
+
+def explanation_key(version: str) -> str:
+    """Return the key that holds what a model's background prompts learned; a version's never changes."""
+    return f"semples:explanation:{version}"
+
+
+class ClassEntry(Record):
+    """A class of a model: index in label maps, name, other names that are taken."""
+
+    index: int
+    name: str
+    synonyms: tuple[str, ...] = ()
+
+
+class SegmentDefaults(Record):
+    """How a model segments unless a request says otherwise."""
+
+    refine: str = "none"
+    min_confidence: float = 0.0
+
+
+class ModelInfo(Record):
+    """What a worker announces of its bundle: the service has neither torch nor the files.
+
+    Attributes:
+        refine, min_confidence, background_threshold, class_thresholds: how its pseudo masks are made unless a request
+            says otherwise.
+        can_segment: whether it has a segmenter, which needs no labels.
+        segment: how that works unless a request says otherwise.
+        open_vocabulary: whether it takes labels that it was not trained on.
+    """
+
+    name: str
+    version: str
+    kind: str
+    classes: tuple[ClassEntry, ...]
+    refine: str
+    min_confidence: float
+    background_threshold: float
+    class_thresholds: dict[str, float] = Field(default_factory=dict)
+    can_segment: bool = False
+    segment: SegmentDefaults | None = None
+    open_vocabulary: bool = False
+    stage: str = ""
+    licence: str = ""
+    trained_on: str = ""
+    metrics: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def ref(self) -> ModelRef:
+        """The model's name and version."""
+        return ModelRef(name=self.name, version=self.version)
+
+    def can(self, task: Task) -> bool:
+        """Return whether this model does a task."""
+        return task == "pseudo_mask" or self.can_segment
+
+    def class_list(self) -> ClassList:
+        """Return the classes as the library knows them."""
+        return ClassList(tuple(ClassInfo(c.index, c.name, c.synonyms) for c in self.classes))
+
+
+class NearNoun(Record):
+    """A noun and the cosine of its caption to a background prompt."""
+
+    noun: str
+    similarity: float
+
+
+class Explanation(Record):
+    """What a model's background prompts learned: the nouns nearest to each, nearest first, by class name.
+
+    Kept apart from ModelInfo, which every request reads: these are hundreds of nouns that few ask for.
+    """
+
+    nearest_nouns: dict[str, tuple[NearNoun, ...]] = Field(default_factory=dict)
+
+
+class WorkerInfo(Record):
+    """A live worker with a warm model; its key expires when the lease does.
+
+    Attributes:
+        lease: seconds that this announcement holds.
+        silent: seconds, when it was announced, since the main thread last got ahead.
+        trouble: why it cannot be counted on, though it lives; empty if it can.
+    """
+
+    name: str
+    model: ModelRef
+    device: str
+    host: str
+    pid: int
+    jobs_in_hand: int = 0
+    lease: int = LEASE_SECONDS
+    silent: float = 0.0
+    trouble: str = ""
+
+
+def announce(
+    redis: Redis,
+    worker: WorkerInfo,
+    model: ModelInfo,
+    explanation: Explanation | None = None,
+    *,
+    lease: int = LEASE_SECONDS,
+) -> None:
+    """Renew a worker's lease, of so many seconds, and what is known of its model."""
+    explained = explanation_key(model.version)
+    with redis.pipeline() as pipeline:
+        pipeline.set(worker_key(worker.name), worker.model_dump_json(), ex=lease)
+        pipeline.sadd(WORKERS_KEY, worker.name)
+        pipeline.set(model_key(model.name), model.model_dump_json(), ex=MODEL_SECONDS)
+        pipeline.sadd(MODELS_KEY, model.name)
+        pipeline.expire(explained, MODEL_SECONDS)
+        *_, known = pipeline.execute()
+    if explanation is not None and not known:
+        redis.set(explained, explanation.model_dump_json(), ex=MODEL_SECONDS)
+
+
+def withdraw(redis: Redis, worker: str) -> None:
+    """Give a worker's lease back; its model stays known for a while."""
+    with redis.pipeline() as pipeline:
+        pipeline.delete(worker_key(worker))
+        pipeline.srem(WORKERS_KEY, worker)
+        pipeline.execute()
+
+
+def live_workers(redis: Redis) -> tuple[WorkerInfo, ...]:
+    """Return the workers whose lease holds, by name."""
+    return _read(redis, WORKERS_KEY, worker_key(""), WorkerInfo)
+
+
+def known_models(redis: Redis) -> tuple[ModelInfo, ...]:
+    """Return the models that a worker has announced lately, by name."""
+    return _read(redis, MODELS_KEY, model_key(""), ModelInfo)
+
+
+def explanation_of(redis: Redis, model: ModelInfo) -> Explanation:
+    """Return what a model's prompts learned; nothing if its workers have not said."""
+    content = cast("bytes | None", redis.get(explanation_key(model.version)))
+    return Explanation() if content is None else Explanation.model_validate_json(content)
+
+
+def _read(redis: Redis, index: str, prefix: str, record: type[R]) -> tuple[R, ...]:
+    names = sorted(cast("set[bytes]", redis.smembers(index)))
+    if not names:
+        return ()
+    values = cast("list[bytes | None]", redis.mget([prefix.encode() + name for name in names]))
+    expired = [name for name, value in zip(names, values, strict=True) if value is None]
+    if expired:
+        redis.srem(index, *expired)
+    return tuple(_parse(record, value) for value in values if value is not None)
+
+
+@lru_cache(maxsize=64)
+def _parse(record: type[R], content: bytes) -> R:
+    # A model's record is several KB and the same for days: parse it once, not with each request.
+    return record.model_validate_json(content)
+
+
+# A worker's samples on their way to the API, which alone is scraped. Wire layer.
+
+
+def samples_key(worker: str) -> str:
+    """Return the key that holds a worker's samples."""
+    return f"semples:metrics:{worker}"
+
+
+def publish_samples(redis: Redis, worker: str, text: bytes, *, lease: int) -> None:
+    """Store a worker's samples, in Prometheus's text format, for as long as its lease holds."""
+    redis.set(samples_key(worker), text, ex=lease)
+
+
+def published_samples(redis: Redis, workers: Sequence[str]) -> dict[str, str]:
+    """Return the samples of those workers that have published some, by worker."""
+    if not workers:
+        return {}
+    texts = cast("list[bytes | None]", redis.mget([samples_key(worker) for worker in workers]))
+    return {
+        worker: text.decode(errors="replace")
+        for worker, text in zip(workers, texts, strict=True)
+        if text is not None
+    }

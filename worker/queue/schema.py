@@ -1,0 +1,240 @@
+"""What service and worker say to each other: names, keys and records. No torch, no FastAPI."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+
+from models.data.classes import Vocabulary
+
+Task = Literal["pseudo_mask", "segment"]
+
+PSEUDO_MASK: Final = "worker.tasks.pseudo_mask"
+SEGMENT: Final = "worker.tasks.segment_image"
+PATHS: Final[Mapping[Task, str]] = MappingProxyType(
+    {"pseudo_mask": PSEUDO_MASK, "segment": SEGMENT}
+)
+TASKS: Final = frozenset(PATHS.values())
+"""The only import paths that a queued job may name."""
+
+LEASE_SECONDS = 15
+"""A worker renews its own lease and that of each job in hand; without it both count as dead."""
+
+MAX_ATTEMPTS = 3
+"""A job that has taken this many workers down with it is failed."""
+
+QUEUE_SECONDS = 24 * 3600
+RESULT_SECONDS = 24 * 3600
+FAILURE_SECONDS = 7 * 24 * 3600
+BLOB_SECONDS = QUEUE_SECONDS + RESULT_SECONDS
+"""An upload must outlive the wait in the queue; a result, the record that names it."""
+
+FailureCode = Literal[
+    "image_unreadable",
+    "unknown_label",
+    "cannot_segment",
+    "input_missing",
+    "storage_full",
+    "storage_unavailable",
+    "out_of_memory",
+    "timeout",
+    "worker_died",
+    "task_not_allowed",
+    "model_error",
+    "no_labels",
+]
+
+
+JOB_ID = re.compile(r"[0-9a-f]{32}")
+
+
+def queue_name(model: str) -> str:
+    """Return the queue that a model's workers read: one queue for each model name."""
+    return f"semples-{model}"
+
+
+def idempotency_key(token: str) -> str:
+    """Return the key that holds the job of a client's ``Idempotency-Key``."""
+    return f"semples:idempotency:{hashlib.sha256(token.encode()).hexdigest()}"
+
+
+DEAD_KEY: Final = "semples:dead"
+"""The key that holds the names of the models that have dead letters."""
+
+
+def dead_key(model: str) -> str:
+    """Return the key of a model's dead letters: job ids, by the time of their death."""
+    return f"{DEAD_KEY}:{model}"
+
+
+class Record(BaseModel):
+    """A frozen message. Unknown fields are ignored, so that old and new processes can talk."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ModelRef(Record):
+    """Which model: its bundle's name and the hash of what is in it."""
+
+    name: str
+    version: str
+
+
+class Options(Record):
+    """How scores become a mask, with nothing left to a default; see models.inference.masks."""
+
+    refine: str
+    min_confidence: float
+    background_threshold: float | None = None
+    background_power: float | None = None
+    class_thresholds: dict[str, float] = Field(default_factory=dict)
+
+
+class JobRequest(Record):
+    """The argument of a job: references and choices, never pixels.
+
+    Attributes:
+        task: what to do; jobs from before there were two are about pseudo masks.
+        image: blob key of the upload, which holds the hash of its content.
+        labels: class names in canonical order; none to segment, which finds them itself.
+        options: see Options.
+        model: see ModelRef.
+        vocabulary: "open" where a label is none of the model's classes.
+    """
+
+    task: Task = "pseudo_mask"
+    image: str
+    labels: tuple[str, ...]
+    options: Options
+    model: ModelRef
+    vocabulary: Vocabulary = "closed"
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the vocabulary out while it is closed: requests keep the ids from before there was another one."""
+        content: dict[str, Any] = dump(self)
+        if self.vocabulary == "closed":
+            content.pop("vocabulary", None)
+        return content
+
+    def job_id(self) -> str:
+        """Return the job's id: 32 hex digits of the hash of everything that decides its result."""
+        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+class ImageRecord(Record):
+    """The image as it was worked on: upright, after its EXIF orientation was applied."""
+
+    width: int
+    height: int
+    exif_orientation: int
+
+
+class ClassRecord(Record):
+    """What came out for one class.
+
+    Attributes:
+        index: its value in the label map.
+        name: its name.
+        area: share of the image's pixels, 0 to 1.
+        confidence: mean confidence of its pixels, or None without any.
+        alignment_class: cosine of its region with its class text, if the bundle holds CLIP.
+        alignment_background: cosine of its region with its background prompt, likewise.
+        box: left, top, right, bottom in pixels, or None without any.
+        zero_shot: whether the model was not trained on it, and its CAM comes from CLIP's text alone.
+    """
+
+    index: int
+    name: str
+    area: float
+    confidence: float | None = None
+    alignment_class: float | None = None
+    alignment_background: float | None = None
+    box: tuple[int, int, int, int] | None = None
+    zero_shot: bool = False
+
+
+class Timings(Record):
+    """Seconds: waiting in the queue, decoding, the model with refinement, encoding and storing."""
+
+    queue: float
+    decode: float
+    model: float
+    encode: float
+
+
+class ResultBlobs(Record):
+    """Blob keys of a job's files; the overlay is drawn from the mask and the upload when asked for."""
+
+    mask: str
+    scores: str
+
+
+class JobResult(Record):
+    """What a finished job says; its files are in ``blobs``."""
+
+    model: ModelRef
+    image: ImageRecord
+    labels: tuple[str, ...]
+    options: Options
+    classes: tuple[ClassRecord, ...]
+    ignored: float
+    timings: Timings
+    blobs: ResultBlobs
+    worker: str
+
+
+class Progress(Record):
+    """How far a running job is: the stage's name, and the fraction of the whole job, 0 to 1."""
+
+    stage: str
+    fraction: float
+
+
+class JobFailure(Record):
+    """Why a job failed.
+
+    Attributes:
+        code: one of a few words.
+        detail: a sentence for a person.
+        repeatable: whether posting the same again runs it again.
+    """
+
+    code: FailureCode
+    detail: str
+    repeatable: bool
+
+
+# Where a job and its files are, by HTTP. Wire layer.
+
+FILES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "mask": "mask.png",
+        "overlay": "overlay.png",
+        "confidence": "confidence.png",
+        "scores": "scores.npz",
+        "coco": "coco.json",
+        "polygons": "polygons.json",
+        "label_studio": "label-studio.json",
+        "cvat": "cvat.xml",
+    }
+)
+"""Of a finished job, beside one CAM for each class."""
+
+
+def job_links(path: str, *, finished: bool) -> dict[str, str]:
+    """Return the paths of a job, of its events and, once it is finished, of its files.
+
+    Args:
+        path: the job's own.
+        finished: whether it is.
+    """
+    files = {name: f"{path}/{file}" for name, file in FILES.items()} if finished else {}
+    return {"self": path, "events": f"{path}/events", **files}

@@ -1,0 +1,1 @@
+"""Signed HTTP callbacks at the end of a job."""
