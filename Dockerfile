@@ -70,4 +70,4 @@ FROM runtime AS worker
 ENV OMP_WAIT_POLICY=passive \
     MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=1073741824
 COPY --from=build-worker /opt/semples /opt/semples
-CMD ["python", "-m", "worker"]
+CMD ["python", "-m", "worker", "run"]

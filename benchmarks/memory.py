@@ -20,7 +20,7 @@ from benchmarks.service_load.programs import Model, service
 from models.bundle.manifest import find_bundle, read_info
 
 SMALLEST = 64
-_PROGRAMS = {b"-m\0service\0": "API", b"worker.janitor": "janitor", b"valkey": "queue"}
+_PROGRAMS = {b"-m\0service\0": "API", b"\0worker\0janitor\0": "janitor", b"valkey": "queue"}
 COLUMNS = ("worker", "API", "janitor", "queue")
 
 

@@ -28,7 +28,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.service_load.client import FORM, form
+from benchmarks.service_load.load import FORM, form
 from benchmarks.service_load.programs import Model, service
 from models.bundle.bundle import find_bundle, load_bundle
 from models.data.images import read_image

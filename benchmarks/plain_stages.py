@@ -81,7 +81,7 @@ class PlainStages:
 
     Attributes:
         generator: the mask generator.
-        clip: the frozen judge.
+        clip: the frozen CLIP.
         names: of all classes.
     """
 

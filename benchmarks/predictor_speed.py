@@ -25,9 +25,9 @@ from models.data.labels import read_folder
 from models.generators.vit import WeakTrSizes
 from models.generators.weaktr import WeakTrGenerator
 from models.inference.masks import Segmentation
-from models.inference.predictor import Labeled, Predictor, Unlabeled
+from models.inference.predictor import LabeledImage, Predictor, UnlabeledImage
 
-Photo = TypeVar("Photo", Labeled, Unlabeled)
+Photo = TypeVar("Photo", LabeledImage, UnlabeledImage)
 Side = Callable[[], Sequence[Segmentation]]
 
 
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def rows(
-    bundle: Bundle, predictor: Predictor, photos: Sequence[Labeled], *, precision: str
+    bundle: Bundle, predictor: Predictor, photos: Sequence[LabeledImage], *, precision: str
 ) -> Iterator[Row]:
     """Give what is compared."""
     unfolded = Predictor(bundle)
@@ -92,7 +92,7 @@ def rows(
     yield Row("threads as given → all", masks, partial(with_all_threads, masks))
     if bundle.segmenter is None:
         return
-    unlabeled = [Unlabeled(photo.image, predictor.segment_options()) for photo in photos]
+    unlabeled = [UnlabeledImage(photo.image, predictor.segment_options()) for photo in photos]
     segments = partial(one_by_one, predictor.segments, unlabeled)
     yield Row("segment: batch norms folded", partial(one_by_one, unfolded.segments, unlabeled), segments)  # fmt: skip
     yield Row(f"segment: float32 → {precision}", segments, partial(one_by_one, lower.segments, unlabeled))  # fmt: skip
@@ -106,23 +106,23 @@ def one_by_one(
     return [made for photo in photos for made in segment([photo])]
 
 
-def in_sequence(predictor: Predictor, photos: Sequence[Labeled]) -> list[Segmentation]:
+def in_sequence(predictor: Predictor, photos: Sequence[LabeledImage]) -> list[Segmentation]:
     """Activate and finish photos in pairs."""
     return [made for pair in pairs(photos) for made in predictor.pseudo_masks(pair)]
 
 
-def overlapping(predictor: Predictor, photos: Sequence[Labeled]) -> list[Segmentation]:
+def overlapping(predictor: Predictor, photos: Sequence[LabeledImage]) -> list[Segmentation]:
     """Activate photos in pairs, and finish each pair while the next is activated."""
     with ThreadPoolExecutor(2) as pool:
         futures = [
-            pool.submit(predictor.finish, each)
+            pool.submit(predictor.postprocess, each)
             for pair in pairs(photos)
-            for each in predictor.activate(pair)
+            for each in predictor.forward_cam(pair)
         ]
         return [future.result() for future in futures]
 
 
-def pairs(photos: Sequence[Labeled]) -> Iterator[Sequence[Labeled]]:
+def pairs(photos: Sequence[LabeledImage]) -> Iterator[Sequence[LabeledImage]]:
     return (photos[at : at + 2] for at in range(0, len(photos), 2))
 
 
@@ -174,16 +174,16 @@ def with_weaktr(bundle: Bundle) -> Bundle:
     return replace(bundle, generator=still.to(bundle.class_text.device))
 
 
-def photos_of_one_size(predictor: Predictor, data: Path, *, count: int) -> list[Labeled]:
+def photos_of_one_size(predictor: Predictor, data: Path, *, count: int) -> list[LabeledImage]:
     """Return labeled photos of the working size that most have, at most so many."""
     classes = predictor.info.classes
-    by_size: dict[tuple[int, int], list[Labeled]] = {}
+    by_size: dict[tuple[int, int], list[LabeledImage]] = {}
     for sample in read_folder(data / "images", data / "labels.csv", classes):
         if sample.channels:
             image = read_image(sample.path.read_bytes()).pixels
             labels = [classes.names[channel] for channel in sample.channels]
             size = predictor.working_size(*image.shape[:2])
-            by_size.setdefault(size, []).append(Labeled(image, labels, predictor.options()))
+            by_size.setdefault(size, []).append(LabeledImage(image, labels, predictor.options()))
     return max(by_size.values(), key=len)[:count]
 
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from benchmarks.boundary import boundary_scores
-from benchmarks.contexts.dataset import read_samples
+from benchmarks.contexts.world import read_samples
 from models.bundle.bundle import find_bundle, load_bundle
 from models.data.classes import ClassList, read_class_list
 from models.data.images import read_image

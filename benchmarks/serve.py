@@ -26,11 +26,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.service_load import jobs as job_load
-from benchmarks.service_load.client import Bounds
+from benchmarks.service_load import measure as job_load
 from benchmarks.service_load.figures import Load, jobs_table, load_table, pool
+from benchmarks.service_load.load import Bounds, read_photos
 from benchmarks.service_load.measure import BARE, LITSERVE, Run, durable, steps
-from benchmarks.service_load.photos import read_photos
 from benchmarks.service_load.programs import Model
 
 IMAGES = ("service", "litserve")

@@ -21,9 +21,9 @@ from models.config import (
     CnnConfig,
     CnnSpec,
     Config,
+    EncoderDecoderConfig,
+    EncoderDecoderSpec,
     GeneratorStageConfig,
-    LightConfig,
-    LightSpec,
     Mask2FormerSpec,
     PretrainConfig,
     SegmenterSpec,
@@ -53,7 +53,7 @@ from models.generators.weaktr import WeakTrGenerator
 from models.losses import MasksOf, soft_masks
 from models.prompts import BackgroundPrompts
 from models.segmenters import Segmenter
-from models.segmenters.encoder_decoder import light_segmenter
+from models.segmenters.encoder_decoder import build_encoder_decoder
 from models.segmenters.mask2former import Mask2FormerSegmenter, build_mask2former
 from models.tensors import load_weights, read_tensors
 
@@ -288,29 +288,29 @@ def build_segmenter(config: Config, *, classes: int, device: torch.device) -> Se
     # What is not pre-trained is drawn from the global state.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        if isinstance(settings, LightConfig):
+        if isinstance(settings, EncoderDecoderConfig):
             return _build_light(settings, config.clip, classes=classes).to(device)
         architecture = {**settings.architecture, "num_queries": settings.queries}
         return build_mask2former(architecture, classes=classes, weights=settings.weights).to(device)
 
 
-def _build_light(settings: LightConfig, clip: ClipConfig, *, classes: int) -> Segmenter:
+def _build_light(settings: EncoderDecoderConfig, clip: ClipConfig, *, classes: int) -> Segmenter:
     if settings.weights != "clip":
         pretrained = settings.weights == "pretrained"
-        return light_segmenter(
+        return build_encoder_decoder(
             settings.decoder, settings.backbone, classes=classes, pretrained=pretrained
         )
-    judge = build_clip(clip, device=torch.device("cpu"))
-    if trunk_name(judge) != settings.backbone:
+    clip_model = build_clip(clip, device=torch.device("cpu"))
+    if trunk_name(clip_model) != settings.backbone:
         raise ValueError(
-            f"expected the backbone of CLIP's trunk, {trunk_name(judge)}, got {settings.backbone!r}"
+            f"expected the backbone of CLIP's trunk, {trunk_name(clip_model)}, got {settings.backbone!r}"
         )
-    return light_segmenter(
+    return build_encoder_decoder(
         settings.decoder,
         settings.backbone,
         classes=classes,
-        trunk=judge.visual.trunk,
-        normalization=(judge.mean.flatten().tolist(), judge.std.flatten().tolist()),
+        trunk=clip_model.visual.trunk,
+        normalization=(clip_model.mean.flatten().tolist(), clip_model.std.flatten().tolist()),
     )
 
 
@@ -319,9 +319,9 @@ def segmenter_spec(config: Config, segmenter: Segmenter) -> SegmenterSpec:
     if isinstance(segmenter, Mask2FormerSegmenter):
         return Mask2FormerSpec(kind="mask2former", architecture=segmenter.architecture)
     settings = config.segmenter
-    if not isinstance(settings, LightConfig):
+    if not isinstance(settings, EncoderDecoderConfig):
         raise ValueError(f"expected a mask2former, got {type(segmenter).__name__}")
-    return LightSpec(
+    return EncoderDecoderSpec(
         kind="light",
         decoder=settings.decoder,
         backbone=settings.backbone,

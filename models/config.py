@@ -123,7 +123,7 @@ Decoder = Literal[
 ]  # fmt: skip
 
 
-class LightConfig(_Frozen):
+class EncoderDecoderConfig(_Frozen):
     """A decoder on a timm backbone."""
 
     kind: Literal["light"] = "light"
@@ -144,7 +144,7 @@ class Mask2FormerConfig(_Frozen):
     architecture: dict[str, Any] = {}
 
 
-SegmenterConfig = Annotated[LightConfig | Mask2FormerConfig, Field(discriminator="kind")]
+SegmenterConfig = Annotated[EncoderDecoderConfig | Mask2FormerConfig, Field(discriminator="kind")]
 
 
 class SegmenterStageConfig(_Frozen):
@@ -189,7 +189,7 @@ class SegmentConfig(_Frozen):
     min_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
-class LightSpec(_Frozen):
+class EncoderDecoderSpec(_Frozen):
     """How to build a light segmenter before its weights are loaded."""
 
     kind: Literal["light"]
@@ -206,7 +206,7 @@ class Mask2FormerSpec(_Frozen):
     architecture: dict[str, Any]
 
 
-SegmenterSpec = Annotated[LightSpec | Mask2FormerSpec, Field(discriminator="kind")]
+SegmenterSpec = Annotated[EncoderDecoderSpec | Mask2FormerSpec, Field(discriminator="kind")]
 
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -299,7 +299,7 @@ class Config(_Frozen):
     learn_prompts: PromptStageConfig = PromptStageConfig()
     refine_generator: GeneratorStageConfig = GeneratorStageConfig()
     inference: InferenceConfig = InferenceConfig()
-    segmenter: SegmenterConfig = LightConfig()
+    segmenter: SegmenterConfig = EncoderDecoderConfig()
     train_segmenter: SegmenterStageConfig = SegmenterStageConfig()
     segment: SegmentConfig = SegmentConfig()
     # Names for CLIP where the data set's are not what a caption would say ("person": "player").

@@ -164,7 +164,7 @@ MasksOf = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Regions:
+class MaskedImages:
     """What CLIP looks at: one foreground and one background per (image, present class).
 
     Attributes:
@@ -214,7 +214,7 @@ def soft_masks(cams: Tensor, present: Tensor, *, size: tuple[int, int], epsilon:
     return (maps - low) / (high - low + epsilon)
 
 
-def split_regions(images: Tensor, masks: Tensor, present: Tensor) -> Regions:
+def mask_images(images: Tensor, masks: Tensor, present: Tensor) -> MaskedImages:
     """Cut each image into the inside and the outside of its masks.
 
     Args:
@@ -232,4 +232,4 @@ def split_regions(images: Tensor, masks: Tensor, present: Tensor) -> Regions:
         )
     chosen = images[present[:, 0]]
     foreground = masks[:, None] * chosen
-    return Regions(foreground=foreground, background=chosen - foreground)
+    return MaskedImages(foreground=foreground, background=chosen - foreground)

@@ -1,25 +1,139 @@
-"""``python -m worker``: load a bundle once, then work on its queue until told to stop."""
+"""``python -m worker``: run a worker or the janitor, ask whether one is at work, look at dead letters."""
 
 from __future__ import annotations
 
 import os
-from typing import Annotated
+import socket
+from collections.abc import Callable
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from redis import Redis
+from redis.exceptions import RedisError
+from rich.console import Console
+from rich.table import Table
 
-from models.data.images import MAX_PIXELS
 from worker import telemetry
-from worker.inference.batcher import Sizes
-from worker.inference.pipeline import PredictorLike
-from worker.inference.worker import Load, WorkerStartError, run
-from worker.queue.schema import LEASE_SECONDS
-from worker.settings import CANARY_PATIENCE_SECONDS, CANARY_SECONDS, WorkerSettings, default_name
+from worker.queue.failures import DeadLetter, DeadLetterError, dead_letters, requeue
+from worker.queue.registry import janitor_key, live_workers
+from worker.queue.rq import open_redis
+from worker.settings import JanitorSettings, WorkerSettings
+from worker.storage import BlobError, BlobStore
+
+if TYPE_CHECKING:
+    from models.inference.predictor import Predictor
 
 EXIT_CANNOT_START = 3
 EXIT_LOST = 1
+EXIT_NOT_AT_WORK = 1
+_HEALTH_SECONDS = 3.0
+_OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+_RedisUrl = Annotated[str, typer.Option(envvar="REDIS_URL", help="redis:// or unix://")]
+_Blobs = Annotated[str, typer.Option(envvar="SEMPLES_BLOBS", help="Blob store: a folder or a URL.")]
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+_dead = typer.Typer(no_args_is_help=True)
+app.add_typer(_dead, name="dead", help="Jobs during which several workers died.")
 
 
-def load_predictor(settings: WorkerSettings) -> PredictorLike:
+class Program(StrEnum):
+    """What a health check can ask for."""
+
+    WORKER = "worker"
+    JANITOR = "janitor"
+
+
+@app.command("run", context_settings=_OWN_OPTIONS)
+def _run(context: typer.Context) -> None:
+    """Take jobs from Redis and make masks; see run --help."""
+    run_worker(context.args, load=load_predictor)
+
+
+@app.command("janitor", context_settings=_OWN_OPTIONS)
+def _janitor(context: typer.Context) -> None:
+    """Keep queues and blob store clean, and deliver webhooks; see janitor --help."""
+    from worker.janitor import run  # noqa: PLC0415
+
+    settings = JanitorSettings.from_command_line(context.args)
+    telemetry.configure_logging("text")
+    try:
+        stopped_on_request = run(settings)
+    except (BlobError, ValueError) as error:
+        raise _failed("janitor", error) from error
+    if not stopped_on_request:
+        raise typer.Exit(EXIT_LOST)
+
+
+@app.command("health")
+def _health(
+    program: Annotated[Program, typer.Argument(help="What should be at work on this host.")],
+    redis_url: _RedisUrl,
+) -> None:
+    """End with code 0 if a worker, or the janitor, is at work on this host."""
+    try:
+        redis = open_redis(redis_url, timeout=_HEALTH_SECONDS)
+        problem = health_problem(redis, program, host=socket.gethostname())
+    except (RedisError, ValueError) as error:
+        problem = str(error)
+    if problem:
+        typer.echo(f"semples health: {problem}", err=True)
+        raise typer.Exit(EXIT_NOT_AT_WORK)
+
+
+@_dead.command("list")
+def _list_dead(redis_url: _RedisUrl) -> None:
+    """Show the dead letters, the latest first."""
+    try:
+        letters = dead_letters(open_redis(redis_url))
+    except (RedisError, ValueError) as error:
+        raise _failed("dead", error) from error
+    if letters:
+        Console().print(_table(letters))
+    else:
+        typer.echo("no dead letters")
+
+
+@_dead.command("requeue")
+def _requeue_dead(
+    job: Annotated[str, typer.Argument(help="A job's id, as in the list.")],
+    redis_url: _RedisUrl,
+    blobs: _Blobs,
+) -> None:
+    """Queue a dead letter again, with as many attempts as a new job."""
+    try:
+        requeue(open_redis(redis_url), BlobStore.open(blobs), job)
+    except (RedisError, BlobError, DeadLetterError, ValueError) as error:
+        raise _failed("dead", error) from error
+    typer.echo(f"queued {job}")
+
+
+def run_worker(arguments: list[str], *, load: Callable[[WorkerSettings], Predictor]) -> None:
+    """Run a worker until it is told to stop.
+
+    Args:
+        arguments: of the command line.
+        load: makes the predictor; tests give one that misbehaves.
+
+    Raises:
+        typer.Exit: if the worker cannot start, or stopped by itself.
+    """
+    # Not on top: the other commands need no RQ worker.
+    from worker.inference.worker import WorkerStartError, run  # noqa: PLC0415
+
+    settings = WorkerSettings.from_command_line(arguments)
+    telemetry.configure_logging(settings.log)
+    telemetry.configure_tracing("semples-worker", os.environ)
+    try:
+        stopped_on_request = run(settings, load=load)
+    except WorkerStartError as error:
+        raise _failed("worker", error) from error
+    if not stopped_on_request:
+        raise typer.Exit(EXIT_LOST)
+
+
+def load_predictor(settings: WorkerSettings) -> Predictor:
     """Load the bundle onto its device.
 
     Raises:
@@ -42,99 +156,36 @@ def load_predictor(settings: WorkerSettings) -> PredictorLike:
     return Predictor(bundle, precision=settings.precision)
 
 
-def make_app(load: Load) -> typer.Typer:
-    """Return the command line.
+def health_problem(redis: Redis, program: Program, *, host: str) -> str:
+    """Say in one line why a program is not at work on a host; empty if it is.
 
-    Args:
-        load: makes the predictor; a seam for tests, whose predictors misbehave.
+    Of several workers on the host, one at work is enough.
+
+    Raises:
+        RedisError: if Redis does not answer.
     """
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    if program is Program.JANITOR:
+        return "" if redis.exists(janitor_key(host)) else f"no janitor on {host}"
+    here = [worker for worker in live_workers(redis) if worker.host == host]
+    if any(not worker.trouble for worker in here):
+        return ""
+    return "; ".join(worker.trouble for worker in here) or f"no worker on {host}"
 
-    @app.command()
-    def worker(  # noqa: PLR0913, PLR0917 - one argument an option
-        redis_url: Annotated[str, typer.Option(envvar="REDIS_URL", help="redis:// or unix://")],
-        blobs: Annotated[
-            str, typer.Option(envvar="SEMPLES_BLOBS", help="Blob store: a folder or a URL.")
-        ],
-        bundle: Annotated[
-            str, typer.Option(envvar="SEMPLES_BUNDLE", help="Name or folder of the bundle.")
-        ] = "coco-demo",
-        device: Annotated[
-            str, typer.Option(envvar="SEMPLES_DEVICE", help="cpu, cuda, cuda:1 or auto.")
-        ] = "auto",
-        precision: Annotated[
-            str,
-            typer.Option(envvar="SEMPLES_PRECISION", help="float32, bfloat16 or float16."),
-        ] = "float32",
-        threads: Annotated[
-            int,
-            typer.Option(envvar="SEMPLES_THREADS", min=0, help="CPU threads; 0: torch decides."),
-        ] = 0,
-        max_pixels: Annotated[
-            int, typer.Option(envvar="SEMPLES_MAX_PIXELS", min=1, help="Largest image.")
-        ] = MAX_PIXELS,
-        name: Annotated[
-            str | None, typer.Option(envvar="SEMPLES_NAME", help="Unique among workers.")
-        ] = None,
-        lease: Annotated[
-            int, typer.Option(min=2, help="Seconds of silence after which others take its jobs.")
-        ] = LEASE_SECONDS,
-        batch: Annotated[
-            int,
-            typer.Option(
-                envvar="SEMPLES_BATCH",
-                min=0,
-                help="Most images at once; 0: eight on a GPU, one on a CPU.",
-            ),
-        ] = 0,
-        job_threads: Annotated[
-            int,
-            typer.Option(
-                envvar="SEMPLES_JOB_THREADS", min=1, help="Threads that decode, refine and store."
-            ),
-        ] = Sizes.threads,
-        canary: Annotated[
-            float,
-            typer.Option(
-                envvar="SEMPLES_CANARY", min=0, help="Seconds between two canary images; 0: none."
-            ),
-        ] = CANARY_SECONDS,
-        canary_patience: Annotated[
-            float, typer.Option(min=1, help="Seconds that a canary image may take.")
-        ] = CANARY_PATIENCE_SECONDS,
-        log: Annotated[
-            telemetry.LogFormat,
-            typer.Option(envvar="SEMPLES_LOG", help="Log as text or JSON lines."),
-        ] = "text",
-    ) -> None:
-        """Take jobs from Redis and make masks; one worker for each device."""
-        telemetry.configure_logging(log)
-        telemetry.configure_tracing("semples-worker", os.environ)
-        settings = WorkerSettings(
-            redis_url=redis_url,
-            blobs=blobs,
-            bundle=bundle,
-            device=device,
-            precision=precision,
-            threads=threads,
-            name=name or default_name(),
-            lease=lease,
-            max_pixels=max_pixels,
-            batch=batch,
-            job_threads=job_threads,
-            canary=canary,
-            canary_patience=canary_patience,
-        )
-        try:
-            stopped_on_request = run(settings, load=load)
-        except WorkerStartError as error:
-            typer.echo(f"semples worker: {error}", err=True)
-            raise typer.Exit(EXIT_CANNOT_START) from error
-        if not stopped_on_request:
-            raise typer.Exit(EXIT_LOST)
 
-    return app
+def _table(letters: list[DeadLetter]) -> Table:
+    table = Table("job", "model", "task", "labels", "died", "reason")
+    table.columns[0].no_wrap = True  # to be copied
+    for letter in letters:
+        died = letter.died.isoformat(" ", "seconds")
+        labels = ", ".join(letter.labels)
+        table.add_row(letter.job, letter.model, letter.task, labels, died, letter.reason)
+    return table
+
+
+def _failed(program: str, error: Exception) -> typer.Exit:
+    typer.echo(f"semples {program}: {error}", err=True)
+    return typer.Exit(EXIT_CANNOT_START)
 
 
 if __name__ == "__main__":
-    make_app(load_predictor)(prog_name="semples worker")
+    app(prog_name="semples")

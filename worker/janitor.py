@@ -1,7 +1,7 @@
-"""``python -m worker.janitor``: keep a service clean that runs for months, and tell who wants to hear of jobs.
+"""``semples janitor``: the maintenance of a service that runs for months, in a CPU process without a model.
 
-A CPU process without a model: it puts RQ's books in order, feeds batches to the queue, deletes what has expired, and
-delivers webhooks.
+It returns jobs of dead workers to the queue, dispatches the items of batches, deletes what has expired, and delivers
+webhooks; each task has a thread of its own, for neither a large store nor a slow receiver must delay lost jobs.
 """
 
 from __future__ import annotations
@@ -12,224 +12,132 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from random import Random
-from typing import Annotated
+from typing import Final
 
-import typer
 from redis import Redis
 
 from worker.batches.records import kept
 from worker.batches.scheduler import FEED_SECONDS, Feeder
-from worker.periodic import Pulse
-from worker.program import run_program
+from worker.periodic import PeriodicThread
 from worker.queue.failures import forget_gone
 from worker.queue.maintenance import tidy_all
 from worker.queue.registry import janitor_key
 from worker.queue.rq import open_redis
-from worker.queue.schema import BLOB_SECONDS, LEASE_SECONDS
-from worker.storage import BlobError, BlobStore
+from worker.settings import JanitorSettings
+from worker.storage import BlobStore
 from worker.webhooks.sender import PER_HOST, Sender, deliver_due, parse_secret
-
-# Deleting blobs whose time is over, by one janitor for all.
 
 log = logging.getLogger(__name__)
 
-SWEEP_KEY = "semples:sweep"
-"""There while no sweep is due: a large store takes long to walk, and S3 charges for it."""
+EXPIRY_KEY: Final = "semples:sweep"
+"""Set while no walk through the blob store is due: a large store takes long to list, and S3 charges for it."""
+
+_DEAD_LETTER_SECONDS = 60.0
+_HEARTBEAT_SECONDS = 30
 
 
-def sweep_for_all(
-    blobs: BlobStore, redis: Redis, *, now: datetime, lifetime: timedelta, turn: float
-) -> None:
-    """Delete expired blobs that no batch keeps, unless another janitor has just done it.
-
-    Args:
-        blobs: the store.
-        redis: where turns are taken.
-        now: this moment.
-        lifetime: of a blob after it was last written.
-        turn: seconds between one sweep and the next.
-
-    Raises:
-        RedisError: if Redis is away.
-        BlobError: if the store is.
-    """
-    # A little less, so that the same janitor's next turn is one, should it be the only one.
-    if not redis.set(SWEEP_KEY, 1, px=max(1, int(900 * turn)), nx=True):
-        return
-    deleted = blobs.sweep(now=now, lifetime=lifetime, spare=partial(kept, redis))
-    if deleted:
-        log.info("deleted %d blobs whose time was over", deleted)
-
-
-EXIT_CANNOT_START = 3
-EXIT_BROKEN = 1
-SWEEP_SECONDS = 600.0
-DEAD_LETTER_SECONDS = 60.0
-ALIVE_SECONDS = 30
-
-
-@dataclass(frozen=True)
-class JanitorSettings:
-    """What the janitor works on, and how often.
-
-    Attributes:
-        redis_url: redis://, rediss:// or unix://.
-        blobs: directory or fsspec URL of the blob store.
-        interval: seconds between two looks at queues and callbacks.
-        sweep_interval: seconds between two walks through the blob store.
-        blob_lifetime: seconds after which a blob is deleted.
-        lease: seconds after which a job in nobody's hands is taken for lost.
-        secret: signs webhooks; without one none are sent.
-        allow_private: whether webhooks may go to addresses that are not on the internet.
-    """
-
-    redis_url: str
-    blobs: str
-    interval: float = 2.0
-    sweep_interval: float = SWEEP_SECONDS
-    blob_lifetime: float = BLOB_SECONDS
-    lease: int = LEASE_SECONDS
-    secret: bytes | None = field(default=None, repr=False)
-    allow_private: bool = False
-
-
-@dataclass(frozen=True)
-class Chore:
-    """Something to be done again and again, so many seconds after it was done."""
-
-    name: str
-    action: Callable[[], object]
-    interval: float
-
-
-def chores(
-    settings: JanitorSettings, redis: Redis, blobs: BlobStore, *, stop: threading.Event
-) -> list[Chore]:
-    """Return all that is to be done, until ``stop`` is set."""
-    found = [
-        Chore("upkeep", partial(_look_after, settings, redis), settings.interval),
-        Chore("dead letters", partial(forget_gone, redis), DEAD_LETTER_SECONDS),
-        Chore("batches", Feeder(redis, blobs).round, FEED_SECONDS),
-        Chore("sweep", partial(_sweep, settings, redis, blobs), settings.sweep_interval),
-    ]
-    if settings.secret is not None:
-        sender = Sender(settings.secret, allow_private=settings.allow_private)
-        tell = partial(_tell, redis, sender, Random(), stop=stop)
-        found.append(Chore("webhooks", tell, settings.interval))
-    return found
-
-
-def _look_after(settings: JanitorSettings, redis: Redis) -> None:
-    tidy_all(redis, lease=settings.lease)
-    alive = ALIVE_SECONDS + int(settings.interval)
-    redis.set(janitor_key(socket.gethostname()), os.getpid(), ex=alive)
-
-
-def _sweep(settings: JanitorSettings, redis: Redis, blobs: BlobStore) -> None:
-    lifetime = timedelta(seconds=settings.blob_lifetime)
-    sweep_for_all(blobs, redis, now=_now(), lifetime=lifetime, turn=settings.sweep_interval)
-
-
-def _tell(redis: Redis, sender: Sender, random: Random, *, stop: threading.Event) -> None:
-    # Again as long as there may be more than are sent at once.
-    while deliver_due(redis, sender, clock=_now, random=random) >= PER_HOST:
-        if stop.is_set():
-            return
-
-
-def run(settings: JanitorSettings, *, stop: threading.Event) -> bool:
-    """Work until asked to stop; return whether that was why, and not a bug in a chore.
-
-    Redis and the blob store may be away meanwhile, and even at the start.
+def run(settings: JanitorSettings, *, stop: threading.Event | None = None) -> bool:
+    """Work until stopped; Redis and the blob store may fail meanwhile, and even at the start.
 
     Args:
-        settings: what to do.
-        stop: ends it.
+        settings: what to do, and how often.
+        stop: ends it; None for SIGTERM and SIGINT.
+
+    Returns:
+        Whether it was stopped, not ended by a bug in a task.
 
     Raises:
         BlobError: if there is no such blob store.
-        ValueError: if the Redis URL is none.
+        ValueError: if the Redis URL or the webhook secret cannot be read.
     """
-    broken: list[Exception] = []
+    stop = stop or _stop_signals()
+    errors: list[Exception] = []
 
-    def on_death(error: Exception) -> None:
-        broken.append(error)
+    def on_error(error: Exception) -> None:
+        errors.append(error)
         stop.set()
 
-    redis = open_redis(settings.redis_url)
-    # A thread for each: neither a large store nor a slow receiver must delay lost jobs.
-    pulses = [
-        Pulse(chore.action, interval=chore.interval, name=chore.name, on_death=on_death)
-        for chore in chores(settings, redis, BlobStore.open(settings.blobs), stop=stop)
+    redis, blobs = open_redis(settings.redis_url), BlobStore.open(settings.blobs)
+    threads = [
+        PeriodicThread(task, interval=interval, name=name, on_error=on_error)
+        for name, (task, interval) in _tasks(settings, redis, blobs, stop).items()
     ]
-    for pulse in pulses:
-        pulse.start()
-    log.info("at work: %s", ", ".join(pulse.name for pulse in pulses))
+    for thread in threads:
+        thread.start()
+    log.info("at work: %s", ", ".join(thread.name for thread in threads))
     stop.wait()
-    for pulse in pulses:
-        pulse.stop()
-    return not broken
+    for thread in threads:
+        thread.stop()
+    return not errors
 
 
-def main(
-    redis_url: Annotated[str, typer.Option(envvar="REDIS_URL", help="redis:// or unix://")],
-    blobs: Annotated[
-        str, typer.Option(envvar="SEMPLES_BLOBS", help="Blob store: a folder or a URL.")
-    ],
-    webhook_secret: Annotated[
-        str,
-        typer.Option(
-            envvar="SEMPLES_WEBHOOK_SECRET", help="whsec_…; without it no webhooks are sent."
-        ),
-    ] = "",
-    webhook_private: Annotated[
-        bool,
-        typer.Option(
-            "--webhook-private",
-            envvar="SEMPLES_WEBHOOK_PRIVATE",
-            help="Webhooks may go to addresses that are not on the internet.",
-        ),
-    ] = False,
-    interval: Annotated[
-        float, typer.Option(min=0.1, help="Seconds between two looks at the queues.")
-    ] = 2.0,
-    lease: Annotated[
-        int, typer.Option(min=2, help="Seconds of silence after which a job counts as lost.")
-    ] = LEASE_SECONDS,
+def expire_blobs(
+    blobs: BlobStore, redis: Redis, *, now: datetime, lifetime: timedelta, interval: float
 ) -> None:
-    """Keep queues and blob store clean, and deliver webhooks; one janitor is enough."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    # It would write whole URLs, whose queries may be secrets of the receivers.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    """Delete expired blobs that no batch keeps, unless another janitor has just done so.
+
+    Args:
+        blobs: the store.
+        redis: keeps the time of the last walk.
+        now: this moment.
+        lifetime: of a blob after it was last written.
+        interval: seconds between two walks through the store.
+
+    Raises:
+        RedisError: if Redis does not answer.
+        BlobError: if the store does not.
+    """
+    # A little less than the interval, so that a single janitor does not skip every second walk.
+    if not redis.set(EXPIRY_KEY, 1, px=max(1, int(900 * interval)), nx=True):
+        return
+    deleted = blobs.delete_older(now=now, lifetime=lifetime, pinned=partial(kept, redis))
+    if deleted:
+        log.info("deleted %d expired blobs", deleted)
+
+
+def _tasks(
+    settings: JanitorSettings, redis: Redis, blobs: BlobStore, stop: threading.Event
+) -> dict[str, tuple[Callable[[], object], float]]:
+    """Return what to do by name, and the seconds between one run's end and the next."""
+
+    def maintain() -> None:
+        tidy_all(redis, lease=settings.lease)
+        seconds = _HEARTBEAT_SECONDS + int(settings.interval)
+        redis.set(janitor_key(socket.gethostname()), os.getpid(), ex=seconds)
+
+    def expire() -> None:
+        lifetime = timedelta(seconds=settings.blob_lifetime)
+        expire_blobs(blobs, redis, now=_now(), lifetime=lifetime, interval=settings.sweep_interval)
+
+    tasks: dict[str, tuple[Callable[[], object], float]] = {
+        "maintenance": (maintain, settings.interval),
+        "dead letters": (partial(forget_gone, redis), _DEAD_LETTER_SECONDS),
+        "batches": (Feeder(redis, blobs).round, FEED_SECONDS),
+        "expiry": (expire, settings.sweep_interval),
+    }
+    if settings.webhook_secret is not None:
+        secret = parse_secret(settings.webhook_secret.get_secret_value())
+        sender, random = Sender(secret, allow_private=settings.webhook_private), Random()
+
+        def deliver() -> None:
+            # Again while there may be more than are sent at once.
+            while deliver_due(redis, sender, clock=_now, random=random) >= PER_HOST:
+                if stop.is_set():
+                    return
+
+        tasks["webhooks"] = (deliver, settings.interval)
+    return tasks
+
+
+def _stop_signals() -> threading.Event:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
-    try:
-        settings = JanitorSettings(
-            redis_url=redis_url,
-            blobs=blobs,
-            interval=interval,
-            lease=lease,
-            secret=parse_secret(webhook_secret) if webhook_secret else None,
-            allow_private=webhook_private,
-        )
-        stopped_on_request = run(settings, stop=stop)
-    except (BlobError, ValueError) as error:
-        typer.echo(f"semples janitor: {error}", err=True)
-        raise typer.Exit(EXIT_CANNOT_START) from error
-    if not stopped_on_request:
-        raise typer.Exit(EXIT_BROKEN)
+    return stop
 
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-if __name__ == "__main__":
-    run_program(main, "semples janitor")

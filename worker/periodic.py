@@ -1,4 +1,4 @@
-"""A thread that does something again and again, whatever the main thread is busy with."""
+"""A thread that repeats a task, whatever the main thread is busy with."""
 
 from __future__ import annotations
 
@@ -13,48 +13,47 @@ from worker.storage import BlobError
 log = logging.getLogger(__name__)
 
 
-class Pulse(threading.Thread):
-    """Calls an action at once and then at an interval, until it is stopped.
+class PeriodicThread(threading.Thread):
+    """Runs a task at once and then at an interval, until it is stopped.
 
-    Redis or the blob store being away is logged and outlived; any other exception ends the thread,
-    and ``on_death`` is told.
+    Errors of Redis and the blob store are logged, and the task runs again. Any other exception ends the thread.
 
     Args:
-        action: what to do.
-        interval: seconds between one call's end and the next.
-        name: for the log.
-        on_death: called with the exception that ended the thread.
+        task: what to do.
+        interval: seconds between one run's end and the next.
+        name: of the thread, for the log.
+        on_error: called with the exception that ended the thread.
     """
 
     def __init__(
         self,
-        action: Callable[[], object],
+        task: Callable[[], object],
         *,
         interval: float,
         name: str,
-        on_death: Callable[[Exception], object],
+        on_error: Callable[[Exception], object],
     ) -> None:
         super().__init__(name=name, daemon=True)
-        self._action = action
+        self._task = task
         self._interval = interval
-        self._on_death = on_death
+        self._on_error = on_error
         self._stopped = threading.Event()
 
     def run(self) -> None:
-        """Beat until stopped; see threading.Thread."""
+        """Repeat the task; see threading.Thread."""
         while not self._stopped.is_set():
             try:
-                self._action()
+                self._task()
             except (RedisError, BlobError, OSError) as error:
                 log.warning("%s: %s", self.name, error)
             except Exception as error:
-                log.exception("%s: died", self.name)
-                self._on_death(error)
+                log.exception("%s: ended by an error", self.name)
+                self._on_error(error)
                 return
             self._stopped.wait(self._interval)
 
     def stop(self) -> None:
-        """Stop, and wait for a call that is under way."""
+        """Stop, and wait up to ten seconds for a run that has begun."""
         self._stopped.set()
         if self.is_alive():
             self.join(timeout=10)

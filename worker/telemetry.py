@@ -1,4 +1,8 @@
-"""Logs of all our processes: text or JSON lines, with the ids of job and request. Wire layer."""
+"""Logs, metrics and traces of all our processes.
+
+Logs are text or JSON lines with the ids of job and request, and never contain the secret parts of a URL. Metrics are
+Prometheus's. Traces go through OpenTelemetry's API, which does nothing unless a collector is configured.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TextIO
+from typing import Any, Final, Literal, NamedTuple, TextIO
 
+from opentelemetry import propagate, trace
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -27,6 +32,12 @@ from rq.job import Job
 
 from worker.queue.schema import Timings
 
+log = logging.getLogger(__name__)
+
+ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
+TRACE_META: Final = "trace"
+_tracer = trace.get_tracer("semples")
+
 LogFormat = Literal["text", "json"]
 
 request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -38,34 +49,29 @@ _FIELDS: Final = (
     *("time", "level", "logger", "message", "job", "request", "exception"),
     *("method", "route", "status", "seconds", "outcome", "code"),
 )
-# They log one line for each job or URL, which we do ourselves, with ids and without secrets.
-_TALKATIVE: Final = ("rq.worker", "httpx", "httpcore", "urllib3", "uvicorn.access")
+# They log a line for each job or URL; ours do so with ids and without secrets.
+_NOISY: Final = ("rq.worker", "httpx", "httpcore", "urllib3", "uvicorn.access")
 _USER = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@]*@", re.IGNORECASE)
 _QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?#'\"]*)\?[^\s'\"]*", re.IGNORECASE)
 
 
 def configure_logging(form: LogFormat, *, stream: TextIO | None = None) -> None:
-    """Have this process log to a stream, in place of what was configured before.
-
-    Args:
-        form: "text" for people, "json" for one object a line.
-        stream: where to; None for standard error.
-    """
+    """Log to a stream (None: standard error) as text for people or as JSON lines, replacing earlier settings."""
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(JsonLines() if form == "json" else TextLines(_TEXT))
+    handler.setFormatter(_JsonLines() if form == "json" else _TextLines(_TEXT))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    for name in _TALKATIVE:
+    for name in _NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def scrub(text: str) -> str:
-    """Take out of every URL in a text what may be secret: user, password and query."""
+    """Remove user, password and query from every URL in a text."""
     return _QUERY.sub(r"\1?…", _USER.sub(r"\1…@", text))
 
 
 @contextmanager
 def about_job(job: str, *, request: str = "") -> Iterator[None]:
-    """Have all lines logged inside carry a job's id, and that of the request that posted it."""
+    """Add the ids of a job, and of the request that posted it, to all lines logged inside."""
     tokens = job_id.set(job), request_id.set(request)
     try:
         yield
@@ -75,7 +81,7 @@ def about_job(job: str, *, request: str = "") -> Iterator[None]:
 
 
 def _ids(record: logging.LogRecord) -> dict[str, str]:
-    """Return a record's ids: those it was logged with, else those of what is being done."""
+    """Return the ids that a record was logged with, else those of the current context."""
     found = {
         "job": getattr(record, "job", None) or job_id.get(),
         "request": getattr(record, "request", None) or request_id.get(),
@@ -83,7 +89,7 @@ def _ids(record: logging.LogRecord) -> dict[str, str]:
     return {name: str(value) for name, value in found.items() if value}
 
 
-class TextLines(logging.Formatter):
+class _TextLines(logging.Formatter):
     """The message, with ids at the end of its first line."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -93,7 +99,7 @@ class TextLines(logging.Formatter):
         return f"{first} [{ids}]{newline}{rest}" if ids else f"{first}{newline}{rest}"
 
 
-class JsonLines(JsonFormatter):
+class _JsonLines(JsonFormatter):
     """One object a line, of known fields alone."""
 
     def __init__(self) -> None:
@@ -119,13 +125,11 @@ class JsonLines(JsonFormatter):
         }
 
 
-# What a worker measures of itself, for Prometheus; every name is in docs/operations.md.
-
 Outcome = Literal["finished", "failed", "canceled", "retried"]
 DeviceMemoryReader = Callable[[], int | None]
 
-PREFIX = "semples_worker"
-# A histogram's time of birth would be a family of its own for each.
+_PREFIX = "semples_worker"
+# The creation time of each histogram would be a metric of its own.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
@@ -137,50 +141,50 @@ def _no_memory() -> None:
     return None
 
 
-class Meters:
-    """One worker's counters, in a registry of their own; all methods may be called by any thread.
+class WorkerMetrics:
+    """One worker's Prometheus metrics, in a registry of their own; all methods are thread-safe.
 
-    Args:
-        device_memory: reads the device's memory, None where that is the process's own.
+    Every name is in docs/operations.md. ``device_memory`` reads the bytes that the device holds for this process, None
+    where the device has no memory of its own.
     """
 
     def __init__(self, *, device_memory: DeviceMemoryReader = _no_memory) -> None:
         self.registry = CollectorRegistry()
-        ProcessCollector(namespace=PREFIX, registry=self.registry)
+        ProcessCollector(namespace=_PREFIX, registry=self.registry)
         self.registry.register(_DeviceMemoryCollector(device_memory))
         self._waits = self._histogram("queue_wait", "Seconds a job waited in the queue.", _WAITS)
         self._model = self._histogram("batch_model", "Seconds of the model for a batch.", _SECONDS)
         self._decode = self._histogram("decode", "Seconds to read and decode an image.", _SECONDS)
         self._encode = self._histogram("encode", "Seconds to encode and store a result.", _SECONDS)
         self._sizes = Histogram(
-            f"{PREFIX}_batch_size",
+            f"{_PREFIX}_batch_size",
             "Images in a batch.",
             registry=self.registry,
             buckets=_SIZES,
         )
         self._ended = Counter(
-            f"{PREFIX}_jobs_ended_total",
+            f"{_PREFIX}_jobs_ended_total",
             "Attempts at jobs by outcome; code says why one failed or is tried again.",
             ("outcome", "code"),
             registry=self.registry,
         )
         self._halvings = Counter(
-            f"{PREFIX}_out_of_memory_halvings_total",
+            f"{_PREFIX}_out_of_memory_halvings_total",
             "Batches that were halved because they did not fit into memory.",
             registry=self.registry,
         )
-        self._in_hand = Gauge(
-            f"{PREFIX}_jobs_in_hand", "Jobs taken and not ended.", registry=self.registry
+        self._in_flight = Gauge(
+            f"{_PREFIX}_jobs_in_hand", "Jobs leased and not ended.", registry=self.registry
         )
-        # Seen from the start: a rate needs a first sample.
+        # Exists from the start: a rate needs a first sample.
         self._ended.labels("finished", "")
 
-    def took(self, *, waited: float) -> None:
-        """Count a job taken from the queue, where it waited for so many seconds."""
+    def started(self, *, waited: float) -> None:
+        """Count a leased job, which waited in the queue for so many seconds."""
         self._waits.observe(waited)
 
     def batch(self, *, size: int, seconds: float) -> None:
-        """Count a pass of the model over so many images in so many seconds."""
+        """Count a forward pass over a batch."""
         self._sizes.observe(size)
         self._model.observe(seconds)
 
@@ -192,14 +196,7 @@ class Meters:
         decode: float | None = None,
         encode: float | None = None,
     ) -> None:
-        """Count the end of an attempt at a job.
-
-        Args:
-            outcome: how it ended; "retried" is a failure after which the job is queued again.
-            code: a FailureCode, if it failed.
-            decode: seconds to read and decode the image, if it came to that.
-            encode: seconds to encode and store the result, if it came to that.
-        """
+        """Count an attempt at a job that has ended, with its FailureCode, and the seconds of decoding and encoding."""
         self._ended.labels(outcome, code).inc()
         if decode is not None:
             self._decode.observe(decode)
@@ -207,32 +204,32 @@ class Meters:
             self._encode.observe(encode)
 
     def halved(self) -> None:
-        """Count a batch that did not fit into memory and was halved."""
+        """Count a batch that was halved because it did not fit into memory."""
         self._halvings.inc()
 
-    def holds(self, jobs: int) -> None:
-        """Say how many jobs are in hand."""
-        self._in_hand.set(jobs)
+    def set_in_flight(self, jobs: int) -> None:
+        """Set how many jobs are in flight."""
+        self._in_flight.set(jobs)
 
     def exposition(self) -> bytes:
         """Return all samples in Prometheus's text format."""
         return generate_latest(self.registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        full = f"{PREFIX}_{name}_seconds"
+        full = f"{_PREFIX}_{name}_seconds"
         return Histogram(full, text, registry=self.registry, buckets=buckets)
 
 
 @dataclass(frozen=True)
 class _DeviceMemoryCollector(Collector):
-    """Reads the device's memory when asked."""
+    """Reads the device's memory at each scrape."""
 
     read: DeviceMemoryReader
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Yield the family, without samples where the device has no memory of its own."""
+        """Yield the metric; see prometheus_client."""
         family = GaugeMetricFamily(
-            f"{PREFIX}_device_memory_bytes",
+            f"{_PREFIX}_device_memory_bytes",
             "Bytes of the device's memory that the process holds for tensors.",
         )
         memory = self.read()
@@ -241,21 +238,7 @@ class _DeviceMemoryCollector(Collector):
         yield family
 
 
-# Spans from a request to its job, if OpenTelemetry is wanted and installed. Wire layer.
-#
-# Off, this costs a look at a variable. On, the trace's context travels in a job's meta and is no part
-# of its identity: the same request always is the same job.
-
-if TYPE_CHECKING:
-    from opentelemetry.trace import TracerProvider
-
-log = logging.getLogger(__name__)
-
-ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
-TRACE_META = "trace"
-
-
-class Stage(NamedTuple):
+class _Stage(NamedTuple):
     """A part of a job, from when to when by ``time.perf_counter``."""
 
     name: str
@@ -263,38 +246,10 @@ class Stage(NamedTuple):
     end: float
 
 
-class SpanLike(Protocol):
-    """What our code does with a span."""
-
-    def set_attribute(self, key: str, value: str | int) -> None:
-        """Note a fact."""
-        ...
-
-    def update_name(self, name: str) -> None:
-        """Name it, once that is known."""
-        ...
-
-
-class _NoSpan:
-    def set_attribute(self, key: str, value: str | int) -> None:
-        """Forget it."""
-
-    def update_name(self, name: str) -> None:
-        """Forget it."""
-
-
-class _Holder:
-    """The one tracer of this process, None where tracing is off."""
-
-    tracer: Any = None
-
-
 def configure_tracing(service: str, environment: Mapping[str, str]) -> None:
-    """Send spans to the collector that the environment names, if it does and the extra is installed.
+    """Send spans to the collector that the environment names, if semples[otel] is installed.
 
-    Args:
-        service: this process's name in traces.
-        environment: its variables; OpenTelemetry reads its others itself.
+    Without a collector OpenTelemetry's API does nothing.
     """
     if not environment.get(ENDPOINT):
         return
@@ -310,108 +265,66 @@ def configure_tracing(service: str, environment: Mapping[str, str]) -> None:
         return
     provider = TracerProvider(resource=Resource.create({"service.name": service}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    use(provider)
-
-
-def use(provider: TracerProvider | None) -> None:
-    """Make spans with a provider from now on, or none at all."""
-    _Holder.tracer = None if provider is None else provider.get_tracer("semples")
+    trace.set_tracer_provider(provider)
 
 
 @contextmanager
-def server_span(name: str, carrier: Mapping[str, str]) -> Iterator[SpanLike]:
-    """Span what a request does, as a part of the trace that its headers name, if they do."""
-    if _Holder.tracer is None:
-        yield _NoSpan()
-        return
-    from opentelemetry.trace import SpanKind  # noqa: PLC0415
-
-    with _Holder.tracer.start_as_current_span(
-        name, context=_extract(carrier), kind=SpanKind.SERVER
-    ) as span:
+def server_span(name: str, headers: Mapping[str, str]) -> Iterator[trace.Span]:
+    """Trace a request, as part of the trace that its headers name."""
+    context = propagate.extract(headers)
+    with _tracer.start_as_current_span(name, context=context, kind=trace.SpanKind.SERVER) as span:
         yield span
 
 
-def carrier() -> dict[str, str]:
-    """Return the current trace's context for a job's meta; empty if tracing is off."""
-    if _Holder.tracer is None:
-        return {}
-    from opentelemetry.trace.propagation.tracecontext import (  # noqa: PLC0415
-        TraceContextTextMapPropagator,
-    )
+def trace_context() -> dict[str, str]:
+    """Return the current trace's context for a job's meta; empty without a trace.
 
+    It is no part of the job's identity: the same request is the same job.
+    """
     found: dict[str, str] = {}
-    TraceContextTextMapPropagator().inject(found)
+    propagate.inject(found)
     return found
 
 
-def record_job(
-    meta: Mapping[str, Any], job: str, stages: Sequence[Stage] = (), *, error: str = ""
-) -> None:
-    """Span a job that has ended and its stages, which need not touch each other.
-
-    After the fact, because in a batch the stages of many jobs run in one another's time.
-
-    Args:
-        meta: the job's.
-        job: its id.
-        stages: in order; none if it came to none.
-        error: why it failed, a FailureCode.
-    """
-    if _Holder.tracer is None:
-        return
-    from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context  # noqa: PLC0415
-
-    begin = _nanoseconds(stages[0].begin) if stages else time.time_ns()
-    end = _nanoseconds(stages[-1].end) if stages else begin
-    span = _Holder.tracer.start_span(
-        "job",
-        context=_extract(meta.get(TRACE_META) or {}),
-        kind=SpanKind.CONSUMER,
-        start_time=begin,
-        attributes={"semples.job": job},
+def log_finished(job: Job, timings: Timings, metrics: WorkerMetrics) -> None:
+    """Log, count and trace a job that has just finished."""
+    metrics.ended("finished", decode=timings.decode, encode=timings.encode)
+    encoding = time.perf_counter() - timings.encode
+    forward = encoding - timings.model
+    stages = (
+        _Stage("decode", forward - timings.decode, forward),
+        _Stage("model", forward, encoding),
+        _Stage("encode", encoding, encoding + timings.encode),
     )
-    if error:
-        span.set_status(StatusCode.ERROR, error)
-    context = set_span_in_context(span)
-    for stage in stages:
-        part = _Holder.tracer.start_span(
-            stage.name, context=context, start_time=_nanoseconds(stage.begin)
-        )
-        part.end(_nanoseconds(stage.end))
-    span.end(end)
-
-
-def _extract(found: Mapping[str, str]) -> Any:
-    from opentelemetry.trace.propagation.tracecontext import (  # noqa: PLC0415
-        TraceContextTextMapPropagator,
-    )
-
-    return TraceContextTextMapPropagator().extract(found)
-
-
-def _nanoseconds(moment: float) -> int:
-    """Turn a moment of perf_counter's clock into one of the calendar's."""
-    return int((time.time() - time.perf_counter() + moment) * 1e9)
-
-
-# What is told of a job that has finished: counters, spans and a line in the log.
-
-
-def tell_finished(job: Job, times: Timings, meters: Meters) -> None:
-    """Tell of a job that has just finished."""
-    meters.ended("finished", decode=times.decode, encode=times.encode)
-    record_job(job.meta, job.id, _stages(times))
+    trace_job(job.meta, job.id, stages)
     ids = {"job": job.id, "request": job.meta.get("request")}
     log.info("job finished", extra={**ids, "outcome": "finished"})
 
 
-def _stages(timings: Timings) -> list[Stage]:
-    """Say from when to when each part of a job took that has just ended, without the waits between."""
-    encoding = time.perf_counter() - timings.encode
-    modeling = encoding - timings.model
-    return [
-        Stage("decode", modeling - timings.decode, modeling),
-        Stage("model", modeling, encoding),
-        Stage("encode", encoding, encoding + timings.encode),
-    ]
+def trace_job(
+    meta: Mapping[str, Any], job: str, stages: Sequence[_Stage] = (), *, error: str = ""
+) -> None:
+    """Trace a job that has ended, with its stages and its FailureCode.
+
+    After the fact, because the stages of a batch's jobs overlap.
+    """
+    begin = _nanoseconds(stages[0].begin) if stages else time.time_ns()
+    span = _tracer.start_span(
+        "job",
+        context=propagate.extract(meta.get(TRACE_META) or {}),
+        kind=trace.SpanKind.CONSUMER,
+        start_time=begin,
+        attributes={"semples.job": job},
+    )
+    if error:
+        span.set_status(trace.StatusCode.ERROR, error)
+    context = trace.set_span_in_context(span)
+    for stage in stages:
+        part = _tracer.start_span(stage.name, context=context, start_time=_nanoseconds(stage.begin))
+        part.end(_nanoseconds(stage.end))
+    span.end(_nanoseconds(stages[-1].end) if stages else begin)
+
+
+def _nanoseconds(moment: float) -> int:
+    """Convert a moment of perf_counter's clock to the calendar's."""
+    return int((time.time() - time.perf_counter() + moment) * 1e9)

@@ -14,10 +14,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.contexts.ablation import ablate, compare
-from benchmarks.contexts.experiment import Experiment
-from benchmarks.contexts.pictures import write_sheet
-from benchmarks.contexts.tables import ablation_table, generator_table
+from benchmarks.contexts.experiment import Experiment, ablate, compare
+from benchmarks.contexts.tables import ablation_table, generator_table, write_sheet
 from models.config import load_config
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.offline_clip.anchor import anchor, with_projection_bias
-from benchmarks.offline_clip.folder import save_clip
+from benchmarks.offline_clip.build import save_clip
 from models.training.loop import Group, Optimization, Step, fit
 from models.training.prompts import RegionBatches
 

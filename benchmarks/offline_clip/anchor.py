@@ -25,9 +25,8 @@ from open_clip import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
-from benchmarks.offline_clip.folder import CONFIG_NAME, save_clip
-from benchmarks.offline_clip.text_tower import full_length_encoder
-from benchmarks.offline_clip.vocabulary import CLASS_NAMES, TEMPLATES
+from benchmarks.offline_clip.build import CONFIG_NAME, save_clip
+from benchmarks.offline_clip.text_tower import CLASS_NAMES, TEMPLATES, full_length_encoder
 
 TYPICAL_IMAGE_NORM = 75.0
 """Median norm of the image tower's output before normalization, over the photos of coco100."""

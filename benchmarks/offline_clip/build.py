@@ -10,11 +10,13 @@ with less in the text tower, from the first checkpoint on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import safetensors.torch
 import torch
 import typer
 from open_clip import CLIP
@@ -23,27 +25,104 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.offline_clip.distill import Lessons, batches, distill
-from benchmarks.offline_clip.folder import model_config, save_clip
-from benchmarks.offline_clip.image_tower import center, installed_classifier, projection
-from benchmarks.offline_clip.sentences import embed_cached, installed_encoder
+from benchmarks.offline_clip.image_tower import (
+    BACKBONE,
+    IMAGE_MEAN,
+    IMAGE_SIZE,
+    IMAGE_STD,
+    center,
+    installed_classifier,
+    projection,
+)
+from benchmarks.offline_clip.nouns import embed_cached, installed_encoder, read_wordnet
 from benchmarks.offline_clip.text_tower import (
+    CLASS_NAMES,
     EMBEDDING_WIDTH,
+    SENTENCE,
+    TEMPLATES,
+    Lessons,
+    Vocabulary,
+    batches,
+    distill,
     full_length_encoder,
+    imagenet_names,
     initialize_from_teacher,
+    long_texts,
+    make_vocabulary,
     text_config,
     token_texts,
 )
-from benchmarks.offline_clip.vocabulary import (
-    CLASS_NAMES,
-    SENTENCE,
-    TEMPLATES,
-    Vocabulary,
-    imagenet_names,
-    long_texts,
-    make_vocabulary,
-)
-from benchmarks.offline_clip.wordnet import read_wordnet
+
+# Write a CLIP as a folder that ``open_clip.create_model_and_transforms("local-dir:…")`` reads.
+
+CONFIG_NAME = "open_clip_config.json"
+WEIGHTS_NAME = "open_clip_model.safetensors"
+
+
+def model_config(text: Mapping[str, Any], *, embedding_width: int) -> dict[str, Any]:
+    """Write open_clip's ``model_cfg``: EfficientNet-Lite0 with a bias-free linear projection."""
+    return {
+        "embed_dim": embedding_width,
+        "vision_cfg": {
+            "timm_model_name": BACKBONE,
+            "timm_model_pretrained": False,
+            "timm_pool": "avg",
+            "timm_proj": "linear",
+            "timm_proj_bias": False,
+            "image_size": IMAGE_SIZE,
+        },
+        "text_cfg": dict(text),
+    }
+
+
+def preprocess_config() -> dict[str, Any]:
+    """Write open_clip's ``preprocess_cfg``: how photos become the image tower's input."""
+    return {
+        "size": IMAGE_SIZE,
+        "mean": [IMAGE_MEAN] * 3,
+        "std": [IMAGE_STD] * 3,
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
+
+
+def compact_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Store matrices and kernels in half precision, all else as it is.
+
+    Vectors stay: a batch norm's variances may be too small for half precision, and weigh nothing.
+    """
+    return {
+        key: (value.half() if value.is_floating_point() and value.ndim > 1 else value).contiguous()
+        for key, value in state.items()
+    }
+
+
+def save_clip(
+    model: CLIP,
+    folder: Path,
+    *,
+    config: Mapping[str, Any],
+    preprocess: Mapping[str, Any] | None = None,
+) -> None:
+    """Write ``open_clip_config.json`` and ``open_clip_model.safetensors``.
+
+    The weights appear under their name only when they are complete.
+
+    Args:
+        model: to write.
+        folder: made if missing.
+        config: open_clip's ``model_cfg``.
+        preprocess: open_clip's ``preprocess_cfg``; None is the offline CLIP's.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"model_cfg": config, "preprocess_cfg": preprocess or preprocess_config()}
+    text = json.dumps(content, indent=2)
+    (folder / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+    partial = folder / "weights.partial"
+    # Not save_file, which lets only its own user read the file.
+    partial.write_bytes(safetensors.torch.save(compact_state(model.state_dict())))
+    partial.replace(folder / WEIGHTS_NAME)
+
 
 HELD_OUT = 500
 LONG_TEXTS = 8000

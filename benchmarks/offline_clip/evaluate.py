@@ -28,17 +28,17 @@ from torch.nn import functional
 from benchmarks.offline_clip.anchor import anchor_direction
 from benchmarks.offline_clip.build import HELD_OUT, LONG_TEXTS, Examination
 from benchmarks.offline_clip.image_tower import center
-from benchmarks.offline_clip.sentences import installed_encoder
-from benchmarks.offline_clip.text_tower import Encoder, full_length_encoder
-from benchmarks.offline_clip.vocabulary import (
+from benchmarks.offline_clip.nouns import installed_encoder, read_wordnet
+from benchmarks.offline_clip.text_tower import (
     CLASS_NAMES,
     SENTENCE,
     TEMPLATES,
+    Encoder,
+    full_length_encoder,
     imagenet_names,
     long_texts,
     make_vocabulary,
 )
-from benchmarks.offline_clip.wordnet import read_wordnet
 
 CLASS_TEXT = "a photo of {}."
 """The method's class text."""

@@ -6,13 +6,28 @@ one, so the cropped sequence gives what the full one would.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from open_clip import CLIP
 from open_clip.tokenizer import SimpleTokenizer
+from timm.data import ImageNetInfo
 from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.offline_clip.nouns import (
+    SCENERY,
+    Frequency,
+    WordNet,
+    english_frequency,
+    known_nouns,
+    read_words,
+    visible_nouns,
+)
 
 CONTEXT_LENGTH = 77
 VOCABULARY_SIZE = 49408
@@ -113,3 +128,216 @@ def full_length_encoder(model: CLIP, tokenizer: SimpleTokenizer) -> Encoder:
         return torch.cat([model.encode_text(tokenizer(list(batch))) for batch in batches])
 
     return encode
+
+
+# Teach the text tower the sentence embeddings: loss 1 - cosine, one plain loop.
+
+LONGEST = 44
+"""Longest training sequence: a learned prompt has 36 tokens."""
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What to teach: texts and their target embeddings.
+
+    ``nouns`` with ``noun_targets`` (N, D) are read in random ``templates``; ``core`` are the
+    indices of the nouns that make up half of each batch; ``long`` with ``long_targets`` (M, D) are
+    texts of their own.
+    """
+
+    nouns: Sequence[str]
+    noun_targets: Tensor
+    core: Sequence[int]
+    templates: Sequence[str]
+    long: Sequence[str]
+    long_targets: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token ids (B, L), the position embeddings to use (L,), and targets (B, D)."""
+
+    tokens: Tensor
+    positions: Tensor
+    targets: Tensor
+
+
+def shifted_positions(length: int, source: random.Random) -> Tensor:
+    """Leave a gap of random size after the start token.
+
+    A short text then exercises late position embeddings, at the price of a short one.
+    """
+    gap = source.randint(0, CONTEXT_LENGTH - length)
+    return torch.tensor([0, *range(1 + gap, length + gap)])
+
+
+def split_by_length(
+    sequences: Sequence[Sequence[int]], targets: Tensor, *, size: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Split sequences into padded batches of similar lengths, which wastes little on padding.
+
+    Returns:
+        Token ids (size, L) and targets (size, D) of each batch, shortest first.
+    """
+    order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+    chosen = [order[start : start + size] for start in range(0, len(order), size)]
+    return [(pad([sequences[index] for index in part]), targets[part]) for part in chosen]
+
+
+def batches(
+    lessons: Lessons, tokenizer: SimpleTokenizer, *, size: int, seed: int
+) -> Iterator[Batch]:
+    """Draw batches without end, eight at a time and in random order.
+
+    Of eight, four hold nouns in templates, two the same with shifted positions, and two, of half
+    the size, long texts.
+    """
+    source = random.Random(seed)
+    nouns = [tokenizer.encode(noun) for noun in lessons.nouns]
+    # Tokens never cross a space or a full stop, so a template's two ends are tokenized once.
+    ends = [[tokenizer.encode(end) for end in text.split("{}")] for text in lessons.templates]
+    long = [token_sequence(tokenizer, text, most=LONGEST) for text in lessons.long]
+    start, stop = tokenizer.sot_token_id, tokenizer.eot_token_id
+    while True:
+        chosen = source.choices(range(len(nouns)), k=3 * size)
+        chosen += source.choices(lessons.core, k=3 * size)
+        sequences = []
+        for index in chosen:
+            before, after = source.choice(ends)
+            sequences.append([start, *before, *nouns[index], *after, stop])
+        short = split_by_length(sequences, lessons.noun_targets[chosen], size=size)
+        chosen = source.choices(range(len(long)), k=size)
+        late = split_by_length(
+            [long[index] for index in chosen], lessons.long_targets[chosen], size=size // 2
+        )
+        source.shuffle(short)
+        drawn = [
+            Batch(tokens, shifted_positions(tokens.shape[1], source), targets)
+            for tokens, targets in short[:2]
+        ]
+        drawn += [
+            Batch(tokens, torch.arange(tokens.shape[1]), targets)
+            for tokens, targets in short[2:] + late
+        ]
+        source.shuffle(drawn)
+        yield from drawn
+
+
+def learning_rate(step: int, *, steps: int, peak: float, warmup: int = 100) -> float:
+    """Rise linearly over the warm-up, then fall to 0 along a half cosine."""
+    rise = min(1.0, (step + 1) / warmup)
+    return peak * rise * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def text_parameters(model: CLIP) -> list[torch.nn.Parameter]:
+    """List the text tower's parameters; the image tower's and the logit scale are not among them."""
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if not name.startswith(("visual.", "logit_"))
+    ]
+
+
+def distill(
+    model: CLIP,
+    lessons: Iterator[Batch],
+    *,
+    steps: int,
+    peak_rate: float,
+    on_step: Callable[[int, float], None],
+) -> None:
+    """Train the text tower in place; ``on_step`` gets the number of steps done and the loss."""
+    parameters = text_parameters(model)
+    optimizer = torch.optim.AdamW(parameters, lr=peak_rate, weight_decay=0.0, fused=True)
+    for step, batch in zip(range(steps), lessons, strict=False):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps=steps, peak=peak_rate)
+        embeddings = encode_cropped(model, batch.tokens, positions=batch.positions)
+        loss = 1 - functional.cosine_similarity(embeddings, batch.targets, dim=-1).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        on_step(step + 1, loss.item())
+
+
+# What the offline CLIP's text tower is taught: nouns, templates, and long texts of many nouns.
+
+SENTENCE = "a photo of a {}"
+"""The sentence whose embedding stands for a noun, in whatever template the tower reads it."""
+
+TEMPLATES = (
+    "a photo of a {}.",
+    "a photo of a {}.",
+    "a photo of a {}",
+    "a photo of the {}.",
+    "a photo of {}.",
+    "a close-up photo of a {}.",
+    "a bad photo of the {}.",
+    "a picture of a {}.",
+    "there is a {} in the scene.",
+    "{}",
+)
+"""Templates in the manner of CLIP's; the first, which the method uses, counts twice."""
+
+CLASS_NAMES = read_words("class_names")
+"""The 80 class names of COCO; then PASCAL VOC's where they differ, and usual other words."""
+
+_ADJECTIVES = read_words("adjectives")
+_LONG_FORMS = ("bag", "list", "scene", "adjectives")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The nouns: ``training`` and its commonly seen part ``core``, and ``held_out`` ones."""
+
+    training: tuple[str, ...]
+    core: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+
+def imagenet_names() -> list[str]:
+    """List the first name of each of the 1,000 ImageNet classes, in the classifier's order."""
+    return [name.partition(",")[0] for name in ImageNetInfo().label_descriptions()]
+
+
+def make_vocabulary(
+    wordnet: WordNet, *, held_out: int, seed: int, frequency: Frequency = english_frequency
+) -> Vocabulary:
+    """Gather all nouns; hold some of WordNet's out, but no class name and no scenery."""
+    fixed = {*CLASS_NAMES, *SCENERY, *imagenet_names()}
+    nouns = [noun for noun in known_nouns(wordnet, frequency=frequency) if noun not in fixed]
+    hidden = set(random.Random(seed).sample(nouns, held_out))
+    return Vocabulary(
+        training=tuple(sorted(fixed.union(nouns) - hidden)),
+        core=tuple(sorted(fixed.union(visible_nouns(wordnet, frequency=frequency)) - hidden)),
+        held_out=tuple(sorted(hidden)),
+    )
+
+
+def long_text(nouns: Sequence[str], source: random.Random) -> str:
+    """Compose a text of 10 to 30 words, so that late positions are taught as well.
+
+    Learned prompts put 30 free tokens between "a photo of" and the full stop. The form "bag" has
+    just this layout; the others are lists, scenes and strings of adjectives.
+    """
+    form = source.choice(_LONG_FORMS)
+    if form == "bag":
+        return f"a photo of {' '.join(source.choices(nouns, k=source.randint(4, 22)))}."
+    if form == "list":
+        chosen = source.choices(nouns, k=source.randint(3, 8))
+        return f"a photo of a {', a '.join(chosen[:-1])} and a {chosen[-1]}."
+    if form == "scene":
+        first, second, third, fourth = source.choices(nouns, k=4)
+        return (
+            f"a photo of a {source.choice(_ADJECTIVES)} {first} and a {second}, "
+            f"next to the {source.choice(_ADJECTIVES)} {third}, with a {fourth} behind them."
+        )
+    adjectives = source.choices([*_ADJECTIVES, "very"], k=source.randint(6, 26))
+    return f"a photo of a {' '.join(adjectives)} {source.choice(nouns)}."
+
+
+def long_texts(nouns: Sequence[str], count: int, *, seed: int) -> list[str]:
+    """Compose ``count`` long texts; see ``long_text``."""
+    source = random.Random(seed)
+    return [long_text(nouns, source) for _ in range(count)]

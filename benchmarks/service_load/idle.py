@@ -11,7 +11,7 @@ from functools import wraps
 from typing import Any
 
 from tests.helpers.service_doubles import DoublePredictor, Info
-from worker.__main__ import make_app
+from worker.__main__ import run_worker
 from worker.inference import batcher, consumer
 from worker.settings import WorkerSettings
 
@@ -47,4 +47,4 @@ if __name__ == "__main__":
     sys.argv[0] = IDLE
     consumer.decode = _once(consumer.decode)
     batcher.conclude = _once(batcher.conclude)
-    make_app(load)()
+    run_worker(sys.argv[1:], load=load)

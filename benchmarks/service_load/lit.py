@@ -16,7 +16,7 @@ import litserve
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.service_load.masks import MaskMaker, grouped
+from benchmarks.service_load.bare import MaskMaker, grouped
 from models.data.images import read_image
 from models.data.mask_files import label_map_png
 from models.inference.masks import Segmentation

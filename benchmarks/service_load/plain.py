@@ -30,7 +30,9 @@ def main() -> None:
     parser.add_argument("--bundle", required=True)
     parser.add_argument("--queue", required=True)
     arguments = parser.parse_args()
-    settings = WorkerSettings(arguments.redis_url, arguments.blobs, bundle=arguments.bundle)
+    settings = WorkerSettings(
+        redis_url=arguments.redis_url, blobs=arguments.blobs, bundle=arguments.bundle
+    )
     predictor = load(settings)
     model = ModelInfo.model_validate(predictor.info.to_json())
     install(Runtime(predictor, model, BlobStore.open(settings.blobs), settings.name))

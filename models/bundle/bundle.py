@@ -31,7 +31,7 @@ from models.clip import FrozenImageTower, FrozenTextTower, build_image_tower, bu
 from models.config import SegmenterSpec
 from models.generators import MaskGenerator
 from models.segmenters import Segmenter
-from models.segmenters.encoder_decoder import light_segmenter
+from models.segmenters.encoder_decoder import build_encoder_decoder
 from models.segmenters.mask2former import build_mask2former
 from models.tensors import read_tensors, write_tensors
 
@@ -234,7 +234,7 @@ def _load_towers(
 def _build_segmenter(spec: SegmenterSpec, *, classes: int) -> Segmenter:
     if spec.kind == "mask2former":
         return build_mask2former(spec.architecture, classes=classes)
-    return light_segmenter(
+    return build_encoder_decoder(
         spec.decoder, spec.backbone, classes=classes, normalization=(spec.mean, spec.std)
     )
 

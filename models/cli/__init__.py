@@ -24,7 +24,7 @@ def serve(context: typer.Context) -> None:
 
 def worker(context: typer.Context) -> None:
     """Work for a queue: load a bundle once, then take jobs (see worker --help)."""
-    _become("worker", context.args, needs="semples[worker]")
+    _become("worker", ["run", *context.args], needs="semples[worker]")
 
 
 def api_key(context: typer.Context) -> None:
@@ -34,12 +34,14 @@ def api_key(context: typer.Context) -> None:
 
 def janitor(context: typer.Context) -> None:
     """Keep a service clean and deliver its webhooks (see janitor --help)."""
-    _become("worker.janitor", context.args, needs="semples[janitor]", packages=("rq", "httpx"))
+    _become(
+        "worker", ["janitor", *context.args], needs="semples[janitor]", packages=("rq", "httpx")
+    )
 
 
 def dead(context: typer.Context) -> None:
     """List the jobs that took every worker down, or queue one again (see dead --help)."""
-    _become("worker.dead", context.args, needs="semples[queue]")
+    _become("worker", ["dead", *context.args], needs="semples[queue]")
 
 
 def submit(context: typer.Context) -> None:

@@ -157,7 +157,7 @@ def make_masks(
     from models.bundle.manifest import find_bundle, read_info
     from models.data.labels import classes_with_open_labels, read_folder
     from models.inference.folder import MaskJob, make_here, make_in_processes, make_pseudo_masks
-    from models.inference.masks import pseudo_mask_options
+    from models.inference.masks import fill_defaults
 
     info = read_info(find_bundle(bundle))
     classes = info.classes
@@ -165,7 +165,7 @@ def make_masks(
         _require_open(info)
         classes = classes_with_open_labels(labels, classes)
     samples = read_folder(images, labels, classes)
-    options = pseudo_mask_options(
+    options = fill_defaults(
         info.inference,
         refine=refine,
         background_threshold=background_threshold,
@@ -237,7 +237,7 @@ def rethreshold(
         stored_classes,
         stored_samples,
     )
-    from models.inference.masks import MIN_PHOTOS, estimate_thresholds, pseudo_mask_options
+    from models.inference.masks import MIN_PHOTOS, estimate_thresholds, fill_defaults
     from models.io import write_json
 
     if output.resolve() == folder.resolve():
@@ -245,7 +245,7 @@ def rethreshold(
     info = read_info(find_bundle(bundle))
     samples = stored_samples(folder, info)
     before = read_settings(folder)["options"]
-    options = pseudo_mask_options(
+    options = fill_defaults(
         info.inference,
         refine=before["refine"],
         background_threshold=background_threshold,

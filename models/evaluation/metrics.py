@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.data.classes import BACKGROUND_INDEX, IGNORE_INDEX, ClassList
 from models.data.mask_files import OVERLAY, read_label_map, read_soft_maps
-from models.inference.masks import SoftMaps, stretch
+from models.inference.masks import SoftMaps, upsample_bilinear
 
 
 @dataclass(frozen=True)
@@ -284,7 +284,7 @@ def _best_class(maps: SoftMaps, indices: int) -> tuple[Tensor, Tensor]:
         return torch.zeros(maps.size, dtype=torch.int64), torch.zeros(maps.size)
     if maps.indices.max() >= indices:
         raise ValueError(f"expected scores of known classes, got {maps.indices.tolist()}")
-    band = stretch(stretch(maps.scores, width, axis=2), height, axis=1)
+    band = upsample_bilinear(upsample_bilinear(maps.scores, width, axis=2), height, axis=1)
     return torch.from_numpy(maps.indices[band.argmax(axis=0)]), torch.from_numpy(band.max(axis=0))
 
 

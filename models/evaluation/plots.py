@@ -18,7 +18,7 @@ from PIL import Image
 from models.data.classes import BACKGROUND_INDEX, IGNORE_INDEX, Sample
 from models.data.images import ImageError, read_image
 from models.data.mask_files import overlay, read_label_map, soft_overlay, vivid_palette
-from models.inference.masks import stretch
+from models.inference.masks import upsample_bilinear
 from models.inference.predictor import Predictor
 
 WIDTH: Final = 400
@@ -292,7 +292,7 @@ def _soft(
     small: NDArray[np.uint8], maps: NDArray[np.float16], colors: Mapping[int, int]
 ) -> NDArray[np.uint8]:
     height, width = small.shape[:2]
-    stretched = stretch(stretch(maps, width, axis=2), height, axis=1)
+    stretched = upsample_bilinear(upsample_bilinear(maps, width, axis=2), height, axis=1)
     return soft_overlay(small, stretched, list(colors.values()))
 
 

@@ -39,7 +39,7 @@ class TwoSteps(Protocol):
         ...
 
 
-class RememberingGenerator:
+class CachingGenerator:
     """A mask generator that keeps its features of a batch, which an affinity would compute again.
 
     One is made for each batch of images; it must not see others.

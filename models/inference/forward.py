@@ -14,14 +14,14 @@ from torch import Tensor
 from models.bundle.bundle import Bundle
 from models.config import SegmentConfig
 from models.data.classes import ClassInfo, ClassList
-from models.generators.cnn import RememberingGenerator
+from models.generators.cnn import CachingGenerator
 from models.inference.masks import MaskOptions, OnProgress, SoftMaps
 from models.inference.multi_scale import (
-    among,
     grid_size,
     multi_scale_cams,
+    renormalize,
     segment_images,
-    stretched_winners,
+    upsampled_argmax_classes,
 )
 from models.inference.open_vocabulary import OpenClass, OpenVocabulary, WidenedGenerator
 from models.refine import NEED_FEATURES, NEED_REGIONS, parse_chain
@@ -32,7 +32,7 @@ from models.segmenters import Segmenter
 
 
 @dataclass(frozen=True)
-class Labeled:
+class LabeledImage:
     """One photo of a batch, with what it shows.
 
     Attributes:
@@ -50,7 +50,7 @@ class Labeled:
 
 
 @dataclass(frozen=True)
-class Unlabeled:
+class UnlabeledImage:
     """One photo of a batch that nothing is said of.
 
     Attributes:
@@ -66,7 +66,7 @@ class Unlabeled:
 
 
 @dataclass(frozen=True)
-class Hints:
+class RefinerInputs:
     """What networks have to say to the refiners of one photo; None where none of them asks.
 
     Attributes:
@@ -79,7 +79,7 @@ class Hints:
 
 
 @dataclass(frozen=True)
-class Activated:
+class ForwardOutput:
     """A photo that the networks are done with.
 
     Attributes:
@@ -92,22 +92,22 @@ class Activated:
         opened: class text embeddings, (D,), of those classes that the bundle was not trained on, by name.
     """
 
-    photo: Labeled | Unlabeled
+    photo: LabeledImage | UnlabeledImage
     working: Tensor
     classes: tuple[ClassInfo, ...]
     maps: Tensor
     together: Tensor | None
-    hints: Hints
+    hints: RefinerInputs
     opened: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def hints_for(
-    batch: Sequence[Labeled | Unlabeled],
+def refiner_inputs(
+    batch: Sequence[LabeledImage | UnlabeledImage],
     working: Tensor,
     *,
     features: Callable[[Tensor], Tensor],
     propose: Callable[[Tensor], Regions] | None,
-) -> list[Hints]:
+) -> list[RefinerInputs]:
     """Ask the networks what the refiners of a batch's photos will need.
 
     Args:
@@ -119,7 +119,7 @@ def hints_for(
     chains = [set(parse_chain(each.options.refine)) for each in batch]
     rows = features(working).float() if any(chain & NEED_FEATURES for chain in chains) else None
     return [
-        Hints(
+        RefinerInputs(
             features=rows[number, None] if rows is not None and chain & NEED_FEATURES else None,
             regions=propose(working[number]) if propose and chain & NEED_REGIONS else None,
         )
@@ -130,7 +130,7 @@ def hints_for(
 # Photos to the tensors that networks and refinement work on, and back to soft maps of the photo.
 
 
-def working_images(
+def resize_to_grid(
     images: Sequence[NDArray[np.uint8]], longer_side: int, *, device: torch.device
 ) -> Tensor:
     """Bring photos to the size that networks and refinement work on, (B, 3, H, W) in [0, 1].
@@ -176,14 +176,14 @@ def _resized(image: NDArray[np.uint8], longer_side: int) -> NDArray[np.uint8]:
     return np.array(small)
 
 
-def activate_labeled(
+def forward_cam(
     bundle: Bundle,
-    batch: Sequence[Labeled],
+    batch: Sequence[LabeledImage],
     *,
     vocabulary: OpenVocabulary,
     propose: Callable[[Tensor], Regions] | None,
     on_progress: OnProgress,
-) -> list[Activated]:
+) -> list[ForwardOutput]:
     """Make the CAMs of the labeled classes of photos of one working size; see ``Predictor.activate``.
 
     Args:
@@ -200,10 +200,10 @@ def activate_labeled(
     )
     opened = {name: vocabulary.open_class(name) for name in names}
     inference, device = bundle.info.inference, bundle.class_text.device
-    working = working_images([each.image for each in batch], inference.image_size, device=device)
+    working = resize_to_grid([each.image for each in batch], inference.image_size, device=device)
     size = (working.shape[-2], working.shape[-1])
     widened = WidenedGenerator(bundle.generator, [*opened.values()]) if opened else bundle.generator
-    generator = RememberingGenerator(widened, size=size)
+    generator = CachingGenerator(widened, size=size)
     cams = multi_scale_cams(
         generator,
         working,
@@ -212,10 +212,10 @@ def activate_labeled(
         flip=inference.flip,
         on_scale=lambda done: on_progress("cam", 0.7 * done),
     )
-    hints = hints_for(batch, working, features=generator.features, propose=propose)
+    hints = refiner_inputs(batch, working, features=generator.features, propose=propose)
     counts = [len(classes) for classes in chosen]
     return [
-        Activated(photo, image[None], classes, maps, None, hint, _texts(classes, opened))
+        ForwardOutput(photo, image[None], classes, maps, None, hint, _texts(classes, opened))
         for photo, image, classes, maps, hint in zip(
             batch, working, chosen, torch.split(cams, counts), hints, strict=True
         )
@@ -242,15 +242,15 @@ def _texts(classes: Sequence[ClassInfo], opened: Mapping[str, OpenClass]) -> dic
 # Photos without labels through the segmenter, several at a time.
 
 
-def activate_unlabeled(
+def forward_segmenter(
     bundle: Bundle,
     segmenter: Segmenter,
     settings: SegmentConfig,
-    batch: Sequence[Unlabeled],
+    batch: Sequence[UnlabeledImage],
     *,
     propose: Callable[[Tensor], Regions] | None,
     on_progress: OnProgress,
-) -> list[Activated]:
+) -> list[ForwardOutput]:
     """Ask the segmenter what photos of one working size show; see ``Predictor.activate_segments``.
 
     Args:
@@ -262,7 +262,7 @@ def activate_unlabeled(
         on_progress: called with a stage's name and the fraction of all work done.
     """
     device = bundle.class_text.device
-    working = working_images([each.image for each in batch], settings.image_size, device=device)
+    working = resize_to_grid([each.image for each in batch], settings.image_size, device=device)
     probabilities = segment_images(
         segmenter,
         working,
@@ -271,16 +271,16 @@ def activate_unlabeled(
         window=settings.window,
         on_scale=lambda done: on_progress("segment", 0.7 * done),
     )
-    hints = hints_for(batch, working, features=bundle.generator.features, propose=propose)
+    hints = refiner_inputs(batch, working, features=bundle.generator.features, propose=propose)
     size = (working.shape[-2], working.shape[-1])
     activated = []
     for number, photo in enumerate(batch):
         # Of tens of classes few are somewhere the best: the others' maps are not even stretched.
-        channels, kept = stretched_winners(probabilities[number, None], size)
-        shares, together = among(kept)
+        channels, kept = upsampled_argmax_classes(probabilities[number, None], size)
+        shares, together = renormalize(kept)
         classes = tuple(bundle.info.classes.classes[channel] for channel in channels.tolist())
         activated.append(
-            Activated(
+            ForwardOutput(
                 photo, working[number, None], classes, shares[0, 1:], together[0, 0], hints[number]
             )
         )

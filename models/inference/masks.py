@@ -208,15 +208,17 @@ def decide(maps: SoftMaps, options: MaskOptions) -> Decision:
     confidence = np.ones(maps.size, dtype=np.float16)
     if not maps.names and maps.background is None:
         return Decision(label_map, confidence)
-    own = None if maps.background is None else stretch(maps.background[None], width, axis=2)
+    own = (
+        None if maps.background is None else upsample_bilinear(maps.background[None], width, axis=2)
+    )
     thresholds = options.thresholds_of(maps.names)
     palette = maps.indices.astype(np.uint8) if maps.names else np.zeros(1, dtype=np.uint8)
-    columns = stretch(maps.scores, width, axis=2)
+    columns = upsample_bilinear(maps.scores, width, axis=2)
     rows = max(1, _BAND_VALUES // (width * max(len(palette), 1)))
     for top in range(0, height, rows):
         part = slice(top, min(top + rows, height))
-        band = stretch(columns, height, axis=1, part=part)
-        given = None if own is None else stretch(own, height, axis=1, part=part)[0]
+        band = upsample_bilinear(columns, height, axis=1, part=part)
+        given = None if own is None else upsample_bilinear(own, height, axis=1, part=part)[0]
         winner, best, total = _best(band)
         if thresholds is not None:
             background = thresholds[winner]
@@ -245,7 +247,7 @@ def _best(
     return band.argmax(axis=0), band.max(axis=0), band.sum(axis=0)
 
 
-def stretch(
+def upsample_bilinear(
     maps: NDArray[np.floating], length: int, *, axis: int, part: slice = slice(None)
 ) -> NDArray[np.float32]:
     """Stretch one axis of (n, h, w) maps bilinearly (corners not aligned).
@@ -324,7 +326,7 @@ class Defaults(Protocol):
         ...
 
 
-def pseudo_mask_options(
+def fill_defaults(
     defaults: Defaults,
     *,
     refine: str | None = None,

@@ -189,14 +189,14 @@ def _stretch(probabilities: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(probabilities, size=size, mode="bilinear", align_corners=False)
 
 
-def winners(probabilities: Tensor) -> Tensor:
+def argmax_classes(probabilities: Tensor) -> Tensor:
     """Return the class channels that are the best somewhere, (1, K + 1, H, W) background first → (n,)."""
     numbers = torch.unique(probabilities.argmax(dim=1))
     channels: Tensor = numbers[numbers > 0] - 1
     return channels
 
 
-def stretched_winners(probabilities: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def upsampled_argmax_classes(probabilities: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Return the class channels that are the best somewhere once stretched to a size, and only their maps.
 
     Args:
@@ -207,15 +207,15 @@ def stretched_winners(probabilities: Tensor, size: tuple[int, int]) -> tuple[Ten
         The channels of the classes, (n,), and the stretched maps of the background and of these, (1, n + 1, H, W).
     """
     if probabilities.shape[-2:] == size:
-        best = winners(probabilities)
+        best = argmax_classes(probabilities)
         return best, _with_background(probabilities, best)
-    competing = competitors(probabilities)
+    competing = candidate_classes(probabilities)
     maps = _stretch(_with_background(probabilities, competing), size)
-    best = winners(maps)
+    best = argmax_classes(maps)
     return competing[best], _with_background(maps, best)
 
 
-def competitors(probabilities: Tensor) -> Tensor:
+def candidate_classes(probabilities: Tensor) -> Tensor:
     """Return the class channels that can be the best somewhere once stretched, (1, K + 1, h, w) → (n,).
 
     What bilinear interpolation gives between four places is no higher than a class's highest there, and no lower than
@@ -230,7 +230,7 @@ def competitors(probabilities: Tensor) -> Tensor:
     return channels
 
 
-def among(probabilities: Tensor) -> tuple[Tensor, Tensor]:
+def renormalize(probabilities: Tensor) -> tuple[Tensor, Tensor]:
     """Return what some channels, (1, n + 1, H, W), have among themselves, and what they have together.
 
     Returns:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.bundle.bundle import Bundle
 from models.clip import FrozenImageTower
-from models.inference.forward import Activated, soft_maps
+from models.inference.forward import ForwardOutput, soft_maps
 from models.inference.masks import (
     NO_ALIGNMENT,
     Alignment,
@@ -25,8 +25,8 @@ from models.inference.masks import (
     class_result,
     decide,
 )
-from models.inference.multi_scale import resize_images, winners
-from models.refine import Surroundings, build_refiner
+from models.inference.multi_scale import argmax_classes, resize_images
+from models.refine import RefinerContext, build_refiner
 from models.refine.regions import superpixels
 
 # How well a mask fits its class by the method's own yardstick.
@@ -147,7 +147,7 @@ def conclude(
 # The background's score, where a refiner needs one beside the classes'.
 
 
-def rest(scores: Tensor) -> Tensor:
+def one_minus_sum(scores: Tensor) -> Tensor:
     """What probabilities, (C, H, W), leave of 1, (H, W)."""
     return (1 - scores.sum(dim=0)).clamp(min=0)
 
@@ -170,7 +170,7 @@ def power_background(threshold: float) -> Callable[[Tensor], Tensor]:
 # What becomes of maps that a refiner flattened.
 
 
-def into_range_of(maps: Tensor, original: Tensor) -> Tensor:
+def match_range(maps: Tensor, original: Tensor) -> Tensor:
     """Stretch each map, (C, H, W), to the minimum and maximum of the original; a flat one becomes the original.
 
     For CAMs, whose range says nothing: they were stretched to [0, 1] themselves.
@@ -182,13 +182,13 @@ def into_range_of(maps: Tensor, original: Tensor) -> Tensor:
     return torch.where(flat | (top <= floor), original, stretched)
 
 
-def as_they_are(maps: Tensor, original: Tensor) -> Tensor:
+def identity(maps: Tensor, original: Tensor) -> Tensor:
     """Return the maps: probabilities mean what they say."""
     del original
     return maps
 
 
-def finish(bundle: Bundle, activated: Activated) -> Segmentation:
+def finish(bundle: Bundle, activated: ForwardOutput) -> Segmentation:
     """Finish one photo; see ``Predictor.finish``.
 
     Nothing of the bundle is changed, and of its networks only the image tower runs, which keeps no state.
@@ -202,10 +202,10 @@ def finish(bundle: Bundle, activated: Activated) -> Segmentation:
     return _finish_probabilities(bundle, activated, activated.together)
 
 
-def _finish_cams(bundle: Bundle, activated: Activated) -> Segmentation:
+def _finish_cams(bundle: Bundle, activated: ForwardOutput) -> Segmentation:
     cams, image = activated.maps[None], activated.working
     background = power_background(bundle.info.inference.background_threshold)
-    scores = _refine(bundle, activated, background, into_range_of)[0].half()
+    scores = _refine(bundle, activated, background, match_range)[0].half()
     stride = bundle.info.generator.output_stride
     grid = (image.shape[-2] // stride, image.shape[-1] // stride)
     coarse = F.interpolate(cams, size=grid, mode="area")[0]
@@ -214,11 +214,13 @@ def _finish_cams(bundle: Bundle, activated: Activated) -> Segmentation:
     return conclude(bundle, image, maps, options, cams=coarse, opened=opened)
 
 
-def _finish_probabilities(bundle: Bundle, activated: Activated, together: Tensor) -> Segmentation:
-    refined = _refine(bundle, activated, rest, as_they_are).clamp(min=0)
+def _finish_probabilities(
+    bundle: Bundle, activated: ForwardOutput, together: Tensor
+) -> Segmentation:
+    refined = _refine(bundle, activated, one_minus_sum, identity).clamp(min=0)
     # What the classes that win nowhere had stays theirs: nobody's confidence grows by dropping them.
-    decided = torch.cat([rest(refined[0])[None, None], refined], dim=1) * together
-    kept = winners(decided)
+    decided = torch.cat([one_minus_sum(refined[0])[None, None], refined], dim=1) * together
+    kept = argmax_classes(decided)
     classes = tuple(activated.classes[number] for number in kept.tolist())
     scores, background = decided[0, kept + 1].half(), decided[0, 0]
     maps = soft_maps(scores, classes, activated.photo.image, background=background)
@@ -227,7 +229,7 @@ def _finish_probabilities(bundle: Bundle, activated: Activated, together: Tensor
 
 def _refine(
     bundle: Bundle,
-    activated: Activated,
+    activated: ForwardOutput,
     background: Callable[[Tensor], Tensor],
     rescale: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
@@ -239,11 +241,11 @@ def _refine(
             raise RuntimeError("expected features for the affinity: see NEED_FEATURES, got none")
         return bundle.generator.affinity(features)
 
-    surroundings = Surroundings(
+    context = RefinerContext(
         affinity,
         background,
         superpixels if regions is None else lambda _image: regions,
         rescale,
     )
-    refiner = build_refiner(activated.photo.options.refine, surroundings)
+    refiner = build_refiner(activated.photo.options.refine, context)
     return refiner(activated.working, activated.maps[None])

@@ -20,18 +20,18 @@ from models.bundle.bundle import Bundle, BundleInfo
 from models.config import SegmentConfig
 from models.data.classes import ClassList
 from models.inference.forward import (
-    Activated,
-    Labeled,
-    Unlabeled,
-    activate_labeled,
-    activate_unlabeled,
+    ForwardOutput,
+    LabeledImage,
+    UnlabeledImage,
+    forward_cam,
+    forward_segmenter,
 )
 from models.inference.masks import (
     MaskOptions,
     OnProgress,
     Segmentation,
+    fill_defaults,
     ignore_progress,
-    pseudo_mask_options,
 )
 from models.inference.multi_scale import grid_size
 from models.inference.open_vocabulary import OpenVocabulary
@@ -47,7 +47,7 @@ PRECISIONS: Final = MappingProxyType(
 )
 
 
-def computing_in(precision: str, *, device: torch.device) -> torch.autocast:
+def autocast(precision: str, *, device: torch.device) -> torch.autocast:
     """Return a context in which networks compute in a precision, where it does them no harm.
 
     Args:
@@ -72,7 +72,7 @@ _TOLERANCE = 1e-4  # of the highest output; rounding is far below
 _SIDE = 128  # of the image that is sent through a network to see what reads what
 
 
-def folded_bundle(bundle: Bundle) -> Bundle:
+def fuse_batch_norms(bundle: Bundle) -> Bundle:
     """Return a bundle whose networks give the same but for rounding, with fewer steps; see ``folded``."""
     device = bundle.class_text.device
     image = torch.linspace(0, 1, 3 * _SIDE**2, device=device).view(1, 3, _SIDE, _SIDE)
@@ -158,7 +158,14 @@ def _fold(network: nn.Module, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> N
             network.set_submodule(name, nn.Sequential(*rest))
 
 
-__all__ = ["Activated", "CannotSegmentError", "Labeled", "OnProgress", "Predictor", "Unlabeled"]
+__all__ = [
+    "CannotSegmentError",
+    "ForwardOutput",
+    "LabeledImage",
+    "OnProgress",
+    "Predictor",
+    "UnlabeledImage",
+]
 
 
 class CannotSegmentError(ValueError):
@@ -168,8 +175,8 @@ class CannotSegmentError(ValueError):
 class Predictor:
     """The same code for the command line and the worker.
 
-    Work comes in two halves. ``activate`` and ``activate_segments`` are all that the networks say of a batch: one
-    thread alone calls them. ``finish`` does the rest for one photo, and any thread may call it meanwhile.
+    Work comes in two halves. ``forward_cam`` and ``forward_segmenter`` are all that the networks say of a batch: one
+    thread alone calls them. ``postprocess`` does the rest for one photo, and any thread may call it meanwhile.
     ``pseudo_masks`` and ``segments`` are both halves in sequence.
 
     Args:
@@ -181,12 +188,12 @@ class Predictor:
     """
 
     def __init__(self, bundle: Bundle, *, precision: str = "float32") -> None:
-        self.bundle = folded_bundle(bundle)
+        self.bundle = fuse_batch_norms(bundle)
         self.device = bundle.class_text.device
-        self._computing = partial(computing_in, precision, device=self.device)
+        self._computing = partial(autocast, precision, device=self.device)
         self._computing()  # an unknown precision is refused here
         self._activate_labeled = partial(
-            activate_labeled, self.bundle, vocabulary=OpenVocabulary(self.bundle)
+            forward_cam, self.bundle, vocabulary=OpenVocabulary(self.bundle)
         )
         sam = self.info.inference.sam
         # At once: weights that are missing stop a server's start, not its first job.
@@ -205,8 +212,8 @@ class Predictor:
         background_power: float | None = None,
         min_confidence: float | None = None,
     ) -> MaskOptions:
-        """Fill in the bundle's defaults; see ``pseudo_mask_options``."""
-        return pseudo_mask_options(
+        """Fill in the bundle's defaults; see ``fill_defaults``."""
+        return fill_defaults(
             self.info.inference,
             refine=refine,
             background_threshold=background_threshold,
@@ -229,10 +236,10 @@ class Predictor:
             image: RGB in the upright frame, (H, W, 3).
             labels: names or synonyms of classes that the image shows.
             options: from ``options``.
-            classes: that labels may name; see ``Labeled``.
+            classes: that labels may name; see ``LabeledImage``.
             on_progress: as for ``activate``, whose errors are raised.
         """
-        asked = Labeled(image, labels, options, classes)
+        asked = LabeledImage(image, labels, options, classes)
         (made,) = self.pseudo_masks([asked], on_progress=on_progress)
         return made
 
@@ -241,18 +248,18 @@ class Predictor:
         return grid_size(height, width, longer_side=self.info.inference.image_size)
 
     def pseudo_masks(
-        self, batch: Sequence[Labeled], *, on_progress: OnProgress = ignore_progress
+        self, batch: Sequence[LabeledImage], *, on_progress: OnProgress = ignore_progress
     ) -> list[Segmentation]:
         """Segment the labeled classes of several images at once: one pass through the mask generator for each scale.
 
         An image alone gives the same but for rounding. Arguments and errors are those of ``activate``.
         """
-        return self._finish_all(self.activate(batch, on_progress=on_progress), on_progress)
+        return self._finish_all(self.forward_cam(batch, on_progress=on_progress), on_progress)
 
     @torch.inference_mode()
-    def activate(
-        self, batch: Sequence[Labeled], *, on_progress: OnProgress = ignore_progress
-    ) -> list[Activated]:
+    def forward_cam(
+        self, batch: Sequence[LabeledImage], *, on_progress: OnProgress = ignore_progress
+    ) -> list[ForwardOutput]:
         """Do what networks do for ``pseudo_masks``; one thread at a time.
 
         Args:
@@ -268,7 +275,7 @@ class Predictor:
             return self._activate_labeled(batch, propose=self._propose, on_progress=on_progress)
 
     @torch.inference_mode()
-    def finish(self, activated: Activated) -> Segmentation:
+    def postprocess(self, activated: ForwardOutput) -> Segmentation:
         """Refine, decide and describe one photo; several threads may, also while another one activates.
 
         Args:
@@ -277,12 +284,12 @@ class Predictor:
         return finish(self.bundle, activated)
 
     def _finish_all(
-        self, activated: Sequence[Activated], on_progress: OnProgress
+        self, activated: Sequence[ForwardOutput], on_progress: OnProgress
     ) -> list[Segmentation]:
         made = []
         for number, each in enumerate(activated):
             on_progress("refine", 0.7 + 0.3 * number / len(activated))
-            made.append(self.finish(each))
+            made.append(self.postprocess(each))
         return made
 
     def segment_options(
@@ -320,7 +327,7 @@ class Predictor:
             CannotSegmentError: if the bundle has no segmenter.
             ValueError: if the image has another form.
         """
-        (made,) = self.segments([Unlabeled(image, options)], on_progress=on_progress)
+        (made,) = self.segments([UnlabeledImage(image, options)], on_progress=on_progress)
         return made
 
     def segment_size(self, height: int, width: int) -> tuple[int, int]:
@@ -333,19 +340,19 @@ class Predictor:
         return grid_size(height, width, longer_side=settings.image_size)
 
     def segments(
-        self, batch: Sequence[Unlabeled], *, on_progress: OnProgress = ignore_progress
+        self, batch: Sequence[UnlabeledImage], *, on_progress: OnProgress = ignore_progress
     ) -> list[Segmentation]:
         """Segment several images with the segmenter at once, without being told what they show.
 
         A result's classes are those that are the best somewhere; their scores are the segmenter's probabilities.
         An image alone gives the same but for rounding. Arguments and errors are those of ``activate_segments``.
         """
-        return self._finish_all(self.activate_segments(batch, on_progress=on_progress), on_progress)
+        return self._finish_all(self.forward_segmenter(batch, on_progress=on_progress), on_progress)
 
     @torch.inference_mode()
-    def activate_segments(
-        self, batch: Sequence[Unlabeled], *, on_progress: OnProgress = ignore_progress
-    ) -> list[Activated]:
+    def forward_segmenter(
+        self, batch: Sequence[UnlabeledImage], *, on_progress: OnProgress = ignore_progress
+    ) -> list[ForwardOutput]:
         """Do what networks do for ``segments``; one thread at a time.
 
         Args:
@@ -357,7 +364,7 @@ class Predictor:
             ValueError: if an image has another form, or their working sizes differ.
         """
         segmenter, settings = self._segmenter()
-        activate = partial(activate_unlabeled, self.bundle, segmenter, settings)
+        activate = partial(forward_segmenter, self.bundle, segmenter, settings)
         with self._computing():
             return activate(batch, propose=self._propose, on_progress=on_progress)
 

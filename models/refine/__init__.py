@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 
 NO_REFINER: Final = "none"
 
-# Name → "module:factory"; the factory takes the image's `Surroundings` and returns a Refiner. A new refiner is
+# Name → "module:factory"; the factory takes the image's `RefinerContext` and returns a Refiner. A new refiner is
 # one file and one line here: the command line, the service and the contract tests read this table.
 REFINERS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -67,7 +67,7 @@ __all__ = [
     "REFINERS",
     "Chain",
     "Refiner",
-    "Surroundings",
+    "RefinerContext",
     "build_refiner",
     "parse_chain",
 ]
@@ -93,7 +93,7 @@ class Refiner(Protocol):
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class RefinerContext:
     """What some refiners need beside image and scores.
 
     Attributes:
@@ -124,18 +124,18 @@ class Chain:
         return scores
 
 
-def build_refiner(chain: str, surroundings: Surroundings) -> Refiner:
+def build_refiner(chain: str, context: RefinerContext) -> Refiner:
     """Build the refiner that a chain such as ``"pamr"``, ``"a+b"`` or ``"none"`` names.
 
     Raises:
         ValueError: as `parse_chain`.
     """
-    return Chain(tuple(_load(REFINERS[name])(surroundings) for name in parse_chain(chain)))
+    return Chain(tuple(_load(REFINERS[name])(context) for name in parse_chain(chain)))
 
 
-def _load(path: str) -> Callable[[Surroundings], Refiner]:
+def _load(path: str) -> Callable[[RefinerContext], Refiner]:
     module, _, factory = path.partition(":")
-    return cast("Callable[[Surroundings], Refiner]", getattr(import_module(module), factory))
+    return cast("Callable[[RefinerContext], Refiner]", getattr(import_module(module), factory))
 
 
 # What every refiner asks of its arguments.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.refine import Surroundings, check_pair
+from models.refine import RefinerContext, check_pair
 
 # Gaussian sums over many points in a few dimensions, on a permutohedral lattice of sparse products.
 #
@@ -233,14 +233,14 @@ class DenseCrf:
         return refined
 
 
-def build(surroundings: Surroundings) -> DenseCrf:
-    """Build the refiner with VOC's kernels and the surroundings' background."""
-    return DenseCrf(surroundings.background)
+def build(context: RefinerContext) -> DenseCrf:
+    """Build the refiner with VOC's kernels and the context' background."""
+    return DenseCrf(context.background)
 
 
-def build_coco(surroundings: Surroundings) -> DenseCrf:
+def build_coco(context: RefinerContext) -> DenseCrf:
     """Build the refiner with COCO's kernels: `dense_crf_coco`."""
-    return DenseCrf(surroundings.background, COCO_KERNELS)
+    return DenseCrf(context.background, COCO_KERNELS)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.refine import Surroundings, check_pair
+from models.refine import RefinerContext, check_pair
 
 DILATIONS: Final = (1, 2, 4, 8, 12, 24)
 ITERATIONS: Final = 10
@@ -40,9 +40,9 @@ class Pamr:
         return pamr(image, scores, iterations=self.iterations, dilations=self.dilations)
 
 
-def build(surroundings: Surroundings) -> Pamr:
+def build(context: RefinerContext) -> Pamr:
     """Build the refiner; it needs nothing beside the image."""
-    del surroundings
+    del context
     return Pamr()
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from models.refine import Surroundings, check_pair
+from models.refine import RefinerContext, check_pair
 
 ROUNDS: Final = 3
 BOX_SHARE: Final = 0.4
@@ -24,7 +24,7 @@ class RandomWalk:
 
     Attributes:
         affinity: images (B, 3, H, W) → (B, h, w, h, w), not negative.
-        rescale: see Surroundings.
+        rescale: see RefinerContext.
         box_share: evidence stays inside boxes around what exceeds this share of a map's maximum.
     """
 
@@ -45,9 +45,9 @@ class RandomWalk:
         return refined
 
 
-def build(surroundings: Surroundings) -> RandomWalk:
-    """Build the refiner on the surroundings' affinity."""
-    return RandomWalk(surroundings.affinity, surroundings.rescale)
+def build(context: RefinerContext) -> RandomWalk:
+    """Build the refiner on the context' affinity."""
+    return RandomWalk(context.affinity, context.rescale)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms.functional import to_pil_image
 
-from models.refine import Surroundings, check_pair
+from models.refine import RefinerContext, check_pair
 
 # Region proposals: sets of pixels that probably belong to one thing; they may overlap and leave gaps.
 
@@ -92,9 +92,9 @@ class RegionVote:
         return refined
 
 
-def build(surroundings: Surroundings) -> RegionVote:
-    """Build the refiner on the surroundings' proposals."""
-    return RegionVote(surroundings.proposals)
+def build(context: RefinerContext) -> RegionVote:
+    """Build the refiner on the context' proposals."""
+    return RegionVote(context.proposals)
 
 
 @torch.no_grad()

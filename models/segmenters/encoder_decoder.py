@@ -15,7 +15,7 @@ from models.losses import masked_mean, noise_aware_mean
 from models.segmenters import Segmenter
 
 
-class LightSegmenter(Segmenter):
+class EncoderDecoder(Segmenter):
     """A convolutional encoder and decoder.
 
     Args:
@@ -73,7 +73,7 @@ class LightSegmenter(Segmenter):
         return logits
 
 
-def light_segmenter(
+def build_encoder_decoder(
     decoder: str,
     backbone: str,
     *,
@@ -81,7 +81,7 @@ def light_segmenter(
     pretrained: bool = False,
     trunk: nn.Module | None = None,
     normalization: tuple[Sequence[float], Sequence[float]] | None = None,
-) -> LightSegmenter:
+) -> EncoderDecoder:
     """Build a light segmenter; the decoder is random.
 
     Args:
@@ -122,7 +122,7 @@ def light_segmenter(
         _copy_weights(network.encoder.model, trunk, name=backbone)
     data = timm.data.resolve_data_config({}, model=network.encoder.model)
     mean, std = normalization or (data["mean"], data["std"])
-    return LightSegmenter(
+    return EncoderDecoder(
         network, mean=mean, std=std, frozen_statistics=pretrained or trunk is not None
     )
 

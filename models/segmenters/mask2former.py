@@ -79,7 +79,9 @@ class Mask2FormerSegmenter(Segmenter):
             ValueError: if noise_aware: the loss is not one of pixels.
         """
         if noise_aware:
-            raise ValueError("expected a light segmenter for the noise-aware loss, got mask2former")
+            raise ValueError(
+                "expected an encoder-decoder segmenter for the noise-aware loss, got mask2former"
+            )
         taught = (label_maps != IGNORE_INDEX).flatten(1).any(dim=1)
         if not taught.any():
             nothing = torch.stack([each.sum() for each in self.parameters()]).sum() * 0

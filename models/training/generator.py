@@ -35,10 +35,10 @@ from models.generators import MaskGenerator
 from models.inference.multi_scale import resize_images
 from models.losses import (
     MasksOf,
+    mask_images,
     present_pairs,
     segment_label_matching,
     semantic_refinement,
-    split_regions,
 )
 from models.tensors import read_tensors
 from models.training.distributed import in_parallel
@@ -147,7 +147,7 @@ def generator_losses(
 
     Args:
         masks_of: soft masks of the present classes, with gradient to the mask generator.
-        clip: the frozen judge.
+        clip: the frozen CLIP.
         class_text: class text embeddings, (K, D); embedded once, since nothing upstream of them learns.
         background_weight: w_b.
         refinement: the learned prompts; None is stage (a).
@@ -157,7 +157,7 @@ def generator_losses(
         images, labels = (tensor.to(class_text.device) for tensor in batch)
         present = present_pairs(labels)
         seen = clip.normalize(resize_images(images, clip.input_size))
-        regions = split_regions(seen, masks_of(images, present), present)
+        regions = mask_images(seen, masks_of(images, present), present)
         # In single precision whatever the networks computed in: logarithms of cosines near 0 and 1 follow.
         # Both at once, since larger products are quicker.
         both = clip.embed_images(torch.cat([regions.foreground, regions.background])).float()

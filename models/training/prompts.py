@@ -11,7 +11,7 @@ from torch import Tensor
 from models.clip import FrozenClip
 from models.data.loaders import Batch, derive_seed, random_order
 from models.inference.multi_scale import resize_images
-from models.losses import MasksOf, contrastive_prompt_learning, present_pairs, split_regions
+from models.losses import MasksOf, contrastive_prompt_learning, mask_images, present_pairs
 from models.prompts import BackgroundPrompts
 
 
@@ -45,7 +45,7 @@ def embed_backgrounds(
     Args:
         batches: images (B, 3, H, W) in [0, 1] and labels (B, K).
         masks_of: soft masks of the present classes.
-        clip: the frozen judge.
+        clip: the frozen CLIP.
         device: where the work is done.
         on_images: called after each batch with how many images it had.
 
@@ -57,7 +57,7 @@ def embed_backgrounds(
         present = present_pairs(labels.to(device))
         on_device = images.to(device)
         seen = clip.normalize(resize_images(on_device, clip.input_size))
-        regions = split_regions(seen, masks_of(on_device, present), present)
+        regions = mask_images(seen, masks_of(on_device, present), present)
         backgrounds.append(clip.embed_images(regions.background).float())
         channels.append(present[:, 1])
         on_images(len(images))
@@ -107,7 +107,7 @@ def prompt_losses(
 
     Args:
         prompts: what learns.
-        clip: the frozen judge.
+        clip: the frozen CLIP.
         regions: embedded background regions.
         class_text: class text embeddings, (K, D).
         text_weight: w_t.

@@ -18,7 +18,7 @@ from models.data.mask_folder import (
     iter_results,
     summarize,
 )
-from models.inference.masks import MaskOptions, pseudo_mask_options
+from models.inference.masks import MaskOptions, fill_defaults
 from models.io import write_atomically, write_json
 from service.client.types import Job, Model, PseudoMaskOptions
 
@@ -86,7 +86,7 @@ def plan(
     masks = (output / "masks").resolve()
     if any(sample.path.parent.resolve() == masks for sample in samples):
         raise ValueError(f"expected an output folder that keeps the images, got theirs: {output}")
-    chosen = pseudo_mask_options(
+    chosen = fill_defaults(
         model.defaults,
         refine=options.get("refine"),
         background_threshold=options.get("background_threshold"),

@@ -22,7 +22,14 @@ from models.data.mask_files import (
     soft_map_png,
 )
 from models.data.mask_folder import MaskedPhoto
-from models.inference.masks import Decision, MaskOptions, SoftMaps, class_result, decide, stretch
+from models.inference.masks import (
+    Decision,
+    MaskOptions,
+    SoftMaps,
+    class_result,
+    decide,
+    upsample_bilinear,
+)
 from service.api.errors import ProblemError
 from worker.queue.schema import ClassRecord, JobRequest, JobResult, Options
 from worker.storage import BlobStore
@@ -86,7 +93,9 @@ class Results:
         place = maps.indices.tolist().index(named.index)
         chosen = (maps.scores if cams is None else cams)[place : place + 1]
         height, width = maps.size
-        return soft_map_png(stretch(stretch(chosen, width, axis=2), height, axis=1)[0])
+        return soft_map_png(
+            upsample_bilinear(upsample_bilinear(chosen, width, axis=2), height, axis=1)[0]
+        )
 
     def masked_photo(self, name: str) -> MaskedPhoto:
         """Return the label map as exporters take it.

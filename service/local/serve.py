@@ -27,7 +27,6 @@ from service.local.supervisor import (
 )
 from service.middleware.auth import require_keys
 from service.settings import Settings
-from worker.program import run_program
 from worker.queue.rq import open_redis
 
 EXIT_CANNOT_START = 3
@@ -149,7 +148,7 @@ def _worker_command(stack: Stack, environment: Mapping[str, str]) -> Command:
 def _janitor_command(stack: Stack, environment: Mapping[str, str]) -> Command:
     return Command(
         name="janitor",
-        arguments=[sys.executable, "-P", "-m", "worker.janitor"],
+        arguments=[sys.executable, "-P", "-m", "worker", "janitor"],
         environment=environment,
         log=_log(stack, "janitor"),
         grace=JANITOR_GRACE_SECONDS,
@@ -209,7 +208,7 @@ def main(
 
     With REDIS_URL set, that Redis is used; otherwise a server of its own runs in the data directory.
     """
-    worker = [sys.executable, "-P", "-m", "worker", "--bundle", bundle, "--device", device]
+    worker = [sys.executable, "-P", "-m", "worker", "run", "--bundle", bundle, "--device", device]
     serve(
         Stack(
             host=host,
@@ -238,4 +237,6 @@ def serve(stack: Stack) -> None:
 
 
 if __name__ == "__main__":
-    run_program(main, "semples serve")
+    app = typer.Typer(add_completion=False)
+    app.command()(main)
+    app(prog_name="semples serve")

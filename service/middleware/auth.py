@@ -21,7 +21,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.errors import ProblemError, response
 from service.settings import Settings
-from worker.program import run_program
 
 # API keys: names and hashes, from a file and from the environment; `semples api-key NAME` makes one.
 
@@ -176,7 +175,9 @@ def main(name: Annotated[str, typer.Argument(help="Whose key it is.")]) -> None:
 
 
 if __name__ == "__main__":
-    run_program(main, "semples api-key")
+    app = typer.Typer(add_completion=False)
+    app.command()(main)
+    app(prog_name="semples api-key")
 
 
 OPEN_PATHS: Final = frozenset({"/", "/health", "/ready", "/docs", "/openapi.json"})

@@ -31,7 +31,7 @@ def origin() -> dict[str, Any]:
     found: dict[str, Any] = {}
     if request := request_id.get():
         found["request"] = request
-    if trace := telemetry.carrier():
+    if trace := telemetry.trace_context():
         found[telemetry.TRACE_META] = trace
     return found
 

@@ -11,11 +11,17 @@ import pytest
 from PIL import Image
 
 from benchmarks import serve
-from benchmarks.service_load import jobs
-from benchmarks.service_load.client import Bounds, Target, press
+from benchmarks.service_load import measure
+from benchmarks.service_load.bare import grouped
 from benchmarks.service_load.figures import Load, jobs_table, load_table, pool, quantile
-from benchmarks.service_load.masks import grouped
-from benchmarks.service_load.photos import LabeledPhoto, read_photos, tiny_photo
+from benchmarks.service_load.load import (
+    Bounds,
+    LabeledPhoto,
+    Target,
+    press,
+    read_photos,
+    tiny_photo,
+)
 from tests.helpers.service_fixtures import WorkerProcess, png
 
 FAST = Load((0.1, 0.2, 0.3), wall=1.0)
@@ -125,5 +131,5 @@ def test_a_small_run_against_the_double(capsys: pytest.CaptureFixture[str]) -> N
     printed = capsys.readouterr().out
     (posted,) = (line for line in printed.splitlines() if line.startswith("| POST"))
     assert posted.split(" | ")[1] == "3"
-    for name in (*jobs.AGAINST, *jobs.AGAINST.values()):
+    for name in (*measure.AGAINST, *measure.AGAINST.values()):
         assert f"| {name} | " in printed

@@ -7,14 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.contexts.ablation import GENERATORS, Row, ablate, compare
-from benchmarks.contexts.dataset import Sizes
-from benchmarks.contexts.experiment import Experiment
-from benchmarks.contexts.measure import Score
-from benchmarks.contexts.pictures import write_sheet
-from benchmarks.contexts.tables import ablation_table, generator_table, spread
+from benchmarks.contexts.experiment import GENERATORS, Experiment, Row, Score, ablate, compare
+from benchmarks.contexts.tables import ablation_table, generator_table, spread, write_sheet
 from benchmarks.contexts.tiny_clip import soft_holes
-from benchmarks.contexts.world import SIDE, THINGS
+from benchmarks.contexts.world import SIDE, THINGS, Sizes
 from models.clip import load_clip
 from models.config import Config, load_config
 

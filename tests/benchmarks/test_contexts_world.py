@@ -7,28 +7,29 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.contexts.captions import caption
-from benchmarks.contexts.dataset import (
-    SPLITS,
-    Sizes,
-    read_captions,
-    read_samples,
-    read_truth,
-    scenes,
-    write_dataset,
-)
-from benchmarks.contexts.scenes import Place, Scene, compose, usual_places
-from benchmarks.contexts.shapes import SHAPES
-from benchmarks.contexts.textures import TEXTURES
 from benchmarks.contexts.world import (
     BACKDROPS,
     CLASSES,
     CONTEXTS,
     NOUNS,
+    SHAPES,
     SIDE,
+    SPLITS,
+    TEXTURES,
     THINGS,
+    Place,
+    Scene,
+    Sizes,
+    caption,
+    compose,
     joint,
     own_context,
+    read_captions,
+    read_samples,
+    read_truth,
+    scenes,
+    usual_places,
+    write_dataset,
 )
 
 

@@ -13,7 +13,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from torchvision.transforms import Normalize
 
-from benchmarks.offline_clip import anchor, evaluate, folder, image_tower, text_tower, vocabulary
+from benchmarks.offline_clip import anchor, build, evaluate, image_tower, text_tower
 
 
 def test_every_weight_finds_its_place_in_timm() -> None:
@@ -96,11 +96,11 @@ def test_installed_classifier_knows_a_zebra(shared: Path) -> None:
         )
         image = preprocess(photo)[None]
     best = image_tower.installed_classifier()(image).argmax().item()
-    assert vocabulary.imagenet_names()[int(best)] == "zebra"
+    assert text_tower.imagenet_names()[int(best)] == "zebra"
 
 
 def test_half_precision_for_matrices_only() -> None:
-    stored = folder.compact_state(
+    stored = build.compact_state(
         {"matrix": torch.ones(2, 2), "vector": torch.ones(2), "count": torch.tensor(3)}
     )
     assert stored["matrix"].dtype == torch.float16
@@ -112,10 +112,10 @@ def test_saved_folder_is_an_ordinary_open_clip_model(
     tmp_path: Path,
 ) -> None:
     text = text_tower.text_config(width=32, heads=2, layers=2)
-    config = folder.model_config(text, embedding_width=48)
+    config = build.model_config(text, embedding_width=48)
     torch.manual_seed(0)
     small_clip, tokenizer = open_clip.CLIP(**config).eval(), SimpleTokenizer()
-    folder.save_clip(small_clip, tmp_path, config=config)
+    build.save_clip(small_clip, tmp_path, config=config)
     loaded, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
     loaded.eval()
     texts = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(["a photo of a cat.", "snow"])
@@ -144,7 +144,7 @@ def test_weakest_direction_by_hand() -> None:
 
 
 def test_anchor_adds_one_constant_to_all_embeddings() -> None:
-    config = folder.model_config(
+    config = build.model_config(
         text_tower.text_config(width=32, heads=2, layers=2), embedding_width=48
     )
     torch.manual_seed(0)
@@ -170,7 +170,7 @@ def test_anchor_adds_one_constant_to_all_embeddings() -> None:
 
 
 def test_anchor_is_given_once() -> None:
-    config = folder.model_config(
+    config = build.model_config(
         text_tower.text_config(width=32, heads=2, layers=1), embedding_width=48
     )
     config, anchored = anchor.with_projection_bias(config, open_clip.CLIP(**config))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from open_clip.tokenizer import SimpleTokenizer
 
-from benchmarks.offline_clip import nouns, vocabulary, wordnet
+from benchmarks.offline_clip import nouns, text_tower
 from tests.helpers.paths import ROOT
 
 DATA_NOUN = """\
@@ -35,13 +35,13 @@ rails n 1 1 @ 1 0 00000008
 
 
 @pytest.fixture
-def small_wordnet(tmp_path: Path) -> wordnet.WordNet:
+def small_wordnet(tmp_path: Path) -> nouns.WordNet:
     (tmp_path / "data.noun").write_text(DATA_NOUN)
     (tmp_path / "index.noun").write_text(INDEX_NOUN)
-    return wordnet.read_wordnet(tmp_path)
+    return nouns.read_wordnet(tmp_path)
 
 
-def test_wordnet_senses_and_synsets(small_wordnet: wordnet.WordNet) -> None:
+def test_wordnet_senses_and_synsets(small_wordnet: nouns.WordNet) -> None:
     assert small_wordnet.senses["rail"] == ("00000002", "00000004")
     assert small_wordnet.senses["rail fence"] == ("00000002",)
     rail = small_wordnet.synsets["00000002"]
@@ -53,11 +53,11 @@ def test_wordnet_senses_and_synsets(small_wordnet: wordnet.WordNet) -> None:
 
 def test_wordnet_folder_without_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected WordNet's index\.noun and data\.noun"):
-        wordnet.read_wordnet(tmp_path)
+        nouns.read_wordnet(tmp_path)
 
 
 def test_visible_nouns_are_common_concrete_singular_and_decent(
-    small_wordnet: wordnet.WordNet,
+    small_wordnet: nouns.WordNet,
 ) -> None:
     chosen = nouns.visible_nouns(small_wordnet, frequency=lambda noun: 4.0)
     # entity and word are abstract, Paris is a name, "rail fence" a phrase, rails a plural.
@@ -69,14 +69,14 @@ def test_visible_nouns_are_common_concrete_singular_and_decent(
     assert rare == ["sky"]
 
 
-def test_offensive_and_plural_words(small_wordnet: wordnet.WordNet) -> None:
+def test_offensive_and_plural_words(small_wordnet: nouns.WordNet) -> None:
     assert nouns.is_offensive("slurword", small_wordnet)
     assert not nouns.is_offensive("rail", small_wordnet)
     assert nouns.is_plural("rails", small_wordnet)
     assert not nouns.is_plural("rail", small_wordnet)
 
 
-def test_known_nouns_keeps_names_and_phrases(small_wordnet: wordnet.WordNet) -> None:
+def test_known_nouns_keeps_names_and_phrases(small_wordnet: nouns.WordNet) -> None:
     frequency = {"paris": 5.0, "rail fence": 3.0}
     chosen = nouns.known_nouns(small_wordnet, frequency=lambda noun: frequency.get(noun, 0.0))
     assert chosen == ["paris", "rail fence"]
@@ -93,32 +93,32 @@ def test_shipped_noun_list_is_sorted_lowercase_and_clean() -> None:
     assert not set(nouns.read_words("excluded")) & set(shipped)
 
 
-def test_vocabulary_holds_out_no_class_name(small_wordnet: wordnet.WordNet) -> None:
-    def make() -> vocabulary.Vocabulary:
-        return vocabulary.make_vocabulary(
+def test_vocabulary_holds_out_no_class_name(small_wordnet: nouns.WordNet) -> None:
+    def make() -> text_tower.Vocabulary:
+        return text_tower.make_vocabulary(
             small_wordnet, held_out=2, seed=0, frequency=lambda noun: 4.0
         )
 
     made = make()
     assert len(made.held_out) == 2
     assert not set(made.held_out) & set(made.training)
-    assert not set(made.held_out) & {*vocabulary.CLASS_NAMES, *nouns.SCENERY}
+    assert not set(made.held_out) & {*text_tower.CLASS_NAMES, *nouns.SCENERY}
     assert set(made.core) <= set(made.training)
     assert {"tv", "couch", "potted plant", "traffic light"} <= set(made.core)
     assert made == make()
 
 
 def test_class_names_begin_with_coco() -> None:
-    assert len(set(vocabulary.CLASS_NAMES[:80])) == 80
-    assert vocabulary.CLASS_NAMES[0] == "person"
-    assert vocabulary.CLASS_NAMES[79] == "toothbrush"
-    assert len(vocabulary.imagenet_names()) == 1000
+    assert len(set(text_tower.CLASS_NAMES[:80])) == 80
+    assert text_tower.CLASS_NAMES[0] == "person"
+    assert text_tower.CLASS_NAMES[79] == "toothbrush"
+    assert len(text_tower.imagenet_names()) == 1000
 
 
 def test_long_texts_reach_the_positions_of_learned_prompts() -> None:
     tokenizer = SimpleTokenizer()
-    texts = vocabulary.long_texts(["rail", "sky", "potted plant"], 200, seed=3)
-    assert texts == vocabulary.long_texts(["rail", "sky", "potted plant"], 200, seed=3)
+    texts = text_tower.long_texts(["rail", "sky", "potted plant"], 200, seed=3)
+    assert texts == text_tower.long_texts(["rail", "sky", "potted plant"], 200, seed=3)
     lengths = [len(tokenizer.encode(text)) + 2 for text in texts]
     # A learned prompt has 36 tokens; both shorter and longer texts are needed.
     assert min(lengths) < 25

@@ -12,7 +12,7 @@ import torch
 from open_clip.tokenizer import SimpleTokenizer
 from torch.nn import functional
 
-from benchmarks.offline_clip import distill, folder, sentences, text_tower
+from benchmarks.offline_clip import build, nouns, text_tower
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def tokenizer() -> SimpleTokenizer:
 def small_clip() -> open_clip.CLIP:
     text = text_tower.text_config(width=32, heads=2, layers=2)
     torch.manual_seed(0)
-    return open_clip.CLIP(**folder.model_config(text, embedding_width=48)).eval()
+    return open_clip.CLIP(**build.model_config(text, embedding_width=48)).eval()
 
 
 def test_encoder_state_stacks_query_key_value() -> None:
@@ -38,7 +38,7 @@ def test_encoder_state_stacks_query_key_value() -> None:
                  "output.dense", "output.LayerNorm"):  # fmt: skip
         for kind in ("weight", "bias"):
             state[f"{prefix}{part}.{kind}"] = torch.zeros(1)
-    renamed = sentences.encoder_state(state, layers=1)
+    renamed = nouns.encoder_state(state, layers=1)
     assert renamed["layers.0.self_attn.in_proj_bias"].tolist() == [1, 1, 2, 2, 3, 3]
     block = torch.nn.TransformerEncoderLayer(2, 1, 2)
     assert set(renamed) == {f"layers.0.{key}" for key in block.state_dict()}
@@ -49,10 +49,10 @@ def test_embeddings_are_cached_by_text(tmp_path: Path) -> None:
         def embed(self, texts: list[str], on_progress: object) -> torch.Tensor:
             return torch.tensor([[float(len(text))] for text in texts])
 
-    first = sentences.embed_cached(["a", "bcd"], tmp_path, load=Teacher)
-    second = sentences.embed_cached(["a", "bcd"], tmp_path, load=pytest.fail)
+    first = nouns.embed_cached(["a", "bcd"], tmp_path, load=Teacher)
+    second = nouns.embed_cached(["a", "bcd"], tmp_path, load=pytest.fail)
     assert first.tolist() == second.tolist() == [[1.0], [3.0]]
-    assert sentences.embed_cached(["ab"], tmp_path, load=Teacher).tolist() == [[2.0]]
+    assert nouns.embed_cached(["ab"], tmp_path, load=Teacher).tolist() == [[2.0]]
 
 
 def test_cropped_encoding_equals_full_length(
@@ -108,9 +108,9 @@ def test_initialization_projects_tokens_back_to_the_teacher(small_clip: open_cli
 
 
 @pytest.fixture
-def lessons() -> distill.Lessons:
+def lessons() -> text_tower.Lessons:
     generator = torch.Generator().manual_seed(2)
-    return distill.Lessons(
+    return text_tower.Lessons(
         nouns=("cat", "potted plant", "snow"),
         noun_targets=torch.randn(3, 48, generator=generator),
         core=(1,),
@@ -121,7 +121,7 @@ def lessons() -> distill.Lessons:
 
 
 def test_batches_pair_texts_with_their_targets(
-    lessons: distill.Lessons, tokenizer: SimpleTokenizer
+    lessons: text_tower.Lessons, tokenizer: SimpleTokenizer
 ) -> None:
     wanted = {
         tuple(tokenizer.encode(template.format(noun))): target
@@ -131,7 +131,7 @@ def test_batches_pair_texts_with_their_targets(
         tuple(tokenizer.encode(text)): target
         for text, target in zip(lessons.long, lessons.long_targets, strict=True)
     }
-    drawn = list(itertools.islice(distill.batches(lessons, tokenizer, size=6, seed=0), 8))
+    drawn = list(itertools.islice(text_tower.batches(lessons, tokenizer, size=6, seed=0), 8))
     assert sorted(len(batch.tokens) for batch in drawn) == [3, 3, 6, 6, 6, 6, 6, 6]
     for batch in drawn:
         for tokens, target in zip(batch.tokens.tolist(), batch.targets, strict=True):
@@ -145,7 +145,7 @@ def test_batches_pair_texts_with_their_targets(
 
 def test_shifted_positions_keep_the_start_and_stay_in_range() -> None:
     for seed in range(50):
-        positions = distill.shifted_positions(12, random.Random(seed)).tolist()
+        positions = text_tower.shifted_positions(12, random.Random(seed)).tolist()
         assert positions[0] == 0
         assert positions[1:] == list(range(positions[1], positions[1] + 11))
         assert 1 <= positions[1] <= text_tower.CONTEXT_LENGTH - 11
@@ -153,7 +153,7 @@ def test_shifted_positions_keep_the_start_and_stay_in_range() -> None:
 
 def test_split_by_length_groups_similar_lengths() -> None:
     targets = torch.arange(4.0)[:, None]
-    parts = distill.split_by_length([[1] * 5, [2], [3] * 4, [4, 4]], targets, size=2)
+    parts = text_tower.split_by_length([[1] * 5, [2], [3] * 4, [4, 4]], targets, size=2)
     assert [tokens.tolist() for tokens, _ in parts] == [
         [[2, 0], [4, 4]],
         [[3, 3, 3, 3, 0], [1, 1, 1, 1, 1]],
@@ -162,18 +162,18 @@ def test_split_by_length_groups_similar_lengths() -> None:
 
 
 def test_learning_rate_rises_then_falls_to_zero() -> None:
-    rates = [distill.learning_rate(step, steps=10, peak=2.0, warmup=2) for step in (0, 5, 10)]
+    rates = [text_tower.learning_rate(step, steps=10, peak=2.0, warmup=2) for step in (0, 5, 10)]
     # Half of the peak (nearly), the middle of the cosine, its end.
     assert rates == pytest.approx([1.0, 1.0, 0.0])
 
 
 def test_distillation_teaches_the_text_tower_only(
-    small_clip: open_clip.CLIP, lessons: distill.Lessons, tokenizer: SimpleTokenizer
+    small_clip: open_clip.CLIP, lessons: text_tower.Lessons, tokenizer: SimpleTokenizer
 ) -> None:
     before = {key: value.clone() for key, value in small_clip.state_dict().items()}
     losses: list[float] = []
-    drawn = distill.batches(lessons, tokenizer, size=6, seed=0)
-    distill.distill(
+    drawn = text_tower.batches(lessons, tokenizer, size=6, seed=0)
+    text_tower.distill(
         small_clip,
         drawn,
         steps=80,

@@ -105,7 +105,7 @@ class Site:
         wait_for(self._api_is_ready, what="the API")
 
     def start_janitor(self) -> None:
-        program = [sys.executable, "-m", "worker.janitor", "--interval", "0.2"]
+        program = [sys.executable, "-m", "worker", "janitor", "--interval", "0.2"]
         self.host("back").run("janitor", *program, **self.environment)
 
     def workers(self) -> set[str]:

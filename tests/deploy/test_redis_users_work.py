@@ -26,13 +26,13 @@ def test_the_programs_do_all_their_work_with_their_rights(tmp_path: Path) -> Non
         _full(fortress)
         _dead_letter(fortress)
         for part in ("worker", "janitor"):
-            done = fortress.call(part, "worker.health", part)
+            done = fortress.call(part, "worker", "health", part)
             assert (done.returncode, done.stderr) == (0, "")
         worker = fortress.children["worker"]
         worker.ask_to_stop()
         worker.wait()
         assert worker.exit_code == 0
-        assert fortress.call("worker", "worker.health", "worker").returncode == 1
+        assert fortress.call("worker", "worker", "health", "worker").returncode == 1
         # Nobody was refused anything, and nobody swallowed it if he was.
         assert fortress.denied() == []
         for name in USERS:
@@ -119,11 +119,11 @@ def _dead_letter(fortress: Fortress) -> None:
         return fortress.status(deadly) == "failed"
 
     wait_for(buried, seconds=60, what="the third death")
-    assert deadly["id"] in fortress.call("janitor", "worker.dead", "list").stdout
+    assert deadly["id"] in fortress.call("janitor", "worker", "dead", "list").stdout
     if fortress.children["worker"].exit_code is None:
         fortress.children["worker"].ask_to_stop()
         fortress.children["worker"].wait()
-    done = fortress.call("janitor", "worker.dead", "requeue", deadly["id"])
+    done = fortress.call("janitor", "worker", "dead", "requeue", deadly["id"])
     assert done.stdout == f"queued {deadly['id']}\n"
     assert fortress.api.delete(f"/jobs/{deadly['id']}").status_code == 200
     fortress.start_worker()

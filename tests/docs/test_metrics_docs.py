@@ -18,7 +18,7 @@ from tests.helpers.paths import ROOT
 from tests.helpers.service_doubles import Info
 from tests.helpers.service_fixtures import Place
 from worker.queue.registry import ModelInfo, WorkerInfo, announce, publish_samples
-from worker.telemetry import Meters
+from worker.telemetry import WorkerMetrics
 
 # Prometheus's own, of every target.
 GIVEN = {"up"}
@@ -31,7 +31,7 @@ def scrape(place: Place) -> Scrape:
     model = ModelInfo.model_validate(Info().to_json())
     info = WorkerInfo(name="w", model=model.ref, device="cuda", host="h", pid=1)
     announce(place.redis, info, model)
-    meters = Meters(device_memory=lambda: 2)
+    meters = WorkerMetrics(device_memory=lambda: 2)
     publish_samples(place.redis, "w", meters.exposition(), lease=15)
     app = create_app(Settings(redis_url=place.url), place.redis, place.blobs)
     return Scrape(generate_latest(app.state.registry).decode())

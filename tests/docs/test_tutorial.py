@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.offline_clip.folder import model_config, save_clip
+from benchmarks.offline_clip.build import model_config, save_clip
 from tests.helpers.markdown import Block, blocks
 from tests.helpers.paths import ROOT
 from tests.helpers.service_fixtures import wait_for

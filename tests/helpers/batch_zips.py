@@ -91,7 +91,7 @@ def runs(place: Place, job_id: str) -> int:
 def janitor(place: Place) -> Iterator[Child]:
     """A janitor, which feeds batches to the queue."""
     arguments = [
-        *(sys.executable, "-m", "worker.janitor", "--interval", "0.2", "--lease", str(LEASE)),
+        *(sys.executable, "-m", "worker", "janitor", "--interval", "0.2", "--lease", str(LEASE)),
         *("--redis-url", place.url, "--blobs", str(place.data / "blobs")),
     ]
     child = Child(Command("janitor", arguments, log=place.data / "janitor.log", grace=30))

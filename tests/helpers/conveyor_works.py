@@ -41,13 +41,13 @@ class Recorder(DoublePredictor):
         on_progress("cam", 0.0)
         return super()._activate(batch, found, on_progress)
 
-    def finish(self, half_done: HalfDone) -> Segmentation:
+    def postprocess(self, half_done: HalfDone) -> Segmentation:
         if self.hold is not None:
             self.hold.wait(30)
         if self.errors:
             raise self.errors.pop()
         time.sleep(self.pause)
-        return super().finish(half_done)
+        return super().postprocess(half_done)
 
     def release_memory(self) -> None:
         self.released += 1

@@ -14,7 +14,7 @@ from rq.results import Result
 from tests.helpers.service_doubles import Info
 from tests.helpers.service_fixtures import Place
 from worker.batches.scheduler import Feeder
-from worker.janitor import SWEEP_KEY, sweep_for_all
+from worker.janitor import EXPIRY_KEY, expire_blobs
 from worker.queue.registry import ModelInfo, WorkerInfo, announce
 from worker.queue.rq import fetch_job
 from worker.queue.schema import BLOB_SECONDS
@@ -45,9 +45,9 @@ def batch_of(path: str) -> str:
 
 
 def sweep(place: Place) -> None:
-    place.redis.delete(SWEEP_KEY)
+    place.redis.delete(EXPIRY_KEY)
     life = timedelta(seconds=BLOB_SECONDS)
-    sweep_for_all(place.blobs, place.redis, now=datetime.now(UTC), lifetime=life, turn=600)
+    expire_blobs(place.blobs, place.redis, now=datetime.now(UTC), lifetime=life, interval=600)
 
 
 def make_old(place: Place) -> None:

@@ -115,7 +115,7 @@ class Fortress:
 
     def start_janitor(self, **environment: str) -> None:
         options = ("--interval", "0.2", "--lease", str(LEASE))
-        self.run("janitor", "worker.janitor", *options, **environment)
+        self.run("janitor", "worker", "janitor", *options, **environment)
 
     def post(self, *labels: str, query: str = "", token: str = "", **form: str) -> dict[str, Any]:
         """Post an image that no other is like, but for posts of one token; without labels to /segment."""

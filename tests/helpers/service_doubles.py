@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from models.data.classes import ClassInfo, ClassList
-from models.inference.forward import Labeled, Unlabeled
+from models.inference.forward import LabeledImage, UnlabeledImage
 from models.inference.masks import (
     MaskOptions,
     OnProgress,
@@ -29,7 +29,7 @@ from models.inference.masks import (
     class_result,
     decide,
 )
-from worker.__main__ import make_app
+from worker.__main__ import run_worker
 from worker.inference.pipeline import PredictorLike
 from worker.settings import WorkerSettings
 
@@ -86,7 +86,7 @@ class Info:
 
 @dataclass(frozen=True)
 class HalfDone:
-    photo: Labeled | Unlabeled
+    photo: LabeledImage | UnlabeledImage
     classes: Sequence[ClassInfo]
 
 
@@ -107,15 +107,18 @@ class DoublePredictor:
 
     segment_size = working_size
 
-    def activate(
-        self, batch: Sequence[Labeled], *, on_progress: OnProgress = lambda _stage, _fraction: None
+    def forward_cam(
+        self,
+        batch: Sequence[LabeledImage],
+        *,
+        on_progress: OnProgress = lambda _stage, _fraction: None,
     ) -> list[HalfDone]:
         found = [(each.classes or self.info.classes).resolve(each.labels) for each in batch]
         return self._activate(batch, found, on_progress)
 
-    def activate_segments(
+    def forward_segmenter(
         self,
-        batch: Sequence[Unlabeled],
+        batch: Sequence[UnlabeledImage],
         *,
         on_progress: OnProgress = lambda _stage, _fraction: None,
     ) -> list[HalfDone]:
@@ -126,7 +129,7 @@ class DoublePredictor:
 
     def _activate(
         self,
-        batch: Sequence[Labeled | Unlabeled],
+        batch: Sequence[LabeledImage | UnlabeledImage],
         found: Sequence[Sequence[ClassInfo]],
         on_progress: OnProgress,
     ) -> list[HalfDone]:
@@ -137,7 +140,7 @@ class DoublePredictor:
                 _misbehave(each.name, on_progress, len(batch))
         return [HalfDone(*each) for each in zip(batch, found, strict=True)]
 
-    def finish(self, half_done: HalfDone) -> Segmentation:
+    def postprocess(self, half_done: HalfDone) -> Segmentation:
         return _stripes(half_done.photo, half_done.classes, self.info.classes)
 
     def release_memory(self) -> None:
@@ -156,22 +159,22 @@ class PlainPredictor(DoublePredictor):
 class CrookedPredictor(DoublePredictor):
     """A model that loads and does not work: whatever it is shown, its masks have one pixel."""
 
-    def finish(self, half_done: HalfDone) -> Segmentation:
+    def postprocess(self, half_done: HalfDone) -> Segmentation:
         photo = replace(half_done.photo, image=half_done.photo.image[:1, :1])
-        return super().finish(replace(half_done, photo=photo))
+        return super().postprocess(replace(half_done, photo=photo))
 
 
 class CrookedSegmenter(CrookedPredictor):
     """As crooked, but in its segmenter alone."""
 
-    def finish(self, half_done: HalfDone) -> Segmentation:
-        if isinstance(half_done.photo, Unlabeled):
-            return super().finish(half_done)
-        return DoublePredictor.finish(self, half_done)
+    def postprocess(self, half_done: HalfDone) -> Segmentation:
+        if isinstance(half_done.photo, UnlabeledImage):
+            return super().postprocess(half_done)
+        return DoublePredictor.postprocess(self, half_done)
 
 
 def _stripes(
-    photo: Labeled | Unlabeled, classes: Sequence[ClassInfo], known: ClassList
+    photo: LabeledImage | UnlabeledImage, classes: Sequence[ClassInfo], known: ClassList
 ) -> Segmentation:
     """Scores fall from 1 in the top row to 0.7 in the bottom row of each class's stripe; the last stripe has none."""
     height, width = photo.image.shape[:2]
@@ -187,7 +190,7 @@ def _stripes(
         label_map=decision.label_map,
         confidence=decision.confidence,
         scores=scores,
-        cams=scores[:, ::2, ::2] if isinstance(photo, Labeled) else None,
+        cams=scores[:, ::2, ::2] if isinstance(photo, LabeledImage) else None,
         classes=tuple(
             class_result(each.index, each.name, decision, zero_shot=not known.knows(each.name))
             for each in classes
@@ -204,10 +207,10 @@ class MoodyPredictor(DoublePredictor):
     def __init__(self, mood: Path) -> None:
         self._mood = mood
 
-    def activate(self, batch: Sequence[Labeled], **options: Any) -> list[HalfDone]:
+    def forward_cam(self, batch: Sequence[LabeledImage], **options: Any) -> list[HalfDone]:
         if self._mood.exists():
             _misbehave(self._mood.read_text(), lambda _stage, _fraction: None, len(batch))
-        return super().activate(batch, **options)
+        return super().forward_cam(batch, **options)
 
 
 def _misbehave(name: str, on_progress: OnProgress, together: int) -> None:
@@ -251,4 +254,4 @@ def load(settings: WorkerSettings) -> PredictorLike:
 
 if __name__ == "__main__":
     sys.argv[0] = "service_doubles"
-    make_app(load)()
+    run_worker(sys.argv[1:], load=load)

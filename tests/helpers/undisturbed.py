@@ -8,7 +8,7 @@ from functools import cache
 from uuid import uuid4
 
 from models.data.classes import ClassInfo
-from models.inference.forward import Labeled, Unlabeled
+from models.inference.forward import LabeledImage, UnlabeledImage
 from models.inference.masks import OnProgress
 from tests.helpers.service_doubles import DoublePredictor, HalfDone
 from tests.helpers.service_fixtures import png
@@ -47,7 +47,7 @@ class CalmPredictor(DoublePredictor):
 
     def _activate(
         self,
-        batch: Sequence[Labeled | Unlabeled],
+        batch: Sequence[LabeledImage | UnlabeledImage],
         found: Sequence[Sequence[ClassInfo]],
         on_progress: OnProgress,
     ) -> list[HalfDone]:

@@ -5,7 +5,7 @@ import pytest
 from models.build import class_captions
 from models.config import (
     ConfigError,
-    LightConfig,
+    EncoderDecoderConfig,
     config_names,
     dump_config,
     load_config,
@@ -74,7 +74,7 @@ def test_the_tutorials_configuration_loads() -> None:
     tutorial = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"config\.yaml <<'END'\n(.*?)END\n", tutorial, re.DOTALL)
     config = parse_config(block, source="tutorial.md")
-    assert isinstance(config.segmenter, LightConfig)
+    assert isinstance(config.segmenter, EncoderDecoderConfig)
 
 
 @pytest.mark.parametrize("name", config_names())

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from models.losses import present_pairs, soft_masks, split_regions
+from models.losses import mask_images, present_pairs, soft_masks
 
 
 def test_present_pairs_go_image_by_image() -> None:
@@ -44,7 +44,7 @@ def test_no_present_class_keeps_the_gradient() -> None:
 def test_regions_add_up_to_the_image() -> None:
     images, masks = torch.randn(2, 3, 4, 4), torch.rand(3, 4, 4)
     present = torch.tensor([[0, 0], [1, 0], [1, 1]])
-    regions = split_regions(images, masks, present)
+    regions = mask_images(images, masks, present)
     torch.testing.assert_close(regions.foreground + regions.background, images[[0, 1, 1]])
     torch.testing.assert_close(regions.foreground[2], masks[2] * images[1])
 
@@ -52,6 +52,6 @@ def test_regions_add_up_to_the_image() -> None:
 def test_sizes_must_agree() -> None:
     present = torch.tensor([[0, 0]])
     with pytest.raises(ValueError, match="expected one mask of the images' size for each of 1"):
-        split_regions(torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 5), present)
+        mask_images(torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 5), present)
     with pytest.raises(ValueError, match="expected one mask"):
-        split_regions(torch.zeros(1, 3, 4, 4), torch.zeros(2, 4, 4), present)
+        mask_images(torch.zeros(1, 3, 4, 4), torch.zeros(2, 4, 4), present)

@@ -128,7 +128,7 @@ def test_what_another_host_does_is_seen_at_once(url: str) -> None:
     assert here.keys("uploads") == [key]
     assert here.get(key) == b"data"
     later = datetime.now(UTC) + timedelta(hours=2)
-    assert there.sweep(now=later, lifetime=timedelta(hours=1)) == 1
+    assert there.delete_older(now=later, lifetime=timedelta(hours=1)) == 1
     assert not here.exists(key)
     assert here.keys("uploads") == []
     with pytest.raises(BlobMissingError):
@@ -158,16 +158,16 @@ def test_putting_again_renews_the_lifetime(store: BlobStore) -> None:
     time.sleep(1.1)
     store.put("uploads", b"again")
     hour = timedelta(hours=1)
-    assert store.sweep(now=between + hour, lifetime=hour) == 1
+    assert store.delete_older(now=between + hour, lifetime=hour) == 1
     assert store.keys("uploads") == [kept]
 
 
 def test_sweep_takes_the_old_and_leaves_the_new(store: BlobStore) -> None:
     key = store.put("uploads", b"data")
     now = datetime.now(UTC)
-    assert store.sweep(now=now, lifetime=timedelta(hours=1)) == 0
+    assert store.delete_older(now=now, lifetime=timedelta(hours=1)) == 0
     assert store.exists(key)
-    assert store.sweep(now=now + timedelta(hours=2), lifetime=timedelta(hours=1)) == 1
+    assert store.delete_older(now=now + timedelta(hours=2), lifetime=timedelta(hours=1)) == 1
     assert not store.exists(key)
 
 
@@ -180,7 +180,7 @@ def test_sweep_spares_what_is_asked_for(store: BlobStore) -> None:
         asked.extend(some)
         return frozenset(keys[:2])
 
-    assert store.sweep(now=later, lifetime=timedelta(hours=1), spare=spare) == 2
+    assert store.delete_older(now=later, lifetime=timedelta(hours=1), pinned=spare) == 2
     assert sorted(asked) == sorted(keys)
     assert store.keys("results") == sorted(keys[:2])
 
@@ -190,7 +190,7 @@ def test_sweep_takes_what_a_dead_writer_left(tmp_path: Path) -> None:
     (tmp_path / "incoming").mkdir()
     (tmp_path / "incoming" / "half").write_bytes(b"x")
     later = datetime.now(UTC) + timedelta(hours=2)
-    assert store.sweep(now=later, lifetime=timedelta(hours=1)) == 1
+    assert store.delete_older(now=later, lifetime=timedelta(hours=1)) == 1
 
 
 def test_unknown_protocol() -> None:

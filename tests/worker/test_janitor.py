@@ -30,10 +30,11 @@ from tests.helpers.service_fixtures import (
 from tests.helpers.webhook_receiver import SECRET, receiving
 from tests.service.api.test_outages import again
 from worker import janitor
-from worker.janitor import JanitorSettings, run
+from worker.janitor import run
 from worker.queue.maintenance import model_queues, tidy_all
 from worker.queue.registry import janitor_key
 from worker.queue.schema import BLOB_SECONDS, dead_key
+from worker.settings import JanitorSettings
 from worker.webhooks.store import Recipient, register
 
 HERE = janitor_key(socket.gethostname())
@@ -42,7 +43,7 @@ HERE = janitor_key(socket.gethostname())
 @contextmanager
 def janitor_process(place: Place, **environment: str) -> Iterator[Child]:
     arguments = [
-        *(sys.executable, "-m", "worker.janitor", "--interval", "0.2", "--lease", str(LEASE)),
+        *(sys.executable, "-m", "worker", "janitor", "--interval", "0.2", "--lease", str(LEASE)),
         *("--redis-url", place.url, "--blobs", str(place.data / "blobs")),
     ]
     log = place.data / "janitor.log"
@@ -182,7 +183,7 @@ def test_it_outlives_redis_even_at_the_start(tmp_path: Path) -> None:
         place.redis.shutdown(nosave=True)
         log = data / "janitor.log"
         with janitor_process(place) as child:
-            wait_for(lambda: "upkeep: Error" in log.read_text(), what="its complaint")
+            wait_for(lambda: "maintenance: Error" in log.read_text(), what="its complaint")
             with again(data, place):
                 wait_for(at_work(place, child), what="its recovery")
             assert child.exit_code is None
@@ -203,7 +204,7 @@ def test_what_cannot_start_is_one_line(
     place: Place, arguments: list[str], environment: dict[str, str], message: str
 ) -> None:
     command = [
-        *(sys.executable, "-m", "worker.janitor", "--redis-url", place.url),
+        *(sys.executable, "-m", "worker", "janitor", "--redis-url", place.url),
         *("--blobs", str(place.data), *arguments),
     ]
     log = place.data / f"{len(message)}.log"
@@ -220,5 +221,5 @@ def test_a_bug_in_a_chore_ends_it(place: Place, monkeypatch: pytest.MonkeyPatch)
         raise LookupError("a bug")
 
     monkeypatch.setattr(janitor, "forget_gone", buggy)
-    settings = JanitorSettings(place.url, str(place.data / "blobs"))
+    settings = JanitorSettings(redis_url=place.url, blobs=str(place.data / "blobs"))
     assert run(settings, stop=threading.Event()) is False

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from worker.telemetry import Meters
+from worker.telemetry import WorkerMetrics
 
 
-def values(meters: Meters) -> dict[tuple[str, tuple[str, ...]], float]:
+def values(meters: WorkerMetrics) -> dict[tuple[str, tuple[str, ...]], float]:
     """Sample name and label values → value, as Prometheus reads them."""
     families = text_string_to_metric_families(meters.exposition().decode())
     return {
@@ -18,14 +18,14 @@ def values(meters: Meters) -> dict[tuple[str, tuple[str, ...]], float]:
 
 
 def test_every_call_is_counted() -> None:
-    meters = Meters()
-    meters.took(waited=0.02)
+    meters = WorkerMetrics()
+    meters.started(waited=0.02)
     meters.batch(size=3, seconds=0.5)
     meters.ended("finished", decode=0.25, encode=0.125)
     meters.ended("failed", code="out_of_memory")
     meters.ended("canceled")
     meters.halved()
-    meters.holds(4)
+    meters.set_in_flight(4)
     seen = values(meters)
     assert seen["semples_worker_queue_wait_seconds_sum", ()] == 0.02
     assert seen["semples_worker_batch_size_sum", ()] == 3
@@ -44,19 +44,19 @@ def test_every_call_is_counted() -> None:
 
 
 def test_the_first_finished_job_is_seen_as_an_increase() -> None:
-    assert values(Meters())["semples_worker_jobs_ended_total", ("", "finished")] == 0
+    assert values(WorkerMetrics())["semples_worker_jobs_ended_total", ("", "finished")] == 0
 
 
 def test_memory_is_the_devices_or_the_processs() -> None:
     memory = "semples_worker_device_memory_bytes"
-    assert values(Meters(device_memory=lambda: 20))[memory, ()] == 20
-    cpu = values(Meters())
+    assert values(WorkerMetrics(device_memory=lambda: 20))[memory, ()] == 20
+    cpu = values(WorkerMetrics())
     assert not [name for name, _ in cpu if name == memory]
     assert cpu["semples_worker_process_resident_memory_bytes", ()] > 0
 
 
 def test_meters_share_nothing() -> None:
-    one, other = Meters(), Meters()
+    one, other = WorkerMetrics(), WorkerMetrics()
     one.halved()
     assert values(other)["semples_worker_out_of_memory_halvings_total", ()] == 0
     assert not [name for name, _ in values(one) if name.endswith("_created")]

@@ -40,7 +40,7 @@ CALLS: dict[str, Callable[[BlobStore], object]] = {
     "get": lambda store: store.get(KEY),
     "exists": lambda store: store.exists(KEY),
     "keys": lambda store: store.keys("uploads"),
-    "sweep": lambda store: store.sweep(now=datetime.now(UTC), lifetime=timedelta(hours=1)),
+    "sweep": lambda store: store.delete_older(now=datetime.now(UTC), lifetime=timedelta(hours=1)),
     "check": lambda store: store.check(),
 }
 OUTAGES: dict[str, Callable[[], AbstractContextManager[str]]] = {

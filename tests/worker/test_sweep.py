@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from tests.helpers.service_fixtures import Place
-from worker.janitor import SWEEP_KEY, sweep_for_all
+from worker.janitor import EXPIRY_KEY, expire_blobs
 from worker.queue.schema import BLOB_SECONDS
 
 
@@ -21,11 +21,11 @@ def put_long_ago(place: Place) -> Path:
 
 def sweep(place: Place) -> None:
     lifetime = timedelta(seconds=BLOB_SECONDS)
-    sweep_for_all(place.blobs, place.redis, now=datetime.now(UTC), lifetime=lifetime, turn=600)
+    expire_blobs(place.blobs, place.redis, now=datetime.now(UTC), lifetime=lifetime, interval=600)
 
 
 def test_of_many_janitors_one_sweeps_at_a_time(place: Place) -> None:
-    assert not place.redis.exists(SWEEP_KEY)
+    assert not place.redis.exists(EXPIRY_KEY)
     path = put_long_ago(place)
     sweep(place)
     assert not path.exists()
@@ -35,7 +35,7 @@ def test_of_many_janitors_one_sweeps_at_a_time(place: Place) -> None:
     assert path.exists()
 
     # The turn ends before the same janitor's next one, should it be the only one.
-    assert 0 < place.redis.ttl(SWEEP_KEY) < 600
-    place.redis.delete(SWEEP_KEY)
+    assert 0 < place.redis.ttl(EXPIRY_KEY) < 600
+    place.redis.delete(EXPIRY_KEY)
     sweep(place)
     assert not path.exists()

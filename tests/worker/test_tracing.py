@@ -31,14 +31,13 @@ from worker.settings import WorkerSettings
 
 
 @pytest.fixture
-def exporter() -> Iterator[InMemorySpanExporter]:
+def exporter(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
     """Tracing is on, into memory."""
     memory = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(memory))
-    telemetry.use(provider)
-    yield memory
-    telemetry.use(None)
+    monkeypatch.setattr(telemetry, "_tracer", provider.get_tracer("test"))
+    return memory
 
 
 @pytest.fixture
@@ -66,7 +65,7 @@ def post(place: Place, label: str, headers: Mapping[str, str]) -> str:
         place.redis,
         runtime,
         sizes=Sizes(),
-        vitals=Vitals.of(runtime.predictor, WorkerSettings(place.url, "blobs")),
+        vitals=Vitals.of(runtime.predictor, WorkerSettings(redis_url=place.url, blobs="blobs")),
     )
     worker.register_birth()
     job = fetch_job(place.redis, answer.json()["id"])
@@ -120,12 +119,12 @@ def test_where_tracing_is_off_a_job_knows_nothing_of_it(place: Place) -> None:
     job = fetch_job(place.redis, post(place, "cat", {"traceparent": "00-" + "1" * 32}))
     assert job is not None
     assert telemetry.TRACE_META not in job.meta
-    assert telemetry.carrier() == {}
+    assert telemetry.trace_context() == {}
 
 
 def test_nothing_is_configured_without_an_endpoint() -> None:
     telemetry.configure_tracing("test", {})
-    assert telemetry.carrier() == {}
+    assert telemetry.trace_context() == {}
 
 
 def test_a_trace_is_no_part_of_a_jobs_identity() -> None:
@@ -152,10 +151,10 @@ class Collector(BaseHTTPRequestHandler):
 SCRIPT = """
 import os, sys
 {first}
-from worker import tracing
-tracing.configure("semples-test", os.environ)
-with tracing.server_span("request", {{}}):
-    print(sorted(tracing.carrier()))
+from worker import telemetry
+telemetry.configure_tracing("semples-test", os.environ)
+with telemetry.server_span("request", {{}}):
+    print(sorted(telemetry.trace_context()))
 """
 
 

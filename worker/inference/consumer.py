@@ -41,7 +41,7 @@ from worker.queue.rq import (
 )
 from worker.queue.rq import Worker as FinishingWorker
 from worker.queue.schema import JobRequest, JobResult
-from worker.telemetry import tell_finished
+from worker.telemetry import log_finished
 
 # A job in the worker's hands.
 
@@ -196,7 +196,7 @@ class QueueDesk:
         hands = [Hand(each.job, each, seconds_since_queued(each.job)) for each in executions]
         for hand in hands:
             hand.decoded = self._pool.submit(hand.timed(partial(_decode, hand.job, self._runtime)))
-            self._runtime.meters.took(waited=hand.waited)
+            self._runtime.meters.started(waited=hand.waited)
             log.info(
                 "job taken", extra={"job": hand.job.id, "request": hand.job.meta.get("request")}
             )
@@ -260,7 +260,7 @@ class QueueDesk:
         for hand, done in zip(hands, written, strict=True):
             if done and hand.concluded is not None:
                 times = hand.concluded.result().timings
-                tell_finished(hand.job, times, self._runtime.meters)
+                log_finished(hand.job, times, self._runtime.meters)
                 self._worker.proved()
         return [hand for hand, done in zip(hands, written, strict=True) if not done]
 

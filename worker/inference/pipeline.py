@@ -17,7 +17,7 @@ from rq import get_current_job
 from models.data.classes import ClassList, with_open_labels
 from models.data.images import MAX_PIXELS, UprightImage, read_image
 from models.data.mask_files import label_map_png, provenance, scores_npz
-from models.inference.forward import Labeled, Unlabeled
+from models.inference.forward import LabeledImage, UnlabeledImage
 from models.inference.masks import MaskOptions, OnProgress, Segmentation
 from worker.queue.failures import CannotSegmentError, may_pass, persistently
 from worker.queue.registry import ModelInfo
@@ -30,7 +30,7 @@ from worker.queue.schema import (
     Timings,
 )
 from worker.storage import BlobStore
-from worker.telemetry import Meters
+from worker.telemetry import WorkerMetrics
 
 # What a task needs and no job can carry: the model in memory and the blob store.
 
@@ -90,19 +90,19 @@ class PredictorLike(Protocol):
         """Return the same for a photo without labels."""
         ...
 
-    def activate(
-        self, batch: Sequence[Labeled], *, on_progress: OnProgress = ...
+    def forward_cam(
+        self, batch: Sequence[LabeledImage], *, on_progress: OnProgress = ...
     ) -> Sequence[HalfDone]:
         """Send photos of one working size through the networks; one thread alone does this."""
         ...
 
-    def activate_segments(
-        self, batch: Sequence[Unlabeled], *, on_progress: OnProgress = ...
+    def forward_segmenter(
+        self, batch: Sequence[UnlabeledImage], *, on_progress: OnProgress = ...
     ) -> Sequence[HalfDone]:
         """Do the same with photos that nothing is said of."""
         ...
 
-    def finish(self, half_done: HalfDone) -> Segmentation:
+    def postprocess(self, half_done: HalfDone) -> Segmentation:
         """Make a segmentation of what came out of the networks; may be done in any thread."""
         ...
 
@@ -137,7 +137,7 @@ class Runtime:
     max_pixels: int = MAX_PIXELS
     store_patience: float = 30.0
     failures: dict[str, BaseException] = field(default_factory=dict)
-    meters: Meters = field(default_factory=Meters)
+    meters: WorkerMetrics = field(default_factory=WorkerMetrics)
 
 
 class _Holder:
@@ -184,7 +184,7 @@ class Photo:
 
     request: JobRequest
     image: UprightImage
-    asked: Labeled | Unlabeled
+    asked: LabeledImage | UnlabeledImage
     size: tuple[int, int]
     seconds: float
 
@@ -222,12 +222,12 @@ def decode(request: JobRequest, runtime: Runtime) -> Photo:
     data = _patiently(runtime, partial(runtime.blobs.get, request.image))
     image = read_image(data, max_pixels=runtime.max_pixels)
     height, width = image.pixels.shape[:2]
-    asked: Labeled | Unlabeled
+    asked: LabeledImage | UnlabeledImage
     if request.task == "pseudo_mask":
-        asked = Labeled(image.pixels, request.labels, options, classes)
+        asked = LabeledImage(image.pixels, request.labels, options, classes)
         size = predictor.working_size(height, width)
     else:
-        asked, size = Unlabeled(image.pixels, options), predictor.segment_size(height, width)
+        asked, size = UnlabeledImage(image.pixels, options), predictor.segment_size(height, width)
     return Photo(request, image, asked, size, time.perf_counter() - started)
 
 
@@ -247,14 +247,14 @@ def activate(
         report(stage, DECODED + (ACTIVATED - DECODED) * fraction)
 
     asked = [each.asked for each in photos]
-    labeled = [each for each in asked if isinstance(each, Labeled)]
-    unlabeled = [each for each in asked if isinstance(each, Unlabeled)]
+    labeled = [each for each in asked if isinstance(each, LabeledImage)]
+    unlabeled = [each for each in asked if isinstance(each, UnlabeledImage)]
     predictor = runtime.predictor
     made: list[HalfDone] = []
     if labeled:
-        made += predictor.activate(labeled, on_progress=on_progress)
+        made += predictor.forward_cam(labeled, on_progress=on_progress)
     if unlabeled:
-        made += predictor.activate_segments(unlabeled, on_progress=on_progress)
+        made += predictor.forward_segmenter(unlabeled, on_progress=on_progress)
     return made, time.perf_counter() - started
 
 
@@ -274,7 +274,7 @@ def conclude(
         BlobError: if the files cannot be stored.
     """
     started = time.perf_counter()
-    segmentation = runtime.predictor.finish(half_done)
+    segmentation = runtime.predictor.postprocess(half_done)
     refined = time.perf_counter()
     model, request = runtime.model, photo.request
     text = provenance(model, segmentation.classes, request.options.model_dump())

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from models.data.classes import with_open_labels
-from models.inference.forward import Labeled, Unlabeled
+from models.inference.forward import LabeledImage, UnlabeledImage
 from worker.inference.pipeline import PredictorLike
 
 IDLE_SECONDS = 60.0
@@ -90,13 +90,13 @@ def canary(predictor: PredictorLike) -> None:
     if predictor.info.open_vocabulary:
         classes = with_open_labels(classes, [_UNKNOWN])
         labels.append(_UNKNOWN)
-    labeled = Labeled(image, labels, predictor.options(), classes)
-    half_done = [*predictor.activate([labeled])]
+    labeled = LabeledImage(image, labels, predictor.options(), classes)
+    half_done = [*predictor.forward_cam([labeled])]
     if predictor.info.can_segment:
-        unlabeled = Unlabeled(image, predictor.segment_options())
-        half_done += predictor.activate_segments([unlabeled])
+        unlabeled = UnlabeledImage(image, predictor.segment_options())
+        half_done += predictor.forward_segmenter([unlabeled])
     for each in half_done:
-        shape = predictor.finish(each).label_map.shape
+        shape = predictor.postprocess(each).label_map.shape
         if shape != image.shape[:2]:
             raise RuntimeError(f"expected a label map of {image.shape[:2]}, got {shape}")
 

@@ -40,7 +40,7 @@ from worker.inference.batcher import (
 from worker.inference.consumer import QueueDesk
 from worker.inference.pipeline import PredictorLike, Runtime, install
 from worker.inference.watchdog import Activity, CanaryWatch, canary
-from worker.periodic import Pulse
+from worker.periodic import PeriodicThread
 from worker.queue.failures import (
     describe,
     has_cost_a_worker,
@@ -61,7 +61,7 @@ from worker.queue.rq import AllowedJob, TaskQueue, open_queue, open_redis
 from worker.queue.schema import LEASE_SECONDS
 from worker.settings import WorkerSettings
 from worker.storage import BlobError, BlobStore
-from worker.telemetry import Meters, Outcome, about_job, scrub
+from worker.telemetry import Outcome, WorkerMetrics, about_job, scrub
 
 # How a worker is: what it measured, whether it gets ahead, whether its model works.
 
@@ -76,7 +76,7 @@ class Vitals:
         canary: the main thread's.
     """
 
-    meters: Meters
+    meters: WorkerMetrics
     activity: Activity
     canary: CanaryWatch
 
@@ -90,7 +90,7 @@ class Vitals:
             interval=settings.canary,
             patience=settings.canary_patience,
         )
-        return cls(Meters(device_memory=predictor.device_memory), activity, watch)
+        return cls(WorkerMetrics(device_memory=predictor.device_memory), activity, watch)
 
     def idle(self) -> None:
         """Say that the main thread is alive and has nothing to do; the canary may be due.
@@ -149,7 +149,7 @@ class Bulletin:
             trouble=activity.trouble,
         )
         announce(self._redis, info, runtime.model, self._explanation, lease=self._lease)
-        self._vitals.meters.holds(in_hand)
+        self._vitals.meters.set_in_flight(in_hand)
         samples = self._vitals.meters.exposition()
         publish_samples(self._redis, runtime.worker, samples, lease=self._lease)
 
@@ -177,7 +177,7 @@ class Bulletin:
         code = describe(error).code
         outcome: Outcome = "retried" if job.should_retry else "failed"
         self._vitals.meters.ended(outcome, code=code)
-        telemetry.record_job(job.meta, job.id, error=code)
+        telemetry.trace_job(job.meta, job.id, error=code)
         extra = {"job": job.id, "outcome": outcome, "code": code}
         log.warning("job %s: %s", outcome, code, extra=extra)
 
@@ -264,11 +264,11 @@ class LeaseWorker(SimpleWorker):
         )
         self._runtime = runtime
         self._exit_process = exit_process
-        self._pulse = Pulse(
+        self._pulse = PeriodicThread(
             self.beat,
             interval=lease / BEATS_PER_LEASE,
             name="pulse",
-            on_death=lambda _error: self._exit_process(STUCK_EXIT_CODE),
+            on_error=lambda _error: self._exit_process(STUCK_EXIT_CODE),
         )
         self._workers = 1
         self._device_lost = False

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.config import Config, LightConfig, dump_config
+from models.config import Config, EncoderDecoderConfig, dump_config
 from tests.models.cli.test_cli import PHOTO, semples
 
 
@@ -81,7 +81,9 @@ def test_run_all_misses_the_segmenter_first(
 ) -> None:
     config = tmp_path / "tiny.yaml"
     config.write_text(
-        dump_config(tiny_config.model_copy(update={"segmenter": LightConfig(backbone="resnot5")}))
+        dump_config(
+            tiny_config.model_copy(update={"segmenter": EncoderDecoderConfig(backbone="resnot5")})
+        )
     )
     done = semples(
         "run-all", tmp_path / "work", "--images", tiny_data / "images", "--labels",

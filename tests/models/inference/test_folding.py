@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from models.bundle.bundle import load_bundle
 from models.generators.cnn import cnn_generator
-from models.inference.predictor import Predictor, folded, folded_bundle
-from models.segmenters.encoder_decoder import light_segmenter
+from models.inference.predictor import Predictor, folded, fuse_batch_norms
+from models.segmenters.encoder_decoder import build_encoder_decoder
 from tests.conftest import CPU
 
 
@@ -46,8 +46,8 @@ def generator(backbone: str) -> nn.Module:
         (lambda: generator("test_efficientnet"), 0),
         (lambda: generator("resnet18"), 0),
         (lambda: generator("test_vit"), 0),
-        (lambda: light_segmenter("fpn", "test_efficientnet", classes=3), 0),
-        (lambda: light_segmenter("unet", "resnet18", classes=3), 0),
+        (lambda: build_encoder_decoder("fpn", "test_efficientnet", classes=3), 0),
+        (lambda: build_encoder_decoder("unet", "resnet18", classes=3), 0),
         (lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2)), 1),
     ],
 )
@@ -98,7 +98,7 @@ def test_a_batch_norm_that_learns_stays() -> None:
 
 def test_a_predictor_works_with_less_and_says_the_same(tiny_segmenter_bundle: Path) -> None:
     bundle = load_bundle(tiny_segmenter_bundle, device=CPU)
-    small = folded_bundle(bundle)
+    small = fuse_batch_norms(bundle)
     for network in (small.generator, small.image_tower, small.segmenter):
         assert network is not None
         assert norms(network) == 0

@@ -16,7 +16,7 @@ from models.data.classes import with_open_labels
 from models.generators.cnn import zero_shot_generator
 from models.inference.masks import Segmentation
 from models.inference.open_vocabulary import REMEMBERED, ClosedVocabularyError, OpenVocabulary
-from models.inference.predictor import Labeled, Predictor
+from models.inference.predictor import LabeledImage, Predictor
 from models.training.export import export_bundle
 from models.training.generator import supervision
 from models.training.run import Run
@@ -47,14 +47,14 @@ def photo(seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (60, 80, 3), dtype=np.uint8)
 
 
-def asked(predictor: Predictor, *labels: str, seed: int = 0, refine: str = "none") -> Labeled:
+def asked(predictor: Predictor, *labels: str, seed: int = 0, refine: str = "none") -> LabeledImage:
     classes = with_open_labels(predictor.info.classes, labels)
     options = predictor.options(refine=refine, background_threshold=0.1)
-    return Labeled(photo(seed), labels, options, classes)
+    return LabeledImage(photo(seed), labels, options, classes)
 
 
 def maps(predictor: Predictor, *labels: str, seed: int = 0) -> torch.Tensor:
-    (activated,) = predictor.activate([asked(predictor, *labels, seed=seed)])
+    (activated,) = predictor.forward_cam([asked(predictor, *labels, seed=seed)])
     return activated.maps
 
 
@@ -93,12 +93,12 @@ def test_open_and_closed_labels_share_a_batch(predictor: Predictor) -> None:
         asked(predictor, "fire truck", "zebra", "bowl", seed=3),
         replace(asked(predictor, "cat", seed=4), classes=None),
     ]
-    for each, together in zip(batch, predictor.activate(batch), strict=True):
-        (alone,) = predictor.activate([each])
+    for each, together in zip(batch, predictor.forward_cam(batch), strict=True):
+        (alone,) = predictor.forward_cam([each])
         assert together.classes == alone.classes
         torch.testing.assert_close(together.maps, alone.maps, atol=1e-5, rtol=0)
         assert together.opened.keys() == alone.opened.keys()
-        one, two = predictor.finish(together), predictor.finish(alone)
+        one, two = predictor.postprocess(together), predictor.postprocess(alone)
         assert [vars(found)["zero_shot"] for found in one.classes] == [
             not CLASSES.knows(found.name) for found in two.classes
         ]
@@ -137,7 +137,7 @@ def test_a_label_is_read_once_and_not_kept_forever(tiny_open_bundle: Path) -> No
     transformer = bundle.text_tower.text.transformer
     transformer.register_forward_pre_hook(lambda _module, _inputs: read.append(1))
     for labels in (("cat",), ("zebra", "cat"), ("fire truck", "zebra"), ("Zebra",)):
-        predictor.activate([asked(predictor, *labels)])
+        predictor.forward_cam([asked(predictor, *labels)])
     assert len(read) == 2
     assert OpenVocabulary(bundle)._remembered.cache_info().maxsize == REMEMBERED
 
@@ -145,7 +145,7 @@ def test_a_label_is_read_once_and_not_kept_forever(tiny_open_bundle: Path) -> No
 def test_half_precision_leaves_texts_alone(tiny_open_bundle: Path) -> None:
     bundle = load_bundle(tiny_open_bundle, device=CPU)
     exact, lower = Predictor(bundle), Predictor(bundle, precision="bfloat16")
-    (one,), (two,) = (each.activate([asked(each, "zebra", "cat")]) for each in (exact, lower))
+    (one,), (two,) = (each.forward_cam([asked(each, "zebra", "cat")]) for each in (exact, lower))
     assert torch.equal(one.opened["zebra"], two.opened["zebra"])
     assert (one.maps - two.maps).abs().mean() < 0.05
 
@@ -154,5 +154,5 @@ def test_a_closed_bundle_says_why(tiny_bundle: Path) -> None:
     predictor = Predictor(load_bundle(tiny_bundle, device=CPU))
     message = "expected a bundle with an open vocabulary for 'zebra', got 'tiny': it holds no text"
     with pytest.raises(ClosedVocabularyError, match=message):
-        predictor.activate([asked(predictor, "zebra")])
+        predictor.forward_cam([asked(predictor, "zebra")])
     assert not made(predictor, "cat").classes[0].zero_shot

@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.bundle.bundle import load_bundle
-from models.inference.predictor import PRECISIONS, Labeled, Predictor, Unlabeled, computing_in
+from models.inference.predictor import PRECISIONS, LabeledImage, Predictor, UnlabeledImage, autocast
 from models.refine import REFINERS
 from tests.conftest import CPU
 from worker.__main__ import load_predictor
@@ -36,7 +36,7 @@ def photos() -> NDArray[np.uint8]:
 @pytest.mark.parametrize("refine", ["none", *REFINERS, CHAIN])
 def test_masks_of_lower_precision_are_alike(full: Predictor, lower: Predictor, refine: str) -> None:
     options = full.options(refine=refine)
-    batch = [Labeled(each, ["cat", "cup"], options) for each in photos()]
+    batch = [LabeledImage(each, ["cat", "cup"], options) for each in photos()]
     for one, two in zip(full.pseudo_masks(batch), lower.pseudo_masks(batch), strict=True):
         assert two.scores.dtype == two.confidence.dtype == np.float16
         assert not np.array_equal(one.cams, two.cams)
@@ -50,7 +50,7 @@ def test_masks_of_lower_precision_are_alike(full: Predictor, lower: Predictor, r
 def test_segments_of_lower_precision_are_alike(
     full: Predictor, lower: Predictor, refine: str
 ) -> None:
-    batch = [Unlabeled(each, full.segment_options(refine=refine)) for each in photos()]
+    batch = [UnlabeledImage(each, full.segment_options(refine=refine)) for each in photos()]
     for one, two in zip(full.segments(batch), lower.segments(batch), strict=True):
         assert (
             one.label_map == two.label_map
@@ -62,9 +62,9 @@ def test_networks_give_lower_precision_and_refiners_get_single(lower: Predictor)
     handle = lower.bundle.generator.head.register_forward_hook(
         lambda _module, _inputs, output: seen.append(output.dtype)
     )
-    batch = [Labeled(each, ["cat"], lower.options(refine=CHAIN)) for each in photos()]
+    batch = [LabeledImage(each, ["cat"], lower.options(refine=CHAIN)) for each in photos()]
     try:
-        activated = lower.activate(batch)
+        activated = lower.forward_cam(batch)
     finally:
         handle.remove()
     assert seen
@@ -76,7 +76,7 @@ def test_networks_give_lower_precision_and_refiners_get_single(lower: Predictor)
 
 
 def test_a_batch_equals_its_images_alone(lower: Predictor) -> None:
-    batch = [Labeled(each, ["cat"], lower.options()) for each in photos()]
+    batch = [LabeledImage(each, ["cat"], lower.options()) for each in photos()]
     for each, made in zip(batch, lower.pseudo_masks(batch), strict=True):
         alone = lower.pseudo_mask(each.image, each.labels, each.options)
         assert (made.label_map == alone.label_map).mean() >= 0.99
@@ -88,9 +88,9 @@ def test_an_unknown_precision_is_refused(tiny_bundle: Path) -> None:
 
 
 def test_single_precision_is_left_alone() -> None:
-    with computing_in("float32", device=CPU):
+    with autocast("float32", device=CPU):
         assert not torch.is_autocast_enabled("cpu")
-    with computing_in("bfloat16", device=CPU):
+    with autocast("bfloat16", device=CPU):
         assert torch.is_autocast_enabled("cpu")
 
 

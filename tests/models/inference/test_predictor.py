@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from models.bundle.bundle import load_bundle
 from models.data.classes import UnknownLabelError
 from models.inference.masks import MaskOptions, SoftMaps, decide
-from models.inference.predictor import Labeled, Predictor
+from models.inference.predictor import LabeledImage, Predictor
 from tests.conftest import CPU
 
 
@@ -65,9 +65,9 @@ def test_a_batch_equals_its_images_alone(predictor: Predictor, refine: str) -> N
     pixels = np.random.default_rng(1).integers(0, 256, (3, 60, 80, 3), dtype=np.uint8)
     threshold = predictor.options(refine=refine, background_threshold=0.3)
     batch = [
-        Labeled(pixels[0], ["cat"], predictor.options(refine=refine)),
-        Labeled(pixels[1], ["cup", "cat"], threshold),
-        Labeled(pixels[2, :, :75], ["cup"], predictor.options(refine="none")),
+        LabeledImage(pixels[0], ["cat"], predictor.options(refine=refine)),
+        LabeledImage(pixels[1], ["cup", "cat"], threshold),
+        LabeledImage(pixels[2, :, :75], ["cup"], predictor.options(refine="none")),
     ]
     together = predictor.pseudo_masks(batch)
     for each, made in zip(batch, together, strict=True):
@@ -90,7 +90,7 @@ def test_a_batch_has_one_working_size(predictor: Predictor) -> None:
     assert predictor.working_size(60, 80) == (64, 64)
     assert predictor.working_size(30, 80) == (32, 64)
     options = predictor.options()
-    mixed = [Labeled(photo(), ["cat"], options), Labeled(photo(30), ["cat"], options)]
+    mixed = [LabeledImage(photo(), ["cat"], options), LabeledImage(photo(30), ["cat"], options)]
     sizes = r"expected images of one working size, got \[\(32, 64\), \(64, 64\)\]"
     with pytest.raises(ValueError, match=sizes):
         predictor.pseudo_masks(mixed)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from models.bundle.bundle import load_bundle
 from models.inference.masks import Segmentation
-from models.inference.predictor import CannotSegmentError, Labeled, Predictor, Unlabeled
+from models.inference.predictor import CannotSegmentError, LabeledImage, Predictor, UnlabeledImage
 from models.refine import NO_REFINER, REFINERS
 from models.refine.regions import Regions, superpixels
 from tests.conftest import CPU
@@ -29,10 +29,10 @@ def photos(count: int) -> NDArray[np.uint8]:
     return np.random.default_rng(2).integers(0, 256, (count, 60, 80, 3), dtype=np.uint8)
 
 
-def labeled(predictor: Predictor, count: int, *refiners: str) -> list[Labeled]:
+def labeled(predictor: Predictor, count: int, *refiners: str) -> list[LabeledImage]:
     names = [["cat"], ["cup", "cat"], ["bowl"]]
     return [
-        Labeled(
+        LabeledImage(
             pixels,
             names[number % len(names)],
             predictor.options(
@@ -45,9 +45,9 @@ def labeled(predictor: Predictor, count: int, *refiners: str) -> list[Labeled]:
     ]
 
 
-def unlabeled(predictor: Predictor, count: int, *refiners: str) -> list[Unlabeled]:
+def unlabeled(predictor: Predictor, count: int, *refiners: str) -> list[UnlabeledImage]:
     return [
-        Unlabeled(
+        UnlabeledImage(
             pixels, predictor.segment_options(refine=refiners[number % len(refiners)], min_confidence=0.1)
         )
         for number, pixels in enumerate(photos(count))
@@ -79,10 +79,10 @@ def test_a_batch_segmented_equals_its_images_alone(predictor: Predictor, refine:
 def test_before_rounding_a_batch_is_within_1e_5_of_its_images(predictor: Predictor) -> None:
     masks, segments = labeled(predictor, 3, ALL), unlabeled(predictor, 3, ALL)
     pairs = [
-        *zip(predictor.activate(masks), [predictor.activate([each])[0] for each in masks], strict=True),
+        *zip(predictor.forward_cam(masks), [predictor.forward_cam([each])[0] for each in masks], strict=True),
         *zip(
-            predictor.activate_segments(segments),
-            [predictor.activate_segments([each])[0] for each in segments],
+            predictor.forward_segmenter(segments),
+            [predictor.forward_segmenter([each])[0] for each in segments],
             strict=True,
         ),
     ]  # fmt: skip
@@ -102,9 +102,11 @@ def test_photos_are_finished_in_other_threads_while_others_activate(predictor: P
     with ThreadPoolExecutor(4) as pool:
         futures = []
         for _ in range(2):
-            futures += [pool.submit(predictor.finish, each) for each in predictor.activate(masks)]
-            activated = predictor.activate_segments(segments)
-            futures += [pool.submit(predictor.finish, each) for each in activated]
+            futures += [
+                pool.submit(predictor.postprocess, each) for each in predictor.forward_cam(masks)
+            ]
+            activated = predictor.forward_segmenter(segments)
+            futures += [pool.submit(predictor.postprocess, each) for each in activated]
         made = [future.result() for future in futures]
     for ours, theirs in zip(made, expected * 2, strict=True):
         assert_same(ours, theirs)
@@ -113,8 +115,8 @@ def test_photos_are_finished_in_other_threads_while_others_activate(predictor: P
 def test_finishing_asks_neither_generator_nor_segmenter(predictor: Predictor) -> None:
     asking: list[str] = []
     bundle = predictor.bundle
-    activated = predictor.activate(labeled(predictor, 2, ALL))
-    activated += predictor.activate_segments(unlabeled(predictor, 2, ALL))
+    activated = predictor.forward_cam(labeled(predictor, 2, ALL))
+    activated += predictor.forward_segmenter(unlabeled(predictor, 2, ALL))
     handles = [
         module.register_forward_pre_hook(lambda module, _inputs: asking.append(type(module).__name__))
         for network in (bundle.generator, bundle.segmenter)
@@ -122,9 +124,9 @@ def test_finishing_asks_neither_generator_nor_segmenter(predictor: Predictor) ->
     ]  # fmt: skip
     try:
         for each in activated:
-            predictor.finish(each)
+            predictor.postprocess(each)
         assert asking == []
-        predictor.activate(labeled(predictor, 1, NO_REFINER))
+        predictor.forward_cam(labeled(predictor, 1, NO_REFINER))
         assert asking
     finally:
         for handle in handles:
@@ -132,16 +134,16 @@ def test_finishing_asks_neither_generator_nor_segmenter(predictor: Predictor) ->
 
 
 def test_the_same_activation_can_be_finished_twice(predictor: Predictor) -> None:
-    (activated,) = predictor.activate(labeled(predictor, 1, ALL))
-    first = predictor.finish(activated)
-    assert_same(first, predictor.finish(activated))
+    (activated,) = predictor.forward_cam(labeled(predictor, 1, ALL))
+    first = predictor.postprocess(activated)
+    assert_same(first, predictor.postprocess(activated))
     strict = replace(activated.photo, options=replace(activated.photo.options, min_confidence=0.9))
-    other = predictor.finish(replace(activated, photo=strict))
+    other = predictor.postprocess(replace(activated, photo=strict))
     assert other.ignored > first.ignored
 
 
 def test_features_are_kept_for_those_who_need_them(predictor: Predictor) -> None:
-    walked, plain = predictor.activate(labeled(predictor, 2, "random_walk", "pamr"))
+    walked, plain = predictor.forward_cam(labeled(predictor, 2, "random_walk", "pamr"))
     assert walked.hints.features is not None
     assert plain.hints.features is None
     assert walked.hints.regions is plain.hints.regions is None
@@ -157,10 +159,10 @@ def test_a_network_that_proposes_regions_is_asked_while_activating(predictor: Pr
     other = Predictor(predictor.bundle)
     other._propose = propose
     batch = labeled(predictor, 2, "region_vote", "pamr")
-    activated = other.activate(batch)
+    activated = other.forward_cam(batch)
     assert asked == [threading.current_thread()]
     with ThreadPoolExecutor(1) as pool:
-        made = list(pool.map(other.finish, activated))
+        made = list(pool.map(other.postprocess, activated))
     assert asked == [threading.current_thread()]
     for ours, theirs in zip(made, predictor.pseudo_masks(batch), strict=True):
         assert_same(ours, theirs)
@@ -169,9 +171,9 @@ def test_a_network_that_proposes_regions_is_asked_while_activating(predictor: Pr
 def test_a_batch_to_segment_has_one_size(predictor: Predictor, tiny_bundle: Path) -> None:
     assert predictor.segment_size(60, 80) == (64, 64)
     options = predictor.segment_options()
-    mixed = [Unlabeled(photos(1)[0], options), Unlabeled(photos(1)[0, :30], options)]
+    mixed = [UnlabeledImage(photos(1)[0], options), UnlabeledImage(photos(1)[0, :30], options)]
     with pytest.raises(ValueError, match="expected images of one working size"):
-        predictor.activate_segments(mixed)
+        predictor.forward_segmenter(mixed)
     with pytest.raises(CannotSegmentError):
         Predictor(load_bundle(tiny_bundle, device=CPU)).segment_size(60, 80)
 

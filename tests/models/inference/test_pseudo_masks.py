@@ -4,7 +4,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.inference import masks
-from models.inference.masks import Decision, MaskOptions, SoftMaps, decide, stretch
+from models.inference.masks import Decision, MaskOptions, SoftMaps, decide, upsample_bilinear
 
 
 def run(
@@ -85,7 +85,7 @@ def test_stretching_is_bilinear(size: tuple[int, int]) -> None:
     expected = torch.nn.functional.interpolate(
         torch.from_numpy(maps)[None], size=size, mode="bilinear", align_corners=False
     )
-    found = stretch(stretch(maps, size[1], axis=2), size[0], axis=1)
+    found = upsample_bilinear(upsample_bilinear(maps, size[1], axis=2), size[0], axis=1)
     np.testing.assert_allclose(found, expected[0].numpy(), atol=1e-6)
 
 

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.inference.multi_scale import (
-    among,
-    competitors,
+    argmax_classes,
+    candidate_classes,
     in_windows,
+    renormalize,
     segment_images,
-    stretched_winners,
+    upsampled_argmax_classes,
     window_starts,
-    winners,
 )
 
 
@@ -90,17 +90,17 @@ def test_windows_cover_everything(length: int, window: int) -> None:
 
 def test_winners_are_kept_and_stay_the_best() -> None:
     scores = torch.tensor([[0.5, 0.1], [0.3, 0.3], [0.1, 0.4], [0.1, 0.2]]).view(1, 4, 1, 2)
-    channels, kept = stretched_winners(scores, (1, 2))
+    channels, kept = upsampled_argmax_classes(scores, (1, 2))
     assert channels.tolist() == [1]
-    shares, together = among(kept)
+    shares, together = renormalize(kept)
     torch.testing.assert_close(shares[0, :, 0], torch.tensor([[5 / 6, 1 / 5], [1 / 6, 4 / 5]]))
     torch.testing.assert_close(together.flatten(), torch.tensor([0.6, 0.5]))
 
 
 def test_where_the_background_wins_everywhere_no_class_is_left() -> None:
     scores = torch.tensor([0.9, 0.1]).view(1, 2, 1, 1)
-    channels, kept = stretched_winners(scores, (1, 1))
-    shares, together = among(kept)
+    channels, kept = upsampled_argmax_classes(scores, (1, 1))
+    shares, together = renormalize(kept)
     assert (shares.shape, channels.tolist()) == ((1, 1, 1, 1), [])
     assert (shares.item(), together.item()) == (1.0, pytest.approx(0.9))
 
@@ -123,15 +123,15 @@ def test_what_is_seen_whole_and_once_stays_on_its_grid(images: Tensor) -> None:
 def test_who_can_win_is_told_before_stretching(grid: tuple[int, int], sharpness: float) -> None:
     coarse = (torch.randn(1, 12, *grid) * sharpness).softmax(dim=1)
     fine = F.interpolate(coarse, size=(64, 96), mode="bilinear", align_corners=False)
-    channels, maps = stretched_winners(coarse, (64, 96))
-    assert torch.equal(channels, winners(fine))
+    channels, maps = upsampled_argmax_classes(coarse, (64, 96))
+    assert torch.equal(channels, argmax_classes(fine))
     torch.testing.assert_close(maps, fine[:, [0, *(channels + 1).tolist()]])
-    assert set(channels.tolist()) <= set(competitors(coarse).tolist())
+    assert set(channels.tolist()) <= set(candidate_classes(coarse).tolist())
 
 
 def test_a_class_that_another_tops_everywhere_cannot_win() -> None:
     coarse = torch.tensor([0.1, 0.5, 0.3, 0.1]).view(1, 4, 1, 1).expand(1, 4, 5, 6)
-    assert competitors(coarse).tolist() == [0]
+    assert candidate_classes(coarse).tolist() == [0]
 
 
 def test_no_scale_is_refused(images: Tensor) -> None:

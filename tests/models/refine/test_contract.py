@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.inference.postprocess import as_they_are, into_range_of, power_background, rest
-from models.refine import REFINERS, Chain, Refiner, Surroundings, build_refiner
+from models.inference.postprocess import identity, match_range, one_minus_sum, power_background
+from models.refine import REFINERS, Chain, Refiner, RefinerContext, build_refiner
 from models.refine.regions import superpixels
 
 
@@ -15,12 +15,12 @@ def color_affinity(images: Tensor) -> Tensor:
     return (-torch.cdist(colors.transpose(1, 2), colors.transpose(1, 2))).exp().view(-1, 4, 4, 4, 4)
 
 
-SURROUNDINGS = Surroundings(color_affinity, power_background(0.4), superpixels, into_range_of)
+CONTEXT = RefinerContext(color_affinity, power_background(0.4), superpixels, match_range)
 
 
 @pytest.fixture(params=sorted(REFINERS))
 def refiner(request: pytest.FixtureRequest) -> Refiner:
-    return build_refiner(request.param, SURROUNDINGS)
+    return build_refiner(request.param, CONTEXT)
 
 
 def example(
@@ -113,7 +113,7 @@ def test_integers_are_refused(refiner: Refiner) -> None:
 
 def test_none_returns_the_scores() -> None:
     image, scores = example()
-    assert build_refiner("none", SURROUNDINGS)(image, scores) is scores
+    assert build_refiner("none", CONTEXT)(image, scores) is scores
 
 
 def test_a_chain_runs_first_to_last() -> None:
@@ -127,7 +127,9 @@ def test_probabilities_stay_probabilities(name: str) -> None:
     image = torch.rand(1, 3, 32, 48)
     smooth = torch.nn.functional.interpolate(torch.randn(1, 4, 4, 6), size=(32, 48), mode="bicubic")
     shares = (3 * smooth).softmax(dim=1)[:, 1:]
-    refiner = build_refiner(name, Surroundings(color_affinity, rest, superpixels, as_they_are))
+    refiner = build_refiner(
+        name, RefinerContext(color_affinity, one_minus_sum, superpixels, identity)
+    )
     refined = refiner(image, shares)
     assert refined.min() >= -1e-6
     assert refined.sum(dim=1).max() <= 1 + 1e-5

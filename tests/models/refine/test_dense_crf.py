@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.inference.postprocess import power_background, rest
+from models.inference.postprocess import one_minus_sum, power_background
 from models.refine.dense_crf import (
     COCO_KERNELS,
     VOC_KERNELS,
@@ -104,7 +104,7 @@ def test_the_background_takes_part() -> None:
 
 def test_backgrounds_by_hand() -> None:
     scores = torch.tensor([[[0.5, 0.0]], [[0.25, 1.0]]])
-    assert rest(scores).tolist() == [[0.25, 0.0]]
+    assert one_minus_sum(scores).tolist() == [[0.25, 0.0]]
     torch.testing.assert_close(power_background(0.5)(scores), torch.tensor([[0.5, 0.0]]))
     even = power_background(0.4)(torch.full((1, 1, 1), 0.4))
     torch.testing.assert_close(even, torch.tensor([[0.4]]))

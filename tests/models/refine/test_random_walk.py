@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.generators.cnn import RememberingGenerator, cosine_affinity
-from models.inference.postprocess import as_they_are, into_range_of
+from models.generators.cnn import CachingGenerator, cosine_affinity
+from models.inference.postprocess import identity, match_range
 from models.refine.random_walk import RandomWalk, boxes, transition, walk
 
 
@@ -47,7 +47,7 @@ def test_cams_get_their_range_back_and_constants_stay() -> None:
     scores[2] = 0.3
     affinity = torch.rand(1, 4, 6, 4, 6)
     image = torch.rand(1, 3, 16, 24)
-    found = RandomWalk(lambda _: affinity, into_range_of)(image, scores[None])[0]
+    found = RandomWalk(lambda _: affinity, match_range)(image, scores[None])[0]
     torch.testing.assert_close(found.amax(dim=(1, 2)), scores.amax(dim=(1, 2)))
     torch.testing.assert_close(found.amin(dim=(1, 2)), scores.amin(dim=(1, 2)))
     assert (found[2] == 0.3).all()
@@ -87,14 +87,14 @@ class Counting:
 @pytest.mark.parametrize(("size", "looks"), [(32, 2), (64, 3)])
 def test_features_are_computed_once(size: int, looks: int) -> None:
     generator = Counting()
-    remembering = RememberingGenerator(generator, size=(size, size))
+    caching = CachingGenerator(generator, size=(size, size))
     images, larger = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 48, 48)
     for seen in (larger, images):
         expected = torch.nn.functional.avg_pool2d(seen, 8)[:, :1]
-        made = remembering(torch.cat([seen, seen.flip(-1)]))
+        made = caching(torch.cat([seen, seen.flip(-1)]))
         torch.testing.assert_close(made[:2], expected)
     other = images if size == 32 else torch.rand(2, 3, size, size)
-    features = remembering.features(other)
+    features = caching.features(other)
     torch.testing.assert_close(features, torch.nn.functional.avg_pool2d(other, 8))
     assert generator.looks == looks
 
@@ -102,7 +102,7 @@ def test_features_are_computed_once(size: int, looks: int) -> None:
 def test_a_batch_equals_its_items_alone() -> None:
     images, scores = torch.rand(2, 3, 32, 32), torch.rand(2, 1, 32, 32)
     generator = Counting()
-    walk = RandomWalk(lambda seen: generator.affinity(generator.features(seen)), as_they_are)
+    walk = RandomWalk(lambda seen: generator.affinity(generator.features(seen)), identity)
     together = walk(images, scores)
     for item in range(2):
         one = slice(item, item + 1)

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import SamConfig, SamImageProcessor, SamModel
 
 from models.bundle.bundle import Bundle, load_bundle
-from models.inference.postprocess import into_range_of, power_background
+from models.inference.postprocess import match_range, power_background
 from models.inference.predictor import Predictor
-from models.refine import Surroundings, build_refiner
+from models.refine import RefinerContext, build_refiner
 from models.refine.regions import Regions, SamProposals, load_sam, vote
 from tests.conftest import CPU
 
@@ -122,8 +122,8 @@ def test_overlapping_masks_are_dropped(sam: SamProposals) -> None:
 
 def test_region_vote_takes_them(sam: SamProposals) -> None:
     image, scores = photo()[None], torch.rand(1, 2, 40, 60)
-    surroundings = Surroundings(lambda images: images, power_background(0.4), sam, into_range_of)
-    refined = build_refiner("region_vote", surroundings)(image, scores)
+    context = RefinerContext(lambda images: images, power_background(0.4), sam, match_range)
+    refined = build_refiner("region_vote", context)(image, scores)
     assert torch.equal(refined[0], vote(scores[0], sam(image[0])))
     assert not torch.equal(refined, scores)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from models.clip import FrozenClip
 from models.config import Decoder
 from models.segmenters import Segmenter
-from models.segmenters.encoder_decoder import light_segmenter
+from models.segmenters.encoder_decoder import build_encoder_decoder
 from models.segmenters.mask2former import build_mask2former, mask_targets
 
 K = 3
@@ -26,7 +26,7 @@ TINY_MASK2FORMER = {
 
 
 def light() -> Segmenter:
-    return light_segmenter("fpn", "test_efficientnet", classes=K)
+    return build_encoder_decoder("fpn", "test_efficientnet", classes=K)
 
 
 def mask2former() -> Segmenter:
@@ -135,7 +135,7 @@ def test_mask_targets_by_hand() -> None:
 
 @pytest.mark.parametrize("decoder", get_args(Decoder))
 def test_every_decoder_answers(decoder: str, images: Tensor) -> None:
-    segmenter = light_segmenter(decoder, "test_efficientnet", classes=K).eval()
+    segmenter = build_encoder_decoder(decoder, "test_efficientnet", classes=K).eval()
     with torch.no_grad():
         found = segmenter(images)
     assert found.shape[:2] == (2, K + 1)
@@ -144,19 +144,19 @@ def test_every_decoder_answers(decoder: str, images: Tensor) -> None:
 
 def test_backbone_starts_from_a_trunk(tiny_clip: FrozenClip) -> None:
     trunk = tiny_clip.visual.trunk
-    segmenter = light_segmenter("fpn", "test_efficientnet", classes=K, trunk=trunk)
+    segmenter = build_encoder_decoder("fpn", "test_efficientnet", classes=K, trunk=trunk)
     wanted = trunk.state_dict()
     for name, tensor in segmenter.backbone.model.state_dict().items():
         assert torch.equal(tensor, wanted[name])
     with pytest.raises(ValueError, match="expected a trunk that is 'test_resnet'"):
-        light_segmenter("fpn", "test_resnet", classes=K, trunk=trunk)
+        build_encoder_decoder("fpn", "test_resnet", classes=K, trunk=trunk)
 
 
 def test_a_pretrained_encoder_keeps_its_statistics(
     tiny_clip: FrozenClip, images: Tensor, label_maps: Tensor
 ) -> None:
     trunk = tiny_clip.visual.trunk
-    segmenter = light_segmenter("unet", "test_efficientnet", classes=K, trunk=trunk).train()
+    segmenter = build_encoder_decoder("unet", "test_efficientnet", classes=K, trunk=trunk).train()
     before = {name: tensor.clone() for name, tensor in segmenter.named_buffers()}
     segmenter.loss(images, label_maps)
     moved = {name for name, tensor in segmenter.named_buffers() if not torch.equal(tensor, before[name])}  # fmt: skip
@@ -166,11 +166,13 @@ def test_a_pretrained_encoder_keeps_its_statistics(
 
 def test_wrong_parts_are_refused() -> None:
     with pytest.raises(ValueError, match="expected a timm backbone that fpn can stand on, got 'resnet1'"):  # fmt: skip
-        light_segmenter("fpn", "resnet1", classes=K)
+        build_encoder_decoder("fpn", "resnet1", classes=K)
     with pytest.raises(ValueError, match="expected a Mask2Former that transformers builds"):
         build_mask2former({**TINY_MASK2FORMER, "hidden_dim": "wide"}, classes=K)
     maps = torch.zeros(1, 64, 64, dtype=torch.int64)
-    with pytest.raises(ValueError, match="expected a light segmenter for the noise-aware loss"):
+    with pytest.raises(
+        ValueError, match="expected an encoder-decoder segmenter for the noise-aware loss"
+    ):
         mask2former().loss(torch.rand(1, 3, 64, 64), maps, noise_aware=True)
 
 

@@ -13,7 +13,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.build import build_segmenter
-from models.config import Config, LightConfig, Mask2FormerConfig, SegmenterStageConfig, parse_config
+from models.config import (
+    Config,
+    EncoderDecoderConfig,
+    Mask2FormerConfig,
+    SegmenterStageConfig,
+    parse_config,
+)
 from models.data.mask_folder import read_mask_folder
 from models.training.loop import Step
 from models.training.run import Run, start_run
@@ -156,7 +162,7 @@ def test_settings() -> None:
 
 
 def test_a_foreign_trunk_is_refused(tiny_config: Config) -> None:
-    settings = LightConfig(backbone="test_resnet", weights="clip")
+    settings = EncoderDecoderConfig(backbone="test_resnet", weights="clip")
     config = tiny_config.model_copy(update={"segmenter": settings})
     with pytest.raises(ValueError, match="CLIP's trunk, test_efficientnet, got 'test_resnet'"):
         build_segmenter(config, classes=4, device=CPU)

@@ -32,7 +32,7 @@ from worker.queue.registry import (
     published_samples,
     samples_key,
 )
-from worker.telemetry import Meters
+from worker.telemetry import WorkerMetrics
 from worker.webhooks.store import Recipient, register
 
 
@@ -159,7 +159,7 @@ def exposed(texts: dict[str, str]) -> Scrape:
 
 
 def test_two_workers_samples_are_one_family() -> None:
-    one, other = Meters(), Meters()
+    one, other = WorkerMetrics(), WorkerMetrics()
     one.halved()
     other.batch(size=2, seconds=0.5)
     texts = {"one": one.exposition().decode(), "other": other.exposition().decode()}
@@ -183,7 +183,7 @@ def test_two_workers_samples_are_one_family() -> None:
     ],
 )
 def test_one_worker_cannot_spoil_the_scrape(text: str) -> None:
-    good = Meters()
+    good = WorkerMetrics()
     good.holds(3)
     seen = exposed({"a": good.exposition().decode(), "b": text})
     assert seen.values("semples_worker_jobs_in_hand", "worker") == {("a",): 3}

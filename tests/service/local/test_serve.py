@@ -105,11 +105,11 @@ def test_webhooks_with_one_command(tmp_path: Path) -> None:
         wait_for(lambda: receiver.deliveries, what="the webhook")
         [delivery] = receiver.deliveries
         assert Webhook(SECRET).verify(delivery.body, delivery.headers)["data"]["id"] == job["id"]
-        [janitor] = [pid for pid in stack.children() if b"worker.janitor" in cmdline(pid)]
+        [janitor] = [pid for pid in stack.children() if b"\0worker\0janitor\0" in cmdline(pid)]
         os.kill(janitor, signal.SIGTERM)
         wait_for(lambda: not alive({janitor}), what="its end")
         wait_for(
-            lambda: any(b"worker.janitor" in cmdline(pid) for pid in stack.children()),
+            lambda: any(b"\0worker\0janitor\0" in cmdline(pid) for pid in stack.children()),
             what="another janitor",
         )
 

@@ -48,7 +48,7 @@ def test_sliders_decide_as_a_new_job_would(visit: Open, api: httpx.Client) -> No
 @pytest.fixture
 def demo_worker(place: Place) -> Iterator[None]:
     arguments = [
-        *(sys.executable, "-m", "worker", "--bundle", "coco-demo", "--device", "cpu"),
+        *(sys.executable, "-m", "worker", "run", "--bundle", "coco-demo", "--device", "cpu"),
         *("--redis-url", place.url, "--blobs", str(place.data / "blobs")),
     ]
     child = Child(Command("demo", arguments, log=place.data / "demo.log", grace=20))

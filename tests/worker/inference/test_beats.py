@@ -14,7 +14,7 @@ from worker.inference.batcher import Sizes
 from worker.inference.pipeline import Runtime
 from worker.inference.watchdog import Activity
 from worker.inference.worker import STUCK_EXIT_CODE, STUCK_GRACE_SECONDS, Calm, LeaseWorker, Vitals
-from worker.periodic import Pulse
+from worker.periodic import PeriodicThread
 from worker.queue.registry import (
     Explanation,
     ModelInfo,
@@ -37,7 +37,7 @@ def lone_worker(place: Place) -> Iterator[LeaseWorker]:
         place.redis,
         Runtime(predictor, model, place.blobs, worker="lone"),
         sizes=Sizes(),
-        vitals=Vitals.of(predictor, WorkerSettings(place.url, "blobs")),
+        vitals=Vitals.of(predictor, WorkerSettings(redis_url=place.url, blobs="blobs")),
         explanation=Explanation.model_validate(predictor.info.to_json()),
         lease=LEASE,
         exit_process=_raise_exit,
@@ -114,11 +114,11 @@ def test_a_pulse_outlives_outages_and_reports_its_own_death() -> None:
         if len(calls) == 5:
             raise LookupError("a bug")
 
-    def on_death(error: Exception) -> None:
+    def on_error(error: Exception) -> None:
         deaths.append(error)
         died.set()
 
-    pulse = Pulse(action, interval=0.001, name="test", on_death=on_death)
+    pulse = PeriodicThread(action, interval=0.001, name="test", on_error=on_error)
     pulse.start()
     assert died.wait(10)
     pulse.stop()

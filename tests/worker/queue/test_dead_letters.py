@@ -51,7 +51,7 @@ def listed(place: Place) -> list[str]:
 
 def command(place: Place, *arguments: str) -> tuple[int, str, str]:
     done = subprocess.run(
-        [sys.executable, "-m", "worker.dead", *arguments],
+        [sys.executable, "-m", "worker", "dead", *arguments],
         cwd=ROOT,
         env=os.environ
         | {"REDIS_URL": place.url, "SEMPLES_BLOBS": str(place.data / "blobs"), "COLUMNS": "200"},
