@@ -10,7 +10,7 @@ from anyio import CapacityLimiter
 from fastapi import FastAPI
 from redis import Redis
 
-from service.api import batches, errors, jobs, label_studio, masks, openapi, results, system
+from service.api import batches, errors, jobs, label_studio, masks, openapi, pages, results, system
 from service.api.forms import CallbackRules
 from service.batches.service import Batches
 from service.batches.upload import SpoolPlaces, ZipLimits, keep_clean
@@ -76,7 +76,7 @@ def create_app(
         version=openapi.VERSION,
         description=DESCRIPTION,
         lifespan=lifespan,
-        docs_url=None,  # Swagger UI would come from a CDN; service.api.system has a list of the calls
+        docs_url=None,  # Swagger UI would come from a CDN; service.api.pages has a list of the calls
         redoc_url=None,
         # More is no image and a few choices, but a mistake or an attack.
         form_limits={"max_files": 1, "max_fields": 100, "max_part_size": 2**17},
@@ -124,7 +124,7 @@ def create_app(
     ):
         app.include_router(router, dependencies=SCHEMES if ring is not None else ())
     app.include_router(system.health_router)
-    app.include_router(system.page_router)
+    app.include_router(pages.router)
 
     return app
 

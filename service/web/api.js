@@ -1,12 +1,13 @@
-// The service's calls. Everything is fetched here, so that the key goes along with all of it.
+// Calls to the service. Everything is fetched here, so that every request carries the API key.
 
 const KEY = "semples-key";
+const FIRST_POLL_MS = 100;
 const POLL_MS = 400;
-const AWAY_MS = 2000;
+const RETRY_MS = 2000;
 
-export const keepKey = (key) => sessionStorage.setItem(KEY, key);
+export const storeKey = (key) => sessionStorage.setItem(KEY, key);
 
-/** What went wrong, in the service's words or, where it said nothing, in ours. */
+/** An error answer, in the service's words or, where it sent none, in ours. */
 export class Problem extends Error {
   constructor({ title, detail, status = 0, type = "", nearest = [], label = "" }) {
     super(detail);
@@ -14,10 +15,10 @@ export class Problem extends Error {
   }
 }
 
-const AWAY = {
+const UNREACHABLE = {
   title: "The service does not answer",
   detail: "Check your connection, or try again in a moment.",
-  type: "away",
+  type: "unreachable",
 };
 
 async function call(path, options = {}) {
@@ -28,20 +29,20 @@ async function call(path, options = {}) {
     response = await fetch(path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Problem(AWAY);
+    throw new Problem(UNREACHABLE);
   }
   if (response.ok) return response;
-  throw await problemOf(response);
+  throw await readProblem(response);
 }
 
-async function problemOf(response) {
+async function readProblem(response) {
   const { status } = response;
   const isProblem = response.headers.get("content-type")?.startsWith("application/problem+json");
-  const told = isProblem ? await response.json().catch(() => ({})) : {};
+  const document = isProblem ? await response.json().catch(() => ({})) : {};
   // A proxy's answer while the service restarts.
-  if (!told.title && status >= 502) return new Problem({ ...AWAY, status });
-  const plain = { title: "That did not work", detail: `The service answered with code ${status}.` };
-  return new Problem({ ...plain, ...told, status });
+  if (!document.title && status >= 502) return new Problem({ ...UNREACHABLE, status });
+  const fallback = { title: "That did not work", detail: `The service answered with code ${status}.` };
+  return new Problem({ ...fallback, ...document, status });
 }
 
 const json = async (path, options) => (await call(path, options)).json();
@@ -51,7 +52,7 @@ export const job = (id, options) => json(`jobs/${id}`, options);
 export const cancel = (id) => json(`jobs/${id}`, { method: "DELETE" });
 export const file = async (path, options) => (await call(path, options)).blob();
 
-/** Post a photo: with labels for a mask of these, without for whatever it shows. */
+/** Post a photo: to /pseudo-mask with labels, to /segment without. */
 export function post(photo, { labels, model, refine, vocabulary }, options) {
   const body = new FormData();
   body.append("image", photo, photo.name || "photo");
@@ -62,24 +63,25 @@ export function post(photo, { labels, model, refine, vocabulary }, options) {
   return json(labels.length ? "pseudo-mask" : "segment", { method: "POST", body, ...options });
 }
 
-/** Ask for a job until it is done; `tell` hears each answer, and {status: "away"} while there is none. */
-export async function follow(document, tell, { signal }) {
-  while (["queued", "running"].includes(document.status)) {
-    await pause(POLL_MS, signal);
-    document = await ask(document, tell, signal);
-    tell(document);
+/** Poll a job until it ends; `onUpdate` gets each answer, and {status: "unreachable"} while there is none. */
+export async function follow(document, onUpdate, { signal }) {
+  for (let wait = FIRST_POLL_MS; ["queued", "running"].includes(document.status); wait = Math.min(2 * wait, POLL_MS)) {
+    await pause(wait, signal);
+    document = await pollJob(document.id, onUpdate, signal);
+    onUpdate(document);
   }
   return document;
 }
 
-async function ask(document, tell, signal) {
+async function pollJob(id, onUpdate, signal) {
   for (;;) {
     try {
-      return await job(document.id, { signal });
+      return await job(id, { signal });
     } catch (error) {
-      if (!(error instanceof Problem) || (error.kind !== "away" && error.status !== 503)) throw error;
-      tell({ status: "away" });
-      await pause(AWAY_MS, signal);
+      const retryable = error instanceof Problem && (error.kind === "unreachable" || error.status === 503);
+      if (!retryable) throw error;
+      onUpdate({ status: "unreachable" });
+      await pause(RETRY_MS, signal);
     }
   }
 }

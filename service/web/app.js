@@ -1,111 +1,173 @@
-// The page: a photo and labels go in, a job is followed, a result comes out.
+// The page: choose a photo and labels, post them, follow the job, show its result.
 
 import * as api from "./api.js";
-import { byId, say } from "./dom.js";
+import { announce, byId } from "./dom.js";
+import { openPhoto, photoPixels, shownShape, thumbnail } from "./draw.js";
 import * as history from "./history.js";
-import { Labels } from "./labels.js";
-import { Models } from "./models.js";
-import { openPhoto, pixels, shownShape, thumbnail, watchFiles } from "./photo.js";
-import { expired, failed, hideProblem, showProblem, unreadable } from "./problems.js";
-import { showProgress } from "./progress.js";
+import { Labels, Models } from "./labels.js";
+import { expiredJob, failedJob, hideProblem, showProblem, showProgress, unreadablePhoto } from "./messages.js";
 import { Result } from "./result.js";
 
-let photo = null;
-let running = null; // {controller, id} of the job in hand
-const labels = new Labels(() => tellGo());
-const models = new Models(() => tellGo());
-const result = new Result((error) => complain(error));
+let photo = null; // {file, bitmap}
+let running = null; // {controller, id}: the job that is being made
+const labels = new Labels(() => updateForm());
+const models = new Models(() => {
+  labels.classes = models.classes;
+  updateForm();
+  updateExamples();
+});
+const result = new Result((error) => showError(error));
 
-/** empty, ready, running, result: what is on the screen follows from it. */
-function enter(state) {
+/** Show what belongs to a state: empty, ready, running or result. */
+function setState(state) {
   document.body.dataset.state = state;
   byId("drop").hidden = state !== "empty";
   byId("viewer").hidden = state === "empty";
   byId("running").hidden = state !== "running";
   byId("another").hidden = ["empty", "running"].includes(state);
-  for (const id of ["views", "result"]) byId(id).hidden = state !== "result";
-  byId("opacity-row").hidden = state !== "result";
+  for (const id of ["views", "result", "opacity-row"]) byId(id).hidden = state !== "result";
   byId("go").disabled = state === "running";
-  tellGo();
+  updateForm();
 }
 
-function tellGo() {
-  const free = !labels.chosen.length && models.canSegment;
-  byId("go").textContent = free ? "Find whatever it shows" : "Make the mask";
+function updateForm() {
+  const withoutLabels = !labels.chosen.length && models.canSegment;
+  byId("go").textContent = withoutLabels ? "Find whatever it shows" : "Make the mask";
   byId("label-help").textContent = models.canSegment ? "Choose one or more, or none to let the model look by itself." : "Choose one or more.";
 }
 
-async function takePhoto(file) {
+// Photos
+
+async function usePhoto(file) {
   if (running) return;
   hideProblem();
   try {
     photo = await openPhoto(file);
   } catch {
-    showProblem(unreadable);
+    showProblem(unreadablePhoto);
     return;
   }
   showPhoto();
-  enter("ready");
-  say("Photo ready");
+  setState("ready");
+  announce("Photo ready");
   labels.focus();
 }
 
 function showPhoto() {
   const shape = shownShape(photo?.bitmap ?? { width: 640, height: 480 });
   const canvas = Object.assign(byId("canvas"), shape);
-  canvas.getContext("2d").putImageData(pixels(photo, shape), 0, 0);
+  canvas.getContext("2d").putImageData(photoPixels(photo, shape), 0, 0);
   canvas.setAttribute("aria-label", "Your photo");
 }
 
-/** Run `work` as the one thing that is being done, and say what goes wrong. */
-async function busy(work) {
+function removePhoto() {
+  photo = null;
+  hideProblem();
+  setState("empty");
+  byId("file").focus();
+}
+
+/** Take photos that are chosen, taken with the camera, dropped or pasted. */
+function listenForPhotos() {
+  for (const input of [byId("file"), byId("camera")]) {
+    input.addEventListener("change", () => {
+      if (input.files[0]) usePhoto(input.files[0]);
+      input.value = ""; // so that the same file can be chosen again
+    });
+  }
+  const drop = byId("drop");
+  addEventListener("dragover", (event) => {
+    event.preventDefault();
+    drop.classList.add("over");
+  });
+  addEventListener("dragleave", (event) => {
+    if (!event.relatedTarget) drop.classList.remove("over");
+  });
+  addEventListener("drop", (event) => {
+    event.preventDefault();
+    drop.classList.remove("over");
+    if (event.dataTransfer.files[0]) usePhoto(event.dataTransfer.files[0]);
+  });
+  addEventListener("paste", (event) => {
+    const [file] = event.clipboardData.files;
+    if (file) usePhoto(file);
+  });
+}
+
+// Example photos
+
+const exampleButtons = [...byId("examples").querySelectorAll("button")];
+
+/** Show the examples whose label the chosen model knows. */
+function updateExamples() {
+  for (const button of exampleButtons) button.parentElement.hidden = !labels.find(button.dataset.label);
+  byId("examples").hidden = exampleButtons.every((button) => button.parentElement.hidden);
+}
+
+/** Post an example photo with its label. */
+function tryExample({ dataset: { file, label } }) {
+  if (running) return;
+  run(async (signal) => {
+    const blob = await api.file(`web/examples/${file}`, { signal });
+    photo = await openPhoto(new File([blob], file, { type: blob.type }));
+    showPhoto();
+    labels.set([labels.find(label)?.name ?? label]);
+    await post({ labels: labels.chosen, ...models.chosen }, signal);
+  });
+}
+
+// Jobs
+
+/** Run `task` as the only one, and show its error. */
+async function run(task) {
   hideProblem();
   const controller = new AbortController();
   running = { controller, id: null };
   if (photo) showPhoto();
   showProgress({ status: "sending" });
-  enter("running");
+  setState("running");
   try {
-    await work(controller.signal);
+    await task(controller.signal);
   } catch (error) {
-    if (error.name !== "AbortError") complain(error, () => busy(work));
+    if (error.name !== "AbortError") showError(error, () => run(task));
   } finally {
     running = null;
-    if (document.body.dataset.state === "running") enter(photo ? "ready" : "empty");
+    if (document.body.dataset.state === "running") setState(photo ? "ready" : "empty");
   }
 }
 
-function send() {
-  labels.settle();
+function submit() {
+  labels.commitText();
   if (!photo) {
     showProblem({ title: "There is no photo yet", detail: "Choose a photo first, then its labels" });
-    return;
-  }
-  if (!labels.chosen.length && !models.canSegment) {
+  } else if (!labels.chosen.length && !models.canSegment) {
     showProblem({ title: "No label is chosen", detail: "Say at least one thing that the photo shows" }, [["Choose a label", () => labels.focus()]]);
-    return;
+  } else {
+    const request = { labels: labels.chosen, ...models.chosen };
+    run((signal) => post(request, signal));
   }
-  const asked = { labels: labels.chosen, ...models.chosen };
-  busy(async (signal) => {
-    const job = await api.post(photo.file, asked, { signal });
-    const entry = { id: job.id, labels: asked.labels, time: Date.now(), thumb: thumbnail(photo) };
-    history.remember(entry, photo.file);
-    history.draw(openEntry);
-    await finish(job, signal);
-  });
 }
 
-async function finish(job, signal) {
+async function post(request, signal) {
+  const job = await api.post(photo.file, request, { signal });
+  const entry = { id: job.id, labels: request.labels, time: Date.now(), thumb: thumbnail(photo) };
+  history.add(entry, photo.file);
+  history.draw(openEntry);
+  await showJob(job, signal);
+}
+
+/** Follow a job to its end, and show its result or failure. */
+async function showJob(job, signal) {
   running.id = job.id;
   showProgress(job);
-  const done = await api.follow(job, showProgress, { signal });
-  if (done.status === "canceled") {
-    say("Canceled");
-  } else if (done.status === "failed") {
-    showProblem(failed(done.failure), done.failure.repeatable && photo ? [["Try again", send]] : []);
+  const document = await api.follow(job, showProgress, { signal });
+  if (document.status === "canceled") {
+    announce("Canceled");
+  } else if (document.status === "failed") {
+    showProblem(failedJob(document.failure), document.failure.repeatable && photo ? [["Try again", submit]] : []);
   } else {
-    await result.load(done, photo, { signal });
-    enter("result");
+    await result.load(document, photo, { signal });
+    setState("result");
     byId("result-title").focus({ preventScroll: true });
     byId("viewer").scrollIntoView({ block: "nearest" });
   }
@@ -114,68 +176,72 @@ async function finish(job, signal) {
 async function cancel() {
   const { controller, id } = running;
   controller.abort(new DOMException("canceled", "AbortError"));
-  say("Canceled");
-  if (id) await api.cancel(id).catch(complain);
+  announce("Canceled");
+  if (id) await api.cancel(id).catch(showError);
 }
 
+/** Show a job of the history. */
 function openEntry(entry) {
   if (running) return;
-  busy(async (signal) => {
+  run(async (signal) => {
     const file = await history.photoOf(entry.id);
     photo = file ? await openPhoto(file).catch(() => null) : null;
     showPhoto();
     labels.set(entry.labels);
-    await finish(await api.job(entry.id, { signal }), signal);
+    await showJob(await api.job(entry.id, { signal }), signal);
   });
 }
 
-function complain(error, again) {
+// Errors, models and the API key
+
+/** Show an error; `retry` is offered as "Try again", or runs once a missing key is given. */
+function showError(error, retry) {
   if (!(error instanceof api.Problem)) {
     console.warn(error);
     showProblem({ title: "The page cannot show this", detail: error.message });
   } else if (error.status === 401) {
-    askForKey(again);
+    askForKey(retry);
   } else if (error.kind === "unknown-label") {
-    suggest(error);
+    showUnknownLabel(error);
   } else if (error.kind === "unknown-job") {
-    showProblem(expired(Boolean(photo)), photo ? [["Send it again", send]] : []);
+    showProblem(expiredJob(Boolean(photo)), photo ? [["Send it again", submit]] : []);
   } else {
-    showProblem(error, again ? [["Try again", again]] : []);
+    showProblem(error, retry ? [["Try again", retry]] : []);
   }
 }
 
-function suggest({ label, nearest }) {
-  const replace = (name) => () => labels.set(labels.chosen.flatMap((each) => (each !== label ? [each] : name ? [name] : [])));
+function showUnknownLabel({ label, nearest }) {
+  const replaceBy = (names) => labels.set(labels.chosen.flatMap((each) => (each === label ? names : [each])));
   const detail = nearest.length ? "Did you mean one of these?" : "Choose another one from the list";
-  const actions = nearest.map((name) => [name, () => { replace(name)(); send(); }]);
-  if (models.isOpen) actions.push([`Try “${label}” all the same`, () => { byId("open").checked = true; send(); }]);
-  showProblem({ title: `The model does not know “${label}”`, detail }, [...actions, ["Leave it out", replace(null)]]);
+  const actions = nearest.map((name) => [name, () => { replaceBy([name]); submit(); }]);
+  if (models.isOpen) actions.push([`Try “${label}” all the same`, () => { byId("open").checked = true; submit(); }]);
+  showProblem({ title: `The model does not know “${label}”`, detail }, [...actions, ["Leave it out", () => replaceBy([])]]);
 }
 
 let afterKey = null;
-function askForKey(again) {
-  afterKey = again ?? loadModels;
+
+function askForKey(retry) {
+  afterKey = retry ?? loadModels;
   byId("key-form").hidden = false;
   if (byId("key").value) showProblem({ title: "This key is not valid", detail: "Check it, or ask whoever runs the service" });
   byId("key").focus();
 }
 
-function useKey() {
-  api.keepKey(byId("key").value.trim());
+async function useKey() {
+  api.storeKey(byId("key").value.trim());
   byId("key-form").hidden = true;
   hideProblem();
-  const again = afterKey;
-  loadModels().then((known) => { if (known && again !== loadModels) again(); });
+  const retry = afterKey;
+  if (await loadModels() && retry !== loadModels) retry();
 }
 
 async function loadModels() {
   try {
     models.set(await api.models());
-    labels.classes = models.classes;
     byId("key").value = "";
     return true;
   } catch (error) {
-    complain(error, loadModels);
+    showError(error, loadModels);
     return false;
   }
 }
@@ -187,17 +253,12 @@ function onSubmit(id, act) {
   });
 }
 
-onSubmit("form", send);
+onSubmit("form", submit);
 onSubmit("key-form", useKey);
 byId("cancel").addEventListener("click", cancel);
-byId("model").addEventListener("change", () => { labels.classes = models.classes; });
-byId("another").addEventListener("click", () => {
-  photo = null;
-  hideProblem();
-  enter("empty");
-  byId("file").focus();
-});
-watchFiles(takePhoto);
+byId("another").addEventListener("click", removePhoto);
+for (const button of exampleButtons) button.addEventListener("click", () => tryExample(button));
+listenForPhotos();
 history.draw(openEntry);
-enter("empty");
+setState("empty");
 loadModels();

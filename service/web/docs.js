@@ -1,15 +1,15 @@
-// Lists the API's calls from openapi.json, with nothing from elsewhere.
+// The list of calls, drawn from openapi.json.
 
 import { byId, make } from "./dom.js";
 
 const VERBS = ["get", "post", "put", "patch", "delete"];
 
-/** Paragraphs of a description; `code` is the only markup that ours have. */
-function prose(words = "") {
-  return words.split(/\n\s*\n/).filter(Boolean).map((paragraph) => make("p", {}, ...inline(paragraph)));
+/** Return the paragraphs of a description; `code` is its only markup. */
+function prose(text = "") {
+  return text.split(/\n\s*\n/).filter(Boolean).map((paragraph) => make("p", {}, ...inline(paragraph)));
 }
 
-const inline = (words) => words.split(/`+/).map((part, number) => (number % 2 ? make("code", {}, part) : part));
+const inline = (text) => text.split(/`+/).map((part, number) => (number % 2 ? make("code", {}, part) : part));
 
 function kindOf(schema = {}) {
   if (schema.$ref) return schema.$ref.split("/").pop();
@@ -23,7 +23,7 @@ function table(title, rows) {
   if (!rows.length) return [];
   const cells = rows.flatMap(([name, about, ...more]) => [
     make("dt", {}, make("code", {}, name)),
-    make("dd", {}, make("span", { className: "soft" }, about), ...more.filter(Boolean).flatMap((words) => [make("br"), ...inline(words)])),
+    make("dd", {}, make("span", { className: "soft" }, about), ...more.filter(Boolean).flatMap((text) => [make("br"), ...inline(text)])),
   ]);
   return [make("h3", {}, title), make("dl", {}, ...cells)];
 }
@@ -49,9 +49,9 @@ function call(path, verb, operation, schemas) {
     each.name, `${each.in}, ${kindOf(each.schema)}${each.required ? ", required" : ""}`, each.description,
   ]);
   const [first, ...rest] = (operation.description ?? operation.summary ?? "").split(/\n\s*\n/);
-  const sum = make("summary", {}, make("span", { className: "verb" }, verb.toUpperCase()), make("code", {}, path),
+  const summary = make("summary", {}, make("span", { className: "verb" }, verb.toUpperCase()), make("code", {}, path),
     make("span", { className: "soft" }, ...inline(first)));
-  return make("details", { className: "call" }, sum, make("div", {}, ...prose(rest.join("\n\n")),
+  return make("details", { className: "call" }, summary, make("div", {}, ...prose(rest.join("\n\n")),
     ...table("Parameters", parameters), ...fields(operation.requestBody, schemas), ...table("Answers", answers(operation.responses))));
 }
 

@@ -1,8 +1,8 @@
-// Small words for the document.
+// Helpers for the document.
 
 export const byId = (id) => document.getElementById(id);
 
-/** Make an element: properties of `props` are set, `aria-…`, `data-…`, `role` and `scope` as attributes. */
+/** Make an element: `props` are set as properties; `aria-…`, `data-…`, `role`, `scope` and `for` as attributes. */
 export function make(tag, props = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(props)) {
@@ -13,18 +13,8 @@ export function make(tag, props = {}, ...children) {
   return element;
 }
 
-export const percent = (share) =>
-  share === 0 ? "0 %" : share < 0.001 ? "< 0.1 %" : `${(100 * share).toFixed(share < 0.1 ? 1 : 0)} %`;
-
-/** Tell a screen reader; the same words twice are said once. */
-export function say(words) {
+/** Announce a message to screen readers; repeating the same message does nothing. */
+export function announce(message) {
   const status = byId("status");
-  if (status.textContent !== words) status.textContent = words;
-}
-
-/** Hand bytes to the person as a file. */
-export function save(blob, name) {
-  const url = URL.createObjectURL(blob);
-  make("a", { href: url, download: name }).click();
-  setTimeout(() => URL.revokeObjectURL(url), 60_000);
+  if (status.textContent !== message) status.textContent = message;
 }

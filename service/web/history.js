@@ -1,11 +1,11 @@
-// What this browser posted: small entries in localStorage, the photos themselves in IndexedDB, both best effort.
+// Jobs posted from this browser: entries in localStorage, photos in IndexedDB. The page works without either.
 
 import { byId, make } from "./dom.js";
 
 const KEY = "semples-history";
-const MOST = 24;
+const MAX_ENTRIES = 24;
 
-export function entries() {
+function readEntries() {
   try {
     return JSON.parse(localStorage.getItem(KEY)) ?? [];
   } catch {
@@ -13,24 +13,24 @@ export function entries() {
   }
 }
 
-function write(list) {
+function writeEntries(entries) {
   try {
-    localStorage.setItem(KEY, JSON.stringify(list));
+    localStorage.setItem(KEY, JSON.stringify(entries));
   } catch {
     // Full or forbidden: the page works without a history.
   }
 }
 
-/** Put a job first, whether it is new or not; the oldest make room. */
-export function remember(entry, file) {
-  const list = [entry, ...entries().filter(({ id }) => id !== entry.id)];
-  for (const { id } of list.splice(MOST)) withPhotos("readwrite", (photos) => photos.delete(id));
-  write(list);
-  if (file) withPhotos("readwrite", (photos) => photos.put(file, entry.id));
+/** Put a job first, new or not; the oldest entries are deleted. */
+export function add(entry, file) {
+  const entries = [entry, ...readEntries().filter(({ id }) => id !== entry.id)];
+  for (const { id } of entries.splice(MAX_ENTRIES)) withPhotos("readwrite", (photos) => photos.delete(id));
+  writeEntries(entries);
+  withPhotos("readwrite", (photos) => photos.put(file, entry.id));
 }
 
-export function forget(id) {
-  write(entries().filter((entry) => entry.id !== id));
+function remove(id) {
+  writeEntries(readEntries().filter((entry) => entry.id !== id));
   withPhotos("readwrite", (photos) => photos.delete(id));
 }
 
@@ -39,37 +39,37 @@ export const photoOf = (id) => withPhotos("readonly", (photos) => photos.get(id)
 
 function withPhotos(mode, use) {
   return new Promise((resolve) => {
-    const nothing = () => resolve(undefined);
+    const fail = () => resolve(undefined);
     const opening = indexedDB.open("semples", 1);
     opening.onupgradeneeded = () => opening.result.createObjectStore("photos");
-    opening.onerror = nothing;
+    opening.onerror = fail;
     opening.onsuccess = () => {
       const request = use(opening.result.transaction("photos", mode).objectStore("photos"));
       request.onsuccess = () => resolve(request.result);
-      request.onerror = nothing;
+      request.onerror = fail;
     };
   });
 }
 
-/** Draw the list; `open` is called with an entry. */
+/** Draw the list; `open` is called with the entry that is clicked. */
 export function draw(open) {
-  const list = entries();
-  byId("history").hidden = !list.length;
-  byId("entries").replaceChildren(...list.map((entry) => row(entry, open)));
+  const entries = readEntries();
+  byId("history").hidden = !entries.length;
+  byId("entries").replaceChildren(...entries.map((entry) => row(entry, open)));
 }
 
 function row(entry, open) {
-  const words = entry.labels.join(", ") || "Whatever it shows";
+  const title = entry.labels.join(", ") || "Whatever it shows";
   const time = new Date(entry.time).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
-  const show = make("button", { type: "button", className: "entry" },
+  const openButton = make("button", { type: "button", className: "entry" },
     entry.thumb ? make("img", { src: entry.thumb, alt: "", width: 60, height: 60 }) : null,
-    make("span", {}, make("strong", {}, words), make("span", { className: "soft small" }, time)));
-  show.addEventListener("click", () => open(entry));
-  const drop = make("button", { type: "button", className: "quiet", "aria-label": `Delete ${words}, ${time}` }, "×");
-  drop.addEventListener("click", () => {
-    forget(entry.id);
+    make("span", {}, make("strong", {}, title), make("span", { className: "soft small" }, time)));
+  openButton.addEventListener("click", () => open(entry));
+  const deleteButton = make("button", { type: "button", className: "quiet", "aria-label": `Delete ${title}, ${time}` }, "×");
+  deleteButton.addEventListener("click", () => {
+    remove(entry.id);
     draw(open);
     (byId("entries").querySelector("button") ?? byId("label")).focus();
   });
-  return make("li", {}, show, drop);
+  return make("li", {}, openButton, deleteButton);
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,14 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import expect
 
 from models.bundle.bundle import load_bundle
 from models.data.classes import with_open_labels
 from models.data.images import read_image
 from models.inference.predictor import Predictor
 from tests.conftest import CPU
-from tests.helpers.browser import Open, photo, read_mask
-from tests.helpers.service_fixtures import Place, WorkerProcess, http_api, png, valkey
+from tests.helpers.browser import read_mask
+from tests.helpers.service_fixtures import Place, WorkerProcess, png
 from tests.service.local.test_bundle import serving_bundle
 from worker.queue.rq import make_job, open_queue
 from worker.queue.schema import JobRequest, ModelRef
@@ -177,38 +175,6 @@ def test_a_job_that_reaches_such_a_model_anyway_fails(
     failure = api.get(f"/jobs/{job.id}").json()["failure"]
     assert failure["code"] == "unknown_label"
     assert "expected a known label, got 'zebra'" in failure["detail"]
-
-
-def test_on_the_page(visit: Open, api: httpx.Client) -> None:
-    page = visit(api)
-    box = page.page.get_by_role("checkbox", name="Also labels that the model was not trained on")
-    expect(box).to_be_visible()
-    page.choose(photo())
-    page.label("cat", "Fire-Truck")
-    page.go()
-    expect(page.problem).to_contain_text("The model does not know “Fire-Truck”")
-    page.page.get_by_role("button", name="Try “Fire-Truck” all the same").click()
-    page.is_in("result")
-    expect(box).to_be_checked()
-    rows = page.page.locator("#legend tr")
-    expect(rows).to_have_text(["cat33 %0.68–", "fire truck not trained on33 %0.68–"])
-    mask = api.get(f"/jobs/{page.job_id()}/mask.png").content
-    assert set(np.unique(read_mask(mask))) == {0, 1, 12}
-    page.wait_for_mask(mask, share=1)
-    assert json.loads(page.download("Job JSON"))["vocabulary"] == "open"
-
-
-def test_a_page_of_a_closed_model_has_no_such_choice(tmp_path: Path, visit: Open) -> None:
-    with valkey(tmp_path) as there:
-        closed = WorkerProcess(there, bundle="plain")
-        closed.start()
-        try:
-            with http_api(there) as api:
-                page = visit(api)
-                expect(page.page.locator("#model-note")).to_contain_text("Knows 11 classes")
-                expect(page.page.locator("#open-row")).to_be_hidden()
-        finally:
-            closed.stop()
 
 
 def test_a_real_bundle_gives_what_the_library_gives(

@@ -6,8 +6,9 @@ import re
 
 import httpx
 import pytest
+from PIL import Image
 
-from service.api.system import FOLDER, assets
+from service.api.pages import FOLDER
 from service.middleware.headers import HEADERS
 from tests.helpers.html_page import Page
 from tests.helpers.service_fixtures import Place, http_api
@@ -23,6 +24,7 @@ PAGES = ("index.html", "docs.html")
         ("/web/app.js", "text/javascript; charset=utf-8"),
         ("/web/style.css", "text/css; charset=utf-8"),
         ("/web/icon.svg", "image/svg+xml"),
+        ("/web/examples/cat.jpg", "image/jpeg"),
     ],
 )
 def test_files_come_with_type_and_tag(api: httpx.Client, path: str, kind: str) -> None:
@@ -38,7 +40,13 @@ def test_files_come_with_type_and_tag(api: httpx.Client, path: str, kind: str) -
     assert (head.status_code, head.content, head.headers["etag"]) == (200, b"", tag)
 
 
-@pytest.mark.parametrize("name", ["none.js", "..%2Fapp.py", "%2e%2e/app.py", "__init__.py"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("none.js", "..%2Fapp.py", "%2e%2e/app.py", "__init__.py", "examples"),
+        *("examples/none.jpg", "examples/..%2F..%2Fapp.py", "%00", "n" * 300),
+    ],
+)
 def test_nothing_else_is_served(api: httpx.Client, name: str) -> None:
     answer = api.get(f"/web/{name}")
     assert (answer.status_code, answer.json()["type"]) == (404, "/problems/not-found")
@@ -55,7 +63,7 @@ def test_every_answer_has_the_headers(api: httpx.Client, path: str) -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_error_of_ours_has_them_too(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.api.system.assets", lambda: 1 / 0)
+    monkeypatch.setattr("service.api.pages._files.get_response", lambda *_: 1 / 0)
     with http_api(place) as broken:
         answer = broken.get("/")
     assert (answer.status_code, answer.json()["type"]) == (500, "/problems/internal-error")
@@ -64,11 +72,11 @@ def test_an_error_of_ours_has_them_too(place: Place, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("name", PAGES)
 def test_pages_name_only_files_that_there_are_and_run_nothing_inline(name: str) -> None:
-    page = Page(assets()[name].content.decode())
+    page = Page((FOLDER / name).read_text())
     named = [each.attributes.get("src") or each.attributes.get("href") for each in page.elements]
     files = [each.removeprefix("web/") for each in named if each and each.startswith("web/")]
     assert files
-    assert set(files) <= set(assets())
+    assert [each for each in files if not (FOLDER / each).is_file()] == []
     for each in page.elements:
         assert each.tag != "style"
         assert not [key for key in each.attributes if key == "style" or key.startswith("on")]
@@ -82,7 +90,31 @@ def test_scripts_import_only_each_other() -> None:
         assert set(found) <= set(text), name
         assert len(found) == len(re.findall(r"^import ", source, re.M)), name
         assert "innerHTML" not in source
-        assert len(source.splitlines()) <= 250
+
+
+def test_examples_are_small_and_have_a_text_and_a_label() -> None:
+    page = Page((FOLDER / "index.html").read_text())
+    buttons = [each for each in page.all("button") if "data-file" in each.attributes]
+    shown = {}
+    for button in buttons:
+        file = button.attributes["data-file"]
+        picture, caption = button.children
+        with Image.open(FOLDER / "examples" / str(file)) as photo:
+            size = (str(photo.width), str(photo.height))
+        given = {name: picture.attributes[name] for name in ("src", "alt", "width", "height")}
+        label = str(button.attributes["data-label"])
+        assert given == {
+            "src": f"web/examples/{file}",
+            "alt": f"Photo of a {label}",
+            "width": size[0],
+            "height": size[1],
+        }
+        assert caption.text == label
+        shown[file] = label
+    assert shown == {"cat.jpg": "cat", "coffee.jpg": "cup", "clock.jpg": "clock"}
+    files = list((FOLDER / "examples").iterdir())
+    assert {path.name for path in files} == set(shown)
+    assert sum(path.stat().st_size for path in files) < 150_000
 
 
 def luminance(color: str) -> float:
