@@ -9,7 +9,7 @@ SEED ?= 0
 # Idle OpenMP threads that spin stall everything else on a small machine.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup demo test check format chaos offline-clip demo-bundle benchmark-contexts clean
+.PHONY: setup demo test test-long check format chaos offline-clip demo-bundle benchmark-contexts clean
 
 setup: $(READY)
 
@@ -22,8 +22,12 @@ $(READY): pyproject.toml constraints.txt tests/readers.txt
 demo: $(READY) ## serve, post three photos over HTTP, look at build/demo
 	$(BIN)/python -m benchmarks.demo --output build/demo
 
-test: check ## lint, types, import contracts and all tests
-	$(BIN)/python -m pytest
+test: check ## lint, types, import contracts and all tests that are not slow
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
+	@echo "Slow tests (many kills, long fuzzing, whole trainings) are run by 'make test-long' before a release."
+
+test-long: $(READY) ## the slow tests
+	$(BIN)/python -m pytest -m slow
 
 check: $(READY)
 	$(BIN)/ruff check .

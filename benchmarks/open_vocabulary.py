@@ -31,7 +31,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     bundle = load_bundle(find_bundle(arguments.bundle), device=torch.device("cpu"))
-    classes, default = bundle.info.classes, bundle.info.refine
+    classes, default = bundle.info.classes, bundle.info.mask_options.refine
     photos = list(read_photos(arguments.data, classes, None))
     heads = {"trained": Predictor(bundle), "zero-shot": Predictor(forgetful(bundle))}
     print("| refine | head | large | all |\n|---|---|---|---|")

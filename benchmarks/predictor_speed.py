@@ -107,12 +107,12 @@ def one_by_one(
 
 
 def in_sequence(predictor: Predictor, photos: Sequence[LabeledImage]) -> list[Segmentation]:
-    """Activate and finish photos in pairs."""
+    """Run both halves on photos in pairs."""
     return [made for pair in pairs(photos) for made in predictor.pseudo_masks(pair)]
 
 
 def overlapping(predictor: Predictor, photos: Sequence[LabeledImage]) -> list[Segmentation]:
-    """Activate photos in pairs, and finish each pair while the next is activated."""
+    """Run the networks on photos in pairs, and postprocess each pair meanwhile."""
     with ThreadPoolExecutor(2) as pool:
         futures = [
             pool.submit(predictor.postprocess, each)

@@ -31,7 +31,7 @@ def main() -> None:
     )
     labeled = sum(bool(sample.channels) for sample in samples)
     print("| refine | processes × threads | s per photo | photos/s |\n|---|---|---|---|")
-    for refine in (predictor.info.refine, "none"):
+    for refine in (predictor.info.mask_options.refine, "none"):
         options = predictor.options(refine=refine)
         for processes, threads in ((1, 1), (1, 2), (2, 1)):
             torch.set_num_threads(threads)

@@ -20,11 +20,13 @@ Channels = tuple[float, float, float]
 Stride = Literal[8, 16, 32]
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """Base of configurations and manifests: frozen, unknown keys refused, defaults checked."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
-class CnnConfig(_Frozen):
+class CnnConfig(Frozen):
     """A timm backbone with a random 1×1 head."""
 
     kind: Literal["cnn"] = "cnn"
@@ -37,7 +39,7 @@ class CnnConfig(_Frozen):
     level: Annotated[int, Field(ge=-4, le=-1)] = -1
 
 
-class ZeroShotConfig(_Frozen):
+class ZeroShotConfig(Frozen):
     """CLIP's image trunk with a head written by the class texts; needs a CLIP with a timm trunk."""
 
     kind: Literal["zero_shot"]
@@ -48,7 +50,7 @@ class ZeroShotConfig(_Frozen):
         """It starts from CLIP, never from a file."""
 
 
-class _WeakTr(_Frozen):
+class _WeakTr(Frozen):
     """What makes one WeakTr another; by default the public one for VOC, on DeiT-S/16."""
 
     kind: Literal["weaktr"]
@@ -86,7 +88,7 @@ class WeakTrConfig(_WeakTr):
 GeneratorConfig = Annotated[CnnConfig | ZeroShotConfig | WeakTrConfig, Field(discriminator="kind")]
 
 
-class CnnSpec(_Frozen):
+class CnnSpec(Frozen):
     """How to build a convolutional mask generator before its weights are loaded."""
 
     kind: Literal["cnn", "zero_shot"]
@@ -123,7 +125,7 @@ Decoder = Literal[
 ]  # fmt: skip
 
 
-class EncoderDecoderConfig(_Frozen):
+class EncoderDecoderConfig(Frozen):
     """A decoder on a timm backbone."""
 
     kind: Literal["light"] = "light"
@@ -133,7 +135,7 @@ class EncoderDecoderConfig(_Frozen):
     weights: Literal["pretrained", "clip", "none"] = "pretrained"
 
 
-class Mask2FormerConfig(_Frozen):
+class Mask2FormerConfig(Frozen):
     """Mask2Former of the transformers library; by default the paper's."""
 
     kind: Literal["mask2former"]
@@ -147,7 +149,7 @@ class Mask2FormerConfig(_Frozen):
 SegmenterConfig = Annotated[EncoderDecoderConfig | Mask2FormerConfig, Field(discriminator="kind")]
 
 
-class SegmenterStageConfig(_Frozen):
+class SegmenterStageConfig(Frozen):
     """How the segmenter learns from pseudo masks. The paper: 80,000 iterations (VOC), gradients clipped at 0.01."""
 
     epochs: Annotated[int, Field(ge=0)] = 60
@@ -178,7 +180,7 @@ class SegmenterStageConfig(_Frozen):
         return self
 
 
-class SegmentConfig(_Frozen):
+class SegmentConfig(Frozen):
     """From image to segmentation, without labels."""
 
     image_size: Annotated[int, Field(ge=32, le=2048)] = 512  # longer side of the working image
@@ -189,7 +191,7 @@ class SegmentConfig(_Frozen):
     min_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
-class EncoderDecoderSpec(_Frozen):
+class EncoderDecoderSpec(Frozen):
     """How to build a light segmenter before its weights are loaded."""
 
     kind: Literal["light"]
@@ -199,7 +201,7 @@ class EncoderDecoderSpec(_Frozen):
     std: tuple[float, float, float]
 
 
-class Mask2FormerSpec(_Frozen):
+class Mask2FormerSpec(Frozen):
     """How to build a Mask2Former before its weights are loaded."""
 
     kind: Literal["mask2former"]
@@ -212,7 +214,7 @@ SegmenterSpec = Annotated[EncoderDecoderSpec | Mask2FormerSpec, Field(discrimina
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
-class ClipConfig(_Frozen):
+class ClipConfig(Frozen):
     """Which CLIP supervises."""
 
     model: str = "ViT-B-32"
@@ -221,7 +223,7 @@ class ClipConfig(_Frozen):
     normalization: Literal["clip", "imagenet"] = "clip"
 
 
-class PromptsConfig(_Frozen):
+class PromptsConfig(Frozen):
     """The learnable background prompts."""
 
     tokens: Annotated[int, Field(ge=1, le=70)] = 30
@@ -229,7 +231,7 @@ class PromptsConfig(_Frozen):
     initialization: Literal["uniform", "normal"] = "uniform"
 
 
-class _StageConfig(_Frozen):
+class _StageConfig(Frozen):
     epochs: Annotated[int, Field(ge=0)] = 60  # 0 leaves what it starts from
     batch_size: Annotated[int, Field(ge=1)] = 64  # of all processes together
     learning_rate: Positive
@@ -271,7 +273,7 @@ class PromptStageConfig(_StageConfig):
     views: Annotated[int, Field(ge=1)] = 10
 
 
-class InferenceConfig(_Frozen):
+class InferenceConfig(Frozen):
     """From image to pseudo mask."""
 
     image_size: Annotated[int, Field(ge=32, le=2048)] = 448  # longer side of the working image
@@ -285,7 +287,7 @@ class InferenceConfig(_Frozen):
     min_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
-class Config(_Frozen):
+class Config(Frozen):
     """One run of the method."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]

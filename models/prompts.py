@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 
 import torch
@@ -48,18 +47,10 @@ class BackgroundPrompts(nn.Module):
         self.context = nn.Parameter(context)
 
 
-@dataclass(frozen=True)
-class NearNoun:
-    """A noun and the cosine of "a photo of {noun}." to a background prompt."""
-
-    noun: str
-    similarity: float
-
-
 def nearest_nouns(
     prompts: Tensor, nouns: Sequence[str], noun_embeddings: Tensor, *, count: int
-) -> list[tuple[NearNoun, ...]]:
-    """Read each prompt by the nouns nearest to it, nearest first.
+) -> list[list[tuple[str, float]]]:
+    """Return each prompt's nearest nouns with their cosines, nearest first.
 
     Args:
         prompts: embeddings of the prompts, (K, D), L2-normalized.
@@ -74,7 +65,7 @@ def nearest_nouns(
         raise ValueError(f"expected {len(nouns)} noun embeddings, got {noun_embeddings.shape[0]}")
     best = (prompts @ noun_embeddings.T).topk(min(count, len(nouns)), dim=1)
     return [
-        tuple(NearNoun(nouns[index], value) for index, value in zip(indices, values, strict=True))
+        [(nouns[index], value) for index, value in zip(indices, values, strict=True)]
         for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
 

@@ -108,7 +108,7 @@ def _soft_maps(
 def nearest(clip: FrozenClip, prompts: Tensor) -> list[str]:
     """Return the world's noun that is nearest to each class's background prompt."""
     found = nearest_nouns(prompts, NOUNS, clip.embed_classes(NOUNS), count=1)
-    return [nouns[0].noun for nouns in found]
+    return [nouns[0][0] for nouns in found]
 
 
 def contexts_found(clip: FrozenClip, prompts: Tensor) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -12,14 +13,16 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     PlainSerializer,
     TypeAdapter,
     ValidationError,
     model_validator,
 )
 
-from models.config import GeneratorSpec, InferenceConfig, SegmentConfig, SegmenterSpec
+from models.config import Frozen, GeneratorSpec, InferenceConfig, SegmentConfig, SegmenterSpec
 from models.data.classes import ClassInfo, ClassList
+from models.inference.masks import CannotSegmentError, MaskOptions
 
 MANIFEST = "bundle.yaml"
 GENERATOR_FILE = "generator.safetensors"
@@ -31,10 +34,6 @@ SEGMENTER_FILE = "segmenter.safetensors"
 
 class BundleError(ValueError):
     """A folder that is not a bundle we can load; the message says what was expected and found."""
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 _CLASSES = TypeAdapter(list[ClassInfo])
@@ -58,7 +57,7 @@ Classes = Annotated[
 ]
 
 
-class ImageTowerSpec(_Frozen):
+class ImageTowerSpec(Frozen):
     """How to build CLIP's image tower before its weights are loaded."""
 
     config: dict[str, Any]
@@ -66,13 +65,13 @@ class ImageTowerSpec(_Frozen):
     std: tuple[float, float, float]
 
 
-class TextTowerSpec(_Frozen):
+class TextTowerSpec(Frozen):
     """How to build CLIP's text tower before its weights are loaded."""
 
     config: dict[str, Any]
 
 
-class Measurement(_Frozen):
+class Measurement(Frozen):
     """One measured figure, with what it takes to read it honestly."""
 
     name: str
@@ -81,14 +80,15 @@ class Measurement(_Frozen):
     rule: Literal["fixed", "oracle"]
 
 
-class Noun(_Frozen):
-    """A noun near to what a background prompt learned."""
+@dataclass(frozen=True)
+class NearNoun:
+    """A noun and the cosine of its caption, "a photo of {noun}.", to a background prompt."""
 
     noun: str
     similarity: float
 
 
-class Manifest(_Frozen):
+class Manifest(Frozen):
     """The content of ``bundle.yaml``."""
 
     format: Literal[2]  # 1 had generators with affinity steps of their own
@@ -104,7 +104,7 @@ class Manifest(_Frozen):
     segmenter: SegmenterSpec | None = None
     segment: SegmentConfig | None = None
     metrics: tuple[Measurement, ...] = ()
-    nearest_nouns: dict[str, tuple[Noun, ...]] = {}
+    nearest_nouns: dict[str, tuple[NearNoun, ...]] = Field(default_factory=dict)
     files: dict[str, str]  # file name → SHA-256
 
     @model_validator(mode="after")
@@ -147,23 +147,31 @@ class BundleInfo(Manifest):
         return self.generator.kind
 
     @property
-    def background_threshold(self) -> float:
-        """The background's score, unless a request says otherwise."""
-        return self.inference.background_threshold
+    def mask_options(self) -> MaskOptions:
+        """How pseudo masks are made unless a request says otherwise."""
+        return MaskOptions(
+            refine=self.inference.refine,
+            min_confidence=self.inference.min_confidence,
+            background_threshold=self.inference.background_threshold,
+            class_thresholds=self.inference.class_thresholds,
+        )
 
     @property
-    def min_confidence(self) -> float:
-        """Below it pixels are ignored, unless a request says otherwise."""
-        return self.inference.min_confidence
+    def segment_options(self) -> MaskOptions:
+        """How the segmenter's masks are made unless a request says otherwise.
 
-    @property
-    def refine(self) -> str:
-        """The refiner chain, unless a request says otherwise."""
-        return self.inference.refine
+        Raises:
+            CannotSegmentError: if there is no segmenter.
+        """
+        if self.segment is None:
+            raise CannotSegmentError(
+                f"expected a bundle with a segmenter, got {self.name!r} without one"
+            )
+        return MaskOptions(self.segment.refine, self.segment.min_confidence)
 
     @property
     def can_segment(self) -> bool:
-        """Whether it segments photos without labels."""
+        """Whether it segments images without labels."""
         return self.segmenter is not None
 
     @property
@@ -172,22 +180,82 @@ class BundleInfo(Manifest):
         return self.text_tower is not None
 
     def to_json(self) -> dict[str, Any]:
-        """Return what users may want to know, in JSON's types; not how to build it."""
+        """Return the description for users, in JSON's types: a ModelDescription and more."""
         built = {"generator", "image_tower", "text_tower", "segmenter", "segment"}
-        hidden = {"format", "files", *built}
-        shown = self.model_dump(mode="json", exclude=hidden)
-        segment = self.segment
-        defaults = {
-            "background_threshold": self.background_threshold,
-            "class_thresholds": self.inference.class_thresholds,
-            "min_confidence": self.min_confidence,
-            "refine": self.refine,
+        shown = self.model_dump(mode="json", exclude={"format", "files", *built})
+        options, segment = self.mask_options, self.segment
+        return {
+            **shown,
+            "kind": self.kind,
+            "background_threshold": options.background_threshold,
+            "class_thresholds": options.class_thresholds,
+            "min_confidence": options.min_confidence,
+            "refine": options.refine,
             "can_segment": self.can_segment,
             "open_vocabulary": self.open_vocabulary,
             "segment": segment
             and {"refine": segment.refine, "min_confidence": segment.min_confidence},
         }
-        return {**shown, "kind": self.kind, **defaults}
+
+
+class SegmentDefaults(BaseModel):
+    """How a model segments unless a request says otherwise."""
+
+    model_config = ConfigDict(frozen=True)
+
+    refine: str = "none"
+    min_confidence: float = 0.0
+
+
+class ModelDescription(BaseModel):
+    """A model's description for those who have neither torch nor its files, in JSON's types.
+
+    Unknown fields are ignored, so that old and new processes can talk.
+
+    Attributes:
+        refine, min_confidence, background_threshold, class_thresholds: how its pseudo masks are made by default.
+        segment: how it segments by default.
+        can_segment: whether it has a segmenter, which needs no labels.
+        open_vocabulary: whether it takes labels that it was not trained on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    version: str
+    kind: str
+    classes: tuple[ClassInfo, ...]
+    refine: str
+    min_confidence: float
+    background_threshold: float
+    class_thresholds: dict[str, float] = {}
+    can_segment: bool = False
+    segment: SegmentDefaults | None = None
+    open_vocabulary: bool = False
+    stage: str = ""
+    licence: str = ""
+    trained_on: str = ""
+    metrics: tuple[dict[str, Any], ...] = ()
+
+    def class_list(self) -> ClassList:
+        """Return the classes as a checked list."""
+        return ClassList(self.classes)
+
+    @property
+    def mask_options(self) -> MaskOptions:
+        """How pseudo masks are made unless a request says otherwise."""
+        return MaskOptions(
+            refine=self.refine,
+            min_confidence=self.min_confidence,
+            background_threshold=self.background_threshold,
+            class_thresholds=self.class_thresholds,
+        )
+
+    @property
+    def segment_options(self) -> MaskOptions:
+        """How the segmenter's masks are made unless a request says otherwise."""
+        segment = self.segment or SegmentDefaults()
+        return MaskOptions(segment.refine, segment.min_confidence)
 
 
 def find_bundle(name_or_path: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ from rich.table import Table
 from models.cli.options import DeviceOption, ThreadsOption, WorkArgument, pick_device
 
 if TYPE_CHECKING:
-    from models.bundle.manifest import Measurement, Noun
+    from models.bundle.manifest import Measurement, NearNoun
 
 
 def export(
@@ -85,7 +86,7 @@ def explain_prompts(
     if not nouns:
         raise ValueError(f"expected learned prompts in {bundle_or_work}, got none")
     if as_json:
-        rows = {name: [each.model_dump() for each in found] for name, found in nouns.items()}
+        rows = {name: [asdict(each) for each in found] for name, found in nouns.items()}
         print(json.dumps(rows, indent=2))
         return
     table = Table("class", "nearest nouns (cosine)")
@@ -94,7 +95,7 @@ def explain_prompts(
     Console().print(table)
 
 
-def _explain_run(work: Path, device: str, threads: int) -> dict[str, tuple[Noun, ...]]:
+def _explain_run(work: Path, device: str, threads: int) -> dict[str, tuple[NearNoun, ...]]:
     from models.training.export import explain
     from models.training.generator import learned_prompts, supervision
     from models.training.run import open_run

@@ -65,7 +65,7 @@ def write_results(
 
     stem = output / image.stem
     names = [each.name for each in segmentation.classes]
-    text = provenance(info, segmentation.classes, asdict(options.among(names)))
+    text = provenance(info, segmentation.classes, asdict(options.for_classes(names)))
     mask = label_map_png(segmentation.label_map, text=text)
     write_atomically(stem.with_name(f"{image.stem}.png"), mask)
     overlay = overlay_png(upright.pixels, segmentation.label_map)
@@ -166,7 +166,7 @@ def make_masks(
         classes = classes_with_open_labels(labels, classes)
     samples = read_folder(images, labels, classes)
     options = fill_defaults(
-        info.inference,
+        info.mask_options,
         refine=refine,
         background_threshold=background_threshold,
         background_power=background_power,
@@ -246,7 +246,7 @@ def rethreshold(
     samples = stored_samples(folder, info)
     before = read_settings(folder)["options"]
     options = fill_defaults(
-        info.inference,
+        info.mask_options,
         refine=before["refine"],
         background_threshold=background_threshold,
         background_power=background_power,

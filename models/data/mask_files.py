@@ -32,7 +32,7 @@ def describe(
 ) -> dict[str, Any]:
     """Return what is worth knowing about a pseudo mask in JSON's types: classes, model, thresholds."""
     height, width = segmentation.label_map.shape
-    used = options.among(each.name for each in segmentation.classes)
+    used = options.for_classes(each.name for each in segmentation.classes)
     return {
         "image": image,
         "size": {"width": width, "height": height},

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BaseModel
 
 from models.bundle.bundle import load_bundle
-from models.bundle.manifest import BundleInfo, Noun
+from models.bundle.manifest import BundleInfo, NearNoun
 from models.config import dump_config
 from models.data.classes import BACKGROUND_INDEX, Sample, read_class_list
 from models.data.mask_files import software_version
@@ -385,7 +385,7 @@ class PromptRow:
 
     name: str
     photos: int
-    nouns: tuple[Noun, ...]
+    nouns: tuple[NearNoun, ...]
 
 
 def write_report(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import timm
 import torch
@@ -25,50 +25,6 @@ def cosine_affinity(features: Tensor) -> Tensor:
     unit = F.normalize(features.flatten(2), dim=1)
     grid = features.shape[-2:]
     return (unit.transpose(1, 2) @ unit).relu().view(-1, *grid, *grid)
-
-
-class TwoSteps(Protocol):
-    """What there is of a mask generator here: its features of images, and the CAMs read from them."""
-
-    def features(self, images: Tensor) -> Tensor:
-        """Return what the network knows of images before its head; see MaskGenerator."""
-        ...
-
-    def cams(self, features: Tensor) -> Tensor:
-        """Read the CAMs from features; see MaskGenerator."""
-        ...
-
-
-class CachingGenerator:
-    """A mask generator that keeps its features of a batch, which an affinity would compute again.
-
-    One is made for each batch of images; it must not see others.
-
-    Args:
-        generator: the mask generator.
-        size: (H, W) of the images whose features are kept; other scales' are not.
-    """
-
-    def __init__(self, generator: TwoSteps, *, size: tuple[int, int]) -> None:
-        self._generator, self._size = generator, size
-        self._features: Tensor | None = None
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return CAMs, (B, K, h, w); see MaskGenerator."""
-        features = self._generator.features(images)
-        if images.shape[-2:] == self._size:
-            self._features = features
-        return self._generator.cams(features)
-
-    def features(self, images: Tensor) -> Tensor:
-        """Return the features of the batch at the size that is kept: as they were, if it was seen.
-
-        Args:
-            images: the batch, (B, 3, H, W); what was seen may have had more images after them, such as mirrored ones.
-        """
-        if self._features is None:
-            return self._generator.features(images)
-        return self._features[: len(images)]
 
 
 # Cosines of rectified features are high everywhere; their power leaves the near ones.

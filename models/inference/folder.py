@@ -69,7 +69,7 @@ def make_mask(predictor: Predictor, sample: Sample, job: MaskJob) -> Made:
     segmentation = predictor.pseudo_mask(image, labels, job.options, classes=classes)
     if job.save_scores:
         write_atomically(job.output / "scores" / f"{sample.stem}.npz", scores_npz(segmentation))
-    text = provenance(predictor.info, segmentation.classes, asdict(job.options.among(labels)))
+    text = provenance(predictor.info, segmentation.classes, asdict(job.options.for_classes(labels)))
     png = label_map_png(segmentation.label_map, text=text)
     write_atomically(job.output / "masks" / f"{sample.stem}.png", png)
     return describe(segmentation, predictor.info, job.options, image=sample.name)
@@ -294,7 +294,7 @@ def redecide(
             ),
             ignored=decision.ignored,
         )
-        text = provenance(info, segmentation.classes, asdict(job.options.among(maps.names)))
+        text = provenance(info, segmentation.classes, asdict(job.options.for_classes(maps.names)))
         png = label_map_png(decision.label_map, text=text)
         write_atomically(job.output / "masks" / f"{sample.stem}.png", png)
         yield describe(segmentation, info, job.options, image=sample.name)

@@ -1,4 +1,4 @@
-"""Labeled photos through the mask generator, several at a time."""
+"""The networks' half of inference: a batch of images to CAMs or probabilities, before any refinement."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from models.bundle.bundle import Bundle
 from models.config import SegmentConfig
 from models.data.classes import ClassInfo, ClassList
-from models.generators.cnn import CachingGenerator
-from models.inference.masks import MaskOptions, OnProgress, SoftMaps
+from models.generators import MaskGenerator
+from models.inference.masks import MaskOptions, OnProgress
 from models.inference.multi_scale import (
     grid_size,
     multi_scale_cams,
@@ -23,24 +23,24 @@ from models.inference.multi_scale import (
     segment_images,
     upsampled_argmax_classes,
 )
-from models.inference.open_vocabulary import OpenClass, OpenVocabulary, WidenedGenerator
+from models.inference.open_vocabulary import OpenVocabulary, WidenedGenerator
 from models.refine import NEED_FEATURES, NEED_REGIONS, parse_chain
 from models.refine.regions import Regions
 from models.segmenters import Segmenter
 
-# Photos to be segmented, with what to do. Free of torch, so that the worker's loop can use them too.
+Propose = Callable[[Tensor], Regions]
+"""A network that proposes regions of an image, (3, H, W)."""
 
 
 @dataclass(frozen=True)
 class LabeledImage:
-    """One photo of a batch, with what it shows.
+    """An image with its image-level labels.
 
     Attributes:
         image: RGB in the upright frame, (H, W, 3).
-        labels: names or synonyms of classes that it shows.
+        labels: names or synonyms of the classes in it.
         options: from ``Predictor.options``.
-        classes: that labels may name: the bundle's, with open ones after them (``models.data.classes``); None for
-            the bundle's alone.
+        classes: that labels may name: the bundle's, with zero-shot ones after them; None for the bundle's alone.
     """
 
     image: NDArray[np.uint8]
@@ -51,7 +51,7 @@ class LabeledImage:
 
 @dataclass(frozen=True)
 class UnlabeledImage:
-    """One photo of a batch that nothing is said of.
+    """An image for the segmenter.
 
     Attributes:
         image: RGB in the upright frame, (H, W, 3).
@@ -62,12 +62,9 @@ class UnlabeledImage:
     options: MaskOptions
 
 
-# What networks say of a photo, before any refinement.
-
-
 @dataclass(frozen=True)
 class RefinerInputs:
-    """What networks have to say to the refiners of one photo; None where none of them asks.
+    """Network outputs that the refiners of one image need; None where none does.
 
     Attributes:
         features: the mask generator's, one row; see ``MaskGenerator``.
@@ -80,42 +77,167 @@ class RefinerInputs:
 
 @dataclass(frozen=True)
 class ForwardOutput:
-    """A photo that the networks are done with.
+    """The networks' output for one image.
 
     Attributes:
-        photo: what it was and what to do.
-        working: the photo at working size, (1, 3, H, W) in [0, 1].
+        source: the image as given, with its options.
+        working: the image at working size, (1, 3, H, W) in [0, 1].
         classes: that may be in its label map, n, in channel order.
-        maps: their CAMs in [0, 1], or what they have of ``together``, (n, H, W).
-        together: a segmenter's probability of the classes and the background, (H, W); None beside CAMs.
-        hints: for the refiners.
-        opened: class text embeddings, (D,), of those classes that the bundle was not trained on, by name.
+        maps: their CAMs in [0, 1], or their shares of ``total``, (n, H, W).
+        total: a segmenter's probability of the classes and the background, (H, W); None beside CAMs.
+        refiner_inputs: see RefinerInputs.
+        zero_shot: class text embeddings, (D,), of the classes that the bundle was not trained on, by name.
     """
 
-    photo: LabeledImage | UnlabeledImage
+    source: LabeledImage | UnlabeledImage
     working: Tensor
     classes: tuple[ClassInfo, ...]
     maps: Tensor
-    together: Tensor | None
-    hints: RefinerInputs
-    opened: Mapping[str, Tensor] = field(default_factory=dict)
+    total: Tensor | None
+    refiner_inputs: RefinerInputs
+    zero_shot: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def refiner_inputs(
+def forward_cam(
+    bundle: Bundle,
+    batch: Sequence[LabeledImage],
+    *,
+    vocabulary: OpenVocabulary,
+    propose: Propose | None,
+    on_progress: OnProgress,
+) -> list[ForwardOutput]:
+    """Compute the CAMs of the labeled classes of images of one working size; see ``Predictor.forward_cam``."""
+    known = bundle.info.classes
+    chosen = [(each.classes or known).resolve(each.labels) for each in batch]
+    names = sorted({one.name for classes in chosen for one in classes if not known.knows(one.name)})
+    zero_shot = {name: vocabulary.zero_shot_class(name) for name in names}
+    inference = bundle.info.inference
+    working = resize_to_grid(
+        [each.image for each in batch], inference.image_size, device=bundle.class_text.device
+    )
+    widened: MaskGenerator | WidenedGenerator = bundle.generator
+    if zero_shot:
+        widened = WidenedGenerator(bundle.generator, [*zero_shot.values()])
+    generator = CachingGenerator(widened, size=(working.shape[-2], working.shape[-1]))
+    cams = multi_scale_cams(
+        generator,
+        working,
+        _present(known, names, chosen).to(working.device),
+        scales=inference.scales,
+        flip=inference.flip,
+        on_scale=lambda done: on_progress("cam", 0.7 * done),
+    )
+    inputs = _refiner_inputs(batch, working, features=generator.features, propose=propose)
+    maps = torch.split(cams, [len(classes) for classes in chosen])
+    return [
+        ForwardOutput(
+            source=batch[number],
+            working=working[number, None],
+            classes=classes,
+            maps=maps[number],
+            total=None,
+            refiner_inputs=inputs[number],
+            zero_shot={
+                each.name: zero_shot[each.name].text for each in classes if each.name in zero_shot
+            },
+        )
+        for number, classes in enumerate(chosen)
+    ]
+
+
+def forward_segmenter(
+    bundle: Bundle,
+    segmenter: Segmenter,
+    settings: SegmentConfig,
+    batch: Sequence[UnlabeledImage],
+    *,
+    propose: Propose | None,
+    on_progress: OnProgress,
+) -> list[ForwardOutput]:
+    """Segment images of one working size; see ``Predictor.forward_segmenter``."""
+    device = bundle.class_text.device
+    working = resize_to_grid([each.image for each in batch], settings.image_size, device=device)
+    probabilities = segment_images(
+        segmenter,
+        working,
+        scales=settings.scales,
+        flip=settings.flip,
+        window=settings.window,
+        on_scale=lambda done: on_progress("segment", 0.7 * done),
+    )
+    inputs = _refiner_inputs(batch, working, features=bundle.generator.features, propose=propose)
+    size = (working.shape[-2], working.shape[-1])
+    outputs = []
+    for number, source in enumerate(batch):
+        # Few of tens of classes are the best somewhere: the others' maps are not even upsampled.
+        channels, kept = upsampled_argmax_classes(probabilities[number, None], size)
+        shares, total = renormalize(kept)
+        classes = tuple(bundle.info.classes.classes[channel] for channel in channels.tolist())
+        outputs.append(
+            ForwardOutput(
+                source, working[number, None], classes, shares[0, 1:], total[0, 0], inputs[number]
+            )
+        )
+    return outputs
+
+
+def resize_to_grid(
+    images: Sequence[NDArray[np.uint8]], longer_side: int, *, device: torch.device
+) -> Tensor:
+    """Resize images to the size that networks and refinement work on, (B, 3, H, W) in [0, 1].
+
+    Args:
+        images: RGB in the upright frame, (H, W, 3) each.
+        longer_side: in pixels.
+        device: of the result.
+
+    Raises:
+        ValueError: if there are none, one has another form, or their sizes differ.
+    """
+    small = [_resize(image, longer_side) for image in images]
+    sizes = {pixels.shape[:2] for pixels in small}
+    if len(sizes) != 1:
+        raise ValueError(f"expected images of one working size, got {sorted(sizes)}")
+    # Sent to the device as bytes, a quarter of the floats' size.
+    return torch.from_numpy(np.stack(small)).to(device).permute(0, 3, 1, 2).float() / 255
+
+
+class CachingGenerator:
+    """A mask generator that keeps the features of one batch, which an affinity would compute again.
+
+    Args:
+        generator: the mask generator.
+        size: (H, W) of the images whose features are kept; other scales' are not.
+    """
+
+    def __init__(
+        self, generator: MaskGenerator | WidenedGenerator, *, size: tuple[int, int]
+    ) -> None:
+        self._generator, self._size = generator, size
+        self._features: Tensor | None = None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return CAMs, (B, K, h, w); see MaskGenerator."""
+        features = self._generator.features(images)
+        if images.shape[-2:] == self._size:
+            self._features = features
+        return self._generator.cams(features)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the features of the batch, (B, 3, H, W), kept ones if it was seen, alone or before mirrored images."""
+        if self._features is None:
+            return self._generator.features(images)
+        return self._features[: len(images)]
+
+
+def _refiner_inputs(
     batch: Sequence[LabeledImage | UnlabeledImage],
     working: Tensor,
     *,
     features: Callable[[Tensor], Tensor],
-    propose: Callable[[Tensor], Regions] | None,
+    propose: Propose | None,
 ) -> list[RefinerInputs]:
-    """Ask the networks what the refiners of a batch's photos will need.
-
-    Args:
-        batch: the photos.
-        working: at working size, (B, 3, H, W).
-        features: the mask generator's, a row an image.
-        propose: a network's regions of an image, (3, H, W); None if there is no such network.
-    """
+    """The network outputs that the refiners of a batch's images need."""
     chains = [set(parse_chain(each.options.refine)) for each in batch]
     rows = features(working).float() if any(chain & NEED_FEATURES for chain in chains) else None
     return [
@@ -127,161 +249,21 @@ def refiner_inputs(
     ]
 
 
-# Photos to the tensors that networks and refinement work on, and back to soft maps of the photo.
-
-
-def resize_to_grid(
-    images: Sequence[NDArray[np.uint8]], longer_side: int, *, device: torch.device
-) -> Tensor:
-    """Bring photos to the size that networks and refinement work on, (B, 3, H, W) in [0, 1].
-
-    Args:
-        images: RGB in the upright frame, (H, W, 3) each.
-        longer_side: in pixels.
-        device: where the tensor goes.
-
-    Raises:
-        ValueError: if there are none, one has another form, or they come to different sizes.
-    """
-    small = [_resized(image, longer_side) for image in images]
-    sizes = {pixels.shape[:2] for pixels in small}
-    if len(sizes) != 1:
-        raise ValueError(f"expected images of one working size, got {sorted(sizes)}")
-    # As bytes to the device: a quarter of what goes there as numbers.
-    return torch.from_numpy(np.stack(small)).to(device).permute(0, 3, 1, 2).float() / 255
-
-
-def soft_maps(
-    scores: Tensor,
-    classes: Sequence[ClassInfo],
-    image: NDArray[np.uint8],
-    *,
-    background: Tensor | None = None,
-) -> SoftMaps:
-    """Bring a photo's scores, (n, h, w), and its background's, (h, w), to where label maps are decided."""
-    return SoftMaps(
-        scores=scores.cpu().numpy(),
-        indices=np.array([each.index for each in classes], dtype=np.int64),
-        names=tuple(each.name for each in classes),
-        size=(image.shape[0], image.shape[1]),
-        background=None if background is None else background.half().cpu().numpy(),
-    )
-
-
-def _resized(image: NDArray[np.uint8], longer_side: int) -> NDArray[np.uint8]:
+def _resize(image: NDArray[np.uint8], longer_side: int) -> NDArray[np.uint8]:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise ValueError(f"expected an image (H, W, 3) uint8, got {image.shape} {image.dtype}")
     height, width = grid_size(*image.shape[:2], longer_side=longer_side)
-    small = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-    return np.array(small)
-
-
-def forward_cam(
-    bundle: Bundle,
-    batch: Sequence[LabeledImage],
-    *,
-    vocabulary: OpenVocabulary,
-    propose: Callable[[Tensor], Regions] | None,
-    on_progress: OnProgress,
-) -> list[ForwardOutput]:
-    """Make the CAMs of the labeled classes of photos of one working size; see ``Predictor.activate``.
-
-    Args:
-        bundle: its tensors' device is where the work is done.
-        batch: photos with what to do.
-        vocabulary: of the bundle.
-        propose: a network that proposes regions of an image, (3, H, W), if there is one.
-        on_progress: called with a stage's name and the fraction of all work done.
-    """
-    known = bundle.info.classes
-    chosen = [(each.classes or known).resolve(each.labels) for each in batch]
-    names = sorted(
-        {each.name for classes in chosen for each in classes if not known.knows(each.name)}
-    )
-    opened = {name: vocabulary.open_class(name) for name in names}
-    inference, device = bundle.info.inference, bundle.class_text.device
-    working = resize_to_grid([each.image for each in batch], inference.image_size, device=device)
-    size = (working.shape[-2], working.shape[-1])
-    widened = WidenedGenerator(bundle.generator, [*opened.values()]) if opened else bundle.generator
-    generator = CachingGenerator(widened, size=size)
-    cams = multi_scale_cams(
-        generator,
-        working,
-        _present(known, names, chosen).to(device),
-        scales=inference.scales,
-        flip=inference.flip,
-        on_scale=lambda done: on_progress("cam", 0.7 * done),
-    )
-    hints = refiner_inputs(batch, working, features=generator.features, propose=propose)
-    counts = [len(classes) for classes in chosen]
-    return [
-        ForwardOutput(photo, image[None], classes, maps, None, hint, _texts(classes, opened))
-        for photo, image, classes, maps, hint in zip(
-            batch, working, chosen, torch.split(cams, counts), hints, strict=True
-        )
-    ]
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _present(
-    known: ClassList, opened: Sequence[str], chosen: Sequence[Sequence[ClassInfo]]
+    known: ClassList, zero_shot: Sequence[str], chosen: Sequence[Sequence[ClassInfo]]
 ) -> Tensor:
-    """The (image, channel) index pairs of each photo's classes, (N, 2); open classes are after the known ones."""
-    further = {name: len(known) + number for number, name in enumerate(opened)}
+    """The (image, channel) index pairs of the images' classes, (N, 2); zero-shot channels follow the known ones."""
+    added = {name: len(known) + number for number, name in enumerate(zero_shot)}
     pairs = [
-        (number, further[each.name] if each.name in further else known.channel(each.name))
+        (number, added[each.name] if each.name in added else known.channel(each.name))
         for number, classes in enumerate(chosen)
         for each in classes
     ]
     return torch.tensor(pairs, dtype=torch.int64)
-
-
-def _texts(classes: Sequence[ClassInfo], opened: Mapping[str, OpenClass]) -> dict[str, Tensor]:
-    return {each.name: opened[each.name].text for each in classes if each.name in opened}
-
-
-# Photos without labels through the segmenter, several at a time.
-
-
-def forward_segmenter(
-    bundle: Bundle,
-    segmenter: Segmenter,
-    settings: SegmentConfig,
-    batch: Sequence[UnlabeledImage],
-    *,
-    propose: Callable[[Tensor], Regions] | None,
-    on_progress: OnProgress,
-) -> list[ForwardOutput]:
-    """Ask the segmenter what photos of one working size show; see ``Predictor.activate_segments``.
-
-    Args:
-        bundle: whose mask generator knows how alike places are; its tensors' device is where the work is done.
-        segmenter: the bundle's.
-        settings: the bundle's.
-        batch: photos with what to do.
-        propose: a network that proposes regions of an image, (3, H, W), if there is one.
-        on_progress: called with a stage's name and the fraction of all work done.
-    """
-    device = bundle.class_text.device
-    working = resize_to_grid([each.image for each in batch], settings.image_size, device=device)
-    probabilities = segment_images(
-        segmenter,
-        working,
-        scales=settings.scales,
-        flip=settings.flip,
-        window=settings.window,
-        on_scale=lambda done: on_progress("segment", 0.7 * done),
-    )
-    hints = refiner_inputs(batch, working, features=bundle.generator.features, propose=propose)
-    size = (working.shape[-2], working.shape[-1])
-    activated = []
-    for number, photo in enumerate(batch):
-        # Of tens of classes few are somewhere the best: the others' maps are not even stretched.
-        channels, kept = upsampled_argmax_classes(probabilities[number, None], size)
-        shares, together = renormalize(kept)
-        classes = tuple(bundle.info.classes.classes[channel] for channel in channels.tolist())
-        activated.append(
-            ForwardOutput(
-                photo, working[number, None], classes, shares[0, 1:], together[0, 0], hints[number]
-            )
-        )
-    return activated

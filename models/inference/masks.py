@@ -1,11 +1,14 @@
-"""From soft scores to a label map with doubt. NumPy alone, so that whoever has the scores can decide anew."""
+"""From soft scores to a label map: options, their defaults, the decision and its description.
+
+NumPy alone and free of torch, so that whoever has the scores can decide again.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,30 +16,42 @@ from numpy.typing import NDArray
 from models.data.classes import BACKGROUND_INDEX, IGNORE_INDEX
 from models.refine import parse_chain
 
-# What a segmentation is, and what decides it. Free of torch, so that the wire layer can use it too.
-
-# Told a stage's name and the fraction of all work done; what it raises stops the work.
 OnProgress = Callable[[str, float], None]
+"""Called with a stage's name and the fraction of all work done; what it raises stops the work."""
+
+MIN_PHOTOS: Final = 3
+"""Classes with fewer photos get no estimated threshold."""
+
+_BAND_VALUES = 2**22  # scores decided at once, so that memory hardly grows with the image
+_BINS = 256
+_LOWEST, _HIGHEST = 0.1, 0.9  # estimated thresholds are clipped to this range
+
+
+class CannotSegmentError(ValueError):
+    """A model without a segmenter was asked to segment without labels."""
 
 
 def ignore_progress(stage: str, fraction: float) -> None:
-    """Do nothing."""
+    """Do nothing; the default of ``OnProgress`` arguments."""
     del stage, fraction
 
 
 @dataclass(frozen=True)
 class MaskOptions:
-    """How scores are made and become a label map.
+    """How scores are refined and become a label map.
 
-    The background's score is a constant, or a power of what the best class leaves, or (with neither, as segmenters
-    want it) what all classes leave, 1 - sum.
+    The background's score is a constant, or a power of what the best class leaves, or (with neither, as for
+    segmenters) what all classes leave, 1 - sum.
 
     Attributes:
         refine: refiner chain, "none" for no refinement.
-        min_confidence: pixels less sure become 255, in [0, 1).
+        min_confidence: less confident pixels become 255, in [0, 1).
         background_threshold: the background's score everywhere, in (0, 1).
         background_power: p of the background's score (1 - max)^p, in (0, 10].
-        class_thresholds: by class name, where the background's score depends on which class it stands against.
+        class_thresholds: by class name, the background's score against that class.
+
+    Raises:
+        ValueError: if a number is out of range, or both background rules are given.
     """
 
     refine: str
@@ -48,57 +63,56 @@ class MaskOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.min_confidence < 1:
             raise ValueError(f"expected min_confidence in [0, 1), got {self.min_confidence}")
-        both = (self.background_threshold, self.background_power)
-        if None not in both:
+        threshold, power = self.background_threshold, self.background_power
+        if threshold is not None and power is not None:
             raise ValueError(
                 "expected background_threshold or background_power, got both of them: "
-                f"{both[0]} and {both[1]}"
+                f"{threshold} and {power}"
             )
-        if self.background_power is not None and not 0 < self.background_power <= 10:
-            raise ValueError(f"expected background_power in (0, 10], got {self.background_power}")
-        for name, threshold in self._thresholds().items():
-            if not 0 < threshold < 1:
-                raise ValueError(f"expected {name} in (0, 1), got {threshold}")
-
-    def _thresholds(self) -> dict[str, float]:
+        if power is not None and not 0 < power <= 10:
+            raise ValueError(f"expected background_power in (0, 10], got {power}")
         named = {f"the threshold of {name}": value for name, value in self.class_thresholds.items()}
-        if self.background_threshold is not None:
-            named["background_threshold"] = self.background_threshold
-        return named
+        if threshold is not None:
+            named["background_threshold"] = threshold
+        for name, value in named.items():
+            if not 0 < value < 1:
+                raise ValueError(f"expected {name} in (0, 1), got {value}")
 
-    def among(self, names: Iterable[str]) -> MaskOptions:
-        """Return the same options without the thresholds of classes that are not among some."""
-        kept = set(names) & set(self.class_thresholds)
-        thresholds = {name: self.class_thresholds[name] for name in sorted(kept)}
-        return replace(self, class_thresholds=thresholds)
-
-    def thresholds_of(self, names: tuple[str, ...]) -> NDArray[np.float32] | None:
-        """Return the background's constant score against each of some classes; None if it is not constant."""
-        if self.background_threshold is None:
-            return None
-        found = [self.class_thresholds.get(name, self.background_threshold) for name in names]
-        return np.array(found, dtype=np.float32)
+    def for_classes(self, names: Iterable[str]) -> MaskOptions:
+        """Return the options with the thresholds of the named classes only, sorted."""
+        kept = sorted(set(names) & set(self.class_thresholds))
+        return replace(self, class_thresholds={name: self.class_thresholds[name] for name in kept})
 
 
-@dataclass(frozen=True)
-class Alignment:
-    """Cosines of a masked region, in [-1, 1]; None where the mask is empty or the bundle cannot tell.
+def fill_defaults(
+    defaults: MaskOptions,
+    *,
+    refine: str | None = None,
+    background_threshold: float | None = None,
+    background_power: float | None = None,
+    min_confidence: float | None = None,
+) -> MaskOptions:
+    """Return a request's options; None takes the default. A given background rule replaces all of the default's.
 
-    Attributes:
-        to_class: cos(f_k, t_k), how much the region looks like its class.
-        to_background: cos(f_k, p_k), how much like the background that usually comes with it.
+    Raises:
+        ValueError: if the refiner is unknown or a number is out of range.
     """
-
-    to_class: float | None
-    to_background: float | None
-
-
-NO_ALIGNMENT = Alignment(None, None)
+    parse_chain(defaults.refine if refine is None else refine)
+    own_background = background_threshold is not None or background_power is not None
+    return MaskOptions(
+        refine=defaults.refine if refine is None else refine,
+        min_confidence=defaults.min_confidence if min_confidence is None else min_confidence,
+        background_threshold=background_threshold
+        if own_background
+        else defaults.background_threshold,
+        background_power=background_power if own_background else defaults.background_power,
+        class_thresholds={} if own_background else defaults.class_thresholds,
+    )
 
 
 @dataclass(frozen=True)
 class ClassResult:
-    """What became of one class.
+    """The result for one class.
 
     Attributes:
         index: in the label map.
@@ -108,16 +122,16 @@ class ClassResult:
         alignment_class: cosine of the masked region to the class text; None without pixels or without CLIP.
         alignment_background: cosine of the masked region to the learned background prompt; likewise.
         box: left, top, right, bottom in pixels, right and bottom exclusive; None if it has no pixel.
-        zero_shot: whether it is an open class, whose CAM CLIP's text alone wrote.
+        zero_shot: whether the model was not trained on it, and CLIP's text alone gives its CAM.
     """
 
     index: int
     name: str
     area: float
-    confidence: float | None
-    alignment_class: float | None
-    alignment_background: float | None
-    box: tuple[int, int, int, int] | None
+    confidence: float | None = None
+    alignment_class: float | None = None
+    alignment_background: float | None = None
+    box: tuple[int, int, int, int] | None = None
     zero_shot: bool = False
 
     def __str__(self) -> str:
@@ -130,7 +144,7 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """A label map and how it came about.
+    """A label map with its scores and statistics.
 
     Attributes:
         label_map: class index per pixel, (H, W) uint8, in the image's own size.
@@ -139,7 +153,7 @@ class Segmentation:
         cams: their CAMs before refinement on the mask generator's grid, (n, h', w') float16; None from a segmenter.
         classes: one result a class, in channel order, as scores and cams.
         ignored: share of pixels that are 255, in [0, 1].
-        background: the background's own soft map, (h, w) float16; None where a constant or a power stands for it.
+        background: the background's own soft map, (h, w) float16; None with a constant or a power instead.
     """
 
     label_map: NDArray[np.uint8]
@@ -151,31 +165,9 @@ class Segmentation:
     background: NDArray[np.float16] | None = None
 
 
-# Rows are decided in bands of about this many scores, so that memory hardly grows with the image.
-_BAND_VALUES = 2**22
-
-
-@dataclass(frozen=True)
-class Decision:
-    """A label map and how sure it is.
-
-    Attributes:
-        label_map: class index per pixel, 0 background, 255 ignore, (H, W) uint8.
-        confidence: the winner's share of all scores at a pixel, in [0, 1], (H, W) float16.
-    """
-
-    label_map: NDArray[np.uint8]
-    confidence: NDArray[np.float16]
-
-    @property
-    def ignored(self) -> float:
-        """Share of pixels that are 255, in [0, 1]."""
-        return float((self.label_map == IGNORE_INDEX).mean())
-
-
 @dataclass(frozen=True)
 class SoftMaps:
-    """All that a decision needs, as it is stored.
+    """The input of a decision, as it is stored.
 
     Attributes:
         scores: refined soft maps in [0, 1], (n, h, w) float16; n may be 0.
@@ -197,8 +189,26 @@ class SoftMaps:
             raise ValueError(f"expected one map for each of {count} classes, got {shape}")
 
 
+@dataclass(frozen=True)
+class Decision:
+    """A label map and its confidence.
+
+    Attributes:
+        label_map: class index per pixel, 0 background, 255 ignore, (H, W) uint8.
+        confidence: the winner's share of all scores at a pixel, in [0, 1], (H, W) float16.
+    """
+
+    label_map: NDArray[np.uint8]
+    confidence: NDArray[np.float16]
+
+    @property
+    def ignored(self) -> float:
+        """Share of pixels that are 255, in [0, 1]."""
+        return float((self.label_map == IGNORE_INDEX).mean())
+
+
 def decide(maps: SoftMaps, options: MaskOptions) -> Decision:
-    """Upsample soft scores, put the background beside them, and let the best win.
+    """Upsample soft scores and take the best class of each pixel, or the background.
 
     The background enters last, so other options can be tried on stored scores and give exactly what a fresh run would.
     A class wins where it has the highest score and that is above the background's (see MaskOptions) against it.
@@ -208,10 +218,10 @@ def decide(maps: SoftMaps, options: MaskOptions) -> Decision:
     confidence = np.ones(maps.size, dtype=np.float16)
     if not maps.names and maps.background is None:
         return Decision(label_map, confidence)
-    own = (
-        None if maps.background is None else upsample_bilinear(maps.background[None], width, axis=2)
-    )
-    thresholds = options.thresholds_of(maps.names)
+    own = None
+    if maps.background is not None:
+        own = upsample_bilinear(maps.background[None], width, axis=2)
+    thresholds = _thresholds(options, maps.names)
     palette = maps.indices.astype(np.uint8) if maps.names else np.zeros(1, dtype=np.uint8)
     columns = upsample_bilinear(maps.scores, width, axis=2)
     rows = max(1, _BAND_VALUES // (width * max(len(palette), 1)))
@@ -237,10 +247,19 @@ def decide(maps: SoftMaps, options: MaskOptions) -> Decision:
     return Decision(label_map, confidence)
 
 
+def _thresholds(options: MaskOptions, names: tuple[str, ...]) -> NDArray[np.float32] | None:
+    """The background's constant score against each class; None if it is not constant."""
+    default = options.background_threshold
+    if default is None:
+        return None
+    found = [options.class_thresholds.get(name, default) for name in names]
+    return np.array(found, dtype=np.float32)
+
+
 def _best(
     band: NDArray[np.float32],
 ) -> tuple[NDArray[np.intp], NDArray[np.float32], NDArray[np.float32]]:
-    """Return the best class, its score, and the sum of all scores at each pixel of (n, h, w) maps; n may be 0."""
+    """The best class, its score, and the sum of all scores at each pixel of (n, h, w) maps; n may be 0."""
     if not len(band):
         nothing = np.zeros(band.shape[1:], dtype=np.float32)
         return nothing.astype(np.intp), nothing, nothing
@@ -250,16 +269,13 @@ def _best(
 def upsample_bilinear(
     maps: NDArray[np.floating], length: int, *, axis: int, part: slice = slice(None)
 ) -> NDArray[np.float32]:
-    """Stretch one axis of (n, h, w) maps bilinearly (corners not aligned).
+    """Resize one axis of (n, h, w) maps bilinearly (corners not aligned), to float32.
 
     Args:
         maps: floating point.
-        length: of the stretched axis, in pixels.
+        length: of the resized axis, in pixels.
         axis: 1 for rows, 2 for columns.
-        part: which of the stretched axis's places to return.
-
-    Returns:
-        float32; the axis has the part's length.
+        part: places of the resized axis to return.
     """
     count = maps.shape[axis]
     centers = np.arange(length, dtype=np.float64)[part] + 0.5
@@ -269,97 +285,28 @@ def upsample_bilinear(
     weight = weight.reshape((-1, 1) if axis == 1 else (-1,))
     near = maps.take(below, axis=axis).astype(np.float32)
     far = maps.take(np.minimum(below + 1, count - 1), axis=axis).astype(np.float32)
-    stretched: NDArray[np.float32] = near + (far - near) * weight
-    return stretched
+    upsampled: NDArray[np.float32] = near + (far - near) * weight
+    return upsampled
 
 
 def class_result(
     index: int,
     name: str,
     decision: Decision,
-    alignment: Alignment = NO_ALIGNMENT,
+    alignment: tuple[float | None, float | None] = (None, None),
     *,
     zero_shot: bool = False,
 ) -> ClassResult:
-    """Describe what became of a class in a decision."""
+    """Describe a class in a decision; alignment has the cosines to class text and background prompt."""
     region = decision.label_map == index
     rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
-    found = rows.size > 0
+    confidence, box = None, None
+    if rows.size:
+        confidence = float(decision.confidence[region].mean(dtype=np.float64))
+        box = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
     return ClassResult(
-        index=index,
-        name=name,
-        area=float(region.mean()),
-        confidence=float(decision.confidence[region].mean(dtype=np.float64)) if found else None,
-        alignment_class=alignment.to_class,
-        alignment_background=alignment.to_background,
-        box=(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-        if found
-        else None,
-        zero_shot=zero_shot,
+        index, name, float(region.mean()), confidence, *alignment, box=box, zero_shot=zero_shot
     )
-
-
-# A request's options over a bundle's defaults. Free of torch.
-
-
-class Defaults(Protocol):
-    """How a bundle's pseudo masks are made; its InferenceConfig fits, and options that are whole."""
-
-    @property
-    def refine(self) -> str:
-        """Refiner chain."""
-        ...
-
-    @property
-    def min_confidence(self) -> float:
-        """Pixels less sure become 255."""
-        ...
-
-    @property
-    def background_threshold(self) -> float | None:
-        """The background's score."""
-        ...
-
-    @property
-    def class_thresholds(self) -> Mapping[str, float]:
-        """The background's score against some classes, by name."""
-        ...
-
-
-def fill_defaults(
-    defaults: Defaults,
-    *,
-    refine: str | None = None,
-    background_threshold: float | None = None,
-    background_power: float | None = None,
-    min_confidence: float | None = None,
-) -> MaskOptions:
-    """Fill in a bundle's defaults; a background of one's own replaces all that the bundle says of it.
-
-    Raises:
-        ValueError: if the refiner is unknown or a number is out of range.
-    """
-    options = MaskOptions(
-        refine=defaults.refine if refine is None else refine,
-        min_confidence=defaults.min_confidence if min_confidence is None else min_confidence,
-        background_threshold=background_threshold,
-        background_power=background_power,
-    )
-    parse_chain(options.refine)
-    if background_threshold is None and background_power is None:
-        return replace(
-            options,
-            background_threshold=defaults.background_threshold,
-            class_thresholds=defaults.class_thresholds,
-        )
-    return options
-
-
-# A background threshold for each class, estimated from soft scores alone. Free of torch.
-
-MIN_PHOTOS: Final = 3
-_BINS = 256
-_LOWEST, _HIGHEST = 0.1, 0.9
 
 
 def estimate_thresholds(
@@ -369,10 +316,10 @@ def estimate_thresholds(
 
     Args:
         items: soft maps of the photos.
-        min_photos: classes with fewer photos get no threshold of their own.
+        min_photos: classes with fewer photos are left out.
 
     Returns:
-        By class name, sorted, in [0.1, 0.9].
+        Thresholds by class name, sorted, in [0.1, 0.9].
     """
     counts: dict[str, NDArray[np.int64]] = defaultdict(lambda: np.zeros(_BINS, dtype=np.int64))
     photos: dict[str, int] = defaultdict(int)
@@ -396,12 +343,11 @@ def otsu(histogram: NDArray[np.int64]) -> float:
     centers = (edges[:-1] + edges[1:]) / 2
     weight = histogram.cumsum()
     moment = (histogram * centers).cumsum()
-    total = weight[-1]
-    other = total - weight
+    other = weight[-1] - weight
     with np.errstate(divide="ignore", invalid="ignore"):
         gap = moment / weight - (moment[-1] - moment) / other
         between = np.nan_to_num(weight * other * gap**2, nan=0.0, posinf=0.0)
-    best = np.flatnonzero(between >= between.max() * (1 - 1e-12))
     if not between.max():
         return float(edges[int(np.argmax(histogram)) + 1])
+    best = np.flatnonzero(between >= between.max() * (1 - 1e-12))
     return float(edges[best + 1].mean())

@@ -1,4 +1,4 @@
-"""Class activation maps over several scales and a flip."""
+"""CAMs and segmenters' probabilities over several scales, a flip and sliding windows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GRID = 32  # network input sides are multiples of it: few distinct sizes, whole strides
+Probabilities = Callable[[Tensor], Tensor]
+"""A segmenter's forward pass; see Segmenter."""
+
+_GRID = 32  # network input sides are multiples of it: few distinct sizes, whole strides
+_OVERLAP = 1 / 3  # least share of a window that it has in common with the next one
+_ROUNDING = 1e-6  # of probabilities
 
 
 def grid_size(height: int, width: int, *, longer_side: int) -> tuple[int, int]:
@@ -37,7 +42,7 @@ def multi_scale_cams(
     Args:
         generator: the mask generator, (B, 3, H, W) → (B, K, h, w).
         images: in [0, 1], (B, 3, H, W).
-        present: (image, class) index pairs that are wanted, (N, 2) int64.
+        present: (image, class) index pairs, (N, 2) int64.
         scales: relative to the images' size; sides are rounded to multiples of 32.
         flip: add the mirrored image's CAMs.
         on_scale: called before each scale with the share done so far; what it raises stops the work.
@@ -58,9 +63,8 @@ def multi_scale_cams(
         size = _round_to_grid(height * scale), _round_to_grid(width * scale)
         scaled = resize_images(images, size)
         cams = generator(torch.cat([scaled, scaled.flip(-1)]) if flip else scaled)
-        chosen = cams[
-            image, channel
-        ].float()  # half precision would be seen in what is interpolated
+        # Interpolated in single precision: half precision would be visible.
+        chosen = cams[image, channel].float()
         if flip:
             chosen = chosen + cams[image + len(images), channel].flip(-1)
         total += F.interpolate(
@@ -87,15 +91,7 @@ def resize_images(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _round_to_grid(side: float) -> int:
-    return max(GRID, round(side / GRID) * GRID)
-
-
-# Segmentation over several scales, a flip and sliding windows.
-
-Probabilities = Callable[[Tensor], Tensor]  # what a segmenter does; see Segmenter.forward
-
-_OVERLAP = 1 / 3  # share of a window that it has in common with the next one, at least
-_ROUNDING = 1e-6  # of probabilities
+    return max(_GRID, round(side / _GRID) * _GRID)
 
 
 def segment_images(
@@ -114,12 +110,12 @@ def segment_images(
         images: in [0, 1], (B, 3, H, W), sides multiples of 32.
         scales: relative to the images' size; sides are rounded to multiples of 32.
         flip: add the mirrored image's probabilities.
-        window: side of the windows in pixels, for scaled images that exceed it; None sees every image whole.
+        window: side of the windows in pixels, for scaled images that exceed it; None for no windows.
         on_scale: called before each scale with the share done so far; what it raises stops the work.
 
     Returns:
-        Probabilities, background first; they sum to 1 over the channels. (B, K + 1, H, W), or (B, K + 1, h, w) where
-        the images are seen as they are alone and whole: what is done on that grid costs far less.
+        Probabilities, background first; they sum to 1 over the channels. (B, K + 1, H, W), or on the segmenter's grid,
+        (B, K + 1, h, w), with one scale, the images' own, and no windows: later work costs far less there.
 
     Raises:
         ValueError: if there is no scale.
@@ -135,38 +131,27 @@ def segment_images(
         scaled = resize_images(images, size)
         batch = torch.cat([scaled, scaled.flip(-1)]) if flip else scaled
         whole = alone and size == (height, width) and not _exceeds(size, window)
-        found = segmenter(batch) if whole else in_windows(segmenter, batch, window=window)
+        found = segmenter(batch) if whole else _in_windows(segmenter, batch, window=window)
         if flip:
             straight, mirrored = found.chunk(2)
             found = (straight + mirrored.flip(-1)) / 2
         if whole:
             return found
-        total = total + _stretch(found, (height, width))
+        total = total + _upsample(found, (height, width))
     return total / len(scales)
 
 
-def in_windows(segmenter: Probabilities, images: Tensor, *, window: int | None) -> Tensor:
-    """Return a segmenter's probabilities at the images' size; large images are seen through overlapping windows.
-
-    Where windows overlap, their probabilities are averaged.
-
-    Args:
-        segmenter: images (B, 3, H, W) → probabilities (B, K + 1, h, w).
-        images: (B, 3, H, W), sides multiples of 32.
-        window: a multiple of 32; images no larger are seen whole, and so are all without a window.
-
-    Returns:
-        (B, K + 1, H, W).
-    """
+def _in_windows(segmenter: Probabilities, images: Tensor, *, window: int | None) -> Tensor:
+    """Probabilities at the images' size, (B, K + 1, H, W), averaged over the overlapping windows of large images."""
     height, width = images.shape[-2:]
     if window is None or not _exceeds((height, width), window):
-        return _stretch(segmenter(images), (height, width))
+        return _upsample(segmenter(images), (height, width))
     total, count = images.new_zeros(()), images.new_zeros((height, width))
-    for top in window_starts(height, window=window):
-        for left in window_starts(width, window=window):
+    for top in _window_starts(height, window=window):
+        for left in _window_starts(width, window=window):
             rows, columns = slice(top, top + window), slice(left, left + window)
             part = images[..., rows, columns]
-            found = _stretch(segmenter(part), (part.shape[-2], part.shape[-1]))
+            found = _upsample(segmenter(part), (part.shape[-2], part.shape[-1]))
             if not total.ndim:
                 total = images.new_zeros((*found.shape[:2], height, width))
             total[..., rows, columns] += found
@@ -174,16 +159,16 @@ def in_windows(segmenter: Probabilities, images: Tensor, *, window: int | None) 
     return total / count
 
 
-def window_starts(length: int, *, window: int) -> list[int]:
-    """Return where windows along a side begin: at multiples of 32, at least a third overlapping, up to both ends."""
+def _window_starts(length: int, *, window: int) -> list[int]:
+    """Starts of the windows along a side: multiples of 32, at least a third overlapping, up to both ends."""
     room = length - window
     if room <= 0:
         return [0]
-    step = max(int(window * (1 - _OVERLAP)) // GRID * GRID, GRID)
+    step = max(int(window * (1 - _OVERLAP)) // _GRID * _GRID, _GRID)
     return [*range(0, room, step), room]
 
 
-def _stretch(probabilities: Tensor, size: tuple[int, int]) -> Tensor:
+def _upsample(probabilities: Tensor, size: tuple[int, int]) -> Tensor:
     if probabilities.shape[-2:] == size:
         return probabilities
     return F.interpolate(probabilities, size=size, mode="bilinear", align_corners=False)
@@ -197,29 +182,28 @@ def argmax_classes(probabilities: Tensor) -> Tensor:
 
 
 def upsampled_argmax_classes(probabilities: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Return the class channels that are the best somewhere once stretched to a size, and only their maps.
+    """Upsample probabilities and keep the classes that are the best somewhere.
 
     Args:
         probabilities: background first, (1, K + 1, h, w).
         size: (H, W).
 
     Returns:
-        The channels of the classes, (n,), and the stretched maps of the background and of these, (1, n + 1, H, W).
+        Their channels, (n,), and the upsampled maps of the background and of these classes, (1, n + 1, H, W).
     """
     if probabilities.shape[-2:] == size:
         best = argmax_classes(probabilities)
         return best, _with_background(probabilities, best)
-    competing = candidate_classes(probabilities)
-    maps = _stretch(_with_background(probabilities, competing), size)
+    candidates = _candidate_classes(probabilities)
+    maps = _upsample(_with_background(probabilities, candidates), size)
     best = argmax_classes(maps)
-    return competing[best], _with_background(maps, best)
+    return candidates[best], _with_background(maps, best)
 
 
-def candidate_classes(probabilities: Tensor) -> Tensor:
-    """Return the class channels that can be the best somewhere once stretched, (1, K + 1, h, w) → (n,).
+def _candidate_classes(probabilities: Tensor) -> Tensor:
+    """The class channels that can be the best somewhere once upsampled, (1, K + 1, h, w) → (n,).
 
-    What bilinear interpolation gives between four places is no higher than a class's highest there, and no lower than
-    another's lowest.
+    A value interpolated between four places is no higher than the class's highest there, and no lower than its lowest.
     """
     kernel = [min(2, side) for side in probabilities.shape[-2:]]
     highest = F.max_pool2d(probabilities, kernel, stride=1)
@@ -231,13 +215,9 @@ def candidate_classes(probabilities: Tensor) -> Tensor:
 
 
 def renormalize(probabilities: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what some channels, (1, n + 1, H, W), have among themselves, and what they have together.
-
-    Returns:
-        Shares that sum to 1, (1, n + 1, H, W), and the sum of the probabilities they were, (1, 1, H, W).
-    """
-    together = probabilities.sum(dim=1, keepdim=True)
-    return probabilities / together.clamp(min=1e-12), together
+    """Return shares of some channels that sum to 1, (1, n + 1, H, W), and their total before, (1, 1, H, W)."""
+    total = probabilities.sum(dim=1, keepdim=True)
+    return probabilities / total.clamp(min=1e-12), total
 
 
 def _with_background(probabilities: Tensor, channels: Tensor) -> Tensor:

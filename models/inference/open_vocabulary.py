@@ -1,4 +1,4 @@
-"""CAMs of labels that a bundle was not trained on: its generator with more rows, which CLIP's texts write."""
+"""CAMs of labels that a bundle was not trained on: CLIP's texts give the generator's head more rows."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from models.data.classes import why_closed
 from models.generators import MaskGenerator
 from models.generators.cnn import text_initialized_head
 
-# So many labels are remembered; each takes a few KB.
-REMEMBERED = 1024
+_CACHE_SIZE = 1024  # labels; each takes a few KB
 
 
 class ClosedVocabularyError(ValueError):
@@ -24,8 +23,8 @@ class ClosedVocabularyError(ValueError):
 
 
 @dataclass(frozen=True)
-class OpenClass:
-    """What CLIP makes of a label.
+class ZeroShotClass:
+    """A label as CLIP reads it.
 
     Attributes:
         text: embedding of its class text, (D,), L2-normalized.
@@ -37,25 +36,21 @@ class OpenClass:
 
 
 class OpenVocabulary:
-    """Makes open classes of labels, each alone and once: its CAM does not depend on which others are asked for.
-
-    Args:
-        bundle: with or without a text tower.
-    """
+    """Zero-shot classes of a bundle, each computed alone and once: its CAM does not depend on other labels."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._remembered = lru_cache(maxsize=REMEMBERED)(self._make)
+        self._cached = lru_cache(maxsize=_CACHE_SIZE)(self._compute)
 
-    def open_class(self, name: str) -> OpenClass:
-        """Return the open class of a name; see ``models.data.classes.open_name``.
+    def zero_shot_class(self, name: str) -> ZeroShotClass:
+        """Return the zero-shot class of a name from ``models.data.classes.open_name``.
 
         Raises:
             ClosedVocabularyError: if the bundle has no text tower.
         """
-        return self._remembered(name)
+        return self._cached(name)
 
-    def _make(self, name: str) -> OpenClass:
+    def _compute(self, name: str) -> ZeroShotClass:
         text_tower, image_tower = self._bundle.text_tower, self._bundle.image_tower
         if text_tower is None or image_tower is None:
             info = self._bundle.info
@@ -64,24 +59,20 @@ class OpenVocabulary:
             )
         with torch.autocast(self._bundle.class_text.device.type, enabled=False):
             text = text_tower.embed_classes([name])
-            return OpenClass(text[0], text_initialized_head(image_tower, text)[0])
+            return ZeroShotClass(text[0], text_initialized_head(image_tower, text)[0])
 
 
 class WidenedGenerator:
-    """A convolutional mask generator with channels of open classes after its own, which stay as they are.
+    """A convolutional mask generator with channels of zero-shot classes after its own, which do not change.
 
     Args:
         generator: its features are (B, C, h, w).
         classes: one or more.
     """
 
-    def __init__(self, generator: MaskGenerator, classes: Sequence[OpenClass]) -> None:
+    def __init__(self, generator: MaskGenerator, classes: Sequence[ZeroShotClass]) -> None:
         self._generator = generator
         self._rows = torch.stack([each.row for each in classes])[:, :, None, None]
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return CAMs, (B, K + n, h, w); see MaskGenerator."""
-        return self.cams(self.features(images))
 
     def features(self, images: Tensor) -> Tensor:
         """Return the generator's features."""
@@ -89,9 +80,5 @@ class WidenedGenerator:
 
     def cams(self, features: Tensor) -> Tensor:
         """Read the CAMs from features, (B, K + n, h, w)."""
-        opened = F.conv2d(features, self._rows).relu()
-        return torch.cat([self._generator.cams(features), opened], dim=1)
-
-    def affinity(self, features: Tensor) -> Tensor:
-        """Read the generator's affinity from features."""
-        return self._generator.affinity(features)
+        added = F.conv2d(features, self._rows).relu()
+        return torch.cat([self._generator.cams(features), added], dim=1)

@@ -1,11 +1,9 @@
-"""From what the networks said of a photo to its segmentation: refinement, decision, statistics."""
+"""The rest of inference for one image: refinement, the decision, and statistics of each class."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -14,150 +12,35 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.bundle.bundle import Bundle
-from models.clip import FrozenImageTower
-from models.inference.forward import ForwardOutput, soft_maps
-from models.inference.masks import (
-    NO_ALIGNMENT,
-    Alignment,
-    MaskOptions,
-    Segmentation,
-    SoftMaps,
-    class_result,
-    decide,
-)
+from models.data.classes import ClassInfo
+from models.inference.forward import ForwardOutput
+from models.inference.masks import Segmentation, SoftMaps, class_result, decide
 from models.inference.multi_scale import argmax_classes, resize_images
 from models.refine import RefinerContext, build_refiner
 from models.refine.regions import superpixels
 
-# How well a mask fits its class by the method's own yardstick.
 
+def postprocess(bundle: Bundle, output: ForwardOutput) -> Segmentation:
+    """Refine, decide and describe one image.
 
-@dataclass(frozen=True)
-class Measures:
-    """What a class's region is compared with.
-
-    Attributes:
-        text: embedding of the class text, (D,), L2-normalized.
-        prompt: embedding of the learned background prompt, likewise; None if none was learned.
-    """
-
-    text: Tensor
-    prompt: Tensor | None
-
-
-def measures_of(bundle: Bundle, name: str, opened: Mapping[str, Tensor]) -> Measures:
-    """Return the measures of a class by name, of the bundle's or of those that it was not trained on."""
-    if name in opened:
-        return Measures(opened[name], None)
-    channel, prompts = bundle.info.classes.channel(name), bundle.prompts
-    return Measures(bundle.class_text[channel], None if prompts is None else prompts[channel])
-
-
-def score_alignment(
-    tower: FrozenImageTower | None,
-    image: Tensor,
-    regions: Sequence[NDArray[np.bool_]],
-    measures: Sequence[Measures],
-) -> list[Alignment]:
-    """Score each class's mask: CLIP sees the masked image, its other pixels the mean color.
+    Thread-safe: nothing of the bundle changes, and of its networks only the image tower runs, which keeps no state.
 
     Args:
-        tower: CLIP's; None scores nothing.
-        image: in [0, 1], (1, 3, H, W).
-        regions: the classes' pixels, of any size.
-        measures: of each class.
-
-    Returns:
-        One alignment a class.
+        bundle: whose networks gave the output.
+        output: of one image.
     """
-    filled = [number for number, region in enumerate(regions) if region.any()]
-    scored = [NO_ALIGNMENT] * len(regions)
-    if tower is None or not filled:
-        return scored
-    size = tower.input_size
-    # Area averages of the mask keep thin parts visible at CLIP's small size.
-    masks = torch.stack([_area(regions[number], size) for number in filled])
-    seen = tower.normalize(resize_images(image, size))
-    foreground = tower.embed_images(masks.to(image.device)[:, None] * seen)
-    chosen = [measures[number] for number in filled]
-    to_class = _cosines(foreground, [each.text for each in chosen])
-    # Where no prompt was learned anything stands in for it, so that all are asked for at once.
-    to_background = _cosines(foreground, [_or(each.prompt, each.text) for each in chosen])
-    for number, each, near, far in zip(filled, chosen, to_class, to_background, strict=True):
-        scored[number] = Alignment(near, None if each.prompt is None else far)
-    return scored
-
-
-def _cosines(embeddings: Tensor, others: Sequence[Tensor]) -> list[float]:
-    """Cosines of each embedding, (n, D), and the other, (D,), that it is beside."""
-    found: list[float] = (embeddings * torch.stack([*others])).sum(dim=-1).tolist()
-    return found
-
-
-def _or(prompt: Tensor | None, text: Tensor) -> Tensor:
-    return text if prompt is None else prompt
-
-
-def _area(region: NDArray[np.bool_], size: tuple[int, int]) -> Tensor:
-    """Share of each cell of a grid of the given size that a region covers."""
-    maps = torch.from_numpy(region.astype(np.float32))[None, None]
-    return torch.nn.functional.interpolate(maps, size=size, mode="area")[0, 0]
-
-
-# From refined scores to a segmentation: the label map, and what became of each class.
-
-
-def conclude(
-    bundle: Bundle,
-    working: Tensor,
-    maps: SoftMaps,
-    options: MaskOptions,
-    *,
-    cams: Tensor | None,
-    opened: Mapping[str, Tensor] = MappingProxyType({}),
-) -> Segmentation:
-    """Decide the label map and describe each class in it.
-
-    Args:
-        bundle: scores alignment, if it can.
-        working: the image at working size, (1, 3, H, W) in [0, 1].
-        maps: refined scores of the classes.
-        options: how to decide.
-        cams: before refinement, (n, h', w'); None from a segmenter.
-        opened: class text embeddings of the classes that the bundle was not trained on, by name.
-    """
-    decision = decide(maps, options)
-    measures = [measures_of(bundle, name, opened) for name in maps.names]
-    regions = [decision.label_map == index for index in maps.indices.tolist()]
-    alignment = score_alignment(bundle.image_tower, working, regions, measures)
-    return Segmentation(
-        label_map=decision.label_map,
-        confidence=decision.confidence,
-        scores=maps.scores,
-        cams=None if cams is None else cams.half().cpu().numpy(),
-        classes=tuple(
-            class_result(index, name, decision, score, zero_shot=name in opened)
-            for index, name, score in zip(maps.indices.tolist(), maps.names, alignment, strict=True)
-        ),
-        ignored=decision.ignored,
-        background=maps.background,
-    )
-
-
-# The background's score, where a refiner needs one beside the classes'.
+    if output.total is None:
+        return _postprocess_cams(bundle, output)
+    return _postprocess_probabilities(bundle, output, output.total)
 
 
 def one_minus_sum(scores: Tensor) -> Tensor:
-    """What probabilities, (C, H, W), leave of 1, (H, W)."""
+    """Return the background's score beside probabilities, (C, H, W) → (H, W)."""
     return (1 - scores.sum(dim=0)).clamp(min=0)
 
 
 def power_background(threshold: float) -> Callable[[Tensor], Tensor]:
-    """Return the background (1 - max)^p that stands even with a class whose score is the threshold.
-
-    Args:
-        threshold: in (0, 1).
-    """
+    """Return the background (1 - max)^p, whose score equals a class's at the threshold, in (0, 1)."""
     power = math.log(threshold) / math.log(1 - threshold)
 
     def background(scores: Tensor) -> Tensor:
@@ -167,13 +50,10 @@ def power_background(threshold: float) -> Callable[[Tensor], Tensor]:
     return background
 
 
-# What becomes of maps that a refiner flattened.
-
-
 def match_range(maps: Tensor, original: Tensor) -> Tensor:
     """Stretch each map, (C, H, W), to the minimum and maximum of the original; a flat one becomes the original.
 
-    For CAMs, whose range says nothing: they were stretched to [0, 1] themselves.
+    For CAMs, whose range has no meaning: they were stretched to [0, 1] themselves.
     """
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
     floor, top = original.amin(dim=(1, 2), keepdim=True), original.amax(dim=(1, 2), keepdim=True)
@@ -183,69 +63,140 @@ def match_range(maps: Tensor, original: Tensor) -> Tensor:
 
 
 def identity(maps: Tensor, original: Tensor) -> Tensor:
-    """Return the maps: probabilities mean what they say."""
+    """Return the maps unchanged: probabilities keep their range."""
     del original
     return maps
 
 
-def finish(bundle: Bundle, activated: ForwardOutput) -> Segmentation:
-    """Finish one photo; see ``Predictor.finish``.
-
-    Nothing of the bundle is changed, and of its networks only the image tower runs, which keeps no state.
-
-    Args:
-        bundle: that activated it.
-        activated: what its networks said.
-    """
-    if activated.together is None:
-        return _finish_cams(bundle, activated)
-    return _finish_probabilities(bundle, activated, activated.together)
-
-
-def _finish_cams(bundle: Bundle, activated: ForwardOutput) -> Segmentation:
-    cams, image = activated.maps[None], activated.working
+def _postprocess_cams(bundle: Bundle, output: ForwardOutput) -> Segmentation:
     background = power_background(bundle.info.inference.background_threshold)
-    scores = _refine(bundle, activated, background, match_range)[0].half()
+    scores = _refine(bundle, output, background, match_range)[0].half()
     stride = bundle.info.generator.output_stride
-    grid = (image.shape[-2] // stride, image.shape[-1] // stride)
-    coarse = F.interpolate(cams, size=grid, mode="area")[0]
-    maps = soft_maps(scores, activated.classes, activated.photo.image)
-    options, opened = activated.photo.options, activated.opened
-    return conclude(bundle, image, maps, options, cams=coarse, opened=opened)
+    grid = (output.working.shape[-2] // stride, output.working.shape[-1] // stride)
+    coarse = F.interpolate(output.maps[None], size=grid, mode="area")[0]
+    return _segmentation(bundle, output, _soft_maps(output, scores, output.classes), cams=coarse)
 
 
-def _finish_probabilities(
-    bundle: Bundle, activated: ForwardOutput, together: Tensor
+def _postprocess_probabilities(
+    bundle: Bundle, output: ForwardOutput, total: Tensor
 ) -> Segmentation:
-    refined = _refine(bundle, activated, one_minus_sum, identity).clamp(min=0)
-    # What the classes that win nowhere had stays theirs: nobody's confidence grows by dropping them.
-    decided = torch.cat([one_minus_sum(refined[0])[None, None], refined], dim=1) * together
+    refined = _refine(bundle, output, one_minus_sum, identity).clamp(min=0)
+    # Classes that win nowhere keep their share: dropping them must not raise the confidence of others.
+    decided = torch.cat([one_minus_sum(refined[0])[None, None], refined], dim=1) * total
     kept = argmax_classes(decided)
-    classes = tuple(activated.classes[number] for number in kept.tolist())
-    scores, background = decided[0, kept + 1].half(), decided[0, 0]
-    maps = soft_maps(scores, classes, activated.photo.image, background=background)
-    return conclude(bundle, activated.working, maps, activated.photo.options, cams=None)
+    classes = [output.classes[number] for number in kept.tolist()]
+    maps = _soft_maps(output, decided[0, kept + 1].half(), classes, background=decided[0, 0])
+    return _segmentation(bundle, output, maps, cams=None)
 
 
 def _refine(
     bundle: Bundle,
-    activated: ForwardOutput,
+    output: ForwardOutput,
     background: Callable[[Tensor], Tensor],
     rescale: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """Run the photo's refiner chain on its maps, → (1, n, H, W)."""
-    features, regions = activated.hints.features, activated.hints.regions
+    """Run the image's refiner chain on its maps, → (1, n, H, W)."""
+    features, regions = output.refiner_inputs.features, output.refiner_inputs.regions
 
     def affinity(_images: Tensor) -> Tensor:
         if features is None:
             raise RuntimeError("expected features for the affinity: see NEED_FEATURES, got none")
         return bundle.generator.affinity(features)
 
-    context = RefinerContext(
-        affinity,
-        background,
-        superpixels if regions is None else lambda _image: regions,
-        rescale,
+    proposals = superpixels if regions is None else lambda _image: regions
+    context = RefinerContext(affinity, background, proposals, rescale)
+    refiner = build_refiner(output.source.options.refine, context)
+    return refiner(output.working, output.maps[None])
+
+
+def _soft_maps(
+    output: ForwardOutput,
+    scores: Tensor,
+    classes: Sequence[ClassInfo],
+    *,
+    background: Tensor | None = None,
+) -> SoftMaps:
+    height, width = output.source.image.shape[:2]
+    return SoftMaps(
+        scores=scores.cpu().numpy(),
+        indices=np.array([each.index for each in classes], dtype=np.int64),
+        names=tuple(each.name for each in classes),
+        size=(height, width),
+        background=None if background is None else background.half().cpu().numpy(),
     )
-    refiner = build_refiner(activated.photo.options.refine, context)
-    return refiner(activated.working, activated.maps[None])
+
+
+def _segmentation(
+    bundle: Bundle, output: ForwardOutput, maps: SoftMaps, *, cams: Tensor | None
+) -> Segmentation:
+    """Decide the label map and describe each class in it."""
+    decision = decide(maps, output.source.options)
+    indices = maps.indices.tolist()
+    regions = [decision.label_map == index for index in indices]
+    alignment = _score_alignment(bundle, output.working, regions, maps.names, output.zero_shot)
+    return Segmentation(
+        label_map=decision.label_map,
+        confidence=decision.confidence,
+        scores=maps.scores,
+        cams=None if cams is None else cams.half().cpu().numpy(),
+        classes=tuple(
+            class_result(index, name, decision, cosines, zero_shot=name in output.zero_shot)
+            for index, name, cosines in zip(indices, maps.names, alignment, strict=True)
+        ),
+        ignored=decision.ignored,
+        background=maps.background,
+    )
+
+
+def _score_alignment(
+    bundle: Bundle,
+    image: Tensor,
+    regions: Sequence[NDArray[np.bool_]],
+    names: Sequence[str],
+    zero_shot: Mapping[str, Tensor],
+) -> list[tuple[float | None, float | None]]:
+    """Cosines of each class's region to class text and background prompt; CLIP sees other pixels as the mean color."""
+    tower = bundle.image_tower
+    filled = [number for number, region in enumerate(regions) if region.any()]
+    scores: list[tuple[float | None, float | None]] = [(None, None)] * len(regions)
+    if tower is None or not filled:
+        return scores
+    size = tower.input_size
+    # Area averages of the mask keep thin parts visible at CLIP's small size.
+    masks = torch.stack([_area(regions[number], size) for number in filled])
+    normalized = tower.normalize(resize_images(image, size))
+    embeddings = tower.embed_images(masks.to(image.device)[:, None] * normalized)
+    texts, prompts = zip(
+        *(_class_embeddings(bundle, names[number], zero_shot) for number in filled), strict=True
+    )
+    to_text = _cosines(embeddings, texts)
+    # The text stands in for a missing prompt, so that all cosines are computed at once.
+    to_prompt = _cosines(
+        embeddings,
+        [text if prompt is None else prompt for text, prompt in zip(texts, prompts, strict=True)],
+    )
+    for number, prompt, near, far in zip(filled, prompts, to_text, to_prompt, strict=True):
+        scores[number] = near, None if prompt is None else far
+    return scores
+
+
+def _class_embeddings(
+    bundle: Bundle, name: str, zero_shot: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor | None]:
+    """A class's text and background prompt, (D,) each; a prompt is None if none was learned."""
+    if name in zero_shot:
+        return zero_shot[name], None
+    channel, prompts = bundle.info.classes.channel(name), bundle.prompts
+    return bundle.class_text[channel], None if prompts is None else prompts[channel]
+
+
+def _cosines(embeddings: Tensor, others: Sequence[Tensor]) -> list[float]:
+    """Cosines of each embedding, (n, D), to the other, (D,), at the same position."""
+    found: list[float] = (embeddings * torch.stack([*others])).sum(dim=-1).tolist()
+    return found
+
+
+def _area(region: NDArray[np.bool_], size: tuple[int, int]) -> Tensor:
+    """Share of each cell of a grid of the given size that a region covers."""
+    maps = torch.from_numpy(region.astype(np.float32))[None, None]
+    return F.interpolate(maps, size=size, mode="area")[0, 0]

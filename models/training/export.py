@@ -16,7 +16,7 @@ from models.bundle.manifest import (
     ImageTowerSpec,
     Manifest,
     Measurement,
-    Noun,
+    NearNoun,
     TextTowerSpec,
 )
 from models.clip import FrozenClip, text_config, text_weights, vision_config
@@ -69,7 +69,7 @@ def export_bundle(
         weights = run.existing(stage, "generator.safetensors")
         generator = load_generator(run.config, clip, class_text, weights, device=run.device)
     texts = {"class_text": class_text}
-    nouns: dict[str, tuple[Noun, ...]] = {}
+    nouns: dict[str, tuple[NearNoun, ...]] = {}
     if (run.work / "learn-prompts" / "prompts.safetensors").is_file():
         learned = learned_prompts(run)
         texts |= {key: learned[key] for key in ("embeddings", "context")}
@@ -122,12 +122,12 @@ def with_class_thresholds(run: Run, thresholds: Mapping[str, float]) -> Run:
     return replace(run, config=config)
 
 
-def explain(run: Run, clip: FrozenClip, prompts: Tensor) -> dict[str, tuple[Noun, ...]]:
+def explain(run: Run, clip: FrozenClip, prompts: Tensor) -> dict[str, tuple[NearNoun, ...]]:
     """Return the nouns nearest to each class's learned background prompt, nearest first, by class name."""
     nouns = read_nouns()
     near = nearest_nouns(prompts, nouns, clip.embed_classes(nouns), count=_NOUNS)
     return {
-        name: tuple(Noun(noun=each.noun, similarity=round(each.similarity, 4)) for each in nouns_of)
+        name: tuple(NearNoun(noun, round(similarity, 4)) for noun, similarity in nouns_of)
         for name, nouns_of in zip(run.classes.names, near, strict=True)
     }
 

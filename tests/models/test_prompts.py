@@ -25,8 +25,8 @@ def test_nearest_nouns_come_first() -> None:
     nouns = ["rail", "grass", "sky"]
     embeddings = torch.nn.functional.normalize(torch.tensor([[1.0, 0], [0, 1], [1, 1]]), dim=1)
     near = nearest_nouns(torch.tensor([[1.0, 0.0]]), nouns, embeddings, count=2)
-    assert [each.noun for each in near[0]] == ["rail", "sky"]
-    assert near[0][1].similarity == pytest.approx(0.5**0.5)
+    assert [noun for noun, _ in near[0]] == ["rail", "sky"]
+    assert near[0][1][1] == pytest.approx(0.5**0.5)
     with pytest.raises(ValueError, match="expected 3 noun embeddings, got 2"):
         nearest_nouns(torch.zeros(1, 2), nouns, embeddings[:2], count=1)
 

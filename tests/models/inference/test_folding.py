@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from models.bundle.bundle import load_bundle
 from models.generators.cnn import cnn_generator
-from models.inference.predictor import Predictor, folded, fuse_batch_norms
+from models.inference.optimize import fuse_batch_norms, fuse_network
+from models.inference.predictor import Predictor
 from models.segmenters.encoder_decoder import build_encoder_decoder
 from tests.conftest import CPU
 
@@ -55,7 +56,7 @@ def test_the_same_comes_out(build: Callable[[], nn.Module], left: int) -> None:
     network = trained(build())
     state = {name: value.clone() for name, value in network.state_dict().items()}
     before, count = run(network), norms(network)
-    changed = folded(network, run)
+    changed = fuse_network(network, run)
     assert norms(changed) == left
     assert (changed is network) == (count == 0)
     torch.testing.assert_close(run(changed), before, atol=1e-5, rtol=1e-4)
@@ -86,14 +87,14 @@ class Twice(nn.Module):
 @pytest.mark.parametrize("way", ["run twice", "read by a module", "read by a sum"])
 def test_a_convolution_that_others_read_keeps_its_batch_norm(way: str) -> None:
     network = trained(Twice(way))
-    assert norms(folded(network, run)) == 1
+    assert norms(fuse_network(network, run)) == 1
 
 
 def test_a_batch_norm_that_learns_stays() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
-    assert norms(folded(network, run)) == 1
+    assert norms(fuse_network(network, run)) == 1
     untracked = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
-    assert norms(folded(untracked.eval(), run)) == 1
+    assert norms(fuse_network(untracked.eval(), run)) == 1
 
 
 def test_a_predictor_works_with_less_and_says_the_same(tiny_segmenter_bundle: Path) -> None:

@@ -14,8 +14,8 @@ from benchmarks.open_vocabulary import forgetful
 from models.bundle.bundle import load_bundle
 from models.data.classes import with_open_labels
 from models.generators.cnn import zero_shot_generator
-from models.inference.masks import Segmentation
-from models.inference.open_vocabulary import REMEMBERED, ClosedVocabularyError, OpenVocabulary
+from models.inference.masks import Segmentation, _thresholds
+from models.inference.open_vocabulary import _CACHE_SIZE, ClosedVocabularyError, OpenVocabulary
 from models.inference.predictor import LabeledImage, Predictor
 from models.training.export import export_bundle
 from models.training.generator import supervision
@@ -54,8 +54,8 @@ def asked(predictor: Predictor, *labels: str, seed: int = 0, refine: str = "none
 
 
 def maps(predictor: Predictor, *labels: str, seed: int = 0) -> torch.Tensor:
-    (activated,) = predictor.forward_cam([asked(predictor, *labels, seed=seed)])
-    return activated.maps
+    (output,) = predictor.forward_cam([asked(predictor, *labels, seed=seed)])
+    return output.maps
 
 
 def test_the_head_is_the_zero_shot_generators(
@@ -65,7 +65,7 @@ def test_the_head_is_the_zero_shot_generators(
     names = ["fire truck", "zebra"]
     expected = zero_shot_generator(clip, clip.embed_classes(names), output_stride=16).head.weight
     opened = OpenVocabulary(predictor.bundle)
-    rows = torch.stack([opened.open_class(name).row for name in names])
+    rows = torch.stack([opened.zero_shot_class(name).row for name in names])
     cosine = torch.nn.functional.cosine_similarity(rows, expected[:, :, 0, 0])
     torch.testing.assert_close(cosine, torch.ones(2), atol=1e-4, rtol=0)
     # A class of that generator has the CAM that it has as a label which nothing is known of.
@@ -97,7 +97,7 @@ def test_open_and_closed_labels_share_a_batch(predictor: Predictor) -> None:
         (alone,) = predictor.forward_cam([each])
         assert together.classes == alone.classes
         torch.testing.assert_close(together.maps, alone.maps, atol=1e-5, rtol=0)
-        assert together.opened.keys() == alone.opened.keys()
+        assert together.zero_shot.keys() == alone.zero_shot.keys()
         one, two = predictor.postprocess(together), predictor.postprocess(alone)
         assert [vars(found)["zero_shot"] for found in one.classes] == [
             not CLASSES.knows(found.name) for found in two.classes
@@ -127,7 +127,7 @@ def test_a_segmentation_says_what_was_not_trained_on(predictor: Predictor, refin
         assert each.alignment_background is None
     # The bundle's one threshold, whatever it says of its classes.
     options = replace(predictor.options(), class_thresholds={"cup": 0.9})
-    assert options.thresholds_of(("cup", "zebra")).tolist() == pytest.approx([0.9, 0.4])
+    assert _thresholds(options, ("cup", "zebra")).tolist() == pytest.approx([0.9, 0.4])
 
 
 def test_a_label_is_read_once_and_not_kept_forever(tiny_open_bundle: Path) -> None:
@@ -139,14 +139,14 @@ def test_a_label_is_read_once_and_not_kept_forever(tiny_open_bundle: Path) -> No
     for labels in (("cat",), ("zebra", "cat"), ("fire truck", "zebra"), ("Zebra",)):
         predictor.forward_cam([asked(predictor, *labels)])
     assert len(read) == 2
-    assert OpenVocabulary(bundle)._remembered.cache_info().maxsize == REMEMBERED
+    assert OpenVocabulary(bundle)._cached.cache_info().maxsize == _CACHE_SIZE
 
 
 def test_half_precision_leaves_texts_alone(tiny_open_bundle: Path) -> None:
     bundle = load_bundle(tiny_open_bundle, device=CPU)
     exact, lower = Predictor(bundle), Predictor(bundle, precision="bfloat16")
     (one,), (two,) = (each.forward_cam([asked(each, "zebra", "cat")]) for each in (exact, lower))
-    assert torch.equal(one.opened["zebra"], two.opened["zebra"])
+    assert torch.equal(one.zero_shot["zebra"], two.zero_shot["zebra"])
     assert (one.maps - two.maps).abs().mean() < 0.05
 
 

@@ -6,7 +6,8 @@ import torch
 from numpy.typing import NDArray
 
 from models.bundle.bundle import load_bundle
-from models.inference.predictor import PRECISIONS, LabeledImage, Predictor, UnlabeledImage, autocast
+from models.inference.optimize import PRECISIONS, autocast
+from models.inference.predictor import LabeledImage, Predictor, UnlabeledImage
 from models.refine import REFINERS
 from tests.conftest import CPU
 from worker.__main__ import load_predictor
@@ -64,15 +65,15 @@ def test_networks_give_lower_precision_and_refiners_get_single(lower: Predictor)
     )
     batch = [LabeledImage(each, ["cat"], lower.options(refine=CHAIN)) for each in photos()]
     try:
-        activated = lower.forward_cam(batch)
+        outputs = lower.forward_cam(batch)
     finally:
         handle.remove()
     assert seen
     assert set(seen) <= {torch.bfloat16, torch.float16}
-    for each in activated:
+    for each in outputs:
         assert each.maps.dtype == torch.float32
-        assert each.hints.features is not None
-        assert each.hints.features.dtype == torch.float32
+        assert each.refiner_inputs.features is not None
+        assert each.refiner_inputs.features.dtype == torch.float32
 
 
 def test_a_batch_equals_its_images_alone(lower: Predictor) -> None:

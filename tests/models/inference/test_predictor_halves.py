@@ -88,10 +88,10 @@ def test_before_rounding_a_batch_is_within_1e_5_of_its_images(predictor: Predict
     ]  # fmt: skip
     for together, alone in pairs:
         torch.testing.assert_close(together.maps, alone.maps, atol=1e-5, rtol=0)
-        assert together.hints.features is not None
-        assert alone.hints.features is not None
+        assert together.refiner_inputs.features is not None
+        assert alone.refiner_inputs.features is not None
         torch.testing.assert_close(
-            together.hints.features, alone.hints.features, atol=1e-5, rtol=1e-4
+            together.refiner_inputs.features, alone.refiner_inputs.features, atol=1e-5, rtol=1e-4
         )
 
 
@@ -105,8 +105,8 @@ def test_photos_are_finished_in_other_threads_while_others_activate(predictor: P
             futures += [
                 pool.submit(predictor.postprocess, each) for each in predictor.forward_cam(masks)
             ]
-            activated = predictor.forward_segmenter(segments)
-            futures += [pool.submit(predictor.postprocess, each) for each in activated]
+            outputs = predictor.forward_segmenter(segments)
+            futures += [pool.submit(predictor.postprocess, each) for each in outputs]
         made = [future.result() for future in futures]
     for ours, theirs in zip(made, expected * 2, strict=True):
         assert_same(ours, theirs)
@@ -115,15 +115,15 @@ def test_photos_are_finished_in_other_threads_while_others_activate(predictor: P
 def test_finishing_asks_neither_generator_nor_segmenter(predictor: Predictor) -> None:
     asking: list[str] = []
     bundle = predictor.bundle
-    activated = predictor.forward_cam(labeled(predictor, 2, ALL))
-    activated += predictor.forward_segmenter(unlabeled(predictor, 2, ALL))
+    outputs = predictor.forward_cam(labeled(predictor, 2, ALL))
+    outputs += predictor.forward_segmenter(unlabeled(predictor, 2, ALL))
     handles = [
         module.register_forward_pre_hook(lambda module, _inputs: asking.append(type(module).__name__))
         for network in (bundle.generator, bundle.segmenter)
         for module in network.modules()
     ]  # fmt: skip
     try:
-        for each in activated:
+        for each in outputs:
             predictor.postprocess(each)
         assert asking == []
         predictor.forward_cam(labeled(predictor, 1, NO_REFINER))
@@ -134,19 +134,19 @@ def test_finishing_asks_neither_generator_nor_segmenter(predictor: Predictor) ->
 
 
 def test_the_same_activation_can_be_finished_twice(predictor: Predictor) -> None:
-    (activated,) = predictor.forward_cam(labeled(predictor, 1, ALL))
-    first = predictor.postprocess(activated)
-    assert_same(first, predictor.postprocess(activated))
-    strict = replace(activated.photo, options=replace(activated.photo.options, min_confidence=0.9))
-    other = predictor.postprocess(replace(activated, photo=strict))
+    (output,) = predictor.forward_cam(labeled(predictor, 1, ALL))
+    first = predictor.postprocess(output)
+    assert_same(first, predictor.postprocess(output))
+    strict = replace(output.source, options=replace(output.source.options, min_confidence=0.9))
+    other = predictor.postprocess(replace(output, source=strict))
     assert other.ignored > first.ignored
 
 
 def test_features_are_kept_for_those_who_need_them(predictor: Predictor) -> None:
     walked, plain = predictor.forward_cam(labeled(predictor, 2, "random_walk", "pamr"))
-    assert walked.hints.features is not None
-    assert plain.hints.features is None
-    assert walked.hints.regions is plain.hints.regions is None
+    assert walked.refiner_inputs.features is not None
+    assert plain.refiner_inputs.features is None
+    assert walked.refiner_inputs.regions is plain.refiner_inputs.regions is None
 
 
 def test_a_network_that_proposes_regions_is_asked_while_activating(predictor: Predictor) -> None:
@@ -159,10 +159,10 @@ def test_a_network_that_proposes_regions_is_asked_while_activating(predictor: Pr
     other = Predictor(predictor.bundle)
     other._propose = propose
     batch = labeled(predictor, 2, "region_vote", "pamr")
-    activated = other.forward_cam(batch)
+    outputs = other.forward_cam(batch)
     assert asked == [threading.current_thread()]
     with ThreadPoolExecutor(1) as pool:
-        made = list(pool.map(other.postprocess, activated))
+        made = list(pool.map(other.postprocess, outputs))
     assert asked == [threading.current_thread()]
     for ours, theirs in zip(made, predictor.pseudo_masks(batch), strict=True):
         assert_same(ours, theirs)

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.inference.multi_scale import (
+    _candidate_classes,
+    _in_windows,
+    _window_starts,
     argmax_classes,
-    candidate_classes,
-    in_windows,
     renormalize,
     segment_images,
     upsampled_argmax_classes,
-    window_starts,
 )
 
 
@@ -56,15 +56,15 @@ def test_flip_equivariance(images: Tensor, window: int | None) -> None:
 
 
 def test_one_window_is_no_window(images: Tensor) -> None:
-    whole = in_windows(local, images, window=None)
-    assert torch.equal(in_windows(local, images, window=160), whole)
+    whole = _in_windows(local, images, window=None)
+    assert torch.equal(_in_windows(local, images, window=160), whole)
 
 
 def test_windows_of_a_local_network_agree_with_the_whole(images: Tensor) -> None:
     def nearest(batch: Tensor) -> Tensor:
         return local(batch).repeat_interleave(4, -1).repeat_interleave(4, -2)
 
-    torch.testing.assert_close(in_windows(nearest, images, window=64), nearest(images))
+    torch.testing.assert_close(_in_windows(nearest, images, window=64), nearest(images))
 
 
 def test_windows_never_exceed_their_side(images: Tensor) -> None:
@@ -74,14 +74,14 @@ def test_windows_never_exceed_their_side(images: Tensor) -> None:
         sizes.append(tuple(batch.shape[-2:]))
         return local(batch)
 
-    in_windows(watched, torch.rand(1, 3, 32, 320), window=128)
+    _in_windows(watched, torch.rand(1, 3, 32, 320), window=128)
     assert set(sizes) == {(32, 128)}
 
 
 @pytest.mark.parametrize("window", [32, 64, 96, 512])
 @pytest.mark.parametrize("length", [32, 64, 96, 320, 1056])
 def test_windows_cover_everything(length: int, window: int) -> None:
-    starts = window_starts(length, window=window)
+    starts = _window_starts(length, window=window)
     assert starts[0] == 0
     assert max(starts) + window >= length
     assert all(start % 32 == 0 for start in starts)
@@ -92,17 +92,17 @@ def test_winners_are_kept_and_stay_the_best() -> None:
     scores = torch.tensor([[0.5, 0.1], [0.3, 0.3], [0.1, 0.4], [0.1, 0.2]]).view(1, 4, 1, 2)
     channels, kept = upsampled_argmax_classes(scores, (1, 2))
     assert channels.tolist() == [1]
-    shares, together = renormalize(kept)
+    shares, total = renormalize(kept)
     torch.testing.assert_close(shares[0, :, 0], torch.tensor([[5 / 6, 1 / 5], [1 / 6, 4 / 5]]))
-    torch.testing.assert_close(together.flatten(), torch.tensor([0.6, 0.5]))
+    torch.testing.assert_close(total.flatten(), torch.tensor([0.6, 0.5]))
 
 
 def test_where_the_background_wins_everywhere_no_class_is_left() -> None:
     scores = torch.tensor([0.9, 0.1]).view(1, 2, 1, 1)
     channels, kept = upsampled_argmax_classes(scores, (1, 1))
-    shares, together = renormalize(kept)
+    shares, total = renormalize(kept)
     assert (shares.shape, channels.tolist()) == ((1, 1, 1, 1), [])
-    assert (shares.item(), together.item()) == (1.0, pytest.approx(0.9))
+    assert (shares.item(), total.item()) == (1.0, pytest.approx(0.9))
 
 
 def test_what_is_seen_whole_and_once_stays_on_its_grid(images: Tensor) -> None:
@@ -126,12 +126,12 @@ def test_who_can_win_is_told_before_stretching(grid: tuple[int, int], sharpness:
     channels, maps = upsampled_argmax_classes(coarse, (64, 96))
     assert torch.equal(channels, argmax_classes(fine))
     torch.testing.assert_close(maps, fine[:, [0, *(channels + 1).tolist()]])
-    assert set(channels.tolist()) <= set(candidate_classes(coarse).tolist())
+    assert set(channels.tolist()) <= set(_candidate_classes(coarse).tolist())
 
 
 def test_a_class_that_another_tops_everywhere_cannot_win() -> None:
     coarse = torch.tensor([0.1, 0.5, 0.3, 0.1]).view(1, 4, 1, 1).expand(1, 4, 5, 6)
-    assert candidate_classes(coarse).tolist() == [0]
+    assert _candidate_classes(coarse).tolist() == [0]
 
 
 def test_no_scale_is_refused(images: Tensor) -> None:

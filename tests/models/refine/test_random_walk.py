@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.generators.cnn import CachingGenerator, cosine_affinity
+from models.generators.cnn import cosine_affinity
+from models.inference.forward import CachingGenerator
 from models.inference.postprocess import identity, match_range
 from models.refine.random_walk import RandomWalk, boxes, transition, walk
 

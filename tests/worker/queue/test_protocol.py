@@ -109,7 +109,7 @@ def test_a_real_bundle_can_be_announced(tiny_bundle: object) -> None:
     )
     assert announced.class_list() == info.classes
     assert (announced.name, announced.version) == (info.name, info.version)
-    assert announced.background_threshold == info.background_threshold
+    assert announced.background_threshold == info.mask_options.background_threshold
     assert announced.licence == "Apache-2.0"
     explained = Explanation.model_validate(info.to_json()).nearest_nouns
     assert {name: [vars(noun) for noun in nouns] for name, nouns in explained.items()} == {
