@@ -1,6 +1,6 @@
 """Prometheus metrics: of the API's requests, and of jobs, workers and batches in Redis, read with each scrape.
 
-Every name is in docs/metrics.md.
+Every name is in docs/operations.md.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ class BatchForm(MaskForm):
     """The fields of ``POST /batches``, the same for all photos."""
 
     archive: UploadFile = Field(
-        description="A zip of photos and, at its root, their image-level labels; see docs/batches.md."
+        description="A zip of photos and, at its root, their image-level labels; see docs/http.md."
     )
     background_threshold: _BackgroundThreshold = None
     background_power: _BackgroundPower = None

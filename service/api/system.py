@@ -80,5 +80,5 @@ def get_model(name: str, state: State) -> ModelDocument:
 
 @router.get("/metrics", tags=["health"], response_class=Response)
 def get_metrics(state: State) -> Response:
-    """Return all samples in Prometheus's text format; see docs/metrics.md."""
+    """Return all samples in Prometheus's text format; see docs/operations.md."""
     return Response(generate_latest(state.metrics), media_type=CONTENT_TYPE_PLAIN_0_0_4)

@@ -17,14 +17,12 @@ from pathlib import Path
 
 import torch
 
-from models.training import generator
 from models.bundle.bundle import load_bundle
 from models.config import Config, dump_config, parse_config
-from models.data.labels import read_folder
-from models.data.labels import classes_of
-from models.training.export import export_bundle
+from models.data.labels import classes_of, read_folder
 from models.inference.predictor import Predictor
-from models.training.generator import pretrain_generator
+from models.training.export import export_bundle
+from models.training.generator import pretrain_generator, train_generator
 from models.training.run import start_run
 
 
@@ -42,7 +40,7 @@ def test_all_together(tiny_config: Config, tiny_data: Path, tmp_path: Path) -> N
     samples = read_folder(tiny_data / "images", labels, classes)
     run = start_run(config, classes, tmp_path / "work", device=torch.device("cpu"))
     pretrain_generator(run, samples, lambda step: None)
-    generator.train_generator(run, samples, lambda step: None)
+    train_generator(run, samples, lambda step: None)
     export_bundle(run, tmp_path / "bundle", stage="train-generator", licence="none", trained_on="squares")
     predictor = Predictor(load_bundle(tmp_path / "bundle", device=torch.device("cpu")))
     assert predictor.info.generator.kind == "patches"
@@ -77,7 +75,12 @@ def test_the_page_holds_in_a_copy_of_the_code(tmp_path: Path) -> None:
     touched = {apply(each, tmp_path) for each in blocks("extending.md")}
     assert len(touched) == 9
     (tmp_path / "tests" / "test_together.py").write_text(TOGETHER, encoding="utf-8")
-    tests = ["test_refine_contract", "test_generators", "test_data_contract", "test_together"]
+    tests = [
+        "models/refine/test_contract",
+        "models/generators/test_generators",
+        "models/data/test_contract",
+        "test_together",
+    ]
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rp"),

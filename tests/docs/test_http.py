@@ -30,8 +30,6 @@ from tests.helpers.service_fixtures import (
 from tests.helpers.shell import Shell, require_curl
 
 PAGE = "http.md"
-# Calls that are another page's, by the beginning of their path.
-ELSEWHERE = {"/batches": "batches.md"}
 KEY, REMEMBERED = make_key("alice")
 # The servers of blocks with a word after their language: what is said of them in the block.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -168,9 +166,8 @@ def operations() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("method", "path"), operations())
 def test_every_call_is_on_the_page(method: str, path: str) -> None:
-    page = next((name for start, name in ELSEWHERE.items() if path.startswith(start)), PAGE)
-    text = (DOCS / page).read_text(encoding="utf-8")
-    assert re.search(rf"`{method} {re.escape(path)}`", text), f"{method} {path} is not in {page}"
+    text = (DOCS / PAGE).read_text(encoding="utf-8")
+    assert re.search(rf"`{method} {re.escape(path)}`", text), f"{method} {path} is not in {PAGE}"
 
 
 def test_every_problem_is_in_the_table_with_its_status() -> None:

@@ -109,7 +109,7 @@ def test_every_label_value_of_a_rule_exists() -> None:
 
 
 def test_the_table_names_all_metrics_and_no_others(scrape: Scrape) -> None:
-    page = (ROOT / "docs" / "metrics.md").read_text()
+    page = (ROOT / "docs" / "operations.md").read_text()
     documented = {
         name.removesuffix("_total") for name in re.findall(r"^\| `(semples_\w+)`", page, re.M)
     }

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 import pytest
 import yaml
+from botocore import configprovider
 
 from service.api.errors import PROBLEMS
 from service.settings import Settings
 from tests.helpers.paths import ROOT
 from tests.helpers.redis_users import DEPLOY, USERS
+from worker.settings import WorkerSettings
 
 PAGE = (ROOT / "docs" / "operations.md").read_text()
 
@@ -22,7 +25,9 @@ def test_links_lead_somewhere(target: str) -> None:
 
 def test_variables_alerts_problems_and_users_exist() -> None:
     known = {f"SEMPLES_{field.upper()}" for field in Settings.model_fields} | {"SEMPLES_LOG"}
+    known |= {f"SEMPLES_{field.upper()}" for field in WorkerSettings.__annotations__}
     known |= set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text()))
+    known |= set(re.findall(r"AWS_[A-Z_]+", inspect.getsource(configprovider)))
     scripts = (DEPLOY / "from-files").read_text()
     named = set(re.findall(r"\b(?:SEMPLES|AWS|REDIS)_[A-Z_]+\b", PAGE))
     assert {name for name in named if name.removesuffix("_FILE") not in scripts} <= known

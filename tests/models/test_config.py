@@ -70,10 +70,10 @@ def test_unknown_configurations_name_the_known() -> None:
         load_config("no.yaml")
 
 
-def test_the_readmes_configuration_loads() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
-    config = parse_config(block, source="README.md")
+def test_the_tutorials_configuration_loads() -> None:
+    tutorial = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"config\.yaml <<'END'\n(.*?)END\n", tutorial, re.DOTALL)
+    config = parse_config(block, source="tutorial.md")
     assert isinstance(config.segmenter, EncoderDecoderConfig)
 
 

@@ -88,7 +88,7 @@ def usual_batch(device: str) -> int:
     """Return how many photos are best sent through the networks together.
 
     A GPU is filled by several; on a CPU one fills the caches, and eight took longer than one after the other
-    (``benchmarks/README.md``).
+    (``docs/results.md``).
     """
     return 1 if device == "cpu" else Sizes.batch
 
