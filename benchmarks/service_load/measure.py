@@ -34,9 +34,10 @@ from benchmarks.service_load.programs import (
     valkey,
     wait_until,
 )
+from models.inference.masks import MaskOptions
 from tests.helpers.service_doubles import Info
 from worker.queue.rq import make_job, open_queue
-from worker.queue.schema import PSEUDO_MASK, JobRequest, ModelRef, Options
+from worker.queue.schema import PSEUDO_MASK, JobRequest, ModelRef
 from worker.storage import BlobStore
 
 BARE = "bare predictor"
@@ -229,7 +230,7 @@ def _requests(blobs: BlobStore) -> Iterator[JobRequest]:
         yield JobRequest(
             image=blobs.put("uploads", photo.copy(number)),
             labels=photo.labels,
-            options=Options(refine="none", min_confidence=0.0, background_threshold=0.4),
+            options=MaskOptions(refine="none", min_confidence=0.0, background_threshold=0.4),
             model=ModelRef(name=info.name, version=info.version),
         )
 

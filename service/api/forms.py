@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Final
 
 from fastapi import Header, Query, UploadFile
@@ -12,10 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from models.data.classes import UnknownLabelError, Vocabulary, why_closed, with_open_labels
 from models.data.images import check_image
 from models.data.labels import split_labels
-from models.refine import REFINERS, parse_chain
+from models.inference.masks import MaskOptions, fill_defaults
+from models.refine import REFINERS
 from service.api.errors import ProblemError, invalid_field
-from worker.queue.registry import ModelInfo, SegmentDefaults
-from worker.queue.schema import JobRequest, Options, Task
+from worker.queue.registry import ModelInfo
+from worker.queue.schema import JobRequest, Task
 from worker.storage import blob_key
 from worker.webhooks.store import Recipient
 from worker.webhooks.urls import CallbackRefusedError, Resolve, find_target, resolve_host
@@ -129,8 +130,7 @@ def build_request(
         vocabulary = "closed" if known else "open"
         options = pseudo_mask_options(form, model, labels)
     else:
-        defaults = model.segment or SegmentDefaults()
-        options = _options(form, defaults.refine, defaults.min_confidence)
+        options = _fill_defaults(form, model.segment_options)
     header = check_image(data, max_pixels=max_pixels)
     request = JobRequest(
         task=form.task,
@@ -145,7 +145,7 @@ def build_request(
 
 def pseudo_mask_options(
     form: PseudoMaskForm | BatchForm, model: ModelInfo, labels: tuple[str, ...]
-) -> Options:
+) -> MaskOptions:
     """Return a form's options, filled with the model's defaults for these class names.
 
     Raises:
@@ -156,24 +156,25 @@ def pseudo_mask_options(
         raise invalid_field(
             "background_power", "expected background_threshold or background_power, got both"
         )
-    by_class: dict[str, float] = {}
-    if threshold is None and power is None:
-        threshold, known = model.background_threshold, model.class_thresholds
-        # Of these labels alone: the thresholds of others have no part in the result or the job's id.
-        by_class = {name: known[name] for name in labels if name in known}
-    background = {"background_threshold": threshold, "background_power": power}
-    options = _options(form, model.refine, model.min_confidence)
-    return options.model_copy(update={**background, "class_thresholds": by_class})
+    options = _fill_defaults(
+        form, model.mask_options, background_threshold=threshold, background_power=power
+    )
+    # Of these labels alone: the thresholds of others have no part in the result or the job's id.
+    known = options.class_thresholds
+    return replace(
+        options, class_thresholds={name: known[name] for name in labels if name in known}
+    )
 
 
-def _options(form: MaskForm, refine: str, min_confidence: float) -> Options:
-    chain = form.refine or refine
+def _fill_defaults(
+    form: MaskForm, defaults: MaskOptions, **background: float | None
+) -> MaskOptions:
     try:
-        parse_chain(chain)
+        return fill_defaults(
+            defaults, refine=form.refine or None, min_confidence=form.min_confidence, **background
+        )
     except ValueError as error:
         raise invalid_field("refine", str(error)) from error
-    confidence = min_confidence if form.min_confidence is None else form.min_confidence
-    return Options(refine=chain, min_confidence=confidence)
 
 
 def _resolve_labels(form: PseudoMaskForm, model: ModelInfo) -> tuple[str, ...]:
@@ -281,7 +282,7 @@ class ThresholdOverrides(BaseModel):
     background_power: _BackgroundPower = None
     min_confidence: _MinConfidence = None
 
-    def apply(self, request: JobRequest) -> Options:
+    def apply(self, request: JobRequest) -> MaskOptions:
         """Return a job's options with these overrides; ProblemError if they do not go together."""
         background = self.model_dump(
             include={"background_threshold", "background_power"}, exclude_none=True
@@ -292,12 +293,7 @@ class ThresholdOverrides(BaseModel):
             raise invalid_field(
                 next(iter(background)), "a segmenter decides itself what is background"
             )
-        changes = self.model_dump(include={"min_confidence"}, exclude_none=True)
-        if background:
-            # As in a post: a rule of one's own replaces the model's and its class thresholds.
-            nothing = {"background_threshold": None, "background_power": None}
-            changes |= {**nothing, **background, "class_thresholds": {}}
-        return request.options.model_copy(update=changes)
+        return fill_defaults(request.options, **background, min_confidence=self.min_confidence)
 
 
 class NamedOverrides(ThresholdOverrides):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Annotated, Any, Final
 
@@ -92,7 +93,7 @@ class FileResponder:
         """Make a file, unless the client has it; ``make`` blocks, ``name`` tells the files of a job apart."""
         job = await run_sync(self._state.jobs.finished, self.job_id)
         options = overrides.apply(job.request)
-        tag = self._entity_tag(job, options.model_dump(), name, overrides)
+        tag = self._entity_tag(job, asdict(options), name, overrides)
         headers = {"ETag": tag, "Cache-Control": _CACHE_CONTROL}
         if tag in self._known or self._known == ["*"]:
             return Response(status_code=304, headers=headers)

@@ -8,19 +8,19 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict
 from rq.job import Job
 
+from models.bundle.manifest import NearNoun
 from models.data.classes import Vocabulary
+from models.inference.masks import ClassResult, MaskOptions
 from worker.batches.records import BatchItem, ItemOutcome, ItemStatus
 from worker.batches.store import Standing
 from worker.queue.jobs import Status, failure_of, request_of, result_of, status_of
-from worker.queue.registry import ModelInfo, NearNoun, WorkerInfo
+from worker.queue.registry import ModelInfo, WorkerInfo
 from worker.queue.schema import (
-    ClassRecord,
     FailureCode,
     ImageRecord,
     JobFailure,
     JobResult,
     ModelRef,
-    Options,
     Progress,
     Task,
     Timings,
@@ -146,9 +146,9 @@ class JobDocument(BaseModel):
     model: ModelRef
     labels: tuple[str, ...]
     vocabulary: Vocabulary
-    options: Options
+    options: MaskOptions
     image: ImageRecord | None = None
-    classes: tuple[ClassRecord, ...] | None = None
+    classes: tuple[ClassResult, ...] | None = None
     ignored: float | None = None
     timings: Timings | None = None
     failure: JobFailure | None = None

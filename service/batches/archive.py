@@ -7,7 +7,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final, Literal
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
@@ -165,7 +165,7 @@ def _about(standing: Standing, form: ArchiveFormat) -> dict[str, Any]:
         "format": form,
         "software": f"semples {software_version()}",
         "model": record.request.model.model_dump(),
-        "options": record.request.options.model_dump(),
+        "options": asdict(record.request.options),
         "classes": {str(index): name for index, name in record.classes.items()},
         "photos": record.total,
         "created_at": record.created_at.isoformat(),

@@ -23,6 +23,7 @@ from models.data.mask_files import (
 )
 from models.data.mask_folder import MaskedPhoto
 from models.inference.masks import (
+    ClassResult,
     Decision,
     MaskOptions,
     SoftMaps,
@@ -31,7 +32,7 @@ from models.inference.masks import (
     upsample_bilinear,
 )
 from service.api.errors import ProblemError
-from worker.queue.schema import ClassRecord, JobRequest, JobResult, Options
+from worker.queue.schema import JobRequest, JobResult
 from worker.storage import BlobStore
 
 
@@ -43,7 +44,7 @@ class FinishedJob:
     request: JobRequest
     result: JobResult
 
-    def find_class(self, name: str) -> ClassRecord:
+    def find_class(self, name: str) -> ClassResult:
         """Return a class by its index in label maps or its name, whatever its case; ProblemError if there is none."""
         classes = self.result.classes
         for each in classes:
@@ -70,7 +71,7 @@ class JobResults:
     """
 
     def __init__(
-        self, job: FinishedJob, options: Options, blobs: BlobStore, *, max_pixels: int
+        self, job: FinishedJob, options: MaskOptions, blobs: BlobStore, *, max_pixels: int
     ) -> None:
         self._job = job
         self._options = options
@@ -85,7 +86,7 @@ class JobResults:
             return stored
         with Image.open(io.BytesIO(stored), formats=("PNG",)) as picture:
             text = {str(k): v for k, v in picture.info.items() if isinstance(v, str)}
-        text["Options"] = json.dumps(self._options.model_dump(), sort_keys=True)
+        text["Options"] = json.dumps(asdict(self._options), sort_keys=True)
         return label_map_png(self._decision.label_map, text=text)
 
     def scores(self) -> bytes:
@@ -101,7 +102,7 @@ class JobResults:
         """Return each pixel's confidence, as a PNG; see ``soft_map_png``."""
         return soft_map_png(self._decision.confidence)
 
-    def cam(self, chosen: ClassRecord) -> bytes:
+    def cam(self, chosen: ClassResult) -> bytes:
         """Return a class's CAM at the image's size, as a PNG; its scores where a segmenter made the mask."""
         maps = self._maps
         cams = read_cams(io.BytesIO(self.scores()))
@@ -135,15 +136,14 @@ class JobResults:
     def _stored_mask(self) -> bytes:
         return self._blobs.get(self._job.result.blobs.mask)
 
-    def _classes(self) -> list[ClassRecord]:
+    def _classes(self) -> list[ClassResult]:
         classes = self._job.result.classes
         if not self._changed:
             return list(classes)
-        decided = (
+        return [
             class_result(each.index, each.name, self._decision, zero_shot=each.zero_shot)
             for each in classes
-        )
-        return [ClassRecord(**asdict(each)) for each in decided]
+        ]
 
     @cached_property
     def _maps(self) -> SoftMaps:
@@ -151,4 +151,4 @@ class JobResults:
 
     @cached_property
     def _decision(self) -> Decision:
-        return decide(self._maps, MaskOptions(**self._options.model_dump()))
+        return decide(self._maps, self._options)

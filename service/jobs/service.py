@@ -13,6 +13,7 @@ from rq.exceptions import InvalidJobOperation
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
+from models.inference.masks import MaskOptions
 from service.api.errors import ProblemError
 from service.jobs.results import FinishedJob, JobResults
 from service.middleware.observability import request_context
@@ -40,7 +41,7 @@ from worker.queue.rq import (
     want,
     withdraw_cancel,
 )
-from worker.queue.schema import JobRequest, JobResult, Options
+from worker.queue.schema import JobRequest, JobResult
 from worker.storage import BlobStore
 from worker.webhooks.store import Recipient, register
 
@@ -167,7 +168,7 @@ class JobService:
             raise ProblemError("unknown-job", "the job's result has expired")
         raise ProblemError("job-not-ready", f"the job is {status}", job_status=status)
 
-    def results(self, job: FinishedJob, options: Options | None = None) -> JobResults:
+    def results(self, job: FinishedJob, options: MaskOptions | None = None) -> JobResults:
         """Return a finished job's files, as its own or other options decide."""
         chosen = job.result.options if options is None else options
         return JobResults(job, chosen, self._blobs, max_pixels=self.limits.max_pixels)

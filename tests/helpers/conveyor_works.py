@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from models.inference.masks import Segmentation
+from models.inference.masks import MaskOptions, Segmentation
 from tests.helpers.service_doubles import DoublePredictor, HalfDone
 from tests.helpers.service_fixtures import png
 from worker.inference.batcher import Conveyor, Sizes
@@ -22,7 +22,7 @@ from worker.inference.pipeline import Runtime, decode
 from worker.inference.watchdog import Activity
 from worker.queue.registry import ModelInfo
 from worker.queue.rq import JobCanceledError
-from worker.queue.schema import JobRequest, JobResult, ModelRef, Options
+from worker.queue.schema import JobRequest, JobResult, ModelRef
 from worker.storage import BlobStore
 
 
@@ -106,7 +106,7 @@ class Works:
         request = JobRequest(
             image=self.runtime.blobs.put("uploads", png(width=width)),
             labels=(label,),
-            options=Options(refine="none", min_confidence=0.0, background_threshold=0.4),
+            options=MaskOptions(refine="none", min_confidence=0.0, background_threshold=0.4),
             model=ModelRef(name="double", version="1"),
         )
         job: Any = SimpleNamespace(id=f"{label}-{uuid.uuid4().hex}", timeout=timeout)

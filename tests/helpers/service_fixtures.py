@@ -22,6 +22,7 @@ import uvicorn
 from PIL import Image
 from redis import Redis
 
+from models.inference.masks import MaskOptions
 from service.__main__ import server_config
 from service.app import create_app
 from service.local import redis_server
@@ -29,7 +30,7 @@ from service.local.supervisor import Child, Command
 from service.settings import Settings
 from worker.queue.registry import live_workers
 from worker.queue.rq import TaskQueue, make_job, open_queue, open_redis
-from worker.queue.schema import JobRequest, ModelRef, Options, queue_name
+from worker.queue.schema import JobRequest, ModelRef, queue_name
 from worker.storage import BlobStore
 from worker.webhooks.urls import Resolve, resolve_host
 
@@ -84,7 +85,7 @@ class Place:
             task="pseudo_mask" if labels else "segment",
             image=self.blobs.put("uploads", png(color=(self.requests, 0, finds))),
             labels=labels,
-            options=Options(refine="none", min_confidence=0.0, background_threshold=0.4),
+            options=MaskOptions(refine="none", min_confidence=0.0, background_threshold=0.4),
             model=ModelRef(name="double", version="0123456789ab"),
         )
 

@@ -8,12 +8,18 @@ from functools import cache
 from uuid import uuid4
 
 from models.data.classes import ClassInfo
-from models.inference.masks import LabeledImage, OnProgress, UnlabeledImage
+from models.inference.masks import (
+    ClassResult,
+    LabeledImage,
+    MaskOptions,
+    OnProgress,
+    UnlabeledImage,
+)
 from tests.helpers.service_doubles import DoublePredictor, HalfDone
 from tests.helpers.service_fixtures import png
 from worker.inference.pipeline import Runtime, run
 from worker.queue.registry import ModelInfo
-from worker.queue.schema import ClassRecord, JobRequest, ModelRef, Options, ResultBlobs
+from worker.queue.schema import JobRequest, ModelRef, ResultBlobs
 from worker.storage import BlobStore, blob_key
 
 SIZES = ((30, 20), (36, 20), (30, 26))
@@ -35,7 +41,7 @@ class Asked:
             task="pseudo_mask",
             image=blob_key("uploads", data),
             labels=self.labels,
-            options=Options(refine="none", min_confidence=0.0, background_threshold=0.4),
+            options=MaskOptions(refine="none", min_confidence=0.0, background_threshold=0.4),
             model=ModelRef(name="double", version="0123456789ab"),
         )
         return request, data
@@ -58,7 +64,7 @@ class CalmPredictor(DoublePredictor):
 class Undisturbed:
     """What comes out where nothing happens."""
 
-    classes: tuple[ClassRecord, ...]
+    classes: tuple[ClassResult, ...]
     blobs: ResultBlobs
 
 

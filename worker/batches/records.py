@@ -5,21 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Final, Literal, cast, get_args
 
 from redis import Redis
 
+from models.inference.masks import MaskOptions
 from worker.queue.jobs import Limits
-from worker.queue.schema import (
-    FAILURE_SECONDS,
-    JobFailure,
-    JobRequest,
-    JobResult,
-    ModelRef,
-    Options,
-    Record,
-)
+from worker.queue.schema import FAILURE_SECONDS, JobFailure, JobRequest, JobResult, ModelRef, Record
 
 QUEUE_SHARE: Final = 2
 """Of a queue's places batches take at most one in so many; the others are for whoever posts an image."""
@@ -43,7 +37,7 @@ class BatchRequest(Record):
 
     archive: str
     model: ModelRef
-    options: Options
+    options: MaskOptions
 
     def batch_id(self) -> str:
         """Return the batch's id: 32 hex digits."""
@@ -59,7 +53,7 @@ class BatchRequest(Record):
         """
         known = self.options.class_thresholds
         by_class = {name: known[name] for name in labels if name in known}
-        options = self.options.model_copy(update={"class_thresholds": by_class})
+        options = replace(self.options, class_thresholds=by_class)
         return JobRequest(image=image, labels=labels, options=options, model=self.model)
 
 
@@ -104,7 +98,7 @@ class BatchItem(Record):
 
 
 class ItemClass(Record):
-    """What came out for one class of an item; see ClassRecord."""
+    """What came out for one class of an item; see ClassResult."""
 
     index: int
     area: float

@@ -18,16 +18,16 @@ from models.data.classes import ClassList, with_open_labels
 from models.data.images import MAX_PIXELS, UprightImage, read_image
 from models.data.mask_files import label_map_png, provenance, scores_npz
 from models.inference.masks import (
+    CannotSegmentError,
     LabeledImage,
     MaskOptions,
     OnProgress,
     Segmentation,
     UnlabeledImage,
 )
-from worker.queue.failures import CannotSegmentError, may_pass, persistently
+from worker.queue.failures import may_pass, persistently
 from worker.queue.registry import ModelInfo
 from worker.queue.schema import (
-    ClassRecord,
     ImageRecord,
     JobRequest,
     JobResult,
@@ -215,7 +215,7 @@ def decode(request: JobRequest, runtime: Runtime) -> Photo:
         UnknownLabelError: if this worker's model does not know a label.
     """
     started = time.perf_counter()
-    predictor, options = runtime.predictor, MaskOptions(**request.options.model_dump())
+    predictor, options = runtime.predictor, request.options
     # The API has seen to labels and segmenter, but the bundle may have been another one then.
     classes = predictor.info.classes
     if request.task == "pseudo_mask":
@@ -282,7 +282,7 @@ def conclude(
     segmentation = runtime.predictor.postprocess(half_done)
     refined = time.perf_counter()
     model, request = runtime.model, photo.request
-    text = provenance(model, segmentation.classes, request.options.model_dump())
+    text = provenance(model, segmentation.classes, asdict(request.options))
     blobs = store(segmentation, runtime, text=text)
     encoded = time.perf_counter()
     height, width = segmentation.label_map.shape
@@ -292,7 +292,7 @@ def conclude(
         image=ImageRecord(width=width, height=height, exif_orientation=orientation),
         labels=request.labels,
         options=request.options,
-        classes=tuple(ClassRecord(**asdict(each)) for each in segmentation.classes),
+        classes=segmentation.classes,
         ignored=segmentation.ignored,
         timings=Timings(
             queue=waited,

@@ -21,6 +21,7 @@ from rq.utils import now
 
 from models.data.classes import UnknownLabelError
 from models.data.images import ImageError
+from models.inference.masks import CannotSegmentError
 from worker.queue.jobs import failure_of, request_of, status_of
 from worker.queue.rq import TaskNotAllowedError, fetch_job
 from worker.queue.schema import (
@@ -148,10 +149,6 @@ log = logging.getLogger(__name__)
 
 _DEATHS = "deaths"
 """Key of a job's meta: how many workers died with it in their hands."""
-
-
-class CannotSegmentError(Exception):
-    """A job wants a segmenter that this worker's model does not have."""
 
 
 # type → code, sentence (None: the exception's own words, which are meant for users), repeatable.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 from redis import Redis
 
-from models.data.classes import ClassInfo, ClassList
+from models.bundle.manifest import ModelDescription, NearNoun
 from worker.queue.schema import LEASE_SECONDS, ModelRef, Record, Task
 
 WORKERS_KEY = "semples:workers"
@@ -18,7 +18,7 @@ MODELS_KEY = "semples:models"
 MODEL_SECONDS = 600
 """How long a model is known after its last worker was seen: a restart must not turn jobs away."""
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=BaseModel)
 
 
 def worker_key(worker: str) -> str:
@@ -41,47 +41,8 @@ def explanation_key(version: str) -> str:
     return f"semples:explanation:{version}"
 
 
-class ClassEntry(Record):
-    """A class of a model: index in label maps, name, other names that are taken."""
-
-    index: int
-    name: str
-    synonyms: tuple[str, ...] = ()
-
-
-class SegmentDefaults(Record):
-    """How a model segments unless a request says otherwise."""
-
-    refine: str = "none"
-    min_confidence: float = 0.0
-
-
-class ModelInfo(Record):
-    """What a worker announces of its bundle: the service has neither torch nor the files.
-
-    Attributes:
-        refine, min_confidence, background_threshold, class_thresholds: how its pseudo masks are made unless a request
-            says otherwise.
-        can_segment: whether it has a segmenter, which needs no labels.
-        segment: how that works unless a request says otherwise.
-        open_vocabulary: whether it takes labels that it was not trained on.
-    """
-
-    name: str
-    version: str
-    kind: str
-    classes: tuple[ClassEntry, ...]
-    refine: str
-    min_confidence: float
-    background_threshold: float
-    class_thresholds: dict[str, float] = Field(default_factory=dict)
-    can_segment: bool = False
-    segment: SegmentDefaults | None = None
-    open_vocabulary: bool = False
-    stage: str = ""
-    licence: str = ""
-    trained_on: str = ""
-    metrics: tuple[dict[str, Any], ...] = ()
+class ModelInfo(ModelDescription):
+    """A model as its workers announce it."""
 
     @property
     def ref(self) -> ModelRef:
@@ -91,17 +52,6 @@ class ModelInfo(Record):
     def can(self, task: Task) -> bool:
         """Return whether this model does a task."""
         return task == "pseudo_mask" or self.can_segment
-
-    def class_list(self) -> ClassList:
-        """Return the classes as the library knows them."""
-        return ClassList(tuple(ClassInfo(c.index, c.name, c.synonyms) for c in self.classes))
-
-
-class NearNoun(Record):
-    """A noun and the cosine of its caption to a background prompt."""
-
-    noun: str
-    similarity: float
 
 
 class Explanation(Record):

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from models.data.classes import Vocabulary
+from models.inference.masks import ClassResult, MaskOptions
 
 Task = Literal["pseudo_mask", "segment"]
 
@@ -81,16 +82,6 @@ class ModelRef(Record):
     version: str
 
 
-class Options(Record):
-    """How scores become a mask, with nothing left to a default; see models.inference.masks."""
-
-    refine: str
-    min_confidence: float
-    background_threshold: float | None = None
-    background_power: float | None = None
-    class_thresholds: dict[str, float] = Field(default_factory=dict)
-
-
 class JobRequest(Record):
     """The argument of a job: references and choices, never pixels.
 
@@ -106,7 +97,7 @@ class JobRequest(Record):
     task: Task = "pseudo_mask"
     image: str
     labels: tuple[str, ...]
-    options: Options
+    options: MaskOptions
     model: ModelRef
     vocabulary: Vocabulary = "closed"
 
@@ -132,30 +123,6 @@ class ImageRecord(Record):
     exif_orientation: int
 
 
-class ClassRecord(Record):
-    """What came out for one class.
-
-    Attributes:
-        index: its value in the label map.
-        name: its name.
-        area: share of the image's pixels, 0 to 1.
-        confidence: mean confidence of its pixels, or None without any.
-        alignment_class: cosine of its region with its class text, if the bundle holds CLIP.
-        alignment_background: cosine of its region with its background prompt, likewise.
-        box: left, top, right, bottom in pixels, or None without any.
-        zero_shot: whether the model was not trained on it, and its CAM comes from CLIP's text alone.
-    """
-
-    index: int
-    name: str
-    area: float
-    confidence: float | None = None
-    alignment_class: float | None = None
-    alignment_background: float | None = None
-    box: tuple[int, int, int, int] | None = None
-    zero_shot: bool = False
-
-
 class Timings(Record):
     """Seconds: waiting in the queue, decoding, the model with refinement, encoding and storing."""
 
@@ -178,8 +145,8 @@ class JobResult(Record):
     model: ModelRef
     image: ImageRecord
     labels: tuple[str, ...]
-    options: Options
-    classes: tuple[ClassRecord, ...]
+    options: MaskOptions
+    classes: tuple[ClassResult, ...]
     ignored: float
     timings: Timings
     blobs: ResultBlobs

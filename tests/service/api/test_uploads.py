@@ -9,11 +9,11 @@ import pytest
 from fastapi import UploadFile
 
 from models.data.labels import split_labels
+from models.inference.masks import MaskOptions
 from service.api.forms import PseudoMaskForm, build_request, parse_wait, wants_png
 from tests.helpers.service_doubles import Info
 from tests.helpers.service_fixtures import png
 from worker.queue.registry import ModelInfo
-from worker.queue.schema import Options
 
 
 @pytest.mark.parametrize(
@@ -87,4 +87,4 @@ def test_the_background_is_the_models_unless_named(
     form = PseudoMaskForm.model_validate({"image": image, "labels": ["bowl,cat"], **fields})
     checked = build_request(form, png(), model, max_pixels=10**6)
     assert checked.pixels == 30 * 20
-    assert checked.request.options == Options(refine="none", min_confidence=0.0, **background)
+    assert checked.request.options == MaskOptions(refine="none", min_confidence=0.0, **background)

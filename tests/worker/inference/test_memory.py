@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models.inference.masks import MaskOptions
 from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, png, wait_for
 from worker.queue.rq import make_job
-from worker.queue.schema import JobRequest, ModelRef, Options
+from worker.queue.schema import JobRequest, ModelRef
 
 HALF = 500
 GROWTH = 24 * 2**20
@@ -36,7 +37,7 @@ def run_many(place: Place, *, seed: int) -> None:
             task="pseudo_mask" if labels else "segment",
             image=place.blobs.put("uploads", image),
             labels=labels,
-            options=Options(refine="none", min_confidence=0.0, background_threshold=0.4),
+            options=MaskOptions(refine="none", min_confidence=0.0, background_threshold=0.4),
             model=ModelRef(name="double", version="0123456789ab"),
         )
         place.queue.enqueue_job(make_job(place.redis, request, timeout=60), unique=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import uuid
 from typing import Any
@@ -12,13 +11,12 @@ import pytest
 from PIL import Image
 
 from models.data.images import ImageError
-from models.inference.masks import MaskOptions
+from models.inference.masks import CannotSegmentError, MaskOptions
 from tests.helpers import service_doubles as doubles
 from tests.helpers.service_fixtures import png
 from worker.inference.pipeline import PredictorLike, Runtime, pseudo_mask, run
-from worker.queue.failures import CannotSegmentError
 from worker.queue.registry import ModelInfo
-from worker.queue.schema import JobRequest, JobResult, ModelRef, Options
+from worker.queue.schema import JobRequest, JobResult, ModelRef
 from worker.storage import BlobMissingError, BlobStore
 
 
@@ -38,7 +36,7 @@ def request(runtime: Runtime, image: bytes, *labels: str) -> JobRequest:
         task="pseudo_mask" if labels else "segment",
         image=runtime.blobs.put("uploads", image),
         labels=labels,
-        options=Options(refine="none", min_confidence=0.1, background_threshold=0.3),
+        options=MaskOptions(refine="none", min_confidence=0.1, background_threshold=0.3),
         model=ModelRef(name="double", version="asked"),
     )
 
@@ -133,13 +131,13 @@ def test_the_options_reach_the_model() -> None:
 
     runtime = runtime_of(Listening())
     job = request(runtime, png(), "cat")
-    chosen = Options(refine="pamr", min_confidence=0.2, background_power=2.0)
+    chosen = MaskOptions(refine="pamr", min_confidence=0.2, background_power=2.0)
     work(runtime, job.model_copy(update={"options": chosen}))
-    by_class = Options(
+    by_class = MaskOptions(
         refine="none", min_confidence=0, background_threshold=0.4, class_thresholds={"cat": 0.5}
     )
     work(runtime, job.model_copy(update={"options": by_class}))
-    plain = Options(refine="none", min_confidence=0.3)
+    plain = MaskOptions(refine="none", min_confidence=0.3)
     work(runtime, request(runtime, png()).model_copy(update={"options": plain}))
     assert seen == [
         MaskOptions("pamr", 0.2, background_power=2.0),
@@ -196,7 +194,3 @@ def test_a_task_outside_our_worker_says_so() -> None:
                 "model": {"name": "double", "version": "1"},
             }
         )
-
-
-def test_the_wire_takes_all_of_the_options() -> None:
-    assert {field.name for field in dataclasses.fields(MaskOptions)} == set(Options.model_fields)

@@ -11,8 +11,9 @@ from rq.timeouts import JobTimeoutException
 
 from models.data.classes import UnknownLabelError
 from models.data.images import ImageError
+from models.inference.masks import CannotSegmentError
 from tests.helpers.service_fixtures import Place
-from worker.queue.failures import CannotSegmentError, dead_letters, describe, note_failure
+from worker.queue.failures import dead_letters, describe, note_failure
 from worker.queue.rq import TaskNotAllowedError
 from worker.storage import BlobError, BlobMissingError, BlobStoreFullError
 

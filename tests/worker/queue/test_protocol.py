@@ -7,17 +7,18 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from models.bundle.manifest import read_info
+from models.bundle.manifest import SegmentDefaults, read_info
+from models.inference.masks import MaskOptions
 from tests.helpers.service_doubles import Info
-from worker.queue.registry import Explanation, ModelInfo, SegmentDefaults
-from worker.queue.schema import JobRequest, ModelRef, Options, Progress
+from worker.queue.registry import Explanation, ModelInfo
+from worker.queue.schema import JobRequest, ModelRef, Progress
 
 
 def request(**changes: object) -> JobRequest:
     base: dict[str, object] = {
         "image": "uploads/00/" + "0" * 64,
         "labels": ("cat", "bowl"),
-        "options": Options(refine="none", background_threshold=0.4, min_confidence=0.0),
+        "options": MaskOptions(refine="none", background_threshold=0.4, min_confidence=0.0),
         "model": ModelRef(name="m", version="1"),
     }
     return JobRequest.model_validate({**base, **changes})
@@ -35,12 +36,12 @@ def test_equal_requests_are_one_job_and_survive_json() -> None:
     [
         {"image": "uploads/00/" + "1" * 64},
         {"labels": ("cat",)},
-        {"options": Options(refine="pamr", background_threshold=0.4, min_confidence=0.0)},
-        {"options": Options(refine="none", background_threshold=0.41, min_confidence=0.0)},
-        {"options": Options(refine="none", background_threshold=0.4, min_confidence=0.1)},
-        {"options": Options(refine="none", min_confidence=0.0, background_power=0.4)},
+        {"options": MaskOptions(refine="pamr", background_threshold=0.4, min_confidence=0.0)},
+        {"options": MaskOptions(refine="none", background_threshold=0.41, min_confidence=0.0)},
+        {"options": MaskOptions(refine="none", background_threshold=0.4, min_confidence=0.1)},
+        {"options": MaskOptions(refine="none", min_confidence=0.0, background_power=0.4)},
         {
-            "options": Options(
+            "options": MaskOptions(
                 refine="none",
                 min_confidence=0.0,
                 background_threshold=0.4,
@@ -73,7 +74,7 @@ def test_a_record_from_before_there_were_two_tasks_is_a_pseudo_mask() -> None:
     }
     old = JobRequest.model_validate(record)
     assert old.task == "pseudo_mask"
-    assert old.options == Options(refine="none", min_confidence=0.0, background_threshold=0.3)
+    assert old.options == MaskOptions(refine="none", min_confidence=0.0, background_threshold=0.3)
 
 
 def test_records_are_frozen_and_take_fields_of_later_versions() -> None:
