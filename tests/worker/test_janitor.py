@@ -29,7 +29,7 @@ from tests.helpers.service_fixtures import (
     wait_for,
 )
 from tests.helpers.webhook_receiver import SECRET, receiving
-from tests.service.api.test_outages import again
+from tests.service.api.test_system import again
 from worker import janitor
 from worker.janitor import EXPIRY_KEY, expire_blobs, run
 from worker.queue.maintenance import model_queues, tidy_all

@@ -65,7 +65,7 @@ def test_a_cam_has_the_size_of_its_image(api: httpx.Client, job: dict[str, Any])
     assert api.get(f"{job['links']['self']}/cam/CAT.png").content == by_index.content
 
 
-def test_a_class_that_the_job_is_not_about(api: httpx.Client, job: dict[str, Any]) -> None:
+def test_a_class_that_the_job_does_not_have(api: httpx.Client, job: dict[str, Any]) -> None:
     for name in ("dog", "0", "255", "..", "%00", "x" * 3000, "cat.png"):
         answer = api.get(f"{job['links']['self']}/cam/{name}.png")
         assert answer.status_code == 404, name
@@ -80,7 +80,7 @@ def test_confidence_is_the_winners_share(api: httpx.Client, job: dict[str, Any])
     assert steps[0, -1] == 255  # nothing but background
 
 
-def test_anew_is_what_a_job_with_these_options_gives(
+def test_overrides_give_what_a_job_with_these_options_gives(
     api: httpx.Client, job: dict[str, Any]
 ) -> None:
     image = png(color=next(COLORS))
@@ -100,7 +100,7 @@ def test_anew_is_what_a_job_with_these_options_gives(
         assert anew == api.get(other["links"][name], params=named).content
 
 
-def test_one_choice_leaves_the_others_as_they_are(api: httpx.Client) -> None:
+def test_one_override_keeps_the_other_options(api: httpx.Client) -> None:
     image = png(color=next(COLORS))
     first = finished(api, image=image, background_threshold=0.8)
     other = finished(api, image=image, background_threshold=0.8, min_confidence=0.53)
@@ -144,9 +144,7 @@ def test_a_segmenters_background_is_its_own(worker: WorkerProcess, api: httpx.Cl
         {"image": "photo.jpg"},
     ],
 )
-def test_choices_that_are_none(
-    api: httpx.Client, job: dict[str, Any], query: dict[str, Any]
-) -> None:
+def test_invalid_overrides(api: httpx.Client, job: dict[str, Any], query: dict[str, Any]) -> None:
     answer = api.get(job["links"]["mask"], params=query)
     assert answer.status_code == 422
     assert answer.headers["content-type"] == "application/problem+json"
@@ -154,11 +152,11 @@ def test_choices_that_are_none(
 
 
 @pytest.mark.parametrize("name", ["", "a\x00b", "a\nb", "￿", "x" * 1001])
-def test_names_that_no_image_has(api: httpx.Client, job: dict[str, Any], name: str) -> None:
+def test_invalid_image_names(api: httpx.Client, job: dict[str, Any], name: str) -> None:
     assert api.get(job["links"]["cvat"], params={"image": name}).status_code == 422
 
 
-def test_what_the_client_has_is_not_sent_again(api: httpx.Client, job: dict[str, Any]) -> None:
+def test_if_none_match(api: httpx.Client, job: dict[str, Any]) -> None:
     tags = set()
     for path in (*(job["links"][each] for each in FILES), *job["links"]["cams"].values()):
         first = api.get(path)
@@ -175,7 +173,7 @@ def test_what_the_client_has_is_not_sent_again(api: httpx.Client, job: dict[str,
     assert anew.headers["ETag"] not in tags
 
 
-def test_files_of_jobs_that_have_none(place: Place, api: httpx.Client) -> None:
+def test_files_of_unknown_jobs(place: Place, api: httpx.Client) -> None:
     for path in ("/jobs/" + "0" * 32, "/jobs/..%2f..", "/jobs/é"):
         for name in ("confidence.png", "cam/cat.png", "coco.json", "cvat.xml", "scores.npz"):
             answer = api.get(f"{path}/{name}", headers={"If-None-Match": "*"})

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from models.bundle.bundle import load_bundle
+from models.data.classes import with_open_labels
 from models.data.images import read_image
 from models.inference.predictor import Predictor
 from tests.helpers.serving import Serving, free_port, serving
@@ -142,3 +143,28 @@ def test_the_model_is_listed_with_its_synonyms(stack: Serving) -> None:
     assert listed["default"] == "tiny"
     classes = listed["models"][0]["model"]["classes"]
     assert {"index": 7, "name": "cup", "synonyms": ["mug"]} in classes
+
+
+def test_open_labels_give_what_the_library_gives(
+    tiny_open_bundle: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    content = (tiny_data / "images" / "photo2.jpg").read_bytes()
+    predictor = Predictor(load_bundle(tiny_open_bundle, device=torch.device("cpu")))
+    labels = ["zebra", "mug", "fire truck"]
+    classes = with_open_labels(predictor.info.classes, labels)
+    options = predictor.options(refine="pamr", background_threshold=0.3)
+    pixels = read_image(content).pixels
+    expected = predictor.pseudo_mask(pixels, labels, options, classes=classes)
+    data = {"labels": labels, "vocabulary": "open", "refine": "pamr", "background_threshold": 0.3}
+    with serving_bundle(tiny_open_bundle, tmp_path / "data") as stack:
+        url = f"{stack.url}/pseudo-mask?wait=60"
+        document = httpx.post(url, files={"image": content}, data=data, timeout=70).json()
+        assert document["status"] == "finished"
+        mask = httpx.get(f"{stack.url}{document['links']['mask']}").content
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(mask))), expected.label_map)
+    found = [(each["index"], each["name"], each["zero_shot"]) for each in document["classes"]]
+    assert found == [(7, "cup", False), (10, "fire truck", True), (11, "zebra", True)]
+    for shown, known in zip(document["classes"], expected.classes, strict=True):
+        assert shown["area"] == pytest.approx(known.area)
+        assert shown.get("alignment_class") == pytest.approx(known.alignment_class, abs=1e-4)
+        assert "alignment_background" not in shown or not shown["zero_shot"]

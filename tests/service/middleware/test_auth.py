@@ -1,7 +1,9 @@
-"""Who may come in, and on which addresses the API starts without asking."""
+"""API keys: their file, the requests without one, the addresses that need them."""
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
 import re
 import socket
@@ -14,10 +16,120 @@ from typing import Any
 import httpx
 import pytest
 
-from service.middleware.auth import is_loopback, is_open, make_key, require_auth_for_public_bind
+from service.middleware.auth import (
+    ApiKey,
+    ApiKeys,
+    is_loopback,
+    is_open,
+    make_key,
+    parse_keys,
+    require_auth_for_public_bind,
+)
 from service.settings import Settings
 from tests.helpers.paths import ROOT
 from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, http_api, png
+
+ALICE, ALICES = make_key("alice")
+BOB, BOBS = make_key("bob")
+
+
+def test_a_key_is_random_and_only_its_hash_is_remembered() -> None:
+    key, remembered = make_key("alice")
+    assert key != ALICE
+    assert len(key) >= 43  # 256 bits in base 64
+    assert remembered.digest == hashlib.sha256(key.encode()).hexdigest()
+    assert key not in remembered.line
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a/b", "a:b", "-a", "x" * 65, "ä", "a\nb"])
+def test_invalid_names(name: str) -> None:
+    with pytest.raises(ValueError, match="expected a name of at most 64 letters"):
+        make_key(name)
+
+
+def test_lines_comments_and_commas() -> None:
+    text = f"# who\n\n{ALICES.line}  # until May\n  {BOBS.line}\r\n"
+    assert parse_keys(text, source="x") == (ALICES, BOBS)
+    assert parse_keys(f"{ALICES.line}, {BOBS.line}", source="x") == (ALICES, BOBS)
+    assert parse_keys("# nobody", source="x") == ()
+
+
+@pytest.mark.parametrize("line", ["alice", f"alice {ALICE}", ALICE, f"alice sha256:{'A' * 64}"])
+def test_a_malformed_line_is_not_quoted(line: str) -> None:
+    with pytest.raises(ValueError, match=r'^keys, line 2: expected "NAME sha256:HASH"$'):
+        parse_keys(f"{BOBS.line}\n{line}", source="keys")
+
+
+def test_owners() -> None:
+    ring = ApiKeys(file=None, lines=f"{ALICES.line},{BOBS.line}")
+    assert [ring.owner(key) for key in (ALICE, BOB, "", ALICE[:-1], "ü", ALICES.digest)] == [
+        "alice",
+        "bob",
+        None,
+        None,
+        None,
+        None,
+    ]
+
+
+def test_a_changed_file_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "keys"
+    file.write_text(ALICES.line)
+    carol, carols = make_key("carol")
+    ring = ApiKeys(file=file, lines=carols.line)
+    assert [ring.owner(key) for key in (ALICE, BOB, carol)] == ["alice", None, "carol"]
+
+    write(file, BOBS)
+    assert [ring.owner(key) for key in (ALICE, BOB, carol)] == [None, "bob", "carol"]
+
+    # What cannot be read changes nothing, and is told once.
+    with caplog.at_level(logging.ERROR):
+        file.write_text(f"{ALICES.line}\nbob {BOB}")
+        assert [ring.owner(key) for key in (ALICE, BOB)] == [None, "bob"]
+        file.unlink()
+        assert [ring.owner(key) for key in (ALICE, BOB)] == [None, "bob"]
+    assert len(caplog.messages) == 2
+    assert BOB not in caplog.text
+
+    write(file, ALICES)
+    assert [ring.owner(key) for key in (ALICE, BOB)] == ["alice", None]
+    write(file)
+    assert [ring.owner(key) for key in (ALICE, BOB, carol)] == [None, None, "carol"]
+
+
+def write(file: Path, *keys: ApiKey) -> None:
+    """As an editor does: a new file in the place of the old one."""
+    new = file.with_suffix(".new")
+    new.write_text("".join(f"{key.line}\n" for key in keys))
+    new.replace(file)
+
+
+def test_no_keys_at_all(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected at least one API key, got none"):
+        ApiKeys(file=None, lines=" ,\n# none")
+    with pytest.raises(ValueError, match=r"cannot read the API keys in .*nowhere: No such file"):
+        ApiKeys(file=tmp_path / "nowhere", lines="")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="expected UTF-8"):
+        ApiKeys(file=tmp_path / "binary", lines=ALICES.line)
+
+
+def test_the_command_prints_a_line_that_is_good() -> None:
+    program = "from models.cli import main; main()"
+    command = [sys.executable, "-c", program, "api-key", "dave"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=True
+    )
+    (line,) = done.stdout.splitlines()
+    key = done.stderr.split()[-1]
+    assert ApiKeys(file=None, lines=line).owner(key) == "dave"
+    bad = subprocess.run(
+        [*command[:-1], "da/ve"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert bad.returncode == 2
+    assert bad.stderr.startswith("semples api-key: expected a name")
+    assert bad.stdout == ""
+
 
 ALICE, ALICES = make_key("alice")
 BOB, BOBS = make_key("bob")
@@ -56,7 +168,7 @@ def assert_refused(response: httpx.Response, challenge: str) -> None:
         {"X-API-Key": BOB, "Authorization": "Basic dXNlcjpwYXNz"},  # a proxy's own
     ],
 )
-def test_a_key_opens(guarded: httpx.Client, headers: dict[str, str]) -> None:
+def test_a_valid_key(guarded: httpx.Client, headers: dict[str, str]) -> None:
     posted = post(guarded, headers)
     assert posted.status_code == 202
     assert guarded.get(posted.headers["Location"], headers=headers).status_code == 200
@@ -75,7 +187,7 @@ def test_a_key_opens(guarded: httpx.Client, headers: dict[str, str]) -> None:
         ({"X-API-Key": "ü".encode()}, 'Bearer error="invalid_token"'),
     ],
 )
-def test_no_key_no_entry(
+def test_a_request_without_a_valid_key_is_refused(
     guarded: httpx.Client, place: Place, headers: dict[str, Any], challenge: str
 ) -> None:
     uploads, jobs = place.blobs.keys("uploads"), place.redis.keys("rq:job:*")
@@ -90,12 +202,12 @@ def test_no_key_no_entry(
 @pytest.mark.parametrize(
     "path", ["/", "/health", "/ready", "/docs", "/openapi.json", "/problems/unauthorized"]
 )
-def test_how_to_ask_and_whether_it_is_up_is_open(guarded: httpx.Client, path: str) -> None:
+def test_open_paths(guarded: httpx.Client, path: str) -> None:
     assert guarded.get(path, follow_redirects=True).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/models/health", "/jobs/x/health", "/health/", "//health"])
-def test_what_looks_like_an_open_path_is_none(path: str) -> None:
+def test_paths_like_open_ones_need_a_key(path: str) -> None:
     assert not is_open(path)
 
 
@@ -169,9 +281,7 @@ def test_loopback(host: str, loopback: bool) -> None:
         ("127.0.0.1", {"published": "192.168.0.1"}, False),
     ],
 )
-def test_no_keys_only_where_no_stranger_comes(
-    host: str, settings: dict[str, Any], starts: bool
-) -> None:
+def test_a_public_address_needs_keys(host: str, settings: dict[str, Any], starts: bool) -> None:
     if starts:
         require_auth_for_public_bind(Settings(**settings), host)
         return
@@ -212,7 +322,7 @@ def test_the_api_says_in_one_line_why_it_does_not_start(
     assert ALICE not in done.stderr
 
 
-def test_serve_says_so_too_before_anything_is_started(tmp_path: Path) -> None:
+def test_serve_refuses_before_anything_is_started(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = str(probe.getsockname()[1])
     serve = ("service.local.serve", "--host", "0.0.0.0", "--port", port, "--data", str(tmp_path))

@@ -81,7 +81,7 @@ def test_a_failed_job_ends_as_well(worker: WorkerProcess, api: httpx.Client) -> 
     assert statuses(listen(api, post(api, "raises")))[-1] == "failed"
 
 
-def test_those_who_listen_hear_of_a_cancellation(worker: WorkerProcess, api: httpx.Client) -> None:
+def test_a_cancellation_is_an_event(worker: WorkerProcess, api: httpx.Client) -> None:
     worker.stop()
     path = post(api, "cat")
     with ThreadPoolExecutor(1) as pool:
@@ -91,7 +91,7 @@ def test_those_who_listen_hear_of_a_cancellation(worker: WorkerProcess, api: htt
     worker.start()
 
 
-def test_a_second_attempt_is_told_after_the_first(worker: WorkerProcess, api: httpx.Client) -> None:
+def test_events_of_a_second_attempt(worker: WorkerProcess, api: httpx.Client) -> None:
     worker.stop()
     files = {"image": png(color=next(COLORS))}
     path = api.post("/pseudo-mask", files=files, data={"labels": "cat"}).headers["Location"]
@@ -104,9 +104,7 @@ def test_a_second_attempt_is_told_after_the_first(worker: WorkerProcess, api: ht
         assert statuses(events_of(answer))[-1] == "finished"
 
 
-def test_a_job_that_nobody_wrote_events_of(
-    place: Place, worker: WorkerProcess, api: httpx.Client
-) -> None:
+def test_a_job_without_events(place: Place, worker: WorkerProcess, api: httpx.Client) -> None:
     worker.stop()
     job = place.post("cat")
     assert not place.redis.exists(events_key(job.id))
@@ -117,7 +115,7 @@ def test_a_job_that_nobody_wrote_events_of(
     assert statuses(events)[-1] == "finished"
 
 
-def test_events_go_when_the_job_does(
+def test_events_are_deleted_with_the_job(
     place: Place, worker: WorkerProcess, api: httpx.Client
 ) -> None:
     del worker
@@ -130,7 +128,7 @@ def test_events_go_when_the_job_does(
     assert api.get(f"{path}/events").status_code == 404
 
 
-def test_places_are_bounded(place: Place, worker: WorkerProcess) -> None:
+def test_listeners_are_limited(place: Place, worker: WorkerProcess) -> None:
     worker.stop()
     with http_api(place, max_listening=2) as api:
         path = post(api, "cat")
@@ -148,7 +146,7 @@ def test_places_are_bounded(place: Place, worker: WorkerProcess) -> None:
 
 
 @pytest.mark.parametrize("job_id", ["0" * 32, "x", "%2e%2e"])
-def test_events_of_no_job(api: httpx.Client, job_id: str) -> None:
+def test_events_of_an_unknown_job(api: httpx.Client, job_id: str) -> None:
     answer = api.get(f"/jobs/{job_id}/events")
     assert answer.status_code == 404
     assert answer.headers["content-type"] == "application/problem+json"

@@ -22,7 +22,7 @@ KEYS = f"{ALICES.line},{BOBS.line}"
 
 
 @pytest.fixture
-def calm(place: Place) -> Iterator[Place]:
+def idle(place: Place) -> Iterator[Place]:
     """A place with an announced model, and nobody who works or has posted."""
     place.redis.flushdb()
     worker = WorkerProcess(place)
@@ -46,8 +46,8 @@ def assert_limited(response: httpx.Response, *, window: int) -> None:
     assert 1 <= int(response.headers["Retry-After"]) <= window
 
 
-def test_so_many_and_no_more(calm: Place) -> None:
-    with http_api(calm, rate="3/minute") as api:
+def test_the_limit_is_exact(idle: Place) -> None:
+    with http_api(idle, rate="3/minute") as api:
         left = [post(api, color=number) for number in (1, 2)]
         left.append(post(api, path="/segment"))
         assert [response.status_code for response in left] == [202, 202, 202]
@@ -61,11 +61,11 @@ def test_so_many_and_no_more(calm: Place) -> None:
         assert api.get(left[0].headers["Location"]).status_code == 200
         assert "RateLimit" not in api.get("/models").headers
         assert api.post("/nope").status_code == 404
-        assert calm.redis.keys("*LIMIT*") == [b"semples:rate:LIMITER/address:127.0.0.1/3/1/minute"]
+        assert idle.redis.keys("*LIMIT*") == [b"semples:rate:LIMITER/address:127.0.0.1/3/1/minute"]
 
 
-def test_what_is_turned_away_does_not_count(calm: Place) -> None:
-    with http_api(calm, rate="1/second") as api:
+def test_refused_posts_do_not_count(idle: Place) -> None:
+    with http_api(idle, rate="1/second") as api:
         assert post(api).status_code == 202
         seen = set()
 
@@ -78,30 +78,30 @@ def test_what_is_turned_away_does_not_count(calm: Place) -> None:
         assert seen <= {202, 429}
 
 
-def test_each_key_has_its_own(calm: Place) -> None:
-    with http_api(calm, rate="1/minute", keys=KEYS) as api:
+def test_each_key_has_its_own_limit(idle: Place) -> None:
+    with http_api(idle, rate="1/minute", keys=KEYS) as api:
         alice, bob = {"Authorization": f"Bearer {ALICE}"}, {"X-API-Key": BOB}
         assert post(api, **alice).status_code == 202
         assert_limited(post(api, **alice), window=60)
         assert post(api, **bob).status_code == 202
         # Strangers are no client at all.
         assert post(api).status_code == 401
-        assert calm.redis.keys("*address*") == []
+        assert idle.redis.keys("*address*") == []
 
 
-def test_several_processes_count_together(calm: Place) -> None:
+def test_several_processes_count_together(idle: Place) -> None:
     with ExitStack() as stack:
-        apis = [stack.enter_context(http_api(calm, rate="5/minute")) for _ in range(2)]
+        apis = [stack.enter_context(http_api(idle, rate="5/minute")) for _ in range(2)]
         with ThreadPoolExecutor(16) as pool:
             codes = list(pool.map(lambda n: post(apis[n % 2], color=n).status_code, range(16)))
     assert sorted(codes) == [202] * 5 + [429] * 11
 
 
-def test_only_a_trusted_proxy_says_who_asks(calm: Place) -> None:
-    with http_api(calm, rate="1/minute") as api:
+def test_only_a_trusted_proxy_gives_the_address(idle: Place) -> None:
+    with http_api(idle, rate="1/minute") as api:
         assert post(api, **{"X-Forwarded-For": "10.0.0.1"}).status_code == 202
         assert_limited(post(api, **{"X-Forwarded-For": "10.0.0.2"}), window=60)
-    with http_api(calm, rate="1/minute", trusted_proxies="10.9.0.0/16, 127.0.0.1") as api:
+    with http_api(idle, rate="1/minute", trusted_proxies="10.9.0.0/16, 127.0.0.1") as api:
         assert post(api, **{"X-Forwarded-For": "10.0.0.1"}).status_code == 202
         assert post(api, **{"X-Forwarded-For": "10.0.0.2"}).status_code == 202
         # What a client writes before its proxy's own word is no use.
@@ -118,12 +118,12 @@ def test_only_a_trusted_proxy_says_who_asks(calm: Place) -> None:
         (None, "address:unknown"),
     ],
 )
-def test_who_a_client_is(client: Any, name: str) -> None:
+def test_client_names(client: Any, name: str) -> None:
     assert client_of({"type": "http", "client": client}) == name
     assert client_of({"type": "http", "client": client, "state": {"key_name": "al"}}) == "key:al"
 
 
-def test_without_redis_it_is_the_queue_that_is_away(tmp_path: Path) -> None:
+def test_without_redis_the_queue_is_unreachable(tmp_path: Path) -> None:
     with valkey(tmp_path) as place, http_api(place, rate="3/minute") as api:
         place.redis.shutdown(nosave=True)
         response = post(api)

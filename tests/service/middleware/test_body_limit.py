@@ -18,7 +18,7 @@ CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (len(PART),
 
 
 @pytest.fixture(scope="module")
-def hasty(place: Place, running_worker: WorkerProcess) -> Iterator[httpx.Client]:
+def strict(place: Place, running_worker: WorkerProcess) -> Iterator[httpx.Client]:
     """An API with little patience."""
     del running_worker
     with http_api(place, body_seconds=1.0, body_rate=50_000) as client:
@@ -57,27 +57,29 @@ def talk(api: httpx.Client, head: bytes, drop: bytes, *, pause: float = 0.05) ->
     [(DECLARED, b"x"), (CHUNKED, b"1\r\nx\r\n")],
     ids=["length declared", "chunks"],
 )
-def test_a_byte_now_and_again(hasty: httpx.Client, place: Place, head: bytes, drop: bytes) -> None:
-    answer = talk(hasty, head, drop)
+def test_a_slow_body_is_refused(
+    strict: httpx.Client, place: Place, head: bytes, drop: bytes
+) -> None:
+    answer = talk(strict, head, drop)
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b'"/problems/body-too-slow"' in answer
     assert b"\r\nconnection: close\r\n" in answer.lower()
     assert place.leftovers() == NOTHING
 
 
-def test_silence_after_the_head(hasty: httpx.Client) -> None:
-    assert talk(hasty, DECLARED, b"").startswith(b"HTTP/1.1 408 ")
+def test_silence_after_the_head(strict: httpx.Client) -> None:
+    assert talk(strict, DECLARED, b"").startswith(b"HTTP/1.1 408 ")
 
 
-def test_who_is_refused_anyway_holds_nothing_either(hasty: httpx.Client) -> None:
+def test_a_refused_request_does_not_keep_its_connection(strict: httpx.Client) -> None:
     # The answer waits for the rest of the body, but not for ever, and it is the last one.
     head = b"POST /nope HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
-    answer = talk(hasty, head, b"x")
+    answer = talk(strict, head, b"x")
     assert answer.startswith(b"HTTP/1.1 404 ")
     assert b"\r\nconnection: close\r\n" in answer.lower()
 
 
-def test_a_large_file_on_a_slow_line_has_more_time(hasty: httpx.Client, place: Place) -> None:
+def test_a_large_file_on_a_slow_line_has_more_time(strict: httpx.Client, place: Place) -> None:
     def parts() -> Iterator[bytes]:
         yield b'--X\r\nContent-Disposition: form-data; name="labels"\r\n\r\ncat\r\n'
         yield b'--X\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
@@ -88,11 +90,11 @@ def test_a_large_file_on_a_slow_line_has_more_time(hasty: httpx.Client, place: P
         yield b"\r\n--X--\r\n"
 
     kind = {"Content-Type": "multipart/form-data; boundary=X"}
-    assert hasty.post("/pseudo-mask", content=parts(), headers=kind).status_code == 202
+    assert strict.post("/pseudo-mask", content=parts(), headers=kind).status_code == 202
 
 
-def test_patience_with_a_result_is_another_matter(hasty: httpx.Client) -> None:
+def test_waiting_for_a_result_does_not_count(strict: httpx.Client) -> None:
     data = {"labels": "slow"}  # two seconds, twice what a body may take
-    response = hasty.post("/pseudo-mask?wait=30", files={"image": png()}, data=data)
+    response = strict.post("/pseudo-mask?wait=30", files={"image": png()}, data=data)
     assert response.status_code == 200
     assert response.json()["status"] == "finished"

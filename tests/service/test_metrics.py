@@ -184,7 +184,7 @@ def test_two_workers_samples_are_one_family() -> None:
 )
 def test_one_worker_cannot_spoil_the_scrape(text: str) -> None:
     good = WorkerMetrics()
-    good.holds(3)
+    good.set_in_flight(3)
     seen = exposed({"a": good.exposition().decode(), "b": text})
     assert seen.values("semples_worker_jobs_in_hand", "worker") == {("a",): 3}
     assert "semples_redis_up" not in seen.families

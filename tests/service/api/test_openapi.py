@@ -18,7 +18,8 @@ from tests.helpers.paths import ROOT
 from tests.helpers.service_fixtures import Place, WorkerProcess, http_api, png, wait_for
 
 COMMITTED = ROOT / "docs" / "openapi.json"
-EXAMPLES = 40
+# The first few of the long run's.
+EXAMPLES = pytest.mark.parametrize("examples", [4, pytest.param(40, marks=pytest.mark.slow)])
 
 SCHEMA = schemathesis.openapi.from_dict(json.loads(COMMITTED.read_text(encoding="utf-8")))
 OPERATIONS = {each.ok().label: each.ok() for each in SCHEMA.get_all_operations()}
@@ -52,10 +53,10 @@ def finished(impatient: httpx.Client) -> str:
     return path.rpartition("/")[2]
 
 
-def hold(cases: Any, check: Callable[[Any], None]) -> None:
+def hold(cases: Any, check: Callable[[Any], None], examples: int) -> None:
     @given(case=cases)
     @settings(
-        max_examples=EXAMPLES,
+        max_examples=examples,
         deadline=None,
         database=None,
         derandomize=True,
@@ -68,6 +69,7 @@ def hold(cases: Any, check: Callable[[Any], None]) -> None:
     holds()
 
 
+@EXAMPLES
 @pytest.mark.parametrize(
     ("label", "mode"),
     [
@@ -76,7 +78,7 @@ def hold(cases: Any, check: Callable[[Any], None]) -> None:
     ],
 )
 def test_the_app_does_as_its_schema_says(
-    label: str, mode: GenerationMode, impatient: httpx.Client
+    label: str, mode: GenerationMode, examples: int, impatient: httpx.Client
 ) -> None:
     # No schema can say which bytes are an image, which labels a model knows, and the like.
     excluded = [positive_data_acceptance] if label.startswith("POST") else []
@@ -85,13 +87,16 @@ def test_the_app_does_as_its_schema_says(
         base = str(impatient.base_url)
         case.call_and_validate(base_url=base, timeout=20, excluded_checks=excluded)
 
-    hold(OPERATIONS[label].as_strategy(mode), check)
+    hold(OPERATIONS[label].as_strategy(mode), check, examples)
 
 
+@EXAMPLES
 @pytest.mark.parametrize(
     "label", [each for each in OPERATIONS if each.startswith("GET /jobs/{job_id}")]
 )
-def test_of_a_finished_job_as_well(label: str, impatient: httpx.Client, finished: str) -> None:
+def test_of_a_finished_job_as_well(
+    label: str, examples: int, impatient: httpx.Client, finished: str
+) -> None:
     def check(case: Any) -> None:
         case.path_parameters["job_id"] = finished
         case.call_and_validate(
@@ -100,4 +105,4 @@ def test_of_a_finished_job_as_well(label: str, impatient: httpx.Client, finished
             excluded_checks=[positive_data_acceptance],  # two rules for the background
         )
 
-    hold(OPERATIONS[label].as_strategy(), check)
+    hold(OPERATIONS[label].as_strategy(), check, examples)

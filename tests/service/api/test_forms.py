@@ -1,15 +1,97 @@
-"""Whatever is sent: a right answer or a clear 4xx, and nothing left in queue or store."""
+"""What is sent: a right answer, or a clear 4xx with nothing left in queue or store."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import UploadFile
 
-from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, http_api, png
+from models.data.labels import split_labels
+from models.inference.masks import MaskOptions
+from service.api.forms import PseudoMaskForm, build_request, parse_wait, wants_png
+from tests.helpers.service_doubles import Info
+from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, http_api, png, wait_for
 from tests.models.data import test_images as pictures
+from worker.queue.registry import ModelInfo
+
+
+@pytest.mark.parametrize(
+    ("fields", "labels"),
+    [
+        (["cat", "bowl"], ("cat", "bowl")),
+        (["cat,bowl"], ("cat", "bowl")),
+        (["cat; bowl"], ("cat", "bowl")),
+        ([" cat , dining table ", "", "bowl,"], ("cat", "dining table", "bowl")),
+        ([], ()),
+        ([",,"], ()),
+    ],
+)
+def test_split_labels(fields: list[str], labels: tuple[str, ...]) -> None:
+    assert split_labels(fields) == labels
+
+
+@pytest.mark.parametrize(
+    ("query", "prefer", "seconds"),
+    [
+        (None, None, 0),
+        (5.5, None, 5.5),
+        (5.0, "wait=20", 5),
+        (0.0, "wait=20", 0),
+        (None, "wait=20", 20),
+        (None, "respond-async, wait=20", 20),
+        (None, 'handling=lenient; wait="7"', 7),
+        (None, "Wait = 3", 3),
+        (None, "wait=1000", 60),
+        (None, "wait=soon", 0),
+        (None, "nowait=3", 0),
+        (None, "wait=" + "9" * 500, 60),
+    ],
+)
+def test_parse_wait(query: float | None, prefer: str | None, seconds: float) -> None:
+    assert parse_wait(query, prefer) == seconds
+
+
+@pytest.mark.parametrize(
+    ("accept", "wanted"),
+    [
+        ("*/*", False),
+        ("application/json", False),
+        ("image/png", True),
+        ("Image/PNG;q=0.9", True),
+        ("image/png, */*;q=0.1", True),
+        ("application/json, image/png", False),
+        ("image/*", False),
+    ],
+)
+def test_wants_png(accept: str, wanted: bool) -> None:
+    assert wants_png(accept) is wanted
+
+
+@pytest.mark.parametrize(
+    ("fields", "background"),
+    [
+        # Of the model's class thresholds, those of the labels alone.
+        ({}, {"background_threshold": 0.4, "class_thresholds": {"bowl": 0.6}}),
+        ({"labels": ["cat"]}, {"background_threshold": 0.4}),
+        # Who names a rule means it for every class.
+        ({"background_threshold": 0.4}, {"background_threshold": 0.4}),
+        ({"background_power": 2}, {"background_power": 2.0}),
+    ],
+)
+def test_the_background_is_the_models_unless_named(
+    fields: dict[str, Any], background: dict[str, Any]
+) -> None:
+    model = ModelInfo.model_validate(Info().to_json())
+    image = UploadFile(io.BytesIO(png()))
+    form = PseudoMaskForm.model_validate({"image": image, "labels": ["bowl,cat"], **fields})
+    checked = build_request(form, png(), model, max_pixels=10**6)
+    assert checked.pixels == 30 * 20
+    assert checked.request.options == MaskOptions(refine="none", min_confidence=0.0, **background)
+
 
 MULTIPART = "multipart/form-data; boundary=X"
 
@@ -248,3 +330,62 @@ def test_what_belongs_to_pseudo_masks_is_sent_there(small_api: httpx.Client) -> 
         "labels": "this request takes no such field; POST /pseudo-mask does",
         "treshold": "this request takes no such field",
     }
+
+
+ODD_BUT_RIGHT: list[tuple[str, Callable[[], bytes], dict[str, int]]] = [
+    ("1 x 1", lambda: png(width=1, height=1), {"width": 1, "height": 1, "exif_orientation": 1}),
+    (
+        "16-bit gray",
+        pictures.sixteen_bit_gray,
+        {"width": 5, "height": 1, "exif_orientation": 1},
+    ),
+    (
+        "palette with transparency",
+        lambda: pictures.palette(transparent=True),
+        {"width": 2, "height": 1, "exif_orientation": 1},
+    ),
+    (
+        "cmyk",
+        lambda: pictures.encode(pictures.photo().convert("CMYK"), "JPEG"),
+        {"width": 40, "height": 30, "exif_orientation": 1},
+    ),
+    (
+        "turned by EXIF",
+        lambda: pictures.encode(pictures.photo(), "JPEG", exif=turned()),
+        {"width": 30, "height": 40, "exif_orientation": 6},
+    ),
+    (
+        "a thin line",
+        lambda: png(width=3000, height=1),
+        {"width": 3000, "height": 1, "exif_orientation": 1},
+    ),
+]
+
+
+def turned() -> Any:
+    exif = pictures.Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+@pytest.mark.parametrize(
+    ("image", "record"), [row[1:] for row in ODD_BUT_RIGHT], ids=[row[0] for row in ODD_BUT_RIGHT]
+)
+def test_odd_but_right(
+    place: Place,
+    api: httpx.Client,
+    worker: WorkerProcess,
+    image: Callable[[], bytes],
+    record: dict[str, int],
+) -> None:
+    del worker
+    response = api.post(
+        "/pseudo-mask?wait=30",
+        # A wrong name and type of the part do not matter: the bytes say what it is.
+        files={"image": ("x.exe", image(), "text/plain")},
+        data={"labels": "cat"},
+    )
+    assert response.status_code == 200
+    assert response.json()["status"] == "finished"
+    assert response.json()["image"] == record
+    wait_for(lambda: place.leftovers() == NOTHING)

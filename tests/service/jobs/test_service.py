@@ -1,0 +1,263 @@
+"""Jobs: a full queue, cancellation, removal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from service.jobs.service import enforce_queue_limit, seconds_to_wait
+from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, http_api, png, wait_for
+from worker.queue.jobs import Limits, jobs_done_lately
+from worker.queue.rq import fetch_job
+from worker.storage import blob_key
+
+
+@pytest.fixture
+def idle(place: Place, running_worker: WorkerProcess) -> Iterator[Place]:
+    """A place with an announced model, an idle queue, and nobody who works."""
+    place.redis.flushdb()
+    running_worker.stop()
+    running_worker.start()
+    running_worker.stop()
+    yield place
+    place.redis.flushdb()
+
+
+def segment(api: httpx.Client, number: int) -> httpx.Response:
+    return api.post("/segment", files={"image": png(color=(number % 256, number // 256, 0))})
+
+
+@pytest.mark.parametrize(
+    ("waiting", "done", "seconds"),
+    [
+        (1000, 600, 100),
+        (1, 600, 1),
+        (0, 5, 1),
+        (100, 1, 600),
+        (7, 3, 140),
+        (1000, 0, 60),
+    ],
+)
+def test_seconds_to_wait(waiting: int, done: int, seconds: int) -> None:
+    assert seconds_to_wait(waiting, done) == seconds
+
+
+def test_what_was_done_in_the_last_minute(idle: Place, worker: WorkerProcess) -> None:
+    jobs = [idle.wait_done(idle.post(label)) for label in ("cat", "bowl", "raises")]
+    now = time.time()
+    assert jobs_done_lately(idle.queue, now=now) == len(jobs)
+    assert jobs_done_lately(idle.queue, now=now + 3600) == 0
+
+
+def test_retry_after_is_from_the_queues_own_rate(
+    idle: Place, running_worker: WorkerProcess
+) -> None:
+    with http_api(idle, max_queue=3) as api:
+        for number in range(3):
+            assert segment(api, number).status_code == 202
+        # Nothing was done lately: nobody knows.
+        assert segment(api, 3).headers["Retry-After"] == "60"
+        running_worker.start()
+        for _ in range(6):
+            idle.wait_done(idle.post("cat"))
+        running_worker.stop()
+        for number in range(10, 13):
+            assert segment(api, number).status_code == 202
+        full = segment(api, 13)
+        assert full.status_code == 503
+        # 3 wait, and 9 were done in a minute (6 or so, if this machine is that slow).
+        assert 20 <= int(full.headers["Retry-After"]) < 60
+        assert full.json()["detail"].startswith("3 jobs are waiting already, for about ")
+
+
+def test_posts_at_once_do_not_exceed_the_limit(idle: Place) -> None:
+    with http_api(idle, max_queue=5, decoders=8) as api, ThreadPoolExecutor(32) as pool:
+        codes = list(pool.map(lambda number: segment(api, number).status_code, range(64)))
+    assert sorted(codes) == [202] * 5 + [503] * 59
+    assert idle.queue.count == 5
+    assert len(idle.redis.keys("rq:job:*")) == 5
+
+
+def test_a_job_beyond_the_limit_is_removed(idle: Place) -> None:
+    jobs = [idle.post("cat") for _ in range(3)]
+    # Now two wait that both saw the second place free.
+    assert [enforce_queue_limit(idle.queue, job, limit=2) for job in jobs] == [True, True, False]
+    assert idle.queue.job_ids == [job.id for job in jobs[:2]]
+    assert fetch_job(idle.redis, jobs[2].id) is None
+    # A job that a worker has taken in the meantime stays.
+    idle.redis.lpop(idle.queue.key)
+    assert enforce_queue_limit(idle.queue, jobs[0], limit=0)
+    assert fetch_job(idle.redis, jobs[0].id) is not None
+
+
+@pytest.mark.parametrize(
+    ("limits", "pixels", "seconds"),
+    [
+        (Limits(), 0, 120),
+        (Limits(), 10_000_000, 170),
+        (Limits(), 40_000_000, 300),
+        (Limits(job_timeout=1), 600, 1),
+        (Limits(job_timeout=400), 600, 300),
+        (Limits(job_timeout=5, job_timeout_per_megapixel=0), 10**9, 5),
+    ],
+)
+def test_large_images_have_more_time(limits: Limits, pixels: int, seconds: int) -> None:
+    assert limits.timeout(pixels) == seconds
+
+
+def test_the_timeout_is_no_part_of_the_jobs_id(idle: Place) -> None:
+    image = {"image": png(width=1000, height=500)}
+    ids, timeouts = set(), []
+    for per_megapixel in (0, 100):
+        with http_api(idle, job_timeout_per_megapixel=per_megapixel) as api:
+            ids.add(api.post("/segment", files=image).json()["id"])
+            timeouts += [fetch_job(idle.redis, each).timeout for each in ids]
+        idle.redis.flushdb()
+        idle.redis.delete(idle.queue.key)
+        announce_again(idle)
+    assert len(ids) == 1
+    assert timeouts == [120, 170]
+
+
+def announce_again(idle: Place) -> None:
+    worker = WorkerProcess(idle)
+    worker.start()
+    worker.stop()
+
+
+RED = iter(range(1, 256))
+
+
+def post(api: httpx.Client, label: str, *, color: tuple[int, int, int] | None = None) -> str:
+    image = png(color=color or (next(RED), 9, 0))
+    response = api.post("/pseudo-mask", files={"image": image}, data={"labels": label})
+    assert response.status_code == 202
+    return response.headers["Location"]
+
+
+def status(api: httpx.Client, path: str) -> Any:
+    return api.get(path).json()["status"]
+
+
+def test_a_job_that_waits_is_canceled_at_once(
+    place: Place, worker: WorkerProcess, api: httpx.Client
+) -> None:
+    worker.stop()
+    kept, path = post(api, "cat"), post(api, "cat")
+    answer = api.delete(path)
+    assert (answer.status_code, answer.json()["status"]) == (200, "canceled")
+    assert place.queue.count == 1
+    assert api.get(f"{path}/mask.png").status_code == 409
+    worker.start()
+    wait_for(lambda: status(api, kept) == "finished")
+    assert status(api, path) == "canceled"
+    assert place.leftovers() == NOTHING
+
+
+def test_a_running_job_is_canceled_between_two_steps(
+    place: Place, worker: WorkerProcess, api: httpx.Client
+) -> None:
+    path = post(api, "slow")
+    wait_for(lambda: api.get(path).json().get("progress", {}).get("stage") == "cam")
+    assert api.delete(path).json()["status"] == "running"
+    wait_for(lambda: status(api, path) == "canceled")
+    assert place.leftovers() == NOTHING
+    assert place.redis.keys("rq:execution*") == []
+
+
+def test_a_wait_ends_when_the_job_is_canceled(worker: WorkerProcess, api: httpx.Client) -> None:
+    color = (next(RED), 9, 0)
+    with ThreadPoolExecutor(1) as waiting:
+        answer = waiting.submit(
+            api.post,
+            "/pseudo-mask?wait=60",
+            files={"image": png(color=color)},
+            data={"labels": "slow"},
+        )
+        path = post(api, "slow", color=color)  # the same job
+        wait_for(lambda: status(api, path) == "running")
+        api.delete(path)
+        assert answer.result().json()["status"] == "canceled"
+
+
+def test_a_canceled_job_runs_when_it_is_posted_again(
+    worker: WorkerProcess, api: httpx.Client
+) -> None:
+    worker.stop()
+    color = (next(RED), 9, 0)
+    path = post(api, "cat", color=color)
+    api.delete(path)
+    assert post(api, "cat", color=color) == path
+    worker.start()
+    wait_for(lambda: status(api, path) == "finished")
+
+
+def test_a_finished_job_is_deleted_with_its_files(
+    place: Place, worker: WorkerProcess, api: httpx.Client
+) -> None:
+    path = post(api, "cat")
+    wait_for(lambda: status(api, path) == "finished")
+    before = {kind: place.blobs.keys(kind) for kind in ("uploads", "results")}
+    for _ in range(2):  # twice is as once
+        answer = api.delete(path)
+        assert (answer.status_code, answer.content) == (204, b"")
+        assert api.get(path).status_code == 404
+        assert api.get(f"{path}/mask.png").status_code == 404
+    assert len(place.blobs.keys("uploads")) == len(before["uploads"]) - 1
+    job_id = path.rpartition("/")[2]
+    assert place.redis.keys(f"*{job_id}*") == []
+
+
+def test_files_of_another_job_are_kept(
+    place: Place, worker: WorkerProcess, api: httpx.Client
+) -> None:
+    color = (next(RED), 9, 0)
+    photo = png(color=color)
+    paths = [post(api, "cat", color=color), post(api, "bowl", color=color)]  # one upload
+    paths.append(post(api, "cat"))  # its mask is the first one's
+    for path in paths:
+        wait_for(lambda path=path: status(api, path) == "finished")
+    assert api.get(f"{paths[0]}/mask.png").content == api.get(f"{paths[2]}/mask.png").content
+    assert api.delete(paths[0]).status_code == 204
+    assert place.blobs.exists(blob_key("uploads", photo))
+    for path in paths[1:]:
+        for name in ("mask.png", "overlay.png", "scores.npz"):
+            assert api.get(f"{path}/{name}").status_code == 200
+    mask = blob_key("results", api.get(f"{paths[1]}/mask.png").content)
+    assert api.delete(paths[1]).status_code == 204
+    assert not place.blobs.exists(mask)
+    assert not place.blobs.exists(blob_key("uploads", photo))
+
+
+def test_a_deleted_job_runs_when_it_is_posted_again(
+    worker: WorkerProcess, api: httpx.Client
+) -> None:
+    color = (next(RED), 9, 0)
+    path = post(api, "cat", color=color)
+    wait_for(lambda: status(api, path) == "finished")
+    api.delete(path)
+    assert post(api, "cat", color=color) == path
+    wait_for(lambda: status(api, path) == "finished")
+    assert api.get(f"{path}/mask.png").status_code == 200
+
+
+def test_failed_and_canceled_jobs_are_deleted(worker: WorkerProcess, api: httpx.Client) -> None:
+    failed = post(api, "raises")
+    wait_for(lambda: status(api, failed) == "failed")
+    worker.stop()
+    canceled = post(api, "cat")
+    api.delete(canceled)
+    for path in (failed, canceled):
+        assert api.delete(path).status_code == 204
+        assert api.get(path).status_code == 404
+    worker.start()
+
+
+def test_deleting_an_unknown_job_is_no_error(api: httpx.Client) -> None:
+    for job_id in ("0" * 32, "x", "é", "%00", "0" * 5000):
+        assert api.delete(f"/jobs/{job_id}").status_code == 204

@@ -1,0 +1,24 @@
+"""What the API's image must not need."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tests.helpers.paths import ROOT
+
+LIGHT = (
+    *("service.app", "service.__main__", "service.local.serve"),
+    *("worker.queue.rq", "worker.janitor", "worker.__main__", "worker.inference.worker"),
+)
+HEAVY = ("torch", "torchvision", "timm", "open_clip", "models.inference.predictor")
+
+
+def test_no_torch() -> None:
+    code = (
+        f"import sys, {', '.join(LIGHT)}; print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
