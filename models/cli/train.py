@@ -121,7 +121,7 @@ def refine_generator(
     threads: ThreadsOption = 0,
     workers: WorkersOption = 0,
 ) -> None:
-    """Stage (c): fit the mask generator anew, now kept off what the prompts learned. Runs under torchrun too."""
+    """Stage (c): fit the mask generator again, pushed away from the learned prompts. Runs under torchrun too."""
     from models.training import generator
 
     with training_processes(device, threads) as (chosen, processes):

@@ -205,7 +205,9 @@ def why_closed(generator_kind: str) -> str:
     """Say why a bundle has no open vocabulary, by the kind of its mask generator."""
     if generator_kind != "zero_shot":
         return f"its mask generator ({generator_kind}) is not on CLIP's own image tower"
-    return "it holds no text tower of CLIP's, which 'semples export-bundle --open-vocabulary' takes along"
+    return (
+        "it holds no text tower of CLIP's, which 'semples export-bundle --open-vocabulary' includes"
+    )
 
 
 def with_open_labels(classes: ClassList, labels: Iterable[str]) -> ClassList:
