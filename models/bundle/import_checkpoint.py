@@ -90,13 +90,7 @@ class ImportedWeakTr:
 def weaktr_weights(
     content: object, classes: ClassList, *, channels: Mapping[int, int] | None, source: str
 ) -> ImportedWeakTr:
-    """Return the weights of a public WeakTr checkpoint, ``{"model": state dict, …}``.
-
-    Args:
-        content: of the file.
-        classes: of the imported generator.
-        channels: see choose_channels.
-        source: the file's name in messages.
+    """Return the weights of a public WeakTr checkpoint, ``{"model": state dict, …}``; ``source`` names it in messages.
 
     Raises:
         ValueError: if the content is something else.
@@ -122,13 +116,7 @@ def weaktr_weights(
 def prompts_context(
     content: object, classes: ClassList, *, channels: Mapping[int, int] | None, source: str
 ) -> Tensor:
-    """Return the background prompts of a released file, ``{"prompts": (K, M, width)}`` or the tensor alone.
-
-    Args:
-        content: of the file.
-        classes: of the prompts, in channel order.
-        channels: see choose_channels.
-        source: the file's name in messages.
+    """Return the background prompts, (K, M, width), of a released file: ``{"prompts": tensor}`` or the tensor alone.
 
     Raises:
         ValueError: if the content is something else.

@@ -138,13 +138,8 @@ def run_stage(
 ) -> None:
     """Run a training stage with a progress bar, in the main process only.
 
-    Args:
-        stage: function of run, samples and a callback, which returns the file that it wrote.
-        run: the stage's.
-        samples: training data.
-        name: of the stage.
-        epochs: of the stage.
-        images_first: number of images that the stage embeds before its first step, in a second bar.
+    The stage is a function of run, samples and a callback, which returns the file that it wrote. ``images_first`` is
+    the number of images that it embeds before its first step, shown in a second bar.
     """
     if not run.processes.is_main_process:
         stage(run, samples, lambda _: None)

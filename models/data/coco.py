@@ -58,12 +58,7 @@ def coco_list(split: str) -> tuple[Listed, ...]:
 
 
 def read_coco(root: Path, split: str, *, photos: int | None = None) -> list[Sample]:
-    """Return the photos of a split with their image-level labels, as channels of ``COCO_CLASSES``.
-
-    Args:
-        root: folder that the archives were unpacked in.
-        split: as ``coco_list`` takes it.
-        photos: limit, evenly spaced over the list; None takes all.
+    """Return the photos of a split, at most ``photos``, with their labels as channels of ``COCO_CLASSES``.
 
     Raises:
         ValueError: if there is no such split, or photos are missing.

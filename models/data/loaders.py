@@ -28,6 +28,7 @@ Batch: TypeAlias = tuple[Tensor, Tensor]
 # images (B, 3, S, S) in [0, 1] and label maps (B, S, S) int64 of class channels, 255 ignored
 MaskBatch: TypeAlias = tuple[Tensor, Tensor]
 Transform = Callable[[NDArray[np.uint8]], Tensor]  # image (H, W, 3) → crop (3, S, S) in [0, 1]
+# image (3, H, W) uint8 and label map (H, W) → crops of both
 MaskTransform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 BatchT = TypeVar("BatchT")
 
@@ -37,11 +38,9 @@ _GRAY = 124  # of crops beyond the photo
 
 
 def light_augmentation(size: int, *, min_area: float) -> Transform:
-    """Return random resized crop (bicubic) and flip, for stage (b).
+    """Return random resized crop (bicubic) to size × size and flip, for stage (b).
 
-    Args:
-        size: of the crop, in pixels.
-        min_area: smallest fraction of the photo's area in a crop.
+    A crop shows at least the fraction ``min_area`` of the photo.
     """
     return _pipeline(size, min_area=min_area, policy=None)
 
@@ -51,10 +50,6 @@ def strong_augmentation(size: int, *, min_area: float) -> Transform:
 
     As in stages (a) and (c) of the released experiments. Their color jitter of 0.4 has no effect: timm ignores it
     beside RandAugment.
-
-    Args:
-        size: of the crop, in pixels.
-        min_area: smallest fraction of the photo's area in a crop.
     """
     crop = _pipeline(size, min_area=min_area, policy="rand-m9-mstd0.5-inc1")
     erase = RandomErasing(probability=0.25, mode="pixel", device="cpu")
@@ -95,14 +90,7 @@ def mask_augmentation(
 
 
 class Crops(Dataset[tuple[Tensor, Tensor]]):
-    """Augmented crops of labeled photos, which are decoded each time and not kept in memory.
-
-    Args:
-        samples: labeled photos.
-        classes: K.
-        transform: photo → crop.
-        seed: each crop depends on it and on its index alone.
-    """
+    """Augmented crops of labeled photos, decoded each time; a crop depends on the seed and its index alone."""
 
     def __init__(
         self, samples: Sequence[Sample], *, classes: int, transform: Transform, seed: int
@@ -133,13 +121,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
 
 
 class MaskCrops(Dataset[tuple[Tensor, Tensor]]):
-    """Augmented crops of photos and their masks, which are decoded each time and not kept in memory.
-
-    Args:
-        samples: photos with their masks.
-        transform: image (3, H, W) uint8 and label map (H, W) → a crop of both.
-        seed: each crop depends on it and on its index alone.
-    """
+    """Augmented crops of photos and masks, decoded each time; a crop depends on the seed and its index alone."""
 
     def __init__(
         self, samples: Sequence[MaskSample], *, transform: MaskTransform, seed: int

@@ -81,12 +81,7 @@ class Listed:
 
 
 def official_list(name: str, split: str, stem: Callable[[int], str]) -> tuple[Listed, ...]:
-    """Return the photos of a data set's split, by number.
-
-    Args:
-        name: of the shipped file.
-        split: one of its sections.
-        stem: a photo's number → its file name without suffix.
+    """Return the photos of a data set's split; ``stem`` maps a photo's number to its file name without suffix.
 
     Raises:
         ValueError: if there is no such split.
@@ -124,12 +119,7 @@ def evenly_spaced(items: Sequence[_T], count: int | None) -> list[_T]:
 
 
 def listed_samples(folder: Path, listed: Sequence[Listed], archive: Archive) -> list[Sample]:
-    """Pair listed photos with their files.
-
-    Args:
-        folder: of the files.
-        listed: the photos.
-        archive: that the files come from.
+    """Pair listed photos with their files in a folder.
 
     Raises:
         ValueError: if files are missing or empty, with the first names and their number.

@@ -93,12 +93,7 @@ def voc_list(split: str) -> tuple[Listed, ...]:
 
 
 def read_voc(root: Path, split: str, *, photos: int | None = None) -> list[Sample]:
-    """Return the photos of a split with their image-level labels, as channels of ``VOC_CLASSES``.
-
-    Args:
-        root: as ``find_voc`` takes it.
-        split: as ``voc_list`` takes it.
-        photos: limit, evenly spaced over the list; None takes all.
+    """Return the photos of a split, at most ``photos``, with their labels as channels of ``VOC_CLASSES``.
 
     Raises:
         ValueError: if there is no such split, or photos are missing.

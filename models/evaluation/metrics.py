@@ -153,16 +153,10 @@ def find_files(
 def matching_files(
     predictions: Path, ground_truth: Path, suffix: str, *, allow_missing: bool = False
 ) -> list[tuple[Path, Path]]:
-    """Pair the files of two folders by stem.
-
-    Args:
-        predictions: folder of ``<stem><suffix>``; overlays in it are ignored.
-        ground_truth: folder of ``<stem>.png``.
-        suffix: of the predictions.
-        allow_missing: leave out predictions without ground truth.
+    """Pair predictions, STEM + suffix without overlays, with ground truth, STEM.png.
 
     Raises:
-        ValueError: if there is no pair, or a prediction has no ground truth and must have one.
+        ValueError: if there is no pair, or a prediction has no ground truth and none may be missing.
     """
     if not predictions.is_dir():
         raise ValueError(f"expected a folder, got no such one: {predictions}")
@@ -253,13 +247,7 @@ def sweep_soft_maps(
     thresholds: Sequence[float],
     min_pixels: int,
 ) -> Sweep:
-    """Compare soft maps with their ground truth, (H, W), at every background threshold.
-
-    Args:
-        items: ground truth and soft maps of each image.
-        classes: of the indices.
-        thresholds: ascending.
-        min_pixels: of ``iou_report``.
+    """Compare soft maps with their ground truth, (H, W), at ascending background thresholds.
 
     Raises:
         ValueError: if sizes differ, or an index is unknown.

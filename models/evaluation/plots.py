@@ -106,15 +106,7 @@ def draw(
     marks: Sequence[Point] = (),
     x_span: Sequence[float] = (),
 ) -> Plot | None:
-    """Return a plot of lines and marked points; None without any point.
-
-    Args:
-        lines: to draw.
-        title: of the plot.
-        x_name: of the horizontal axis.
-        marks: marked points.
-        x_span: values that the horizontal axis includes at least.
-    """
+    """Return a plot of lines and marked points, whose x axis includes ``x_span``; None without any point."""
     kept = [_finite(line) for line in lines]
     known = [point for line in kept for point in line.points]
     if not known:
@@ -176,14 +168,7 @@ def photo_parts(
     ground_truth: Path | None,
     on_fraction: Callable[[float], None],
 ) -> tuple[_PhotoPart, ...]:
-    """Make the pictures of some photos, side by side: CAM, refined scores, pseudo mask, ground truth.
-
-    Args:
-        predictor: makes the masks, with its bundle's default options.
-        samples: labeled photos.
-        ground_truth: folder of ``STEM.png``; may lack some.
-        on_fraction: called with the completed fraction, in [0, 1].
-    """
+    """Make the pictures of some labeled photos: CAM, refined scores, pseudo mask and, if there is one, ground truth."""
     parts = []
     for done, sample in enumerate(samples, start=1):
         truth = ground_truth / f"{sample.stem}.png" if ground_truth is not None else None

@@ -151,7 +151,7 @@ def write_report(
 
     Args:
         run: finished or not.
-        sources: what else there is.
+        sources: of the other sections.
         output: the HTML file.
         photos: number of photos with pictures.
         on_fraction: called with the completed fraction of the pictures, in [0, 1].

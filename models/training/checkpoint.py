@@ -49,13 +49,7 @@ class Checkpoint:
         *,
         steps: int,
     ) -> None:
-        """Save the state after a step if it ends its epoch or a save is due.
-
-        Args:
-            optimizer: with its moments.
-            scaler: of mixed precision.
-            done: position of the completed step.
-            steps: in an epoch.
+        """Save the state after the step at position ``done`` if it ends its epoch, of so many steps, or a save is due.
 
         Raises:
             OSError: if the file cannot be written.

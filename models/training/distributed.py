@@ -66,13 +66,9 @@ def data_parallel(
     *,
     device: torch.device,
 ) -> Callable[[BatchT], Mapping[str, Tensor]]:
-    """Return the same losses with a backward pass that averages the module's gradients over all processes.
+    """Return the same losses, batch → terms by name, with gradients averaged over all processes.
 
-    Args:
-        losses_of: batch → loss terms by name.
-        module: holds every trainable parameter of the losses.
-        processes: that train together.
-        device: this process's.
+    ``module`` holds all trainable parameters; ``device`` is this process's.
     """
     if processes.count == 1:
         return losses_of

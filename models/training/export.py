@@ -49,7 +49,7 @@ def export_bundle(
     """Write a bundle of a run's results.
 
     Args:
-        run: with the stage's files in its work directory.
+        run: with the stage's results.
         folder: of the bundle.
         stage: one of STAGES; "zero-shot" is the generator before training.
         licence: of the weights.

@@ -80,16 +80,7 @@ def build_stages(
     licence: str,
     trained_on: str,
 ) -> tuple[Stage, ...]:
-    """Return the stages from labeled photos to a bundle with a segmenter, and a report.
-
-    Args:
-        run: new or with results.
-        samples: labeled photos.
-        images: their folder.
-        output: the bundle's folder.
-        licence: of the weights.
-        trained_on: description of the data.
-    """
+    """Return the stages from labeled photos in the folder ``images`` to a bundle in ``output``, and a report."""
     work, masks = run.work, run.work / MASKS
 
     def make_masks(on_fraction: OnFraction) -> None:

@@ -141,12 +141,7 @@ class Run:
         )
 
     def checkpoint(self, stage: str, module: nn.Module, samples: Sequence[object]) -> Checkpoint:
-        """Return the checkpoint of a stage.
-
-        Args:
-            stage: its name.
-            module: in training.
-            samples: training data, or their digests; part of the checkpoint's fingerprint.
+        """Return the checkpoint of a stage; its fingerprint covers the samples, or their digests.
 
         Raises:
             ValueError: if there is too little space on the disk.

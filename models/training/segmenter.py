@@ -80,10 +80,6 @@ def train_segmenter(run: Run, samples: Sequence[MaskSample], on_step: OnStep) ->
 def check_segmenter(run: Run, *, photos: int) -> None:
     """Build the segmenter once, so that missing weights are found before hours of earlier stages.
 
-    Args:
-        run: with the configuration.
-        photos: number of training photos.
-
     Raises:
         ValueError: if there are too few photos.
         ValueError, OSError: as ``build_segmenter``.
