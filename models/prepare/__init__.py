@@ -159,12 +159,6 @@ def write_maps(
 ) -> str:
     """Make the label maps ``STEM.png`` that a folder lacks, each atomically; returns a line for the user.
 
-    Args:
-        folder: of the files.
-        stems: of all label maps.
-        make: stem → label map, (H, W).
-        watch: shows progress.
-
     Raises:
         ValueError: as ``make`` does.
         OSError: if a file cannot be read or written.
@@ -185,11 +179,7 @@ def draw_instances(
     """Draw COCO's instances of a photo into a label map, (H, W), of category ids.
 
     COCO has no depth order: crowds are drawn first, then instances from large to small, so that small ones stay
-    visible. Crowds count as their category; no pixel is 255.
-
-    Args:
-        annotations: with ``category_id`` and ``segmentation`` (polygons or run lengths).
-        size: (height, width) of the photo.
+    visible. Crowds count as their category; no pixel is 255. Segmentations are polygons or run lengths.
 
     Raises:
         ValueError: if a segmentation is malformed.

@@ -34,7 +34,7 @@ def test_help_names_every_command_without_torch() -> None:
 def test_programs_call_themselves_as_people_call_them(command: str) -> None:
     shown = semples_process(command, "--help")
     assert shown.returncode == 0
-    assert f"Usage: semples {command} " in shown.stdout
+    assert f"usage: semples {command} " in shown.stdout.lower()
     assert "python -m" not in shown.stdout
 
 
