@@ -28,15 +28,11 @@ from tests.helpers.batch_zips import accepted, ended, many, packed
 from tests.helpers.paths import ROOT
 from tests.helpers.s3_server import BUCKET, aws_environment, moto_server
 from tests.helpers.service_fixtures import LEASE, png, wait_for
+from tests.helpers.serving import free_port
 from worker.queue.registry import live_workers
 from worker.queue.rq import fetch_job, open_redis
 from worker.queue.schema import queue_name
 from worker.storage import BlobStore
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 @dataclass

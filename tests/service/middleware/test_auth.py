@@ -15,7 +15,10 @@ from typing import Any
 
 import httpx
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from service.__main__ import main
 from service.middleware.auth import (
     ApiKey,
     ApiKeys,
@@ -28,6 +31,7 @@ from service.middleware.auth import (
 from service.settings import Settings
 from tests.helpers.paths import ROOT
 from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, http_api, png
+from worker import telemetry
 
 ALICE, ALICES = make_key("alice")
 BOB, BOBS = make_key("bob")
@@ -312,11 +316,14 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     ],
 )
 def test_the_api_says_in_one_line_why_it_does_not_start(
-    tmp_path: Path, environment: dict[str, str], words: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], words: str
 ) -> None:
+    monkeypatch.setattr(telemetry, "configure_logging", lambda _: None)
     where = {"SEMPLES_BLOBS": str(tmp_path), "REDIS_URL": f"unix://{tmp_path}/none"}
-    done = run("service", "--host", "0.0.0.0", "--port", "1", **where, **environment)
-    assert done.returncode == 3
+    app = typer.Typer()
+    app.command()(main)
+    done = CliRunner(env=where | environment).invoke(app, ["--host", "0.0.0.0", "--port", "1"])
+    assert done.exit_code == 3
     assert re.fullmatch(r"semples api: [^\n]*\n", done.stderr)
     assert words in done.stderr
     assert ALICE not in done.stderr
