@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from models.data.classes import ClassList
-    from models.data.mask_folder import MaskedPhoto
+    from models.data.mask_folder import MaskedImage
     from models.generators.vit import WeakTrSizes
     from models.prepare import Prepared
 
-    Writer = Callable[[Iterable[MaskedPhoto], ClassList, Path], str]
+    Writer = Callable[[Iterable[MaskedImage], ClassList, Path], str]
 
 _RootArgument = Annotated[Path, typer.Argument(help="Folder that the archives were unpacked in.")]
 _OutputOption = Annotated[
@@ -163,7 +163,7 @@ def export(
     write = _writer(to, image_prefix)
     masks = open_mask_folder(folder, images)
     with progress(f"export to {to.value}", len(masks)) as (bar, task), new_folder(output) as new:
-        photos = bar.track(masks.photos(), task_id=task)
+        photos = bar.track(masks.masked_images(), task_id=task)
         written = write(photos, masks.classes, new)
     print(f"{output}: {written}")
 

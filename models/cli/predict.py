@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from models.bundle.manifest import BundleInfo
     from models.data.classes import Sample
     from models.data.images import UprightImage
-    from models.inference.folder import Outcome
+    from models.data.mask_folder import Outcome
     from models.inference.masks import MaskOptions, Segmentation
     from models.inference.predictor import Predictor
 
@@ -262,13 +262,11 @@ def _write_results(
     info: BundleInfo,
 ) -> Path:
     """Write STEM.png, STEM_overlay.png and STEM.json; returns their path without suffix."""
-    from models.data.mask_files import OVERLAY, describe, label_map_png, overlay_png, provenance
+    from models.data.mask_files import OVERLAY, describe, mask_png, overlay_png
     from models.io import write_atomically, write_json
 
     stem = output / image.stem
-    names = [each.name for each in segmentation.classes]
-    text = provenance(info, segmentation.classes, asdict(options.for_classes(names)))
-    mask = label_map_png(segmentation.label_map, text=text)
+    mask = mask_png(segmentation, info, options)
     write_atomically(stem.with_name(f"{image.stem}.png"), mask)
     overlay = overlay_png(upright.pixels, segmentation.label_map)
     write_atomically(stem.with_name(f"{image.stem}{OVERLAY}.png"), overlay)

@@ -1,16 +1,17 @@
-"""What a pseudo mask leaves on disk: one writer for a single photo and for a folder of them."""
+"""Files of masks and soft maps: palette PNGs with their provenance, overlays, npz. Free of torch."""
 
 from __future__ import annotations
 
 import io
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,56 +19,81 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from models.data.classes import BACKGROUND_INDEX, IGNORE_INDEX
-from models.inference.masks import SoftMaps
+from models.inference.masks import ClassResult, MaskOptions, Segmentation, SoftMaps
 
-if TYPE_CHECKING:  # at run time they would bring torch, which a check of the input does not need
-    from models.bundle.manifest import BundleInfo
-    from models.inference.masks import ClassResult, MaskOptions, Segmentation
+OVERLAY = "_overlay"  # follows the stem in the file names of overlays
+_SOFT_OPACITY = 0.8  # of a soft map's color where the map is 1
+_UNREADABLE = (KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile)
 
-OVERLAY = "_overlay"  # what follows the stem in the name of a picture to look at
+
+class _Model(Protocol):
+    """A bundle's info or a worker's announcement of one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def licence(self) -> str: ...
+
+
+def mask_png(segmentation: Segmentation, model: _Model, options: MaskOptions) -> bytes:
+    """Encode a segmentation's label map as a palette PNG with its provenance in text chunks."""
+    used = options.for_classes(each.name for each in segmentation.classes)
+    text = provenance(model, segmentation.classes, asdict(used))
+    return label_map_png(segmentation.label_map, text=text)
 
 
 def describe(
-    segmentation: Segmentation, info: BundleInfo, options: MaskOptions, *, image: str
+    segmentation: Segmentation, model: _Model, options: MaskOptions, *, image: str
 ) -> dict[str, Any]:
-    """Return what is worth knowing about a pseudo mask in JSON's types: classes, model, thresholds."""
+    """Return a mask's record, in JSON's types."""
     height, width = segmentation.label_map.shape
-    used = options.for_classes(each.name for each in segmentation.classes)
+    return mask_record(
+        image=image,
+        size=(width, height),
+        model={"name": model.name, "version": model.version},
+        options=options.for_classes(each.name for each in segmentation.classes),
+        classes=segmentation.classes,
+        ignored=segmentation.ignored,
+    )
+
+
+def mask_record(
+    *,
+    image: str,
+    size: tuple[int, int],
+    model: Mapping[str, str],
+    options: MaskOptions,
+    classes: Sequence[ClassResult],
+    ignored: float,
+) -> dict[str, Any]:
+    """Return a mask's record, in JSON's types: one line of ``results.jsonl``.
+
+    Args:
+        image: file name, with folders below that of all images.
+        size: width and height in pixels.
+        model: name and version.
+        options: with the thresholds of these classes alone.
+        classes: one result a class.
+        ignored: share of the pixels that are 255, in [0, 1].
+    """
     return {
         "image": image,
-        "size": {"width": width, "height": height},
-        "model": {"name": info.name, "version": info.version},
-        "options": asdict(used),
-        "classes": [asdict(each) for each in segmentation.classes],
-        "ignored": segmentation.ignored,
+        "size": {"width": size[0], "height": size[1]},
+        "model": dict(model),
+        "options": asdict(options),
+        "classes": [asdict(each) for each in classes],
+        "ignored": ignored,
     }
 
 
-class Model(Protocol):
-    """What provenance says of a model; bundles and their announcements fit."""
-
-    @property
-    def name(self) -> str:
-        """The bundle's name."""
-        ...
-
-    @property
-    def version(self) -> str:
-        """The hash of its content."""
-        ...
-
-    @property
-    def licence(self) -> str:
-        """Of its weights."""
-        ...
-
-
 def provenance(
-    model: Model, classes: Sequence[ClassResult], options: Mapping[str, Any]
+    model: _Model, classes: Sequence[ClassResult], options: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Return the PNG text chunks that say where a mask comes from.
+    """Return a mask's PNG text chunks: software, model, licence, labels, zero-shot labels, options.
 
-    No time and no place: equal requests give equal files. Labels that the model was not trained on are named once more.
+    Without time and place: equal requests give equal files.
     """
     zero_shot = ", ".join(each.name for each in classes if each.zero_shot)
     return {
@@ -113,23 +139,20 @@ def scores_npz(segmentation: Segmentation) -> bytes:
 
 
 def read_soft_maps(source: Path | BinaryIO) -> SoftMaps:
-    """Read what ``scores_npz`` wrote, but for the CAMs.
+    """Read what ``scores_npz`` wrote, without the CAMs.
 
     Raises:
         ValueError: if the file holds something else.
     """
-    try:
-        with np.load(source, allow_pickle=False) as stored:
-            height, width = stored["image_size"].tolist()
-            return SoftMaps(
-                scores=stored["scores"],
-                indices=stored["class_index"].astype(np.int64),
-                names=tuple(stored["class_name"].tolist()),
-                size=(height, width),
-                background=stored.get("background"),
-            )
-    except _UNREADABLE as error:
-        raise ValueError(f"expected soft scores in {_name(source)}, got {error}") from error
+    with _opened_npz(source) as stored:
+        height, width = stored["image_size"].tolist()
+        return SoftMaps(
+            scores=stored["scores"],
+            indices=stored["class_index"].astype(np.int64),
+            names=tuple(stored["class_name"].tolist()),
+            size=(height, width),
+            background=stored.get("background"),
+        )
 
 
 def read_cams(source: Path | BinaryIO) -> NDArray[np.float16] | None:
@@ -138,24 +161,69 @@ def read_cams(source: Path | BinaryIO) -> NDArray[np.float16] | None:
     Raises:
         ValueError: if the file holds something else.
     """
+    with _opened_npz(source) as stored:
+        cams: NDArray[np.float16] | None = stored.get("cams")
+        return cams
+
+
+@contextmanager
+def _opened_npz(source: Path | BinaryIO) -> Iterator[Any]:
     try:
         with np.load(source, allow_pickle=False) as stored:
-            cams: NDArray[np.float16] | None = stored.get("cams")
-            return cams
+            yield stored
     except _UNREADABLE as error:
-        raise ValueError(f"expected soft maps in {_name(source)}, got {error}") from error
+        name = source if isinstance(source, Path) else "the file"
+        raise ValueError(f"expected soft scores in {name}, got {error}") from error
 
 
-_UNREADABLE = (KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile)
+def read_label_map(path: Path) -> NDArray[np.uint8]:
+    """Read a label map, (H, W): class index per pixel, 0 background, 255 ignore.
+
+    Raises:
+        ValueError: if the file is no image of mode L or P.
+    """
+    with _opened_picture(path) as picture:
+        if picture.mode not in ("L", "P"):
+            raise ValueError(f"expected a label map in mode L or P in {path}, got {picture.mode}")
+        label_map: NDArray[np.uint8] = np.array(picture)
+        return label_map
 
 
-def _name(source: Path | BinaryIO) -> str:
+def read_mask(source: Path | bytes) -> tuple[NDArray[np.uint8], dict[str, str]]:
+    """Read a mask that ``mask_png`` wrote: its label map, (H, W), and its text chunks in their order.
+
+    Raises:
+        ValueError: if it is no palette PNG.
+    """
+    with _opened_picture(source, formats=("PNG",)) as picture:
+        if picture.mode != "P":
+            raise ValueError(f"expected a palette PNG in {_name(source)}, got mode {picture.mode}")
+        text = {str(key): each for key, each in picture.info.items() if isinstance(each, str)}
+        return np.array(picture), text
+
+
+@contextmanager
+def _opened_picture(
+    source: Path | bytes, formats: tuple[str, ...] | None = None
+) -> Iterator[Image.Image]:
+    try:
+        with Image.open(
+            source if isinstance(source, Path) else io.BytesIO(source), formats=formats
+        ) as picture:
+            yield picture
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"expected a label map in {_name(source)}, got {error}") from error
+
+
+def _name(source: Path | bytes) -> str:
     return str(source) if isinstance(source, Path) else "the file"
 
 
-# Label maps as PNG pictures: the palette file itself and an overlay to look at. Free of torch.
-
-_STRONGEST = 0.8  # the most that a soft map's color covers of the photo
+def occurring(label_map: NDArray[np.uint8]) -> list[int]:
+    """Return the indices that a label map, (H, W), holds, ascending."""
+    # numpy's unique() sorts all pixels, which takes ten times as long.
+    found: list[int] = np.flatnonzero(np.bincount(label_map.ravel(), minlength=256)).tolist()
+    return found
 
 
 def voc_palette() -> NDArray[np.uint8]:
@@ -170,9 +238,6 @@ def voc_palette() -> NDArray[np.uint8]:
     return colors
 
 
-_PALETTE = voc_palette().tobytes()
-
-
 def label_map_png(label_map: NDArray[np.uint8], *, text: Mapping[str, str] | None = None) -> bytes:
     """Encode a label map, (H, W), as a palette PNG in VOC colors.
 
@@ -181,29 +246,20 @@ def label_map_png(label_map: NDArray[np.uint8], *, text: Mapping[str, str] | Non
         text: provenance, written as PNG text chunks.
     """
     picture = Image.fromarray(label_map)
-    picture.putpalette(_PALETTE)
+    picture.putpalette(voc_palette().tobytes())
     return _png(picture, text or {})
 
 
-def overlay_png(
-    image: NDArray[np.uint8], label_map: NDArray[np.uint8], *, opacity: float = 0.5
-) -> bytes:
-    """Encode an image, (H, W, 3), with its label map's colors laid over it as an RGB PNG; see ``overlay``."""
-    mixed = overlay(image, label_map, opacity=opacity)
-    return _png(Image.fromarray(mixed), {}, compress_level=1)  # to look at: speed before size
+def overlay_png(image: NDArray[np.uint8], label_map: NDArray[np.uint8]) -> bytes:
+    """Encode ``overlay``'s result as an RGB PNG."""
+    mixed = overlay(image, label_map)
+    return _png(Image.fromarray(mixed), {}, compress_level=1)  # speed before size
 
 
-def overlay(
-    image: NDArray[np.uint8], label_map: NDArray[np.uint8], *, opacity: float = 0.5
-) -> NDArray[np.uint8]:
-    """Lay a label map's colors over an image, (H, W, 3).
+def overlay(image: NDArray[np.uint8], label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Lay a label map's colors, (H, W), half transparent over an RGB image, (H, W, 3).
 
-    Background stays as it is, ignored pixels turn white-ish, and each region gets a white outline.
-
-    Args:
-        image: RGB.
-        label_map: (H, W) class indices.
-        opacity: of the colors, in [0, 1].
+    Background stays as it is, ignored pixels turn nearly white, and each region gets a white outline.
 
     Raises:
         ValueError: if the sizes differ.
@@ -212,10 +268,9 @@ def overlay(
         raise ValueError(f"expected a label map of {image.shape[:2]}, got {label_map.shape}")
     mixed = image.copy()
     shown = label_map != BACKGROUND_INDEX
-    weight = round(opacity * 256)
     # Integers of 16 bits, and only where something is shown: photos may have 40 million pixels.
-    colors = vivid_palette().astype(np.uint16)[label_map[shown]] * weight
-    mixed[shown] = (image[shown] * np.uint16(256 - weight) + colors) >> 8
+    colors = vivid_palette().astype(np.uint16)[label_map[shown]] * 128
+    mixed[shown] = (image[shown] * np.uint16(128) + colors) >> 8
     mixed[_outline(label_map)] = 255
     return mixed
 
@@ -238,7 +293,7 @@ def soft_overlay(
     mixed = image.mean(axis=2, keepdims=True).repeat(3, axis=2)
     if len(indices):
         colors = vivid_palette()[np.array(indices)[maps.argmax(axis=0)]]
-        weight = _STRONGEST * maps.max(axis=0)[..., None].clip(0, 1)
+        weight = _SOFT_OPACITY * maps.max(axis=0)[..., None].clip(0, 1)
         mixed = mixed * (1 - weight) + colors * weight
     rounded: NDArray[np.uint8] = mixed.round().astype(np.uint8)
     return rounded
@@ -260,18 +315,6 @@ def _outline(label_map: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return edge
 
 
-def _png(picture: Image.Image, text: Mapping[str, str], *, compress_level: int = 6) -> bytes:
-    info = PngInfo()
-    for key, value in text.items():
-        info.add_text(key, value)
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", pnginfo=info, compress_level=compress_level)
-    return buffer.getvalue()
-
-
-# Soft maps as pictures whose pixel values are the maps' own, in steps of 1/255. Free of torch.
-
-
 def soft_map_png(values: NDArray[np.floating]) -> bytes:
     """Encode values in [0, 1], (H, W), as a palette PNG.
 
@@ -281,24 +324,18 @@ def soft_map_png(values: NDArray[np.floating]) -> bytes:
     steps = (np.asarray(values, dtype=np.float32).clip(0, 1) * 255).round().astype(np.uint8)
     picture = Image.fromarray(steps)
     picture.putpalette(cubehelix().tobytes())
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", compress_level=1)  # to look at: speed before size
-    return buffer.getvalue()
+    return _png(picture, {}, compress_level=1)  # speed before size
 
 
 @cache
-def cubehelix(*, start: float = 0.5, rotations: float = -1.5) -> NDArray[np.uint8]:
+def cubehelix() -> NDArray[np.uint8]:
     """Return 256 colors from black to white, (256, 3), whose perceived brightness grows evenly.
 
     A helix around the gray diagonal of the color cube: Green 2011, "A colour scheme for the display of astronomical
-    intensity images", equation 2, hue 1, gamma 1.
-
-    Args:
-        start: hue at black, in thirds of a turn: 1 is red, 2 green, 3 blue.
-        rotations: turns from black to white.
+    intensity images", equation 2, start 0.5, rotations -1.5, hue 1, gamma 1.
     """
     gray = np.linspace(0, 1, 256)
-    angle = 2 * np.pi * (start / 3 + 1 + rotations * gray)
+    angle = 2 * np.pi * (0.5 / 3 + 1 - 1.5 * gray)
     amplitude = gray * (1 - gray) / 2
     turned = np.stack([np.cos(angle), np.sin(angle)])
     # Directions of equal perceived brightness, as the paper gives them.
@@ -308,29 +345,10 @@ def cubehelix(*, start: float = 0.5, rotations: float = -1.5) -> NDArray[np.uint
     return table
 
 
-# Label maps as files: palette or gray images whose values are class indices.
-
-
-def read_label_map(path: Path) -> NDArray[np.uint8]:
-    """Read a label map, (H, W): class index per pixel, 0 background, 255 ignore.
-
-    Raises:
-        ValueError: if the file is no image of mode L or P.
-    """
-    try:
-        with Image.open(path) as picture:
-            if picture.mode not in ("L", "P"):
-                raise ValueError(
-                    f"expected a label map in mode L or P in {path}, got {picture.mode}"
-                )
-            label_map: NDArray[np.uint8] = np.array(picture)
-            return label_map
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"expected a label map in {path}, got {error}") from error
-
-
-def occurring(label_map: NDArray[np.uint8]) -> list[int]:
-    """Return the indices that a label map, (H, W), holds, ascending."""
-    # numpy's unique() sorts all pixels, which takes ten times as long.
-    found: list[int] = np.flatnonzero(np.bincount(label_map.ravel(), minlength=256)).tolist()
-    return found
+def _png(picture: Image.Image, text: Mapping[str, str], *, compress_level: int = 6) -> bytes:
+    info = PngInfo()
+    for key, value in text.items():
+        info.add_text(key, value)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG", pnginfo=info, compress_level=compress_level)
+    return buffer.getvalue()

@@ -1,4 +1,8 @@
-"""Photos and the pseudo masks that ``semples make-pseudo-masks`` wrote for them."""
+"""The folder of masks that ``semples make-pseudo-masks`` and ``semples submit`` write: its one writer and its readers.
+
+``masks/STEM.png`` and, if asked for, ``scores/STEM.npz`` of each image; ``classes.txt``; ``settings.json``, what all
+masks are made with; ``results.jsonl``, one record an image; ``summary.json``, written last. Free of torch.
+"""
 
 from __future__ import annotations
 
@@ -8,86 +12,246 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from models.data.classes import (
     BACKGROUND_INDEX,
     IGNORE_INDEX,
     ClassList,
+    Sample,
     UnknownLabelError,
     read_class_list,
+    write_class_list,
 )
 from models.data.images import PHOTO_SUFFIXES, ImageError, ImageHeader, check_image
-from models.data.mask_files import occurring, read_label_map
-from models.io import first_difference, read_json, to_json, write_json
-
-# The files in which a folder of pseudo masks says what was made of each photo.
+from models.data.mask_files import occurring, read_label_map, read_mask
+from models.inference.masks import MaskOptions
+from models.io import first_difference, read_json, to_json, write_atomically, write_json
 
 RESULTS, SETTINGS, SUMMARY = "results.jsonl", "settings.json", "summary.json"
-_FIELDS = {"stem", "image", "model", "classes"}
+_RECORD_KEYS = {"stem", "image", "model", "classes"}
+_AVERAGED = ("area", "confidence", "alignment_class", "alignment_background")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Counts of a finished folder.
+
+    Attributes:
+        made: masks written by this call.
+        kept: masks that an earlier call had written.
+        empty: masks, of those, in which no class has a pixel.
+        unlabeled: images without labels, which get no mask.
+        others: masks of earlier calls that are still in the folder, of images that are not among the samples now.
+        failed: (image, reason) of images that there is no mask of; the next call tries them again.
+    """
+
+    made: int
+    kept: int
+    empty: int
+    unlabeled: int
+    others: int
+    failed: tuple[tuple[str, str], ...]
+
+
+class MaskFolderWriter:
+    """Writes a mask folder, or continues one; a kill at any moment leaves what the next call continues.
+
+    Only names and file positions are kept in memory.
+
+    Args:
+        folder: new, or of an earlier call.
+        samples: all images; those without labels get no mask.
+        classes: that the samples' channels count.
+        settings: ``model`` (name and version), ``options`` and ``scores``; must be those of the earlier call.
+
+    Attributes:
+        total: labeled samples.
+        todo: those that have no mask yet.
+        kept, made: how many masks an earlier call and this call have written.
+        failed: image and reason of those without one, by stem.
+
+    Raises:
+        ValueError: if the settings differ, or the folder's masks would overwrite the images.
+        OSError: if the folder cannot be read or written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        samples: Sequence[Sample],
+        classes: ClassList,
+        settings: Mapping[str, Any],
+    ) -> None:
+        masks = (folder / "masks").resolve()
+        if any(sample.path.parent.resolve() == masks for sample in samples):
+            raise ValueError(
+                f"expected an output folder that keeps the images, got theirs: {folder}"
+            )
+        _check_settings(folder, settings)
+        (folder / SUMMARY).unlink(missing_ok=True)  # it says that the folder is complete
+        write_class_list(folder / "classes.txt", classes)
+        self._folder = folder
+        self._samples = samples
+        self._names = classes.names
+        self._settings = settings
+        self.failed: dict[str, tuple[str, str]] = {}
+        self._results = folder / RESULTS
+        _truncate_partial_line(self._results)
+        self._positions = {stem: position for position, stem, _ in _records(self._results)}
+        labeled = [sample for sample in samples if sample.channels]
+        self.total = len(labeled)
+        done = {each.stem for each, record in self._read(labeled) if self._is_done(each, record)}
+        self.todo = [sample for sample in labeled if sample.stem not in done]
+        self.kept, self.made = len(done), 0
+        self._file = self._results.open("ab")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, sample: Sample, record: Mapping[str, Any]) -> None:
+        """Write the record of a sample whose files are written.
+
+        Raises:
+            OSError: if that fails.
+        """
+        self._positions[sample.stem] = self._file.tell()
+        self._file.write(json.dumps({"stem": sample.stem, **record}).encode() + b"\n")
+        self._file.flush()
+        self.made += 1
+
+    def fail(self, sample: Sample, reason: str) -> None:
+        """Note why a sample has no mask."""
+        self.failed[sample.stem] = (sample.name, reason)
+
+    def finish(self) -> Outcome:
+        """Write the summary, which says that the folder is complete.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        masked = [each for each in self._samples if each.channels and each.stem not in self.failed]
+        empty, unlabeled = 0, sum(not each.channels for each in self._samples)
+        totals: dict[str, _ClassTotals] = {}
+        for _, record in self._read(masked):
+            empty += all(each["box"] is None for each in record["classes"])
+            for each in record["classes"]:
+                totals.setdefault(each["name"], _ClassTotals()).add(each, record["image"])
+        failures = tuple(self.failed.values())
+        summary = {
+            "images": len(self._samples),
+            "masks": self.kept + self.made,
+            "unlabeled": unlabeled,
+            "failed": [{"image": name, "reason": reason} for name, reason in failures],
+            "classes": {name: totals[name].to_json() for name in sorted(totals)},
+        }
+        write_json(self._folder / SUMMARY, {**self._settings, **summary})
+        others = self._positions.keys() - {sample.stem for sample in masked}
+        left = sum(mask_path(self._folder, stem).is_file() for stem in others)
+        return Outcome(self.made, self.kept, empty, unlabeled, left, failures)
+
+    def _read(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, dict[str, Any]]]:
+        """Yield the last record of each sample that has one, one at a time."""
+        found = [sample for sample in samples if sample.stem in self._positions]
+        if not found:
+            return
+        with self._results.open("rb") as file:
+            for sample in found:
+                file.seek(self._positions[sample.stem])
+                yield sample, json.loads(file.readline().decode(errors="replace"))
+
+    def _is_done(self, sample: Sample, record: Mapping[str, Any]) -> bool:
+        """Whether the record and its files are of this image, with the labels that it has now."""
+        labels = [self._names[channel] for channel in sample.channels]
+        return (
+            record["image"] == sample.name
+            and [each["name"] for each in record["classes"]] == labels
+            and mask_path(self._folder, sample.stem).is_file()
+            and (not self._settings["scores"] or scores_path(self._folder, sample.stem).is_file())
+        )
+
+
+def mask_settings(
+    model: Mapping[str, str], options: MaskOptions, *, scores: bool, zero_shot: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Return the content of ``settings.json``.
+
+    Args:
+        model: name and version.
+        options: of all masks.
+        scores: whether soft scores are kept.
+        zero_shot: labels that the model was not trained on, in the order of their indices.
+    """
+    settings = {"model": dict(model), "options": vars(options), "scores": scores}
+    return settings | ({"zero_shot": list(zero_shot)} if zero_shot else {})
+
+
+def mask_path(folder: Path, stem: str) -> Path:
+    """Return where an image's mask is."""
+    return folder / "masks" / f"{stem}.png"
+
+
+def scores_path(folder: Path, stem: str) -> Path:
+    """Return where an image's soft scores are."""
+    return folder / "scores" / f"{stem}.npz"
+
+
+def write_mask(folder: Path, stem: str, mask: bytes, scores: bytes | None) -> None:
+    """Write an image's files, the mask last, each whole or not at all.
+
+    Raises:
+        OSError: if that fails.
+    """
+    if scores is not None:
+        write_atomically(scores_path(folder, stem), scores)
+    write_atomically(mask_path(folder, stem), mask)
 
 
 def read_results(path: Path) -> dict[str, dict[str, Any]]:
-    """Read what was made of each photo, by stem, in the order of making; of a photo made twice, the later record.
+    """Read ``results.jsonl``: records by stem, in the order of making; of an image made twice, the later one.
 
-    As ``iter_results``, with all records in memory.
-    """
-    return dict(iter_results(path))
-
-
-def iter_results(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Read stems and what was made of their photos, line by line; a photo made twice comes twice, the later one counts.
-
-    Lines that a kill or a power loss left unreadable are passed over: those photos are as good as not made. A file that
-    is not there has no record.
+    Lines that a kill or a power loss left unreadable are passed over. A missing file has no record.
 
     Raises:
         OSError: if it cannot be read.
     """
+    return {stem: record for _, stem, record in _records(path)}
+
+
+def _records(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Yield each readable line's position in bytes, stem and record."""
     if not path.exists():
         return
-    with path.open(encoding="utf-8", errors="replace") as lines:
+    following = 0
+    with path.open("rb") as lines:
         for line in lines:
+            position, following = following, following + len(line)
             try:
-                record = json.loads(line)
+                record = json.loads(line.decode(errors="replace"))
             except ValueError:
                 continue
-            if isinstance(record, dict) and record.keys() >= _FIELDS:
-                yield record.pop("stem"), record
+            if isinstance(record, dict) and record.keys() >= _RECORD_KEYS:
+                yield position, record.pop("stem"), record
 
 
-def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Note in a folder what its masks are made with, or check that it is the same as before.
-
-    Args:
-        folder: for masks.
-        settings: ``model`` (name and version), ``options`` and ``scores``.
-
-    Raises:
-        ValueError: if the folder holds masks of another model or other options.
-        OSError: if it cannot be read or written.
-    """
-    path = folder / SETTINGS
-    if not path.exists():
-        write_json(path, settings)
-        return
-    # Compared as JSON has them: a tuple comes back as a list.
-    difference = first_difference(read_settings(folder), json.loads(to_json(settings)))
-    if difference:
-        raise ValueError(
-            f"expected {folder} to be new or made with the same model and options, got {difference}"
-        )
+def _truncate_partial_line(path: Path) -> None:
+    """Cut off a last line that a kill left incomplete."""
+    if path.exists():
+        content = path.read_bytes()
+        os.truncate(path, content.rfind(b"\n") + 1)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Read with which model and options a folder's masks were made.
+    """Read ``settings.json``.
 
     Raises:
-        ValueError: if that is not what its file says.
+        ValueError: if it holds something else.
         OSError: if it cannot be read.
     """
     settings = read_json(folder / SETTINGS)
@@ -98,20 +262,51 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def drop_cut_line(path: Path) -> None:
-    """Take away a last line that a kill cut off, so that what is appended starts a line of its own."""
-    if path.exists():
-        content = path.read_bytes()
-        os.truncate(path, content.rfind(b"\n") + 1)
+def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write ``settings.json``, or check that it holds the same."""
+    if not (folder / SETTINGS).exists():
+        write_json(folder / SETTINGS, settings)
+        return
+    # Compared as JSON has them: a tuple comes back as a list.
+    difference = first_difference(read_settings(folder), json.loads(to_json(settings)))
+    if difference:
+        raise ValueError(
+            f"expected {folder} to be new or made with the same model and options, got {difference}"
+        )
+
+
+@dataclass
+class _ClassTotals:
+    images: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    empty: list[str] = field(default_factory=list)
+
+    def add(self, result: Mapping[str, Any], image: str) -> None:
+        """Count one image's result; unknown values are left out of the means."""
+        self.images += 1
+        for name in _AVERAGED:
+            if result[name] is not None:
+                self.sums[name] = self.sums.get(name, 0.0) + result[name]
+                self.counts[name] = self.counts.get(name, 0) + 1
+        if result["box"] is None:
+            self.empty.append(image)
+
+    def to_json(self) -> dict[str, Any]:
+        means = {
+            f"mean_{name}": self.sums[name] / self.counts[name] if name in self.counts else None
+            for name in _AVERAGED
+        }
+        return {"images": self.images, **means, "empty": self.empty}
 
 
 @dataclass(frozen=True)
 class MaskSample:
-    """A photo, its pseudo mask, and what the mask's values mean.
+    """An image and its pseudo mask, for training.
 
     Attributes:
-        image: the photo.
-        mask: its label map.
+        image: path of the image.
+        mask: path of its label map.
         channels: class channel of each index that may occur in the label map.
         distrusted: indices whose pixels are to be ignored.
     """
@@ -122,7 +317,7 @@ class MaskSample:
     distrusted: frozenset[int] = frozenset()
 
     def digest(self) -> str:
-        """Return what tells this photo's mask from any other: names, content, and what is distrusted in it."""
+        """Return a line that differs wherever names, the mask's content, channels or distrusted indices do."""
         content = hashlib.sha256(self.mask.read_bytes()).hexdigest()
         return (
             f"{self.image.name} {content} {sorted(self.channels.items())} {sorted(self.distrusted)}"
@@ -132,7 +327,7 @@ class MaskSample:
         """Read the mask as channel numbers: 0 background, k + 1 for class k, 255 ignored; (H, W).
 
         Raises:
-            ValueError: if it is no label map, or an index in it is not known.
+            ValueError: if it is no label map, or holds an unknown index.
         """
         indices = read_label_map(self.mask)
         known = {BACKGROUND_INDEX: 0, IGNORE_INDEX: IGNORE_INDEX}
@@ -150,17 +345,17 @@ class MaskSample:
 def read_mask_folder(
     images: Path, masks: Path, classes: ClassList, *, min_alignment: float | None = None
 ) -> list[MaskSample]:
-    """Pair every ``masks/STEM.png`` with the photo of that stem.
+    """Pair every ``masks/STEM.png`` with the image of that stem, for training.
 
     Args:
-        images: folder of photos, with or without folders in it.
-        masks: what ``make-pseudo-masks`` wrote: ``masks/``, ``classes.txt`` and ``results.jsonl``.
+        images: folder of images, with or without folders in it.
+        masks: the mask folder.
         classes: of the run; matched by name, since indices may differ.
-        min_alignment: a class of a photo whose mask is less aligned (cosine to its class text minus cosine to its
+        min_alignment: a class of an image whose mask is less aligned (cosine to its class text minus cosine to its
             learned background) is ignored there; None trusts all.
 
     Raises:
-        ValueError: if there are no masks, a class or a photo is missing, or alignment is asked for and was not scored.
+        ValueError: if there are no masks, a class or an image is missing, or alignment is asked for and was not scored.
         OSError: if a file cannot be read.
     """
     files = sorted((masks / "masks").glob("*.png"))
@@ -173,39 +368,33 @@ def read_mask_folder(
         }
     except UnknownLabelError as error:
         raise ValueError(f"{masks / 'classes.txt'}: {error}") from error
-    photos = _photos(
-        images.resolve(), stems={file.stem for file in files}, masks=(masks / "masks").resolve()
-    )
-    lost = [file.name for file in files if file.stem not in photos]
+    found = _find_images(images.resolve(), {file.stem for file in files}, files[0].parent.resolve())
+    lost = [file.name for file in files if file.stem not in found]
     if lost:
         raise ValueError(f"expected a photo in {images} for each mask, got none for {lost[0]}")
     records = {} if min_alignment is None else read_results(masks / RESULTS)
     return [
-        MaskSample(
-            photos[file.stem],
-            file,
-            channels,
-            frozenset() if min_alignment is None else _distrusted(file, records, min_alignment),
-        )
+        MaskSample(found[file.stem], file, channels, _distrusted(file, records, min_alignment))
         for file in files
     ]
 
 
-def _photos(folder: Path, *, stems: set[str], masks: Path) -> dict[str, Path]:
-    photos: dict[str, Path] = {}
+def _find_images(folder: Path, stems: set[str], masks: Path) -> dict[str, Path]:
+    """Return the images below a folder by stem, without the masks, which may be in it."""
+    found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if path.stem not in stems or path.suffix.lower() not in PHOTO_SUFFIXES:
             continue
-        if path.parent == masks:  # the masks themselves, where they are in the photos' folder
-            continue
-        if photos.setdefault(path.stem, path) != path:
-            raise ValueError(f"expected one photo a stem, got {photos[path.stem]} and {path}")
-    return photos
+        if path.parent != masks and found.setdefault(path.stem, path) != path:
+            raise ValueError(f"expected one photo a stem, got {found[path.stem]} and {path}")
+    return found
 
 
 def _distrusted(
-    mask: Path, records: Mapping[str, dict[str, Any]], min_alignment: float
+    mask: Path, records: Mapping[str, dict[str, Any]], min_alignment: float | None
 ) -> frozenset[int]:
+    if min_alignment is None:
+        return frozenset()
     if mask.stem not in records:
         raise ValueError(f"expected a result of {mask.name} in results.jsonl, got none")
     shown = [each for each in records[mask.stem]["classes"] if each["box"] is not None]
@@ -214,86 +403,21 @@ def _distrusted(
             raise ValueError(
                 f"expected masks with alignment scores, got none for {each['name']!r} in {mask.name}"
             )
-    return frozenset(
-        each["index"] for each in shown
-        if each["alignment_class"] - each["alignment_background"] < min_alignment
-    )  # fmt: skip
-
-
-# What a folder of pseudo masks comes to, class by class.
-
-_SUMMARY_FIELDS = ("area", "confidence", "alignment_class", "alignment_background")
-
-
-def summarize(
-    records: Iterable[Mapping[str, Any]],
-    *,
-    images: int,
-    unlabeled: int,
-    failed: Sequence[tuple[str, str]],
-) -> dict[str, Any]:
-    """Return the summary of a folder in JSON's types; no more than one record is held at a time.
-
-    Args:
-        records: of the masks, one a photo.
-        images: photos in all.
-        unlabeled: those of them without a label.
-        failed: (image, reason) of those that no mask could be made of.
-    """
-    masks = 0
-    by_class: dict[str, _ClassTotals] = {}
-    for record in records:
-        masks += 1
-        for each in record["classes"]:
-            by_class.setdefault(each["name"], _ClassTotals()).add(each, record["image"])
-    return {
-        "images": images,
-        "masks": masks,
-        "unlabeled": unlabeled,
-        "failed": [{"image": name, "reason": reason} for name, reason in failed],
-        "classes": {name: by_class[name].to_json() for name in sorted(by_class)},
-    }
-
-
-@dataclass
-class _ClassTotals:
-    images: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-    empty: list[str] = field(default_factory=list)
-
-    def add(self, found: Mapping[str, Any], image: str) -> None:
-        """Count one photo's result; what it cannot tell is no part of a mean."""
-        self.images += 1
-        for name in _SUMMARY_FIELDS:
-            if found[name] is not None:
-                self.sums[name] = self.sums.get(name, 0.0) + found[name]
-                self.counts[name] = self.counts.get(name, 0) + 1
-        if found["box"] is None:
-            self.empty.append(image)
-
-    def to_json(self) -> dict[str, Any]:
-        means = {
-            f"mean_{name}": self.sums[name] / self.counts[name] if name in self.counts else None
-            for name in _SUMMARY_FIELDS
-        }
-        return {"images": self.images, **means, "empty": self.empty}
-
-
-# A folder of pseudo masks as it is read for an export: checked first, then one photo at a time.
+    gaps = {each["index"]: each["alignment_class"] - each["alignment_background"] for each in shown}
+    return frozenset(index for index, gap in gaps.items() if gap < min_alignment)
 
 
 @dataclass(frozen=True)
-class MaskedPhoto:
-    """A photo and its label map.
+class MaskedImage:
+    """An image and its label map, for exports.
 
     Attributes:
-        path: the photo.
-        name: its file name, with the folders that it lies in below the photos' folder.
+        path: the image.
+        name: its file name, with the folders that it lies in below that of all images.
         header: its format, its size in the upright frame, its EXIF orientation.
         label_map: (H, W) uint8, upright.
         text: the mask's PNG text chunks, its provenance.
-        model: name and version of what made the mask.
+        model: name and version of the model that made the mask.
         confidence: in (0, 1], by class index; classes without a pixel have none.
     """
 
@@ -307,12 +431,12 @@ class MaskedPhoto:
 
     @property
     def stem(self) -> str:
-        """The name that its mask carries."""
+        """The name of its mask file."""
         return self.path.stem
 
     @property
     def regions(self) -> list[int]:
-        """What occurs in the label map beside background: class indices ascending, then 255."""
+        """Indices in the label map beside background: classes ascending, then 255."""
         return [index for index in occurring(self.label_map) if index != BACKGROUND_INDEX]
 
 
@@ -325,11 +449,11 @@ class _Record:
 
 @dataclass(frozen=True)
 class MaskFolder:
-    """What ``semples make-pseudo-masks`` wrote, beside the photos that it wrote it for.
+    """A finished mask folder and the folder of its images, for exports.
 
     Attributes:
-        folder: with ``masks/``, ``classes.txt``, ``results.jsonl`` and ``summary.json``.
-        images: folder of the photos.
+        folder: the mask folder.
+        images: folder of the images.
         classes: of the label maps.
     """
 
@@ -341,22 +465,21 @@ class MaskFolder:
     def __len__(self) -> int:
         return len(self._records)
 
-    def photos(self) -> Iterator[MaskedPhoto]:
-        """Read the photos' headers and masks one by one, by file name.
+    def masked_images(self) -> Iterator[MaskedImage]:
+        """Read the images' headers and masks one by one, by file name.
 
         Raises:
-            ValueError: if a photo cannot be read, its mask cannot, they differ in size, or the mask holds an index that
-                is not a class.
-            OSError: if a photo cannot be opened.
+            ValueError: if an image or its mask cannot be read, they differ in size, or the mask holds an unknown index.
+            OSError: if an image cannot be opened.
         """
         known = {BACKGROUND_INDEX, IGNORE_INDEX, *(each.index for each in self.classes.classes)}
         for stem, record in self._records.items():
-            photo, mask = self.images / record.image, self.folder / "masks" / f"{stem}.png"
+            image, mask = self.images / record.image, mask_path(self.folder, stem)
             try:
-                header = check_image(photo.read_bytes())
+                header = check_image(image.read_bytes())
             except ImageError as error:
-                raise ValueError(f"{photo}: {error}") from error
-            label_map, text = _read_mask(mask)
+                raise ValueError(f"{image}: {error}") from error
+            label_map, text = read_mask(mask)
             if label_map.shape != (header.height, header.width):
                 raise ValueError(
                     f"expected a mask of the photo's {header.width} x {header.height} pixels, got "
@@ -365,17 +488,17 @@ class MaskFolder:
             unknown = set(occurring(label_map)) - known
             if unknown:
                 raise ValueError(f"expected indices of classes.txt, got {min(unknown)} in {mask}")
-            yield MaskedPhoto(
-                photo, record.image, header, label_map, text, record.model, record.confidence
+            yield MaskedImage(
+                image, record.image, header, label_map, text, record.model, record.confidence
             )
 
 
 def open_mask_folder(folder: Path, images: Path) -> MaskFolder:
-    """Check that a folder's masks, its records and the photos belong together, by name; no pixel is read yet.
+    """Check that a folder's masks, its records and the images belong together, by name; no pixel is read yet.
 
     Raises:
-        ValueError: if no run has finished in the folder, it has no mask, a mask or a photo is missing, or
-            something else lies among the masks.
+        ValueError: if the folder is not finished, it has no mask, a mask or an image is missing, or something else lies
+            among the masks.
         OSError: if it cannot be read.
     """
     if not (folder / SUMMARY).is_file():
@@ -385,7 +508,7 @@ def open_mask_folder(folder: Path, images: Path) -> MaskFolder:
     records = {
         stem: record
         for stem, content in sorted(read_results(folder / RESULTS).items())
-        if (record := _record(stem, content)) is not None
+        if (record := _exported_record(stem, content)) is not None
     }
     if not records:
         raise ValueError(f"expected at least one mask, got none in {folder / RESULTS}")
@@ -405,30 +528,16 @@ def _refuse(names: set[str], expectation: str, negation: str = "") -> None:
         raise ValueError(f"{expectation}, got {negation}{min(names)} ({len(names)} in all)")
 
 
-def _record(stem: str, content: Mapping[str, Any]) -> _Record | None:
-    """What exports want of a record; None if it is none, so that its mask is refused as not listed."""
+def _exported_record(stem: str, content: Mapping[str, Any]) -> _Record | None:
+    """Return the part of a record that exports need; None if it lacks it, so that its mask counts as not listed."""
     try:
         image = PurePosixPath(content["image"])
         model = f"{content['model']['name']} {content['model']['version']}"
         confidence = {each["index"]: each["confidence"] for each in content["classes"]}
     except (KeyError, TypeError):
         return None
-    # A folder that somebody sent must not make us read elsewhere.
+    # A folder from elsewhere must not make us read other files.
     if image.stem != stem or image.is_absolute() or ".." in image.parts:
         raise ValueError(f"expected {RESULTS} to name photos below their folder, got {image}")
     known = {index: value for index, value in confidence.items() if value is not None}
     return _Record(str(image), model, known)
-
-
-def _read_mask(path: Path) -> tuple[NDArray[np.uint8], dict[str, str]]:
-    try:
-        with Image.open(path, formats=("PNG",)) as picture:
-            if picture.mode != "P":
-                raise ValueError(f"expected a palette PNG in {path}, got mode {picture.mode}")
-            text = {
-                str(key): value for key, value in picture.info.items() if isinstance(value, str)
-            }
-            label_map: NDArray[np.uint8] = np.array(picture)
-            return label_map, text
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"expected a label map in {path}, got {error}") from error

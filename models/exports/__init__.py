@@ -1,12 +1,12 @@
-"""Pseudo masks as a product: a folder of them in the formats of training libraries and annotation tools.
+"""Exports of a mask folder to training libraries and annotation tools: labels and destinations of all formats.
 
-A mask is semantic: one region a class and photo. All formats are in the upright frame, as the masks are. Free of torch.
+A mask is semantic: one region a class and image. All formats are in the upright frame, as the masks are. Free of torch.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,7 @@ from pathlib import Path
 from models.data.classes import BACKGROUND_INDEX, IGNORE_INDEX, ClassList, normalize
 from models.data.mask_files import voc_palette
 
-# What a label map's indices are called and which color they have, for formats that name colors.
-
-BACKGROUND, IGNORED = "background", "ignored"
+_BACKGROUND, _IGNORED = "background", "ignored"
 _SEPARATORS = ":,#"
 
 
@@ -30,7 +28,7 @@ class Label:
 
     @property
     def hex(self) -> str:
-        """The color as web pages write it."""
+        """The color as #rrggbb."""
         return "#" + bytes(self.color).hex()
 
 
@@ -41,19 +39,25 @@ def all_labels(classes: ClassList) -> tuple[Label, ...]:
         ValueError: if a class is itself called background or ignored.
     """
     for name in classes.names:
-        if normalize(name) in (BACKGROUND, IGNORED):
+        if normalize(name) in (_BACKGROUND, _IGNORED):
             raise ValueError(f"expected no class to be called {name!r}: the format needs the name")
     colors = voc_palette().tolist()
     named = [
-        (BACKGROUND_INDEX, BACKGROUND),
+        (BACKGROUND_INDEX, _BACKGROUND),
         *((each.index, each.name) for each in classes.classes),
-        (IGNORE_INDEX, IGNORED),
+        (IGNORE_INDEX, _IGNORED),
     ]
     return tuple(Label(index, name, tuple(colors[index])) for index, name in named)
 
 
+def with_ignored(names: Mapping[int, str]) -> dict[int, str]:
+    """Return names of label map indices with one for ignored pixels, which tools would otherwise make background."""
+    kept = {index: name for index, name in names.items() if index != BACKGROUND_INDEX}
+    return kept | {IGNORE_INDEX: _IGNORED}
+
+
 def label_map_txt(labels: Sequence[Label]) -> str:
-    """Return ``labelmap.txt``, in which CVAT and its relatives look colors up: a line "name:r,g,b:parts:actions" each.
+    """Return ``labelmap.txt`` of CVAT and related tools: a line "name:r,g,b:parts:actions" for each label.
 
     Raises:
         ValueError: if a name has a character that separates fields.
@@ -68,10 +72,10 @@ def label_map_txt(labels: Sequence[Label]) -> str:
 
 
 def list_line(stem: str) -> str:
-    """Return a photo's line in an ``ImageSets`` file.
+    """Return an image's line in an ``ImageSets`` file.
 
     Raises:
-        ValueError: if it could not be read back: readers strip lines and pass over those that begin with #.
+        ValueError: if readers would not read it back: they strip lines and pass over those that begin with #.
     """
     if stem.splitlines() != [stem.strip()] or stem.startswith("#"):
         raise ValueError(
@@ -81,18 +85,12 @@ def list_line(stem: str) -> str:
     return f"{stem}\n"
 
 
-# The folder of an export: there as a whole or not at all.
-
-
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Give a folder to write in; it takes its name once everything is written, and is removed if that fails.
-
-    Args:
-        path: the name to come: nothing yet, or an empty folder.
+    """Yield a folder to write in; it is renamed to ``path`` once everything is written, and removed if that fails.
 
     Raises:
-        ValueError: if something is there, or the remains of an export that was killed.
+        ValueError: if ``path`` is there and not an empty folder, or an export to it was killed.
         OSError: if it cannot be written.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):

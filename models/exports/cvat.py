@@ -1,4 +1,4 @@
-"""CVAT's "Segmentation mask 1.1": a zip of colored masks, to be uploaded as a task's annotations."""
+"""CVAT's annotations: "Segmentation mask 1.1", a zip of colored masks, and "CVAT for images 1.1", XML."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.data.classes import BACKGROUND_INDEX, IGNORE_INDEX, ClassList
+from models.data.classes import BACKGROUND_INDEX, ClassList
 from models.data.mask_files import voc_palette
-from models.data.mask_folder import MaskedPhoto
+from models.data.mask_folder import MaskedImage
 from models.exports import Label, all_labels, label_map_txt, list_line
 
 
-def write_cvat(photos: Iterable[MaskedPhoto], classes: ClassList, folder: Path) -> str:
+def write_cvat(images: Iterable[MaskedImage], classes: ClassList, folder: Path) -> str:
     """Write ``annotations.zip``, and ``labels.json`` for the raw label editor of the task or project.
 
-    Every class of a photo is one object. Ignored pixels are an object labeled "ignored": left out they would turn into
-    background unseen. Background is no object, as CVAT wants it.
+    Every class of an image is one object. Ignored pixels are an object labeled "ignored": left out, they would become
+    background. Background is no object, as CVAT requires.
 
     Returns:
         A line on what was written and how to use it.
 
     Raises:
-        ValueError: if a class or a photo has a name that the format cannot hold.
+        ValueError: if a class or an image has a name that the format cannot hold.
         OSError: if it cannot be written.
     """
     labels = all_labels(classes)
     label_map = label_map_txt(labels)
     lines = []
     with ZipFile(folder / "annotations.zip", "w") as archive:
-        for photo in photos:
-            # CVAT finds a photo by its path in the task, without the ending.
-            place = str(PurePosixPath(photo.name).with_suffix(""))
-            lines.append(list_line(place))
-            for name, indices in (
-                ("SegmentationClass", photo.label_map),
-                ("SegmentationObject", _objects(photo)),
+        for image in images:
+            # CVAT finds an image by its path in the task, without the suffix.
+            name = str(PurePosixPath(image.name).with_suffix(""))
+            lines.append(list_line(name))
+            for folder_name, indices in (
+                ("SegmentationClass", image.label_map),
+                ("SegmentationObject", _objects(image)),
             ):
-                _add(archive, f"{name}/{place}.png", _colored(indices), method=ZIP_STORED)
+                _add(archive, f"{folder_name}/{name}.png", _colored(indices), method=ZIP_STORED)
         lists = "ImageSets/Segmentation/default.txt"
         _add(archive, lists, "".join(lines).encode(), method=ZIP_DEFLATED)
         _add(archive, "labelmap.txt", label_map.encode(), method=ZIP_DEFLATED)
@@ -55,11 +55,11 @@ def write_cvat(photos: Iterable[MaskedPhoto], classes: ClassList, folder: Path) 
     )
 
 
-def _objects(photo: MaskedPhoto) -> NDArray[np.uint8]:
+def _objects(image: MaskedImage) -> NDArray[np.uint8]:
     """Number the regions from 1; background stays 0."""
     numbers = np.zeros(256, dtype=np.uint8)
-    numbers[photo.regions] = np.arange(1, len(photo.regions) + 1)
-    return numbers[photo.label_map]
+    numbers[image.regions] = np.arange(1, len(image.regions) + 1)
+    return numbers[image.label_map]
 
 
 def _colored(indices: NDArray[np.uint8]) -> bytes:
@@ -78,66 +78,48 @@ def _raw_labels(labels: Sequence[Label]) -> str:
 
 
 def _add(archive: ZipFile, name: str, data: bytes, *, method: int) -> None:
-    # Without the clock: the same masks give the same zip. Without the mode, unzipped files could not be opened.
+    # Without a time, equal masks give equal zips; without a mode, unzipped files could not be opened.
     entry = ZipInfo(name)
     entry.compress_type = method
     entry.external_attr = 0o644 << 16
     archive.writestr(entry, data)
 
 
-# CVAT's own annotation file, "CVAT for images 1.1": a photo's regions as masks.
-
-
-def cvat_xml(photo: MaskedPhoto, names: Mapping[int, str]) -> bytes:
-    """Return a photo's annotations, to be uploaded to a task as "CVAT 1.1".
+def cvat_xml(image: MaskedImage, names: Mapping[int, str]) -> bytes:
+    """Return an image's annotations, to be uploaded to a task as "CVAT 1.1"; names are ``with_ignored``.
 
     One mask a class, and one for ignored pixels; background is none.
-
-    Args:
-        photo: its name is that of the image in the task.
-        names: of label map indices, 255 among them.
     """
     root = ElementTree.Element("annotations")
     ElementTree.SubElement(root, "version").text = "1.1"
-    labels = ElementTree.SubElement(_below(root, "meta", "task"), "labels")
+    task = ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "task")
+    labels = ElementTree.SubElement(task, "labels")
     for index, name in names.items():
         label = ElementTree.SubElement(labels, "label")
         ElementTree.SubElement(label, "name").text = name
         ElementTree.SubElement(label, "color").text = "#" + voc_palette()[index].tobytes().hex()
         ElementTree.SubElement(label, "attributes")
-    height, width = photo.label_map.shape
+    height, width = image.label_map.shape
     size = {"width": str(width), "height": str(height)}
-    image = ElementTree.SubElement(root, "image", {"id": "0", "name": photo.name, **size})
-    for index in photo.regions:
+    element = ElementTree.SubElement(root, "image", {"id": "0", "name": image.name, **size})
+    for index in image.regions:
         described = {"label": names[index], "source": "auto", "occluded": "0", "z_order": "0"}
-        described |= _mask(photo.label_map == index)
-        ElementTree.SubElement(image, "mask", described)
+        described |= _mask(image.label_map == index)
+        ElementTree.SubElement(element, "mask", described)
     content: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
     return content
 
 
-def with_ignored(names: Mapping[int, str]) -> dict[int, str]:
-    """Return names of label map indices with one for ignored pixels, without which they would turn into background."""
-    kept = {index: name for index, name in names.items() if index != BACKGROUND_INDEX}
-    return kept | {IGNORE_INDEX: "ignored"}
-
-
-def _below(root: ElementTree.Element, *names: str) -> ElementTree.Element:
-    for name in names:
-        root = ElementTree.SubElement(root, name)
-    return root
-
-
 def _mask(mask: NDArray[np.bool_]) -> dict[str, str]:
-    """Return a mask's box and, row by row in it, the lengths of its runs; the first one is of zeros and may be 0."""
+    """Return a mask's box and the run lengths inside it, row by row; the first run is of zeros and may be 0."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     inside = mask[top:bottom, left:right].ravel()
     changes = np.flatnonzero(inside[1:] != inside[:-1]) + 1
     starts = [0, *([0] if inside[0] else []), *changes.tolist()]
     lengths = np.diff(starts, append=inside.size).tolist()
-    place = {"left": left, "top": top, "width": right - left, "height": bottom - top}
+    box = {"left": left, "top": top, "width": right - left, "height": bottom - top}
     return {
         "rle": ", ".join(map(str, lengths)),
-        **{key: str(value) for key, value in place.items()},
+        **{key: str(value) for key, value in box.items()},
     }

@@ -12,42 +12,42 @@ from PIL import Image
 from models.data.classes import ClassList, write_class_list
 from models.data.images import read_image
 from models.data.mask_files import label_map_png
-from models.data.mask_folder import MaskedPhoto
+from models.data.mask_folder import MaskedImage
 from models.exports import all_labels, label_map_txt, list_line
 
 _UPRIGHT = 1
 _QUALITY = 95
 
 
-def write_voc(photos: Iterable[MaskedPhoto], classes: ClassList, folder: Path) -> str:
+def write_voc(images: Iterable[MaskedImage], classes: ClassList, folder: Path) -> str:
     """Write ``JPEGImages``, ``SegmentationClass``, ``ImageSets/Segmentation``, ``labelmap.txt`` and ``classes.txt``.
 
     Masks keep their pixel values and their provenance; 255 is VOC's own "void". JPEGs are hard-linked, or copied where
-    that is not possible. Readers of VOC expect ``.jpg`` and know no EXIF orientation: photos of other formats and those
-    that lie on their side are encoded anew, upright. ``train.txt`` and ``trainval.txt`` list all photos.
+    that is not possible. Readers of VOC expect ``.jpg`` and know no EXIF orientation: images of other formats or
+    orientations are encoded anew, upright. ``train.txt`` and ``trainval.txt`` list all images.
 
     Returns:
         A line on what was written.
 
     Raises:
-        ValueError: if a class or a photo has a name that the format cannot hold.
+        ValueError: if a class or an image has a name that the format cannot hold.
         OSError: if it cannot be written.
     """
     label_map = label_map_txt(all_labels(classes))
-    images, masks, lists = (
+    pictures, masks, lists = (
         folder / each for each in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
     )
-    for each in (images, masks, lists):
+    for each in (pictures, masks, lists):
         each.mkdir(parents=True)
     lines, encoded = [], 0
-    for photo in photos:
-        lines.append(list_line(photo.stem))
-        (masks / f"{photo.stem}.png").write_bytes(label_map_png(photo.label_map, text=photo.text))
-        place = images / f"{photo.stem}.jpg"
-        if photo.header.format == "JPEG" and photo.header.exif_orientation == _UPRIGHT:
-            _link(photo.path, place)
+    for image in images:
+        lines.append(list_line(image.stem))
+        (masks / f"{image.stem}.png").write_bytes(label_map_png(image.label_map, text=image.text))
+        target = pictures / f"{image.stem}.jpg"
+        if image.header.format == "JPEG" and image.header.exif_orientation == _UPRIGHT:
+            _link(image.path, target)
         else:
-            _encode(photo.path, place)
+            _encode(image.path, target)
             encoded += 1
     for name in ("train", "trainval"):
         (lists / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
@@ -56,13 +56,13 @@ def write_voc(photos: Iterable[MaskedPhoto], classes: ClassList, folder: Path) -
     return f"{len(lines)} photos, {encoded} of them encoded anew as upright JPEG"
 
 
-def _link(source: Path, place: Path) -> None:
+def _link(source: Path, target: Path) -> None:
     try:
-        os.link(source.resolve(), place)
+        os.link(source.resolve(), target)
     except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, place)
+        shutil.copyfile(source, target)
 
 
-def _encode(source: Path, place: Path) -> None:
+def _encode(source: Path, target: Path) -> None:
     picture = Image.fromarray(read_image(source.read_bytes()).pixels)
-    picture.save(place, format="JPEG", quality=_QUALITY, subsampling=0)
+    picture.save(target, format="JPEG", quality=_QUALITY, subsampling=0)

@@ -1,140 +1,56 @@
-"""Pseudo masks of a whole folder; interrupted, it continues where it stopped."""
+"""Pseudo masks of a folder of images: by a predictor in this process or in several, or from stored scores.
+
+Free of torch unless a predictor is given. Interrupted, it continues where it stopped.
+"""
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from models.bundle.manifest import BundleInfo
-from models.data.classes import ClassInfo, ClassList, Sample, write_class_list
+from models.data.classes import ClassInfo, ClassList, Sample
 from models.data.images import ImageError, read_image
-from models.data.mask_files import describe, label_map_png, provenance, read_soft_maps, scores_npz
+from models.data.mask_files import describe, mask_png, read_soft_maps, scores_npz
 from models.data.mask_folder import (
     RESULTS,
-    SUMMARY,
-    claim_folder,
-    drop_cut_line,
+    MaskFolderWriter,
+    Outcome,
+    mask_settings,
     read_results,
-    summarize,
+    scores_path,
+    write_mask,
 )
 from models.inference.masks import MaskOptions, Segmentation, class_result, decide
-from models.inference.predictor import Predictor
-from models.io import write_atomically, write_json
 
-# One photo of a folder: read it, make its mask, write its files. In this process, or in several.
+if TYPE_CHECKING:
+    from models.bundle.manifest import BundleInfo
+    from models.inference.predictor import Predictor
 
-Load: TypeAlias = Callable[[], Predictor]
-# What results.jsonl says of a mask, or why there is none.
 Made: TypeAlias = dict[str, Any] | ImageError
+"""A mask's record for ``results.jsonl``, or the reason why there is none."""
 
 
 @dataclass(frozen=True)
 class MaskJob:
-    """What is done to each photo.
+    """What is done to each image.
 
     Attributes:
-        output: folder for ``masks/<stem>.png`` and ``scores/<stem>.npz``.
+        output: the mask folder.
         options: from ``predictor.options``.
         save_scores: also write the scores.
-        classes: what samples' channels mean: the bundle's, with open ones after them; None for the bundle's alone.
+        classes: that samples' channels count: the bundle's, then zero-shot classes; None for the bundle's alone.
     """
 
     output: Path
     options: MaskOptions
     save_scores: bool
     classes: ClassList | None = None
-
-
-def make_mask(predictor: Predictor, sample: Sample, job: MaskJob) -> Made:
-    """Make and write the pseudo mask of one labeled photo.
-
-    Raises:
-        OSError: if a file cannot be written.
-    """
-    try:
-        image = read_image(sample.path.read_bytes()).pixels
-    except OSError as error:
-        return ImageError("unreadable", f"cannot read the file: {error.strerror}")
-    except ImageError as error:
-        return error
-    classes = job.classes or predictor.info.classes
-    labels = [classes.names[channel] for channel in sample.channels]
-    segmentation = predictor.pseudo_mask(image, labels, job.options, classes=classes)
-    if job.save_scores:
-        write_atomically(job.output / "scores" / f"{sample.stem}.npz", scores_npz(segmentation))
-    text = provenance(predictor.info, segmentation.classes, asdict(job.options.for_classes(labels)))
-    png = label_map_png(segmentation.label_map, text=text)
-    write_atomically(job.output / "masks" / f"{sample.stem}.png", png)
-    return describe(segmentation, predictor.info, job.options, image=sample.name)
-
-
-def make_here(predictor: Predictor, job: MaskJob, samples: Iterable[Sample]) -> Iterator[Made]:
-    """Make masks in this process, one after the other."""
-    return (make_mask(predictor, sample, job) for sample in samples)
-
-
-def make_in_processes(
-    load: Load, job: MaskJob, samples: Iterable[Sample], *, processes: int
-) -> Iterator[Made]:
-    """Make masks in new processes that share nothing, each with a predictor of its own; in the samples' order.
-
-    Args:
-        load: makes the predictor, and can be pickled.
-        job: what to do.
-        samples: labeled photos.
-        processes: how many; as many as there are devices or cores to keep busy.
-
-    Raises:
-        ChildProcessError: if one of them dies.
-    """
-    # Spawned, for a forked child cannot use a GPU.
-    with ProcessPoolExecutor(
-        processes, multiprocessing.get_context("spawn"), initializer=_start, initargs=(load,)
-    ) as pool:
-        try:
-            yield from pool.map(partial(_make, job), samples)
-        except BrokenProcessPool as error:
-            raise ChildProcessError(
-                "a process that makes masks died (out of memory?); run again to continue"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-_predictor: Predictor | None = None  # of a child process: loaded once, used for all its photos
-
-
-def _start(load: Load) -> None:
-    global _predictor  # noqa: PLW0603 (what a pool's children keep between tasks)
-    _predictor = load()
-
-
-def _make(job: MaskJob, sample: Sample) -> Made:
-    if _predictor is None:
-        raise RuntimeError("expected a child process of make_in_processes")
-    return make_mask(_predictor, sample, job)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a folder.
-
-    Attributes:
-        made: masks written by this call.
-        kept: masks that an earlier call had written.
-        failed: (image, reason) of those that could not be read.
-    """
-
-    made: int
-    kept: int
-    failed: tuple[tuple[str, str], ...]
 
 
 def make_pseudo_masks(
@@ -145,83 +61,108 @@ def make_pseudo_masks(
     *,
     on_image: Callable[[], None],
 ) -> Outcome:
-    """Write ``masks/<stem>.png`` for every labeled image, ``classes.txt`` and ``summary.json``.
+    """Make the masks of all labeled samples that have none yet; see ``models.data.mask_folder`` for the files.
 
     Args:
         info: of the bundle that makes the masks.
-        samples: images with their labels; those without a label are passed over.
-        job: what to make of them, and where.
-        make: does the job for samples, in their order.
+        samples: images with their labels.
+        job: how and where.
+        make: writes samples' masks and yields their records, in their order.
         on_image: called after each image.
 
     Raises:
         ValueError: if the folder holds masks of another model or other options.
         OSError: if it cannot be written.
     """
-    output = job.output
-    masks = (output / "masks").resolve()
-    if any(sample.path.parent.resolve() == masks for sample in samples):
-        raise ValueError(f"expected an output folder that keeps the images, got theirs: {output}")
-    settings = _settings(job, info)
-    claim_folder(output, settings)
-    (output / SUMMARY).unlink(missing_ok=True)  # it says that the folder is whole
     classes = job.classes or info.classes
-    write_class_list(output / "classes.txt", classes)
-    drop_cut_line(output / RESULTS)
-    done = read_results(output / RESULTS)
-    labeled = [sample for sample in samples if sample.channels]
-    kept = {sample.stem for sample in labeled if _is_done(sample, done, output, classes.names)}
-    for _ in kept:
-        on_image()
-    rest = [sample for sample in labeled if sample.stem not in kept]
-    failed: list[tuple[str, str]] = []
-    with (output / RESULTS).open("a", encoding="utf-8") as results:
-        for sample, record in zip(rest, make(rest), strict=True):
-            if isinstance(record, ImageError):
-                failed.append((sample.name, str(record)))
-                done.pop(sample.stem, None)
-            else:
-                done[sample.stem] = record
-                results.write(json.dumps({"stem": sample.stem, **record}) + "\n")
-                results.flush()
-            on_image()
-    records = (done[sample.stem] for sample in labeled if sample.stem in done)
-    summary = summarize(
-        records, images=len(samples), unlabeled=len(samples) - len(labeled), failed=failed
+    settings = mask_settings(
+        {"name": info.name, "version": info.version},
+        job.options,
+        scores=job.save_scores,
+        zero_shot=[name for name in classes.names if not info.classes.knows(name)],
     )
-    write_json(output / SUMMARY, {**settings, **summary})
-    return Outcome(len(rest) - len(failed), len(kept), tuple(failed))
+    with MaskFolderWriter(job.output, samples, classes, settings) as folder:
+        for _ in range(folder.kept):
+            on_image()
+        for sample, made in zip(folder.todo, make(folder.todo), strict=True):
+            if isinstance(made, ImageError):
+                folder.fail(sample, str(made))
+            else:
+                folder.add(sample, made)
+            on_image()
+        return folder.finish()
 
 
-def _is_done(
-    sample: Sample, done: Mapping[str, dict[str, Any]], output: Path, names: Sequence[str]
-) -> bool:
-    """Whether an earlier call made the mask of this very photo, for the labels that it has now."""
-    record = done.get(sample.stem)
-    if record is None or record["image"] != sample.name:
-        return False
-    labels = [names[channel] for channel in sample.channels]
-    known = [each["name"] for each in record["classes"]] == labels
-    return known and (output / "masks" / f"{sample.stem}.png").is_file()
+def make_here(predictor: Predictor, job: MaskJob, samples: Iterable[Sample]) -> Iterator[Made]:
+    """Make masks in this process, one after the other."""
+    return (_make_mask(predictor, job, sample) for sample in samples)
 
 
-def _settings(job: MaskJob, info: BundleInfo) -> dict[str, Any]:
-    settings = {
-        "model": {"name": info.name, "version": info.version},
-        "options": vars(job.options),
-        "scores": job.save_scores,
-    }
-    names = (job.classes or info.classes).names
-    if opened := [name for name in names if not info.classes.knows(name)]:
-        settings["zero_shot"] = opened  # in their order, which numbers them
-    return settings
+def make_in_processes(
+    load: Callable[[], Predictor], job: MaskJob, samples: Iterable[Sample], *, processes: int
+) -> Iterator[Made]:
+    """Make masks in new processes, each with a predictor of its own; in the samples' order.
+
+    Args:
+        load: makes the predictor, and can be pickled.
+        job: how and where.
+        samples: labeled images.
+        processes: how many; as many as there are devices or cores to keep busy.
+
+    Raises:
+        ChildProcessError: if one of them dies.
+    """
+    # Spawned, for a forked child cannot use a GPU.
+    with ProcessPoolExecutor(
+        processes, multiprocessing.get_context("spawn"), initializer=_start, initargs=(load,)
+    ) as pool:
+        try:
+            yield from pool.map(partial(_make_in_child, job), samples)
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                "a process that makes masks died (out of memory?); run again to continue"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-# Masks of a folder decided anew from its stored scores: other thresholds, without the model.
+_predictor: Predictor | None = None  # of a child process: loaded once, used for all its images
+
+
+def _start(load: Callable[[], Predictor]) -> None:
+    global _predictor  # noqa: PLW0603 (what a pool's children keep between tasks)
+    _predictor = load()
+
+
+def _make_in_child(job: MaskJob, sample: Sample) -> Made:
+    if _predictor is None:
+        raise RuntimeError("expected a child process of make_in_processes")
+    return _make_mask(_predictor, job, sample)
+
+
+def _make_mask(predictor: Predictor, job: MaskJob, sample: Sample) -> Made:
+    try:
+        image = read_image(sample.path.read_bytes()).pixels
+    except OSError as error:
+        return ImageError("unreadable", f"cannot read the file: {error.strerror}")
+    except ImageError as error:
+        return error
+    classes = job.classes or predictor.info.classes
+    labels = [classes.names[channel] for channel in sample.channels]
+    segmentation = predictor.pseudo_mask(image, labels, job.options, classes=classes)
+    return _write(segmentation, predictor.info, job, sample)
+
+
+def _write(
+    segmentation: Segmentation, info: BundleInfo, job: MaskJob, sample: Sample
+) -> dict[str, Any]:
+    scores = scores_npz(segmentation) if job.save_scores else None
+    write_mask(job.output, sample.stem, mask_png(segmentation, info, job.options), scores)
+    return describe(segmentation, info, job.options, image=sample.name)
 
 
 def stored_classes(folder: Path, info: BundleInfo) -> ClassList:
-    """Return the classes of a folder's masks: the bundle's, and open ones after them as its results number them.
+    """Return the classes of a folder's masks: the bundle's, then zero-shot classes as its records number them.
 
     Raises:
         ValueError: if one of these is the bundle's as well.
@@ -237,10 +178,10 @@ def stored_classes(folder: Path, info: BundleInfo) -> ClassList:
 
 
 def stored_samples(folder: Path, info: BundleInfo) -> list[Sample]:
-    """Return the photos that a folder has scores of, by what its results say; channels are of ``stored_classes``.
+    """Return the images that a folder has scores of, by its records; channels are of ``stored_classes``.
 
     Raises:
-        ValueError: if a photo's scores are missing, or the masks are another model's.
+        ValueError: if an image's scores are missing, or the masks are another model's.
     """
     records = read_results(folder / RESULTS)
     for stem, record in records.items():
@@ -249,9 +190,9 @@ def stored_samples(folder: Path, info: BundleInfo) -> list[Sample]:
             raise ValueError(
                 f"expected masks of {info.name} {info.version} in {folder}, got {made_by}"
             )
-        if not _scores(folder, stem).is_file():
+        if not scores_path(folder, stem).is_file():
             raise ValueError(
-                f"expected {_scores(folder, stem)} from 'make-pseudo-masks --save-scores', got no such file"
+                f"expected {scores_path(folder, stem)} from 'make-pseudo-masks --save-scores', got no such file"
             )
     if not records:
         raise ValueError(f"expected results of make-pseudo-masks in {folder}, got none")
@@ -267,21 +208,21 @@ def _sample(record: Mapping[str, Any], classes: ClassList) -> Sample:
 def redecide(
     folder: Path, info: BundleInfo, job: MaskJob, samples: Iterable[Sample]
 ) -> Iterator[Made]:
-    """Write masks that equal what a fresh run with the job's options would give, byte by byte.
+    """Write masks that equal a fresh run's with the job's options, byte by byte, without the model.
 
-    Their records have no alignment, which only CLIP could tell.
+    Their records have no alignment, which needs CLIP.
 
     Args:
         folder: with stored scores.
         info: of the bundle that made them.
-        job: where to, and how to decide; the refiner must be the same.
+        job: how and where; the refiner must be the same.
         samples: from ``stored_samples``.
 
     Raises:
         ValueError: if a file of scores is damaged.
     """
     for sample in samples:
-        maps = read_soft_maps(_scores(folder, sample.stem))
+        maps = read_soft_maps(scores_path(folder, sample.stem))
         decision = decide(maps, job.options)
         segmentation = Segmentation(
             label_map=decision.label_map,
@@ -294,11 +235,4 @@ def redecide(
             ),
             ignored=decision.ignored,
         )
-        text = provenance(info, segmentation.classes, asdict(job.options.for_classes(maps.names)))
-        png = label_map_png(decision.label_map, text=text)
-        write_atomically(job.output / "masks" / f"{sample.stem}.png", png)
-        yield describe(segmentation, info, job.options, image=sample.name)
-
-
-def _scores(folder: Path, stem: str) -> Path:
-    return folder / "scores" / f"{stem}.npz"
+        yield _write(segmentation, info, job, sample)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from models.data.classes import BACKGROUND_INDEX, IGNORE_INDEX, Sample
+from models.data.mask_files import read_label_map
 from models.data.official import SBD_ARCHIVE, VOC_ARCHIVE
 from models.data.voc import (
     VOC_CLASSES,
@@ -83,13 +83,13 @@ def prepare_voc(
     return Prepared(folder.photos, tuple(lines), tuple(notes))
 
 
-def read_label_map(path: Path, *, size: tuple[int, int]) -> NDArray[np.uint8]:
+def _read_ground_truth(path: Path, *, size: tuple[int, int]) -> NDArray[np.uint8]:
     """Read a label map of VOC (.png) or SBD (.mat), (H, W): 0 background, 1 to 20 classes, 255 void.
 
     Raises:
         ValueError: if it is not a label map, not of this (height, width), or has other indices.
     """
-    label_map = _read_mat(path) if path.suffix == ".mat" else _read_png(path)
+    label_map = _read_mat(path) if path.suffix == ".mat" else read_label_map(path)
     if label_map.shape != size:
         got = " x ".join(map(str, label_map.shape[::-1]))
         raise ValueError(
@@ -99,16 +99,6 @@ def read_label_map(path: Path, *, size: tuple[int, int]) -> NDArray[np.uint8]:
     if len(unknown):
         raise ValueError(f"expected indices from 0 to 20 and 255 in {path}, got {unknown[0]}")
     return label_map
-
-
-def _read_png(path: Path) -> NDArray[np.uint8]:
-    try:
-        with Image.open(path, formats=("PNG",)) as picture:
-            if picture.mode not in ("L", "P"):
-                raise ValueError(f"mode {picture.mode}")
-            return np.array(picture)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"expected a label map in {path}, got {error}") from error
 
 
 def _read_mat(path: Path) -> NDArray[np.uint8]:
@@ -156,7 +146,7 @@ def _write_truth(
         )
 
     def make(stem: str) -> NDArray[np.uint8]:
-        return read_label_map(sources[stem], size=picture_size(folder.photos / f"{stem}.jpg"))
+        return _read_ground_truth(sources[stem], size=picture_size(folder.photos / f"{stem}.jpg"))
 
     return write_maps(output / "ground_truth" / split, stems, make, watch=watch)
 
@@ -175,7 +165,7 @@ def _known_pair(folder: VocFolder) -> list[str]:
     if photo.is_file() and hashlib.sha256(photo.read_bytes()).hexdigest() != _KNOWN_PHOTO:
         notes.append(f"{photo} is not the original file: were the photos encoded anew?")
     if photo.is_file() and truth is not None:
-        pixels = read_label_map(truth, size=picture_size(photo))
+        pixels = _read_ground_truth(truth, size=picture_size(photo))
         if hashlib.sha256(pixels.tobytes()).hexdigest() != _KNOWN_MAP:
             notes.append(f"{truth} has other pixels than the original: were the masks changed?")
     return notes

@@ -14,9 +14,10 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Response
 
 from models.data.classes import ClassInfo
 from models.data.mask_files import software_version
-from models.data.mask_folder import MaskedPhoto
+from models.data.mask_folder import MaskedImage
+from models.exports import with_ignored
 from models.exports.coco import coco_document
-from models.exports.cvat import cvat_xml, with_ignored
+from models.exports.cvat import cvat_xml
 from models.exports.label_studio import label_studio_task
 from service.api.errors import problem_responses
 from service.api.forms import NamedOverrides, ThresholdOverrides
@@ -104,7 +105,7 @@ class FileResponder:
     async def annotations(
         self,
         choices: NamedOverrides,
-        write: Callable[[MaskedPhoto, _Names], bytes],
+        write: Callable[[MaskedImage, _Names], bytes],
         *,
         name: str,
         media_type: str = _JSON,
@@ -113,7 +114,7 @@ class FileResponder:
 
         def make(job: FinishedJob, results: JobResults) -> bytes:
             names = {each.index: each.name for each in job.result.classes}
-            return write(results.masked_photo(choices.image or self.job_id), names)
+            return write(results.masked_image(choices.image or self.job_id), names)
 
         return await self.answer(choices, make, name=name, media_type=media_type)
 
@@ -203,8 +204,8 @@ async def get_polygons(choices: Named, files: _Files) -> Response:
 async def get_label_studio(choices: Named, files: _Files) -> Response:
     """Return a Label Studio task whose prediction is the mask, as brush regions; `image` is the image's URL."""
 
-    def write(photo: MaskedPhoto, names: _Names) -> bytes:
-        return _json([label_studio_task(photo, with_ignored(names), image=photo.name)])
+    def write(photo: MaskedImage, names: _Names) -> bytes:
+        return _json([label_studio_task(photo, with_ignored(names), url=photo.name)])
 
     return await files.annotations(choices, write, name="label-studio.json")
 
@@ -213,7 +214,7 @@ async def get_label_studio(choices: Named, files: _Files) -> Response:
 async def get_cvat(choices: Named, files: _Files) -> Response:
     """Return annotations for CVAT, its format "CVAT 1.1", as masks; `image` is the image's name in the task."""
 
-    def write(photo: MaskedPhoto, names: _Names) -> bytes:
+    def write(photo: MaskedImage, names: _Names) -> bytes:
         return cvat_xml(photo, with_ignored(names))
 
     return await files.annotations(choices, write, name="cvat.xml", media_type=_XML)
@@ -227,7 +228,7 @@ async def get_scores(files: _Files) -> Response:
     )
 
 
-def _coco(photo: MaskedPhoto, names: _Names, *, polygons: bool) -> bytes:
+def _coco(photo: MaskedImage, names: _Names, *, polygons: bool) -> bytes:
     classes = [ClassInfo(index, name) for index, name in names.items()]
     return _json(coco_document(photo, classes, polygons=polygons))
 

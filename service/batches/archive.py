@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import tempfile
@@ -12,14 +11,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final, Literal
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
-import numpy as np
-from PIL import Image
 from redis import Redis
 
 from models.data.classes import ClassInfo, ClassList
 from models.data.images import ImageHeader, check_image
-from models.data.mask_files import software_version
-from models.data.mask_folder import MaskedPhoto
+from models.data.mask_files import read_mask, software_version
+from models.data.mask_folder import MaskedImage
 from models.exports.coco import write_coco
 from models.exports.cvat import write_cvat
 from models.exports.voc import write_voc
@@ -33,7 +30,7 @@ from worker.queue.schema import JobFailure
 from worker.storage import BlobMissingError, BlobStore
 
 ArchiveFormat = Literal["voc", "coco", "cvat"]
-Writer = Callable[[Iterable[MaskedPhoto], ClassList, Path], str]
+Writer = Callable[[Iterable[MaskedImage], ClassList, Path], str]
 
 WRITERS: Final[dict[ArchiveFormat, Writer]] = {
     "voc": write_voc,
@@ -91,7 +88,7 @@ class Packer:
 
     def _photos(
         self, record: BatchRecord, folder: Path | None, failed: list[dict[str, Any]]
-    ) -> Iterator[MaskedPhoto]:
+    ) -> Iterator[MaskedImage]:
         """Give masks with their photos, which lie in a folder as long as they are looked at.
 
         Args:
@@ -121,12 +118,10 @@ class Packer:
         finally:
             zips.close_others(set())
 
-    def _photo(self, record: BatchRecord, item: BatchItem, result: ItemResult) -> MaskedPhoto:
-        with Image.open(io.BytesIO(self.blobs.get(result.mask)), formats=("PNG",)) as picture:
-            label_map = np.array(picture)
-            text = {str(key): each for key, each in picture.info.items() if isinstance(each, str)}
+    def _photo(self, record: BatchRecord, item: BatchItem, result: ItemResult) -> MaskedImage:
+        label_map, text = read_mask(self.blobs.get(result.mask))
         model = record.request.model
-        return MaskedPhoto(
+        return MaskedImage(
             path=Path(item.image),
             name=item.image,
             header=ImageHeader(result.width, result.height, result.exif_orientation, ""),

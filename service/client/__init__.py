@@ -1,5 +1,6 @@
-"""The Python client of the service: httpx, numpy and Pillow are all that it needs (``pip install semples[client]``)."""
+"""The Python client of the service (``pip install semples[client]``): httpx, httpx-sse, numpy and Pillow, no torch."""
 
+from models.data.mask_folder import Outcome
 from service.client.client import AsyncClient, Client
 from service.client.errors import (
     BadImage,
@@ -12,7 +13,6 @@ from service.client.errors import (
     Unavailable,
     UnknownLabel,
 )
-from service.client.folder import Outcome
 from service.client.types import AsyncResult, Batch, Job, Mask, Model, Result
 
 __all__ = [

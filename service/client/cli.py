@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -24,6 +24,7 @@ from rich.progress import (
 
 from models.data.labels import split_labels
 from models.data.mask_files import OVERLAY
+from models.data.mask_folder import SUMMARY
 from models.io import write_atomically, write_json
 from service.client import (
     Client,
@@ -35,12 +36,11 @@ from service.client import (
     Unavailable,
 )
 from service.client.client import RETRIES, TIMEOUT_SECONDS
-from service.client.folder import describe
-from service.client.types import PseudoMaskOptions
+from service.client.folder import job_record
 
-KEY_VARIABLE = "SEMPLES_KEY"
-MOST_REASONS = 20
-EXIT_FAILED, EXIT_WRONG, EXIT_INTERRUPTED = 1, 2, 130
+_KEY_VARIABLE = "SEMPLES_KEY"
+_MOST_REASONS = 20
+_EXIT_FAILED, _EXIT_WRONG, _EXIT_INTERRUPTED = 1, 2, 130
 
 
 def main(
@@ -57,7 +57,9 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out"),
     key_file: Annotated[
         Path | None,
-        typer.Option(help=f"File with the API key alone. Without it: the variable {KEY_VARIABLE}."),
+        typer.Option(
+            help=f"File with the API key alone. Without it: the variable {_KEY_VARIABLE}."
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Default: the service's.")] = None,
     refine: Annotated[
@@ -76,7 +78,7 @@ def main(
         bool, typer.Option("--save-scores", help="Of a folder: keep soft scores too.")
     ] = False,
     concurrency: Annotated[int, typer.Option(min=1, help="Photos in flight.")] = 4,
-    retries: Annotated[int, typer.Option(min=0, help="Tries again of what may pass.")] = RETRIES,
+    retries: Annotated[int, typer.Option(min=0, help="Retries of a request.")] = RETRIES,
     timeout: Annotated[
         float, typer.Option(min=1, help="Seconds that the service may stay silent.")
     ] = TIMEOUT_SECONDS,
@@ -86,7 +88,7 @@ def main(
     A folder gets what make-pseudo-masks writes: masks/STEM.png, classes.txt, results.jsonl, summary.json; where it was
     interrupted, it continues. One photo gets STEM.png, STEM_overlay.png and STEM.json.
     """
-    options: PseudoMaskOptions = {
+    options = {
         "model": model,
         "refine": refine,
         "background_threshold": background_threshold,
@@ -104,14 +106,14 @@ def main(
 
 
 def read_key(file: Path | None) -> str | None:
-    """Return the key that a file holds, else that of the environment, or None.
+    """Return the key in a file, else that of the environment, or None.
 
     Raises:
-        ValueError: if the file holds no key; what it holds is not quoted.
+        ValueError: if the file does not hold one word; the message does not quote it.
         OSError: if it cannot be read.
     """
     if file is None:
-        return os.environ.get(KEY_VARIABLE) or None
+        return os.environ.get(_KEY_VARIABLE) or None
     try:
         words = file.read_text(encoding="utf-8").split()
     except UnicodeDecodeError as error:
@@ -128,7 +130,7 @@ def _submit_folder(
     output: Path,
     concurrency: int,
     save_scores: bool,
-    options: PseudoMaskOptions,
+    options: dict[str, Any],
 ) -> None:
     if len(labels) != 1:
         raise ValueError(f"expected one file of labels for a folder, got {len(labels)}")
@@ -164,17 +166,17 @@ def _report(outcome: Outcome, output: Path, seconds: float) -> None:
             f"{outcome.others} masks in {output} are of photos that are not among these labels now; export and "
             "train-segmenter would take them too"
         )
-    for name, reason in outcome.failed[:MOST_REASONS]:
+    for name, reason in outcome.failed[:_MOST_REASONS]:
         typer.echo(f"semples submit: {name}: {reason}", err=True)
-    more = len(outcome.failed) - MOST_REASONS
+    more = len(outcome.failed) - _MOST_REASONS
     if more > 0:
-        typer.echo(f"semples submit: … and {more} more, see {output / 'summary.json'}", err=True)
+        typer.echo(f"semples submit: … and {more} more, see {output / SUMMARY}", err=True)
     if outcome.failed:
-        raise typer.Exit(EXIT_FAILED)
+        raise typer.Exit(_EXIT_FAILED)
 
 
 def _submit_photo(
-    client: Client, photo: Path, labels: list[str], output: Path, options: PseudoMaskOptions
+    client: Client, photo: Path, labels: list[str], output: Path, options: dict[str, Any]
 ) -> None:
     if (output / f"{photo.stem}.png").resolve() == photo.resolve():
         raise ValueError(f"expected an output folder that keeps {photo}, got its own")
@@ -198,12 +200,12 @@ def _write(result: Result, photo: Path, output: Path) -> None:
     result.save(output / f"{photo.stem}.png")
     write_atomically(output / f"{photo.stem}{OVERLAY}.png", result.overlay_png)
     orientation = result.job.document["image"]["exif_orientation"]
-    record = {**describe(result.job, image=photo.name), "exif_orientation": orientation}
+    record = {**job_record(result.job, image=photo.name), "exif_orientation": orientation}
     write_json(output / f"{photo.stem}.json", record)
 
 
 def _bar(*columns: ProgressColumn) -> Progress:
-    """Return a bar on standard error, so that standard output stays clean for results."""
+    """Return a progress bar on standard error; standard output is for results."""
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -215,28 +217,24 @@ def _bar(*columns: ProgressColumn) -> Progress:
 
 @contextmanager
 def _one_line(photos: Path, url: str) -> Iterator[None]:
-    """End in one line and an exit code, never in a traceback.
-
-    Raises:
-        typer.Exit: if something goes wrong.
-    """
+    """Turn errors into one line and an exit code, without a traceback."""
     try:
         yield
     except KeyboardInterrupt as error:
         more = "; the same command continues" if photos.is_dir() else ""
-        _fail(f"interrupted{more}", EXIT_INTERRUPTED, error)
+        _fail(f"interrupted{more}", _EXIT_INTERRUPTED, error)
     except OSError as error:
         _fail(
             f"{error.strerror}: {error.filename}" if error.filename else str(error),
-            EXIT_WRONG,
+            _EXIT_WRONG,
             error,
         )
     except Unauthorized as error:
-        _fail(f"{error} (the key is read from {KEY_VARIABLE}, or --key-file)", EXIT_WRONG, error)
+        _fail(f"{error} (the key is read from {_KEY_VARIABLE}, or --key-file)", _EXIT_WRONG, error)
     except (NotFound, Unavailable) as error:
-        _fail(f"{url}: {error}", EXIT_WRONG, error)
+        _fail(f"{url}: {error}", _EXIT_WRONG, error)
     except (SemplesError, ValueError) as error:
-        _fail(str(error), EXIT_WRONG, error)
+        _fail(str(error), _EXIT_WRONG, error)
 
 
 def _fail(message: str, code: int, cause: BaseException) -> None:

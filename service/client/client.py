@@ -1,627 +1,100 @@
-"""The client of programs that await."""
+"""The clients of the service: ``AsyncClient`` holds all logic, ``Client`` runs it in a thread of its own."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import random
 import re
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import ExitStack, aclosing, asynccontextmanager
+from copy import copy
 from datetime import UTC, datetime
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, Self, TypeAlias, TypeVar, Unpack, cast
+from typing import Any, BinaryIO, Concatenate, Final, Literal, ParamSpec, Self, TypeVar, cast
+from urllib.parse import quote
 
 import anyio
 import httpx
 from anyio.from_thread import start_blocking_portal
+from anyio.to_thread import run_sync
+from httpx_sse import EventSource, ServerSentEvent
 
 from models.data.classes import Sample
-from service.client import types
-from service.client.errors import (
-    BadImage,
-    JobCanceled,
-    JobFailed,
-    NotFound,
-    SemplesError,
-    Unavailable,
-    UnknownLabel,
-    error_of,
-)
-from service.client.folder import Outcome, OutputFolder, plan
+from models.data.labels import read_folder
+from models.data.mask_folder import Outcome
+from models.inference.masks import fill_defaults
+from service.client.errors import NotFound, SemplesError, Unavailable, error_of
+from service.client.folder import FolderJob, Made, OnPhoto
 from service.client.types import (
-    UNPACK_SECONDS,
     AsyncResult,
     Batch,
-    Call,
-    FinishedMask,
     ImageLike,
     Job,
     Mask,
     Model,
-    PhotoOptions,
-    PseudoMaskOptions,
     Result,
-    SegmentOptions,
-    Thresholds,
-    batch_call,
-    checked,
     image_bytes,
-    pseudo_mask_call,
-    quoted,
-    segment_call,
 )
 
-# Where a service is and who asks: what httpx's clients are made with.
+ArchiveFormat = Literal["voc", "coco", "cvat"]
+Vocabulary = Literal["closed", "open"]
+OnProgress = Callable[[str, float], None]
+"""Called with a stage and the fraction of all work done: "queued" and "running" with 0, last the status with 1."""
 
 TIMEOUT_SECONDS: Final = 30.0
 RETRIES: Final = 6
-"""About half a minute without a word from the service."""
-
-
-def http_options(url: str, key: str | None) -> dict[str, Any]:
-    """Return what both of httpx's clients are made with.
-
-    Raises:
-        ValueError: if the URL or the key cannot be one.
-    """
-    return {
-        "base_url": base_url(url),
-        "headers": {"Accept": "application/json", **key_headers(key)},
-        # How many requests are made at once is the caller's choice, and decided there alone.
-        "limits": httpx.Limits(max_connections=None, max_keepalive_connections=100),
-    }
-
-
-def base_url(url: str) -> httpx.URL:
-    """Check where a service is.
-
-    Raises:
-        ValueError: if it is no http or https URL, or holds a password, which would end in messages.
-    """
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise ValueError(f"expected the service's URL, got {error}") from error
-    if parsed.userinfo:
-        raise ValueError(
-            "expected a URL without user and password; a key goes into its own argument"
-        )
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError(f"expected the service's URL, http:// or https://, got {url!r}")
-    return parsed
-
-
-def key_headers(key: str | None) -> dict[str, str]:
-    """Return the headers that show a key.
-
-    Raises:
-        ValueError: if it cannot be one; it is not quoted.
-    """
-    if key is None:
-        return {}
-    if not re.fullmatch(r"[!-~]+", key):
-        raise ValueError("expected a key of printable ASCII without spaces, got another one")
-    return {"Authorization": f"Bearer {key}"}
-
-
-# Server-sent events out of the bytes of an answer.
-
-OnProgress = Callable[[str, float], None]
-"""Told a stage's name and the fraction of all work done: "queued" and "running" with 0 and, last, the status with 1."""
-
-END = "end"
-
-
-class EventReader:
-    """Reads a job's events, over several connections if need be.
-
-    Args:
-        on_progress: told of each event; what it raises ends the listening.
-
-    Attributes:
-        last_id: of the last event that was read whole, to go on from; None before the first.
-        ended: whether the last event of all was read.
-        count: how many were read.
-    """
-
-    def __init__(self, on_progress: OnProgress | None) -> None:
-        self.last_id: str | None = None
-        self.ended = False
-        self.count = 0
-        self._on_progress = on_progress
-        self._rest = b""
-        self._fields: dict[str, str] = {}
-
-    def begin(self) -> None:
-        """Forget what a broken connection left half said."""
-        self._rest = b""
-        self._fields = {}
-        self.ended = False
-
-    def feed(self, chunk: bytes) -> None:
-        """Take the next bytes."""
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        for line in lines:
-            self._take(line.rstrip(b"\r").decode(errors="replace"))
-
-    def _take(self, line: str) -> None:
-        if line:
-            name, _, value = line.partition(":")
-            if name:  # else a comment, which keeps the connection open
-                self._fields[name] = value.removeprefix(" ")
-            return
-        fields, self._fields = self._fields, {}
-        if "event" in fields and "data" in fields:
-            self.count += 1
-            self._tell(fields["event"], fields["data"])
-            if fields["event"] == END:
-                self.ended = True
-            elif "id" in fields:
-                self.last_id = fields["id"]
-
-    def _tell(self, event: str, data: str) -> None:
-        if self._on_progress is None:
-            return
-        said = json.loads(data)
-        if event == "progress":
-            self._on_progress(str(said["stage"]), float(said["fraction"]))
-        else:
-            self._on_progress(str(said["status"]), float(event == END))
-
-
-# What a client does, step by step, without doing it: generators that yield what to send and are sent the answers.
-#
-# ``Client`` and ``AsyncClient`` each perform the steps in their own way, and share all that is decided here.
+"""About half a minute without any answer."""
+WAIT_SECONDS: Final = 20
+"""How long a post waits for its job; longer jobs are followed by events, which keep a proxy's connection open."""
+_PING_SECONDS: Final = 30.0
+"""Longer than the service's pause between two events or pings."""
+_UNPACK_SECONDS: Final = 600.0
+"""How long the service may check or pack a zip before it answers."""
+_POSTS: Final = 3
+"""How often an image is posted whose job is deleted before its mask was fetched."""
+_BATCH_PAUSES: Final = (1.0, 2.0, 5.0, 10.0)
+"""Seconds between two polls of a batch; the last one repeats."""
+_LONGEST_RETRY_AFTER: Final = 600.0
+_LONGEST_BACKOFF: Final = 30.0
+_BUSY: Final = frozenset({"queue-full", "rate-limited"})
+_END: Final = "end"
+_EVENTS: Final = frozenset({"status", "progress", _END})
+# Magic bytes: a proxy's error page must not be saved as a mask.
+_SIGNATURES: Final = {"png": b"\x89PNG\r\n\x1a\n", "npz": b"PK"}
 
 log = logging.getLogger(__name__)
-
 T = TypeVar("T")
-
-WAIT_SECONDS = 20
-"""How long a post waits for its job; what takes longer is followed by events, which keep a proxy's connection open."""
-PING_SECONDS = 30.0
-"""Longer than the pause between two signs of life of a connection with events."""
-POSTS = 3
-"""How often an image is posted whose job is gone before its mask was fetched."""
-SIGNATURES = {"png": b"\x89PNG\r\n\x1a\n", "npz": b"PK"}
-"""What files begin with: nothing else may end among masks."""
-LONGEST_PAUSE = 600.0
-LONGEST_BACKOFF = 30.0
-
-
-@dataclass(frozen=True)
-class Send:
-    """A step: send a request and read its answer.
-
-    Attributes:
-        call: the request.
-        feed: takes the parts of a good answer as they come, instead of their being kept.
-        begin: called before the first part, of each try.
-    """
-
-    call: Call
-    feed: Callable[[bytes], object] | None = None
-    begin: Callable[[], None] = lambda: None
-
-
-@dataclass(frozen=True)
-class Pause:
-    """A step: wait for so many seconds."""
-
-    seconds: float
-
-
-Answer: TypeAlias = httpx.Response | httpx.RequestError | None
-"""What comes of a step: an answer, or why there is none; None of a pause."""
-Flow: TypeAlias = Generator[Send | Pause, Answer, T]
-
-
-@dataclass(frozen=True)
-class Retries:
-    """How often what may pass is tried again, and when.
-
-    Attributes:
-        most: tries after the first.
-        random: a number in [0, 1), so that many clients do not come back in the same moment.
-        patient_with: problems that count as no try, since a service that says them is well.
-        now: the time, which a Retry-After may name.
-    """
-
-    most: int
-    random: Callable[[], float]
-    patient_with: frozenset[str] = frozenset()
-    now: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
-
-    def pause(self, tried: int, error: SemplesError | None) -> Pause:
-        """Return the pause before the next try: not before Retry-After, or growing from half a second to 30."""
-        told = error.retry_after if isinstance(error, Unavailable) else None
-        if told is None:
-            longest = min(LONGEST_BACKOFF, 0.5 * 2 ** min(tried, 10))
-            return Pause(longest * (1 + self.random()) / 2)
-        return Pause(min(told, LONGEST_PAUSE) * (1 + self.random() / 4))
-
-
-@dataclass(frozen=True)
-class MaskedJob:
-    """A finished job and its mask's file."""
-
-    job: Job
-    mask: bytes = field(repr=False)
-
-
-def ask(step: Call | Send, retries: Retries) -> Flow[httpx.Response]:
-    """Send a request until it is answered.
-
-    Raises:
-        SemplesError: if the answer is a problem; Unavailable once there were tries enough.
-    """
-    tried = 0
-    while True:
-        answer = yield (step if isinstance(step, Send) else Send(step))
-        if answer is None:
-            raise TypeError("expected an answer to what was sent, got none")
-        error = error_of(answer, now=retries.now())
-        if error is None and isinstance(answer, httpx.Response):
-            return answer
-        if error is None or not isinstance(error, Unavailable):
-            raise error or TypeError("expected an answer")
-        if tried == 0 < retries.most and isinstance(answer, httpx.RequestError):
-            log.warning("%s; trying again, up to %d times", error, retries.most)
-        counts = error.kind not in retries.patient_with
-        if counts and tried == retries.most:
-            raise error
-        yield retries.pause(tried, error)
-        tried += counts
-
-
-def get(path: str, parse: Callable[[Any], T], retries: Retries, **query: object) -> Flow[T]:
-    """Fetch a document."""
-    return types.read((yield from ask(Call("GET", path, query=query), retries)), parse)
-
-
-def fetch(path: str, retries: Retries, **query: object) -> Flow[bytes]:
-    """Fetch a file.
-
-    Raises:
-        SemplesError: if it is something else, as a page that a proxy shows in its place.
-    """
-    content = (yield from ask(Call("GET", path, query=query), retries)).content
-    if not content.startswith(SIGNATURES[path.rpartition(".")[2]]):
-        raise SemplesError(f"expected a file at {path}, got something else: is the URL right?")
-    return content
-
-
-def get_job(job_id: str, retries: Retries) -> Flow[Job]:
-    """Say where a job stands."""
-    return (yield from get(f"/jobs/{quoted(job_id)}", types.job, retries))
-
-
-def cancel(job_id: str, retries: Retries) -> Flow[Job | None]:
-    """Take a job back; None if it was over, and is gone with its files."""
-    answer = yield from ask(Call("DELETE", f"/jobs/{quoted(job_id)}"), retries)
-    return types.read(answer, types.job) if answer.content else None
-
-
-def follow(job_id: str, retries: Retries, on_progress: OnProgress | None) -> Flow[Job]:
-    """Return a job once it has ended, whatever becomes of the connections meanwhile."""
-    reader, silent = EventReader(on_progress), 0
-    while True:
-        job = yield from get_job(job_id, retries)
-        if job.ended:
-            return job
-        heard = reader.count
-        answer = yield Send(_events(job_id, reader.last_id), reader.feed, reader.begin)
-        if not reader.ended:
-            # Cut off, or turned away: the job itself says how it is, and bounds what may go wrong.
-            silent = 0 if reader.count > heard else silent + 1
-            error = error_of(answer, now=retries.now()) if answer is not None else None
-            yield retries.pause(silent, error)
-
-
-def _events(job_id: str, after: str | None) -> Call:
-    headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": after} if after else {})
-    return Call("GET", f"/jobs/{quoted(job_id)}/events", headers=headers, patience=PING_SECONDS)
-
-
-def post(call: Call, retries: Retries, on_progress: OnProgress | None) -> Flow[MaskedJob]:
-    """Post an image, follow its job to the end, and fetch its mask.
-
-    Raises:
-        JobFailed: if the job fails.
-        JobCanceled: if somebody cancels it.
-    """
-    left = POSTS
-    while True:
-        left -= 1
-        try:
-            job = types.read((yield from ask(call, retries)), types.job)
-            return (yield from _masked(job, retries, on_progress))
-        except NotFound as error:
-            # Equal posts share one job: others may have removed it, or the queue had no room for theirs.
-            if error.kind != "unknown-job" or not left:
-                raise
-
-
-def result(job_id: str, retries: Retries, on_progress: OnProgress | None) -> Flow[MaskedJob]:
-    """Follow a job to its end, and fetch its mask; raises as ``post`` does."""
-    job = yield from get_job(job_id, retries)
-    return (yield from _masked(job, retries, on_progress))
-
-
-def _masked(job: Job, retries: Retries, on_progress: OnProgress | None) -> Flow[MaskedJob]:
-    if not job.ended:
-        job = yield from follow(job.id, retries, on_progress)
-    job.finished()
-    return MaskedJob(job, (yield from fetch(f"/jobs/{quoted(job.id)}/mask.png", retries)))
-
-
-def wait_of(on_progress: OnProgress | None) -> int:
-    """Return how long a post waits for its job: not at all where somebody wants to hear how it goes."""
-    return WAIT_SECONDS if on_progress is None else 0
-
-
-def tries(most: int) -> Retries:
-    """Return retries that many clients do not make in the same moment.
-
-    Raises:
-        ValueError: if there are fewer than none.
-    """
-    if most < 0:
-        raise ValueError(f"expected 0 retries or more, got {most}")
-    return Retries(most, random.random)
-
-
-def patient(retries: Retries) -> Retries:
-    """Return retries that wait for room as long as it takes."""
-    return replace(retries, patient_with=frozenset({"queue-full", "rate-limited"}))
-
-
-# The clients' methods, as flows: what is sent, and what is made of the answers.
-
-ArchiveFormat = Literal["voc", "coco", "cvat"]
-
-BATCH_PAUSES: Final = (1.0, 2.0, 5.0, 10.0)
-"""Seconds between two looks at a batch; the last one again and again."""
-
-
-def pseudo_mask(
-    image: ImageLike,
-    labels: str | Sequence[str],
-    options: PhotoOptions,
-    retries: Retries,
-    on_progress: OnProgress | None,
-) -> Flow[MaskedJob]:
-    """Make a mask of an image from the labels of what it shows."""
-    call = pseudo_mask_call(image_bytes(image), labels, options, wait=wait_of(on_progress))
-    return (yield from post(call, retries, on_progress))
-
-
-def segment(
-    image: ImageLike, options: SegmentOptions, retries: Retries, on_progress: OnProgress | None
-) -> Flow[MaskedJob]:
-    """Make a mask of whatever an image shows."""
-    call = segment_call(image_bytes(image), options, wait=wait_of(on_progress))
-    return (yield from post(call, retries, on_progress))
-
-
-def rethreshold(job: str | Mask, thresholds: Thresholds, retries: Retries) -> Flow[Mask]:
-    """Decide a finished job's mask anew."""
-    job_id = job.job_id if isinstance(job, Mask) else job
-    chosen = checked(thresholds, Thresholds)
-    return Mask(job_id, (yield from fetch(f"/jobs/{quoted(job_id)}/mask.png", retries, **chosen)))
-
-
-def file(masked: MaskedJob | FinishedMask, name: str, retries: Retries) -> Flow[bytes]:
-    """Fetch one more file of a job."""
-    return (yield from fetch(f"/jobs/{quoted(masked.job.id)}/{name}", retries))
-
-
-def models(retries: Retries) -> Flow[tuple[Model, ...]]:
-    """List the models."""
-    return (yield from get("/models", types.models, retries))
-
-
-def model(name: str, retries: Retries) -> Flow[Model]:
-    """Describe one model."""
-    return (yield from get(f"/models/{quoted(name)}", types.model, retries))
-
-
-def chosen_model(name: str | None, retries: Retries) -> Flow[Model]:
-    """Return the model of a name, or the one that is taken without any.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    known = yield from models(retries)
-    found = [each for each in known if (each.default if name is None else each.name == name)]
-    if not found:
-        names = ", ".join(each.name for each in known) or "none"
-        raise ValueError(f"expected a model of the service ({names}), got {name or 'no default'}")
-    return found[0]
-
-
-def submit_batch(archive: str | Path, options: PseudoMaskOptions, retries: Retries) -> Flow[Batch]:
-    """Post a zip of photos and labels."""
-    answer = yield from ask(batch_call(Path(archive), options), retries)
-    return types.read(answer, types.batch)
-
-
-def batch_status(batch_id: str, retries: Retries) -> Flow[Batch]:
-    """Say where a batch stands."""
-    return (yield from get(f"/batches/{quoted(batch_id)}", types.batch, retries))
-
-
-def wait_for_batch(batch_id: str, retries: Retries) -> Flow[Batch]:
-    """Return a batch once it has ended."""
-    looks = 0
-    while True:
-        batch = yield from batch_status(batch_id, retries)
-        if batch.ended:
-            return batch
-        yield Pause(BATCH_PAUSES[min(looks, len(BATCH_PAUSES) - 1)])
-        looks += 1
-
-
-def cancel_batch(batch_id: str, retries: Retries) -> Flow[None]:
-    """Cancel what is not done of a batch; forget one that has ended."""
-    yield from ask(Call("DELETE", f"/batches/{quoted(batch_id)}"), retries)
-
-
-def batch_items(
-    batch_id: str, status: str | None, after: Any, retries: Retries
-) -> Flow[tuple[list[dict[str, Any]], Any]]:
-    """Return a page of a batch's photos, and what the next page comes after; None if there is none."""
-    path = f"/batches/{quoted(batch_id)}/items"
-    return (yield from get(path, _page, retries, status=status, after=after))
-
-
-def _page(said: Any) -> tuple[list[dict[str, Any]], Any]:
-    return list(said["items"]), said.get("next")
-
-
-def batch_report(batch_id: str, retries: Retries) -> Flow[dict[str, Any]]:
-    """Return what a batch came to."""
-    return (yield from get(f"/batches/{quoted(batch_id)}/report", dict[str, Any], retries))
-
-
-def save_archive(
-    batch_id: str, path: str | Path, format: ArchiveFormat, retries: Retries
-) -> Flow[Path]:
-    """Write a batch's masks as a zip, whole or not at all; it may be larger than memory.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
-    target = Path(path)
-    partial = target.with_name(target.name + ".partial")
-    # Nothing comes before all is packed.
-    path_of = f"/batches/{quoted(batch_id)}/archive.zip"
-    call = Call("GET", path_of, query={"format": format}, patience=UNPACK_SECONDS)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with partial.open("wb") as opened:
-
-            def begin() -> None:
-                opened.seek(0)
-                opened.truncate()
-
-            yield from ask(Send(call, opened.write, begin), retries)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-    return target
-
-
-# A whole folder of photos through a service, several in flight.
-
-OnPhoto = Callable[[int, int, int], None]
-"""Told how many photos are done, those from before with them, how many have failed, and how many there are."""
-
-
-class Run(Protocol):
-    """Performs flows, any number at once."""
-
-    async def __call__(self, flow: Flow[T], /) -> T:
-        """Return what a flow returns, or raise what it raises."""
-        ...
-
-
-@dataclass(frozen=True)
-class Sending:
-    """How photos are sent.
-
-    Attributes:
-        run: performs what is to be sent.
-        call: makes the post of a photo from its bytes.
-        retries: for all that may pass.
-        save_scores: whether to fetch the scores as well.
-    """
-
-    run: Run
-    call: Callable[[Sample, bytes], Call]
-    retries: Retries
-    save_scores: bool
-
-    async def send(self, sample: Sample, folder: OutputFolder) -> str:
-        """Make one mask and keep it; return why there is none, or nothing.
-
-        Raises:
-            SemplesError: if that has nothing to do with the photo.
-            ValueError: if the service has another model by now.
-            OSError: if the folder cannot be written.
-        """
-        try:
-            photo = sample.path.read_bytes()
-        except OSError as error:
-            return f"cannot read the file: {error.strerror}"
-        try:
-            made, scores = await self.run(self._made(self.call(sample, photo)))
-        except SemplesError as error:
-            if is_the_photos(error):
-                return str(error)
-            raise
-        folder.keep(sample, made.job, made.mask, scores)
-        return ""
-
-    def _made(self, call: Call) -> Flow[tuple[MaskedJob, bytes | None]]:
-        made = yield from post(call, self.retries, None)
-        scores = file(made, "scores.npz", self.retries)
-        return made, (yield from scores) if self.save_scores else None
-
-
-async def send_photos(
-    folder: OutputFolder, sending: Sending, *, concurrency: int, on_photo: OnPhoto
-) -> None:
-    """Send the photos that a folder lacks, and keep what comes back.
-
-    What is wrong with one photo is noted; what is wrong with the service, or with all photos alike, ends it.
-
-    Args:
-        folder: for the masks.
-        sending: how.
-        concurrency: photos in flight.
-        on_photo: called after each photo, and once before the first.
-
-    Raises:
-        SemplesError: if the service cannot be reached or refuses what has nothing to do with the photo.
-        ValueError: if the service has another model by now.
-        OSError: if the folder cannot be written.
-    """
-    errors: list[Exception] = []
-
-    async def work() -> None:
-        try:
-            for sample in folder.todo:  # which all workers take from
-                reason = await sending.send(sample, folder)
-                if reason:
-                    folder.fail(sample, reason)
-                on_photo(folder.done, folder.failed, folder.total)
-        except Exception as error:
-            # Told as it is, not in a group: those who call expect the errors that they know.
-            errors.append(error)
-            group.cancel_scope.cancel()
-
-    on_photo(folder.done, folder.failed, folder.total)
-    async with anyio.create_task_group() as group:
-        for _ in range(concurrency):
-            group.start_soon(work)
-    if errors:
-        raise errors[0]
-
-
-def is_the_photos(error: SemplesError) -> bool:
-    """Whether an error is about one photo, so that the next one may do; for all we know 500 and 408 are."""
-    own = isinstance(error, BadImage | JobFailed | JobCanceled | UnknownLabel)
-    return own or error.status in (408, 500) or error.kind == "unknown-job"
+P = ParamSpec("P")
 
 
 class AsyncClient:
-    """A service's client whose methods are awaited; else as ``Client``, arguments and errors too.
+    """A client whose methods are awaited. ``await aclose()`` it, or use it in an ``async with``.
 
-    ``await aclose()`` it, or use it in an ``async with``. Calls of ``on_progress`` and ``on_photo`` should not block.
+    Lost connections and answers 429, 502, 503 and 504 are tried again, not before the service's Retry-After. That is
+    safe: the same image, labels and options are the same job. Callbacks should not block.
+
+    Args:
+        url: of the service; may have a path.
+        key: API key, if the service requires one. It is sent to this service alone.
+        timeout: seconds that the service may be silent, beyond what it is asked to wait.
+        retries: of one request.
+        transport: in place of httpx's own.
+        sleep: waits for so many seconds.
+
+    All methods raise SemplesError or a subclass: Unauthorized, NotFound, InvalidRequest (BadImage, UnknownLabel),
+    Unavailable, JobFailed, JobCanceled.
     """
 
     def __init__(
@@ -634,10 +107,19 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
-        self._retries = tries(retries)
+        if retries < 0:
+            raise ValueError(f"expected 0 retries or more, got {retries}")
+        self._retries = retries
+        self._uncounted: frozenset[str] = frozenset()  # problems that use up no retry
         self._timeout = timeout
         self._sleep = sleep
-        self._http = httpx.AsyncClient(transport=transport, **http_options(url, key))
+        self._http = httpx.AsyncClient(
+            base_url=_base_url(url),
+            headers={"Accept": "application/json", **_key_headers(key)},
+            # The caller alone decides how many requests are made at once.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),
+            transport=transport,
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -654,47 +136,104 @@ class AsyncClient:
         image: ImageLike,
         labels: str | Sequence[str],
         *,
+        model: str | None = None,
+        vocabulary: Vocabulary | None = None,
+        refine: str | None = None,
+        background_threshold: float | None = None,
+        background_power: float | None = None,
+        min_confidence: float | None = None,
         on_progress: OnProgress | None = None,
-        **options: Unpack[PhotoOptions],
     ) -> AsyncResult:
-        """Make a mask of an image from the labels of what it shows."""
-        flow = pseudo_mask(image, labels, options, self._retries, on_progress)
-        return self._result(await self._run(flow))
+        """Make a mask of an image from its labels; returns when it is done, however long that takes.
+
+        Args:
+            image: a path, a file's bytes, a Pillow image, or uint8 pixels.
+            labels: names or synonyms of the model's classes.
+            model: a name of ``models()``; this and the options below: None is the default.
+            vocabulary: "open" takes labels that the model was not trained on.
+            refine: a chain of refiners such as "random_walk+pamr".
+            background_threshold: the background's score, in (0, 1).
+            background_power: p of a background score (1 - best score)^p instead.
+            min_confidence: pixels with less become 255.
+            on_progress: called with the job's progress.
+
+        Raises:
+            JobFailed: if the job fails.
+            JobCanceled: if it is canceled.
+            TypeError: if the image is of another type.
+            ValueError: if pixels have another shape or type, or there is no label.
+            OSError: if the file cannot be read.
+        """
+        form = {
+            "model": model,
+            "vocabulary": vocabulary,
+            "refine": refine,
+            "background_threshold": background_threshold,
+            "background_power": background_power,
+            "min_confidence": min_confidence,
+            "labels": _label_names(labels),
+        }
+        content = await run_sync(image_bytes, image)
+        return await self._post_image("/pseudo-mask", content, form, on_progress)
 
     async def segment(
         self,
         image: ImageLike,
         *,
+        model: str | None = None,
+        refine: str | None = None,
+        min_confidence: float | None = None,
         on_progress: OnProgress | None = None,
-        **options: Unpack[SegmentOptions],
     ) -> AsyncResult:
-        """Make a mask of whatever an image shows, with a model that has a segmenter."""
-        flow = segment(image, options, self._retries, on_progress)
-        return self._result(await self._run(flow))
+        """Make a mask of an image without labels, with a model that has a segmenter; see ``pseudo_mask``."""
+        form = {"model": model, "refine": refine, "min_confidence": min_confidence}
+        content = await run_sync(image_bytes, image)
+        return await self._post_image("/segment", content, form, on_progress)
 
     async def job(self, job_id: str) -> Job:
-        """Say where a job stands."""
-        return await self._run(get_job(job_id, self._retries))
+        """Return a job's state."""
+        return await self._json("GET", f"/jobs/{_quoted(job_id)}", Job.from_json)
 
     async def result(self, job_id: str, *, on_progress: OnProgress | None = None) -> AsyncResult:
-        """Return what comes of a job, once it has ended."""
-        return self._result(await self._run(result(job_id, self._retries, on_progress)))
+        """Return a job's result, once it has ended; raises as ``pseudo_mask``."""
+        return await self._result(await self.job(job_id), on_progress)
 
     async def cancel(self, job_id: str) -> Job | None:
-        """Take a job back; None if it was over or is unknown: then it is gone, files and all."""
-        return await self._run(cancel(job_id, self._retries))
+        """Cancel a job. One that has ended or is unknown is deleted with its files: None."""
+        answer = await self._request("DELETE", f"/jobs/{_quoted(job_id)}")
+        return _parsed(answer, Job.from_json) if answer.content else None
 
-    async def rethreshold(self, job: str | Mask, **thresholds: Unpack[Thresholds]) -> Mask:
-        """Decide a finished job's mask anew by other thresholds."""
-        return await self._run(rethreshold(job, thresholds, self._retries))
+    async def rethreshold(
+        self,
+        job: str | Mask,
+        *,
+        background_threshold: float | None = None,
+        background_power: float | None = None,
+        min_confidence: float | None = None,
+    ) -> Mask:
+        """Decide a finished job's mask anew from its scores, without the model.
+
+        Args:
+            job: its id, or its result.
+            background_threshold: this and the other options: None keeps the job's.
+            background_power: see ``pseudo_mask``.
+            min_confidence: see ``pseudo_mask``.
+        """
+        job_id = job.job_id if isinstance(job, Mask) else job
+        thresholds = {
+            "background_threshold": background_threshold,
+            "background_power": background_power,
+            "min_confidence": min_confidence,
+        }
+        return Mask(job_id, await self._file(job_id, "mask.png", **thresholds))
 
     async def models(self) -> tuple[Model, ...]:
         """List the models."""
-        return await self._run(models(self._retries))
+        return await self._json("GET", "/models", _models)
 
     async def model(self, name: str) -> Model:
-        """Describe one model."""
-        return await self._run(model(name, self._retries))
+        """Describe one model; its document has ``nearest_nouns`` of its background prompts."""
+        return await self._json("GET", f"/models/{_quoted(name)}", Model.from_json)
 
     async def batch(
         self,
@@ -702,155 +241,342 @@ class AsyncClient:
         labels: str | Path,
         output: str | Path,
         *,
+        model: str | None = None,
+        refine: str | None = None,
+        background_threshold: float | None = None,
+        background_power: float | None = None,
+        min_confidence: float | None = None,
         concurrency: int = 4,
         save_scores: bool = False,
         on_photo: OnPhoto | None = None,
-        **options: Unpack[PseudoMaskOptions],
     ) -> Outcome:
-        """Make the masks of a folder of photos, several in flight, laid out as ``semples make-pseudo-masks`` does.
+        """Make the masks of a folder of images, several in flight; the files are those of ``make-pseudo-masks``.
 
-        Interrupted or killed, it goes on when it is called again: what is done is not sent again. What is wrong with
-        one photo is noted in ``summary.json`` and in what is returned, and ends nothing.
+        Interrupted or killed, the same call continues. An error about one image is noted in ``summary.json`` and in the
+        outcome. A full queue or a rate limit is waited for as long as it takes.
 
         Args:
-            images: folder of photos.
-            labels: a labels.csv, or whatever else that command takes.
-            output: folder for masks/, classes.txt, results.jsonl and, at the end, summary.json.
-            concurrency: photos in flight.
-            save_scores: keep scores/ too, to choose thresholds later.
-            on_photo: told how many photos are done, how many have failed, and how many there are.
-            options: as of ``pseudo_mask``.
+            images: folder of images.
+            labels: labels.csv, or another file that ``make-pseudo-masks`` takes.
+            output: the mask folder.
+            model: this and the options below as of ``pseudo_mask``.
+            refine: see ``pseudo_mask``.
+            background_threshold: see ``pseudo_mask``.
+            background_power: see ``pseudo_mask``.
+            min_confidence: see ``pseudo_mask``.
+            concurrency: images in flight.
+            save_scores: keep ``scores/`` too, to choose thresholds later.
+            on_photo: called with the numbers of images done, failed, and in all.
 
         Raises:
-            SemplesError: if the service cannot be reached or does not let us in.
-            ValueError: if labels, photos and model do not fit together, or the output was made with another model or
-                other options.
-            OSError: if a file other than a photo cannot be read or written.
+            SemplesError: if the service cannot be reached or refuses all images alike.
+            ValueError: if labels, images and model do not match, or the output was made with another model or options.
+            OSError: if a file other than an image cannot be read or written.
         """
         if concurrency < 1:
             raise ValueError(f"expected at least one photo in flight, got {concurrency}")
-        model = await self._run(chosen_model(options.get("model"), self._retries))
-        what = plan(
-            (Path(images), Path(labels), Path(output)),
-            model,
+        options: dict[str, Any] = {
+            "refine": refine,
+            "background_threshold": background_threshold,
+            "background_power": background_power,
+            "min_confidence": min_confidence,
+        }
+        chosen = await self._choose_model(model)
+        patient = copy(self)  # on the same connections
+        patient._uncounted = _BUSY
+
+        async def make(sample: Sample, image: bytes) -> Made:
+            names = [chosen.classes.names[channel] for channel in sample.channels]
+            form = {**options, "model": chosen.name, "labels": names}
+            made = await patient._post_image("/pseudo-mask", image, form)
+            scores = await patient._file(made.job_id, "scores.npz") if save_scores else None
+            return made.job, made.png, scores
+
+        job = FolderJob(
+            output=Path(output),
+            model=chosen,
+            options=fill_defaults(chosen.defaults, **options),
             save_scores=save_scores,
-            options=options,
+            make=make,
+            on_photo=on_photo,
         )
-        chosen: PseudoMaskOptions = {**options, "model": model.name}
-
-        def call(sample: Sample, photo: bytes) -> Call:
-            return pseudo_mask_call(photo, what.labels(sample), chosen, wait=WAIT_SECONDS)
-
-        with OutputFolder(what) as folder:
-            sending = Sending(self._run, call, patient(self._retries), save_scores)
-            await send_photos(
-                folder, sending, concurrency=concurrency, on_photo=on_photo or _say_nothing
-            )
-            return folder.finish()
+        samples = read_folder(Path(images), Path(labels), chosen.classes)
+        return await job.run(samples, concurrency=concurrency)
 
     async def submit_batch(
-        self, archive: str | Path, **options: Unpack[PseudoMaskOptions]
+        self,
+        archive: str | Path,
+        *,
+        model: str | None = None,
+        refine: str | None = None,
+        background_threshold: float | None = None,
+        background_power: float | None = None,
+        min_confidence: float | None = None,
     ) -> Batch:
-        """Post a zip of photos and their labels; the same zip and options again are the same batch, which goes on."""
-        return await self._run(submit_batch(archive, options, self._retries))
+        """Post a zip of images and their labels; the same zip and options again are the same batch, which continues.
+
+        Raises:
+            OSError: if the zip cannot be read.
+        """
+        form = {
+            "model": model,
+            "refine": refine,
+            "background_threshold": background_threshold,
+            "background_power": background_power,
+            "min_confidence": min_confidence,
+        }
+        with Path(archive).open("rb") as file:
+            return await self._json(
+                "POST",
+                "/batches",
+                Batch.from_json,
+                patience=_UNPACK_SECONDS,
+                data=_given(form),
+                files={"archive": ("archive", file)},
+            )
 
     async def batch_status(self, batch_id: str) -> Batch:
-        """Say where a batch stands."""
-        return await self._run(batch_status(batch_id, self._retries))
+        """Return a batch's state."""
+        return await self._json("GET", f"/batches/{_quoted(batch_id)}", Batch.from_json)
 
     async def wait_for_batch(self, batch_id: str) -> Batch:
         """Return a batch once it has ended."""
-        return await self._run(wait_for_batch(batch_id, self._retries))
+        polls = 0
+        while not (batch := await self.batch_status(batch_id)).ended:
+            await self._sleep(_BATCH_PAUSES[min(polls, len(_BATCH_PAUSES) - 1)])
+            polls += 1
+        return batch
 
     async def batch_items(
         self, batch_id: str, *, status: str | None = None
     ) -> AsyncIterator[dict[str, Any]]:
-        """Yield a batch's photos, or those of a status."""
-        after: Any = None
+        """Yield a batch's images, or those of a status: number, image, labels, status, job, problem."""
+        after = None
         while True:
-            page = batch_items(batch_id, status, after, self._retries)
-            items, after = await self._run(page)
+            items, after = await self._batch_page(batch_id, status, after)
             for item in items:
                 yield item
             if after is None:
                 return
 
+    async def _batch_page(
+        self, batch_id: str, status: str | None, after: object
+    ) -> tuple[list[dict[str, Any]], Any]:
+        """Return some of a batch's images, and the cursor of the next page; None after the last."""
+        path, params = f"/batches/{_quoted(batch_id)}/items", {"status": status, "after": after}
+        return await self._json("GET", path, _page, params=_given(params))
+
     async def batch_report(self, batch_id: str) -> dict[str, Any]:
-        """Return what a batch came to, in JSON's types."""
-        return await self._run(batch_report(batch_id, self._retries))
+        """Return a batch's report, in JSON's types."""
+        return await self._json("GET", f"/batches/{_quoted(batch_id)}/report", dict[str, Any])
 
     async def save_archive(
         self, batch_id: str, path: str | Path, *, format: ArchiveFormat = "voc"
     ) -> Path:
-        """Write the masks of a batch that has ended as a zip; returns its path."""
-        return await self._run(save_archive(batch_id, path, format, self._retries))
+        """Write the masks of a batch that has ended as a zip, whole or not at all; returns its path.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        target = Path(path)
+        partial_file = target.with_name(target.name + ".partial")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial_file.open("wb") as file:
+                await self._request(
+                    "GET",
+                    f"/batches/{_quoted(batch_id)}/archive.zip",
+                    patience=_UNPACK_SECONDS,
+                    into=file,
+                    params={"format": format},
+                )
+            partial_file.replace(target)
+        finally:
+            partial_file.unlink(missing_ok=True)
+        return target
 
     async def cancel_batch(self, batch_id: str) -> None:
-        """Cancel what is not done of a batch; forget one that has ended."""
-        await self._run(cancel_batch(batch_id, self._retries))
+        """Cancel the images of a batch that are not done; delete a batch that has ended."""
+        await self._request("DELETE", f"/batches/{_quoted(batch_id)}")
 
-    def _result(self, made: MaskedJob) -> AsyncResult:
-        return AsyncResult(
-            made.job.id,
-            made.mask,
-            made.job,
-            lambda name: self._run(file(made, name, self._retries)),
-        )
+    async def _choose_model(self, name: str | None) -> Model:
+        known = await self.models()
+        found = [each for each in known if (each.default if name is None else each.name == name)]
+        if not found:
+            names = ", ".join(each.name for each in known) or "none"
+            raise ValueError(
+                f"expected a model of the service ({names}), got {name or 'no default'}"
+            )
+        return found[0]
 
-    async def _run(self, flow: Flow[T]) -> T:
-        answer: Answer = None
+    async def _post_image(
+        self,
+        path: str,
+        image: bytes,
+        form: Mapping[str, Any],
+        on_progress: OnProgress | None = None,
+    ) -> AsyncResult:
+        """Post an image and return its result; again if its job is deleted meanwhile: equal posts share one job."""
+        wait = WAIT_SECONDS if on_progress is None else 0
+        for left in reversed(range(_POSTS)):
+            try:
+                job = await self._json(
+                    "POST",
+                    path,
+                    Job.from_json,
+                    patience=wait,
+                    params=_given({"wait": wait or None}),
+                    data=_given(form),
+                    files={"image": ("image", image)},
+                )
+                return await self._result(job, on_progress)
+            except NotFound as error:
+                if error.kind != "unknown-job" or not left:
+                    raise
+        raise RuntimeError("expected to return or raise")
+
+    async def _result(self, job: Job, on_progress: OnProgress | None) -> AsyncResult:
+        if not job.ended:
+            job = await self._follow(job.id, on_progress)
+        job.finished()
+        mask = await self._file(job.id, "mask.png")
+        return AsyncResult(job.id, mask, job, partial(self._file, job.id))
+
+    async def _follow(self, job_id: str, on_progress: OnProgress | None) -> Job:
+        """Return a job once it has ended."""
+        async with aclosing(self._events(job_id)) as events:
+            async for event in events:
+                if isinstance(event, Job):
+                    return event
+                if on_progress is not None:
+                    _report(event, on_progress)
+        raise RuntimeError("expected events to end with the job")
+
+    async def _events(self, job_id: str) -> AsyncGenerator[ServerSentEvent | Job, None]:
+        """Yield a job's events, over as many connections as that takes, and last the job itself."""
+        path, last_id, silent = f"/jobs/{_quoted(job_id)}", "", 0
+        while not (job := await self.job(job_id)).ended:
+            headers = {"Accept": "text/event-stream"}
+            headers |= {"Last-Event-ID": last_id} if last_id else {}
+            name, error = "", None
+            try:
+                async with (
+                    self._open("GET", f"{path}/events", _PING_SECONDS, headers=headers) as answer,
+                    aclosing(EventSource(answer).aiter_sse()) as events,
+                ):
+                    async for event in events:
+                        if event.event in _EVENTS:
+                            name = event.event
+                            last_id = last_id if name == _END else event.id
+                            yield event
+            except (
+                SemplesError
+            ) as lost:  # the job's own state tells more, and its retries are limited
+                error = lost
+            if name != _END:
+                silent = 0 if name else silent + 1
+                await self._sleep(pause_seconds(silent, error, random.random()))
+        yield job
+
+    async def _file(self, job_id: str, name: str, **query: object) -> bytes:
+        path = f"/jobs/{_quoted(job_id)}/{name}"
+        content = (await self._request("GET", path, params=_given(query))).content
+        if not content.startswith(_SIGNATURES[name.rpartition(".")[2]]):
+            raise SemplesError(f"expected a file at {path}, got something else: is the URL right?")
+        return content
+
+    async def _json(self, method: str, path: str, parse: Callable[[Any], T], **request: Any) -> T:
+        return _parsed(await self._request(method, path, **request), parse)
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        patience: float = 0.0,
+        into: BinaryIO | None = None,
+        **content: Any,
+    ) -> httpx.Response:
+        """Send a request until it is answered.
+
+        tenacity is no simpler here: the answer decides how long to wait, and whether a retry is used up.
+
+        Args:
+            method: of HTTP.
+            path: below the service's URL.
+            patience: seconds that the service may be silent beyond the client's timeout.
+            into: file to write the body to, in place of keeping it.
+            content: httpx's params, data, files, headers.
+
+        Raises:
+            SemplesError: if the answer is a problem; Unavailable once all retries are used up.
+        """
+        tried = 0
         while True:
             try:
-                step = flow.send(answer)
-            except StopIteration as stop:
-                result: T = stop.value
-                return result
-            answer = await self._perform(step)
+                async with self._open(method, path, patience, **content) as answer:
+                    if into is None:
+                        await answer.aread()
+                        return answer
+                    into.seek(0)
+                    into.truncate()
+                    async for chunk in answer.aiter_bytes():
+                        into.write(chunk)
+                    return answer
+            except Unavailable as error:
+                counts = error.kind not in self._uncounted
+                if counts and tried == self._retries:
+                    raise
+                if tried == 0 and error.status is None:
+                    log.warning("%s; trying again, up to %d times", error, self._retries)
+                pause = pause_seconds(tried, error, random.random())
+            await self._sleep(pause)
+            tried += counts
 
-    async def _perform(self, step: Send | Pause) -> Answer:
-        if isinstance(step, Pause):
-            await self._sleep(step.seconds)
-            return None
+    @asynccontextmanager
+    async def _open(
+        self, method: str, path: str, patience: float, **content: Any
+    ) -> AsyncIterator[httpx.Response]:
+        """Send a request once and yield its answer, unread; raise a problem or a lost connection as SemplesError."""
+        timeout = httpx.Timeout(self._timeout, read=self._timeout + patience, pool=None)
         try:
-            with step.call.request(self._http, self._timeout) as request:
-                response = await self._http.send(request, stream=True)
-                try:
-                    if step.feed is None or not response.is_success:
-                        await response.aread()
-                    else:
-                        step.begin()
-                        async for chunk in response.aiter_bytes():
-                            step.feed(chunk)
-                finally:
-                    await response.aclose()
+            async with self._http.stream(method, path, timeout=timeout, **content) as answer:
+                if not answer.is_success:
+                    await answer.aread()
+                    raise error_of(answer, now=datetime.now(UTC))
+                yield answer
         except httpx.RequestError as error:
-            return error
-        return response
+            raise Unavailable(f"cannot reach the service: {_reason(error)}") from error
 
 
-def _say_nothing(done: int, failed: int, total: int) -> None:
-    """Take what ``on_photo`` would."""
+def _blocking(
+    method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[Client, P], T]:
+    @wraps(method)
+    def run(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._run(partial(method, self._client, *args, **kwargs))
+
+    return run
 
 
-# The client of ordinary programs.
+def _blocking_result(
+    method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, AsyncResult]],
+) -> Callable[Concatenate[Client, P], Result]:
+    @wraps(method)
+    def run(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Result:
+        made = self._run(partial(method, self._client, *args, **kwargs))
+        return Result(
+            made.job_id, made.png, made.job, lambda name: self._run(partial(made._fetch, name))
+        )
+
+    return run
 
 
 class Client:
-    """A service's client. May be shared by threads; ``close()`` it, or use it in a ``with``.
+    """``AsyncClient`` with methods that block. May be shared by threads; ``close()`` it, or use it in a ``with``.
 
-    What has to do with the moment (no connection, 429, 502 to 504) is tried again, not before the service's
-    Retry-After. That does no harm: the same image, labels and options are the same job.
-
-    Args:
-        url: where the service is; may have a path.
-        key: of the API, if it asks for one. It is sent to this service and shown nowhere.
-        timeout: seconds that the service may stay silent, beyond what it is asked to wait.
-        retries: how often one request is tried again.
-        transport: of httpx, in place of its own.
-        sleep: waits for so many seconds.
-
-    All methods raise SemplesError, or what it is the base of: Unauthorized, NotFound, InvalidRequest (BadImage,
-    UnknownLabel), Unavailable, JobFailed, JobCanceled.
+    Arguments and errors are those of ``AsyncClient``, but ``sleep`` blocks. It runs in a thread of its own, which also
+    calls ``on_progress`` and ``on_photo``: these must not call this client.
     """
 
     def __init__(
@@ -860,17 +586,20 @@ class Client:
         key: str | None = None,
         timeout: float = TIMEOUT_SECONDS,
         retries: int = RETRIES,
-        transport: httpx.BaseTransport | None = None,
-        sleep: Callable[[float], None] = time.sleep,
+        transport: httpx.AsyncBaseTransport | None = None,
+        sleep: Callable[[float], None] | None = None,
     ) -> None:
-        self._retries = tries(retries)
-        self._timeout = timeout
-        self._sleep = sleep
-        self._http = httpx.Client(transport=transport, **http_options(url, key))
-        # Not a partial, whose repr would show the key.
-        self._beside: Callable[[], AsyncClient] = lambda: AsyncClient(
-            url, key=key, timeout=timeout, retries=retries
+        self._client = AsyncClient(
+            url,
+            key=key,
+            timeout=timeout,
+            retries=retries,
+            transport=transport,
+            sleep=anyio.sleep if sleep is None else lambda seconds: run_sync(sleep, seconds),
         )
+        self._stack = ExitStack()
+        self._portal = self._stack.enter_context(start_blocking_portal())
+        self._stack.callback(self._portal.call, self._client.aclose)
 
     def __enter__(self) -> Self:
         return self
@@ -880,181 +609,144 @@ class Client:
 
     def close(self) -> None:
         """Close all connections."""
-        self._http.close()
+        self._stack.close()
 
-    def pseudo_mask(
-        self,
-        image: types.ImageLike,
-        labels: str | Sequence[str],
-        *,
-        on_progress: OnProgress | None = None,
-        **options: Unpack[types.PhotoOptions],
-    ) -> Result:
-        """Make a mask of an image from the labels of what it shows; returns when it is done, however long that takes.
-
-        Args:
-            image: a path, a file's bytes, a Pillow image, or uint8 pixels.
-            labels: names or synonyms of the model's classes.
-            on_progress: told how it goes.
-            options: model, vocabulary, refine, background_threshold or background_power, min_confidence.
-
-        Raises:
-            JobFailed: if the job fails.
-            JobCanceled: if somebody cancels it.
-            TypeError: if an option or the image is none.
-            ValueError: if pixels have another shape or type, or there is no label.
-            OSError: if the file cannot be read.
-        """
-        flow = pseudo_mask(image, labels, options, self._retries, on_progress)
-        return self._result(self._run(flow))
-
-    def segment(
-        self,
-        image: types.ImageLike,
-        *,
-        on_progress: OnProgress | None = None,
-        **options: Unpack[types.SegmentOptions],
-    ) -> Result:
-        """Make a mask of whatever an image shows, with a model that has a segmenter; raises as ``pseudo_mask``."""
-        flow = segment(image, options, self._retries, on_progress)
-        return self._result(self._run(flow))
-
-    def job(self, job_id: str) -> Job:
-        """Say where a job stands."""
-        return self._run(get_job(job_id, self._retries))
-
-    def result(self, job_id: str, *, on_progress: OnProgress | None = None) -> Result:
-        """Return what comes of a job, once it has ended; raises as ``pseudo_mask``."""
-        return self._result(self._run(result(job_id, self._retries, on_progress)))
-
-    def cancel(self, job_id: str) -> Job | None:
-        """Take a job back; None if it was over or is unknown: then it is gone, files and all."""
-        return self._run(cancel(job_id, self._retries))
-
-    def rethreshold(self, job: str | Mask, **thresholds: Unpack[types.Thresholds]) -> Mask:
-        """Decide a finished job's mask anew by other thresholds, which the service does from its scores.
-
-        Args:
-            job: its id, or its result.
-            thresholds: background_threshold or background_power, min_confidence; what is not named stays.
-        """
-        return self._run(rethreshold(job, thresholds, self._retries))
-
-    def models(self) -> tuple[Model, ...]:
-        """List the models."""
-        return self._run(models(self._retries))
-
-    def model(self, name: str) -> Model:
-        """Describe one model; its document has ``nearest_nouns``, what its background prompts learned."""
-        return self._run(model(name, self._retries))
-
-    def batch(
-        self,
-        images: str | Path,
-        labels: str | Path,
-        output: str | Path,
-        *,
-        concurrency: int = 4,
-        save_scores: bool = False,
-        on_photo: OnPhoto | None = None,
-        **options: Unpack[types.PseudoMaskOptions],
-    ) -> Outcome:
-        """Make the masks of a folder, as ``AsyncClient.batch``: in a thread of its own, which calls ``on_photo``.
-
-        It has connections of its own, never this client's ``transport``; an interrupt here ends it.
-        """
-
-        async def send() -> Outcome:
-            async with self._beside() as client:
-                return await client.batch(
-                    *(images, labels, output),
-                    concurrency=concurrency,
-                    save_scores=save_scores,
-                    on_photo=on_photo,
-                    **options,
-                )
-
-        with start_blocking_portal() as portal:
-            return portal.call(send)
-
-    def submit_batch(
-        self, archive: str | Path, **options: Unpack[types.PseudoMaskOptions]
-    ) -> Batch:
-        """Post a zip of photos and their labels; the same zip and options again are the same batch, which goes on.
-
-        Raises:
-            OSError: if the zip cannot be read.
-        """
-        return self._run(submit_batch(archive, options, self._retries))
-
-    def batch_status(self, batch_id: str) -> Batch:
-        """Say where a batch stands."""
-        return self._run(batch_status(batch_id, self._retries))
-
-    def wait_for_batch(self, batch_id: str) -> Batch:
-        """Return a batch once it has ended."""
-        return self._run(wait_for_batch(batch_id, self._retries))
+    pseudo_mask = _blocking_result(AsyncClient.pseudo_mask)
+    segment = _blocking_result(AsyncClient.segment)
+    job = _blocking(AsyncClient.job)
+    result = _blocking_result(AsyncClient.result)
+    cancel = _blocking(AsyncClient.cancel)
+    rethreshold = _blocking(AsyncClient.rethreshold)
+    models = _blocking(AsyncClient.models)
+    model = _blocking(AsyncClient.model)
+    batch = _blocking(AsyncClient.batch)
+    submit_batch = _blocking(AsyncClient.submit_batch)
+    batch_status = _blocking(AsyncClient.batch_status)
+    wait_for_batch = _blocking(AsyncClient.wait_for_batch)
+    batch_report = _blocking(AsyncClient.batch_report)
+    save_archive = _blocking(AsyncClient.save_archive)
+    cancel_batch = _blocking(AsyncClient.cancel_batch)
+    _batch_page = _blocking(AsyncClient._batch_page)
 
     def batch_items(self, batch_id: str, *, status: str | None = None) -> Iterator[dict[str, Any]]:
-        """Yield a batch's photos, or those of a status: number, image, labels, status, job, problem."""
-        after: Any = None
+        """Yield a batch's images, or those of a status: number, image, labels, status, job, problem."""
+        after = None
         while True:
-            page = batch_items(batch_id, status, after, self._retries)
-            items, after = self._run(page)
+            items, after = self._batch_page(batch_id, status, after)
             yield from items
             if after is None:
                 return
 
-    def batch_report(self, batch_id: str) -> dict[str, Any]:
-        """Return what a batch came to, in JSON's types."""
-        return self._run(batch_report(batch_id, self._retries))
+    def _run(self, function: Callable[[], Awaitable[T]]) -> T:
+        """Run a coroutine function in the client's thread; an interrupt here cancels it."""
 
-    def save_archive(
-        self, batch_id: str, path: str | Path, *, format: ArchiveFormat = "voc"
-    ) -> Path:
-        """Write the masks of a batch that has ended as a zip; returns its path.
-
-        Raises:
-            OSError: if it cannot be written.
-        """
-        return self._run(save_archive(batch_id, path, format, self._retries))
-
-    def cancel_batch(self, batch_id: str) -> None:
-        """Cancel what is not done of a batch; forget one that has ended."""
-        self._run(cancel_batch(batch_id, self._retries))
-
-    def _result(self, made: MaskedJob) -> Result:
-        return Result(
-            made.job.id,
-            made.mask,
-            made.job,
-            lambda name: self._run(file(made, name, self._retries)),
-        )
-
-    def _run(self, flow: Flow[T]) -> T:
-        answer: Answer = None
-        while True:
+        async def outcome() -> tuple[T | None, BaseException | None]:
             try:
-                step = flow.send(answer)
-            except StopIteration as stop:
-                return cast("T", stop.value)
-            answer = self._perform(step)
+                return await function(), None
+            except (
+                KeyboardInterrupt,
+                SystemExit,
+            ) as error:  # by a callback: it would end the thread
+                return None, error
 
-    def _perform(self, step: Send | Pause) -> Answer:
-        if isinstance(step, Pause):
-            self._sleep(step.seconds)
-            return None
+        future = self._portal.start_task_soon(outcome)
         try:
-            with (
-                step.call.request(self._http, self._timeout) as request,
-                closing(self._http.send(request, stream=True)) as response,
-            ):
-                if step.feed is None or not response.is_success:
-                    response.read()
-                else:
-                    step.begin()
-                    for chunk in response.iter_bytes():
-                        step.feed(chunk)
-        except httpx.RequestError as error:
-            return error
-        return response
+            result, interrupt = future.result()
+        except BaseException:
+            future.cancel()
+            raise
+        if interrupt is not None:
+            raise interrupt
+        return cast("T", result)
+
+
+def pause_seconds(tried: int, error: SemplesError | None, share: float) -> float:
+    """Return the pause before the next try: at least Retry-After, or growing from half a second to 30.
+
+    Args:
+        tried: retries so far.
+        error: of the last try.
+        share: random, in [0, 1), so that many clients do not come back at the same moment.
+    """
+    if isinstance(error, Unavailable) and error.retry_after is not None:
+        return min(error.retry_after, _LONGEST_RETRY_AFTER) * (1 + share / 4)
+    return min(_LONGEST_BACKOFF, 0.5 * 2.0 ** min(tried, 10)) * (1 + share) / 2
+
+
+def _reason(error: httpx.RequestError) -> str:
+    """Return an error's message; of a failed connection that of the first attempt."""
+    cause: BaseException = error
+    while isinstance(error, httpx.ConnectError) and (inner := cause.__cause__ or cause.__context__):
+        cause = inner.exceptions[0] if isinstance(inner, BaseExceptionGroup) else inner
+    if isinstance(cause, ConnectionError) and cause.errno:
+        return f"[Errno {cause.errno}] {os.strerror(cause.errno)}"  # asyncio's text has no reason
+    return str(cause) or type(cause).__name__
+
+
+def _report(event: ServerSentEvent, on_progress: OnProgress) -> None:
+    data = json.loads(event.data)
+    if event.event == "progress":
+        on_progress(str(data["stage"]), float(data["fraction"]))
+    else:
+        on_progress(str(data["status"]), float(event.event == _END))
+
+
+def _parsed(answer: httpx.Response, parse: Callable[[Any], T]) -> T:
+    try:
+        return parse(answer.json())
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        kind = answer.headers.get("content-type", "nothing")
+        raise SemplesError(
+            f"expected an answer of the service to {answer.request.url.path}, got {kind[:80]}: is the URL right?",
+            status=answer.status_code,
+        ) from error
+
+
+def _models(document: Any) -> tuple[Model, ...]:
+    default = document["default"]
+    return tuple(Model.from_json(each, default=default) for each in document["models"])
+
+
+def _page(document: Any) -> tuple[list[dict[str, Any]], Any]:
+    return list(document["items"]), document.get("next")
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that are not None, which stands for a default."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _label_names(labels: str | Sequence[str]) -> list[str]:
+    names = [labels] if isinstance(labels, str) else list(labels)
+    if not names:
+        raise ValueError("expected at least one label, got none")
+    return names
+
+
+def _quoted(text: str) -> str:
+    """Return an id or a name as one segment of a path."""
+    if text in ("", ".", ".."):
+        raise ValueError(f"expected an id or a name, got {text!r}")
+    return quote(text, safe="")
+
+
+def _base_url(url: str) -> httpx.URL:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"expected the service's URL, got {error}") from error
+    if parsed.userinfo:  # it would be shown in messages
+        raise ValueError(
+            "expected a URL without user and password; a key goes into its own argument"
+        )
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ValueError(f"expected the service's URL, http:// or https://, got {url!r}")
+    return parsed
+
+
+def _key_headers(key: str | None) -> dict[str, str]:
+    if key is None:
+        return {}
+    if not re.fullmatch(r"[!-~]+", key):  # the message does not quote the key
+        raise ValueError("expected a key of printable ASCII without spaces, got another one")
+    return {"Authorization": f"Bearer {key}"}

@@ -1,4 +1,4 @@
-"""What goes wrong between a client and the service: problem documents and lost connections as exceptions."""
+"""Errors of the client: problem documents and lost connections as exceptions."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import httpx
 
 
 class SemplesError(Exception):
-    """Something went wrong; ``str()`` is a sentence for a person.
+    """Any error of the client; ``str()`` is a sentence for a person.
 
     Args:
         detail: that sentence.
         kind: the name of the problem's type, as in ``/problems/unknown-label``; empty if there is none.
         status: of the answer, if there was one.
-        members: what the problem says beside that.
+        members: the problem's other members.
     """
 
     def __init__(
@@ -37,19 +37,19 @@ class SemplesError(Exception):
 
 
 class Unauthorized(SemplesError):
-    """There is no key, or the service does not know it."""
+    """There is no key, or the service does not accept it."""
 
 
 class NotFound(SemplesError):
-    """There is no such job, model or class, or there is no more."""
+    """There is no such job, model or class, or not any more."""
 
 
 class InvalidRequest(SemplesError):
-    """The request will not do, however often it is sent."""
+    """The request is wrong; sending it again does not help."""
 
 
 class BadImage(InvalidRequest):
-    """The image will not do: damaged, too large, or of a kind that is not taken."""
+    """The image is damaged, too large, or of an unsupported format."""
 
 
 class UnknownLabel(InvalidRequest):
@@ -67,10 +67,10 @@ class UnknownLabel(InvalidRequest):
 
 
 class Unavailable(SemplesError):
-    """The service cannot be reached, or has no room now: the same may do later.
+    """The service cannot be reached or is busy; the same request may succeed later.
 
     Attributes:
-        retry_after: seconds after which the service would like to be asked again, if it says so.
+        retry_after: seconds, from the answer's Retry-After, if it has one.
     """
 
     retry_after: float | None = None
@@ -91,7 +91,7 @@ class JobFailed(SemplesError):
 
 
 class JobCanceled(SemplesError):
-    """Somebody has canceled the job."""
+    """The job was canceled."""
 
 
 _BY_KIND: Final[Mapping[str, type[SemplesError]]] = {
@@ -102,7 +102,7 @@ _BY_KIND: Final[Mapping[str, type[SemplesError]]] = {
     "unreadable-image": BadImage,
     "job-failed": JobFailed,
 }
-# Beside what the service itself says, what a proxy before it does.
+# Answers of the service or of a proxy in front of it.
 _BY_STATUS: Final[Mapping[int, type[SemplesError]]] = {
     401: Unauthorized,
     403: Unauthorized,
@@ -114,19 +114,8 @@ _BY_STATUS: Final[Mapping[int, type[SemplesError]]] = {
 }
 
 
-def error_of(answer: httpx.Response | httpx.RequestError, *, now: datetime) -> SemplesError | None:
-    """Return what is wrong with an answer, or None if nothing is.
-
-    Args:
-        answer: read to its end, or why there is none.
-        now: what a Retry-After that names a date counts from.
-    """
-    if isinstance(answer, httpx.RequestError):
-        lost = Unavailable(f"cannot reach the service: {str(answer) or type(answer).__name__}")
-        lost.__cause__ = answer
-        return lost
-    if answer.is_success:
-        return None
+def error_of(answer: httpx.Response, *, now: datetime) -> SemplesError:
+    """Return the exception of an answer that is no success and has been read; ``now`` is for dates in Retry-After."""
     members = _members(answer)
     kind = str(members.pop("type", "")).rpartition("/")[2]
     detail = str(members.pop("detail", "")) or _unexpected(answer)
@@ -157,7 +146,7 @@ def _unexpected(answer: httpx.Response) -> str:
 
 
 def _retry_after(answer: httpx.Response, now: datetime) -> float | None:
-    """Seconds, however the header says it; None without one that can be read."""
+    """Return the seconds of a Retry-After header; None without a valid one."""
     value = answer.headers.get("retry-after", "").strip()
     if value.isascii() and value.isdecimal():
         return float(value)

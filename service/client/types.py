@@ -1,46 +1,45 @@
-"""What the service answers with, as values."""
+"""Values of the client: jobs, models, batches, masks and results, read from the service's JSON; images to post."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, TypedDict, TypeVar, get_type_hints
-from urllib.parse import quote
+from typing import Any, Final
 
-import httpx
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from models.data.classes import ClassInfo, ClassList
-from models.data.mask_files import read_cams, read_soft_maps
+from models.data.mask_files import read_cams, read_mask, read_soft_maps
 from models.inference.masks import ClassResult, MaskOptions, SoftMaps
 from models.io import write_atomically
-from service.client.errors import JobCanceled, JobFailed, SemplesError
+from service.client.errors import JobCanceled, JobFailed
 
-T = TypeVar("T")
+ImageLike = str | Path | bytes | Image.Image | NDArray[np.uint8]
+"""A path or the bytes of a JPEG, PNG or WebP, a Pillow image, or pixels, (H, W, 3) RGB or (H, W) gray."""
 
-ENDED: Final = frozenset({"finished", "failed", "canceled"})
+_ENDED: Final = frozenset({"finished", "failed", "canceled"})
+_PNG_MODES: Final = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 
 
 @dataclass(frozen=True)
 class Job:
-    """Where a job stands and, once it is finished, what came out.
+    """A job's state and, once it is finished, its result.
 
     Attributes:
         id: of the job.
         task: "pseudo_mask" or "segment".
         status: "queued", "running", "finished", "failed" or "canceled".
-        labels: canonical names, as the job has them; none to segment.
+        labels: canonical names of the labels; none to segment.
         model: the model's name.
         version: the hash of the model's content.
-        classes: what became of each class; none before the end.
+        classes: one result a class; none before the end.
         ignored: share of the pixels that are 255, in [0, 1].
-        document: all that the service says, in JSON's types.
+        document: the service's whole answer, in JSON's types.
     """
 
     id: str
@@ -53,16 +52,31 @@ class Job:
     ignored: float
     document: Mapping[str, Any] = field(repr=False)
 
+    @classmethod
+    def from_json(cls, document: Any) -> Job:
+        """Read the service's answer."""
+        return cls(
+            id=str(document["id"]),
+            task=str(document["task"]),
+            status=str(document["status"]),
+            labels=tuple(document["labels"]),
+            model=str(document["model"]["name"]),
+            version=str(document["model"]["version"]),
+            classes=tuple(map(_class_result, document.get("classes") or ())),
+            ignored=float(document.get("ignored") or 0.0),
+            document=document,
+        )
+
     @property
     def ended(self) -> bool:
         """Whether it is finished, failed or canceled."""
-        return self.status in ENDED
+        return self.status in _ENDED
 
     @property
     def progress(self) -> tuple[str, float] | None:
-        """The stage of a running job and the fraction of all work that is done, if it has said so."""
-        said = self.document.get("progress")
-        return (str(said["stage"]), float(said["fraction"])) if said else None
+        """The stage of a running job and the fraction of all work that is done, if it is known."""
+        known = self.document.get("progress")
+        return (str(known["stage"]), float(known["fraction"])) if known else None
 
     def finished(self) -> Job:
         """Return the job itself.
@@ -80,19 +94,33 @@ class Job:
         return self
 
 
+def _class_result(document: Mapping[str, Any]) -> ClassResult:
+    box = document.get("box")
+    return ClassResult(
+        index=int(document["index"]),
+        name=str(document["name"]),
+        area=float(document["area"]),
+        confidence=document.get("confidence"),
+        alignment_class=document.get("alignment_class"),
+        alignment_background=document.get("alignment_background"),
+        box=tuple(box) if box else None,
+        zero_shot=bool(document.get("zero_shot", False)),
+    )
+
+
 @dataclass(frozen=True)
 class Model:
-    """A model that can be asked for.
+    """A model of the service.
 
     Attributes:
-        name: to ask for it by.
+        name: as requests name it.
         version: the hash of its content.
         ready: whether a live worker has it in memory.
         default: whether ``pseudo_mask`` takes it unless another is named.
         can_segment: whether ``segment`` takes it.
-        classes: what may be labeled, with synonyms.
+        classes: possible labels, with synonyms.
         defaults: how its pseudo masks are made unless a request says otherwise.
-        document: all that the service says, in JSON's types; of one model alone ``nearest_nouns`` too.
+        document: the service's whole answer, in JSON's types; of one model alone ``nearest_nouns`` too.
     """
 
     name: str
@@ -104,16 +132,40 @@ class Model:
     defaults: MaskOptions = field(repr=False)
     document: Mapping[str, Any] = field(repr=False)
 
+    @classmethod
+    def from_json(cls, document: Any, *, default: str | None = None) -> Model:
+        """Read the service's answer; ``default`` is the default model's name."""
+        model = document["model"]
+        classes = (
+            ClassInfo(int(each["index"]), str(each["name"]), tuple(each.get("synonyms", ())))
+            for each in model["classes"]
+        )
+        return cls(
+            name=str(model["name"]),
+            version=str(model["version"]),
+            ready=bool(document["ready"]),
+            default=model["name"] == default,
+            can_segment=bool(model.get("can_segment", False)),
+            classes=ClassList(tuple(classes)),
+            defaults=MaskOptions(
+                refine=str(model["refine"]),
+                min_confidence=float(model["min_confidence"]),
+                background_threshold=float(model["background_threshold"]),
+                class_thresholds=dict(model.get("class_thresholds", {})),
+            ),
+            document=document,
+        )
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Where a batch stands.
+    """A batch's state.
 
     Attributes:
         id: of the batch.
         status: "queued", "running", "finished" or "canceled".
-        counts: of its photos: total, waiting, queued, running, finished, failed, canceled.
-        document: all that the service says, in JSON's types.
+        counts: of its images: total, waiting, queued, running, finished, failed, canceled.
+        document: the service's whole answer, in JSON's types.
     """
 
     id: str
@@ -121,101 +173,25 @@ class Batch:
     counts: Mapping[str, int]
     document: Mapping[str, Any] = field(repr=False)
 
+    @classmethod
+    def from_json(cls, document: Any) -> Batch:
+        """Read the service's answer."""
+        counts = dict(document["counts"])
+        return cls(str(document["id"]), str(document["status"]), counts, document)
+
     @property
     def ended(self) -> bool:
-        """Whether nothing of it is done any more."""
-        return self.status in ENDED
-
-
-def read(answer: httpx.Response, parse: Callable[[Any], T]) -> T:
-    """Parse an answer that is JSON.
-
-    Raises:
-        SemplesError: if it is something else, as what a page or a proxy says.
-    """
-    try:
-        return parse(answer.json())
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        kind = answer.headers.get("content-type", "nothing")
-        raise SemplesError(
-            f"expected an answer of the service to {answer.request.url.path}, got {kind[:80]}: is the URL right?",
-            status=answer.status_code,
-        ) from error
-
-
-def job(document: Any) -> Job:
-    """Read a job's document."""
-    return Job(
-        id=str(document["id"]),
-        task=str(document["task"]),
-        status=str(document["status"]),
-        labels=tuple(document["labels"]),
-        model=str(document["model"]["name"]),
-        version=str(document["model"]["version"]),
-        classes=tuple(map(_class, document.get("classes") or ())),
-        ignored=float(document.get("ignored") or 0.0),
-        document=document,
-    )
-
-
-def _class(said: Mapping[str, Any]) -> ClassResult:
-    box = said.get("box")
-    return ClassResult(
-        index=int(said["index"]),
-        name=str(said["name"]),
-        area=float(said["area"]),
-        confidence=said.get("confidence"),
-        alignment_class=said.get("alignment_class"),
-        alignment_background=said.get("alignment_background"),
-        box=tuple(box) if box else None,
-        zero_shot=bool(said.get("zero_shot", False)),
-    )
-
-
-def models(document: Any) -> tuple[Model, ...]:
-    """Read the list of models."""
-    return tuple(model(each, default=document["default"]) for each in document["models"])
-
-
-def model(document: Any, *, default: str | None = None) -> Model:
-    """Read a model's document."""
-    said = document["model"]
-    classes = (
-        ClassInfo(int(each["index"]), str(each["name"]), tuple(each.get("synonyms", ())))
-        for each in said["classes"]
-    )
-    return Model(
-        name=str(said["name"]),
-        version=str(said["version"]),
-        ready=bool(document["ready"]),
-        default=said["name"] == default,
-        can_segment=bool(said.get("can_segment", False)),
-        classes=ClassList(tuple(classes)),
-        defaults=MaskOptions(
-            refine=str(said["refine"]),
-            min_confidence=float(said["min_confidence"]),
-            background_threshold=float(said["background_threshold"]),
-            class_thresholds=dict(said.get("class_thresholds", {})),
-        ),
-        document=document,
-    )
-
-
-def batch(document: Any) -> Batch:
-    """Read a batch's document."""
-    return Batch(str(document["id"]), str(document["status"]), dict(document["counts"]), document)
-
-
-# A mask, what is known of it, and what can be fetched to it.
+        """Whether no image of it is still to be done."""
+        return self.status in _ENDED
 
 
 @dataclass(frozen=True)
 class Mask:
-    """A label map as the service made it.
+    """A label map of the service.
 
     Attributes:
         job_id: of the job that it belongs to.
-        png: the file, byte by byte as ``GET /jobs/{id}/mask.png`` gives it.
+        png: the file, as ``GET /jobs/{id}/mask.png`` returns it.
     """
 
     job_id: str
@@ -224,15 +200,12 @@ class Mask:
     @cached_property
     def label_map(self) -> NDArray[np.uint8]:
         """Class index per pixel, (H, W), in the upright frame; 0 background, 255 ignore."""
-        with Image.open(io.BytesIO(self.png), formats=("PNG",)) as picture:
-            return np.array(picture)
+        return read_mask(self.png)[0]
 
     @cached_property
     def provenance(self) -> Mapping[str, str]:
-        """Where the mask comes from, the PNG's text: Software, Model, Licence, Labels, Options."""
-        with Image.open(io.BytesIO(self.png), formats=("PNG",)) as picture:
-            texts = ((str(key), value) for key, value in picture.info.items())
-            return {key: value for key, value in texts if isinstance(value, str)}
+        """The PNG's text chunks: Software, Model, Licence, Labels, Options."""
+        return read_mask(self.png)[1]
 
     def save(self, path: str | Path) -> None:
         """Write the palette PNG, whole or not at all.
@@ -245,17 +218,17 @@ class Mask:
 
 @dataclass(frozen=True)
 class FinishedMask(Mask):
-    """A mask and its job; ``Result`` and ``AsyncResult`` add what is fetched only when it is asked for.
+    """A mask and its job; ``Result`` and ``AsyncResult`` add files that are fetched only when they are asked for.
 
     Attributes:
-        job: as it stood at its end.
+        job: as it was at its end.
     """
 
     job: Job
 
     @property
     def classes(self) -> tuple[ClassResult, ...]:
-        """What became of each class: area, confidence, alignment, box."""
+        """One result a class: area, confidence, alignment, box."""
         return self.job.classes
 
     @property
@@ -269,15 +242,11 @@ class FinishedMask(Mask):
         return all(each.box is None for each in self.classes)
 
 
-Fetch: TypeAlias = Callable[[str], bytes]
-FetchAsync: TypeAlias = Callable[[str], Awaitable[bytes]]
-
-
 @dataclass(frozen=True)
 class Result(FinishedMask):
-    """What ``Client`` makes of an image. What is fetched later raises SemplesError as the client's methods do."""
+    """A result of ``Client``. Files that are fetched later raise SemplesError as the client's methods do."""
 
-    _fetch: Fetch = field(repr=False)
+    _fetch: Callable[[str], bytes] = field(repr=False)
 
     @cached_property
     def _scores(self) -> bytes:
@@ -301,14 +270,14 @@ class Result(FinishedMask):
     @cached_property
     def overlay(self) -> Image.Image:
         """The image with the mask's colors laid over it."""
-        return picture(self.overlay_png)
+        return _decode_png(self.overlay_png)
 
 
 @dataclass(frozen=True)
 class AsyncResult(FinishedMask):
-    """What ``AsyncClient`` makes of an image; what is fetched later is awaited, and fetched each time."""
+    """A result of ``AsyncClient``; files that are fetched later are awaited, and fetched each time."""
 
-    _fetch: FetchAsync = field(repr=False)
+    _fetch: Callable[[str], Awaitable[bytes]] = field(repr=False)
 
     async def scores(self) -> SoftMaps:
         """Return the soft maps; see ``Result.scores``."""
@@ -320,178 +289,22 @@ class AsyncResult(FinishedMask):
 
     async def overlay(self) -> Image.Image:
         """Return the image with the mask's colors laid over it."""
-        return picture(await self._fetch("overlay.png"))
+        return _decode_png(await self._fetch("overlay.png"))
 
 
-def picture(png: bytes) -> Image.Image:
-    """Decode a picture whole."""
+def _decode_png(png: bytes) -> Image.Image:
     image: Image.Image = Image.open(io.BytesIO(png), formats=("PNG",))
     image.load()
     return image
 
 
-# The requests that a client makes, as values: nothing is sent here.
-
-ImageLike = str | Path | bytes | Image.Image | NDArray[np.uint8]
-"""A photo: the path or the bytes of a JPEG, PNG or WebP, a Pillow image, or pixels, (H, W, 3) RGB or (H, W) gray."""
-
-UNPACK_SECONDS: Final = 600.0
-"""How long a service may look at a zip before it answers."""
-
-_PNG_MODES: Final = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
-
-
-class SegmentOptions(TypedDict, total=False):
-    """How an image is segmented; what is left out or None is the model's default.
-
-    ``model`` is a name of ``models()``, ``refine`` a chain such as ``"random_walk+pamr"``; pixels less sure than
-    ``min_confidence`` become 255.
-    """
-
-    model: str | None
-    refine: str | None
-    min_confidence: float | None
-
-
-class Thresholds(TypedDict, total=False):
-    """How scores become a mask; the background's score is the threshold, or (1 - best score)^power."""
-
-    background_threshold: float | None
-    background_power: float | None
-    min_confidence: float | None
-
-
-class PseudoMaskOptions(SegmentOptions, total=False):
-    """How a pseudo mask is made; as SegmentOptions, with the background's score of Thresholds."""
-
-    background_threshold: float | None
-    background_power: float | None
-
-
-class PhotoOptions(PseudoMaskOptions, total=False):
-    """How one photo's pseudo mask is made; ``vocabulary`` "open" takes labels that the model was not trained on."""
-
-    vocabulary: Literal["closed", "open"] | None
-
-
-@dataclass(frozen=True)
-class Call:
-    """A request.
-
-    Attributes:
-        method, path: of it; the path is below the service's URL.
-        query: None and what is left out are the same.
-        form: fields; None and what is left out are the same.
-        file: the form's field that is a file: its name, and the file's bytes or where it is.
-        headers: of this request alone.
-        patience: seconds that the service may stay silent beyond what a client bears otherwise.
-    """
-
-    method: str
-    path: str
-    query: Mapping[str, Any] = field(default_factory=dict)
-    form: Mapping[str, Any] = field(default_factory=dict)
-    file: tuple[str, bytes | Path] | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    patience: float = 0.0
-
-    @contextmanager
-    def request(
-        self, http: httpx.Client | httpx.AsyncClient, timeout: float
-    ) -> Iterator[httpx.Request]:
-        """Build the request that a client is to send; a file is open as long as this lasts.
-
-        Raises:
-            OSError: if the file cannot be read.
-        """
-        with ExitStack() as stack:
-            content: Any = None
-            if self.file is not None:
-                name, source = self.file
-                opened = (
-                    stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
-                )
-                content = {name: (name, opened)}
-            yield http.build_request(
-                self.method,
-                self.path,
-                params=_given(self.query) or None,
-                data=_given(self.form) or None,
-                files=content,
-                headers=dict(self.headers),
-                timeout=httpx.Timeout(timeout, read=timeout + self.patience, pool=None),
-            )
-
-
-def pseudo_mask_call(
-    image: bytes,
-    labels: str | Sequence[str],
-    options: PseudoMaskOptions | PhotoOptions,
-    *,
-    wait: int,
-) -> Call:
-    """Return the post of an image with its labels.
-
-    Args:
-        image: a file's bytes.
-        labels: what the image shows; one alone may be given as it is.
-        options: see PseudoMaskOptions.
-        wait: seconds that the service may take to answer with the finished job.
-
-    Raises:
-        TypeError: if an option has another name.
-        ValueError: if there is no label.
-    """
-    chosen = [labels] if isinstance(labels, str) else list(labels)
-    if not chosen:
-        raise ValueError("expected at least one label, got none")
-    form = {**checked(options, PhotoOptions), "labels": chosen}
-    return _post_image("/pseudo-mask", image, form, wait=wait)
-
-
-def segment_call(image: bytes, options: SegmentOptions, *, wait: int) -> Call:
-    """Return the post of an image alone; see ``pseudo_mask_call``."""
-    return _post_image("/segment", image, checked(options, SegmentOptions), wait=wait)
-
-
-def _post_image(path: str, image: bytes, form: Mapping[str, Any], *, wait: int) -> Call:
-    query = {"wait": wait or None}
-    return Call("POST", path, query=query, form=form, file=("image", image), patience=wait)
-
-
-def batch_call(archive: Path, options: PseudoMaskOptions) -> Call:
-    """Return the post of a zip of photos and labels; raises as ``pseudo_mask_call``."""
-    form = checked(options, PseudoMaskOptions)
-    return Call("POST", "/batches", form=form, file=("archive", archive), patience=UNPACK_SECONDS)
-
-
-def checked(options: Mapping[str, Any], kind: Any) -> dict[str, Any]:
-    """Return options by name; raise TypeError for a name that their kind has not, as a function's keywords would."""
-    known = sorted(get_type_hints(kind))
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise TypeError(f"expected options {', '.join(known)}, got {unknown[0]!r}")
-    return dict(options)
-
-
-def quoted(text: str) -> str:
-    """Return an id or a name as one segment of a path.
-
-    Raises:
-        ValueError: if it cannot be one.
-    """
-    if text in ("", ".", ".."):
-        raise ValueError(f"expected an id or a name, got {text!r}")
-    return quote(text, safe="")
-
-
 def image_bytes(image: ImageLike) -> bytes:
-    """Return an image's file: as it is where there is one, else as a PNG.
+    """Return an image's file: unchanged if it is one, else encoded as a PNG.
 
-    Pixels and Pillow images are taken as they lie in memory, so that the mask has their height and width.
+    Pixels and Pillow images are taken as they are in memory, so that the mask has their height and width.
 
     Raises:
-        TypeError: if it is none of the things that are taken.
+        TypeError: if it is of another type.
         ValueError: if an array has another shape or type than it may have.
         OSError: if the file cannot be read.
     """
@@ -500,15 +313,15 @@ def image_bytes(image: ImageLike) -> bytes:
     if isinstance(image, str | Path):
         return Path(image).read_bytes()
     if isinstance(image, np.ndarray):
-        return _png(_picture(image))
+        return _encode_png(_from_pixels(image))
     if isinstance(image, Image.Image):
-        return _png(image)
+        return _encode_png(image)
     raise TypeError(
         f"expected a path, bytes, a Pillow image or an array, got {type(image).__name__}"
     )
 
 
-def _picture(pixels: NDArray[np.uint8]) -> Image.Image:
+def _from_pixels(pixels: NDArray[np.uint8]) -> Image.Image:
     fits = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
     if pixels.dtype != np.uint8 or not fits or not pixels.size:
         raise ValueError(
@@ -517,13 +330,9 @@ def _picture(pixels: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-def _png(picture: Image.Image) -> bytes:
+def _encode_png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     fits = picture.mode in _PNG_MODES
     # Without EXIF: its orientation would turn the mask away from these pixels. Speed before size.
     (picture if fits else picture.convert("RGB")).save(buffer, "PNG", compress_level=1, exif=b"")
     return buffer.getvalue()
-
-
-def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}

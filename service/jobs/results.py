@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from models.data.classes import normalize
 from models.data.images import ImageHeader, read_image
@@ -18,10 +17,11 @@ from models.data.mask_files import (
     label_map_png,
     overlay_png,
     read_cams,
+    read_mask,
     read_soft_maps,
     soft_map_png,
 )
-from models.data.mask_folder import MaskedPhoto
+from models.data.mask_folder import MaskedImage
 from models.inference.masks import (
     ClassResult,
     Decision,
@@ -84,8 +84,7 @@ class JobResults:
         stored = self._stored_mask()
         if not self._changed:
             return stored
-        with Image.open(io.BytesIO(stored), formats=("PNG",)) as picture:
-            text = {str(k): v for k, v in picture.info.items() if isinstance(v, str)}
+        _, text = read_mask(stored)
         text["Options"] = json.dumps(asdict(self._options), sort_keys=True)
         return label_map_png(self._decision.label_map, text=text)
 
@@ -112,11 +111,11 @@ class JobResults:
         upsampled = upsample_bilinear(upsample_bilinear(values, width, axis=2), height, axis=1)
         return soft_map_png(upsampled[0])
 
-    def masked_photo(self, name: str) -> MaskedPhoto:
+    def masked_image(self, name: str) -> MaskedImage:
         """Return the label map as exporters take it, with a name for its image."""
         height, width = self.label_map.shape
         model = self._job.result.model
-        return MaskedPhoto(
+        return MaskedImage(
             path=Path(name),
             name=name,
             header=ImageHeader(width, height, 1, ""),
@@ -131,7 +130,7 @@ class JobResults:
         """The label map, (H, W)."""
         if self._changed:
             return self._decision.label_map
-        return np.array(Image.open(io.BytesIO(self._stored_mask()), formats=("PNG",)))
+        return read_mask(self._stored_mask())[0]
 
     def _stored_mask(self) -> bytes:
         return self._blobs.get(self._job.result.blobs.mask)

@@ -15,7 +15,7 @@ from PIL import Image
 from tests.helpers.client_fixtures import Script
 from tests.helpers.paths import ROOT
 from tests.helpers.service_fixtures import WorkerProcess
-from tests.service.client.test_batches import Batches
+from tests.service.client.test_requests import Batches
 
 TEXT = (ROOT / "docs" / "client.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)

@@ -1,12 +1,9 @@
-"""What tests of the client share: folders of photos, a proxy whose connections break, servers that misbehave."""
+"""Fixtures of the client's tests: images that no other test has, and scripted services."""
 
 from __future__ import annotations
 
 import itertools
-import socket
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -41,60 +38,6 @@ def make_photos(folder: Path, labels: Mapping[str, str], *, shade: int) -> Path:
     table = folder / "labels.csv"
     table.write_text("\n".join(["image,labels", *rows]) + "\n")
     return table
-
-
-class Cutter:
-    """A TCP proxy whose connections can be cut, as a network does."""
-
-    def __init__(self, target: httpx.URL) -> None:
-        self._target = (str(target.host), int(target.port or 80))
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._open: set[socket.socket] = set()
-        self.connections = 0
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-
-    def cut(self) -> None:
-        """Break all connections that there are now."""
-        for each in list(self._open):
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self.cut()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                self.connections += 1
-                server = socket.create_connection(self._target)
-                for pair in ((client, server), (server, client)):
-                    threading.Thread(target=self._pump, args=pair, daemon=True).start()
-
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
-        self._open.add(source)
-        with source, suppress(OSError):
-            while chunk := source.recv(65536):
-                sink.sendall(chunk)
-        self._open.discard(source)
-        with suppress(OSError):
-            sink.shutdown(socket.SHUT_RDWR)
-
-
-@contextmanager
-def cutter(target: httpx.URL) -> Iterator[Cutter]:
-    proxy = Cutter(target)
-    try:
-        yield proxy
-    finally:
-        proxy.close()
 
 
 Answer = httpx.Response | Exception

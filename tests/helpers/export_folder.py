@@ -14,7 +14,7 @@ from PIL import Image
 from models.data.classes import ClassInfo, ClassList, write_class_list
 from models.data.images import ImageHeader
 from models.data.mask_files import label_map_png
-from models.data.mask_folder import MaskedPhoto
+from models.data.mask_folder import MaskedImage
 
 CLASSES = ClassList((ClassInfo(3, "bowl"), ClassInfo(4, "cat"), ClassInfo(9, "dining table")))
 SIZES = {"flat.jpg": (40, 50), "große Katze.jpg": (33, 47), "picture.png": (20, 30)}
@@ -71,11 +71,11 @@ def make_folder(place: Path) -> tuple[Path, Path]:
     return run, images
 
 
-def photo(name: str, found: NDArray[np.uint8]) -> MaskedPhoto:
+def photo(name: str, found: NDArray[np.uint8]) -> MaskedImage:
     """A photo that exists in memory only."""
     height, width = found.shape
     header = ImageHeader(width, height, 1, "JPEG")
-    return MaskedPhoto(Path(name), name, header, found, {}, "tiny 1", {})
+    return MaskedImage(Path(name), name, header, found, {}, "tiny 1", {})
 
 
 def reader(name: str) -> Any:

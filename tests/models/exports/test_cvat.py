@@ -20,7 +20,7 @@ INDICES = {"background": 0, "ignored": 255, **{each.name: each.index for each in
 def exported(tmp_path: Path) -> Path:
     masks = open_mask_folder(*make_folder(tmp_path))
     (tmp_path / "cvat").mkdir()
-    write_cvat(masks.photos(), masks.classes, tmp_path / "cvat")
+    write_cvat(masks.masked_images(), masks.classes, tmp_path / "cvat")
     return tmp_path / "cvat"
 
 
@@ -73,6 +73,6 @@ def test_labels_for_the_task(exported: Path) -> None:
 def test_equal_masks_give_equal_zips(exported: Path, tmp_path: Path) -> None:
     masks = open_mask_folder(tmp_path / "run", tmp_path / "images")
     (tmp_path / "again").mkdir()
-    write_cvat(masks.photos(), masks.classes, tmp_path / "again")
+    write_cvat(masks.masked_images(), masks.classes, tmp_path / "again")
     again = (tmp_path / "again" / "annotations.zip").read_bytes()
     assert again == (exported / "annotations.zip").read_bytes()

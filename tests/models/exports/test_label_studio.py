@@ -23,7 +23,9 @@ def brush() -> ModuleType:
 def exported(tmp_path: Path) -> Path:
     masks = open_mask_folder(*make_folder(tmp_path))
     (tmp_path / "tasks").mkdir()
-    write_label_studio(masks.photos(), masks.classes, tmp_path / "tasks", image_prefix="s3://b/")
+    write_label_studio(
+        masks.masked_images(), masks.classes, tmp_path / "tasks", image_prefix="s3://b/"
+    )
     return tmp_path / "tasks"
 
 

@@ -1,23 +1,31 @@
-"""A folder of photos through the real service: what is written, and what is sent again."""
+"""A folder of images through the service: its files, what continues them, what is refused."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import numpy as np
 import pytest
+import torch
 
+from models.bundle.bundle import load_bundle
 from models.data.classes import read_class_list
+from models.data.labels import read_folder
+from models.data.mask_files import label_map_png
 from models.data.mask_folder import open_mask_folder, read_mask_folder, read_results
 from models.evaluation.metrics import evaluate_label_maps, matching_files
-from service.client import Client
-from service.client.folder import latest
-from tests.helpers.client_fixtures import make_photos
-from tests.helpers.service_fixtures import Place, WorkerProcess, wait_for
+from models.inference.folder import MaskJob, make_here, make_pseudo_masks
+from models.inference.predictor import Predictor
+from service.client import AsyncClient, Client, InvalidRequest, Unavailable
+from tests.helpers.client_fixtures import Script, make_photos, problem
+from tests.helpers.service_fixtures import Place, WorkerProcess, http_api, wait_for
+from tests.service.local.test_bundle import serving_bundle
 
 pytestmark = pytest.mark.usefixtures("worker")  # each test finds a live worker
 
@@ -98,7 +106,7 @@ def test_other_commands_take_it(client: Client, tmp_path: Path) -> None:
     pairs = matching_files(output / "masks", output / "masks", ".png")
     report = evaluate_label_maps(pairs, classes, min_pixels=0, on_image=lambda: None)
     assert report.mean_iou == 1
-    assert len(list(open_mask_folder(output, images).photos())) == 4
+    assert len(list(open_mask_folder(output, images).masked_images())) == 4
     [first, *_] = read_mask_folder(images, output, classes)
     assert set(np.unique(first.read_mask())) == {0, 1}
 
@@ -122,7 +130,7 @@ def test_what_is_done_is_not_sent_again(client: Client, place: Place, tmp_path: 
     again = client.batch(*where)
     assert (again.made, again.kept) == (len({"a", "d", cut}), 4 - len({"a", "d", cut}))
     assert posts(place) == before + 1  # but for the new label all jobs were known
-    assert [each["name"] for each in dict(latest(results))["d"]["classes"]] == ["cat"]
+    assert [each["name"] for each in read_results(results)["d"]["classes"]] == ["cat"]
     assert files(tmp_path / "out")["masks/a.png"] == whole["masks/a.png"]
 
 
@@ -176,3 +184,217 @@ def test_bad_photos_are_noted(client: Client, tmp_path: Path) -> None:
     (images / "broken.png").write_bytes(good)
     again = client.batch(*where)
     assert (again.made, again.kept, len(again.failed)) == (1, 2, 2)
+
+
+def test_it_waits_for_room(place: Place, tmp_path: Path) -> None:
+    """With places for one job and for a few posts a second, a service is well, and no retry is used up."""
+    labels = make_photos(tmp_path, {f"{number}.png": "cat" for number in range(9)}, shade=106)
+    with http_api(place, max_queue=1, rate="4/second") as api:
+        outcomes = []
+
+        async def run() -> None:
+            async with AsyncClient(str(api.base_url), retries=0, sleep=doze) as client:
+                outcomes.append(
+                    await client.batch(tmp_path / "images", labels, tmp_path / "out", concurrency=8)
+                )
+
+        pauses: list[float] = []
+
+        async def doze(seconds: float) -> None:
+            pauses.append(seconds)
+            await anyio.sleep(0.05)
+
+        anyio.run(run)
+    assert outcomes[0].made == 9
+    assert min(pauses) >= 1
+
+
+def test_a_service_that_goes_away_ends_it_and_it_goes_on(place: Place, tmp_path: Path) -> None:
+    labels = make_photos(tmp_path, {f"{number}.png": "cat" for number in range(6)}, shade=107)
+    where = (tmp_path / "images", labels, tmp_path / "out")
+    with http_api(place) as api, Client(str(api.base_url), retries=0) as client:
+
+        class Leaves(httpx.AsyncHTTPTransport):
+            left = 3
+
+            async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+                if request.method == "POST":
+                    self.left -= 1
+                if self.left < 0:
+                    raise httpx.ConnectError("gone")
+                return await super().handle_async_request(request)
+
+        async def run() -> None:
+            async with AsyncClient(str(api.base_url), retries=0, transport=Leaves()) as leaving:
+                await leaving.batch(*where, concurrency=1)
+
+        with pytest.raises(Unavailable, match="cannot reach the service: gone"):
+            anyio.run(run)
+        assert len(read_results(tmp_path / "out" / "results.jsonl")) == 3
+        assert not (tmp_path / "out" / "summary.json").exists()
+        outcome = client.batch(*where)
+        assert (outcome.made, outcome.kept) == (3, 3)
+
+
+def test_cancellation_leaves_what_can_be_continued(api: httpx.Client, tmp_path: Path) -> None:
+    labels = make_photos(tmp_path, {"a.png": "cat", "b.png": "slow", "c.png": "bowl"}, shade=108)
+    where = (tmp_path / "images", labels, tmp_path / "out")
+
+    async def run() -> None:
+        async with AsyncClient(str(api.base_url)) as client:
+            with anyio.CancelScope() as scope:
+                await client.batch(
+                    *where,
+                    concurrency=1,
+                    on_photo=lambda done, *_: scope.cancel() if done else None,
+                )
+            assert scope.cancelled_caught
+            assert not (tmp_path / "out" / "summary.json").exists()
+            outcome = await client.batch(*where)
+            assert (outcome.made, outcome.kept) == (2, 1)
+
+    anyio.run(run)
+
+
+MODELS = {
+    "default": "double",
+    "default_segment": None,
+    "models": [
+        {
+            "ready": True,
+            "model": {
+                "name": "double",
+                "version": "1",
+                "classes": [{"index": 1, "name": "cat"}],
+                "refine": "none",
+                "min_confidence": 0.0,
+                "background_threshold": 0.4,
+            },
+        }
+    ],
+}
+
+
+def finished(version: str) -> httpx.Response:
+    return httpx.Response(
+        200,
+        json={
+            **{"id": "0" * 32, "task": "pseudo_mask", "status": "finished", "labels": ["cat"]},
+            "model": {"name": "double", "version": version},
+            "options": {
+                "refine": "none",
+                "min_confidence": 0.0,
+                "background_threshold": 0.4,
+                "of_tomorrow": 1,
+            },
+            "image": {"width": 3, "height": 2, "exif_orientation": 1},
+            "classes": [{"index": 1, "name": "cat", "area": 0.0}],
+        },
+    )
+
+
+def batch_of_one(tmp_path: Path, *answers: httpx.Response, **options: Any) -> Any:
+    labels = make_photos(tmp_path, {"a.png": "cat", "b.png": "cat"}, shade=110)
+    script = Script(httpx.Response(200, json=MODELS), *answers)
+
+    async def run() -> Any:
+        async with AsyncClient("http://host", transport=script, retries=0) as client:
+            return await client.batch(tmp_path / "images", labels, tmp_path / "out", **options)
+
+    return anyio.run(run)
+
+
+def test_masks_of_another_model_are_not_mixed(tmp_path: Path) -> None:
+    mask = httpx.Response(200, content=label_map_png(np.zeros((2, 3), np.uint8)))
+    with pytest.raises(
+        ValueError,
+        match="expected masks of double 1, got double 2: the service has another model now",
+    ):
+        batch_of_one(tmp_path, finished("1"), mask, finished("2"), mask, concurrency=1)
+    assert list(read_results(tmp_path / "out" / "results.jsonl")) == ["a"]
+
+
+def test_an_error_of_our_service_is_one_photos_but_a_wrong_option_is_not(tmp_path: Path) -> None:
+    mask = httpx.Response(200, content=label_map_png(np.zeros((2, 3), np.uint8)))
+    outcome = batch_of_one(
+        tmp_path, problem(500, "internal-error", "a bug"), finished("1"), mask, concurrency=1
+    )
+    assert (outcome.made, outcome.empty, outcome.failed) == (1, 1, (("a.png", "a bug"),))
+    with pytest.raises(InvalidRequest, match="no"):
+        batch_of_one(tmp_path, problem(422, "invalid-request"), concurrency=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "other"}, r"expected a model of the service \(double\), got other"),
+        ({"concurrency": 0}, "expected at least one photo in flight, got 0"),
+        ({"background_threshold": 3}, r"expected background_threshold in \(0, 1\), got 3"),
+        ({"refine": "nonsense"}, "nonsense"),
+    ],
+)
+def test_what_cannot_begin(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        batch_of_one(tmp_path, **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_photos_are_not_overwritten(tmp_path: Path) -> None:
+    labels = make_photos(tmp_path, {"a.png": "cat"}, shade=111)
+    (tmp_path / "images").rename(tmp_path / "masks")
+    script = Script(httpx.Response(200, json=MODELS))
+
+    async def run() -> None:
+        async with AsyncClient("http://host", transport=script) as client:
+            await client.batch(tmp_path / "masks", labels, tmp_path)
+
+    with pytest.raises(ValueError, match="expected an output folder that keeps the images"):
+        anyio.run(run)
+
+
+def test_a_folder_through_a_service_is_the_command_lines(
+    tiny_bundle: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    predictor = Predictor(load_bundle(tiny_bundle, device=torch.device("cpu")))
+    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", predictor.info.classes)
+    here, there = tmp_path / "here", tmp_path / "there"
+    job = MaskJob(here, predictor.options(refine="pamr", min_confidence=0.1), save_scores=True)
+    make = partial(make_here, predictor, job)
+    make_pseudo_masks(predictor.info, samples, job, make, on_image=lambda: None)
+
+    where = (tiny_data / "images", tiny_data / "labels.csv", there)
+    with serving_bundle(tiny_bundle, tmp_path / "data") as stack, Client(stack.url) as client:
+        send = partial(client.batch, *where, save_scores=True, refine="pamr", min_confidence=0.1)
+        assert send().made == len(samples)
+        # The command line goes on with what the service made, and the other way round.
+        outcome = make_pseudo_masks(
+            predictor.info,
+            samples,
+            MaskJob(there, job.options, save_scores=True),
+            lambda rest: iter(()),
+            on_image=lambda: None,
+        )
+        assert (outcome.made, outcome.kept) == (0, len(samples))
+        assert client.batch(
+            *where[:2], here, save_scores=True, refine="pamr", min_confidence=0.1
+        ).kept == len(samples)
+
+    for name in ("settings.json", "classes.txt"):
+        assert (there / name).read_bytes() == (here / name).read_bytes()
+    for sample in samples:
+        mask = f"masks/{sample.stem}.png"
+        assert (there / mask).read_bytes() == (here / mask).read_bytes()
+        assert (there / "scores" / f"{sample.stem}.npz").is_file()
+    made, known = (read_results(each / "results.jsonl") for each in (there, here))
+    assert close(made) == close(known)
+    summaries = [json.loads((each / "summary.json").read_text()) for each in (there, here)]
+    assert close(summaries[0]) == close(summaries[1])
+
+
+def close(value: Any) -> Any:
+    """The same with room for rounding."""
+    if isinstance(value, dict):
+        return {key: close(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [close(each) for each in value]
+    return pytest.approx(value, abs=1e-3) if isinstance(value, float) else value

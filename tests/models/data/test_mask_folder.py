@@ -1,7 +1,6 @@
-"""What an export refuses to begin with, by name."""
+"""The mask folder: records, settings, and what an export refuses to begin with, by name."""
 
 import json
-import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,18 +9,43 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models.data.classes import ClassInfo, ClassList
 from models.data.mask_files import label_map_png
-from models.data.mask_folder import open_mask_folder
-from models.exports import new_folder
+from models.data.mask_folder import (
+    RESULTS,
+    SETTINGS,
+    MaskFolderWriter,
+    open_mask_folder,
+    read_results,
+    read_settings,
+)
 from models.exports.coco import RLE_FILE, write_coco
 from models.exports.cvat import write_cvat
 from models.exports.label_studio import write_label_studio
 from tests.helpers.export_folder import label_maps, make_folder
 
 
+@pytest.mark.parametrize("content", ["{}", '{"model": {}, "options": {}}', "[]", "no"])
+def test_settings_of_another_kind_are_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / SETTINGS).write_text(content)
+    with pytest.raises(ValueError, match=r"expected .* in .*settings.json, got"):
+        read_settings(tmp_path)
+
+
+def test_records_of_another_kind_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / RESULTS
+    whole = '{"stem": "a", "image": "a.jpg", "model": {}, "classes": []}\n'
+    path.write_text("[]\n3\nno\n" + '{"stem": "b"}\n' + whole + whole[:20])
+    assert list(read_results(path)) == ["a"]
+    settings = {"model": {"name": "tiny", "version": "1"}, "options": {}, "scores": False}
+    with MaskFolderWriter(tmp_path, [], ClassList((ClassInfo(1, "cat"),)), settings):
+        pass
+    assert path.read_text().endswith(whole)
+
+
 def test_photos_come_with_their_masks(tmp_path: Path) -> None:
     masks = open_mask_folder(*make_folder(tmp_path))
-    photos = list(masks.photos())
+    photos = list(masks.masked_images())
     kept = label_maps()
     assert len(masks) == len(photos) == len(kept)
     assert [each.stem for each in photos] == sorted(each.stem for each in photos)
@@ -38,16 +62,16 @@ def test_photos_may_lie_in_folders(tmp_path: Path) -> None:
     path = run / "results.jsonl"
     path.write_text(path.read_text().replace("flat.jpg", "sub/flat.jpg"))
     masks = open_mask_folder(run, images)
-    found = {each.stem: each for each in masks.photos()}
+    found = {each.stem: each for each in masks.masked_images()}
     assert found["flat"].name == "sub/flat.jpg"
     assert found["flat"].path == images / "sub" / "flat.jpg"
     # What each format calls a photo.
-    write_coco(masks.photos(), masks.classes, tmp_path)
+    write_coco(masks.masked_images(), masks.classes, tmp_path)
     coco = json.loads((tmp_path / RLE_FILE).read_text())
     assert "sub/flat.jpg" in [each["file_name"] for each in coco["images"]]
-    write_label_studio(masks.photos(), masks.classes, tmp_path, image_prefix="s3://b/")
+    write_label_studio(masks.masked_images(), masks.classes, tmp_path, image_prefix="s3://b/")
     assert '"s3://b/sub/flat.jpg"' in (tmp_path / "tasks_0001.json").read_text()
-    write_cvat(masks.photos(), masks.classes, tmp_path)
+    write_cvat(masks.masked_images(), masks.classes, tmp_path)
     with zipfile.ZipFile(tmp_path / "annotations.zip") as archive:
         assert "sub/flat" in archive.read("ImageSets/Segmentation/default.txt").decode().split()
         assert "SegmentationClass/sub/flat.png" in archive.namelist()
@@ -149,32 +173,4 @@ def test_pixels_that_do_not_match(
     run, images = make_folder(tmp_path)
     spoil(run, images)
     with pytest.raises(ValueError, match=message):
-        list(open_mask_folder(run, images).photos())
-
-
-def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    target = tmp_path / "deep" / "out"
-    with pytest.raises(KeyboardInterrupt), new_folder(target) as place:  # noqa: PT012
-        (place / "half").write_text("")
-        raise KeyboardInterrupt
-    assert list((tmp_path / "deep").iterdir()) == []
-    with new_folder(target) as place:
-        (place / "whole").write_text("")
-        assert not target.exists()
-    assert [each.name for each in target.iterdir()] == ["whole"]
-
-
-def test_nothing_is_overwritten_but_an_empty_folder(tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    target.mkdir()
-    with new_folder(target) as place:
-        (place / "new").write_text("")
-    with pytest.raises(ValueError, match="expected a new or empty folder"), new_folder(target):
-        pass
-    with pytest.raises(ValueError, match="new or empty"), new_folder(target / "new"):
-        pass
-    assert [each.name for each in target.iterdir()] == ["new"]
-    shutil.rmtree(target)
-    (tmp_path / "out.partial").mkdir()
-    with pytest.raises(ValueError, match=r"remove .*out\.partial"), new_folder(target):
-        pass
+        list(open_mask_folder(run, images).masked_images())

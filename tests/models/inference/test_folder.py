@@ -119,7 +119,7 @@ def test_a_photo_that_moved_is_made_anew(
 
     assert make("a", "photo1.jpg").made == 1
     assert make("b", "photo2.jpg").made == 1
-    (photo,) = open_mask_folder(job.output, tmp_path / "images").photos()
+    (photo,) = open_mask_folder(job.output, tmp_path / "images").masked_images()
     assert photo.name == "b/x.jpg"
 
 
@@ -164,7 +164,7 @@ def test_photos_of_folders_keep_their_names(
     for output in (job.output, again.output):
         made = read_results(output / RESULTS).values()
         assert [each["image"] for each in made] == ["z/photo0.jpg", "a/photo1.jpg"]
-        exported = open_mask_folder(output, images).photos()
+        exported = open_mask_folder(output, images).masked_images()
         assert [each.name for each in exported] == ["z/photo0.jpg", "a/photo1.jpg"]
 
 
