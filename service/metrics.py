@@ -23,32 +23,18 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from redis import Redis
 from redis.exceptions import RedisError
-from rq.job import Job
-from rq.utils import str_to_date
 
 from worker.batches.records import batch_key, known_batches
 from worker.queue.registry import (
     WorkerInfo,
     known_models,
     live_workers,
-    published_samples,
+    published_metrics,
     worker_key,
 )
-from worker.queue.rq import TaskQueue, open_queue
+from worker.queue.rq import STATES, JobQueue, queue_stats
 from worker.queue.schema import dead_key
 from worker.webhooks.store import DUE_KEY
-
-# State → key of the sorted set of such jobs.
-_REGISTRIES: Final[dict[str, Callable[[TaskQueue], str]]] = {
-    "started": lambda queue: str(queue.started_job_registry.key),
-    "finished": lambda queue: str(queue.finished_job_registry.key),
-    "failed": lambda queue: str(queue.failed_job_registry.key),
-    "canceled": lambda queue: str(queue.canceled_job_registry.key),
-    "deferred": lambda queue: str(queue.deferred_job_registry.key),
-    "scheduled": lambda queue: str(queue.scheduled_job_registry.key),
-}
-STATES: Final = ("queued", "taken", *_REGISTRIES)
-"""Of jobs, as labels of ``semples_queue_jobs``."""
 
 _BATCH_STATES: Final = {"running": b"open", "finished": b"finished", "canceled": b"canceled"}
 _WORKER_PREFIX: Final = "semples_worker_"
@@ -125,37 +111,12 @@ class RedisCollector(Collector):
             "Seconds that the next job has waited; 0 if none waits.",
             labels=("model",),
         )
-        for model, row in zip(models, self._read_queues(models), strict=True):
-            *counts, age = row
-            for state, count in zip(STATES, counts, strict=True):
-                jobs.add_metric((model, state), count)
-            oldest.add_metric((model,), age)
+        queues = [JobQueue(self._redis, model) for model in models]
+        for model, stats in zip(models, queue_stats(queues, moment=self._now()), strict=True):
+            for state in STATES:
+                jobs.add_metric((model, state), stats.jobs[state])
+            oldest.add_metric((model,), stats.oldest)
         return jobs, oldest
-
-    def _read_queues(self, models: Sequence[str]) -> list[list[float]]:
-        """Return each queue's numbers of jobs in the order of STATES, and the next one's age."""
-        with self._redis.pipeline(transaction=False) as pipeline:
-            for queue in (open_queue(self._redis, model) for model in models):
-                pipeline.llen(queue.key)
-                pipeline.llen(queue.intermediate_queue_key)
-                for key in _REGISTRIES.values():
-                    pipeline.zcard(key(queue))
-                pipeline.lindex(queue.key, 0)
-            answers = pipeline.execute()
-        width = len(STATES) + 1
-        rows = [answers[i : i + width] for i in range(0, len(answers), width)]
-        ages = self._ages([row[-1] for row in rows])
-        return [[*row[:-1], age] for row, age in zip(rows, ages, strict=True)]
-
-    def _ages(self, jobs: Sequence[bytes | None]) -> list[float]:
-        with self._redis.pipeline(transaction=False) as pipeline:
-            for job in jobs:
-                pipeline.hget(Job.key_for(job.decode() if job else ""), "enqueued_at")
-            return [self._age(moment) for moment in pipeline.execute()]
-
-    def _age(self, moment: bytes | None) -> float:
-        # Not below 0 where two hosts' clocks differ.
-        return max(0.0, (self._now() - str_to_date(moment)).total_seconds()) if moment else 0.0
 
     def _left_over(self, models: Sequence[str]) -> Sequence[Metric]:
         webhooks = GaugeMetricFamily(
@@ -204,7 +165,7 @@ class RedisCollector(Collector):
         for worker, age in zip(workers, self._lease_ages(workers), strict=True):
             lease.add_metric((worker.name, worker.model.name), age)
             silent.add_metric((worker.name, worker.model.name), worker.silent)
-        texts = published_samples(self._redis, [worker.name for worker in workers])
+        texts = published_metrics(self._redis, [worker.name for worker in workers])
         return count, lease, silent, *merge_worker_metrics(texts)
 
     def _lease_ages(self, workers: Sequence[WorkerInfo]) -> list[float]:

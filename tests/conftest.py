@@ -33,7 +33,6 @@ pytest_plugins = [
     "tests.helpers.batch_zips",
     "tests.helpers.client_fixtures",
     "tests.helpers.callback_desk",
-    "tests.helpers.conveyor_works",
     "tests.helpers.webhook_sending",
 ]
 

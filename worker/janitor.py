@@ -22,10 +22,9 @@ from redis import Redis
 from worker.batches.records import kept
 from worker.batches.scheduler import FEED_SECONDS, Feeder
 from worker.periodic import PeriodicThread
-from worker.queue.failures import forget_gone
-from worker.queue.maintenance import tidy_all
+from worker.queue.failures import drop_expired_letters, note_abandoned
 from worker.queue.registry import janitor_key
-from worker.queue.rq import open_redis
+from worker.queue.rq import job_queues, open_redis
 from worker.settings import JanitorSettings
 from worker.storage import BlobStore
 from worker.webhooks.sender import PER_HOST, Sender, deliver_due, parse_secret
@@ -104,7 +103,8 @@ def _tasks(
     """Return what to do by name, and the seconds between one run's end and the next."""
 
     def maintain() -> None:
-        tidy_all(redis, lease=settings.lease)
+        for queue in job_queues(redis, lease=settings.lease):
+            queue.maintain(note_abandoned)
         seconds = _HEARTBEAT_SECONDS + int(settings.interval)
         redis.set(janitor_key(socket.gethostname()), os.getpid(), ex=seconds)
 
@@ -114,7 +114,7 @@ def _tasks(
 
     tasks: dict[str, tuple[Callable[[], object], float]] = {
         "maintenance": (maintain, settings.interval),
-        "dead letters": (partial(forget_gone, redis), _DEAD_LETTER_SECONDS),
+        "dead letters": (partial(drop_expired_letters, redis), _DEAD_LETTER_SECONDS),
         "batches": (Feeder(redis, blobs).round, FEED_SECONDS),
         "expiry": (expire, settings.sweep_interval),
     }

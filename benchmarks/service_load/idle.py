@@ -37,7 +37,7 @@ def _once(step: Callable[..., Any]) -> Callable[..., Any]:
     return know
 
 
-def load(settings: WorkerSettings) -> IdlePredictor:
+def load(settings: WorkerSettings) -> Any:
     """Return the predictor, whatever the settings are."""
     del settings
     return IdlePredictor()
@@ -45,6 +45,6 @@ def load(settings: WorkerSettings) -> IdlePredictor:
 
 if __name__ == "__main__":
     sys.argv[0] = IDLE
-    consumer.decode = _once(consumer.decode)
-    batcher.conclude = _once(batcher.conclude)
+    consumer.preprocess = _once(consumer.preprocess)
+    batcher.postprocess = _once(batcher.postprocess)
     run_worker(sys.argv[1:], load=load)

@@ -36,8 +36,8 @@ from benchmarks.service_load.programs import (
 )
 from models.inference.masks import MaskOptions
 from tests.helpers.service_doubles import Info
-from worker.queue.rq import make_job, open_queue
-from worker.queue.schema import PSEUDO_MASK, JobRequest, ModelRef
+from worker.queue.rq import JobQueue, make_job
+from worker.queue.schema import JobRequest, ModelRef
 from worker.storage import BlobStore
 
 BARE = "bare predictor"
@@ -160,7 +160,7 @@ def _load(measured: Mapping[str, Any]) -> Load:
 #
 # * ours: the real worker process with a predictor that answers at once: RQ's bookkeeping, leases, the upload read and
 #   decoded (32 × 24 pixels), mask and scores encoded and stored;
-# * the SimpleWorker with our task: the same task by the same import path, hence the same work, one job after the other;
+# * the SimpleWorker with our task: the same steps, hence the same work, one job after the other;
 # * the SimpleWorker with nothing: a function that returns at once;
 # * ours with nothing: the same real worker whose steps return at once, so what it does for a job beside the job.
 
@@ -170,7 +170,7 @@ SAME = "SimpleWorker, our task"
 NOTHING = "SimpleWorker, a function that returns at once"
 AGAINST = {OURS: SAME, IDLE_OURS: NOTHING}
 _QUEUES = {SAME: "plain-same", NOTHING: "plain-nothing"}
-_NOTHING = "benchmarks.service_load.plain.nothing"
+_SAME, _NOTHING = (f"benchmarks.service_load.plain.{name}" for name in ("same", "nothing"))
 _TURN_SECONDS = 120.0
 _WARM_UP = 10
 
@@ -212,11 +212,11 @@ def _makers(redis: Redis, blobs: BlobStore) -> dict[str, tuple[Queue, Callable[[
         return make_job(redis, next(requests), timeout=60)
 
     return {
-        OURS: (open_queue(redis, DOUBLE), ours),
-        IDLE_OURS: (open_queue(redis, idle.IDLE), ours),
+        OURS: (JobQueue(redis, DOUBLE).interactive, ours),
+        IDLE_OURS: (JobQueue(redis, idle.IDLE).interactive, ours),
         SAME: (
             same,
-            lambda: same.create_job(PSEUDO_MASK, args=(next(requests).model_dump(mode="json"),)),
+            lambda: same.create_job(_SAME, args=(next(requests).model_dump(mode="json"),)),
         ),
         NOTHING: (nothing, lambda: nothing.create_job(_NOTHING)),
     }

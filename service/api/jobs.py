@@ -14,7 +14,7 @@ from service.api.schemas import JobDocument, job_document
 from service.api.state import State
 from service.jobs.service import JobService
 from service.jobs.watch import END, EventSource, EventStream, job_source
-from worker.queue.jobs import TERMINAL, status_of
+from worker.queue.jobs import FINISHED_STATUSES, status_of
 
 router = APIRouter(tags=["jobs"])
 
@@ -62,7 +62,7 @@ def delete_job(request: Request, job_id: JobId, state: State) -> Response | JobD
         job = state.jobs.find(job_id)
     except ProblemError:
         return Response(status_code=204)
-    if status_of(job) in TERMINAL:
+    if status_of(job) in FINISHED_STATUSES:
         state.jobs.delete(job_id)
         return Response(status_code=204)
     return describe_job(request, state.jobs.cancel(job), state.jobs)
@@ -127,7 +127,7 @@ async def get_events(job_id: JobId, state: State, last_event_id: LastEventId = N
     Comments keep the connection open. More listeners than the service has places for are refused with 503.
     """
     job = await run_sync(state.jobs.find, job_id)
-    ended = status_of(job) in TERMINAL
+    ended = status_of(job) in FINISHED_STATUSES
     return event_response(
         state.events, job_source(job.id), last_event_id=last_event_id, ended=ended
     )

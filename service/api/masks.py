@@ -24,7 +24,7 @@ from service.api.forms import (
 from service.api.jobs import describe_job, job_path
 from service.api.schemas import JobDocument
 from service.api.state import State
-from worker.queue.jobs import TERMINAL, status_of
+from worker.queue.jobs import FINISHED_STATUSES, status_of
 
 router = APIRouter(tags=["masks"])
 
@@ -52,7 +52,7 @@ class MaskRequestHandler:
         submit = partial(state.jobs.submit, pixels=checked.pixels, callback=callback)
         job = await run_sync(submit, checked.request, data)
         self._request.state.job = job.id
-        if wait > 0 and status_of(job) not in TERMINAL:
+        if wait > 0 and status_of(job) not in FINISHED_STATUSES:
             await state.events.wait_for_job(job.id, wait)
         return await run_sync(self._describe, job)
 
@@ -63,7 +63,7 @@ class MaskRequestHandler:
     def _describe(self, job: Job) -> Response:
         jobs, waited = self._state.jobs, self._preferences.wait > 0
         job = jobs.find(job.id) if waited else job
-        done = waited and status_of(job) in TERMINAL
+        done = waited and status_of(job) in FINISHED_STATUSES
         headers = {"Location": job_path(self._request, job.id), "Vary": "Accept, Prefer"}
         if done and self._preferences.png:
             mask = jobs.results(jobs.finished(job.id)).mask()

@@ -47,7 +47,7 @@ from worker.batches.store import (
 )
 from worker.queue.jobs import MEMORY_SHARE, Limits, memory_in_use
 from worker.queue.registry import ModelInfo
-from worker.queue.rq import fetch_job, open_queue, take_back
+from worker.queue.rq import JobQueue, fetch_job
 from worker.queue.schema import JobFailure
 from worker.storage import BlobError, BlobMissingError, BlobStore, file_key
 
@@ -267,12 +267,12 @@ class Batches:
         others = [each for each in open_batches(self._redis) if each != record.id]
         for other in others if jobs else ():
             jobs -= set(jobs_under_way(self._redis, other).values())
-        queue = open_queue(self._redis, record.request.model.name)
+        queue = JobQueue(self._redis, record.request.model.name)
         for job_id in jobs:
             job = fetch_job(self._redis, job_id)
             # One that somebody had posted before is theirs, too.
             if job is not None and job.meta.get(BATCH_META) == record.id:
-                take_back(queue, job, from_batch=True)
+                queue.request_cancel(job, from_batch=True)
         tell_counts(self._redis, record.id, counts_of(self._redis, record.id))
 
     def forget(self, record: BatchRecord) -> bool:

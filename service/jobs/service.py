@@ -6,12 +6,11 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final, cast
+from typing import Final
 
 from redis import Redis
 from rq.exceptions import InvalidJobOperation
 from rq.job import Job
-from rq.serializers import JSONSerializer
 
 from models.inference.masks import MaskOptions
 from service.api.errors import ProblemError
@@ -20,26 +19,22 @@ from service.middleware.observability import request_context
 from worker.batches.records import kept
 from worker.queue.events import events_key
 from worker.queue.jobs import (
-    RATE_SECONDS,
     Limits,
-    enqueue,
     failure_of,
-    jobs_done_lately,
     request_of,
     result_of,
     results_of,
-    runs_again,
+    should_rerun,
     status_of,
 )
 from worker.queue.rq import (
-    AllowedJob,
-    TaskQueue,
+    RATE_SECONDS,
+    JobQueue,
+    clear_cancel,
     fetch_job,
+    fetch_jobs,
+    job_queues,
     make_job,
-    open_queue,
-    take_back,
-    want,
-    withdraw_cancel,
 )
 from worker.queue.schema import JobRequest, JobResult
 from worker.storage import BlobStore
@@ -67,7 +62,7 @@ class JobService:
         self.limits = limits
         self._redis = redis
         self._blobs = blobs
-        self._queues: dict[str, TaskQueue] = {}
+        self._queues: dict[str, JobQueue] = {}
 
     def submit(
         self, request: JobRequest, data: bytes, *, pixels: int, callback: Recipient | None = None
@@ -88,13 +83,13 @@ class JobService:
         """
         job_id = request.job_id()
         # Before the look at the job: a worker may be about to drop it.
-        known = want(self._redis, job_id)
+        queue = self._queue(request.model.name)
+        known = queue.clear_cancel_on_repost(job_id)
         earlier = fetch_job(self._redis, job_id) if known else None
-        if earlier is not None and not runs_again(earlier, self._blobs):
+        if earlier is not None and not should_rerun(earlier, self._blobs):
             self._register(earlier.id, callback)
             return earlier
-        queue, limit = self._queue(request.model.name), self.limits.max_queue
-        waiting = queue.count
+        limit, waiting = self.limits.max_queue, queue.interactive.count
         if waiting >= limit:
             raise _queue_full(queue, waiting)
         # The image first: a worker may fetch the job at once. The callback before the job can end.
@@ -102,8 +97,8 @@ class JobService:
         self._register(job_id, callback)
         job = make_job(self._redis, request, timeout=self.limits.timeout(pixels))
         job.meta.update(request_context())
-        if not enqueue(queue, job, earlier=earlier):  # the same was queued at the same moment
-            want(self._redis, job.id)
+        if not queue.enqueue(job, earlier=earlier):  # the same was queued at the same moment
+            queue.clear_cancel_on_repost(job.id)
             return self.find(job.id)
         if waiting + _RACE_MARGIN >= limit and not enforce_queue_limit(queue, job, limit=limit):
             raise _queue_full(queue, limit)
@@ -123,7 +118,7 @@ class JobService:
         """
         if status_of(job) not in ("queued", "running"):
             return job
-        take_back(self._queue(request_of(job).model.name), job)
+        self._queue(request_of(job).model.name).request_cancel(job)
         return self.find(job.id)
 
     def delete(self, job_id: str) -> None:
@@ -146,13 +141,13 @@ class JobService:
         with suppress(InvalidJobOperation):  # it expired just now
             job.delete()
         self._redis.delete(events_key(job_id))
-        withdraw_cancel(self._redis, job_id)
+        clear_cancel(self._redis, job_id)
 
     def position(self, job: Job) -> int | None:
         """Return how many jobs are before a queued one, or None if it is not in the queue."""
         if status_of(job) != "queued":
             return None
-        return self._queue(request_of(job).model.name).get_job_position(job.id)
+        return self._queue(request_of(job).model.name).position(job)
 
     def finished(self, job_id: str) -> FinishedJob:
         """Return a finished job; ProblemError if it is unknown, not finished, or has failed."""
@@ -173,9 +168,9 @@ class JobService:
         chosen = job.result.options if options is None else options
         return JobResults(job, chosen, self._blobs, max_pixels=self.limits.max_pixels)
 
-    def _queue(self, model: str) -> TaskQueue:
+    def _queue(self, model: str) -> JobQueue:
         if model not in self._queues:
-            self._queues[model] = open_queue(self._redis, model)
+            self._queues[model] = JobQueue(self._redis, model)
         return self._queues[model]
 
     def _register(self, job_id: str, callback: Recipient | None) -> None:
@@ -184,17 +179,14 @@ class JobService:
 
     def _blobs_of_other_jobs(self, job_id: str) -> set[str]:
         named: set[str] = set()
-        queues = TaskQueue.all(
-            connection=self._redis, job_class=AllowedJob, serializer=JSONSerializer
-        )
-        for queue in cast("list[TaskQueue]", queues):
-            others = sorted(_live_job_ids(queue) - {job_id})
+        for queue in job_queues(self._redis):
+            others = sorted(queue.unfailed_job_ids() - {job_id})
             for start in range(0, len(others), _CHUNK):
                 named |= self._blobs_of(others[start : start + _CHUNK])
         return named
 
     def _blobs_of(self, job_ids: Sequence[str]) -> set[str]:
-        jobs = AllowedJob.fetch_many(job_ids, connection=self._redis, serializer=JSONSerializer)
+        jobs = fetch_jobs(self._redis, job_ids)
         images = {request_of(job).image for job in jobs if job is not None}
         results: Sequence[JobResult] = list(results_of(self._redis, job_ids).values())
         return images | {key for each in results for key in each.blobs.model_dump().values()}
@@ -207,29 +199,16 @@ def seconds_to_wait(waiting: int, done_lately: int) -> int:
     return min(max(1, math.ceil(waiting * RATE_SECONDS / done_lately)), _MAX_RETRY_SECONDS)
 
 
-def enforce_queue_limit(queue: TaskQueue, job: Job, *, limit: int) -> bool:
+def enforce_queue_limit(queue: JobQueue, job: Job, *, limit: int) -> bool:
     """Remove a job that was just queued if it is beyond the queue's limit; return whether it stays.
 
     Posts at the same moment all see the same last free place. Positions only fall, so only those beyond are removed.
     """
-    position = queue.get_job_position(job.id)
-    if position is None or position < limit:
-        return True
-    if not queue.connection.lrem(queue.key, 1, job.id):  # a worker has just fetched it
-        return True
-    job.delete()
-    return False
+    position = queue.position(job)
+    return position is None or position < limit or not queue.withdraw(job)
 
 
-def _live_job_ids(queue: TaskQueue) -> set[str]:
-    fetched = cast("list[bytes]", queue.connection.lrange(queue.intermediate_queue_key, 0, -1))
-    found = {*queue.get_job_ids(), *(each.decode() for each in fetched)}
-    for registry in (queue.started_job_registry, queue.finished_job_registry):
-        found |= set(registry.get_job_ids(cleanup=False))
-    return found
-
-
-def _queue_full(queue: TaskQueue, waiting: int) -> ProblemError:
-    seconds = seconds_to_wait(waiting, jobs_done_lately(queue, now=time.time()))
+def _queue_full(queue: JobQueue, waiting: int) -> ProblemError:
+    seconds = seconds_to_wait(waiting, queue.ended_lately(now=time.time()))
     detail = f"{waiting} jobs are waiting already, for about {seconds} s"
     return ProblemError("queue-full", detail, headers={"Retry-After": str(seconds)})

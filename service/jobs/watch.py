@@ -13,13 +13,12 @@ from typing import Any, Final, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
-from rq.job import Job, JobStatus
 from rq.results import Result
 from sse_starlette import ServerSentEvent
 
 from worker.batches.records import batch_events_key, batch_key
 from worker.queue.events import events_key
-from worker.queue.jobs import TERMINAL, status_word
+from worker.queue.jobs import FINISHED_STATUSES, read_status_async
 
 END: Final = "end"
 """Id of the last event; a client that has it has all of them."""
@@ -51,11 +50,11 @@ def job_source(job_id: str) -> EventSource:
     """Return a job's events; RQ adds its result in the transaction that finishes it."""
 
     async def status(redis: Redis) -> str | None:
-        stored = cast("bytes | None", await redis.hget(Job.key_for(job_id), "status"))
-        return None if stored is None else status_word(JobStatus(stored.decode()))
+        return await read_status_async(redis, job_id)
 
     results = str(Result.get_key(job_id))  # type: ignore[no-untyped-call]
-    return EventSource(f"job {job_id}", events_key(job_id), results, status, frozenset(TERMINAL))
+    ends = frozenset[str](FINISHED_STATUSES)
+    return EventSource(f"job {job_id}", events_key(job_id), results, status, ends)
 
 
 def batch_source(batch_id: str) -> EventSource:

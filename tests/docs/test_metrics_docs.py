@@ -11,13 +11,13 @@ import yaml
 from prometheus_client import generate_latest
 
 from service.app import create_app
-from service.metrics import STATES
 from service.settings import Settings
 from tests.helpers.exposition import Scrape
 from tests.helpers.paths import ROOT
 from tests.helpers.service_doubles import Info
 from tests.helpers.service_fixtures import Place
-from worker.queue.registry import ModelInfo, WorkerInfo, announce, publish_samples
+from worker.queue.registry import ModelInfo, WorkerInfo, announce, publish_metrics
+from worker.queue.rq import STATES
 from worker.telemetry import WorkerMetrics
 
 # Prometheus's own, of every target.
@@ -32,7 +32,7 @@ def scrape(place: Place) -> Scrape:
     info = WorkerInfo(name="w", model=model.ref, device="cuda", host="h", pid=1)
     announce(place.redis, info, model)
     meters = WorkerMetrics(device_memory=lambda: 2)
-    publish_samples(place.redis, "w", meters.exposition(), lease=15)
+    publish_metrics(place.redis, "w", meters.exposition(), lease=15)
     app = create_app(Settings(redis_url=place.url), place.redis, place.blobs)
     return Scrape(generate_latest(app.state.api.metrics).decode())
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import typer
 
 from models.data.classes import ClassInfo, ClassList
 from models.inference.masks import (
@@ -31,7 +32,6 @@ from models.inference.masks import (
     decide,
 )
 from worker.__main__ import run_worker
-from worker.inference.pipeline import PredictorLike
 from worker.settings import WorkerSettings
 
 NAMES = (
@@ -237,7 +237,7 @@ ERRORS = {
     "huge": MemoryError(),
     "breaks": RuntimeError("CUDA error: an illegal memory access was encountered"),
 }
-PREDICTORS: Mapping[str, Callable[[], PredictorLike]] = {
+PREDICTORS: Mapping[str, Callable[[], Any]] = {
     "double": DoublePredictor,
     "plain": PlainPredictor,
     "crooked": CrookedPredictor,
@@ -245,7 +245,7 @@ PREDICTORS: Mapping[str, Callable[[], PredictorLike]] = {
 }
 
 
-def load(settings: WorkerSettings) -> PredictorLike:
+def load(settings: WorkerSettings) -> Any:
     if settings.bundle == "broken":
         raise ValueError("expected a bundle, got a broken one\nand more lines")
     if settings.bundle == "moody":
@@ -255,4 +255,7 @@ def load(settings: WorkerSettings) -> PredictorLike:
 
 if __name__ == "__main__":
     sys.argv[0] = "service_doubles"
-    run_worker(sys.argv[1:], load=load)
+    try:
+        run_worker(sys.argv[1:], load=load)
+    except typer.Exit as ended:
+        sys.exit(ended.exit_code)

@@ -29,8 +29,8 @@ from service.local import redis_server
 from service.local.supervisor import Child, Command
 from service.settings import Settings
 from worker.queue.registry import live_workers
-from worker.queue.rq import TaskQueue, make_job, open_queue, open_redis
-from worker.queue.schema import JobRequest, ModelRef, queue_name
+from worker.queue.rq import JobQueue, LeasedQueue, make_job, open_redis
+from worker.queue.schema import JobRequest, ModelRef
 from worker.storage import BlobStore
 from worker.webhooks.urls import Resolve, resolve_host
 
@@ -63,16 +63,27 @@ class Place:
     requests: int = 0
 
     @cached_property
-    def queue(self) -> TaskQueue:
-        return open_queue(self.redis, "double")
+    def jobs(self) -> JobQueue:
+        return JobQueue(self.redis, "double", lease=LEASE)
+
+    @property
+    def queue(self) -> LeasedQueue:
+        """Where posted jobs wait."""
+        return self.jobs.interactive
 
     def leftovers(self) -> dict[str, list[bytes]]:
-        """What must be empty when all work is done: queue, intermediate list, jobs in hand."""
-        key = self.queue.key
+        """What must be empty when all work is done: queues, intermediate lists, leased jobs."""
+        queues, lrange = self.jobs.rq_queues, self.redis.lrange
         return {
-            "queue": self.redis.lrange(key, 0, -1),
-            "intermediate": self.redis.lrange(f"{key}:intermediate", 0, -1),
-            "wip": self.redis.zrange(f"rq:wip:{queue_name('double')}", 0, -1),
+            "queue": [job for each in queues for job in lrange(each.key, 0, -1)],
+            "intermediate": [
+                job for each in queues for job in lrange(each.intermediate_queue_key, 0, -1)
+            ],
+            "wip": [
+                job
+                for each in queues
+                for job in self.redis.zrange(each.started_job_registry.key, 0, -1)
+            ],
         }
 
     def request(self, *labels: str, finds: int = 0) -> JobRequest:

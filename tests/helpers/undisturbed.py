@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any, cast
 from uuid import uuid4
 
 from models.data.classes import ClassInfo
@@ -17,9 +18,14 @@ from models.inference.masks import (
 )
 from tests.helpers.service_doubles import DoublePredictor, HalfDone
 from tests.helpers.service_fixtures import png
-from worker.inference.pipeline import Runtime, run
+from worker.inference.pipeline import WorkerContext, forward, postprocess, preprocess
 from worker.queue.registry import ModelInfo
-from worker.queue.schema import JobRequest, ModelRef, ResultBlobs
+from worker.queue.schema import (
+    JobRequest,
+    JobResult,
+    ModelRef,
+    ResultBlobs,
+)
 from worker.storage import BlobStore, blob_key
 
 SIZES = ((30, 20), (36, 20), (30, 26))
@@ -60,6 +66,13 @@ class CalmPredictor(DoublePredictor):
         return [HalfDone(*each) for each in zip(batch, found, strict=True)]
 
 
+def run_steps(request: JobRequest, context: WorkerContext, *, waited: float = 0.0) -> JobResult:
+    """Do all steps of one job, one after the other."""
+    image = preprocess(request, context)
+    (output,), seconds = forward([image], context, lambda _stage, _fraction: None)
+    return postprocess(image, output, context, waited=waited, forward_seconds=seconds)
+
+
 @dataclass(frozen=True)
 class Undisturbed:
     """What comes out where nothing happens."""
@@ -76,6 +89,6 @@ def undisturbed(asked: Asked) -> Undisturbed:
     blobs = BlobStore.open(f"memory://{uuid4().hex}")
     request, data = asked.request(0)
     blobs.put("uploads", data)
-    runtime = Runtime(predictor, model, blobs, worker="calm")
-    result = run(request, runtime, waited=0.0, report=lambda _stage, _fraction: None)
+    context = WorkerContext(cast("Any", predictor), model, blobs, worker="calm")
+    result = run_steps(request, context)
     return Undisturbed(result.classes, result.blobs)

@@ -22,15 +22,15 @@ from tests.helpers.service_fixtures import (
     valkey,
     wait_for,
 )
-from worker.queue.failures import bury
+from worker.queue.failures import dead_letter
 from worker.queue.registry import (
     ModelInfo,
     WorkerInfo,
     announce,
     live_workers,
-    publish_samples,
-    published_samples,
-    samples_key,
+    metrics_key,
+    publish_metrics,
+    published_metrics,
 )
 from worker.telemetry import WorkerMetrics
 from worker.webhooks.store import Recipient, register
@@ -94,7 +94,7 @@ def test_what_somebody_must_see_to_is_counted(fresh: Place) -> None:
     )
     for number in range(3):
         register(fresh.redis, f"{number:032x}", Recipient(url="https://example.org/"), now=1.0)
-    bury(fresh.post("cat"), now=datetime.now(UTC))
+    dead_letter(fresh.post("cat"), now=datetime.now(UTC))
     with http_api(fresh) as api:
         seen = Scrape.of(api)
     assert seen.value("semples_webhooks_waiting") == 3
@@ -191,7 +191,7 @@ def test_one_worker_cannot_spoil_the_scrape(text: str) -> None:
 
 
 def test_samples_live_as_long_as_the_lease(place: Place) -> None:
-    publish_samples(place.redis, "w", b"x 1\n", lease=LEASE)
-    assert 0 < place.redis.ttl(samples_key("w")) <= LEASE
-    assert published_samples(place.redis, ["nobody", "w"]) == {"w": "x 1\n"}
-    assert published_samples(place.redis, []) == {}
+    publish_metrics(place.redis, "w", b"x 1\n", lease=LEASE)
+    assert 0 < place.redis.ttl(metrics_key("w")) <= LEASE
+    assert published_metrics(place.redis, ["nobody", "w"]) == {"w": "x 1\n"}
+    assert published_metrics(place.redis, []) == {}

@@ -32,8 +32,9 @@ from tests.helpers.webhook_receiver import SECRET, receiving
 from tests.service.api.test_system import again
 from worker import janitor
 from worker.janitor import EXPIRY_KEY, expire_blobs, run
-from worker.queue.maintenance import model_queues, tidy_all
+from worker.queue.failures import note_abandoned
 from worker.queue.registry import janitor_key
+from worker.queue.rq import job_queues
 from worker.queue.schema import BLOB_SECONDS, dead_key
 from worker.settings import JanitorSettings
 from worker.webhooks.store import Recipient, register
@@ -90,6 +91,11 @@ def test_a_dead_workers_job_is_queued_again_with_no_worker_alive(
     assert dead_workers_job.retries_left == 1
 
 
+def maintain_all(place: Place) -> None:
+    for queue in job_queues(place.redis, lease=1):
+        queue.maintain(note_abandoned)
+
+
 @pytest.mark.parametrize("retries", [2, 0])
 def test_a_job_between_queue_and_hand_waits_again_with_no_worker_alive(
     place: Place, retries: int
@@ -100,7 +106,7 @@ def test_a_job_between_queue_and_hand_waits_again_with_no_worker_alive(
     place.redis.lmove(place.queue.key, place.queue.intermediate_queue_key)
 
     def found() -> bool:
-        tidy_all(place.redis, lease=1)
+        maintain_all(place)
         return place.leftovers()["intermediate"] == []
 
     wait_for(found)
@@ -112,11 +118,13 @@ def test_a_job_between_queue_and_hand_waits_again_with_no_worker_alive(
 
 def test_all_models_queues_and_no_others(place: Place) -> None:
     place.post("cat")
-    place.redis.sadd("rq:queues", "rq:queue:semples-another", "rq:queue:somebody-elses")
-    queues = model_queues(place.redis, lease=7)
-    assert [(queue.name, queue.lease) for queue in queues] == [
+    others = ("semples-another", "semples-third:batch", "somebody-elses")
+    place.redis.sadd("rq:queues", *(f"rq:queue:{name}" for name in others))
+    queues = job_queues(place.redis, lease=7)
+    assert [(queue.interactive.name, queue.lease_seconds) for queue in queues] == [
         ("semples-another", 7),
         ("semples-double", 7),
+        ("semples-third", 7),
     ]
 
 
@@ -125,7 +133,7 @@ def test_it_leaves_the_queue_to_whoever_cleans_it_already(place: Place) -> None:
     place.redis.lmove(place.queue.key, place.queue.intermediate_queue_key)
     assert place.queue.acquire_maintenance_lock()
     for _ in range(3):
-        tidy_all(place.redis, lease=1)
+        maintain_all(place)
     assert place.leftovers()["intermediate"] == [job.id.encode()]
 
 
@@ -221,7 +229,7 @@ def test_a_bug_in_a_chore_ends_it(place: Place, monkeypatch: pytest.MonkeyPatch)
     def buggy(*_: Any, **__: Any) -> None:
         raise LookupError("a bug")
 
-    monkeypatch.setattr(janitor, "forget_gone", buggy)
+    monkeypatch.setattr(janitor, "drop_expired_letters", buggy)
     settings = JanitorSettings(redis_url=place.url, blobs=str(place.data / "blobs"))
     assert run(settings, stop=threading.Event()) is False
 

@@ -25,9 +25,8 @@ from tests.helpers.paths import ROOT
 from tests.helpers.service_doubles import DoublePredictor
 from tests.helpers.service_fixtures import Place, http_api, png, valkey, wait_for
 from worker import telemetry
-from worker.inference.batcher import Sizes
-from worker.inference.pipeline import Runtime, install, installed
-from worker.inference.worker import LeaseWorker, Vitals
+from worker.inference.pipeline import WorkerContext
+from worker.inference.worker import make_worker
 from worker.queue.registry import ModelInfo, WorkerInfo, announce
 from worker.queue.rq import fetch_job
 from worker.queue.schema import JobRequest
@@ -209,12 +208,10 @@ def place(tmp_path: Path) -> Iterator[Place]:
     predictor = DoublePredictor()
     model = ModelInfo.model_validate(predictor.info.to_json())
     with valkey(tmp_path) as there:
-        install(Runtime(predictor, model, there.blobs, "w"))
         announce(
             there.redis, WorkerInfo(name="w", model=model.ref, device="", host="", pid=1), model
         )
         yield there
-        install(None)
 
 
 def post(place: Place, label: str, headers: Mapping[str, str]) -> str:
@@ -223,13 +220,11 @@ def post(place: Place, label: str, headers: Mapping[str, str]) -> str:
         form = {"labels": label}
         answer = api.post("/pseudo-mask", files={"image": png()}, data=form, headers=headers)
         assert answer.status_code == 202
-    runtime = installed()
-    worker = LeaseWorker(
-        place.redis,
-        runtime,
-        sizes=Sizes(),
-        vitals=Vitals.of(runtime.predictor, WorkerSettings(redis_url=place.url, blobs="blobs")),
-    )
+    predictor: Any = DoublePredictor()
+    model = ModelInfo.model_validate(predictor.info.to_json())
+    context = WorkerContext(predictor, model, place.blobs, "w")
+    settings = WorkerSettings(redis_url=place.url, blobs="blobs")
+    worker = make_worker(place.redis, context, settings)
     worker.register_birth()
     job = fetch_job(place.redis, answer.json()["id"])
     assert job is not None

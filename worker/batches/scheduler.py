@@ -11,13 +11,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Final, cast
+from typing import Final
 
 from redis import Redis
 from redis.exceptions import LockError, LockNotOwnedError, RedisError
 from redis.lock import Lock
-from rq.job import Job, JobStatus
-from rq.serializers import JSONSerializer
+from rq.job import Job
 
 from models.data.images import ImageError, check_image
 from worker.batches.records import (
@@ -44,29 +43,26 @@ from worker.batches.store import (
 )
 from worker.batches.zips import DAMAGED, Zips
 from worker.queue.events import events_key
-from worker.queue.failures import describe
+from worker.queue.failures import describe_failure
 from worker.queue.jobs import (
+    FINISHED_STATUSES,
     MEMORY_SHARE,
-    RATE_SECONDS,
-    TERMINAL,
-    enqueue,
     failure_of,
-    jobs_done_lately,
     memory_in_use,
+    read_status,
     request_of,
     results_of,
-    runs_again,
+    should_rerun,
     status_of,
-    status_word,
 )
 from worker.queue.rq import (
-    AllowedJob,
+    RATE_SECONDS,
+    JobQueue,
+    canceled_by_batch,
+    clear_cancel,
     fetch_job,
+    fetch_jobs,
     make_job,
-    open_queue,
-    take_back,
-    taken_back_by_batch,
-    withdraw_cancel,
 )
 from worker.queue.schema import JobFailure
 from worker.storage import BlobError, BlobMissingError, BlobStore, blob_key
@@ -107,18 +103,18 @@ def hand_out(
     moved = move(redis, record.id, number, ("waiting", "queued"), outcome)
     job = fetch_job(redis, request.job_id()) if is_new and not moved else None
     if job is not None and not _is_open(redis, record.id):
-        take_back(open_queue(redis, request.model.name), job, from_batch=True)
+        JobQueue(redis, request.model.name).request_cancel(job, from_batch=True)
 
 
 def _submit(redis: Redis, blobs: BlobStore, new: Job, data: bytes) -> bool:
     """Queue a job unless there is the same already; return whether it was queued."""
-    withdraw_cancel(redis, new.id)  # before the look at it: its worker may be about to leave it
+    clear_cancel(redis, new.id)  # before the look at it: its worker may be about to leave it
     earlier = fetch_job(redis, new.id)
-    if earlier is not None and not runs_again(earlier, blobs):
+    if earlier is not None and not should_rerun(earlier, blobs):
         return False
     blobs.put("uploads", data)
-    queue = open_queue(redis, request_of(new).model.name)
-    return enqueue(queue, new, earlier=earlier)
+    queue = JobQueue(redis, request_of(new).model.name)
+    return queue.enqueue(new, earlier=earlier)
 
 
 def _is_open(redis: Redis, batch_id: str) -> bool:
@@ -128,7 +124,7 @@ def _is_open(redis: Redis, batch_id: str) -> bool:
 
 def _failure(error: Exception) -> JobFailure:
     if isinstance(error, ImageError | BlobMissingError):
-        return describe(error)
+        return describe_failure(error)
     return JobFailure(
         code="image_unreadable", detail="damaged in the zip: unpacking fails", repeatable=False
     )
@@ -152,7 +148,7 @@ def collect(redis: Redis, batch_id: str) -> int:
     numbers = list(before)
     jobs = _jobs(redis, batch_id, numbers)
     states = _states(redis, jobs)
-    ended = sorted({jobs[number] for number in numbers if states[number] in TERMINAL})
+    ended = sorted({jobs[number] for number in numbers if states[number] in FINISHED_STATUSES})
     outcomes = _outcomes(redis, ended)
     left = 0
     with redis.pipeline(transaction=False) as pipeline:
@@ -186,22 +182,16 @@ def _jobs(redis: Redis, batch_id: str, numbers: Sequence[int]) -> dict[int, str]
 
 def _states(redis: Redis, jobs: Mapping[int, str]) -> dict[int, ItemStatus]:
     """Return what the items are by their jobs' statuses."""
-    with redis.pipeline(transaction=False) as pipeline:
-        for job_id in jobs.values():
-            pipeline.hget(Job.key_for(job_id), "status")
-        found = cast("list[bytes | None]", pipeline.execute())
-    return {
-        number: "waiting" if each is None else status_word(JobStatus(each.decode()))
-        for number, each in zip(jobs, found, strict=True)
-    }
+    found = read_status(redis, jobs.values())
+    return {number: found[job_id] or "waiting" for number, job_id in jobs.items()}
 
 
 def _outcomes(redis: Redis, job_ids: list[str]) -> dict[str, tuple[ItemStatus, ItemOutcome | None]]:
     """Return what became of jobs that have ended, by id."""
-    jobs = AllowedJob.fetch_many(job_ids, connection=redis, serializer=JSONSerializer)
+    jobs = fetch_jobs(redis, job_ids)
     found: dict[str, tuple[ItemStatus, ItemOutcome | None]] = {}
     results = results_of(redis, job_ids)
-    taken_back = taken_back_by_batch(redis, job_ids)
+    taken_back = canceled_by_batch(redis, job_ids)
     for job_id, job in zip(job_ids, jobs, strict=True):
         status: ItemStatus = "waiting" if job is None else status_of(job)
         if job is None or (status == "finished" and job_id not in results):
@@ -309,10 +299,12 @@ class Feeder:
 
         Batches of a model share the places in its queue, and jobs that somebody posted take theirs first.
         """
-        queue = open_queue(self._redis, record.request.model.name)
-        lately = jobs_done_lately(queue, now=self._clock())
+        queue = JobQueue(self._redis, record.request.model.name)
+        lately = queue.ended_lately(now=self._clock())
         ahead = min(record.places, max(LEAST_AHEAD, lately * AHEAD_SECONDS // RATE_SECONDS))
-        return max(0, min(math.ceil(ahead / sharing) - under_way, record.places - queue.count))
+        return max(
+            0, min(math.ceil(ahead / sharing) - under_way, record.places - queue.interactive.count)
+        )
 
     def _has_memory(self) -> bool:
         """Return whether Redis has room: results stay for a day."""

@@ -1,7 +1,7 @@
-"""Jobs on their way through the worker: decoding and concluding in threads, the networks in this one.
+"""Dynamic batching: threads preprocess and postprocess, the main thread sends batches through the networks.
 
-While one batch is in the networks, the next is being decoded and the one before refined, encoded and stored. Nothing
-waits for a batch to fill: whatever is decoded when the networks are free goes through them.
+While one batch is in the networks, the next is preprocessed and the one before refined, encoded and stored. Nothing
+waits for a batch to fill: whatever is preprocessed when the networks are free goes through them.
 """
 
 from __future__ import annotations
@@ -12,54 +12,97 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExec
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from rq.timeouts import JobTimeoutException, UnixSignalDeathPenalty
 
-from models.inference.masks import OnProgress
-from worker.inference.consumer import Hand
-from worker.inference.pipeline import HalfDone, Photo, Runtime, activate, conclude
-from worker.inference.watchdog import Activity
+from worker.inference.consumer import InFlightJob, JobConsumer
+from worker.inference.pipeline import WorkerContext, forward, postprocess
+from worker.inference.watchdog import StallDetector
 from worker.queue.schema import JobResult
 
-# Which jobs go through the model together, and what becomes of a batch that fails. Pure functions.
+if TYPE_CHECKING:
+    from models.inference.forward import ForwardOutput
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
 
+POLL_SECONDS: Final = 0.01
+"""Between two looks at the queue while the networks have nothing to do."""
 
-def mates(waiting: Sequence[T], *, key: Callable[[T], Hashable], most: int) -> list[T]:
-    """Return the first that waits and those that may share its batch, in their order.
+LONGEST_SECONDS: Final = 3600.0
+"""Of a batch of jobs without a timeout."""
 
-    Args:
-        waiting: oldest first, not empty.
-        key: equal for those that may share a batch.
-        most: how many a batch of the first one's key may hold, at least 1.
+_NO_MEMORY: Final = ("out of memory", "ALLOC_FAILED")
+
+
+class DeviceLostError(BaseException):
+    """The device does not work any more, and only a new process can use it again.
+
+    No Exception, so that nothing that retries swallows it.
     """
+
+
+class ThreadsStuckError(Exception):
+    """Too many threads work on jobs that have timed out, and cannot be stopped."""
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """Bounds of batches and threads.
+
+    Attributes:
+        max_batch_size: most images that go through the networks together.
+        prefetch: most preprocessed images that wait for the networks, and about as many for postprocessing.
+        max_pixels: most pixels in a batch, at the networks' own size; one image always may.
+        max_pixels_in_memory: of uploads that are decoded, beyond which no more jobs are taken.
+        threads: that preprocess and postprocess.
+    """
+
+    max_batch_size: int = 8
+    prefetch: int = 16
+    max_pixels: int = 4_000_000
+    max_pixels_in_memory: int = 200_000_000
+    threads: int = 2
+
+    def batch_size(self, size: tuple[int, int]) -> int:
+        """Return how many images of a size, (H, W), go through the networks together."""
+        height, width = size
+        return max(1, min(self.max_batch_size, self.max_pixels // (height * width)))
+
+
+def default_batch_size(device: str) -> int:
+    """Return how many images are best sent through the networks together.
+
+    A GPU is filled by several; on a CPU one fills the caches, and eight took longer than one after the other
+    (``docs/results.md``).
+    """
+    return 1 if device == "cpu" else BatchLimits.max_batch_size
+
+
+def select_compatible(waiting: Sequence[T], *, key: Callable[[T], Hashable], most: int) -> list[T]:
+    """Return the first element, and those after it whose key is the same: at most ``most``, in their order."""
     wanted = key(waiting[0])
     return [each for each in waiting if key(each) == wanted][:most]
 
 
-def run_batch(
+def run_with_split(
     batch: Sequence[T],
     call: Callable[[Sequence[T]], Sequence[R]],
     *,
     is_memory: Callable[[Exception], bool],
     on_halved: Callable[[Sequence[T]], None],
 ) -> list[R | Exception]:
-    """Call for a batch; where that fails, for smaller ones, so that each gets its own outcome.
-
-    Out of memory, the batch is halved; after anything else its members are tried one by one, and what fails alone has
-    failed.
+    """Call for a batch; where that fails, for smaller ones, so that each member gets its own result or exception.
 
     Args:
         batch: not empty.
-        call: the same number of results, or an exception.
-        is_memory: whether an exception says that the memory did not suffice.
-        on_halved: told which ones were too many.
-
-    Returns:
-        For each member its result, or the exception that it raised alone.
+        call: returns one result a member, or raises an exception.
+        is_memory: whether an exception means out of memory: the batch is halved. After any other one its members are
+            tried one by one.
+        on_halved: called with the members that were too many.
     """
     try:
         made = call(batch)
@@ -77,63 +120,17 @@ def run_batch(
     return [
         outcome
         for part in parts
-        for outcome in run_batch(part, call, is_memory=is_memory, on_halved=on_halved)
+        for outcome in run_with_split(part, call, is_memory=is_memory, on_halved=on_halved)
     ]
 
 
-# How many jobs a worker has where at once.
-
-
-def usual_batch(device: str) -> int:
-    """Return how many photos are best sent through the networks together.
-
-    A GPU is filled by several; on a CPU one fills the caches, and eight took longer than one after the other
-    (``docs/results.md``).
-    """
-    return 1 if device == "cpu" else Sizes.batch
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Bounds of batches and threads.
-
-    Attributes:
-        batch: most photos that go through the networks together.
-        ahead: most that wait for the networks decoded, and about as many that wait to be concluded.
-        pixels: most pixels that do, at the networks' own size; one photo always may.
-        held: pixels of decoded photos in hand, beyond which no more jobs are taken.
-        threads: that decode photos, refine and store.
-    """
-
-    batch: int = 8
-    ahead: int = 16
-    pixels: int = 4_000_000
-    held: int = 200_000_000
-    threads: int = 2
-
-    def most(self, size: tuple[int, int]) -> int:
-        """Return how many photos of a size, (H, W), go through the networks together."""
-        height, width = size
-        return max(1, min(self.batch, self.pixels // (height * width)))
-
-
-# What a model's exceptions say of the device. torch is not imported here: its errors are known by name.
-
-_NO_MEMORY = ("out of memory", "ALLOC_FAILED")
-
-
-class DeviceLostError(BaseException):
-    """The device does not work any more, and only a new process can have it back.
-
-    No Exception, so that nothing that tries again swallows it.
-    """
-
-
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether memory did not suffice: fewer photos at once may do."""
+    """Return whether memory did not suffice: fewer images at once may do.
+
+    torch is not imported here: its errors are known by name, those of the libraries below it by their words.
+    """
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    # The libraries below torch say it in words alone.
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
@@ -144,79 +141,33 @@ def is_device_lost(error: BaseException) -> bool:
     return type(error).__name__ == "AcceleratorError" or str(error).startswith("CUDA error")
 
 
-log = logging.getLogger(__name__)
+class Batcher:
+    """Works on jobs until there are none; ``stall`` gets the deadlines of this thread."""
 
-# How often the queue is looked at while there is nothing for the networks to do, in seconds.
-POLL_SECONDS = 0.01
-
-# Of a batch of jobs that may take for ever.
-LONGEST_SECONDS = 3600.0
-
-
-class Desk(Protocol):
-    """Where jobs come from and go to; see ``worker.inference.worker``."""
-
-    def more(self, most: int) -> list[Hand]:
-        """Return jobs that wait, at most so many; does not wait itself."""
-        ...
-
-    def is_closing(self) -> bool:
-        """Return whether no more jobs are welcome."""
-        ...
-
-    def release(self, hands: Sequence[Hand]) -> None:
-        """Put jobs back that have not been through the networks."""
-        ...
-
-    def settle(self, hands: Sequence[Hand]) -> None:
-        """Finish jobs that are concluded."""
-        ...
-
-    def reporter(self, hands: Sequence[Hand]) -> OnProgress:
-        """Return what tells how far jobs are, and raises JobCanceledError if none is wanted any more."""
-        ...
-
-
-class ThreadsStuckError(Exception):
-    """Too many threads work on jobs whose time is over, and cannot be stopped."""
-
-
-class Conveyor:
-    """Works on jobs until there are none.
-
-    Args:
-        runtime: what to do the work with.
-        sizes: how many at once.
-        watch: told what to expect of this thread.
-    """
-
-    def __init__(self, runtime: Runtime, *, sizes: Sizes, watch: Activity) -> None:
-        self._runtime = runtime
-        self._watch = watch
-        self._sizes = sizes
-        self._pool = ThreadPoolExecutor(sizes.threads, thread_name_prefix="job")
-        self._waiting: list[Hand] = []
-        self._ending: list[Hand] = []
+    def __init__(
+        self, context: WorkerContext, *, limits: BatchLimits, stall: StallDetector
+    ) -> None:
+        self._context = context
+        self._stall = stall
+        self._limits = limits
+        self._pool = ThreadPoolExecutor(limits.threads, thread_name_prefix="job")
+        self._waiting: list[InFlightJob] = []  # for their image, then for the networks
+        self._ending: list[InFlightJob] = []  # for postprocessing and ack
         self._late: list[Future[Any]] = []
 
     @property
     def pool(self) -> Executor:
-        """The threads in which photos are decoded."""
+        """The threads that preprocess."""
         return self._pool
 
     @property
-    def stuck(self) -> int:
-        """How many threads work on jobs that have failed because their time was over."""
+    def stuck_threads(self) -> int:
+        """How many threads work on jobs that have failed by their timeout."""
         self._late = [each for each in self._late if not each.done()]
         return len(self._late)
 
-    def work(self, first: Sequence[Hand], desk: Desk, *, alone: bool) -> None:
+    def work(self, first: Sequence[InFlightJob], consumer: JobConsumer, *, alone: bool) -> None:
         """Work on some jobs and, unless they are to be alone, on all that come meanwhile.
-
-        Args:
-            first: what there is to begin with.
-            desk: where jobs come from and go to.
-            alone: whether no others are to be in hand meanwhile.
 
         Raises:
             DeviceLostError: if the model's device does not work any more.
@@ -224,131 +175,132 @@ class Conveyor:
         """
         self._waiting += first
         while self._waiting or self._ending:
-            # The desk may wait for Redis; what threads do is looked at here. Only the networks have this thread to
-            # themselves, and are watched from outside.
-            self._watch.rest()
-            self._give_up_late()
-            self._settle(desk)
-            if desk.is_closing():
-                desk.release(self._waiting)
+            # The consumer may wait for Redis. Only the networks have this thread to themselves.
+            self._stall.idle()
+            self._fail_late()
+            self._ack(consumer)
+            if consumer.is_stopping():
+                consumer.nack(self._waiting)
                 self._waiting = []
             elif not alone and self._has_room():
-                self._waiting += desk.more(self._sizes.ahead - len(self._waiting))
-            ready = [hand for hand in self._waiting if hand.decoded.done()]
-            if ready and len(self._ending) <= self._sizes.ahead:
-                self._through_networks(ready, desk)
+                self._waiting += consumer.prefetch(self._limits.prefetch - len(self._waiting))
+                self._waiting.sort(key=lambda each: each.behind)  # stable: else the oldest first
+            ready = [each for each in self._waiting if each.image.done()]
+            if ready and len(self._ending) <= self._limits.prefetch:
+                self._run_batch(ready, consumer)
             elif self._waiting or self._ending:
                 self._wait()
-        self._watch.rest()
+        self._stall.idle()
 
     def close(self) -> None:
         """End the threads once they have nothing to do."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _has_room(self) -> bool:
-        """Return whether more jobs are welcome: several at a time, which takes no more round trips than one."""
-        if 2 * len(self._waiting) > self._sizes.ahead:
+        """Return whether to prefetch: several at a time, which takes no more round trips than one."""
+        if 2 * len(self._waiting) > self._limits.prefetch:
             return False
-        photos = (hand.decoded for hand in (*self._waiting, *self._ending))
-        held = (each.result() for each in photos if each.done() and not each.exception())
-        return sum(photo.pixels for photo in held) < self._sizes.held
+        images = (each.image for each in (*self._waiting, *self._ending))
+        decoded = (each.result() for each in images if each.done() and not each.exception())
+        return sum(each.pixels for each in decoded) < self._limits.max_pixels_in_memory
 
     def _wait(self) -> None:
         """Wait for a thread to be done with something, though not long: there may be more in the queue."""
-        if not any(hand.pending.done() for hand in self._ending):
-            pending: list[Future[Any]] = [hand.pending for hand in (*self._waiting, *self._ending)]
+        if not any(each.pending.done() for each in self._ending):
+            pending: list[Future[Any]] = [each.pending for each in (*self._waiting, *self._ending)]
             undone = [each for each in pending if not each.done()]
             wait(undone, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
 
-    def _settle(self, desk: Desk) -> None:
-        done = [hand for hand in self._ending if hand.concluded and hand.concluded.done()]
-        self._ending = [hand for hand in self._ending if hand not in done]
-        for hand in done:
-            self._look_at_device(hand)
-        if settled := [hand for hand in done if hand.concluded is not None]:
-            desk.settle(settled)
+    def _ack(self, consumer: JobConsumer) -> None:
+        done = [each for each in self._ending if each.result and each.result.done()]
+        self._ending = [each for each in self._ending if each not in done]
+        for each in done:
+            self._check_device(each)
+        if ended := [each for each in done if each.result is not None]:
+            consumer.ack(ended)
 
-    def _look_at_device(self, hand: Hand) -> None:
-        """See whether a job failed by the device, which refinement uses too, and not by itself.
-
-        Raises:
-            DeviceLostError: if the device does not work any more.
-        """
-        error = hand.error
+    def _check_device(self, flying: InFlightJob) -> None:
+        """Raise DeviceLostError if postprocessing lost the device; where it had no memory, try once more."""
+        error = flying.error
         if error is None:
             return
         if is_device_lost(error):
             raise DeviceLostError(str(error)) from error
-        if is_out_of_memory(error) and hand.decoded.exception() is None and not hand.again:
+        if is_out_of_memory(error) and flying.image.exception() is None and not flying.retried:
             # Others had the memory: once more, when they are done.
-            self._runtime.predictor.release_memory()
-            hand.again, hand.concluded = True, None
-            self._waiting.append(hand)
+            self._context.predictor.release_memory()
+            flying.retried, flying.result = True, None
+            self._waiting.append(flying)
 
-    def _give_up_late(self) -> None:
-        """Fail what a thread has had for longer than it may; the thread itself cannot be stopped."""
-        late = [hand for hand in (*self._waiting, *self._ending) if hand.is_late()]
-        for hand in late:
-            self._late.append(hand.pending)
-            hand.fail(JobTimeoutException(f"expected a result within {hand.timeout} s"))
-        self._ending += [hand for hand in self._waiting if hand in late]
-        self._waiting = [hand for hand in self._waiting if hand not in late]
-        if self.stuck >= self._sizes.threads:
-            raise ThreadsStuckError(f"expected threads that end, got {self.stuck} that do not")
+    def _fail_late(self) -> None:
+        """Fail jobs that a thread has worked on for longer than it may; the thread itself cannot be stopped."""
+        late = [each for each in (*self._waiting, *self._ending) if each.is_late()]
+        for each in late:
+            self._late.append(each.pending)
+            each.fail(JobTimeoutException(f"expected a result within {each.timeout} s"))
+        self._ending += [each for each in self._waiting if each in late]
+        self._waiting = [each for each in self._waiting if each not in late]
+        if self.stuck_threads >= self._limits.threads:
+            raise ThreadsStuckError(
+                f"expected threads that end, got {self.stuck_threads} that do not"
+            )
 
-    def _through_networks(self, ready: Sequence[Hand], desk: Desk) -> None:
-        """Send the oldest decoded job and its mates through the networks, and have them concluded."""
-        oldest = ready[0]
-        error = oldest.decoded.exception()
-        batch = [oldest] if error else mates(ready, key=_key, most=self._most(oldest))
-        self._waiting = [hand for hand in self._waiting if hand not in batch]
+    def _run_batch(self, ready: Sequence[InFlightJob], consumer: JobConsumer) -> None:
+        """Send the first preprocessed job, and those that may share its batch, through the networks."""
+        first = ready[0]
+        error = first.image.exception()
+        if error is not None:
+            batch = [first]
+        else:
+            most = self._limits.batch_size(first.image.result().size)
+            batch = select_compatible(ready, key=_batch_key, most=most)
+        self._waiting = [each for each in self._waiting if each not in batch]
         self._ending += batch
         if error is not None:
-            oldest.fail(error)
+            first.fail(error)
             return
-        outcomes = run_batch(
+        outcomes = run_with_split(
             batch,
-            partial(self._activate, desk=desk),
+            partial(self._forward, consumer=consumer),
             is_memory=is_out_of_memory,
-            on_halved=self._halved,
+            on_halved=self._halve,
         )
-        for hand, outcome in zip(batch, outcomes, strict=True):
+        for flying, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Exception):
-                hand.again = True  # it was alone, and this thread has let go of all memory
-                hand.fail(outcome)
+                flying.retried = True  # it was alone, and this thread holds no memory any more
+                flying.fail(outcome)
             else:
-                hand.concluded = self._pool.submit(
-                    hand.timed(partial(self._conclude, hand, *outcome))
-                )
+                work = partial(self._postprocess, flying, *outcome)
+                flying.result = self._pool.submit(flying.timed(work))
 
-    def _most(self, hand: Hand) -> int:
-        return self._sizes.most(hand.decoded.result().size)
-
-    def _activate(self, batch: Sequence[Hand], *, desk: Desk) -> list[tuple[HalfDone, float]]:
-        photos = [hand.decoded.result() for hand in batch]
-        limit = min(max(hand.timeout for hand in batch), LONGEST_SECONDS)
-        self._watch.expect(limit)
+    def _forward(
+        self, batch: Sequence[InFlightJob], *, consumer: JobConsumer
+    ) -> list[tuple[ForwardOutput, float]]:
+        images = [each.image.result() for each in batch]
+        limit = min(max(each.timeout for each in batch), LONGEST_SECONDS)
+        self._stall.deadline(limit)
         try:
             with _time_limit(limit):
-                made, seconds = activate(photos, self._runtime, desk.reporter(batch))
-            self._runtime.meters.batch(size=len(batch), seconds=seconds)
+                report = consumer.progress_reporter(batch)
+                outputs, seconds = forward(images, self._context, report)
+            self._context.metrics.batch(size=len(batch), seconds=seconds)
         except Exception as error:
             if is_device_lost(error):
                 raise DeviceLostError(str(error)) from error
             raise
-        return [(each, seconds) for each in made]
+        return [(each, seconds) for each in outputs]
 
-    def _conclude(self, hand: Hand, half_done: HalfDone, seconds: float) -> JobResult:
-        photo: Photo = hand.decoded.result()
-        return conclude(photo, half_done, self._runtime, waited=hand.waited, activated=seconds)
+    def _postprocess(self, flying: InFlightJob, output: ForwardOutput, seconds: float) -> JobResult:
+        image, waited = flying.image.result(), flying.waited
+        return postprocess(image, output, self._context, waited=waited, forward_seconds=seconds)
 
-    def _halved(self, batch: Sequence[Hand]) -> None:
-        height, width = batch[0].decoded.result().size
-        self._sizes = replace(self._sizes, pixels=len(batch) * height * width // 2)
-        self._runtime.predictor.release_memory()
-        self._runtime.meters.halved()
+    def _halve(self, batch: Sequence[InFlightJob]) -> None:
+        height, width = batch[0].image.result().size
+        self._limits = replace(self._limits, max_pixels=len(batch) * height * width // 2)
+        self._context.predictor.release_memory()
+        self._context.metrics.halved()
         log.warning(
-            "out of memory with %d photos at once: no more than half from now on", len(batch)
+            "out of memory with %d images at once: no more than half from now on", len(batch)
         )
 
 
@@ -357,6 +309,6 @@ def _time_limit(seconds: float) -> AbstractContextManager[None]:
     return UnixSignalDeathPenalty(int(seconds), JobTimeoutException)  # type: ignore[no-untyped-call]
 
 
-def _key(hand: Hand) -> Hashable:
-    """What failed to be decoded has no mates."""
-    return id(hand) if hand.decoded.exception() else hand.decoded.result().key
+def _batch_key(flying: InFlightJob) -> Hashable:
+    """An image that failed to be preprocessed shares no batch."""
+    return id(flying) if flying.image.exception() else flying.image.result().batch_key

@@ -1,4 +1,4 @@
-"""Between RQ and the conveyor: jobs in, results out, and nothing lost when Redis is away for a while."""
+"""Between the job queue and the batcher: jobs in, results out, and no job lost while Redis does not answer."""
 
 from __future__ import annotations
 
@@ -8,66 +8,53 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Final, TypeVar
 
-from redis.client import Pipeline
 from redis.exceptions import RedisError, WatchError
-from rq import Queue
-from rq.executions import Execution
 from rq.job import Job
 from rq.utils import now
 
 from models.inference.masks import OnProgress
-from worker.inference.pipeline import Photo, Runtime, decode
-from worker.queue.events import reporter
-from worker.queue.failures import has_cost_a_worker, persistently
-from worker.queue.rq import (
-    Ended,
-    JobCanceledError,
-    State,
-    TaskQueue,
-    cancel_key,
-    check_task,
-    finish,
-    give_back,
-    lease,
-    leave_canceled,
-    leave_ended,
-    mark_canceled,
-    new_execution,
-    queue_again,
-    states,
-    take,
-)
-from worker.queue.rq import Worker as FinishingWorker
-from worker.queue.schema import JobRequest, JobResult
-from worker.telemetry import log_finished
+from worker import telemetry
+from worker.inference.pipeline import PreprocessedImage, WorkerContext, preprocess
+from worker.queue.failures import describe_failure, is_poison_suspect, is_transient, retry
+from worker.queue.rq import Attempt, JobCanceledError, JobQueue, Lease, State, check_task
+from worker.queue.schema import JobRequest, JobResult, Progress
+from worker.telemetry import Outcome, log_finished
 
-# A job in the worker's hands.
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+EMPTY_SECONDS: Final = 0.01
+"""An empty queue is not counted again for so long: a single job is not held up by looks for others."""
+
+PROGRESS_STEP: Final = 0.1
+"""A stage's progress is written in steps of this fraction of the whole job."""
+
 
 @dataclass(eq=False)
-class Hand:
-    """A job on its way: being decoded, then in the networks, then being concluded.
+class InFlightJob:
+    """A leased job: being preprocessed, then in the networks, then being postprocessed.
 
     Attributes:
         job: with a lease.
-        execution: the lease.
+        lease: of the job.
         waited: seconds in the queue.
-        decoded: the photo, sooner or later.
-        concluded: the result, once the photo has been through the networks; or why there is none.
-        again: whether it goes through the networks for the second time.
+        behind: whether interactive jobs go before it.
+        image: the future of preprocessing.
+        result: the future of postprocessing, None until the image has been through the networks.
+        retried: whether it goes through the networks for the second time.
         clock: seconds that never go back.
     """
 
     job: Job
-    execution: Execution
+    lease: Lease
     waited: float
-    decoded: Future[Photo] = field(default_factory=Future)
-    concluded: Future[JobResult] | None = None
-    again: bool = False
+    behind: bool = False
+    image: Future[PreprocessedImage] = field(default_factory=Future)
+    result: Future[JobResult] | None = None
+    retried: bool = False
     clock: Callable[[], float] = time.monotonic
     _began: float | None = None
 
@@ -78,7 +65,7 @@ class Hand:
         return limit if limit > 0 else float("inf")
 
     def timed(self, work: Callable[[], T]) -> Callable[[], T]:
-        """Return work that notes when a thread begins with it; until then it only waits for one."""
+        """Return work that notes when a thread begins with it; until then the job only waits for a thread."""
         self._began = None
 
         def run() -> T:
@@ -88,236 +75,229 @@ class Hand:
         return run
 
     def fail(self, error: BaseException) -> None:
-        """Conclude without a result."""
-        self.concluded = Future()
-        self.concluded.set_exception(error)
+        """End without a result."""
+        self.result = Future()
+        self.result.set_exception(error)
 
     @property
-    def pending(self) -> Future[Photo] | Future[JobResult]:
-        """What a thread does for it, or has done last."""
-        return self.decoded if self.concluded is None else self.concluded
+    def pending(self) -> Future[PreprocessedImage] | Future[JobResult]:
+        """The thread's current work on it, or the latest."""
+        return self.image if self.result is None else self.result
 
     @property
     def error(self) -> BaseException | None:
-        """Why it was concluded without a result."""
-        return self.concluded.exception() if self.concluded is not None else None
-
-    @property
-    def value(self) -> dict[str, Any] | None:
-        """The result as RQ keeps it; None if there is none."""
-        if self.concluded is None or self.error is not None:
-            return None
-        return self.concluded.result().model_dump(mode="json")
+        """Why it ended without a result."""
+        return self.result.exception() if self.result is not None else None
 
     def is_late(self) -> bool:
-        """Return whether a thread has had it for longer than it may."""
+        """Return whether a thread has worked on it for longer than it may."""
         if self._began is None or self.pending.done():
             return False
         return self.clock() - self._began > self.timeout
 
-
-def seconds_since_queued(job: Job) -> float:
-    """Return how long a job has waited, not below 0 where two hosts' clocks differ."""
-    return max(0.0, (now() - job.enqueued_at).total_seconds()) if job.enqueued_at else 0.0
-
-
-log = logging.getLogger(__name__)
-
-EMPTY_SECONDS = 0.01
-"""So long an empty queue is not looked at again: a job that is alone is not held up by looks for others."""
-
-
-class Finisher(FinishingWorker, Protocol):
-    """What the desk needs of RQ's worker."""
-
-    lease: int
-
-    def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
-        """Call a job's task, and write down what comes of it; see RQ."""
-        ...
-
-    def cleanup_execution(self, job: Job, pipeline: Pipeline, execution: Execution | None) -> None:
-        """Give a job's lease back; see RQ."""
-        ...
-
-    def proved(self) -> None:
-        """Take note that the model works."""
-        ...
+    def attempt(self) -> Attempt:
+        """Return how the attempt ended; a cancellation is no end that is written."""
+        error = self.error
+        if isinstance(error, JobCanceledError) or self.result is None:
+            return Attempt(self.lease)
+        if error is None:
+            return Attempt(self.lease, value=self.result.result().model_dump(mode="json"))
+        again = bool(self.job.retries_left) and is_transient(error)
+        return Attempt(self.lease, failure=describe_failure(error), error=error, retry=again)
 
 
-class QueueDesk:
-    """Takes jobs from one queue and finishes them.
+class JobConsumer:
+    """Prefetches and leases jobs of one queue, and writes their ends.
 
     Args:
         queue: of the model.
-        worker: finishes jobs, and renews the leases of its executions.
-        runtime: decodes photos.
-        pool: the threads that do so.
-        may_take: whether more jobs are welcome: not when the worker is to stop.
+        context: of the worker.
+        pool: the threads that preprocess.
+        is_stopping: whether no more jobs are to be taken.
         workers: how many workers share the queue.
+        on_success: called after each finished job.
     """
 
     def __init__(
         self,
-        queue: TaskQueue,
-        worker: Finisher,
-        runtime: Runtime,
+        queue: JobQueue,
+        context: WorkerContext,
         *,
         pool: Executor,
-        may_take: Callable[[], bool],
+        is_stopping: Callable[[], bool],
         workers: Callable[[], int],
+        on_success: Callable[[], object],
     ) -> None:
+        self.is_stopping = is_stopping
+        self.leases: dict[str, Lease] = {}
+        """What the heartbeat renews, by id; any thread may read it."""
         self._queue = queue
-        self._worker = worker
-        self._runtime = runtime
+        self._context = context
         self._pool = pool
-        self._may_take = may_take
         self._workers = workers
+        self._on_success = on_success
         self._alone_next = False
-        self._left, self._looked = 0, 0.0
+        self._waiting, self._counted = 0, 0.0
 
-    def begin(self, job: Job) -> list[Hand]:
-        """Take a lease of the job that RQ has taken from the queue, and have its photo decoded."""
+    def start(self, job: Job) -> list[InFlightJob]:
+        """Lease the job that RQ has taken from the queue, and have its image preprocessed."""
         self._alone_next = False
-        return self.receive([job])
+        return self.lease([job])
 
-    def receive(self, jobs: Sequence[Job]) -> list[Hand]:
-        """Take leases of jobs that are in the intermediate list, and have their photos decoded."""
-        waiting = persistently(lambda: leave_ended(self._queue, jobs))
-        wanted = persistently(lambda: leave_canceled(self._queue, waiting))
+    def lease(self, jobs: Sequence[Job]) -> list[InFlightJob]:
+        """Lease taken jobs that are to be worked on, and have their images preprocessed."""
+        queue, context = self._queue, self._context
+        unfinished = retry(lambda: queue.skip_finished(jobs))
+        wanted = retry(lambda: queue.skip_canceled(unfinished))
         if not wanted:
             return []
-        worker = self._worker
-        executions = [new_execution(job, worker=worker.name) for job in wanted]
-        # First here: the lease may be taken and the answer lost, and then it must be renewed.
-        worker.executions.update({each.id: each for each in executions})
-        left = persistently(lambda: lease(self._queue, executions, seconds=worker.lease))
-        self._left, self._looked = left, time.monotonic()
-        hands = [Hand(each.job, each, seconds_since_queued(each.job)) for each in executions]
-        for hand in hands:
-            hand.decoded = self._pool.submit(hand.timed(partial(_decode, hand.job, self._runtime)))
-            self._runtime.meters.started(waited=hand.waited)
-            log.info(
-                "job taken", extra={"job": hand.job.id, "request": hand.job.meta.get("request")}
-            )
-        return hands
+        leases = [queue.new_lease(job, worker=context.worker) for job in wanted]
+        # First here: the lease may be written and the answer lost, and then it must be renewed.
+        self.leases.update({each.id: each for each in leases})
+        self._waiting = retry(lambda: queue.lease(leases))
+        self._counted = time.monotonic()
+        return [self._preprocess(each) for each in leases]
 
-    def more(self, most: int) -> list[Hand]:
-        """Return more jobs that wait, at most so many; does not wait itself.
+    def _preprocess(self, lease: Lease) -> InFlightJob:
+        job = lease.job
+        # Not below 0 where two hosts' clocks differ.
+        waited = max(0.0, (now() - job.enqueued_at).total_seconds()) if job.enqueued_at else 0.0
+        flying = InFlightJob(job, lease, waited, behind=self._queue.is_batch(job))
+        flying.image = self._pool.submit(flying.timed(partial(_preprocess, job, self._context)))
+        self._context.metrics.started(waited=waited)
+        log.info("job taken", extra={"job": job.id, "request": job.meta.get("request")})
+        return flying
 
-        Other workers get their share. A job that may be a worker's death is left for later, when it can be alone.
+    def prefetch(self, count: int) -> list[InFlightJob]:
+        """Lease up to ``count`` more jobs, without waiting for any; other workers get their share.
+
+        A job during which a worker died is left for later, when it can be alone.
         """
-        if most < 1 or self._alone_next or self.is_closing():
+        if count < 1 or self._alone_next or self.is_stopping():
             return []
-        waiting, held = self._count(), len(self._worker.executions)
+        waiting, held = self._count(), len(self.leases)
         share = -(-(waiting + held) // max(1, self._workers())) - held
-        jobs = persistently(lambda: take(self._queue, min(most, share, waiting)))
-        first = next((i for i, job in enumerate(jobs) if has_cost_a_worker(job)), len(jobs))
+        jobs = retry(lambda: self._queue.take(min(count, share, waiting)))
+        first = next((i for i, job in enumerate(jobs) if is_poison_suspect(job)), len(jobs))
         if first < len(jobs):
             self._alone_next = True  # not taken again before all others are done
-            persistently(lambda: give_back(self._queue, jobs[first:]))
-        return self.receive(jobs[:first])
+            retry(lambda: self._queue.put_back(jobs[first:]))
+        return self.lease(jobs[:first])
 
     def _count(self) -> int:
-        """Return how many jobs wait in the queue; one that was empty is left alone for a moment."""
-        if self._left or time.monotonic() - self._looked > EMPTY_SECONDS:
-            self._left = persistently(lambda: self._queue.count)
-            self._looked = time.monotonic()
-        return self._left
+        if self._waiting or time.monotonic() - self._counted > EMPTY_SECONDS:
+            self._waiting = retry(self._queue.count)
+            self._counted = time.monotonic()
+        return self._waiting
 
-    def is_closing(self) -> bool:
-        """Return whether no more jobs are welcome, for the worker is to stop."""
-        return not self._may_take()
+    def progress_reporter(self, jobs: Sequence[InFlightJob]) -> OnProgress:
+        """Return a function that writes progress, at each stage and each tenth; Redis need not answer.
 
-    def release(self, hands: Sequence[Hand]) -> None:
-        """Put jobs back that nothing has been done with, to the front of the queue."""
-        for hand in reversed(hands):
-            persistently(partial(self._release_one, hand))
+        It raises JobCanceledError once all of the jobs are canceled.
+        """
+        written = Progress(stage="", fraction=-1.0)
 
-    def _release_one(self, hand: Hand) -> None:
-        (state,) = self._states([hand])
-        self._let_go(hand, canceled=state == "canceled", again=state == "ours")
+        def report(stage: str, fraction: float) -> None:
+            nonlocal written
+            if stage == written.stage and fraction - written.fraction < PROGRESS_STEP:
+                return
+            first = not written.stage
+            written = Progress(stage=stage, fraction=round(fraction, 3))
+            try:
+                wanted = self._queue.save_progress(
+                    [each.job for each in jobs], written, first=first
+                )
+            except RedisError as error:
+                log.warning("progress of %d jobs not written: %s", len(jobs), error)
+                return
+            if not wanted:
+                raise JobCanceledError("expected a job that is not canceled, got canceled ones")
 
-    def reporter(self, hands: Sequence[Hand]) -> OnProgress:
-        """Return what tells how far jobs are; see ``worker.queue.events``."""
-        return reporter(self._queue.connection, [hand.job for hand in hands])
+        return report
 
-    def settle(self, hands: Sequence[Hand]) -> None:
-        """Finish jobs that are concluded: as finished, failed or canceled."""
-        try:
-            left = self._finish(hands)
-        except RedisError as error:
-            log.warning("the end of %d jobs not written: %s", len(hands), error)
-            left = list(hands)
-        for hand in left:
-            # It may have been written down for all that: look again before each try.
-            persistently(partial(self._look_and_settle, hand))
+    def nack(self, jobs: Sequence[InFlightJob]) -> None:
+        """Queue jobs again that have not been through the networks, before all others."""
+        for each in reversed(jobs):
+            retry(partial(self._nack, each))
 
-    def _finish(self, hands: Sequence[Hand]) -> list[Hand]:
-        """Write down what has a result; return the others, and those that are not ours or not wanted any more."""
-        ended = [Ended(hand.job, hand.execution, hand.value) for hand in hands]
-        written = finish(self._queue.connection, self._worker, ended)
-        for hand, done in zip(hands, written, strict=True):
-            if done and hand.concluded is not None:
-                times = hand.concluded.result().timings
-                log_finished(hand.job, times, self._runtime.meters)
-                self._worker.proved()
-        return [hand for hand, done in zip(hands, written, strict=True) if not done]
-
-    def _look_and_settle(self, hand: Hand) -> None:
-        # RQ lets go of the lease before a failure is written, and nobody would renew it.
-        self._worker.executions[hand.execution.id] = hand.execution
-        (state,), error = self._states([hand]), hand.error
-        if state == "lost":
-            # The lease ran out while Redis was away, and somebody else has the job by now; or its end was written.
-            log.warning("job %s: not in hand any more, and nothing written for it", hand.job.id)
-            self._let_go(hand)
+    def _nack(self, flying: InFlightJob) -> None:
+        state = self._state(flying)
+        if state == "ours":
+            self._queue.nack(flying.lease)
         elif state == "canceled":
-            self._let_go(hand, canceled=True)
-        elif isinstance(error, JobCanceledError):
-            self._let_go(hand, again=True)  # the same was posted again, and nothing has come out
-        elif error is None:
-            if self._finish([hand]):
-                raise WatchError("expected a job in hand, got one that was just taken away")
+            self._cancel(flying)
         else:
-            self._fail(hand, error)
+            self._queue.drop_lease(flying.lease)
+        self.leases.pop(flying.lease.id, None)
 
-    def _fail(self, hand: Hand, error: BaseException) -> None:
-        """Have RQ call the task, which raises what it failed with, and write down what comes of it."""
-        failures = self._runtime.failures
-        failures[hand.job.id] = error
+    def ack(self, jobs: Sequence[InFlightJob]) -> None:
+        """Write that jobs have finished, failed or are canceled."""
         try:
-            self._worker.perform_job(hand.job, self._queue, hand.execution)
-        finally:
-            del failures[hand.job.id]
-        if self._states([hand]) == ["ours"]:
-            # RQ keeps it to itself.
-            raise RedisError("expected a failure written down, got none")
+            left = self._write(jobs)
+        except RedisError as error:
+            log.warning("the end of %d jobs not written: %s", len(jobs), error)
+            left = list(jobs)
+        for each in left:
+            # It may have been written for all that: its state is read before each try.
+            retry(partial(self._ack, each))
 
-    def _states(self, hands: Sequence[Hand]) -> list[State]:
-        """Return how it stands with each job."""
-        jobs = [hand.job for hand in hands]
-        return states(self._queue.connection, jobs, worker=self._worker.name)
+    def _ack(self, flying: InFlightJob) -> None:
+        state = self._state(flying)
+        if state == "lost":
+            # The lease expired while Redis did not answer, and another worker has the job; or its end was written.
+            log.warning("job %s: another worker's, or written already", flying.job.id)
+            self._queue.drop_lease(flying.lease)
+        elif state == "canceled":
+            self._cancel(flying)
+        elif isinstance(flying.error, JobCanceledError):
+            self._queue.nack(flying.lease)  # the same was posted again, and there is no result
+        elif self._write([flying]):
+            raise WatchError("expected a leased job, got one that was just taken away")
+        self.leases.pop(flying.lease.id, None)
 
-    def _let_go(self, hand: Hand, *, canceled: bool = False, again: bool = False) -> None:
-        wish = cancel_key(hand.job.id)
-        with self._queue.connection.pipeline() as pipeline:
-            if canceled:
-                pipeline.watch(wish)  # type: ignore[no-untyped-call]
-                if not pipeline.exists(wish):
-                    raise WatchError(
-                        "expected a job that nobody wants, got one that was posted again"
-                    )
-                pipeline.multi()
-                mark_canceled(hand.job, pipeline)
-            if again:
-                queue_again(self._queue, hand.job, pipeline)
-            self._worker.cleanup_execution(hand.job, pipeline, hand.execution)
-            pipeline.execute()
-        if canceled:
-            self._runtime.meters.ended("canceled")
+    def _state(self, flying: InFlightJob) -> State:
+        return self._queue.states([flying.lease])[0]
+
+    def _cancel(self, flying: InFlightJob) -> None:
+        self._queue.cancel_leased(flying.lease)
+        self._context.metrics.ended("canceled")
+
+    def _write(self, jobs: Sequence[InFlightJob]) -> list[InFlightJob]:
+        """Write ends; return the jobs whose end is not written, since they are canceled or not this worker's."""
+        attempts = [each.attempt() for each in jobs]
+        written = self._queue.ack(attempts)
+        for flying, attempt, done in zip(jobs, attempts, written, strict=True):
+            if done:  # not before: until then the lease must be renewed
+                self.leases.pop(flying.lease.id, None)
+                self._log_end(flying, attempt)
+        return [each for each, done in zip(jobs, written, strict=True) if not done]
+
+    def _log_end(self, flying: InFlightJob, attempt: Attempt) -> None:
+        job, metrics = flying.job, self._context.metrics
+        if attempt.failure is None and flying.result is not None:
+            log_finished(job, flying.result.result().timings, metrics)
+            self._on_success()
+        elif attempt.failure is not None:
+            outcome: Outcome = "retried" if attempt.retry else "failed"
+            log_failed(job, outcome, attempt.failure.code, metrics, error=attempt.error)
 
 
-def _decode(job: Job, runtime: Runtime) -> Photo:
+def log_failed(
+    job: Job,
+    outcome: Outcome,
+    code: str,
+    metrics: telemetry.WorkerMetrics,
+    *,
+    error: BaseException | None = None,
+) -> None:
+    """Count, trace and log a failed attempt."""
+    metrics.ended(outcome, code=code)
+    telemetry.trace_job(job.meta, job.id, error=code)
+    ids = {"job": job.id, "request": job.meta.get("request")}
+    extra = {**ids, "outcome": outcome, "code": code}
+    log.warning("job %s: %s", outcome, code, extra=extra, exc_info=error)
+
+
+def _preprocess(job: Job, context: WorkerContext) -> PreprocessedImage:
     check_task(job)
-    return decode(JobRequest.model_validate(job.args[0]), runtime)
+    return preprocess(JobRequest.model_validate(job.args[0]), context)

@@ -1,7 +1,6 @@
-"""The steps of a job: bytes → photo → networks → segmentation → files and a record.
+"""Steps of a job: preprocess (fetch and decode), forward (the networks), postprocess (refine and decide), upload.
 
-Each is a function of its own: the worker's loop decodes and encodes in threads of their own, and sends several photos
-through the networks at once.
+Threads preprocess and postprocess; one thread alone sends the images of several jobs forward at once.
 """
 
 from __future__ import annotations
@@ -10,22 +9,19 @@ import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from rq import get_current_job
-
-from models.data.classes import ClassList, with_open_labels
+from models.data.classes import with_open_labels
 from models.data.images import MAX_PIXELS, UprightImage, read_image
 from models.data.mask_files import label_map_png, provenance, scores_npz
 from models.inference.masks import (
     CannotSegmentError,
     LabeledImage,
-    MaskOptions,
     OnProgress,
     Segmentation,
     UnlabeledImage,
 )
-from worker.queue.failures import may_pass, persistently
+from worker.queue.failures import is_transient, retry
 from worker.queue.registry import ModelInfo
 from worker.queue.schema import (
     ImageRecord,
@@ -37,159 +33,54 @@ from worker.queue.schema import (
 from worker.storage import BlobStore
 from worker.telemetry import WorkerMetrics
 
-# What a task needs and no job can carry: the model in memory and the blob store.
+if TYPE_CHECKING:
+    from models.inference.forward import ForwardOutput
+    from models.inference.predictor import Predictor
 
-HalfDone = Any
-"""What came out of the networks for one photo: the predictor's own business."""
+T = TypeVar("T")
 
+_PREPROCESSED, _FORWARDED = 0.05, 0.75
+"""Fractions of a job's work at which the networks begin and end."""
 
-class Described(Protocol):
-    """A bundle's description."""
-
-    @property
-    def classes(self) -> ClassList:
-        """The classes that can be asked for."""
-        ...
-
-    @property
-    def can_segment(self) -> bool:
-        """Whether it holds a segmenter."""
-        ...
-
-    @property
-    def open_vocabulary(self) -> bool:
-        """Whether labels may be others than its classes."""
-        ...
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it in JSON's types."""
-        ...
-
-
-class PredictorLike(Protocol):
-    """What the worker needs of ``models.inference.predictor.Predictor``, so that torch stays out of here."""
-
-    @property
-    def device(self) -> object:
-        """Where the work is done; its text is a device's name."""
-        ...
-
-    @property
-    def info(self) -> Described:
-        """What the model says of itself."""
-        ...
-
-    def options(self) -> MaskOptions:
-        """Return the model's own options for pseudo masks."""
-        ...
-
-    def segment_options(self) -> MaskOptions:
-        """Return the model's own options for segmenting."""
-        ...
-
-    def working_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the (H, W) at which a labeled photo goes through the networks; only equal ones do so together."""
-        ...
-
-    def segment_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the same for a photo without labels."""
-        ...
-
-    def forward_cam(
-        self, batch: Sequence[LabeledImage], *, on_progress: OnProgress = ...
-    ) -> Sequence[HalfDone]:
-        """Send photos of one working size through the networks; one thread alone does this."""
-        ...
-
-    def forward_segmenter(
-        self, batch: Sequence[UnlabeledImage], *, on_progress: OnProgress = ...
-    ) -> Sequence[HalfDone]:
-        """Do the same with photos that nothing is said of."""
-        ...
-
-    def postprocess(self, half_done: HalfDone) -> Segmentation:
-        """Make a segmentation of what came out of the networks; may be done in any thread."""
-        ...
-
-    def release_memory(self) -> None:
-        """Give back memory of the device that is held and not used."""
-        ...
-
-    def device_memory(self) -> int | None:
-        """Return the bytes of the device's memory that are held, None if it has none of its own."""
-        ...
+_STORE_PATIENCE: Final = 30.0
 
 
 @dataclass(frozen=True)
-class Runtime:
-    """One process's model, store and name; made once, before the first job.
+class WorkerContext:
+    """What all jobs of a worker process share.
 
     Attributes:
         predictor: warm.
-        model: what the predictor says of itself.
+        model: the predictor's description.
         blobs: shared with the service.
         worker: this worker's name.
         max_pixels: largest image.
-        store_patience: seconds for which a blob store that is away is asked again.
-        failures: why jobs failed, by job, known before RQ calls the task that raises it.
-        meters: count what is done.
+        metrics: of this worker.
     """
 
-    predictor: PredictorLike
+    predictor: Predictor
     model: ModelInfo
     blobs: BlobStore
     worker: str
     max_pixels: int = MAX_PIXELS
-    store_patience: float = 30.0
-    failures: dict[str, BaseException] = field(default_factory=dict)
-    meters: WorkerMetrics = field(default_factory=WorkerMetrics)
-
-
-class _Holder:
-    """Holds the one runtime of this process: RQ calls a task by its import path, with JSON alone."""
-
-    runtime: Runtime | None = None
-
-
-def install(runtime: Runtime | None) -> None:
-    """Make a runtime the one that this process's tasks use; None: there is none any more."""
-    _Holder.runtime = runtime
-
-
-def installed() -> Runtime:
-    """Return the process's runtime.
-
-    Raises:
-        RuntimeError: if there is none: the task was not run by our worker.
-    """
-    if _Holder.runtime is None:
-        raise RuntimeError(
-            "expected a worker started by ``python -m worker``, got no installed runtime"
-        )
-    return _Holder.runtime
-
-
-T = TypeVar("T")
-
-# Shares of a job's work, for its progress: the networks' part begins and ends at these fractions.
-DECODED, ACTIVATED = 0.05, 0.75
+    metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
 
 
 @dataclass(frozen=True)
-class Photo:
+class PreprocessedImage:
     """A decoded upload with what to do.
 
     Attributes:
-        request: what was asked for.
+        request: of the job.
         image: upright.
-        asked: the same in the predictor's words.
+        sample: the same as the predictor takes it.
         size: (H, W) at which it goes through the networks.
-        seconds: that decoding took.
+        seconds: that preprocessing took.
     """
 
     request: JobRequest
     image: UprightImage
-    asked: LabeledImage | UnlabeledImage
+    sample: LabeledImage | UnlabeledImage
     size: tuple[int, int]
     seconds: float
 
@@ -200,12 +91,12 @@ class Photo:
         return int(height * width)
 
     @property
-    def key(self) -> Hashable:
-        """Equal for photos that may go through the networks together."""
+    def batch_key(self) -> Hashable:
+        """Equal for images that may go through the networks together."""
         return self.request.task, self.size
 
 
-def decode(request: JobRequest, runtime: Runtime) -> Photo:
+def preprocess(request: JobRequest, context: WorkerContext) -> PreprocessedImage:
     """Fetch and decode an upload.
 
     Raises:
@@ -215,78 +106,80 @@ def decode(request: JobRequest, runtime: Runtime) -> Photo:
         UnknownLabelError: if this worker's model does not know a label.
     """
     started = time.perf_counter()
-    predictor, options = runtime.predictor, request.options
-    # The API has seen to labels and segmenter, but the bundle may have been another one then.
+    predictor, options = context.predictor, request.options
+    # The API has checked labels and segmenter, but perhaps against another version of the bundle.
     classes = predictor.info.classes
     if request.task == "pseudo_mask":
-        if request.vocabulary == "open" and runtime.model.open_vocabulary:
+        if request.vocabulary == "open" and context.model.open_vocabulary:
             classes = with_open_labels(classes, request.labels)
         classes.resolve(request.labels)
-    elif not runtime.model.can_segment:
-        raise CannotSegmentError(f"expected a model with a segmenter, got {runtime.model.name!r}")
-    data = _patiently(runtime, partial(runtime.blobs.get, request.image))
-    image = read_image(data, max_pixels=runtime.max_pixels)
+    elif not context.model.can_segment:
+        raise CannotSegmentError(f"expected a model with a segmenter, got {context.model.name!r}")
+    data = _retry_store(partial(context.blobs.get, request.image))
+    image = read_image(data, max_pixels=context.max_pixels)
     height, width = image.pixels.shape[:2]
-    asked: LabeledImage | UnlabeledImage
+    sample: LabeledImage | UnlabeledImage
     if request.task == "pseudo_mask":
-        asked = LabeledImage(image.pixels, request.labels, options, classes)
+        sample = LabeledImage(image.pixels, request.labels, options, classes)
         size = predictor.working_size(height, width)
     else:
-        asked, size = UnlabeledImage(image.pixels, options), predictor.segment_size(height, width)
-    return Photo(request, image, asked, size, time.perf_counter() - started)
+        sample, size = UnlabeledImage(image.pixels, options), predictor.segment_size(height, width)
+    return PreprocessedImage(request, image, sample, size, time.perf_counter() - started)
 
 
-def activate(
-    photos: Sequence[Photo], runtime: Runtime, report: OnProgress
-) -> tuple[Sequence[HalfDone], float]:
-    """Send photos of one key through the networks; return what came out, and the seconds that it took.
+def forward(
+    images: Sequence[PreprocessedImage], context: WorkerContext, report: OnProgress
+) -> tuple[Sequence[ForwardOutput], float]:
+    """Send images of one batch key through the networks; return what comes out, and the seconds that it took.
 
-    Args:
-        photos: of one key.
-        runtime: what to do it with.
-        report: told the stage and the fraction of the whole job; what it raises stops the work.
+    ``report`` gets the stage and the fraction of the whole job; an exception that it raises stops the work.
     """
     started = time.perf_counter()
 
     def on_progress(stage: str, fraction: float) -> None:
-        report(stage, DECODED + (ACTIVATED - DECODED) * fraction)
+        report(stage, _PREPROCESSED + (_FORWARDED - _PREPROCESSED) * fraction)
 
-    asked = [each.asked for each in photos]
-    labeled = [each for each in asked if isinstance(each, LabeledImage)]
-    unlabeled = [each for each in asked if isinstance(each, UnlabeledImage)]
-    predictor = runtime.predictor
-    made: list[HalfDone] = []
+    samples = [each.sample for each in images]
+    labeled = [each for each in samples if isinstance(each, LabeledImage)]
+    unlabeled = [each for each in samples if isinstance(each, UnlabeledImage)]
+    predictor = context.predictor
+    outputs: list[ForwardOutput] = []
     if labeled:
-        made += predictor.forward_cam(labeled, on_progress=on_progress)
+        outputs += predictor.forward_cam(labeled, on_progress=on_progress)
     if unlabeled:
-        made += predictor.forward_segmenter(unlabeled, on_progress=on_progress)
-    return made, time.perf_counter() - started
+        outputs += predictor.forward_segmenter(unlabeled, on_progress=on_progress)
+    return outputs, time.perf_counter() - started
 
 
-def conclude(
-    photo: Photo, half_done: HalfDone, runtime: Runtime, *, waited: float, activated: float
+def postprocess(
+    image: PreprocessedImage,
+    output: ForwardOutput,
+    context: WorkerContext,
+    *,
+    waited: float,
+    forward_seconds: float,
 ) -> JobResult:
-    """Refine what came out of the networks, decide the mask, store the files and write the record.
+    """Refine what came out of the networks, decide the mask, store the files and return the result.
 
     Args:
-        photo: what it is about.
-        half_done: from ``activate``.
-        runtime: what to do it with.
+        image: from ``preprocess``.
+        output: from ``forward``.
+        context: of the worker.
         waited: seconds in the queue.
-        activated: seconds in the networks.
+        forward_seconds: seconds in the networks.
 
     Raises:
         BlobError: if the files cannot be stored.
     """
     started = time.perf_counter()
-    segmentation = runtime.predictor.postprocess(half_done)
+    segmentation = context.predictor.postprocess(output)
     refined = time.perf_counter()
-    model, request = runtime.model, photo.request
+    model, request = context.model, image.request
     text = provenance(model, segmentation.classes, asdict(request.options))
-    blobs = store(segmentation, runtime, text=text)
+    blobs = upload(segmentation, context, text=text)
     encoded = time.perf_counter()
     height, width = segmentation.label_map.shape
-    orientation = photo.image.exif_orientation
+    orientation = image.image.exif_orientation
     return JobResult(
         model=model.ref,
         image=ImageRecord(width=width, height=height, exif_orientation=orientation),
@@ -296,31 +189,28 @@ def conclude(
         ignored=segmentation.ignored,
         timings=Timings(
             queue=waited,
-            decode=photo.seconds,
-            model=activated + refined - started,
+            decode=image.seconds,
+            model=forward_seconds + refined - started,
             encode=encoded - refined,
         ),
         blobs=blobs,
-        worker=runtime.worker,
+        worker=context.worker,
     )
 
 
-def store(segmentation: Segmentation, runtime: Runtime, *, text: Mapping[str, str]) -> ResultBlobs:
-    """Encode and store a segmentation's files.
+def upload(
+    segmentation: Segmentation, context: WorkerContext, *, text: Mapping[str, str]
+) -> ResultBlobs:
+    """Encode and store the mask, with provenance as its text chunks, and the scores.
 
-    No overlay: encoding that takes longer than all the rest, and few ask for it.
-
-    Args:
-        segmentation: what to store.
-        runtime: where to.
-        text: provenance for the mask's text chunks.
+    No overlay: encoding it takes longer than all the rest, and few requests need it.
 
     Raises:
         BlobError: if they cannot be stored.
     """
 
     def put(data: bytes) -> str:
-        return _patiently(runtime, partial(runtime.blobs.put, "results", data))
+        return _retry_store(partial(context.blobs.put, "results", data))
 
     return ResultBlobs(
         mask=put(label_map_png(segmentation.label_map, text=text)),
@@ -328,49 +218,6 @@ def store(segmentation: Segmentation, runtime: Runtime, *, text: Mapping[str, st
     )
 
 
-def _patiently(runtime: Runtime, action: Callable[[], T]) -> T:
-    """Ask the blob store again while it is away: a queue's attempts would be used up in seconds."""
-    return persistently(action, passes=may_pass, patience=runtime.store_patience)
-
-
-def run(request: JobRequest, runtime: Runtime, *, waited: float, report: OnProgress) -> JobResult:
-    """Do all steps of one job, one after the other; see them for what they raise."""
-    report("decode", 0.0)
-    photo = decode(request, runtime)
-    (half_done,), seconds = activate([photo], runtime, report)
-    report("encode", ACTIVATED)
-    return conclude(photo, half_done, runtime, waited=waited, activated=seconds)
-
-
-# Tasks that a job may name; RQ calls them by their import path, with JSON alone.
-
-
-def pseudo_mask(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Segment the classes that a queued request names.
-
-    Args:
-        request: a JobRequest in JSON's types.
-
-    Returns:
-        A JobResult in JSON's types.
-    """
-    return _work(request)
-
-
-def segment_image(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Segment whatever a queued request's image shows; as ``pseudo_mask``."""
-    return _work(request)
-
-
-def _work(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Do all of it in a plain RQ worker; our loop comes here only to have RQ write down why a job failed."""
-    runtime, job = installed(), get_current_job()
-    error = runtime.failures.get(job.id) if job is not None else None
-    if error is not None:
-        raise error
-    parsed = JobRequest.model_validate(request)
-    return run(parsed, runtime, waited=0.0, report=_ignore).model_dump(mode="json")
-
-
-def _ignore(stage: str, fraction: float) -> None:
-    del stage, fraction
+def _retry_store(action: Callable[[], T]) -> T:
+    """Retry while the blob store does not answer: a job's attempts would be used up in seconds."""
+    return retry(action, retryable=is_transient, patience=_STORE_PATIENCE)

@@ -1,63 +1,66 @@
-"""Whether the main thread gets ahead: it says so itself; another thread looks, which alone can act."""
+"""Main-thread stall detector, and the self-test that proves that a model works."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from models.data.classes import with_open_labels
 from models.inference.masks import LabeledImage, UnlabeledImage
-from worker.inference.pipeline import PredictorLike
 
-IDLE_SECONDS = 60.0
-"""A wait for jobs ends after 5 s; on a connection that is dead, after three tries of 15 s each."""
+if TYPE_CHECKING:
+    from models.inference.predictor import Predictor
 
-LATE_SECONDS = 2.0
-"""Trouble begins so much after the moment that was promised: a job that timed out must be failed yet."""
+IDLE_SECONDS: Final = 60.0
+"""Far more than a wait for jobs takes, on a dead connection too."""
+
+LATE_SECONDS: Final = 2.0
+"""A stall is reported so long after the deadline: a job that timed out must be failed first."""
+
+_OPEN_LABEL: Final = "canary in a coal mine"
+"""A label that no model was trained on."""
 
 
-class Activity:
-    """When the main thread last got ahead, how long its next step may take, and what is wrong.
+class StallDetector:
+    """When the main thread last made progress, how long its next step may take, and whether the worker is broken.
 
-    The lease alone proves that a process lives: its thread renews it while the main thread hangs.
-
-    Args:
-        clock: seconds from anywhere, never backwards.
+    The main thread writes; the heartbeat thread reads, since a lease alone proves no more than that a process lives.
+    The clock gives seconds from anywhere, never backwards.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._failure = ""
-        self.rest()
+        self.idle()
 
-    def expect(self, seconds: float) -> None:
-        """Say that the main thread got ahead, and will again within so many seconds."""
+    def deadline(self, seconds: float) -> None:
+        """Note progress; the next is due within so many seconds."""
         # One tuple, so that the other thread never sees half of a change.
         self._mark = (self._clock(), seconds)
 
-    def rest(self) -> None:
-        """Say that the main thread has nothing to do but to wait for jobs."""
-        self.expect(IDLE_SECONDS)
+    def idle(self) -> None:
+        """Note progress of a main thread that only waits for jobs."""
+        self.deadline(IDLE_SECONDS)
 
     def fail(self, reason: str) -> None:
-        """Say for good that this worker is of no use any more, in one line."""
+        """Report for good that this worker is of no use any more, in one line."""
         self._failure = reason
 
     @property
     def silent(self) -> float:
-        """Seconds since the main thread last got ahead."""
+        """Seconds since the last progress."""
         return self._clock() - self._mark[0]
 
     def overdue(self) -> float:
-        """Return for how many seconds what was expected has not happened; 0 if all is well."""
+        """Return the seconds since the deadline; 0 before it."""
         since, seconds = self._mark
         return max(0.0, self._clock() - since - seconds)
 
     @property
-    def trouble(self) -> str:
+    def error(self) -> str:
         """What is wrong, in one line; empty if nothing is."""
         if self._failure:
             return self._failure
@@ -66,19 +69,11 @@ class Activity:
         return f"no progress for {self.silent:.0f} s, expected some within {self._mark[1]:.0f} s"
 
 
-# The proof that a model works: a small gray image through all that it can do.
-
-log = logging.getLogger(__name__)
-
-# A label that no model was trained on.
-_UNKNOWN = "canary in a coal mine"
-
-
-class CanaryError(Exception):
+class SelfTestError(Exception):
     """A model that worked at the start does not any more."""
 
 
-def canary(predictor: PredictorLike) -> None:
+def self_test(predictor: Predictor) -> None:
     """Send a small gray image through all that the model can do, which also warms it up.
 
     Raises:
@@ -88,65 +83,64 @@ def canary(predictor: PredictorLike) -> None:
     classes = predictor.info.classes
     labels = [classes.names[0]]
     if predictor.info.open_vocabulary:
-        classes = with_open_labels(classes, [_UNKNOWN])
-        labels.append(_UNKNOWN)
-    labeled = LabeledImage(image, labels, predictor.options(), classes)
-    half_done = [*predictor.forward_cam([labeled])]
+        classes = with_open_labels(classes, [_OPEN_LABEL])
+        labels.append(_OPEN_LABEL)
+    outputs = [*predictor.forward_cam([LabeledImage(image, labels, predictor.options(), classes)])]
     if predictor.info.can_segment:
         unlabeled = UnlabeledImage(image, predictor.segment_options())
-        half_done += predictor.forward_segmenter([unlabeled])
-    for each in half_done:
+        outputs += predictor.forward_segmenter([unlabeled])
+    for each in outputs:
         shape = predictor.postprocess(each).label_map.shape
         if shape != image.shape[:2]:
             raise RuntimeError(f"expected a label map of {image.shape[:2]}, got {shape}")
 
 
-class CanaryWatch:
-    """Sends the canary again when there was no proof for a while that the model works.
+class PeriodicSelfTest:
+    """Runs a self-test when no job has proved for a while that the model works.
 
     Not thread-safe: one thread alone touches the model, and so it alone calls this.
 
     Args:
-        send: sends the canary; raises what it likes if the model does not work.
-        activity: told that it is under way, and if it failed.
-        interval: seconds between two proofs; 0 turns it off.
-        patience: seconds that the canary may take.
+        test: raises an exception if the model does not work.
+        stall: gets the test's deadline, and its failure.
+        interval: seconds between two proofs; 0 turns the test off.
+        patience: seconds that the test may take.
         clock: seconds from anywhere, never backwards.
     """
 
     def __init__(
         self,
-        send: Callable[[], None],
-        activity: Activity,
+        test: Callable[[], None],
+        stall: StallDetector,
         *,
         interval: float,
         patience: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._send = send
-        self._activity = activity
+        self._test = test
+        self.stall = stall
         self._interval = interval
         self._patience = patience
         self._clock = clock
         self._proved = clock()
 
     def proved(self) -> None:
-        """Note that the model has just worked: a job came out well."""
+        """Note that the model has just worked: a job has finished."""
         self._proved = self._clock()
 
-    def check(self) -> None:
-        """Send the canary if it is due; call this when there is nothing else to do.
+    def run_if_due(self) -> None:
+        """Run the test if it is due; call this when there is nothing else to do.
 
         Raises:
-            CanaryError: if it fails; this worker should take no more jobs.
+            SelfTestError: if it fails; this worker should take no more jobs.
         """
         if not self._interval or self._clock() - self._proved < self._interval:
             return
-        self._activity.expect(self._patience)
+        self.stall.deadline(self._patience)
         try:
-            self._send()
+            self._test()
         except Exception as error:
             reason = f"the canary image failed: {type(error).__name__}"
-            self._activity.fail(reason)
-            raise CanaryError(reason) from error
+            self.stall.fail(reason)
+            raise SelfTestError(reason) from error
         self.proved()

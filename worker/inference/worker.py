@@ -1,10 +1,9 @@
-"""An RQ worker that never forks, works on several jobs at once, and holds short leases of them.
+"""GPU worker: an RQ worker that never forks, works on several jobs at once, and holds short leases of them.
 
 RQ's SimpleWorker runs a job in the worker's own process, which a model in GPU memory needs, but one after the other; it
-sends no heartbeat meanwhile and cannot be interrupted in a C call. Here the jobs that wait go through the model
-together (``worker.inference.batcher``), the results of several are written together (``worker.queue.rq``), failures by
-RQ's own ``perform_job``; a second thread renews the leases, does RQ's maintenance every few seconds and ends the
-process when a job is stuck.
+sends no heartbeat meanwhile and cannot be interrupted in a C call. Here RQ starts, stops and waits for a job; the
+batcher works on it and on those behind it; the consumer writes their ends. A second thread renews the leases, maintains
+the queue and ends the process when the main thread is stuck.
 """
 
 from __future__ import annotations
@@ -15,182 +14,71 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import RedisError
 from rq import Queue, SimpleWorker
-from rq.executions import Execution
 from rq.job import Job
 from rq.serializers import JSONSerializer
-from rq.utils import now
 from rq.worker import WorkerStatus
 
-from worker import telemetry
 from worker.inference.batcher import (
-    Conveyor,
+    Batcher,
+    BatchLimits,
     DeviceLostError,
-    Sizes,
     ThreadsStuckError,
-    usual_batch,
+    default_batch_size,
 )
-from worker.inference.consumer import QueueDesk
-from worker.inference.pipeline import PredictorLike, Runtime, install
-from worker.inference.watchdog import Activity, CanaryWatch, canary
+from worker.inference.consumer import JobConsumer, log_failed
+from worker.inference.pipeline import WorkerContext
+from worker.inference.watchdog import PeriodicSelfTest, StallDetector, self_test
 from worker.periodic import PeriodicThread
 from worker.queue.failures import (
-    describe,
-    has_cost_a_worker,
-    note_failure,
-    whether_or_not_redis_answers,
+    describe_failure,
+    ignore_redis_errors,
+    is_poison_suspect,
+    note_abandoned,
 )
-from worker.queue.maintenance import tidy
 from worker.queue.registry import (
     Explanation,
     ModelInfo,
     WorkerInfo,
     announce,
     live_workers,
-    publish_samples,
+    publish_metrics,
     withdraw,
 )
-from worker.queue.rq import AllowedJob, TaskQueue, open_queue, open_redis
+from worker.queue.rq import AllowedJob, JobQueue, LeasedQueue, open_redis
 from worker.queue.schema import LEASE_SECONDS
 from worker.settings import WorkerSettings
 from worker.storage import BlobError, BlobStore
 from worker.telemetry import Outcome, WorkerMetrics, about_job, scrub
 
-# How a worker is: what it measured, whether it gets ahead, whether its model works.
-
-
-@dataclass(frozen=True)
-class Vitals:
-    """What a worker's threads say of it; made once, after the model was loaded.
-
-    Attributes:
-        meters: any thread's.
-        activity: touched by the main thread, looked at by the pulse.
-        canary: the main thread's.
-    """
-
-    meters: WorkerMetrics
-    activity: Activity
-    canary: CanaryWatch
-
-    @classmethod
-    def of(cls, predictor: PredictorLike, settings: WorkerSettings) -> Vitals:
-        """Return the vitals of a worker whose model has just proved that it works."""
-        activity = Activity()
-        watch = CanaryWatch(
-            lambda: canary(predictor),
-            activity,
-            interval=settings.canary,
-            patience=settings.canary_patience,
-        )
-        return cls(WorkerMetrics(device_memory=predictor.device_memory), activity, watch)
-
-    def idle(self) -> None:
-        """Say that the main thread is alive and has nothing to do; the canary may be due.
-
-        Raises:
-            CanaryError: if it fails.
-        """
-        self.activity.rest()
-        self.canary.check()
-        self.activity.rest()
-
-
-# What a worker tells the others: that it is alive, what it measured, what became of a job that failed.
+if TYPE_CHECKING:
+    from models.inference.predictor import Predictor
 
 log = logging.getLogger(__name__)
 
+HEARTBEATS_PER_LEASE: Final = 5
+STUCK_GRACE_SECONDS: Final = 10.0
+STUCK_EXIT_CODE: Final = 70
 
-class Bulletin:
-    """Speaks for one worker.
-
-    Args:
-        redis: where it is heard.
-        runtime: the model and the worker's name.
-        vitals: what the worker measures of itself.
-        lease: seconds for which what is said holds.
-        explanation: of the model, announced with it.
-    """
-
-    def __init__(
-        self,
-        redis: Redis,
-        runtime: Runtime,
-        vitals: Vitals,
-        *,
-        lease: int,
-        explanation: Explanation | None = None,
-    ) -> None:
-        self._redis = redis
-        self._runtime = runtime
-        self._vitals = vitals
-        self._lease = lease
-        self._explanation = explanation
-
-    def announce(self, *, in_hand: int) -> None:
-        """Say that the worker is alive, how it is, and how many jobs it has in hand."""
-        runtime, activity = self._runtime, self._vitals.activity
-        info = WorkerInfo(
-            name=runtime.worker,
-            model=runtime.model.ref,
-            device=str(runtime.predictor.device),
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            jobs_in_hand=in_hand,
-            lease=self._lease,
-            silent=round(activity.silent, 1),
-            trouble=activity.trouble,
-        )
-        announce(self._redis, info, runtime.model, self._explanation, lease=self._lease)
-        self._vitals.meters.set_in_flight(in_hand)
-        samples = self._vitals.meters.exposition()
-        publish_samples(self._redis, runtime.worker, samples, lease=self._lease)
-
-    def goodbye(self) -> None:
-        """Give the lease back; or let it run out with the reason, for those who ask."""
-        if self._vitals.activity.trouble:
-            self.announce(in_hand=0)
-        else:
-            withdraw(self._redis, self._runtime.worker)
-
-    def colleagues(self) -> int:
-        """Return how many live workers share the model's queue, this one among them."""
-        model = self._runtime.model.name
-        return sum(each.model.name == model for each in live_workers(self._redis))
-
-    def note_failure(
-        self,
-        job: Job,
-        kind: type[BaseException],
-        error: BaseException,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Write down why a job failed, and count it; RQ's exception handler."""
-        note_failure(job, kind, error, traceback)
-        code = describe(error).code
-        outcome: Outcome = "retried" if job.should_retry else "failed"
-        self._vitals.meters.ended(outcome, code=code)
-        telemetry.trace_job(job.meta, job.id, error=code)
-        extra = {"job": job.id, "outcome": outcome, "code": code}
-        log.warning("job %s: %s", outcome, code, extra=extra)
+Load = Callable[[WorkerSettings], "Predictor"]
 
 
-# Whether a lease that has run out tells of a death: not when Redis was away and nobody could renew any.
+class WorkerStartError(Exception):
+    """The worker cannot start; the message is one line for the operator."""
 
 
-class Calm:
-    """Sees from one worker's own beats whether the others can have made theirs.
+class HeartbeatGap:
+    """Heartbeat gap detector: after an outage of Redis an expired lease does not mean a dead worker.
 
     Args:
-        lease: seconds within which every living worker renews its leases once Redis is there.
-        pause: seconds between two beats that say that Redis was away.
+        lease: seconds within which every living worker renews its leases once Redis answers.
+        pause: seconds between two heartbeats that mean an outage.
         clock: seconds that never go back.
     """
 
@@ -202,10 +90,10 @@ class Calm:
         self._clock = clock
         self._last = self._since = float("-inf")
 
-    def all_have_beaten(self) -> bool:
-        """Note a beat that went well; return whether they have for a whole lease.
+    def settled(self) -> bool:
+        """Note a heartbeat that succeeded; return whether there was no gap for a whole lease.
 
-        A worker that has just started does not know what was before.
+        False for a worker that has just started: it does not know what was before.
         """
         now = self._clock()
         if now - self._last > self._pause:
@@ -214,91 +102,71 @@ class Calm:
         return now - self._since >= self._lease
 
 
-BEATS_PER_LEASE = 5
-STUCK_GRACE_SECONDS = 10.0
-STUCK_EXIT_CODE = 70
-
-
-class LeaseWorker(SimpleWorker):
+class GpuWorker(SimpleWorker):
     """Works on one model's queue.
 
     Args:
         redis: where the jobs are.
-        runtime: the model, the blobs and this worker's name, unique among workers.
-        sizes: how many jobs at once.
-        vitals: what this worker measures of itself and announces.
+        context: with this worker's name, unique among workers.
+        limits: of batches.
+        test: of the model, while there are no jobs; with the stall detector.
         explanation: of the model, announced with it.
-        lease: seconds that this worker and its jobs count as alive after a sign of life.
+        lease: seconds that this worker and its jobs count as alive after a heartbeat.
         exit_process: how to end a process whose main thread is stuck.
     """
 
-    queue_class = TaskQueue
+    queue_class = LeasedQueue
     job_class = AllowedJob
     max_connection_wait_time = 2.0
-    log_result_lifespan = False
+    dequeue_timeout = 1
+    """Seconds of one blocking wait, which ends for an interactive job alone: so often batches are looked at."""
+    should_run_maintenance_tasks = True
+    """RQ asks the main thread before each wait for a job."""
 
     def __init__(
         self,
         redis: Redis,
-        runtime: Runtime,
+        context: WorkerContext,
         *,
-        sizes: Sizes,
-        vitals: Vitals,
+        limits: BatchLimits,
+        test: PeriodicSelfTest,
         explanation: Explanation | None = None,
         lease: int = LEASE_SECONDS,
         exit_process: Callable[[int], object] = os._exit,
     ) -> None:
-        self.lease = lease
-        self._bulletin = Bulletin(redis, runtime, vitals, lease=lease, explanation=explanation)
-        self._queue = queue = open_queue(redis, runtime.model.name)
-        queue.lease = lease
+        self.stall = test.stall
+        self.heartbeat_gap = HeartbeatGap(lease=lease, pause=lease / 2)
+        self._context = context
+        self._test = test
+        self._explanation = explanation
+        self._exit_process = exit_process
+        self._queue = JobQueue(redis, context.model.name, lease=lease)
         super().__init__(
-            [queue],
-            name=runtime.worker,
+            self._queue.rq_queues,
+            name=context.worker,
             connection=redis,
             job_class=AllowedJob,
-            queue_class=TaskQueue,
+            queue_class=LeasedQueue,
             serializer=JSONSerializer,
-            exception_handlers=[self._bulletin.note_failure],
             log_job_description=False,
         )
-        self._runtime = runtime
-        self._exit_process = exit_process
-        self._pulse = PeriodicThread(
-            self.beat,
-            interval=lease / BEATS_PER_LEASE,
-            name="pulse",
+        self._heartbeat_thread = PeriodicThread(
+            self.send_heartbeat,
+            interval=lease / HEARTBEATS_PER_LEASE,
+            name="heartbeat",
             on_error=lambda _error: self._exit_process(STUCK_EXIT_CODE),
         )
         self._workers = 1
         self._device_lost = False
-        self.vitals = vitals
-        self.calm = Calm(lease=lease, pause=lease / 2)
-        self._conveyor = Conveyor(runtime, sizes=sizes, watch=vitals.activity)
-        self._desk = QueueDesk(
-            queue,
-            self,
-            runtime,
-            pool=self._conveyor.pool,
-            may_take=lambda: not self.stopped_on_request,
+        self._batcher = Batcher(context, limits=limits, stall=self.stall)
+        self.consumer = JobConsumer(
+            self._queue,
+            context,
+            pool=self._batcher.pool,
+            is_stopping=lambda: self.stopped_on_request,
             workers=lambda: self._workers,
+            on_success=test.proved,
         )
-
-    dequeue_timeout = 5  # seconds of one blocking wait; a stop signal interrupts it
-    should_run_maintenance_tasks = True  # RQ asks the main thread before each wait for a job
-
-    def run_maintenance_tasks(self) -> None:
-        """Look after the model; the queues are tidied by the pulse, which no long job delays.
-
-        Raises:
-            CanaryError: if the model does not work any more.
-        """
-        self.vitals.idle()
-
-    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
-        """Return a job's lease in seconds, the same for all."""
-        del job, working_time
-        return self.lease
 
     @property
     def stopped_on_request(self) -> bool:
@@ -309,157 +177,155 @@ class LeaseWorker(SimpleWorker):
         """Work until asked to stop; return whether that was why.
 
         Raises:
-            RedisError: if Redis is away when the worker says goodbye.
+            RedisError: if Redis does not answer at the end.
         """
         try:
             self.work(logging_level=None)
         finally:
-            self._pulse.stop()
-            self._bulletin.goodbye()
-            self._conveyor.close()
-        if self._conveyor.stuck:
+            self._heartbeat_thread.stop()
+            if self.stall.error:
+                self._announce()  # the reason stays until the lease expires
+            else:
+                withdraw(self.connection, self.name)
+            self._batcher.close()
+        if self._batcher.stuck_threads:
             # Python would wait for these threads before it ends.
-            log.critical("leaving %d threads that do not end", self._conveyor.stuck)
+            log.critical("leaving %d threads that do not end", self._batcher.stuck_threads)
             self._exit_process(STUCK_EXIT_CODE)
         return self.stopped_on_request and not self._device_lost
-
-    def _install_signal_handlers(self) -> None:
-        """Announce the worker only now: from here on a signal ends it in order."""
-        super()._install_signal_handlers()  # type: ignore[no-untyped-call]
-        self._pulse.start()
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Work on a job that RQ has taken, and on those that wait behind it, until none is left."""
         del queue
         self.set_state(WorkerStatus.BUSY)  # from here on a signal does not interrupt
         try:
-            first = self._desk.begin(job)
-            self._conveyor.work(first, self._desk, alone=has_cost_a_worker(job))
+            first = self.consumer.start(job)
+            self._batcher.work(first, self.consumer, alone=is_poison_suspect(job))
         except ThreadsStuckError as error:
             # No exit in order: it would wait for the very threads.
-            log.critical("leaving all jobs in hand to another worker: %s", error)
+            log.critical("leaving all jobs to another worker: %s", error)
             self._exit_process(STUCK_EXIT_CODE)
         except DeviceLostError:
             self._device_lost = True
             raise
 
-    def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
-        """Have a job's task raise what it failed with, and write it down; see RQ."""
+    def send_heartbeat(self) -> None:
+        """Renew all leases, queue the jobs of dead workers again, and see whether this worker is stuck."""
+        leases = list(self.consumer.leases.values())
+        with self.connection.pipeline() as pipeline:
+            super().heartbeat(None, pipeline)
+            pipeline.hset(self.key, mapping={**self.serialize(), "state": self.get_state()})
+            self._queue.renew(leases, pipeline)
+            pipeline.execute()
+        self._announce()
+        model = self._context.model.name
+        self._workers = sum(each.model.name == model for each in live_workers(self.connection))
+        if self.heartbeat_gap.settled():
+            self._queue.maintain(self._on_abandoned)
+            # Not after an outage: the main thread may have waited for Redis.
+            if self.stall.overdue() > STUCK_GRACE_SECONDS:
+                log.critical("stuck: leaving all jobs to another worker")
+                sys.stderr.flush()
+                self._exit_process(STUCK_EXIT_CODE)
+
+    def _announce(self) -> None:
+        context, jobs = self._context, len(self.consumer.leases)
+        info = WorkerInfo(
+            name=context.worker,
+            model=context.model.ref,
+            device=str(context.predictor.device),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            jobs_in_hand=jobs,
+            lease=self._queue.lease_seconds,
+            silent=round(self.stall.silent, 1),
+            trouble=self.stall.error,
+        )
+        announce(self.connection, info, context.model, self._explanation, lease=info.lease)
+        context.metrics.set_in_flight(jobs)
+        snapshot = context.metrics.exposition()
+        publish_metrics(self.connection, context.worker, snapshot, lease=info.lease)
+
+    def _on_abandoned(
+        self,
+        job: Job,
+        kind: type[BaseException],
+        error: BaseException,
+        traceback: TracebackType | None,
+    ) -> None:
         with about_job(job.id, request=job.meta.get("request", "")):
-            return bool(super().perform_job(job, queue, execution))
+            note_abandoned(job, kind, error, traceback)
+            outcome: Outcome = "retried" if job.should_retry else "failed"
+            code = describe_failure(error).code
+            log_failed(job, outcome, code, self._context.metrics)
 
-    def proved(self) -> None:
-        """Take note that the model works."""
-        self.vitals.canary.proved()
+    # What RQ's work loop calls.
 
-    def prepare_job_execution(self, job: Job, remove_from_intermediate_queue: bool = False) -> None:
-        """Do nothing: the desk has prepared it, together with others."""
+    def run_maintenance_tasks(self) -> None:
+        """Test the model if that is due; the heartbeat thread maintains the queue, which no long job delays.
+
+        Raises:
+            SelfTestError: if the model does not work any more.
+        """
+        self.stall.idle()
+        self._test.run_if_due()
+        self.stall.idle()
 
     def heartbeat(self, timeout: int | None = None, pipeline: Pipeline | None = None) -> None:
-        """Do nothing in the main thread: the pulse does it."""
-        if pipeline is not None:
-            super().heartbeat(timeout, pipeline)
+        """Do nothing in the main thread: see ``send_heartbeat``."""
 
     def set_state(self, state: str, pipeline: Pipeline | None = None) -> None:
-        """Note what this worker does; the pulse tells it, which costs no job a round trip."""
+        """Note the state for the next heartbeat, which costs no job a round trip."""
         self._state = state
-        if pipeline is not None:
-            super().set_state(state, pipeline)
 
     def set_shutdown_requested_date(self) -> None:
-        """Tell that a signal asked to stop; called by its handler, in the middle of anything."""
-        with whether_or_not_redis_answers("request to stop not written"):
+        """Write that a signal asked to stop; called by its handler, in the middle of anything."""
+        with ignore_redis_errors("request to stop not written"):
             super().set_shutdown_requested_date()  # type: ignore[no-untyped-call]
 
     def check_for_suspension(self, burst: bool) -> None:
         """Wait while ``rq suspend`` holds; not for Redis, which the next step does."""
-        with whether_or_not_redis_answers("not asked whether suspended"):
+        with ignore_redis_errors("not asked whether suspended"):
             super().check_for_suspension(burst)
 
-    def handle_execution_ended(self, job: Job, queue: Queue, heartbeat_ttl: int) -> None:
-        """Note when a job ended; its lease needs no renewal on the way out."""
-        job.ended_at = now()
-
-    def _finalize_failure(
-        self, job: Job, queue: Queue, execution: Execution, exc_info: tuple[Any, Any, Any]
-    ) -> None:
-        """Write down a job's failure, not one of the writing down (tried again) nor a second signal (SystemExit)."""
-        error = exc_info[1]
-        if isinstance(error, RedisError) or not isinstance(error, Exception):
-            raise error or RuntimeError("expected an exception, got none")
-        job.started_at = execution.created_at
-        super()._finalize_failure(job, queue, execution, exc_info)
-
-    def beat(self) -> None:
-        """Renew all leases, tidy up after dead workers, and see whether this one is stuck."""
-        executions = list(self.executions.values())
-        with self.connection.pipeline() as pipeline:
-            super().heartbeat(None, pipeline)
-            pipeline.hset(self.key, "state", self.get_state())
-            pipeline.execute()
-        for execution in executions:
-            self.maintain_heartbeats(execution.job, execution)
-        self._bulletin.announce(in_hand=len(executions))
-        self._workers = self._bulletin.colleagues()
-        if self.calm.all_have_beaten():
-            tidy(self._queue, note=self._bulletin.note_failure)
-            self._leave_if_stuck()
-
-    def _leave_if_stuck(self) -> None:
-        """End the process if its main thread hangs; not after an outage, for that may have waited for Redis."""
-        if self.vitals.activity.overdue() > STUCK_GRACE_SECONDS:
-            log.critical("stuck: leaving all jobs in hand to another worker")
-            sys.stderr.flush()
-            self._exit_process(STUCK_EXIT_CODE)
-
-
-# A worker's life: load, warm up, work, stop. Free of torch: how to load is an argument.
-
-Load = Callable[[WorkerSettings], PredictorLike]
-
-
-class WorkerStartError(Exception):
-    """The worker cannot start; the message is one line for the operator."""
+    def _install_signal_handlers(self) -> None:
+        """Announce the worker only now: from here on a signal ends it in order."""
+        super()._install_signal_handlers()  # type: ignore[no-untyped-call]
+        self._heartbeat_thread.start()
 
 
 def run(settings: WorkerSettings, *, load: Load) -> bool:
-    """Load the model, prove that it works, then work until told to stop.
+    """Load the model, prove that it works, then work until asked to stop; return whether that was why.
 
-    Readiness is announced only after the canary image went through the model.
+    The worker is announced as ready only after the self-test.
 
     Args:
-        settings: where everything is.
+        settings: of the worker.
         load: makes the predictor, the slow part.
 
-    Returns:
-        Whether the worker stopped because it was asked to.
-
     Raises:
-        WorkerStartError: if Redis, the blob store or the model is not to be had.
+        WorkerStartError: if Redis, the blob store or the model does not work.
     """
-    blobs = _reach_stores(settings)
+    blobs = _open_stores(settings)
     try:
         predictor = load(settings)
-        canary(predictor)
-        shown = predictor.info.to_json()
-        model, explanation = ModelInfo.model_validate(shown), Explanation.model_validate(shown)
+        self_test(predictor)
+        document: dict[str, Any] = predictor.info.to_json()
+        model = ModelInfo.model_validate(document)
+        explanation = Explanation.model_validate(document)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         reason = str(error).partition("\n")[0]
         raise WorkerStartError(f"cannot load bundle {settings.bundle!r}: {reason}") from error
-    vitals = Vitals.of(predictor, settings)
-    runtime = Runtime(
-        predictor, model, blobs, settings.name, settings.max_pixels, meters=vitals.meters
+    metrics = WorkerMetrics(device_memory=predictor.device_memory)
+    context = WorkerContext(
+        predictor, model, blobs, settings.name, settings.max_pixels, metrics=metrics
     )
-    install(runtime)
-    batch = settings.batch or usual_batch(str(predictor.device))
-    worker = LeaseWorker(
-        # Not twice blindly: what a lost answer means is looked up by whoever asked.
+    worker = make_worker(
+        # No blind retries: what a lost answer means is found out where the question was asked.
         open_redis(settings.redis_url, retries=0),
-        runtime,
-        sizes=Sizes(batch=batch, threads=settings.job_threads),
-        vitals=vitals,
+        context,
+        settings,
         explanation=explanation,
-        lease=settings.lease,
     )
     try:
         return worker.serve()
@@ -468,8 +334,23 @@ def run(settings: WorkerSettings, *, load: Load) -> bool:
         return False
 
 
-def _reach_stores(settings: WorkerSettings) -> BlobStore:
-    """Look for Redis and the blob store before the model is loaded, which takes longer."""
+def make_worker(
+    redis: Redis, context: WorkerContext, settings: WorkerSettings, **options: Any
+) -> GpuWorker:
+    """Return a worker as the settings say; see GpuWorker for other options."""
+    test = PeriodicSelfTest(
+        lambda: self_test(context.predictor),
+        StallDetector(),
+        interval=settings.canary,
+        patience=settings.canary_patience,
+    )
+    size = settings.batch or default_batch_size(str(context.predictor.device))
+    limits = BatchLimits(max_batch_size=size, threads=settings.job_threads)
+    return GpuWorker(redis, context, limits=limits, test=test, lease=settings.lease, **options)
+
+
+def _open_stores(settings: WorkerSettings) -> BlobStore:
+    """Check Redis and the blob store before the model is loaded, which takes longer."""
     try:
         open_redis(settings.redis_url).ping()
     except (RedisError, ValueError) as error:

@@ -1,29 +1,30 @@
-"""What an exception in a job means: for the person who posted it, and for RQ's retries."""
+"""What an exception in a job means: for the client, for retries, and for the list of dead letters.
+
+A dead letter is a job during whose every attempt a worker died. It is queued again by a person alone.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import TypeVar, cast
+from typing import Final, TypeVar, cast
 
 from redis import Redis
 from redis.exceptions import RedisError
-from rq.exceptions import AbandonedJobError, InvalidJobOperation
+from rq.exceptions import AbandonedJobError
 from rq.job import Job
-from rq.results import Result
 from rq.timeouts import JobTimeoutException
-from rq.utils import now
 
 from models.data.classes import UnknownLabelError
 from models.data.images import ImageError
 from models.inference.masks import CannotSegmentError
 from worker.queue.jobs import failure_of, request_of, status_of
-from worker.queue.rq import TaskNotAllowedError, fetch_job
+from worker.queue.rq import JobQueue, TaskNotAllowedError, fetch_job
 from worker.queue.schema import (
     DEAD_KEY,
     FAILURE_SECONDS,
@@ -32,14 +33,22 @@ from worker.queue.schema import (
     JobFailure,
     Task,
     dead_key,
-    queue_name,
+    model_of_queue,
 )
 from worker.storage import BlobError, BlobMissingError, BlobStore, BlobStoreFullError
 
-# Jobs that took every worker down that tried them: kept in a list, and queued again by hand alone.
+log = logging.getLogger(__name__)
 
-MAX_DEAD = 1000
-"""The latest so many are kept, for each model."""
+T = TypeVar("T")
+
+MAX_DEAD: Final = 1000
+"""The latest so many dead letters of each model are kept."""
+
+_DEATHS: Final = "deaths"
+"""Key of a job's meta: how many workers died while they held it."""
+
+_PATIENCE_SECONDS: Final = 600.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
 
 
 class DeadLetterError(Exception):
@@ -48,14 +57,7 @@ class DeadLetterError(Exception):
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A job that nobody works on any more.
-
-    Attributes:
-        job: its id.
-        model, task, labels: what it asked for.
-        died: when it was failed.
-        reason: why.
-    """
+    """A job that no worker tries any more: its id, what it asked for, when it was failed and why."""
 
     job: str
     model: str
@@ -65,14 +67,63 @@ class DeadLetter:
     reason: str
 
 
-def bury(job: Job, *, now: datetime) -> None:
-    """Note that a job is failed for good; it stays in the list for as long as Redis knows the job.
+# type → code, sentence (None: the exception's own words, which are meant for users), repeatable.
+_KNOWN: Final[tuple[tuple[type[BaseException], FailureCode, str | None, bool], ...]] = (
+    (ImageError, "image_unreadable", None, False),
+    (UnknownLabelError, "unknown_label", None, True),
+    (CannotSegmentError, "cannot_segment", None, True),
+    (BlobMissingError, "input_missing", "the uploaded image is no longer stored", True),
+    (BlobStoreFullError, "storage_full", "there is no room to store the result", True),
+    (BlobError, "storage_unavailable", "the blob store cannot be read or written", True),
+    (RedisError, "storage_unavailable", "the queue cannot be reached", True),
+    (JobTimeoutException, "timeout", "the job took longer than it may", True),
+    (AbandonedJobError, "worker_died", f"the worker died on this job {MAX_ATTEMPTS} times", False),
+    (MemoryError, "out_of_memory", "the image does not fit into memory with this model", True),
+    (TaskNotAllowedError, "task_not_allowed", None, False),
+)
 
-    Args:
-        job: that has no attempt left.
-        now: the time.
-    """
-    model = job.origin.removeprefix(queue_name(""))
+
+def describe_failure(error: BaseException) -> JobFailure:
+    """Return the failure that the client sees; internals stay in the worker's log."""
+    for kind, code, sentence, repeatable in _KNOWN:
+        if isinstance(error, kind):
+            return JobFailure(code=code, detail=sentence or str(error), repeatable=repeatable)
+    name = type(error).__name__
+    if name == "OutOfMemoryError":  # torch's, which is not imported here
+        return describe_failure(MemoryError())
+    detail = f"the model failed on this image ({name})"
+    return JobFailure(code="model_error", detail=detail, repeatable=True)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Return whether another attempt may succeed; after any other error it would fail alike, or do harm."""
+    lasting = isinstance(error, BlobMissingError | BlobStoreFullError)
+    return isinstance(error, RedisError | BlobError) and not lasting
+
+
+def is_poison_suspect(job: Job) -> bool:
+    """Return whether a worker died while it held a job, which is worked on alone from then on."""
+    return bool(job.meta.get(_DEATHS))
+
+
+def note_abandoned(
+    job: Job, kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """Write into a job's meta that its worker died; RQ's exception handler, called before it retries or fails it."""
+    del kind, traceback
+    if job.retries_left:
+        log.warning("its worker died; %d attempts left", job.retries_left, extra={"job": job.id})
+        job.meta[_DEATHS] = job.meta.get(_DEATHS, 0) + 1
+    else:
+        dead_letter(job, now=datetime.now(UTC))
+        job.meta.pop("progress", None)
+        job.meta["failure"] = describe_failure(error).model_dump()
+    job.save_meta()  # type: ignore[no-untyped-call]
+
+
+def dead_letter(job: Job, *, now: datetime) -> None:
+    """Add a job to the dead letters, for as long as Redis knows it."""
+    model = model_of_queue(job.origin) or ""
     key = dead_key(model)
     with job.connection.pipeline() as pipeline:
         pipeline.sadd(DEAD_KEY, model)
@@ -90,8 +141,8 @@ def dead_letters(redis: Redis) -> list[DeadLetter]:
     return sorted(letters, key=lambda letter: letter.died, reverse=True)
 
 
-def forget_gone(redis: Redis) -> int:
-    """Drop the letters whose job has expired or was deleted; return how many."""
+def drop_expired_letters(redis: Redis) -> int:
+    """Drop the dead letters whose job has expired or was deleted; return how many."""
     gone = [entry for entry in _entries(redis) if not redis.exists(Job.key_for(entry[1]))]
     for key, job_id, _died in gone:
         redis.zrem(key, job_id)
@@ -111,14 +162,10 @@ def requeue(redis: Redis, blobs: BlobStore, job_id: str) -> Job:
         raise DeadLetterError(f"expected the id of a dead letter, got {job_id[:80]!r}")
     if status_of(job) != "failed":
         raise DeadLetterError(f"job {job_id} is not failed any more")
+    request = request_of(job)
     # Written again, the image lives for as long as one that was just posted.
-    blobs.put("uploads", blobs.get(request_of(job).image))
-    job.meta.pop("failure", None)
-    job.save_meta()  # type: ignore[no-untyped-call]
-    Result.delete_all(job)  # or who waits would be told of the earlier failure
-    job.retries_left = MAX_ATTEMPTS - 1
-    with suppress(InvalidJobOperation):  # somebody else was faster
-        job.requeue()
+    blobs.put("uploads", blobs.get(request.image))
+    JobQueue(redis, request.model.name).requeue_failed(job)
     for key in keys:
         redis.zrem(key, job_id)
     return job
@@ -135,143 +182,42 @@ def _entries(redis: Redis) -> Iterator[tuple[str, str, float]]:
 
 def _letter(job: Job, died: float) -> DeadLetter:
     request = request_of(job)
-    return DeadLetter(
-        job=job.id,
-        model=request.model.name,
-        task=request.task,
-        labels=request.labels,
-        died=datetime.fromtimestamp(died, UTC),
-        reason=failure_of(job).detail,
-    )
-
-
-log = logging.getLogger(__name__)
-
-_DEATHS = "deaths"
-"""Key of a job's meta: how many workers died with it in their hands."""
-
-
-# type → code, sentence (None: the exception's own words, which are meant for users), repeatable.
-_KNOWN: tuple[tuple[type[BaseException], FailureCode, str | None, bool], ...] = (
-    (ImageError, "image_unreadable", None, False),
-    (UnknownLabelError, "unknown_label", None, True),
-    (CannotSegmentError, "cannot_segment", None, True),
-    (BlobMissingError, "input_missing", "the uploaded image is no longer stored", True),
-    (BlobStoreFullError, "storage_full", "there is no room to store the result", True),
-    (BlobError, "storage_unavailable", "the blob store cannot be read or written", True),
-    (RedisError, "storage_unavailable", "the queue cannot be reached", True),
-    (JobTimeoutException, "timeout", "the job took longer than it may", True),
-    (
-        AbandonedJobError,
-        "worker_died",
-        f"the worker died on this job {MAX_ATTEMPTS} times",
-        False,
-    ),
-    (MemoryError, "out_of_memory", "the image does not fit into memory with this model", True),
-    (TaskNotAllowedError, "task_not_allowed", None, False),
-)
-
-
-def describe(error: BaseException) -> JobFailure:
-    """Return what to tell the person who posted the job; internals stay in the worker's log."""
-    for kind, code, sentence, repeatable in _KNOWN:
-        if isinstance(error, kind):
-            return JobFailure(code=code, detail=sentence or str(error), repeatable=repeatable)
-    # torch is not imported here: its error is known by name.
-    if type(error).__name__ == "OutOfMemoryError":
-        return describe(MemoryError())
-    name = type(error).__name__
-    return JobFailure(
-        code="model_error", detail=f"the model failed on this image ({name})", repeatable=True
-    )
-
-
-def may_pass(error: BaseException) -> bool:
-    """Return whether another attempt may go well; anything else would fail alike, or do harm."""
-    lasting = isinstance(error, BlobMissingError | BlobStoreFullError)
-    return isinstance(error, RedisError | BlobError) and not lasting
-
-
-def has_cost_a_worker(job: Job) -> bool:
-    """Return whether a worker died with a job in its hands.
-
-    Such a job is worked on alone: if it is what killed the worker, no other goes down with it again.
-    """
-    return bool(job.meta.get(_DEATHS))
-
-
-def note_failure(
-    job: Job,
-    kind: type[BaseException],
-    error: BaseException,
-    traceback: TracebackType | None,
-) -> None:
-    """Write why a job failed into its meta, and spare it retries that cannot help.
-
-    RQ calls this for an exception in a job, and with AbandonedJobError for a job whose worker died.
-    """
-    del kind, traceback
-    died = isinstance(error, AbandonedJobError)
-    retries_left = job.retries_left or 0
-    if died and retries_left > 0:
-        log.warning("its worker died; %d attempts left", retries_left, extra={"job": job.id})
-        job.meta[_DEATHS] = job.meta.get(_DEATHS, 0) + 1
-        job.save_meta()  # type: ignore[no-untyped-call]
-        return
-    if died:
-        bury(job, now=now())
-    elif not may_pass(error):
-        job.retries_left = 0
-    job.meta.pop("progress", None)
-    job.meta["failure"] = describe(error).model_dump()
-    job.save_meta()  # type: ignore[no-untyped-call]
-
-
-# Doing something even if what it needs is away for a while.
-
-T = TypeVar("T")
+    moment = datetime.fromtimestamp(died, UTC)
+    reason = failure_of(job).detail
+    return DeadLetter(job.id, request.model.name, request.task, request.labels, moment, reason)
 
 
 @contextmanager
-def whether_or_not_redis_answers(what: str) -> Iterator[None]:
-    """Go on where Redis is away, and log what was left out."""
+def ignore_redis_errors(what: str) -> Iterator[None]:
+    """Go on where Redis does not answer, and log what was left out."""
     try:
         yield
     except RedisError as error:
         log.warning("%s: %s", what, error)
 
 
-PATIENCE_SECONDS = 600.0
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
-
-
-def persistently(
+def retry(
     action: Callable[[], T],
     *,
-    passes: Callable[[Exception], bool] = lambda error: isinstance(error, RedisError),
-    patience: float = PATIENCE_SECONDS,
-    sleep: Callable[[float], None] = time.sleep,
-    clock: Callable[[], float] = time.monotonic,
+    retryable: Callable[[Exception], bool] = lambda error: isinstance(error, RedisError),
+    patience: float = _PATIENCE_SECONDS,
 ) -> T:
-    """Return what an action returns, tried again with growing pauses while what it needs is away.
+    """Return what an action returns, tried again with growing pauses after retryable errors.
+
+    Not tenacity: it takes 46 µs for an action that succeeds at once, several of which each job does.
 
     Args:
         action: may be done more than once.
-        passes: whether an exception is one of those that pass by themselves; those of Redis.
-        patience: seconds after which to give up.
-        sleep: how to pause for some seconds.
-        clock: seconds that never go back.
-
-    Raises:
-        Exception: the action's own, at once if it does not pass, else when patience is at its end.
+        retryable: whether an exception may pass by itself; those of Redis.
+        patience: seconds after which to give up and raise the last exception.
     """
-    end, pause = clock() + patience, FIRST_PAUSE
+    end, pause = time.monotonic() + patience, _FIRST_PAUSE
     while True:
         try:
             return action()
         except Exception as error:
-            if not passes(error) or clock() + pause > end:
+            if not retryable(error) or time.monotonic() + pause > end:
                 raise
             log.warning("trying again in %.2g s: %s", pause, error)
-        sleep(pause)
-        pause = min(2 * pause, LONGEST_PAUSE)
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)

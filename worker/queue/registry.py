@@ -148,21 +148,21 @@ def _parse(record: type[R], content: bytes) -> R:
 # A worker's samples on their way to the API, which alone is scraped. Wire layer.
 
 
-def samples_key(worker: str) -> str:
+def metrics_key(worker: str) -> str:
     """Return the key that holds a worker's samples."""
     return f"semples:metrics:{worker}"
 
 
-def publish_samples(redis: Redis, worker: str, text: bytes, *, lease: int) -> None:
+def publish_metrics(redis: Redis, worker: str, text: bytes, *, lease: int) -> None:
     """Store a worker's samples, in Prometheus's text format, for as long as its lease holds."""
-    redis.set(samples_key(worker), text, ex=lease)
+    redis.set(metrics_key(worker), text, ex=lease)
 
 
-def published_samples(redis: Redis, workers: Sequence[str]) -> dict[str, str]:
+def published_metrics(redis: Redis, workers: Sequence[str]) -> dict[str, str]:
     """Return the samples of those workers that have published some, by worker."""
     if not workers:
         return {}
-    texts = cast("list[bytes | None]", redis.mget([samples_key(worker) for worker in workers]))
+    texts = cast("list[bytes | None]", redis.mget([metrics_key(worker) for worker in workers]))
     return {
         worker: text.decode(errors="replace")
         for worker, text in zip(workers, texts, strict=True)

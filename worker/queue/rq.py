@@ -1,14 +1,20 @@
-"""RQ as we use it: JSON on the wire, only our own tasks, short leases.
+"""Job queue on RQ; every access to RQ's own records in Redis is here.
 
-Part of the wire layer: both service and worker use it. Written against RQ 3.
+JSON alone on the wire, only our own tasks, leases of a few seconds. A job goes from its queue to an intermediate list
+(``take``), to a lease (``lease``) and to its end (``ack``, ``nack``, ``cancel_leased``). ``maintain`` puts back what a
+dead worker leaves behind. RQ's worker takes one job at a time with a dozen round trips and writes each end with five
+more; here the steps and the records are the same, for many jobs in a few round trips. Written against RQ 3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, Final, Literal, Protocol, cast
+from datetime import datetime
+from typing import Any, Final, Literal, cast
 from uuid import uuid4
 
 from redis import Redis
@@ -16,35 +22,99 @@ from redis.backoff import ExponentialBackoff
 from redis.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import WatchError
 from redis.retry import Retry as RedisRetry
-from rq import Queue, Retry
-from rq.exceptions import NoSuchJobError
+from rq import Queue, Retry, Worker
+from rq.exceptions import DuplicateJobError, InvalidJobOperation, NoSuchJobError
 from rq.executions import Execution, ExecutionRegistry
-from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job, JobStatus
-from rq.registry import CanceledJobRegistry
+from rq.registry import clean_registries
 from rq.results import Result
 from rq.serializers import JSONSerializer
-from rq.utils import current_timestamp, now, utcformat
+from rq.utils import current_timestamp, now, str_to_date, utcformat
+from rq.worker_registration import clean_worker_registry
 
+from worker.queue.events import add_event
 from worker.queue.schema import (
     BLOB_SECONDS,
     FAILURE_SECONDS,
     JOB_ID,
     LEASE_SECONDS,
     MAX_ATTEMPTS,
-    PATHS,
     QUEUE_SECONDS,
     RESULT_SECONDS,
-    TASKS,
+    TASK_PATHS,
+    JobFailure,
     JobRequest,
+    Progress,
+    batch_queue_name,
+    cancel_key,
+    model_of_queue,
     queue_name,
 )
 
-MAINTENANCE_LOCK_SECONDS = 10
+MAINTENANCE_LOCK_SECONDS: Final = 10
+RATE_SECONDS: Final = 60
+"""How far back ``ended_lately`` counts."""
 
-_GIVE_BACK = """
+BY_BATCH: Final = "batch"
+"""Value of a cancel flag that a batch has set; a person's is "person"."""
+
+State = Literal["ours", "canceled", "lost"]
+"""Of a leased job: ours, ours and canceled, or not this worker's any more."""
+
+Lease = Execution
+"""RQ's record of a worker that works on a job; it expires unless it is renewed."""
+
+_TAKE = """
+local taken = {}
+for i = 1, #KEYS, 2 do
+  while #taken < tonumber(ARGV[1]) do
+    local id = redis.call('LMOVE', KEYS[i], KEYS[i + 1], 'LEFT', 'RIGHT')
+    if not id then break end
+    taken[#taken + 1] = id
+  end
+end
+return taken
+"""
+_PUT_BACK = """
 if redis.call('LREM', KEYS[1], 0, ARGV[1]) > 0 then redis.call('LPUSH', KEYS[2], ARGV[1]) end
+"""
+_STATES = """
+local answer = {}
+for i = 1, #KEYS, 2 do
+  local job = redis.call('HMGET', KEYS[i], 'status', 'worker_name')
+  local ours = job[1] == 'started' and job[2] == ARGV[1]
+  local canceled = redis.call('EXISTS', KEYS[i + 1]) == 1
+  answer[#answer + 1] = not ours and 'lost' or canceled and 'canceled' or 'ours'
+end
+return answer
+"""
+_REQUEST_CANCEL = """
+if ARGV[6] == 'batch' then
+    if redis.call('HEXISTS', KEYS[2], 'posted') == 1 then return end
+else
+    redis.call('HDEL', KEYS[2], 'posted')
+end
+redis.call('SET', KEYS[4], ARGV[6], 'EX', ARGV[5])
+if redis.call('LREM', KEYS[1], 0, ARGV[1]) > 0 then
+    redis.call('HSET', KEYS[2], 'status', 'canceled', 'ended_at', ARGV[4])
+    redis.call('EXPIRE', KEYS[2], ARGV[2])
+    redis.call('ZADD', KEYS[3], ARGV[3], ARGV[1])
+end
+"""
+_CLEAR_CANCEL_ON_REPOST = """
+redis.call('DEL', KEYS[1])
+if redis.call('EXISTS', KEYS[2]) == 0 then return 0 end
+redis.call('HSET', KEYS[2], 'posted', 1)
+if redis.call('LREM', KEYS[3], 0, ARGV[1]) > 0 then
+    redis.call('HSET', KEYS[2], 'origin', ARGV[2])
+    redis.call('RPUSH', KEYS[4], ARGV[1])
+end
+return 1
+"""
+_SAVE_META = """
+if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('HSET', KEYS[1], 'meta', ARGV[1]) end
 """
 
 
@@ -52,21 +122,15 @@ class TaskNotAllowedError(Exception):
     """A queued job names something that is not one of our tasks."""
 
 
-def check_task(job: Job) -> None:
-    """Refuse a job that names anything but one of our tasks.
-
-    Raises:
-        TaskNotAllowedError: if it does.
-    """
-    if job.instance is not None or job.func_name not in TASKS:
-        raise TaskNotAllowedError(f"expected one of {sorted(TASKS)}, got {job.func_name!r}")
+class JobCanceledError(Exception):
+    """All jobs that are worked on together are canceled."""
 
 
 class AllowedJob(Job):
-    """A job that runs our tasks and nothing else.
+    """A job that names one of our tasks and nothing else.
 
-    With JSON alone, whoever can write to Redis could still have a worker call any importable
-    function, and have it post to any address: callbacks and RQ's own webhooks are dropped.
+    With JSON alone, whoever can write to Redis could still have a worker call any importable function, and have it
+    post to any address: callbacks and RQ's own webhooks are dropped.
     """
 
     def restore(self, raw_data: Any) -> Any:
@@ -79,82 +143,79 @@ class AllowedJob(Job):
 
     @property
     def func(self) -> Callable[..., Any]:
-        """The task's function.
-
-        Raises:
-            TaskNotAllowedError: if the job names anything but one of our tasks.
-        """
+        """Raise TaskNotAllowedError: a task's path says what to do, and is never imported."""
         check_task(self)
-        function: Callable[..., Any] = super().func
-        return function
+        raise TaskNotAllowedError("expected a worker of ours, got a call of the task's path")
 
 
-class LeasedIntermediateQueue(IntermediateQueue):
-    """Jobs between the queue and a worker's hands, a matter of milliseconds.
-
-    One that stays for a lease belongs to a worker that died there; RQ waits a minute, and remembers
-    for a day that it saw the job, which would make a later passage look like a stay. RQ counts the stay as an attempt
-    and writes down a failure; here the job goes back to the queue, for nobody has begun with it.
-
-    Args:
-        queue_key: the queue's.
-        connection: to Redis.
-        lease: seconds.
-    """
-
-    def __init__(self, queue_key: str, connection: Redis, *, lease: int) -> None:
-        super().__init__(queue_key, connection)
-        self.lease = lease
-
-    def should_be_cleaned_up(self, job_id: str) -> bool:
-        """Return whether the job has been here for longer than a lease."""
-        first_seen = self.get_first_seen(job_id)
-        return first_seen is not None and now() - first_seen > timedelta(seconds=self.lease)
-
-    def set_first_seen(self, job_id: str) -> bool:
-        """Note when the job was first seen here; return whether this was the first time."""
-        key = self.get_first_seen_key(job_id)
-        moment = now().timestamp()
-        return bool(self.connection.set(key, moment, nx=True, ex=3 * self.lease))
-
-    def give_back(self, job_id: str) -> None:
-        """Put a job back to the front of the queue, unless it is not here any more: twice is once."""
-        self.connection.eval(_GIVE_BACK, 2, self.key, self.queue_key, job_id)
-
-    def cleanup(self, worker: object, queue: Queue) -> None:
-        """Give back what a worker left that died."""
-        del worker
-        for job_id in self.get_job_ids():
-            if queue.fetch_job(job_id) is None:  # expired while it waited
-                self.remove(job_id)
-            elif not self.set_first_seen(job_id) and self.should_be_cleaned_up(job_id):
-                self.give_back(job_id)
-                self.connection.delete(self.get_first_seen_key(job_id))
+def check_task(job: Job) -> None:
+    """Raise TaskNotAllowedError if a job names anything but one of our tasks."""
+    allowed = sorted(TASK_PATHS.values())
+    if job.instance is not None or job.func_name not in allowed:
+        raise TaskNotAllowedError(f"expected one of {allowed}, got {job.func_name!r}")
 
 
-class TaskQueue(Queue):
-    """A queue of AllowedJobs whose maintenance lock does not outlive a dead worker by 15 minutes.
-
-    Attributes:
-        lease: seconds after which a job in nobody's hands is taken for lost.
-    """
+class LeasedQueue(Queue):
+    """An RQ queue of AllowedJobs that loses no job between the queue and a worker."""
 
     job_class = AllowedJob
-    lease: int = LEASE_SECONDS
 
-    @property
-    def intermediate_queue(self) -> LeasedIntermediateQueue:
-        """The jobs that a worker has taken but not yet in its hands."""
-        return LeasedIntermediateQueue(self.key, self.connection, lease=self.lease)
+    @classmethod
+    def dequeue_any(  # type: ignore[override]
+        cls, queues: Iterable[Queue], timeout: int | None, connection: Redis, **options: Any
+    ) -> Any:
+        """Move the next job to its intermediate list, from the first queue that has one; wait at the first alone.
+
+        Given several queues, RQ's own takes the job out of Redis at once: a worker that dies then loses it.
+        """
+        in_order = list(queues)
+        for queue in in_order:
+            found = super().dequeue_any([queue], None, connection, **options)
+            if found is not None:
+                return found
+        return super().dequeue_any(in_order[:1], timeout, connection, **options)
 
     def acquire_maintenance_lock(self) -> bool:
-        """Take the lock that keeps several workers from cleaning at once."""
+        """Take the lock of one worker's maintenance, which RQ would keep for 15 minutes if the worker died."""
         key = self.registry_cleaning_key
         return bool(self.connection.set(key, 1, nx=True, ex=MAINTENANCE_LOCK_SECONDS))
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """A leased job's attempt that has ended, with a value or a failure; with neither, it is not to be written.
+
+    Attributes:
+        lease: of the job.
+        value: the result in JSON's types.
+        failure: why there is none.
+        error: the exception behind it.
+        retry: whether the job is queued again after the failure.
+    """
+
+    lease: Lease
+    value: dict[str, Any] | None = None
+    failure: JobFailure | None = None
+    error: BaseException | None = None
+    retry: bool = False
+
+
+@dataclass(frozen=True)
+class QueueStats:
+    """Jobs of a model by state, and the seconds that its next job has waited, 0 if none waits."""
+
+    jobs: dict[str, int]
+    oldest: float
+
+
+STATES: Final = (
+    *("queued", "taken", "started", "finished", "failed", "canceled", "deferred", "scheduled"),
+)
+"""Of jobs in ``QueueStats``."""
+
+
 def open_redis(url: str, *, timeout: float = 5.0, retries: int = 2) -> Redis:
-    """Return a client that gives up soon, so that a caller can say that Redis is away.
+    """Return a client that gives up soon, so that a caller can say that Redis does not answer.
 
     Args:
         url: redis://, rediss:// or unix://.
@@ -173,21 +234,10 @@ def open_redis(url: str, *, timeout: float = 5.0, retries: int = 2) -> Redis:
     )
 
 
-def open_queue(redis: Redis, model: str) -> TaskQueue:
-    """Return a model's queue."""
-    return TaskQueue(queue_name(model), connection=redis, serializer=JSONSerializer)
-
-
 def make_job(redis: Redis, request: JobRequest, *, timeout: int) -> Job:
-    """Return a job for a request, not yet queued.
-
-    Args:
-        redis: where it will live.
-        request: its only argument; its hash is the job's id.
-        timeout: seconds that one attempt may take.
-    """
+    """Return a job for a request, not yet queued; ``timeout`` is the seconds that one attempt may take."""
     return AllowedJob.create(
-        PATHS[request.task],
+        TASK_PATHS[request.task],
         args=(request.model_dump(mode="json"),),
         connection=redis,
         id=request.job_id(),
@@ -212,310 +262,470 @@ def fetch_job(redis: Redis, job_id: str) -> Job | None:
         return None
 
 
-# Taking a job back: a wish that the service writes and the worker looks for. Wire layer.
-
-BY_BATCH: Final = "batch"
-"""Who took a job back, where that was no person."""
-
-_TAKE_BACK = """
-if ARGV[6] == 'batch' then
-    if redis.call('HEXISTS', KEYS[2], 'posted') == 1 then return end
-else
-    redis.call('HDEL', KEYS[2], 'posted')
-end
-redis.call('SET', KEYS[4], ARGV[6], 'EX', ARGV[5])
-if redis.call('LREM', KEYS[1], 0, ARGV[1]) > 0 then
-    redis.call('HSET', KEYS[2], 'status', 'canceled', 'ended_at', ARGV[4])
-    redis.call('EXPIRE', KEYS[2], ARGV[2])
-    redis.call('ZADD', KEYS[3], ARGV[3], ARGV[1])
-end
-"""
-_WANT = """
-redis.call('DEL', KEYS[1])
-if redis.call('EXISTS', KEYS[2]) == 0 then return 0 end
-redis.call('HSET', KEYS[2], 'posted', 1)
-return 1
-"""
-
-
-class JobCanceledError(Exception):
-    """Nobody wants the result any more."""
-
-
-def cancel_key(job_id: str) -> str:
-    """Return the key whose presence asks the worker to leave a job."""
-    return f"semples:cancel:{job_id}"
-
-
-def take_back(queue: TaskQueue, job: Job, *, from_batch: bool = False) -> None:
-    """Cancel a job that waits, and have its worker, or who takes it later, leave one that runs.
-
-    Args:
-        queue: of its model.
-        job: not ended.
-        from_batch: whether it goes on if somebody has posted it, too; see ``want``.
-    """
-    registry = CanceledJobRegistry.key_template.format(queue.name)
-    keys = (queue.key, job.key, registry, cancel_key(job.id))
-    ends = (RESULT_SECONDS, current_timestamp() + RESULT_SECONDS, utcformat(now()))
-    who = BY_BATCH if from_batch else "person"
-    queue.connection.eval(_TAKE_BACK, len(keys), *keys, job.id, *ends, BLOB_SECONDS, who)
-
-
-def want(redis: Redis, job_id: str) -> bool:
-    """Take the wish back, for somebody posts the same; return whether there is such a job.
-
-    One that a batch has made is not that batch's alone from now on.
-    """
-    return bool(redis.eval(_WANT, 2, cancel_key(job_id), Job.key_for(job_id)))
-
-
-def withdraw_cancel(redis: Redis, job_id: str) -> None:
-    """Take the wish back, for the same job is wanted again."""
-    redis.delete(cancel_key(job_id))
-
-
-def canceled(redis: Redis, job_ids: Sequence[str]) -> frozenset[str]:
-    """Return those of some jobs that nobody wants any more."""
-    return frozenset(_wishes(redis, job_ids))
-
-
-def taken_back_by_batch(redis: Redis, job_ids: Sequence[str]) -> frozenset[str]:
-    """Return those of some jobs that a batch took back, and no person."""
-    found = _wishes(redis, job_ids)
-    return frozenset(job_id for job_id, who in found.items() if who == BY_BATCH.encode())
-
-
-def _wishes(redis: Redis, job_ids: Sequence[str]) -> dict[str, bytes]:
-    """Return who took jobs back, by job."""
-    if not job_ids:
-        return {}
-    found = cast("list[bytes | None]", redis.mget([cancel_key(each) for each in job_ids]))
-    return {job_id: who for job_id, who in zip(job_ids, found, strict=True) if who is not None}
-
-
-# From the queue into a worker's hands, many jobs in a few round trips.
-#
-# RQ itself takes one job at a time with a dozen round trips. The steps are the same: through the intermediate
-# list, so that a worker that dies in between loses nothing, then in one transaction to a lease.
-
-
-def take(queue: TaskQueue, most: int) -> list[Job]:
-    """Move jobs into the intermediate list, without waiting for any, and return them."""
-    if most < 1:
-        return []
-    redis, intermediate = queue.connection, queue.intermediate_queue_key
-    with redis.pipeline(transaction=False) as pipeline:
-        for _ in range(most):
-            pipeline.lmove(queue.key, intermediate)
-        moved = cast("list[bytes | None]", pipeline.execute())
-    job_ids = list(dict.fromkeys(job_id.decode() for job_id in moved if job_id is not None))
-    if not job_ids:
-        return []
-    found = _fetch(queue, job_ids)
-    for job_id, job in zip(job_ids, found, strict=True):
-        if job is None:  # expired while it waited
-            redis.lrem(intermediate, 0, job_id)
-    return [job for job in found if job is not None]
-
-
-def _fetch(queue: TaskQueue, job_ids: Sequence[str]) -> list[Job | None]:
-    """Return jobs, None where there is none or not a whole one: RQ's fetch of many gives up at the first such."""
-    redis = queue.connection
+def fetch_jobs(redis: Redis, job_ids: Sequence[str]) -> list[Job | None]:
+    """Return jobs in one round trip, None for each that is unknown, expired or damaged."""
     try:
         return AllowedJob.fetch_many(job_ids, connection=redis, serializer=JSONSerializer)
-    except NoSuchJobError:
+    except NoSuchJobError:  # of one that is not whole, and RQ gives up on all
         return [fetch_job(redis, job_id) for job_id in job_ids]
 
 
-def give_back(queue: TaskQueue, jobs: Sequence[Job]) -> None:
-    """Put taken jobs back to the front of the queue, in their order; twice is once."""
-    for job in reversed(jobs):
-        queue.intermediate_queue.give_back(job.id)
+def fetch_return_values(redis: Redis, job_ids: Sequence[str]) -> dict[str, Any]:
+    """Return the latest return values of those of some jobs that have one, in one round trip."""
+    with redis.pipeline(transaction=False) as pipeline:
+        for job_id in job_ids:
+            pipeline.xrevrange(Result.get_key(job_id), count=1)  # type: ignore[no-untyped-call]
+        answers: list[list[tuple[bytes, Any]]] = pipeline.execute()
+    found = {}
+    for job_id, entries in zip(job_ids, answers, strict=True):
+        for identity, payload in entries:
+            stored = Result.restore(
+                job_id, identity.decode(), payload, connection=redis, serializer=JSONSerializer
+            )
+            if stored.return_value is not None:
+                found[job_id] = stored.return_value
+    return found
 
 
-def leave_ended(queue: TaskQueue, jobs: Sequence[Job]) -> list[Job]:
-    """Return the taken jobs that wait; one that was in the queue twice has been worked on already."""
-    ended = [job for job in jobs if job.get_status(refresh=False) != JobStatus.QUEUED]
-    for job in ended:
-        queue.connection.lrem(queue.intermediate_queue_key, 0, job.id)
-    return [job for job in jobs if job not in ended]
+def clear_cancel(redis: Redis, job_id: str) -> None:
+    """Delete a job's cancel flag."""
+    redis.delete(cancel_key(job_id))
 
 
-def leave_canceled(queue: TaskQueue, jobs: Sequence[Job]) -> list[Job]:
-    """Return the taken jobs that are still wanted; the others are canceled for good."""
-    unwanted = canceled(queue.connection, [job.id for job in jobs])
-    if not unwanted:
-        return list(jobs)
-    with queue.connection.pipeline() as pipeline:
-        for job in jobs:
-            if job.id in unwanted:
-                mark_canceled(job, pipeline)
-                pipeline.lrem(queue.intermediate_queue_key, 0, job.id)
-        pipeline.execute()
-    return [job for job in jobs if job.id not in unwanted]
+def canceled_by_batch(redis: Redis, job_ids: Sequence[str]) -> frozenset[str]:
+    """Return those of some jobs that a batch has canceled, and no person."""
+    flags = _cancel_flags(redis, job_ids)
+    return frozenset(job_id for job_id, value in flags.items() if value == BY_BATCH.encode())
 
 
-def mark_canceled(job: Job, pipeline: Pipeline) -> None:
-    """Write a job's end into a pipeline: canceled, and known as such for as long as a result would be."""
-    job.set_status(JobStatus.CANCELED, pipeline=pipeline)
-    pipeline.hset(job.key, "ended_at", utcformat(now()))
-    registry = CanceledJobRegistry(
-        job.origin, connection=job.connection, job_class=AllowedJob, serializer=JSONSerializer
-    )
-    registry.add(job, ttl=RESULT_SECONDS, pipeline=pipeline)
-    job.cleanup(RESULT_SECONDS, pipeline=pipeline, remove_from_queue=False)
+def _cancel_flags(redis: Redis, job_ids: Sequence[str]) -> dict[str, bytes]:
+    if not job_ids:
+        return {}
+    found = cast("list[bytes | None]", redis.mget([cancel_key(each) for each in job_ids]))
+    return {job_id: flag for job_id, flag in zip(job_ids, found, strict=True) if flag is not None}
 
 
-def queue_again(queue: TaskQueue, job: Job, pipeline: Pipeline) -> None:
-    """Write into a pipeline that a job waits again, before all others."""
-    job.set_status(JobStatus.QUEUED, pipeline=pipeline)
-    job.cleanup(job.ttl, pipeline=pipeline, remove_from_queue=False)
-    pipeline.lpush(queue.key, job.id)
+def job_queues(redis: Redis, *, lease: int = LEASE_SECONDS) -> list[JobQueue]:
+    """Return the queues of all models that ever had a job."""
+    models = {model_of_queue(each.name) for each in Queue.all(redis, serializer=JSONSerializer)}
+    return [JobQueue(redis, each, lease=lease) for each in sorted(models - {None})]  # type: ignore[type-var,arg-type]
 
 
-def new_execution(job: Job, *, worker: str) -> Execution:
-    """Return what a lease of a job will be known by."""
-    execution = Execution(uuid4().hex, job.id, job.connection, worker_name=worker)
-    execution._job = job  # otherwise RQ fetches it again, as a job of any task
-    return execution
+def queue_stats(queues: Sequence[JobQueue], *, moment: datetime) -> list[QueueStats]:
+    """Return each model's numbers of jobs and the age of its oldest, in two round trips."""
+    if not queues:
+        return []
+    redis = queues[0].redis
+    with redis.pipeline(transaction=False) as pipeline:
+        for each in [rq_queue for queue in queues for rq_queue in queue.rq_queues]:
+            pipeline.llen(each.key)
+            pipeline.llen(each.intermediate_queue_key)
+            for registry in STATES[2:]:
+                pipeline.zcard(getattr(each, f"{registry}_job_registry").key)
+            pipeline.lindex(each.key, 0)
+        answers = pipeline.execute()
+    width = len(STATES) + 1
+    rows = [answers[start : start + width] for start in range(0, len(answers), width)]
+    with redis.pipeline(transaction=False) as pipeline:
+        for row in rows:
+            pipeline.hget(Job.key_for(row[-1].decode() if row[-1] else ""), "enqueued_at")
+        queued_at = [str_to_date(each) if each else moment for each in pipeline.execute()]
+    stats = []
+    for number in range(0, len(rows), 2):  # a model has two
+        both = [
+            sum(counts)
+            for counts in zip(*(row[:-1] for row in rows[number : number + 2]), strict=True)
+        ]
+        # Not below 0 where two hosts' clocks differ.
+        oldest = max(0.0, (moment - min(queued_at[number : number + 2])).total_seconds())
+        stats.append(QueueStats(dict(zip(STATES, both, strict=True)), oldest))
+    return stats
 
 
-def lease(queue: TaskQueue, executions: Sequence[Execution], *, seconds: int) -> int:
-    """Take leases of taken jobs, which start now, and clear them from the intermediate list.
+class JobQueue:
+    """A model's jobs in Redis: two RQ queues, read in order.
 
-    Returns how many other jobs wait in the queue.
-
-    As RQ's ``Execution.create`` and ``prepare_job_execution``, for many; doing it twice is doing it once.
-    """
-    with queue.connection.pipeline() as pipeline:
-        for execution in executions:
-            job = execution.job
-            execution.save(seconds, pipeline)
-            known = ExecutionRegistry(job.id, connection=pipeline)
-            known.add(execution, seconds, pipeline)
-            job.started_job_registry.add_execution(execution, pipeline, ttl=seconds, xx=False)
-            pipeline.sadd(execution.worker_executions_key, execution.composite_key)
-            pipeline.expire(execution.worker_executions_key, seconds + 60)
-            job.prepare_for_execution(execution.worker_name, pipeline=pipeline)
-            pipeline.persist(job.key)
-            pipeline.lrem(queue.intermediate_queue_key, 0, job.id)
-        pipeline.llen(queue.key)
-        return int(pipeline.execute()[-1])
-
-
-# Writing down that jobs have finished, many in three round trips.
-#
-# RQ's own way takes five round trips for each job, and packs all of the job once more. The steps are the same and make
-# the same records, in one transaction that is only carried out while each job is in its worker's hands.
-
-State = Literal["ours", "canceled", "lost"]
-"""Of a job in hand: ours and wanted, not wanted any more, or in somebody else's hands."""
-
-_STATES = """
-local answer = {}
-for i = 1, #KEYS, 2 do
-  local job = redis.call('HMGET', KEYS[i], 'status', 'worker_name')
-  local ours = job[1] == 'started' and job[2] == ARGV[1]
-  local unwanted = redis.call('EXISTS', KEYS[i + 1]) == 1
-  answer[#answer + 1] = not ours and 'lost' or unwanted and 'canceled' or 'ours'
-end
-return answer
-"""
-
-
-class Worker(Protocol):
-    """What is needed of RQ's worker."""
-
-    name: str
-    executions: dict[str, Execution]
-
-    @property
-    def key(self) -> str:
-        """Of its counters."""
-        ...
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A job in hand, and what has come of it.
-
-    Attributes:
-        job: with a lease.
-        execution: the lease.
-        value: the result in JSON's types; None if it is not to be written down as finished.
-    """
-
-    job: Job
-    execution: Execution
-    value: dict[str, Any] | None = None
-
-
-def states(redis: Redis, jobs: Sequence[Job], *, worker: str) -> list[State]:
-    """Return how it stands with each job in a worker's hands.
-
-    Args:
-        redis: or a pipeline that watches.
-        jobs: in hand.
-        worker: its name.
-    """
-    keys = [key for job in jobs for key in (job.key, cancel_key(job.id))]
-    answers = cast("list[bytes]", redis.eval(_STATES, len(keys), *keys, worker))
-    return [cast("State", each.decode()) for each in answers]
-
-
-def finish(redis: Redis, worker: Worker, ended: Sequence[Ended]) -> list[bool]:
-    """Write down, for each job that has a value and is this worker's and wanted, that it has finished.
+    ``interactive`` holds the jobs that somebody posts; ``batch`` the items of batches, which workers take only while
+    ``interactive`` is empty. All methods raise RedisError if Redis does not answer; those that write do all or nothing.
 
     Args:
         redis: where the jobs are.
-        worker: who has them in hand.
-        ended: the jobs.
-
-    Returns:
-        Of each job whether it is written down; the others are left as they are.
-
-    Raises:
-        RedisError: if Redis is away, or a job was taken from this worker meanwhile: all are written down, or none.
+        model: the model's name.
+        lease: seconds after which a taken or leased job without a sign of life is lost.
     """
-    candidates = [each.job for each in ended if each.value is not None]
-    if not candidates:
-        return [False] * len(ended)
-    with redis.pipeline() as pipeline:
-        pipeline.watch(*(job.key for job in candidates))  # type: ignore[no-untyped-call]
-        found = dict(zip(candidates, states(pipeline, candidates, worker=worker.name), strict=True))
-        written = [found.get(each.job) == "ours" for each in ended]
-        pipeline.multi()
-        for each, ours in zip(ended, written, strict=True):
-            if ours:
-                _write(pipeline, worker, each)
-        pipeline.execute()
-    for each, done in zip(ended, written, strict=True):
-        if done:  # not before: until then the lease must be renewed
-            worker.executions.pop(each.execution.id, None)
-    return written
 
+    def __init__(self, redis: Redis, model: str, *, lease: int = LEASE_SECONDS) -> None:
+        self.redis = redis
+        self.lease_seconds = lease
+        self.interactive = LeasedQueue(
+            queue_name(model), connection=redis, serializer=JSONSerializer
+        )
+        self.batch = LeasedQueue(
+            batch_queue_name(model), connection=redis, serializer=JSONSerializer
+        )
 
-def _write(pipeline: Pipeline, worker: Worker, ended: Ended) -> None:
-    """As RQ's ``handle_job_success``, less what no job of ours has: dependents, repeats, callbacks, rate limits."""
-    job, execution = ended.job, ended.execution
-    job.ended_at = now()
-    job.set_status(JobStatus.FINISHED, pipeline=pipeline)
-    pipeline.hset(job.key, "ended_at", utcformat(job.ended_at))
-    pipeline.expire(job.key, RESULT_SECONDS)
-    Result.create(
-        job,
-        Result.Type.SUCCESSFUL,
-        ttl=RESULT_SECONDS,
-        return_value=ended.value,
-        worker_name=worker.name,
-        pipeline=pipeline,
-        execution_id=execution.id,
-        execution_started_at=execution.created_at,
-        execution_ended_at=job.ended_at,
-    )
-    job.finished_job_registry.add(job, RESULT_SECONDS, pipeline)
-    worked = (job.ended_at - execution.created_at).total_seconds()
-    pipeline.hincrby(worker.key, "successful_job_count", 1)
-    pipeline.hincrbyfloat(worker.key, "total_working_time", worked)
-    execution.delete(job, pipeline)
+    @property
+    def rq_queues(self) -> list[LeasedQueue]:
+        """The RQ queues in the order in which workers read them."""
+        return [self.interactive, self.batch]
+
+    def is_batch(self, job: Job) -> bool:
+        """Return whether a job waits, or waited, behind the interactive ones."""
+        return bool(job.origin == self.batch.name)
+
+    def _rq_queue(self, job: Job) -> LeasedQueue:
+        return self.batch if self.is_batch(job) else self.interactive
+
+    # What the service and the scheduler of batches do.
+
+    def enqueue(self, job: Job, *, earlier: Job | None = None, batch: bool = False) -> bool:
+        """Queue a job whose image is stored; return False if the same was queued just now.
+
+        Args:
+            job: new.
+            earlier: the same from before, which is deleted.
+            batch: whether it waits behind all interactive ones.
+        """
+        if earlier is not None:
+            with suppress(InvalidJobOperation):  # it expired just now
+                earlier.delete()
+        queue = self.batch if batch else self.interactive
+        with self.redis.pipeline() as pipeline:
+            add_event(pipeline, job.id, "status", {"status": "queued"})
+            pipeline.sadd(queue.redis_queues_keys, queue.key)
+            pipeline.execute()
+            try:
+                # With a pipeline RQ does not go to Redis for the set of queues, which has just been written.
+                queue.enqueue_job(job, pipeline=pipeline, unique=True)
+            except DuplicateJobError:
+                return False
+        return True
+
+    def withdraw(self, job: Job) -> bool:
+        """Delete a job that waits; return False if a worker has just taken it."""
+        if not self.redis.lrem(self._rq_queue(job).key, 1, job.id):
+            return False
+        job.delete()
+        return True
+
+    def unfailed_job_ids(self) -> set[str]:
+        """Return the ids of all jobs that wait, run or are finished."""
+        found: set[str] = set()
+        for queue in self.rq_queues:
+            taken = cast("list[bytes]", self.redis.lrange(queue.intermediate_queue_key, 0, -1))
+            found.update(queue.get_job_ids(), (each.decode() for each in taken))
+            for registry in (queue.started_job_registry, queue.finished_job_registry):
+                found.update(registry.get_job_ids(cleanup=False))
+        return found
+
+    def requeue_failed(self, job: Job) -> None:
+        """Queue a failed job again, with as many attempts as a new one; nothing if somebody else just did."""
+        job.meta.pop("failure", None)
+        job.save_meta()  # type: ignore[no-untyped-call]
+        Result.delete_all(job)  # or a request that waits would be given the earlier failure
+        job.retries_left = MAX_ATTEMPTS - 1
+        with suppress(InvalidJobOperation):
+            job.requeue()
+
+    def request_cancel(self, job: Job, *, from_batch: bool = False) -> None:
+        """Cancel a job that waits; set the cancel flag, at which a worker drops it, of one that runs.
+
+        A batch (``from_batch``) does not cancel a job that somebody has posted, too.
+        """
+        queue = self._rq_queue(job)
+        keys = (queue.key, job.key, queue.canceled_job_registry.key, cancel_key(job.id))
+        ends = (RESULT_SECONDS, current_timestamp() + RESULT_SECONDS, utcformat(now()))
+        by = BY_BATCH if from_batch else "person"
+        self.redis.eval(_REQUEST_CANCEL, len(keys), *keys, job.id, *ends, BLOB_SECONDS, by)
+
+    def clear_cancel_on_repost(self, job_id: str) -> bool:
+        """Note that a person posts a job; return whether there is such a job.
+
+        Its cancel flag goes, it is not its batch's alone any more, and if it waits behind the interactive jobs it
+        becomes the last of them.
+        """
+        keys = (cancel_key(job_id), Job.key_for(job_id), self.batch.key, self.interactive.key)
+        names = (job_id, self.interactive.name)
+        return bool(self.redis.eval(_CLEAR_CANCEL_ON_REPOST, len(keys), *keys, *names))
+
+    def position(self, job: Job) -> int | None:
+        """Return how many jobs are before one, or None if it does not wait."""
+        position = self._rq_queue(job).get_job_position(job.id)
+        if position is None or not self.is_batch(job):
+            return position
+        return int(position + self.interactive.count)
+
+    def count(self) -> int:
+        """Return how many jobs wait in both queues."""
+        with self.redis.pipeline(transaction=False) as pipeline:
+            for queue in self.rq_queues:
+                pipeline.llen(queue.key)
+            return sum(cast("list[int]", pipeline.execute()))
+
+    def ended_lately(self, *, now: float) -> int:
+        """Return how many jobs ended in the minute before ``now``, in seconds since the epoch.
+
+        RQ keeps them sorted by the moment they expire, which is a fixed time after their end.
+        """
+        since = now - RATE_SECONDS
+        with self.redis.pipeline(transaction=False) as pipeline:
+            for queue in self.rq_queues:
+                pipeline.zcount(queue.finished_job_registry.key, since + RESULT_SECONDS, "+inf")
+                pipeline.zcount(queue.failed_job_registry.key, since + FAILURE_SECONDS, "+inf")
+            return sum(cast("list[int]", pipeline.execute()))
+
+    # What a worker does.
+
+    def take(self, count: int) -> list[Job]:
+        """Move up to ``count`` waiting jobs to the intermediate lists, interactive ones first, and return them."""
+        if count < 1:
+            return []
+        keys = [key for each in self.rq_queues for key in (each.key, each.intermediate_queue_key)]
+        moved = cast("list[bytes]", self.redis.eval(_TAKE, len(keys), *keys, count))
+        job_ids = list(dict.fromkeys(each.decode() for each in moved))
+        if not job_ids:
+            return []
+        found = fetch_jobs(self.redis, job_ids)
+        for job_id, job in zip(job_ids, found, strict=True):
+            if job is None:  # expired while it waited
+                for queue in self.rq_queues:
+                    self.redis.lrem(queue.intermediate_queue_key, 0, job_id)
+        return [job for job in found if job is not None]
+
+    def put_back(self, jobs: Sequence[Job]) -> None:
+        """Move taken jobs back to the front of their queues, in their order; twice is once."""
+        for job in reversed(jobs):
+            self._put_back(self._rq_queue(job), job.id)
+
+    def _put_back(self, queue: LeasedQueue, job_id: str) -> None:
+        self.redis.eval(_PUT_BACK, 2, queue.intermediate_queue_key, queue.key, job_id)
+
+    def skip_finished(self, jobs: Sequence[Job]) -> list[Job]:
+        """Return the taken jobs that wait; drop those that were queued twice and have been worked on already."""
+        ended = [job for job in jobs if job.get_status(refresh=False) != JobStatus.QUEUED]
+        for job in ended:
+            self.redis.lrem(self._rq_queue(job).intermediate_queue_key, 0, job.id)
+        return [job for job in jobs if job not in ended]
+
+    def skip_canceled(self, jobs: Sequence[Job]) -> list[Job]:
+        """Return the taken jobs that are not canceled; write the end of the others."""
+        flags = _cancel_flags(self.redis, [job.id for job in jobs])
+        if not flags:
+            return list(jobs)
+        with self.redis.pipeline() as pipeline:
+            for job in jobs:
+                if job.id in flags:
+                    self._write_canceled(pipeline, job)
+                    pipeline.lrem(self._rq_queue(job).intermediate_queue_key, 0, job.id)
+            pipeline.execute()
+        return [job for job in jobs if job.id not in flags]
+
+    def new_lease(self, job: Job, *, worker: str) -> Lease:
+        """Return a lease of a taken job, which ``lease`` writes."""
+        made = Execution(uuid4().hex, job.id, self.redis, worker_name=worker)
+        made._job = job  # otherwise RQ fetches it again, as a job of any task
+        return made
+
+    def lease(self, leases: Sequence[Lease]) -> int:
+        """Write new leases and drop their jobs from the intermediate lists; return how many other jobs wait.
+
+        As RQ's ``Execution.create`` and ``prepare_job_execution``, for many; doing it twice is doing it once.
+        """
+        seconds = self.lease_seconds
+        with self.redis.pipeline() as pipeline:
+            for each in leases:
+                job = each.job
+                each.save(seconds, pipeline)
+                ExecutionRegistry(job.id, connection=pipeline).add(each, seconds, pipeline)
+                job.started_job_registry.add_execution(each, pipeline, ttl=seconds, xx=False)
+                pipeline.sadd(each.worker_executions_key, each.composite_key)
+                pipeline.expire(each.worker_executions_key, seconds + 60)
+                job.prepare_for_execution(each.worker_name, pipeline=pipeline)
+                pipeline.persist(job.key)
+                pipeline.lrem(self._rq_queue(job).intermediate_queue_key, 0, job.id)
+            for queue in self.rq_queues:
+                pipeline.llen(queue.key)
+            return int(sum(pipeline.execute()[-2:]))
+
+    def renew(self, leases: Sequence[Lease], pipeline: Pipeline) -> None:
+        """Renew leases that have not been given up, when the caller executes the pipeline."""
+        for each in leases:
+            registry = each.job.started_job_registry
+            each.heartbeat(registry, self.lease_seconds, pipeline=pipeline)
+
+    def states(self, leases: Sequence[Lease], redis: Redis | None = None) -> list[State]:
+        """Return the state of each leased job; ``redis`` may be a pipeline that watches."""
+        keys = [key for each in leases for key in (each.job.key, cancel_key(each.job_id))]
+        script = (redis or self.redis).eval(_STATES, len(keys), *keys, leases[0].worker_name)
+        return [cast("State", each.decode()) for each in cast("list[bytes]", script)]
+
+    def save_progress(self, jobs: Sequence[Job], progress: Progress, *, first: bool) -> bool:
+        """Write jobs' progress, before the first one that they run; return whether one is not canceled."""
+        with self.redis.pipeline(transaction=False) as pipeline:
+            for job in jobs:
+                pipeline.exists(cancel_key(job.id))
+            for job in jobs:
+                job.meta["progress"] = progress.model_dump()
+                # As RQ's save_meta, which has a round trip of its own for each job, and makes a job that is gone.
+                pipeline.eval(_SAVE_META, 1, job.key, json.dumps(job.meta))
+                if first:
+                    add_event(pipeline, job.id, "status", {"status": "running"})
+                add_event(pipeline, job.id, "progress", progress.model_dump())
+            answers = pipeline.execute()
+        return not all(answers[: len(jobs)])
+
+    def ack(self, attempts: Sequence[Attempt]) -> list[bool]:
+        """Write the end of attempts whose job is this worker's and not canceled; return which were written.
+
+        Raises:
+            RedisError: if Redis does not answer, or a job was taken from this worker meanwhile.
+        """
+        ended = [each for each in attempts if each.value is not None or each.failure is not None]
+        if not ended:
+            return [False] * len(attempts)
+        with self.redis.pipeline() as pipeline:
+            pipeline.watch(*(each.lease.job.key for each in ended))  # type: ignore[no-untyped-call]
+            states = self.states([each.lease for each in ended], cast("Redis", pipeline))
+            ours = [each for each, state in zip(ended, states, strict=True) if state == "ours"]
+            pipeline.multi()
+            for each in ours:
+                self._write_end(pipeline, each)
+            pipeline.execute()
+        return [each in ours for each in attempts]
+
+    def _write_end(self, pipeline: Pipeline, attempt: Attempt) -> None:
+        """As RQ's ``handle_job_success`` and ``handle_job_failure``, less what no job of ours has: dependents,
+        repeats, callbacks, rate limits.
+        """
+        lease, job = attempt.lease, attempt.lease.job
+        ended = job.ended_at = now()
+        if attempt.failure is None:
+            self._write_success(pipeline, attempt)
+        else:
+            job.meta = {name: value for name, value in job.meta.items() if name != "progress"}
+            job.meta["failure"] = attempt.failure.model_dump()
+            pipeline.hset(job.key, "meta", json.dumps(job.meta))
+            if attempt.retry:
+                pipeline.hset(job.key, "retries_left", (job.retries_left or 1) - 1)
+                pipeline.hset(job.key, "enqueued_at", utcformat(now()))
+                self._write_queued(pipeline, job)
+                pipeline.rpush(self._rq_queue(job).key, job.id)
+            else:
+                self._write_failure(pipeline, attempt)
+        counter = "successful_job_count" if attempt.failure is None else "failed_job_count"
+        worker = Worker.redis_worker_namespace_prefix + lease.worker_name
+        pipeline.hincrby(worker, counter, 1)
+        worked = (ended - lease.created_at).total_seconds()
+        pipeline.hincrbyfloat(worker, "total_working_time", worked)
+        lease.delete(job, pipeline)
+
+    def _write_success(self, pipeline: Pipeline, attempt: Attempt) -> None:
+        lease, job = attempt.lease, attempt.lease.job
+        job.set_status(JobStatus.FINISHED, pipeline=pipeline)
+        pipeline.hset(job.key, "ended_at", utcformat(cast("datetime", job.ended_at)))
+        pipeline.expire(job.key, RESULT_SECONDS)
+        Result.create(
+            job,
+            Result.Type.SUCCESSFUL,
+            ttl=RESULT_SECONDS,
+            return_value=attempt.value,
+            worker_name=lease.worker_name,
+            pipeline=pipeline,
+            execution_id=lease.id,
+            execution_started_at=lease.created_at,
+            execution_ended_at=job.ended_at,
+        )
+        job.finished_job_registry.add(job, RESULT_SECONDS, pipeline)
+
+    def _write_failure(self, pipeline: Pipeline, attempt: Attempt) -> None:
+        lease, job = attempt.lease, attempt.lease.job
+        job.set_status(JobStatus.FAILED, pipeline=pipeline)
+        job._handle_failure(
+            "".join(traceback.format_exception(attempt.error)) if attempt.error else "",
+            pipeline,
+            worker_name=lease.worker_name,
+            execution_id=lease.id,
+            execution_started_at=lease.created_at,
+            execution_ended_at=job.ended_at,
+        )
+
+    def _write_queued(self, pipeline: Pipeline, job: Job) -> None:
+        job.set_status(JobStatus.QUEUED, pipeline=pipeline)
+        job.cleanup(job.ttl, pipeline=pipeline, remove_from_queue=False)
+
+    def _write_canceled(self, pipeline: Pipeline, job: Job) -> None:
+        job.set_status(JobStatus.CANCELED, pipeline=pipeline)
+        pipeline.hset(job.key, "ended_at", utcformat(now()))
+        registry = self._rq_queue(job).canceled_job_registry
+        registry.add(job, ttl=RESULT_SECONDS, pipeline=pipeline)
+        job.cleanup(RESULT_SECONDS, pipeline=pipeline, remove_from_queue=False)
+
+    def nack(self, lease: Lease) -> None:
+        """Give up a lease and queue the job again, before all others; it loses no attempt."""
+        with self.redis.pipeline() as pipeline:
+            self._write_queued(pipeline, lease.job)
+            pipeline.lpush(self._rq_queue(lease.job).key, lease.job_id)
+            lease.delete(lease.job, pipeline)
+            pipeline.execute()
+
+    def cancel_leased(self, lease: Lease) -> None:
+        """Give up a lease and write that the job is canceled.
+
+        Raises:
+            WatchError: if its cancel flag was cleared just now.
+        """
+        flag = cancel_key(lease.job_id)
+        with self.redis.pipeline() as pipeline:
+            pipeline.watch(flag)  # type: ignore[no-untyped-call]
+            if not pipeline.exists(flag):
+                raise WatchError("expected a canceled job, got one that was posted again")
+            pipeline.multi()
+            self._write_canceled(pipeline, lease.job)
+            lease.delete(lease.job, pipeline)
+            pipeline.execute()
+
+    def drop_lease(self, lease: Lease) -> None:
+        """Give up a lease of a job that is another worker's by now, or has ended."""
+        with self.redis.pipeline() as pipeline:
+            lease.delete(lease.job, pipeline)
+            pipeline.execute()
+
+    # Maintenance: any worker does it for its own queue, the janitor for all of them.
+
+    def maintain(self, on_abandoned: Callable[..., object]) -> None:
+        """Queue the jobs of dead workers again, and drop what has expired from RQ's registries.
+
+        Does nothing while another process does it. ``on_abandoned`` is RQ's exception handler: called with the job,
+        AbandonedJobError, an instance of it, and None.
+        """
+        for queue in self.rq_queues:
+            if not queue.acquire_maintenance_lock():
+                continue
+            try:
+                clean_registries(queue, [on_abandoned])
+                clean_worker_registry(queue)
+                self._put_back_stranded(queue)
+                # RQ never forgets a canceled job's id.
+                canceled = queue.canceled_job_registry.key
+                self.redis.zremrangebyscore(canceled, 0, current_timestamp())
+            finally:
+                queue.release_maintenance_lock()  # type: ignore[no-untyped-call]
+
+    def _put_back_stranded(self, queue: LeasedQueue) -> None:
+        """Put back jobs that stay in the intermediate list for longer than a lease: a worker died there.
+
+        RQ would wait a minute, count it as an attempt, and remember for a day that it saw the job, so that a later
+        passage would look like a stay.
+        """
+        list_key = queue.intermediate_queue_key
+        for job_id in [
+            each.decode() for each in cast("list[bytes]", self.redis.lrange(list_key, 0, -1))
+        ]:
+            seen_key, moment = f"{list_key}:first_seen:{job_id}", now().timestamp()
+            if not self.redis.exists(Job.key_for(job_id)):  # expired while it waited
+                self.redis.lrem(list_key, 0, job_id)
+            elif not self.redis.set(seen_key, moment, nx=True, ex=3 * self.lease_seconds):
+                since = cast("bytes | None", self.redis.get(seen_key))
+                if since is not None and moment - float(since) > self.lease_seconds:
+                    self._put_back(queue, job_id)
+                    self.redis.delete(seen_key)

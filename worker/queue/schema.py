@@ -1,4 +1,4 @@
-"""What service and worker say to each other: names, keys and records. No torch, no FastAPI."""
+"""Records, key names and lifetimes that service, worker and janitor share. No torch, no FastAPI."""
 
 from __future__ import annotations
 
@@ -16,25 +16,29 @@ from models.inference.masks import ClassResult, MaskOptions
 
 Task = Literal["pseudo_mask", "segment"]
 
-PSEUDO_MASK: Final = "worker.tasks.pseudo_mask"
-SEGMENT: Final = "worker.tasks.segment_image"
-PATHS: Final[Mapping[Task, str]] = MappingProxyType(
-    {"pseudo_mask": PSEUDO_MASK, "segment": SEGMENT}
+TASK_PATHS: Final[Mapping[Task, str]] = MappingProxyType(
+    {"pseudo_mask": "worker.tasks.pseudo_mask", "segment": "worker.tasks.segment_image"}
 )
-TASKS: Final = frozenset(PATHS.values())
-"""The only import paths that a queued job may name."""
+"""What queued jobs name as their function: constants that say which task, never imported."""
 
-LEASE_SECONDS = 15
-"""A worker renews its own lease and that of each job in hand; without it both count as dead."""
+LEASE_SECONDS: Final = 15
+"""A worker renews its own lease and those of its jobs; without it both count as dead."""
 
-MAX_ATTEMPTS = 3
-"""A job that has taken this many workers down with it is failed."""
+MAX_ATTEMPTS: Final = 3
+"""A job whose worker died this many times is failed."""
 
-QUEUE_SECONDS = 24 * 3600
-RESULT_SECONDS = 24 * 3600
-FAILURE_SECONDS = 7 * 24 * 3600
-BLOB_SECONDS = QUEUE_SECONDS + RESULT_SECONDS
+QUEUE_SECONDS: Final = 24 * 3600
+RESULT_SECONDS: Final = 24 * 3600
+FAILURE_SECONDS: Final = 7 * 24 * 3600
+BLOB_SECONDS: Final = QUEUE_SECONDS + RESULT_SECONDS
 """An upload must outlive the wait in the queue; a result, the record that names it."""
+
+JOB_ID: Final = re.compile(r"[0-9a-f]{32}")
+
+DEAD_KEY: Final = "semples:dead"
+"""Set of the names of the models that have dead letters."""
+
+_QUEUE_PREFIX, _BATCH_SUFFIX = "semples-", ":batch"
 
 FailureCode = Literal[
     "image_unreadable",
@@ -52,16 +56,26 @@ FailureCode = Literal[
 ]
 
 
-JOB_ID = re.compile(r"[0-9a-f]{32}")
-
-
 def queue_name(model: str) -> str:
-    """Return the queue that a model's workers read: one queue for each model name."""
-    return f"semples-{model}"
+    """Return the queue of the jobs that somebody posts: one for each model name."""
+    return f"{_QUEUE_PREFIX}{model}"
 
 
-DEAD_KEY: Final = "semples:dead"
-"""The key that holds the names of the models that have dead letters."""
+def batch_queue_name(model: str) -> str:
+    """Return the queue of the items of batches, which workers read after the other one."""
+    return f"{queue_name(model)}{_BATCH_SUFFIX}"
+
+
+def model_of_queue(name: str) -> str | None:
+    """Return the model of a queue's name; None if the queue is none of ours."""
+    if not name.startswith(_QUEUE_PREFIX):
+        return None
+    return name.removeprefix(_QUEUE_PREFIX).removesuffix(_BATCH_SUFFIX)
+
+
+def cancel_key(job_id: str) -> str:
+    """Return the key of a job's cancel flag, at which its worker drops it."""
+    return f"semples:cancel:{job_id}"
 
 
 def dead_key(model: str) -> str:
@@ -173,8 +187,6 @@ class JobFailure(Record):
     detail: str
     repeatable: bool
 
-
-# Where a job and its files are, by HTTP. Wire layer.
 
 FILES: Final[Mapping[str, str]] = MappingProxyType(
     {

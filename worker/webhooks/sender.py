@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
 from random import Random
-from typing import Final, Literal, cast
+from typing import Literal
 
 import httpx
 from pydantic import Field
@@ -21,7 +21,14 @@ from redis import Redis
 from rq.job import Job
 from standardwebhooks import Webhook
 
-from worker.queue.jobs import TERMINAL, Status, failure_of, request_of, status_of
+from worker.queue.jobs import (
+    FINISHED_STATUSES,
+    Status,
+    failure_of,
+    read_status,
+    request_of,
+    status_of,
+)
 from worker.queue.rq import fetch_job
 from worker.queue.schema import JobFailure, ModelRef, Record, Task, job_links
 from worker.webhooks.store import Callback, claim, due, forget, postpone
@@ -238,8 +245,6 @@ GRACE_SECONDS = 60.0
 MAX_DELIVERIES = 8
 FIRST_PAUSE, PAUSE_FACTOR, JITTER = 5.0, 5.0, 0.2
 
-_ENDED: Final = frozenset({b"finished", b"failed", b"canceled", b"stopped"})
-
 Clock = Callable[[], datetime]
 
 
@@ -281,7 +286,7 @@ def deliver_due(redis: Redis, sender: Sender, *, clock: Clock, random: Random) -
 def _ready(redis: Redis, now: datetime) -> Iterator[tuple[Callback, str]]:
     """Give the callbacks that can be sent, each with its body; not too many to one host."""
     waiting = due(redis, now=now.timestamp())
-    statuses = _statuses(redis, {callback.job for callback in waiting})
+    statuses = read_status(redis, (callback.job for callback in waiting))
     taken: Counter[str] = Counter()
     for callback in waiting:
         if taken[callback.host] == PER_HOST:
@@ -292,25 +297,16 @@ def _ready(redis: Redis, now: datetime) -> Iterator[tuple[Callback, str]]:
             yield callback, body
 
 
-def _body(redis: Redis, callback: Callback, status: bytes | None, now: datetime) -> str | None:
+def _body(redis: Redis, callback: Callback, status: Status | None, now: datetime) -> str | None:
     """Return what is to be said of a callback's job, or None if it has not ended."""
-    if status in _ENDED:
+    if status in FINISHED_STATUSES:
         job = fetch_job(redis, callback.job)
         # It may have been posted again since.
-        if job is not None and status_of(job) in TERMINAL:
+        if job is not None and status_of(job) in FINISHED_STATUSES:
             return news_of(callback, job, now=now)
     elif status is None and now.timestamp() - callback.since > GRACE_SECONDS:
         return news_of(callback, None, now=now)
     return None
-
-
-def _statuses(redis: Redis, job_ids: set[str]) -> dict[str, bytes | None]:
-    """Return what RQ says of jobs, in one round trip."""
-    names = sorted(job_ids)
-    with redis.pipeline(transaction=False) as pipeline:
-        for job_id in names:
-            pipeline.hget(Job.key_for(job_id), "status")
-        return dict(zip(names, cast("list[bytes | None]", pipeline.execute()), strict=True))
 
 
 async def _send_all(

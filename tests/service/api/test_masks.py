@@ -25,7 +25,7 @@ from tests.helpers.service_fixtures import (
     wait_for,
 )
 from worker.queue.registry import ModelInfo, WorkerInfo, announce
-from worker.queue.rq import make_job, open_queue
+from worker.queue.rq import JobQueue, make_job
 from worker.queue.schema import JobRequest, ModelRef
 from worker.storage import blob_key
 
@@ -367,7 +367,7 @@ def test_a_job_that_reaches_a_model_without_a_segmenter_fails(
     plain = ModelRef(name="plain", version=PlainPredictor.info.version)
     request = place.request(finds=1).model_copy(update={"model": plain})
     job = make_job(place.redis, request, timeout=30)
-    open_queue(place.redis, "plain").enqueue_job(job)
+    JobQueue(place.redis, "plain").enqueue(job)
     place.wait_done(job)
     document = api.get(f"/jobs/{job.id}").json()
     assert document["status"] == "failed"
@@ -528,7 +528,7 @@ def test_a_job_with_open_labels_that_reaches_a_closed_model_fails(
     }
     request: JobRequest = place.request("cat").model_copy(update=changes)
     job = make_job(place.redis, request, timeout=30)
-    open_queue(place.redis, "plain").enqueue_job(job)
+    JobQueue(place.redis, "plain").enqueue(job)
     place.wait_done(job)
     failure = api.get(f"/jobs/{job.id}").json()["failure"]
     assert failure["code"] == "unknown_label"

@@ -12,7 +12,7 @@ import pytest
 
 from service.jobs.service import enforce_queue_limit, seconds_to_wait
 from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, http_api, png, wait_for
-from worker.queue.jobs import Limits, jobs_done_lately
+from worker.queue.jobs import Limits
 from worker.queue.rq import fetch_job
 from worker.storage import blob_key
 
@@ -50,8 +50,8 @@ def test_seconds_to_wait(waiting: int, done: int, seconds: int) -> None:
 def test_what_was_done_in_the_last_minute(idle: Place, worker: WorkerProcess) -> None:
     jobs = [idle.wait_done(idle.post(label)) for label in ("cat", "bowl", "raises")]
     now = time.time()
-    assert jobs_done_lately(idle.queue, now=now) == len(jobs)
-    assert jobs_done_lately(idle.queue, now=now + 3600) == 0
+    assert idle.jobs.ended_lately(now=now) == len(jobs)
+    assert idle.jobs.ended_lately(now=now + 3600) == 0
 
 
 def test_retry_after_is_from_the_queues_own_rate(
@@ -86,12 +86,12 @@ def test_posts_at_once_do_not_exceed_the_limit(idle: Place) -> None:
 def test_a_job_beyond_the_limit_is_removed(idle: Place) -> None:
     jobs = [idle.post("cat") for _ in range(3)]
     # Now two wait that both saw the second place free.
-    assert [enforce_queue_limit(idle.queue, job, limit=2) for job in jobs] == [True, True, False]
+    assert [enforce_queue_limit(idle.jobs, job, limit=2) for job in jobs] == [True, True, False]
     assert idle.queue.job_ids == [job.id for job in jobs[:2]]
     assert fetch_job(idle.redis, jobs[2].id) is None
     # A job that a worker has taken in the meantime stays.
     idle.redis.lpop(idle.queue.key)
-    assert enforce_queue_limit(idle.queue, jobs[0], limit=0)
+    assert enforce_queue_limit(idle.jobs, jobs[0], limit=0)
     assert fetch_job(idle.redis, jobs[0].id) is not None
 
 

@@ -16,7 +16,7 @@ from worker.batches.records import TURN_KEY
 from worker.batches.scheduler import Feeder
 from worker.batches.store import move
 from worker.queue.jobs import MEMORY_SHARE
-from worker.queue.rq import fetch_job
+from worker.queue.rq import JobQueue, fetch_job
 
 pytestmark = pytest.mark.usefixtures("announced")
 
@@ -60,7 +60,7 @@ def test_faster_workers_get_more(
     api: httpx.Client, place: Place, feeder: Feeder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feeder_module, "LEAST_AHEAD", 2)
-    monkeypatch.setattr(feeder_module, "jobs_done_lately", lambda *_, **__: 30)  # in a minute
+    monkeypatch.setattr(JobQueue, "ended_lately", lambda *_, **__: 30)  # in a minute
     path = accepted(api, packed(many(9)))
     feeder.round()
     assert counts(api, path)["queued"] == place.queue.count == 5

@@ -15,7 +15,7 @@ from service.api.schemas import JobDocument
 from tests.helpers.service_fixtures import Place
 from tests.helpers.webhook_receiver import SECRET, Receiver
 from tests.helpers.webhook_sending import callback, send
-from worker.queue.failures import describe
+from worker.queue.failures import describe_failure
 from worker.webhooks.sender import (
     Attempt,
     Sender,
@@ -147,7 +147,9 @@ def test_the_news_of_each_end(place: Place) -> None:
         (JobStatus.STOPPED, "canceled"),
     ):
         job.set_status(status)
-        job.meta = {"failure": describe(MemoryError()).model_dump()} if word == "failed" else {}
+        job.meta = (
+            {"failure": describe_failure(MemoryError()).model_dump()} if word == "failed" else {}
+        )
         news = json.loads(news_of(told, job, now=NOW))
         data = news["data"]
         assert (news["type"], news["timestamp"]) == (f"job.{word}", "2026-01-02T03:04:05.678900Z")

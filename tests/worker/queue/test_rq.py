@@ -1,34 +1,45 @@
-"""RQ as we use it: what a hostile or unlucky entry in Redis can and cannot do."""
+"""The queue on RQ: what a hostile or unlucky entry in Redis can do, and in which order jobs are taken."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis.exceptions import RedisError
 from rq import Callback, Retry
+from rq.exceptions import DequeueTimeout
 from rq.job import Job
 from rq.serializers import JSONSerializer
+from rq.utils import now
 from rq.webhook import Webhook
 
-from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, wait_for
+from tests.helpers.service_fixtures import LEASE, NOTHING, Place, WorkerProcess, wait_for
+from worker.queue.failures import note_abandoned
 from worker.queue.rq import (
     MAINTENANCE_LOCK_SECONDS,
+    STATES,
     AllowedJob,
+    LeasedQueue,
     TaskNotAllowedError,
+    canceled_by_batch,
+    check_task,
     fetch_job,
     make_job,
     open_redis,
+    queue_stats,
 )
 from worker.queue.schema import (
     FAILURE_SECONDS,
     MAX_ATTEMPTS,
-    PSEUDO_MASK,
     QUEUE_SECONDS,
     RESULT_SECONDS,
-    SEGMENT,
+    TASK_PATHS,
 )
+
+PSEUDO_MASK = TASK_PATHS["pseudo_mask"]
 
 
 def smuggle(place: Place, path: str, *args: Any, **options: Any) -> Job:
@@ -51,8 +62,8 @@ def smuggle(place: Place, path: str, *args: Any, **options: Any) -> Job:
     [
         "os.system",
         "builtins.eval",
-        "worker.inference.pipeline.installed",
-        "worker.inference.pipeline.run",
+        "worker.inference.pipeline.upload",
+        "worker.inference.worker.run",
         "",
     ],
 )
@@ -69,12 +80,12 @@ def test_a_method_of_a_value_is_refused(place: Place) -> None:
         job.perform()
 
 
-@pytest.mark.parametrize(
-    ("path", "name"), [(PSEUDO_MASK, "pseudo_mask"), (SEGMENT, "segment_image")]
-)
-def test_our_tasks_are_allowed(place: Place, path: str, name: str) -> None:
+@pytest.mark.parametrize("path", ["worker.tasks.pseudo_mask", "worker.tasks.segment_image"])
+def test_our_tasks_are_allowed_but_never_imported(place: Place, path: str) -> None:
     job = AllowedJob.create(path, connection=place.redis, serializer=JSONSerializer)
-    assert job.func.__name__ == name
+    check_task(job)
+    with pytest.raises(TaskNotAllowedError, match="expected a worker of ours"):
+        job.perform()
 
 
 def test_callbacks_and_webhooks_are_dropped(place: Place) -> None:
@@ -134,7 +145,7 @@ def test_pickled_jobs_are_refused(place: Place, worker: WorkerProcess) -> None:
 
 def test_a_job_is_json_and_bounded_in_every_way(place: Place) -> None:
     segmenting = make_job(place.redis, place.request(), timeout=30)
-    assert JSONSerializer.loads(segmenting.data)[0] == SEGMENT
+    assert JSONSerializer.loads(segmenting.data)[0] == TASK_PATHS["segment"]
     job = make_job(place.redis, place.request("cat"), timeout=30)
     assert JSONSerializer.loads(job.data)[0] == PSEUDO_MASK
     assert job.retries_left == MAX_ATTEMPTS - 1
@@ -159,3 +170,93 @@ def test_a_redis_that_is_away_is_said_soon(tmp_path: Path) -> None:
     redis = open_redis(f"unix://{tmp_path}/nobody.sock")
     with pytest.raises(RedisError):
         redis.ping()
+
+
+def queued(place: Place, *, batch: bool = False) -> Job:
+    job = make_job(place.redis, place.request("cat"), timeout=30)
+    assert place.jobs.enqueue(job, batch=batch)
+    return job
+
+
+@pytest.fixture
+def empty(place: Place, running_worker: WorkerProcess) -> Place:
+    """No job and no worker."""
+    running_worker.stop()
+    place.redis.flushdb()
+    return place
+
+
+def ids(jobs: Iterable[Job]) -> list[str]:
+    return [job.id for job in jobs]
+
+
+def test_items_of_batches_are_taken_after_all_others(empty: Place) -> None:
+    items, posted = [queued(empty, batch=True) for _ in range(2)], queued(empty)
+    late = queued(empty)
+    assert empty.jobs.count() == 4
+    assert [empty.jobs.position(job) for job in (posted, late, *items)] == [0, 1, 2, 3]
+    taken = empty.jobs.take(3)
+    assert ids(taken) == ids([posted, late, items[0]])
+    empty.jobs.put_back(taken)
+    assert ids(empty.jobs.take(10)) == ids([posted, late, *items])
+    assert empty.jobs.take(1) == []
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_rqs_own_way_of_taking_a_job_loses_none(empty: Place, batch: bool) -> None:
+    job = queued(empty, batch=batch)
+    found, queue = LeasedQueue.dequeue_any(empty.jobs.rq_queues, 1, empty.redis)
+    assert (found.id, queue.name) == (job.id, job.origin)
+    assert empty.leftovers() == NOTHING | {"intermediate": [job.id.encode()]}
+    with pytest.raises(DequeueTimeout):
+        LeasedQueue.dequeue_any(empty.jobs.rq_queues, 1, empty.redis)
+
+
+def test_an_item_that_somebody_posts_waits_with_the_others(empty: Place) -> None:
+    first, item, posted = queued(empty, batch=True), queued(empty, batch=True), queued(empty)
+    assert empty.jobs.clear_cancel_on_repost(item.id)
+    assert empty.queue.job_ids == ids([posted, item])
+    moved = fetch_job(empty.redis, item.id)
+    assert moved is not None
+    assert (moved.origin, empty.jobs.position(moved)) == (empty.queue.name, 1)
+    assert ids(empty.jobs.take(3)) == ids([posted, item, first])
+    assert empty.jobs.clear_cancel_on_repost(item.id)  # taken: it stays where it is
+    assert empty.jobs.count() == 0
+    assert not empty.jobs.clear_cancel_on_repost("0" * 32)
+
+
+def test_an_item_of_a_batch_is_canceled_while_it_waits(empty: Place) -> None:
+    item = queued(empty, batch=True)
+    empty.jobs.request_cancel(item, from_batch=True)
+    assert item.get_status() == "canceled"
+    assert canceled_by_batch(empty.redis, [item.id]) == {item.id}
+    assert empty.leftovers() == NOTHING
+    assert empty.redis.zcard(empty.jobs.batch.canceled_job_registry.key) == 1
+
+
+def test_both_queues_are_counted(empty: Place) -> None:
+    queued(empty, batch=True)
+    job = queued(empty)
+    [stats] = queue_stats([empty.jobs], moment=now() + timedelta(seconds=100))
+    assert stats.jobs == dict.fromkeys(STATES, 0) | {"queued": 2}
+    assert 100 <= stats.oldest < 110
+    empty.jobs.take(1)
+    assert empty.jobs.unfailed_job_ids() >= {job.id}
+    [stats] = queue_stats([empty.jobs], moment=now())
+    assert (stats.jobs["queued"], stats.jobs["taken"]) == (1, 1)
+    assert queue_stats([], moment=now()) == []
+
+
+def test_a_passage_through_the_intermediate_list_is_no_stay(empty: Place) -> None:
+    job = queued(empty)
+    seen = f"{empty.queue.intermediate_queue_key}:first_seen:{job.id}"
+    empty.jobs.take(1)
+    for _ in range(2):
+        empty.jobs.maintain(note_abandoned)
+        assert empty.leftovers() == NOTHING | {"intermediate": [job.id.encode()]}
+    # Forgotten soon, so that the job's next passage is a first one again.
+    assert 0 < empty.redis.ttl(seen) <= 3 * LEASE
+    empty.redis.set(seen, now().timestamp() - LEASE - 1)
+    empty.jobs.maintain(note_abandoned)
+    assert empty.leftovers() == NOTHING | {"queue": [job.id.encode()]}
+    assert not empty.redis.exists(seen)
