@@ -44,7 +44,9 @@ def dead(context: typer.Context) -> None:
 
 def submit(context: typer.Context) -> None:
     """Send a photo or a folder to a running service and fetch the masks (see submit --help)."""
-    _exec("service.client.cli", context.args, needs="semples[client]", packages=("httpx",))
+    _exec(
+        "service.client.cli", context.args, needs="semples[client]", packages=("httpx", "httpx_sse")
+    )
 
 
 _app = typer.Typer(

@@ -1,3 +1,7 @@
+"""Masks of a folder: by a predictor, in processes, from stored scores, with open labels."""
+
+from __future__ import annotations
+
 import json
 import os
 import shutil
@@ -12,9 +16,10 @@ from PIL import Image
 
 from models.bundle.bundle import load_bundle
 from models.bundle.manifest import MANIFEST
-from models.data.classes import Sample
+from models.data.classes import Sample, read_class_list
 from models.data.labels import read_folder
 from models.data.mask_folder import RESULTS, open_mask_folder, read_results
+from models.exports.coco import RLE_FILE
 from models.inference.folder import (
     MaskJob,
     Outcome,
@@ -27,7 +32,7 @@ from models.inference.folder import (
 from models.inference.masks import MaskOptions, SoftMaps, estimate_thresholds, otsu
 from models.inference.predictor import Predictor
 from tests.conftest import CLASSES, CPU
-from tests.models.cli.test_cli import semples
+from tests.helpers.command import semples
 
 REFINE = "random_walk+pamr+region_vote"
 
@@ -38,14 +43,18 @@ def load(bundle: Path) -> Predictor:
 
 @pytest.fixture(scope="module")
 def folder(tiny_bundle: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pseudo masks of the tiny data with stored scores, made in two processes."""
+    """Pseudo masks of the tiny data with stored scores, made in two processes, in which a damaged image fails alone."""
     output = tmp_path_factory.mktemp("masks")
     predictor = load(tiny_bundle)
     job = MaskJob(output, predictor.options(refine=REFINE), save_scores=True)
     samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
+    broken = tmp_path_factory.mktemp("broken") / "broken.jpg"
+    broken.write_bytes(samples[1].path.read_bytes()[:500])
+    samples.insert(1, Sample(broken, samples[1].channels))
     make = partial(make_in_processes, partial(load, tiny_bundle), job, processes=2)
     outcome = make_pseudo_masks(predictor.info, samples, job, make, on_image=lambda: None)
-    assert (outcome.made, outcome.failed) == (8, ())
+    assert outcome.made == 8
+    assert [name for name, _ in outcome.failed] == ["broken.jpg"]
     return output
 
 
@@ -206,27 +215,136 @@ def test_per_class_needs_photos(folder: Path, tiny_bundle: Path, tmp_path: Path)
     assert not (tmp_path / "own").exists()
 
 
-def test_a_damaged_photo_fails_alone_in_processes_too(
-    tiny_bundle: Path, tiny_data: Path, tmp_path: Path
-) -> None:
-    predictor = load(tiny_bundle)
-    job = MaskJob(tmp_path, predictor.options(), save_scores=False)
-    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)[:3]
-    broken = tmp_path / "photo1.jpg"
-    broken.write_bytes(samples[1].path.read_bytes()[:500])
-    samples[1] = Sample(broken, samples[1].channels)
-    make = partial(make_in_processes, partial(load, tiny_bundle), job, processes=2)
-    outcome = make_pseudo_masks(predictor.info, samples, job, make, on_image=lambda: None)
-    assert outcome.made == 2
-    assert [name for name, _ in outcome.failed] == ["photo1.jpg"]
-
-
-def dies(bundle: Path) -> Predictor:
-    os._exit(1)
-
-
 def test_a_process_that_dies_is_said_in_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
     job = MaskJob(tmp_path, load(tiny_bundle).options(), save_scores=False)
     sample = Sample(tmp_path / "photo.jpg", (0,))
+    dies = partial(os._exit, 1)
     with pytest.raises(ChildProcessError, match="a process that makes masks died"):
-        list(make_in_processes(partial(dies, tiny_bundle), job, [sample], processes=1))
+        list(make_in_processes(dies, job, [sample], processes=1))
+
+
+OPEN_ROWS = "image,labels\nphoto0.jpg,zebra;bowl\nphoto1.jpg,mug\nphoto2.jpg,Fire-Truck;zebra\n"
+
+
+@pytest.fixture(scope="module")
+def open_labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("labels") / "labels.csv"
+    path.write_text(OPEN_ROWS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def open_folder(
+    open_labels: Path,
+    tiny_data: Path,
+    tiny_open_bundle: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Masks of three photos, with scores."""
+    output = tmp_path_factory.mktemp("open") / "out"
+    arguments = ("--images", tiny_data / "images", "--labels", open_labels, "--output", output)
+    made = semples(
+        "make-pseudo-masks", *arguments, "--bundle", tiny_open_bundle, "--vocabulary", "open",
+        "--refine", "none", "--save-scores", "--background-threshold", 0.3,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    assert "3 masks made, 0 kept, 0 failed" in made.stdout
+    return output
+
+
+def test_a_photo_with_open_labels(tiny_data: Path, tiny_open_bundle: Path, tmp_path: Path) -> None:
+    photo = tiny_data / "images" / "photo1.jpg"
+    done = semples(
+        "predict", photo, "--labels", "zebra,mug", "--output", tmp_path, "--vocabulary", "open",
+        "--bundle", tiny_open_bundle, "--refine", "none",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "zebra (zero-shot): " in done.stdout
+    record = json.loads((tmp_path / "photo1.json").read_text())
+    shown = [(each["index"], each["name"], each["zero_shot"]) for each in record["classes"]]
+    assert shown == [(7, "cup", False), (10, "zebra", True)]
+    with Image.open(tmp_path / "photo1.png") as mask:
+        text = mask.info
+    assert (text["Labels"], text["Zero-shot"]) == ("cup, zebra", "zebra")
+
+
+def test_closed_bundles_and_closed_vocabularies_refuse_at_once(
+    tiny_data: Path, tiny_bundle: Path, tiny_open_bundle: Path, open_labels: Path, tmp_path: Path
+) -> None:
+    photo = (tiny_data / "images" / "photo1.jpg", "--labels", "zebra", "--output", tmp_path)
+    closed = semples("predict", *photo, "--bundle", tiny_bundle, "--vocabulary", "open")
+    assert "expected a bundle with an open vocabulary, got 'tiny': it holds no" in closed.stderr
+    unasked = semples("predict", *photo, "--bundle", tiny_open_bundle)
+    assert "expected a known label, got 'zebra'" in unasked.stderr
+    arguments = (
+        "--images",
+        tiny_data / "images",
+        "--labels",
+        open_labels,
+        "--output",
+        tmp_path / "out",
+    )
+    many = semples("make-pseudo-masks", *arguments, "--bundle", tiny_bundle, "--vocabulary", "open")
+    assert "expected a bundle with an open vocabulary" in many.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_has_one_list_of_classes(open_folder: Path) -> None:
+    classes = read_class_list(open_folder / "classes.txt")
+    assert classes.names == ("bowl", "cat", "cup", "dining table", "fire truck", "zebra")
+    assert [each.index for each in classes.classes] == [3, 4, 7, 9, 10, 11]
+    found = {
+        path.stem: set(np.unique(np.asarray(Image.open(path))).tolist())
+        for path in (open_folder / "masks").iterdir()
+    }
+    assert found["photo0"] <= {0, 3, 11}
+    assert found["photo2"] <= {0, 10, 11}
+    assert 11 in found["photo0"] | found["photo2"]
+    assert json.loads((open_folder / "settings.json").read_text())["zero_shot"] == [
+        "fire truck",
+        "zebra",
+    ]
+
+
+def test_other_open_labels_would_change_the_numbers(
+    open_folder: Path, tiny_data: Path, tiny_open_bundle: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "labels.csv"
+    other.write_text(OPEN_ROWS + "photo3.jpg,giraffe\n")
+    arguments = ("--images", tiny_data / "images", "--labels", other, "--output", open_folder)
+    again = semples(
+        "make-pseudo-masks", *arguments, "--bundle", tiny_open_bundle, "--vocabulary", "open",
+        "--refine", "none", "--save-scores", "--background-threshold", 0.3,
+    )  # fmt: skip
+    assert "got zero_shot.1: 'zebra' before, 'giraffe' now" in again.stderr
+
+
+def test_masks_are_decided_anew_byte_for_byte(
+    open_folder: Path, open_labels: Path, tiny_data: Path, tiny_open_bundle: Path, tmp_path: Path
+) -> None:
+    options = ("--bundle", tiny_open_bundle, "--background-threshold", 0.5)
+    anew = semples("rethreshold", open_folder, "--output", tmp_path / "anew", *options)
+    assert anew.returncode == 0, anew.stderr
+    arguments = ("--images", tiny_data / "images", "--labels", open_labels, "--refine", "none")
+    fresh = semples(
+        "make-pseudo-masks", *arguments, "--output", tmp_path / "fresh", *options,
+        "--vocabulary", "open",
+    )  # fmt: skip
+    assert fresh.returncode == 0, fresh.stderr
+    for name in ("classes.txt", *(f"masks/photo{number}.png" for number in range(3))):
+        assert (tmp_path / "anew" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
+    assert (tmp_path / "anew" / "masks" / "photo0.png").read_bytes() != (
+        open_folder / "masks" / "photo0.png"
+    ).read_bytes()
+
+
+def test_exports_name_open_classes(open_folder: Path, tiny_data: Path, tmp_path: Path) -> None:
+    done = semples(
+        "export", open_folder, "--images", tiny_data / "images", "--format", "coco",
+        "--output", tmp_path / "coco",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "coco" / RLE_FILE).read_text())
+    names = {each["id"]: each["name"] for each in content["categories"]}
+    assert (names[10], names[11]) == ("fire truck", "zebra")
+    assert {each["category_id"] for each in content["annotations"]} & {10, 11}
