@@ -2,9 +2,11 @@
 
 import io
 import os
+import resource
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from unittest.mock import patch
 
 import pytest
@@ -42,3 +44,14 @@ def semples_process(*arguments: object) -> Done:
         check=False,
         env={**os.environ, **_TERMINAL},
     )
+
+
+@contextmanager
+def small_files(limit: int) -> Iterator[None]:
+    """Make writes beyond so many bytes of a file fail, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

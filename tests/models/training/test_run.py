@@ -1,8 +1,5 @@
 """The work directory of a run: its configuration, TensorBoard events, and full disks."""
 
-import resource
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +11,7 @@ from models.data.classes import ClassList
 from models.training.loop import Step
 from models.training.run import Run, _check_space, start_run, tensorboard_events
 from tests.conftest import CLASSES, CPU
+from tests.helpers.command import semples, small_files
 from tests.models.training.test_loop import Network
 
 
@@ -74,24 +72,14 @@ def test_without_steps_there_is_no_file(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-LIMIT = 40_000  # bytes a file may have: room for the configuration and the log, none for weights
-
-
-def limit_files() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))
-
-
 def test_a_full_disk_is_one_line(tiny_config: Config, tiny_data: Path, tmp_path: Path) -> None:
     config, work = tmp_path / "tiny.yaml", tmp_path / "work"
     config.write_text(dump_config(tiny_config))
-    done = subprocess.run(
-        [
-            sys.executable, "-c", "from models.cli import main; main()", "train-generator", str(work),
-            "--images", str(tiny_data / "images"), "--labels", str(tiny_data / "labels.csv"),
-            "--config", str(config), "--device", "cpu", "--threads", "1",
-        ],
-        capture_output=True, text=True, check=False, preexec_fn=limit_files, timeout=100,
-    )  # fmt: skip
+    with small_files(40_000):  # room for the configuration and the log, none for weights
+        done = semples(
+            "train-generator", work, "--images", tiny_data / "images", "--labels",
+            tiny_data / "labels.csv", "--config", config, "--device", "cpu", "--threads", 1,
+        )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("semples: File too large: ")
     assert "Traceback" not in done.stderr
