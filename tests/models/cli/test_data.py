@@ -1,17 +1,22 @@
-"""``semples import-checkpoint`` as a user meets it, up to a prediction."""
+"""import-checkpoint up to a prediction, and export."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from models.config import Config, dump_config
 from models.data.classes import write_class_list
 from tests.conftest import CLASSES
 from tests.helpers.command import semples
+from tests.helpers.export_folder import make_folder
 from tests.helpers.paths import PHOTO
 from tests.models.bundle.test_import_checkpoint import public_weaktr
 
@@ -122,3 +127,69 @@ def test_mistakes_get_one_line(
     assert len(lines) == 1
     assert message in lines[0]
     assert not {"o", "work"} & {path.name for path in place.iterdir()}
+
+
+EXPORTED = {
+    "voc": {"JPEGImages", "SegmentationClass", "ImageSets", "labelmap.txt", "classes.txt"},
+    "coco": {"annotations_rle.json", "annotations_polygons.json"},
+    "cvat": {"annotations.zip", "labels.json"},
+    "label-studio": {"tasks_0001.json", "interface.xml"},
+}
+
+
+@pytest.mark.parametrize("form", EXPORTED)
+def test_every_format(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, images = make_folder(tmp_path)
+    options = ["--images", images, "--format", form, "--output", tmp_path / "out"]
+    assert semples("export", folder, *options).returncode == 0
+    assert {each.name for each in (tmp_path / "out").iterdir()} == EXPORTED[form]
+    assert capsys.readouterr().out.replace("\n", " ").startswith(f"{tmp_path / 'out'}: 4 photos")
+    assert semples("export", folder, *options).returncode == 2
+    assert "expected a new or empty folder" in capsys.readouterr().err
+
+
+def test_what_make_pseudo_masks_wrote(tiny_bundle: Path, tiny_data: Path, tmp_path: Path) -> None:
+    images, folder = tiny_data / "images", tmp_path / "run"
+    made = ["--labels", tiny_data / "labels.csv", "--output", folder, "--bundle", tiny_bundle]
+    assert semples("make-pseudo-masks", "--images", images, *made).returncode == 0
+    options = ["--images", images, "--format", "voc", "--output", tmp_path / "voc"]
+    assert semples("export", folder, *options).returncode == 0
+    for number in range(8):
+        name = f"photo{number}.png"
+        with (
+            Image.open(tmp_path / "voc" / "SegmentationClass" / name) as exported,
+            Image.open(folder / "masks" / name) as mask,
+        ):
+            assert np.array_equal(np.array(exported), np.array(mask))
+            assert exported.info["Model"] == mask.info["Model"]
+
+
+@pytest.mark.parametrize("form", EXPORTED)
+def test_a_broken_mask_leaves_no_export(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, images = make_folder(tmp_path)
+    (folder / "masks" / "turned.png").write_bytes(b"")
+    options = ["--images", images, "--format", form, "--output", tmp_path / "out"]
+    assert semples("export", folder, *options).returncode == 2
+    assert "turned.png" in capsys.readouterr().err
+    assert {each.name for each in tmp_path.iterdir()} == {"run", "images"}
+
+
+def test_a_prefix_is_for_label_studio(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, images = make_folder(tmp_path)
+    options = ["--images", images, "--output", tmp_path / "out", "--image-prefix", "s3://bucket/"]
+    assert semples("export", folder, *options, "--format", "voc").returncode == 2
+    assert "--image-prefix with label-studio only" in capsys.readouterr().err
+    assert semples("export", folder, *options, "--format", "label-studio").returncode == 0
+    assert '"s3://bucket/flat.jpg"' in (tmp_path / "out" / "tasks_0001.json").read_text()
+
+
+def test_no_torch_is_needed() -> None:
+    code = (
+        "import sys\n"
+        "import models.exports.coco, models.exports.cvat, models.exports.label_studio\n"
+        "import models.data.mask_folder, models.exports.voc\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

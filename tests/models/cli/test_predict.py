@@ -1,6 +1,8 @@
-"""The commands around the segmenter, as a user meets them."""
+"""predict and segment: results, odd and broken photos, mistakes in one line; run-all."""
 
+import io
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,107 @@ from PIL import Image
 from models.config import Config, EncoderDecoderConfig, dump_config
 from tests.helpers.command import semples
 from tests.helpers.paths import PHOTO
+
+
+def encoded(picture: Image.Image, form: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format=form, **options)
+    return buffer.getvalue()
+
+
+def huge_png() -> bytes:
+    """81 megapixels in a few kilobytes."""
+    small = encoded(Image.new("1", (8, 8)))
+    header = b"IHDR" + (9000).to_bytes(4, "big") * 2 + small[24:29]
+    return small[:12] + header + zlib.crc32(header).to_bytes(4, "big") + small[33:]
+
+
+GRAY16 = Image.fromarray(np.full((40, 50), 30_000, dtype=np.uint16))
+FRAMES = [Image.new("RGB", (20, 20), color) for color in ("red", "blue")]
+
+GOOD = {
+    "cmyk.jpg": encoded(Image.new("CMYK", (50, 40), (10, 20, 30, 40)), "JPEG"),
+    "gray16.png": encoded(GRAY16),
+    "palette.png": encoded(Image.new("RGB", (50, 40), "red").convert("P")),
+    "pixel.png": encoded(Image.new("RGB", (1, 1), "red")),
+    "alpha.webp": encoded(Image.new("RGBA", (50, 40), (1, 2, 3, 4)), "WEBP"),
+}
+BAD = {
+    "truncated.jpg": (PHOTO.read_bytes()[:5000], "cannot read the image"),
+    "text.jpg": (b"hello", "JPEG, PNG or WebP"),
+    "empty.jpg": (b"", "cannot read the image"),
+    "huge.png": (huge_png(), "expected at most 40000000 pixels"),
+    "moving.png": (
+        encoded(FRAMES[0], save_all=True, append_images=FRAMES[1:]),
+        "expected a still image",
+    ),
+    "moving.gif": (encoded(FRAMES[0], "GIF"), "JPEG, PNG or WebP"),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_odd_photos_get_a_mask(name: str, tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(GOOD[name])
+    out = tmp_path / "out"
+    options = ["--labels", "cat", "--output", out, "--bundle", tiny_bundle]
+    assert semples("predict", tmp_path / name, *options).returncode == 0
+    with Image.open(tmp_path / name) as photo, Image.open(out / f"{Path(name).stem}.png") as mask:
+        assert mask.size == photo.size
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_photos_get_one_line(
+    name: str,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    content, message = BAD[name]
+    (tmp_path / name).write_bytes(content)
+    options = ["--labels", "cat", "--output", tmp_path / "out", "--bundle", tiny_bundle]
+    assert semples("predict", tmp_path / name, *options).returncode == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "Missing option '--labels'"),
+        (["--labels", "cat", "--threads", "-1"], "Invalid value for '--threads'"),
+        (["--labels", "cat", "--colour"], "No such option"),
+        (["--labels", ""], "expected at least one label, got none"),
+        (["--labels", "cat"] * 40, "expected at most 32 labels, got 40"),
+        (["--labels", "cat", "--device", "meta"], "expected a usable device"),
+    ],
+)
+def test_bad_options_get_one_line(
+    options: list[str],
+    message: str,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    given = [*options, "--output", tmp_path / "out", "--bundle", tiny_bundle]
+    assert semples("predict", PHOTO, *given).returncode == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]
+
+
+def test_the_photo_itself_is_never_overwritten(tiny_bundle: Path, tmp_path: Path) -> None:
+    photo = tmp_path / "cat.png"
+    photo.write_bytes(GOOD["palette.png"])
+    options = ["--labels", "cat", "--output", tmp_path, "--bundle", tiny_bundle]
+    assert semples("predict", photo, *options).returncode == 2
+    assert photo.read_bytes() == GOOD["palette.png"]
+
+
+def test_a_folder_is_not_a_photo(tiny_bundle: Path, tmp_path: Path) -> None:
+    options = ["--labels", "cat", "--output", tmp_path / "out", "--bundle", tiny_bundle]
+    assert semples("predict", tmp_path, *options).returncode == 2
 
 
 def test_segment_photos_and_folders(
@@ -32,7 +135,7 @@ def test_segment_photos_and_folders(
     assert record["exif_orientation"] == 1
 
 
-def test_a_broken_photo_fails_alone(tiny_segmenter_bundle: Path, tmp_path: Path) -> None:
+def test_a_broken_photo_fails_alone_in_segment(tiny_segmenter_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "bad.jpg").write_bytes(PHOTO.read_bytes()[:300])
     (tmp_path / "in" / "good.jpg").write_bytes(PHOTO.read_bytes())
@@ -54,7 +157,7 @@ def test_a_broken_photo_fails_alone(tiny_segmenter_bundle: Path, tmp_path: Path)
         (["{photo}", "{photo}", "{twin}", "--bundle", "{able}"], "expected distinct stems"),
     ],
 )
-def test_mistakes_are_one_line(
+def test_mistakes_of_segment_are_one_line(
     tiny_segmenter_bundle: Path, tiny_bundle: Path, tmp_path: Path, arguments: list[str],
     message: str,
 ) -> None:  # fmt: skip
