@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Generic, TypeAlias, TypeVar
 
 import numpy as np
@@ -110,10 +111,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
             ValueError: if the file is not a supported image, with its path.
         """
         sample = self.samples[index]
-        try:
-            pixels = read_image(sample.path.read_bytes()).pixels
-        except ValueError as error:
-            raise ValueError(f"{sample.path}: {error}") from error
+        pixels = _read_pixels(sample.path)
         labels = torch.zeros(self.classes)
         labels[list(sample.channels)] = 1
         with seeded(derive_seed(self.seed, index)):
@@ -140,10 +138,7 @@ class MaskCrops(Dataset[tuple[Tensor, Tensor]]):
             ValueError: if a file is not a supported image or mask, with its path.
         """
         sample = self.samples[index]
-        try:
-            pixels = read_image(sample.image.read_bytes()).pixels
-        except ValueError as error:
-            raise ValueError(f"{sample.image}: {error}") from error
+        pixels = _read_pixels(sample.image)
         mask = sample.read_mask()
         if mask.shape != pixels.shape[:2]:
             raise ValueError(
@@ -245,6 +240,13 @@ def seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+
+
+def _read_pixels(path: Path) -> NDArray[np.uint8]:
+    try:
+        return read_image(path.read_bytes()).pixels
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _pipeline(size: int, *, min_area: float, policy: str | None) -> Transform:
