@@ -49,7 +49,7 @@ def submit(context: typer.Context) -> None:
     )
 
 
-_app = typer.Typer(
+app = typer.Typer(
     name="semples",
     help="Pixel masks from image-level labels: make masks, train, serve.",
     no_args_is_help=True,
@@ -59,7 +59,7 @@ _app = typer.Typer(
 _prepare = typer.Typer(no_args_is_help=True)
 _prepare.command("voc")(data.voc)
 _prepare.command("coco")(data.coco)
-_app.add_typer(
+app.add_typer(
     _prepare,
     name="prepare",
     help="Check a downloaded data set and write what the commands take.",
@@ -101,7 +101,7 @@ _FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opti
 for _panel, _commands in _PANELS.items():
     for _name, _command in _commands.items():
         _settings = _FORWARD if _command in _FORWARDED else None
-        _app.command(_name, rich_help_panel=_panel, context_settings=_settings)(_command)
+        app.command(_name, rich_help_panel=_panel, context_settings=_settings)(_command)
 
 
 def main() -> None:
@@ -109,7 +109,7 @@ def main() -> None:
     # Set before torch is imported: idle OpenMP threads that spin slow down other processes on small machines.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        code = _app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except TyperException as error:  # a wrong option or argument
         message = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
         _fail(message, 2)
