@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, cast
 from urllib.parse import unquote_to_bytes, urljoin, urlsplit
-from xml.etree import ElementTree
 
 import httpx
 import numpy as np
@@ -212,21 +211,13 @@ class TaskImages:
 
 
 @dataclass(frozen=True)
-class _Control:
-    """A tag for regions: its name and its labels."""
-
-    name: str
-    labels: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class _Interface:
-    """The image's tag, the field of a task's data that holds the image, and the tags for regions."""
+    """The field of a task's data that holds the image, and the tag for regions with its labels."""
 
-    image: str
     field: str
-    brush: _Control | None
-    polygon: _Control | None
+    tags: Tags
+    labels: tuple[str, ...]
+    brush: bool  # else polygons
 
 
 def _parse_interface(config: str, *, field: str) -> _Interface:
@@ -238,21 +229,15 @@ def _parse_interface(config: str, *, field: str) -> _Interface:
     image = root.find(".//Image")
     name = "" if image is None else image.get("name", "")
     value = "" if image is None else image.get("value", "")
-    brush, polygon = (_control(root, tag, name) for tag in ("BrushLabels", "PolygonLabels"))
-    if not name or not value.startswith("$") or (brush is None and polygon is None):
-        raise invalid_field(
-            field, "expected an Image of a task's field, and BrushLabels or PolygonLabels for it"
-        )
-    return _Interface(name, value[1:], brush, polygon)
-
-
-def _control(root: ElementTree.Element, tag: str, image: str) -> _Control | None:
-    for each in root.iter(tag):
-        name = each.get("name", "")
-        if name and image in each.get("toName", "").split(","):
-            labels = (label.get("value", "") for label in each.iter("Label"))
-            return _Control(name, tuple(filter(None, labels)))
-    return None
+    for control in (*root.iter("BrushLabels"), *root.iter("PolygonLabels")):
+        of_image = name and name in control.get("toName", "").split(",")
+        if value.startswith("$") and of_image and control.get("name"):
+            tags = Tags(control.get("name", ""), name)
+            labels = (label.get("value", "") for label in control.iter("Label"))
+            brush = control.tag == "BrushLabels"
+            return _Interface(value[1:], tags, tuple(filter(None, labels)), brush)
+    expected = "expected an Image of a task's field, and BrushLabels or PolygonLabels for it"
+    raise invalid_field(field, expected)
 
 
 def _image_labels(task: Mapping[str, Any], classes: ClassList, *, field: str) -> list[str]:
@@ -286,19 +271,15 @@ def _regions(
     interface: _Interface, label_map: NDArray[np.uint8], classes: ClassList, present: Sequence[int]
 ) -> list[dict[str, Any]]:
     """Return a label map's regions, of the present classes that the interface has labels for."""
-    control = interface.brush or interface.polygon
-    if control is None:
-        raise ProblemError("invalid-request", "expected a tag for regions")
-    tags = Tags(control.name, interface.image)
     regions: list[dict[str, Any]] = []
-    for label in filter(classes.knows, control.labels):
+    for label in filter(classes.knows, interface.labels):
         index = classes.classes[classes.channel(label)].index
         if index not in present:
             continue
-        if interface.brush is not None:
-            regions.append(brush_region(label_map, index, label, tags))
+        if interface.brush:
+            regions.append(brush_region(label_map, index, label, interface.tags))
         else:
-            regions += polygon_regions(label_map, index, label, tags)
+            regions += polygon_regions(label_map, index, label, interface.tags)
     return regions
 
 

@@ -86,7 +86,7 @@ class RedisCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield all families; only ``semples_redis_up`` if Redis cannot be reached."""
-        up = GaugeMetricFamily("semples_redis_up", "Whether Redis answers: 1 or 0.")
+        up = _gauge("semples_redis_up", "Whether Redis answers: 1 or 0.")
         try:
             models = [model.name for model in known_models(self._redis)]
             families = [
@@ -103,13 +103,11 @@ class RedisCollector(Collector):
         yield from families
 
     def _queues(self, models: Sequence[str]) -> Sequence[Metric]:
-        jobs = GaugeMetricFamily(
-            "semples_queue_jobs", "Jobs in Redis by state.", labels=("model", "state")
-        )
-        oldest = GaugeMetricFamily(
+        jobs = _gauge("semples_queue_jobs", "Jobs in Redis by state.", "model", "state")
+        oldest = _gauge(
             "semples_queue_oldest_seconds",
             "Seconds that the next job has waited; 0 if none waits.",
-            labels=("model",),
+            "model",
         )
         queues = [JobQueue(self._redis, model) for model in models]
         for model, stats in zip(models, queue_stats(queues, moment=self._now()), strict=True):
@@ -119,12 +117,10 @@ class RedisCollector(Collector):
         return jobs, oldest
 
     def _left_over(self, models: Sequence[str]) -> Sequence[Metric]:
-        webhooks = GaugeMetricFamily(
+        webhooks = _gauge(
             "semples_webhooks_waiting", "Webhooks not delivered and not given up, due or not."
         )
-        dead = GaugeMetricFamily(
-            "semples_dead_letters", "Jobs that took every worker down.", labels=("model",)
-        )
+        dead = _gauge("semples_dead_letters", "Jobs that took every worker down.", "model")
         with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.zcard(DUE_KEY)
             for model in models:
@@ -136,7 +132,7 @@ class RedisCollector(Collector):
         return webhooks, dead
 
     def _batches(self) -> Metric:
-        family = GaugeMetricFamily("semples_batches", "Batches by state.", labels=("state",))
+        family = _gauge("semples_batches", "Batches by state.", "state")
         with self._redis.pipeline(transaction=False) as pipeline:
             for batch_id in known_batches(self._redis):
                 pipeline.hget(batch_key(batch_id), "status")
@@ -147,16 +143,14 @@ class RedisCollector(Collector):
 
     def _workers(self) -> Sequence[Metric]:
         workers = live_workers(self._redis)
-        count = GaugeMetricFamily(
-            "semples_workers", "Workers whose lease holds.", labels=("model", "state")
-        )
+        count = _gauge("semples_workers", "Workers whose lease holds.", "model", "state")
         for model in sorted({worker.model.name for worker in workers}):
             of_model = [worker for worker in workers if worker.model.name == model]
             troubled = sum(bool(worker.trouble) for worker in of_model)
             count.add_metric((model, "ready"), len(of_model) - troubled)
             count.add_metric((model, "troubled"), troubled)
         silent, lease = (
-            GaugeMetricFamily(name, f"Seconds since the {what}.", labels=("worker", "model"))
+            _gauge(name, f"Seconds since the {what}.", "worker", "model")
             for name, what in (
                 ("semples_main_thread_silent_seconds", "main thread made progress"),
                 ("semples_lease_age_seconds", "worker renewed its lease"),
@@ -178,6 +172,10 @@ class RedisCollector(Collector):
             max(0.0, worker.lease - max(0, milliseconds) / 1000)
             for worker, milliseconds in zip(workers, left, strict=True)
         ]
+
+
+def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, labels=labels)
 
 
 def merge_worker_metrics(texts: Mapping[str, str]) -> list[Metric]:

@@ -25,27 +25,29 @@ MAX_WAIT_SECONDS: Final = 60.0
 
 _WAIT: Final = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})\"?", re.IGNORECASE)
 
-# Fields that several requests share, with the same bounds and descriptions.
-_BackgroundThreshold = Annotated[
-    float | None, Field(gt=0, lt=1, description="The background's score everywhere.")
-]
-_BackgroundPower = Annotated[
-    float | None,
-    Field(
+
+class _Thresholds(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    min_confidence: float | None = Field(
+        default=None, ge=0, lt=1, description="Pixels less sure than this become 255, ignore."
+    )
+
+
+class _Background(BaseModel):
+    background_threshold: float | None = Field(
+        default=None, gt=0, lt=1, description="The background's score everywhere."
+    )
+    background_power: float | None = Field(
+        default=None,
         gt=0,
         le=10,
         description="p of the background's score (1 - max)^p, instead of background_threshold.",
-    ),
-]
-_MinConfidence = Annotated[
-    float | None, Field(ge=0, lt=1, description="Pixels less sure than this become 255, ignore.")
-]
+    )
 
 
-class MaskForm(BaseModel):
+class MaskForm(_Thresholds):
     """The fields of every post; an unknown field is an error."""
-
-    model_config = ConfigDict(extra="forbid")
 
     model: str | None = Field(
         default=None, description="A name from GET /models, which says what is taken without one."
@@ -55,7 +57,6 @@ class MaskForm(BaseModel):
         description=f'"none", or one or several of {", ".join(REFINERS)}, joined by "+".',
         examples=["pamr"],
     )
-    min_confidence: _MinConfidence = None
 
 
 class ImageForm(MaskForm):
@@ -70,7 +71,7 @@ class ImageForm(MaskForm):
     )
 
 
-class PseudoMaskForm(ImageForm):
+class PseudoMaskForm(ImageForm, _Background):
     """The fields of ``POST /pseudo-mask``."""
 
     task = "pseudo_mask"
@@ -83,8 +84,6 @@ class PseudoMaskForm(ImageForm):
         default="closed",
         description='"open": labels may also be others than the model\'s classes, if it has `open_vocabulary`.',
     )
-    background_threshold: _BackgroundThreshold = None
-    background_power: _BackgroundPower = None
 
 
 class SegmentForm(ImageForm):
@@ -93,14 +92,12 @@ class SegmentForm(ImageForm):
     task = "segment"
 
 
-class BatchForm(MaskForm):
+class BatchForm(MaskForm, _Background):
     """The fields of ``POST /batches``, the same for all photos."""
 
     archive: UploadFile = Field(
         description="A zip of photos and, at its root, their image-level labels; see docs/http.md."
     )
-    background_threshold: _BackgroundThreshold = None
-    background_power: _BackgroundPower = None
 
 
 @dataclass(frozen=True)
@@ -273,14 +270,8 @@ class CallbackRules:
         return Recipient(url=url, root=root)
 
 
-class ThresholdOverrides(BaseModel):
+class ThresholdOverrides(_Thresholds, _Background):
     """Thresholds that differ from the job's; an unknown one is an error."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    background_threshold: _BackgroundThreshold = None
-    background_power: _BackgroundPower = None
-    min_confidence: _MinConfidence = None
 
     def apply(self, request: JobRequest) -> MaskOptions:
         """Return a job's options with these overrides; ProblemError if they do not go together."""

@@ -74,13 +74,9 @@ def serve(stack: Stack) -> None:
 
 def worker_command(stack: Stack, environment: Mapping[str, str]) -> Command:
     """Return the worker's command, with a new name; it may finish its jobs before it is killed."""
-    return Command(
-        name="worker",
-        arguments=[*stack.worker, "--name", f"serve-{uuid.uuid4().hex[:12]}"],
-        environment=environment,
-        log=stack.log("worker"),
-        grace=Settings().job_timeout_max + _WORKER_GRACE_SECONDS,
-    )
+    arguments = [*stack.worker, "--name", f"serve-{uuid.uuid4().hex[:12]}"]
+    grace = Settings().job_timeout_max + _WORKER_GRACE_SECONDS
+    return Command("worker", arguments, stack.log("worker"), environment, grace=grace)
 
 
 def _run(stack: Stack) -> None:
@@ -147,24 +143,15 @@ def _is_ready(stack: Stack) -> bool:
 
 
 def _janitor_command(stack: Stack, environment: Mapping[str, str]) -> Command:
-    return Command(
-        name="janitor",
-        arguments=[sys.executable, "-P", "-m", "worker", "janitor"],
-        environment=environment,
-        log=stack.log("janitor"),
-        grace=_JANITOR_GRACE_SECONDS,
-    )
+    arguments = [sys.executable, "-P", "-m", "worker", "janitor"]
+    grace = _JANITOR_GRACE_SECONDS
+    return Command("janitor", arguments, stack.log("janitor"), environment, grace=grace)
 
 
 def _api_command(stack: Stack, environment: Mapping[str, str], fd: int) -> Command:
+    arguments = [sys.executable, "-P", "-m", "service", "--fd", str(fd)]
     spool = {"SEMPLES_SPOOL": os.environ.get("SEMPLES_SPOOL") or str(stack.data / "spool")}
-    return Command(
-        name="api",
-        arguments=[sys.executable, "-P", "-m", "service", "--fd", str(fd)],
-        environment={**environment, **spool},
-        log=stack.log("api"),
-        pass_fds=(fd,),
-    )
+    return Command("api", arguments, stack.log("api"), {**environment, **spool}, pass_fds=(fd,))
 
 
 @contextmanager

@@ -93,11 +93,11 @@ def test_dead_processes_are_replaced_until_it_stops(stack: Serving) -> None:
     os.kill(api, signal.SIGKILL)
     # A request meanwhile waits in the listening socket, and is answered.
     assert httpx.get(f"{stack.url}/health", timeout=30).status_code == 200
-    [janitor] = [pid for pid in stack.children() if b"worker.janitor" in cmdline(pid)]
+    [janitor] = [pid for pid in stack.children() if b"\0worker\0janitor\0" in cmdline(pid)]
     os.kill(janitor, signal.SIGTERM)
     wait_for(lambda: not alive({janitor}), what="its end")
     wait_for(
-        lambda: any(b"worker.janitor" in cmdline(pid) for pid in stack.children()),
+        lambda: any(b"\0worker\0janitor\0" in cmdline(pid) for pid in stack.children()),
         what="another janitor",
     )
     wait_for(
