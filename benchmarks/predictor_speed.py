@@ -23,10 +23,10 @@ from models.bundle.bundle import Bundle, load_bundle
 from models.bundle.manifest import find_bundle
 from models.data.images import read_image
 from models.data.labels import read_folder
-from models.generators.vit import WeakTrSizes
 from models.generators.weaktr import WeakTrGenerator
 from models.inference.masks import Segmentation
 from models.inference.predictor import LabeledImage, Predictor, UnlabeledImage
+from models.weaktr_sizes import WeakTrSizes
 
 Photo = TypeVar("Photo", LabeledImage, UnlabeledImage)
 Side = Callable[[], Sequence[Segmentation]]

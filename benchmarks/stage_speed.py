@@ -25,13 +25,13 @@ from benchmarks.plain_stages import (
     PlainStages,
 )
 from models.clip import FrozenClip, load_clip
-from models.generators.vit import WeakTrSizes
 from models.generators.weaktr import WeakTrGenerator
 from models.inference.multi_scale import multi_scale_cams
 from models.losses import soft_masks
 from models.prompts import BackgroundPrompts
 from models.training.generator import Refinement, generator_losses
 from models.training.prompts import RegionEmbeddings, embed_backgrounds, prompt_losses
+from models.weaktr_sizes import WeakTrSizes
 
 NAMES = tuple(f"thing number {number}" for number in range(20))
 PRESENT = 2  # classes a photo

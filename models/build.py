@@ -1,4 +1,4 @@
-"""Configuration to modules: with ``generator_kinds``, which it asks, the only place that knows both."""
+"""Configurations to modules: the only place that knows both."""
 
 from __future__ import annotations
 
@@ -48,7 +48,6 @@ from models.generators.cnn import (
     trunk_name,
     zero_shot_generator,
 )
-from models.generators.vit import WeakTrSizes
 from models.generators.weaktr import WeakTrGenerator
 from models.losses import MasksOf, soft_masks
 from models.prompts import BackgroundPrompts
@@ -57,22 +56,13 @@ from models.segmenters.encoder_decoder import build_encoder_decoder
 from models.segmenters.mask2former import Mask2FormerSegmenter, build_mask2former
 from models.tensors import load_weights, read_tensors
 
-# The kinds of mask generators: from a configuration to a network, to a bundle's words for it, and back.
-
-ConfigT = TypeVar("ConfigT")
-SpecT = TypeVar("SpecT")
+_Config = TypeVar("_Config")
+_Spec = TypeVar("_Spec")
 
 
 @dataclass(frozen=True)
-class Start:
-    """What a mask generator may start from.
-
-    Attributes:
-        clip: the frozen CLIP.
-        class_text: class text embeddings, (K, D), L2-normalized.
-        seed: of what is drawn from a source of its own; torch's global one is seeded with it, too.
-        pretrained: whether the weights will be learned from; otherwise a file's take their place at once.
-    """
+class _Start:
+    """What a mask generator starts from; ``pretrained`` is false if a file's weights follow at once."""
 
     clip: FrozenClip
     class_text: Tensor
@@ -81,21 +71,21 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Kind(Generic[ConfigT, SpecT]):
-    """All that the rest must know of a kind of mask generator.
+class GeneratorKind(Generic[_Config, _Spec]):
+    """The functions of a kind of mask generator.
 
     Attributes:
-        shape: its section of the configuration and what there is to start from → the network.
-        describe: that section, CLIP and the network's "mean" and "std" → what a bundle's manifest says.
-        rebuild: that, and K → the network before its weights are loaded.
+        create: its section of the configuration → the network with initial weights.
+        describe: that section, CLIP and the network's "mean" and "std" → its specification in a bundle's manifest.
+        rebuild: the specification and K → the network before its weights are loaded.
     """
 
-    shape: Callable[[ConfigT, Start], MaskGenerator]
-    describe: Callable[[ConfigT, FrozenClip, Mapping[str, Channels]], SpecT]
-    rebuild: Callable[[SpecT, int], MaskGenerator]
+    create: Callable[[_Config, _Start], MaskGenerator]
+    describe: Callable[[_Config, FrozenClip, Mapping[str, Channels]], _Spec]
+    rebuild: Callable[[_Spec, int], MaskGenerator]
 
 
-def _shape_cnn(settings: CnnConfig, start: Start) -> CnnGenerator:
+def _create_cnn(settings: CnnConfig, start: _Start) -> CnnGenerator:
     return cnn_generator(
         settings.backbone,
         classes=len(start.class_text),
@@ -124,7 +114,7 @@ def _rebuild_cnn(spec: CnnSpec, classes: int) -> CnnGenerator:
     )
 
 
-def _shape_zero_shot(settings: ZeroShotConfig, start: Start) -> CnnGenerator:
+def _create_zero_shot(settings: ZeroShotConfig, start: _Start) -> CnnGenerator:
     return zero_shot_generator(start.clip, start.class_text, output_stride=settings.output_stride)
 
 
@@ -140,9 +130,8 @@ def _rebuild_zero_shot(spec: CnnSpec, classes: int) -> CnnGenerator:
     return CnnGenerator(backbone, head, mean=spec.mean, std=spec.std)
 
 
-def _shape_weaktr(settings: WeakTrConfig, start: Start) -> WeakTrGenerator:
-    sizes = WeakTrSizes.among(settings.model_dump())
-    generator = WeakTrGenerator(sizes, classes=len(start.class_text))
+def _create_weaktr(settings: WeakTrConfig, start: _Start) -> WeakTrGenerator:
+    generator = WeakTrGenerator(settings, classes=len(start.class_text))
     if start.pretrained:
         generator.draw_weights()
     return generator
@@ -155,16 +144,15 @@ def _describe_weaktr(
 
 
 def _rebuild_weaktr(spec: WeakTrSpec, classes: int) -> WeakTrGenerator:
-    sizes = WeakTrSizes.among(spec.model_dump())
-    return WeakTrGenerator(sizes, classes=classes, mean=spec.mean, std=spec.std)
+    return WeakTrGenerator(spec, classes=classes, mean=spec.mean, std=spec.std)
 
 
 # By the ``kind`` of the configuration and of the manifest.
-KINDS: Final[Mapping[str, Kind[Any, Any]]] = MappingProxyType(
+GENERATOR_KINDS: Final[Mapping[str, GeneratorKind[Any, Any]]] = MappingProxyType(
     {
-        "cnn": Kind(_shape_cnn, _describe_cnn, _rebuild_cnn),
-        "zero_shot": Kind(_shape_zero_shot, _describe_zero_shot, _rebuild_zero_shot),
-        "weaktr": Kind(_shape_weaktr, _describe_weaktr, _rebuild_weaktr),
+        "cnn": GeneratorKind(_create_cnn, _describe_cnn, _rebuild_cnn),
+        "zero_shot": GeneratorKind(_create_zero_shot, _describe_zero_shot, _rebuild_zero_shot),
+        "weaktr": GeneratorKind(_create_weaktr, _describe_weaktr, _rebuild_weaktr),
     }
 )
 
@@ -195,8 +183,7 @@ def build_generator(
 ) -> MaskGenerator:
     """Build the mask generator with its initial weights, the same for stages (a) and (c).
 
-    It stays in evaluation mode when it learns: batches are small, and the statistics of its pre-training are the better
-    ones.
+    It stays in evaluation mode when it learns: batches are small, and the statistics of its pre-training are better.
 
     Raises:
         ValueError: if the backbone is unknown, the weights do not fit, or CLIP does not fit a zero-shot generator.
@@ -208,36 +195,36 @@ def build_generator(
     # What is not pre-trained is drawn from the global state.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        built = _shape_generator(config, clip, class_text, pretrained=True)
+        built = _create_generator(config, clip, class_text, pretrained=True)
     return built.to(device).eval()
 
 
 def load_generator(
     config: Config, clip: FrozenClip, class_text: Tensor, path: Path, *, device: torch.device
 ) -> MaskGenerator:
-    """Build the mask generator and give it the weights of a file, whatever it would start from.
+    """Build the mask generator with the weights of a file.
 
     Raises:
         ValueError: if the file does not hold this generator.
         OSError: if it cannot be read.
     """
     with torch.random.fork_rng(devices=[]):
-        built = _shape_generator(config, clip, class_text, pretrained=False)
+        built = _create_generator(config, clip, class_text, pretrained=False)
     load_weights(built, read_tensors(path), source=str(path))
     return built.to(device).eval()
 
 
-def _shape_generator(
+def _create_generator(
     config: Config, clip: FrozenClip, class_text: Tensor, *, pretrained: bool
 ) -> MaskGenerator:
-    start = Start(clip, class_text, seed=config.seed, pretrained=pretrained)
-    return KINDS[config.generator.kind].shape(config.generator, start)
+    start = _Start(clip, class_text, seed=config.seed, pretrained=pretrained)
+    return GENERATOR_KINDS[config.generator.kind].create(config.generator, start)
 
 
 def build_masks(
     generator: MaskGenerator, clip: FrozenClip, *, mask: str, epsilon: float
 ) -> MasksOf:
-    """Return what turns a batch into soft masks of its present classes at CLIP's input size.
+    """Return the function from a batch to soft masks of its present classes at CLIP's input size.
 
     Raises:
         ValueError: if the generator has no logits, which "sigmoid" needs.
@@ -251,10 +238,9 @@ def build_masks(
         raise ValueError(f"expected mask 'minmax' for a {type(generator).__name__}, got {mask!r}")
 
     def sigmoid(images: Tensor, present: Tensor) -> Tensor:
-        chosen = generator.logits(images).float()[present[:, 0], present[:, 1]]
-        return F.interpolate(chosen[:, None], size=size, mode="bilinear", align_corners=True)[
-            :, 0
-        ].sigmoid()
+        logits = generator.logits(images).float()[present[:, 0], present[:, 1]]
+        masks = F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=True)
+        return masks[:, 0].sigmoid()
 
     return sigmoid
 
@@ -280,21 +266,22 @@ def build_segmenter(config: Config, *, classes: int, device: torch.device) -> Se
     """Build the segmenter as training starts it.
 
     Raises:
-        ValueError: if it cannot be built, is to start from a CLIP whose trunk is another network, or a light one's
-            weights cannot be fetched.
-        OSError: if a Mask2Former's cannot.
+        ValueError: if it cannot be built, CLIP's trunk is another network, or an encoder's weights cannot be fetched.
+        OSError: if a Mask2Former's weights cannot be fetched.
     """
     settings = config.segmenter
     # What is not pre-trained is drawn from the global state.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if isinstance(settings, EncoderDecoderConfig):
-            return _build_light(settings, config.clip, classes=classes).to(device)
+            return _build_encoder_decoder(settings, config.clip, classes=classes).to(device)
         architecture = {**settings.architecture, "num_queries": settings.queries}
         return build_mask2former(architecture, classes=classes, weights=settings.weights).to(device)
 
 
-def _build_light(settings: EncoderDecoderConfig, clip: ClipConfig, *, classes: int) -> Segmenter:
+def _build_encoder_decoder(
+    settings: EncoderDecoderConfig, clip: ClipConfig, *, classes: int
+) -> Segmenter:
     if settings.weights != "clip":
         pretrained = settings.weights == "pretrained"
         return build_encoder_decoder(
@@ -315,7 +302,7 @@ def _build_light(settings: EncoderDecoderConfig, clip: ClipConfig, *, classes: i
 
 
 def segmenter_spec(config: Config, segmenter: Segmenter) -> SegmenterSpec:
-    """Return what a bundle needs to build a configuration's segmenter again."""
+    """Return the specification of a configuration's segmenter for a bundle."""
     if isinstance(segmenter, Mask2FormerSegmenter):
         return Mask2FormerSpec(kind="mask2former", architecture=segmenter.architecture)
     settings = config.segmenter
@@ -331,26 +318,21 @@ def segmenter_spec(config: Config, segmenter: Segmenter) -> SegmenterSpec:
 
 
 def build_mask_transform(config: SegmenterStageConfig) -> MaskTransform:
-    """Return the augmentation of photos with their pseudo masks."""
+    """Return the augmentation of images with their pseudo masks."""
     return mask_augmentation(config.crop_size, scale=config.scale, color_jitter=config.color_jitter)
 
 
-# Names of backbones, looked up before hours of training rather than after them.
-
-_NEAREST = 3
-
-
 def require_backbone(name: str, *, place: str) -> None:
-    """Check that timm has a network of a name, with or without the tag of its weights.
+    """Check before training that timm has a network of a name, with or without the tag of its weights.
 
-    Names with a colon ("hf-hub:…") lead elsewhere and are taken as they are.
+    Names with a colon ("hf-hub:…") are not timm's own and are not checked.
 
     Args:
-        name: as a configuration has it.
-        place: where it has it.
+        name: in a configuration.
+        place: of the name in it.
 
     Raises:
-        ValueError: if it has none; the message has the nearest names.
+        ValueError: if timm has none; the message has the nearest names.
     """
     if ":" in name:
         return
@@ -361,6 +343,6 @@ def require_backbone(name: str, *, place: str) -> None:
         known = [each for each in timm.list_pretrained() if each.startswith(f"{architecture}.")]
     else:
         return
-    near = " or ".join(get_close_matches(name, known, _NEAREST))
+    near = " or ".join(get_close_matches(name, known, 3))
     hint = f", perhaps {near}" if near else ""
     raise ValueError(f"{place}: expected a backbone that timm knows{hint}, got {name!r}")

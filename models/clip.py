@@ -1,4 +1,4 @@
-"""A frozen CLIP over open_clip: embeddings of images and, by ``models.clip``, of texts and soft prompts."""
+"""A frozen CLIP of open_clip: embeddings of images, texts and soft prompts; both towers together or each alone."""
 
 from __future__ import annotations
 
@@ -11,25 +11,20 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-# CLIP's text tower: embeddings of texts and of soft prompts, with the image tower beside it or alone.
-
 CLASS_TEMPLATE = "a photo of {}."
+_LOCAL = "local-dir:"
 _TEXT_BATCH = 256
-REMEMBERED_WORDS = 10_000
+_CACHED_WORDS = 10_000
 _IMAGE_PARTS = ("visual.", "logit_")
 
 Tokenizer = Callable[[list[str]], Tensor]
 
 
 class TextEmbeddings:
-    """What a module can do that has a causal text transformer of open_clip's.
-
-    Attributes:
-        text: it, with its parts under open_clip's names.
-        tokenizer: open_clip's tokenizer of that model.
-    """
+    """Mixin of modules with a causal text transformer of open_clip (``text``) and its tokenizer."""
 
     text: Any
     tokenizer: Tokenizer
@@ -106,7 +101,7 @@ class FrozenTextTower(TextEmbeddings, nn.Module):
 
     Args:
         text: an open_clip model, or its text tower, with a causal transformer.
-        tokenizer: open_clip's tokenizer of that model.
+        tokenizer: of that model.
     """
 
     def __init__(self, text: nn.Module, tokenizer: Tokenizer) -> None:
@@ -116,19 +111,19 @@ class FrozenTextTower(TextEmbeddings, nn.Module):
         self.eval()
 
 
-def text_tower_of(model: nn.Module) -> Any:
-    """Return what holds the text tower's parts: open_clip keeps them on the model (CLIP) or under its .text."""
+def _text_tower(model: nn.Module) -> Any:
+    """The owner of the text tower's parts: open_clip keeps them on the model (CLIP) or under its .text."""
     return getattr(model, "text", model)
 
 
 def text_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of an open_clip model's text tower alone, as a tower from ``build_text_tower`` takes them."""
-    weights: Mapping[str, Tensor] = text_tower_of(model).state_dict()
+    """Return the weights of an open_clip model's text tower, for a tower from ``build_text_tower``."""
+    weights: Mapping[str, Tensor] = _text_tower(model).state_dict()
     return {key: value for key, value in weights.items() if not key.startswith(_IMAGE_PARTS)}
 
 
 def build_text_tower(config: Mapping[str, Any]) -> FrozenTextTower:
-    """Build a text tower with random weights from what ``models.clip.text_config`` returned.
+    """Build a text tower with random weights from a ``text_config``.
 
     Raises:
         ValueError: if it is not a causal transformer of open_clip's own.
@@ -136,7 +131,9 @@ def build_text_tower(config: Mapping[str, Any]) -> FrozenTextTower:
     # open_clip builds towers only in pairs; the smallest image tower costs nothing and is dropped.
     vision = {"layers": 1, "width": 8, "head_width": 8, "patch_size": 8, "image_size": 8}
     described = config["text_cfg"]
-    if described.get("hf_model_name"):  # which would be fetched, whoever wrote the name
+    if described.get(
+        "hf_model_name"
+    ):  # it would be downloaded, and a bundle's author chose the name
         raise ValueError("expected a text tower of open_clip's own, got one of a model hub")
     model = open_clip.CLIP(
         config["embed_dim"], vision, described, quick_gelu=config.get("quick_gelu", False)
@@ -147,24 +144,20 @@ def build_text_tower(config: Mapping[str, Any]) -> FrozenTextTower:
     tokenizer = open_clip.SimpleTokenizer(
         context_length=model.context_length, **described.get("tokenizer_kwargs", {})
     )
-    return FrozenTextTower(model, _forgetful(tokenizer))
+    return FrozenTextTower(model, _bounded(tokenizer))
 
 
-def _forgetful(tokenizer: Any) -> Tokenizer:
-    """Keep open_clip's tokenizer from remembering every word that it ever read: they come from outside, without end."""
-    at_first = dict(tokenizer.cache)
+def _bounded(tokenizer: Any) -> Tokenizer:
+    """Bound the cache of open_clip's tokenizer, which keeps every word: requests bring new ones without end."""
+    initial = dict(tokenizer.cache)
 
     def tokenize(texts: list[str]) -> Tensor:
-        if len(tokenizer.cache) > REMEMBERED_WORDS:
-            tokenizer.cache = dict(at_first)
+        if len(tokenizer.cache) > _CACHED_WORDS:
+            tokenizer.cache = dict(initial)
         tokens: Tensor = tokenizer(texts)
         return tokens
 
     return tokenize
-
-
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_LOCAL = "local-dir:"
 
 
 class FrozenImageTower(nn.Module):
@@ -183,7 +176,7 @@ class FrozenImageTower(nn.Module):
 
     def __init__(self, visual: nn.Module, *, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        # Channels last made the convolutional towers about 1.5 times faster on a CPU; transformers do not mind.
+        # Channels last makes convolutional towers about 1.5 times faster on a CPU; transformers are unaffected.
         tower = visual.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.visual: Any = tower
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
@@ -219,8 +212,8 @@ class FrozenClip(TextEmbeddings, FrozenImageTower):
     """Both towers of a CLIP; gradients flow through to images and to soft prompts.
 
     Args:
-        model: an open_clip model with a causal text transformer (OpenAI's CLIP and its kin).
-        tokenizer: open_clip's tokenizer of that model.
+        model: an open_clip model with a causal text transformer, such as OpenAI's CLIP.
+        tokenizer: of that model.
         mean: of the input normalization, per RGB channel.
         std: of the input normalization, per RGB channel.
     """
@@ -235,8 +228,8 @@ class FrozenClip(TextEmbeddings, FrozenImageTower):
 
     @property
     def text(self) -> Any:
-        """What holds the text tower's parts."""
-        return text_tower_of(self.model)
+        """The owner of the text tower's parts."""
+        return _text_tower(self.model)
 
 
 def load_clip(model: str, pretrained: str | None, *, normalization: str = "clip") -> FrozenClip:
@@ -244,9 +237,9 @@ def load_clip(model: str, pretrained: str | None, *, normalization: str = "clip"
 
     Args:
         model: open_clip's model name, or ``local-dir:PATH`` of a folder with config and weights.
-        pretrained: open_clip's weights tag or a file; None where model says it all.
-        normalization: "clip" for the mean and std that the model was trained with; "imagenet" for what the released
-            SemPLeS experiments feed it.
+        pretrained: open_clip's weights tag or a file; None if the model name includes the weights.
+        normalization: "clip" for the mean and std that the model was trained with; "imagenet" as in the released
+            SemPLeS experiments.
 
     Raises:
         ValueError: if the model cannot be loaded, is not causal, or the normalization is unknown.
@@ -267,16 +260,16 @@ def load_clip(model: str, pretrained: str | None, *, normalization: str = "clip"
         raise ValueError(
             f"expected a CLIP that open_clip loads (by name it is downloaded once), got {model!r}: {error}"
         ) from error
-    if getattr(text_tower_of(network), "attn_mask", None) is None:
+    if getattr(_text_tower(network), "attn_mask", None) is None:
         raise ValueError(f"expected a CLIP with a causal text transformer, got {model!r}")
     mean, std = network.visual.image_mean, network.visual.image_std
     if normalization == "imagenet":
-        mean, std = _IMAGENET_MEAN, _IMAGENET_STD
+        mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     return FrozenClip(network, tokenizer, mean=mean, std=std)
 
 
 def _needs_quick_gelu(model: str, pretrained: str | None) -> bool:
-    """Whether weights, such as OpenAI's, were trained with QuickGELU though the model's name does not say so."""
+    """Whether weights, such as OpenAI's, were trained with QuickGELU without the model's name saying so."""
     known = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else None
     return bool(known and known.get("quick_gelu", False))
 
@@ -285,26 +278,22 @@ def vision_config(model: str, pretrained: str | None) -> dict[str, Any]:
     """Return open_clip's description of a model's image tower, enough to build it again without its text tower.
 
     Args:
-        model: as ``load_clip`` takes it.
-        pretrained: as ``load_clip`` takes it; the weights may ask for another activation.
+        model: as of ``load_clip``.
+        pretrained: as of ``load_clip``; the activation may depend on the weights.
 
     Raises:
         ValueError: if open_clip has no such configuration.
     """
     config = _model_config(model)
-    return {
-        "embed_dim": config["embed_dim"],
-        "vision_cfg": config["vision_cfg"],
-        "quick_gelu": config.get("quick_gelu", False) or _needs_quick_gelu(model, pretrained),
-    }
+    return _tower_config(config, "vision_cfg", model, pretrained)
 
 
 def text_config(model: str, pretrained: str | None) -> dict[str, Any]:
     """Return open_clip's description of a model's text tower, enough to build it again without its image tower.
 
     Args:
-        model: as ``load_clip`` takes it.
-        pretrained: likewise; the weights may ask for another activation.
+        model: as of ``load_clip``.
+        pretrained: as of ``load_clip``; the activation may depend on the weights.
 
     Raises:
         ValueError: if open_clip has no such configuration, or the tokenizer is not the one that comes with open_clip.
@@ -312,11 +301,14 @@ def text_config(model: str, pretrained: str | None) -> dict[str, Any]:
     config = _model_config(model)
     if config["text_cfg"].get("hf_tokenizer_name"):
         raise ValueError(f"expected a CLIP with open_clip's own tokenizer, got {model!r}")
-    return {
-        "embed_dim": config["embed_dim"],
-        "text_cfg": config["text_cfg"],
-        "quick_gelu": config.get("quick_gelu", False) or _needs_quick_gelu(model, pretrained),
-    }
+    return _tower_config(config, "text_cfg", model, pretrained)
+
+
+def _tower_config(
+    config: Mapping[str, Any], tower: str, model: str, pretrained: str | None
+) -> dict[str, Any]:
+    quick_gelu = config.get("quick_gelu", False) or _needs_quick_gelu(model, pretrained)
+    return {"embed_dim": config["embed_dim"], tower: config[tower], "quick_gelu": quick_gelu}
 
 
 def _model_config(model: str) -> dict[str, Any]:
@@ -334,7 +326,7 @@ def _model_config(model: str) -> dict[str, Any]:
 def build_image_tower(
     config: Mapping[str, Any], *, mean: Sequence[float], std: Sequence[float]
 ) -> FrozenImageTower:
-    """Build an image tower with random weights from what ``vision_config`` returned."""
+    """Build an image tower with random weights from a ``vision_config``."""
     # open_clip builds towers only in pairs; the smallest text tower costs nothing and is dropped.
     text = {"context_length": 8, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
     vision = {**config["vision_cfg"], "timm_model_pretrained": False}

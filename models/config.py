@@ -1,4 +1,8 @@
-"""The numbers of a run: frozen, checked, read from YAML that holds only what differs. Free of torch."""
+"""The configuration of a run and the specifications in a bundle: frozen, checked, read from YAML. Free of torch.
+
+A YAML file holds only what differs from the defaults. A ``…Spec`` says how to build a network before its weights are
+loaded.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.refine import parse_chain
+from models.weaktr_sizes import WeakTrSizes
 
-# The mask generator's part of a configuration and of a bundle: which network, from which weights. Free of torch.
-
-Count = Annotated[int, Field(ge=1)]
 Channels = tuple[float, float, float]
 Stride = Literal[8, 16, 32]
 
@@ -32,15 +34,15 @@ class CnnConfig(Frozen):
     kind: Literal["cnn"] = "cnn"
     backbone: str = "resnet50"
     pretrained: bool = True
-    # Safetensors of this same generator, such as `semples pretrain-generator` leaves; in place of a random head.
+    # Safetensors of this same generator, as `semples pretrain-generator` writes; in place of a random head.
     weights: Annotated[str, Field(min_length=1)] | None = None
     output_stride: Stride = 16
-    # Which of the backbone's maps the head reads; one before the last sees less around a place, as small images need.
+    # The backbone's map that the head reads; one before the last has a smaller receptive field, for small images.
     level: Annotated[int, Field(ge=-4, le=-1)] = -1
 
 
 class ZeroShotConfig(Frozen):
-    """CLIP's image trunk with a head written by the class texts; needs a CLIP with a timm trunk."""
+    """CLIP's image trunk with a head computed from the class texts; needs a CLIP with a timm trunk."""
 
     kind: Literal["zero_shot"]
     output_stride: Stride = 16
@@ -50,38 +52,18 @@ class ZeroShotConfig(Frozen):
         """It starts from CLIP, never from a file."""
 
 
-class _WeakTr(Frozen):
-    """What makes one WeakTr another; by default the public one for VOC, on DeiT-S/16."""
-
+class _WeakTrKind(Frozen):
     kind: Literal["weaktr"]
-    native_size: Count = 224  # side of the crops that the position embeddings are for
-    patch: Count = 16
-    width: Count = 384
-    depth: Count = 12
-    heads: Count = 6
-    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
-    # The public one for COCO has "avg" and a reduction of 4.
-    pooling: Literal["max", "avg"] = "max"
-    reduction: Count = 8
-    feature_reduction: Count = 8
-    spare_tokens: Annotated[int, Field(ge=0)] = (
-        0  # of classes that 'semples import-checkpoint' left out
-    )
 
-    @model_validator(mode="after")
-    def _sizes_divide(self) -> Self:
-        if self.width % 4 or self.width % self.heads or self.native_size % self.patch:
-            raise ValueError(
-                "expected a width that 4 and the heads divide, and patches that divide the native size, "
-                f"got {self.width} and {self.heads}, {self.patch} and {self.native_size}"
-            )
-        return self
+
+class _WeakTr(WeakTrSizes, _WeakTrKind):
+    """The sizes beside the kind."""
 
 
 class WeakTrConfig(_WeakTr):
-    """A vision transformer with class tokens whose attention makes its CAMs finer; of it head and fusion learn."""
+    """A vision transformer with class tokens whose attention refines its CAMs; only head and fusion learn."""
 
-    # File that 'semples import-checkpoint' wrote; null is random, and then its masks mean nothing.
+    # From 'semples import-checkpoint'; null is random, and the masks are then meaningless.
     weights: Annotated[str, Field(min_length=1)] | None = None
 
 
@@ -89,7 +71,7 @@ GeneratorConfig = Annotated[CnnConfig | ZeroShotConfig | WeakTrConfig, Field(dis
 
 
 class CnnSpec(Frozen):
-    """How to build a convolutional mask generator before its weights are loaded."""
+    """How to build a convolutional mask generator."""
 
     kind: Literal["cnn", "zero_shot"]
     backbone: str
@@ -100,33 +82,31 @@ class CnnSpec(Frozen):
 
 
 class WeakTrSpec(_WeakTr):
-    """How to build a WeakTr before its weights are loaded."""
+    """How to build a WeakTr."""
 
     mean: Channels
     std: Channels
 
     @property
     def output_stride(self) -> int:
-        """Pixels of the image a place of the grid."""
+        """Pixels of the image for each place of the grid."""
         return self.patch
 
 
 GeneratorSpec = Annotated[CnnSpec | WeakTrSpec, Field(discriminator="kind")]
 
 
-# The segmenter's part of a configuration and of a bundle: which network, how it learns and segments. Free of torch.
-
 Side = Annotated[int, Field(ge=32, le=2048, multiple_of=32)]
 Positive = Annotated[float, Field(gt=0)]
 
-# Architectures of segmentation-models-pytorch that stand on any timm backbone with maps of strides 4 to 32.
+# Architectures of segmentation-models-pytorch for any timm backbone with maps of strides 4 to 32.
 Decoder = Literal[
     "deeplabv3", "deeplabv3plus", "fpn", "linknet", "manet", "segformer", "unet", "unetplusplus", "upernet",
 ]  # fmt: skip
 
 
 class EncoderDecoderConfig(Frozen):
-    """A decoder on a timm backbone."""
+    """An encoder-decoder segmenter: a decoder on a timm backbone."""
 
     kind: Literal["light"] = "light"
     decoder: Decoder = "fpn"
@@ -153,11 +133,10 @@ class SegmenterStageConfig(Frozen):
     """How the segmenter learns from pseudo masks. The paper: 80,000 iterations (VOC), gradients clipped at 0.01."""
 
     epochs: Annotated[int, Field(ge=0)] = 60
-    iterations: Annotated[int, Field(ge=1)] | None = (
-        None  # in place of epochs, rounded up to whole ones
-    )
+    # In place of epochs, rounded up to whole ones.
+    iterations: Annotated[int, Field(ge=1)] | None = None
     batch_size: Annotated[int, Field(ge=1)] = 8  # of all processes together
-    # Photos at a time, for devices that cannot hold a process's share of the batch; gradients add up.
+    # Images at a time, if the device cannot hold a process's share of the batch; gradients add up.
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None
     learning_rate: Positive = 1e-4
     backbone_rate: Annotated[float, Field(ge=0)] = 0.1  # share of the learning rate
@@ -166,10 +145,7 @@ class SegmenterStageConfig(Frozen):
     max_gradient_norm: Positive | None = None
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     crop_size: Side = 512
-    scale: tuple[Positive, Positive] = (
-        0.5,
-        2.0,
-    )  # of the photo, relative to where it just fits the crop
+    scale: tuple[Positive, Positive] = (0.5, 2.0)  # of the image, relative to just fitting the crop
     color_jitter: Annotated[float, Field(ge=0, le=1)] = 0.4
     noise_aware: bool = False
 
@@ -186,13 +162,13 @@ class SegmentConfig(Frozen):
     image_size: Annotated[int, Field(ge=32, le=2048)] = 512  # longer side of the working image
     scales: Annotated[tuple[Annotated[float, Field(gt=0, le=4)], ...], Field(min_length=1)] = (1.0,)
     flip: bool = True
-    window: Side | None = None  # scaled images that exceed it are seen through windows of this side
+    window: Side | None = None  # side of sliding windows, for scaled images that exceed it
     refine: str = "none"
     min_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class EncoderDecoderSpec(Frozen):
-    """How to build a light segmenter before its weights are loaded."""
+    """How to build an encoder-decoder segmenter."""
 
     kind: Literal["light"]
     decoder: Decoder
@@ -202,7 +178,7 @@ class EncoderDecoderSpec(Frozen):
 
 
 class Mask2FormerSpec(Frozen):
-    """How to build a Mask2Former before its weights are loaded."""
+    """How to build a Mask2Former."""
 
     kind: Literal["mask2former"]
     architecture: dict[str, Any]
@@ -215,7 +191,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class ClipConfig(Frozen):
-    """Which CLIP supervises."""
+    """The frozen CLIP."""
 
     model: str = "ViT-B-32"
     pretrained: str | None = "openai"
@@ -232,7 +208,7 @@ class PromptsConfig(Frozen):
 
 
 class _StageConfig(Frozen):
-    epochs: Annotated[int, Field(ge=0)] = 60  # 0 leaves what it starts from
+    epochs: Annotated[int, Field(ge=0)] = 60  # 0 keeps the initial weights
     batch_size: Annotated[int, Field(ge=1)] = 64  # of all processes together
     learning_rate: Positive
     weight_decay: Annotated[float, Field(ge=0)] = 0.03
@@ -242,7 +218,7 @@ class _StageConfig(Frozen):
 
 
 class PretrainConfig(_StageConfig):
-    """Before stage (a): the mask generator learns to tell the image-level labels, as any CAM network does."""
+    """Before stage (a): the mask generator learns the image-level labels, as any CAM network does."""
 
     learning_rate: Positive = 1e-4
     augmentation: Literal["strong", "light"] = "strong"
@@ -253,7 +229,7 @@ class GeneratorStageConfig(_StageConfig):
 
     learning_rate: Positive = 6.4e-5
     epsilon: Positive = 0.1
-    # Photos at a time, for devices that cannot hold a process's share of the batch; gradients add up.
+    # Images at a time, if the device cannot hold a process's share of the batch; gradients add up.
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None
     background_weight: Annotated[float, Field(ge=0)] = 2.4
     refinement_weight: Annotated[float, Field(ge=0)] = 0.05  # used by (c) only
@@ -269,7 +245,7 @@ class PromptStageConfig(_StageConfig):
     learning_rate: Positive = 0.025
     epsilon: Positive = 1e-4
     text_weight: Annotated[float, Field(ge=0)] = 0.02
-    # Of each photo, embedded once and taken by turns, one an epoch.
+    # Crops of each image, embedded once; each epoch uses the next one.
     views: Annotated[int, Field(ge=1)] = 10
 
 
@@ -280,7 +256,7 @@ class InferenceConfig(Frozen):
     scales: Annotated[tuple[Annotated[float, Field(gt=0, le=4)], ...], Field(min_length=1)] = (1.0,)
     flip: bool = True
     refine: str = "pamr"
-    # Folder or hub name of a SAM ("facebook/sam-vit-base") for region_vote's proposals; null takes superpixels.
+    # Folder or hub name of a SAM ("facebook/sam-vit-base") for region_vote's proposals; null for superpixels.
     sam: Annotated[str, Field(min_length=1)] | None = None
     background_threshold: Share = 0.4
     class_thresholds: dict[str, Share] = {}  # by class name, in place of background_threshold
@@ -295,7 +271,7 @@ class Config(Frozen):
     clip: ClipConfig = ClipConfig()
     generator: GeneratorConfig = CnnConfig()
     prompts: PromptsConfig = PromptsConfig()
-    # With this section stages (a) and (c) start from what `semples pretrain-generator` leaves.
+    # With this section stages (a) and (c) start from the weights of `semples pretrain-generator`.
     pretrain_generator: PretrainConfig | None = None
     train_generator: GeneratorStageConfig = GeneratorStageConfig()
     learn_prompts: PromptStageConfig = PromptStageConfig()
@@ -311,7 +287,7 @@ class Config(Frozen):
 
     @property
     def backbones(self) -> dict[str, str]:
-        """The names for timm that it holds, by their place."""
+        """Names of timm backbones, by their place in the configuration."""
         sections = {"generator": self.generator, "segmenter": self.segmenter}
         names = {
             f"{key}.backbone": getattr(each, "backbone", None) for key, each in sections.items()
@@ -345,11 +321,7 @@ def load_config(name_or_path: str) -> Config:
 
 
 def parse_config(text: str, *, source: str) -> Config:
-    """Parse YAML into a configuration.
-
-    Args:
-        text: the YAML.
-        source: what messages call it.
+    """Parse YAML into a configuration; messages begin with ``source``.
 
     Raises:
         ConfigError: if it is not YAML, or a key or value is wrong.
@@ -370,7 +342,7 @@ def parse_config(text: str, *, source: str) -> Config:
 
 
 def _explain(error: Mapping[str, Any]) -> str:
-    """Say where a value is wrong and what was expected."""
+    """Where a value is wrong, and what was expected."""
     *parents, key = error["loc"] or ("the top level",)
     place = ".".join(map(str, [*parents, key]))
     if error["type"] == "union_tag_invalid":

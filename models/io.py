@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and JSON in them."""
+"""Files written whole or not at all, JSON in them, and the first difference of two mappings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         partial.write_bytes(data)
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)  # half a file would take what is left of a full disk
+        partial.unlink(missing_ok=True)  # half a file would use up a full disk's last room
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
@@ -30,7 +30,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read what ``write_json`` wrote.
+    """Read a JSON object from a file.
 
     Raises:
         ValueError: if the file holds anything else than a JSON object.
@@ -50,13 +50,10 @@ def to_json(value: Mapping[str, Any]) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-# Where two descriptions of a run part ways, for messages that refuse to mix them.
-
-
 def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """Return the first place, by key, at which two nested mappings differ, with both values; None if they are equal.
+    """Return the first key, dotted, at which two nested mappings differ, with both values; None if they are equal.
 
-    Items of lists have their numbers as keys. What only one of them has is "nothing" in the other.
+    Items of lists have their numbers as keys. A missing value is shown as "nothing".
     """
     for key in [*before, *(key for key in now if key not in before)]:
         if key in before and key in now:

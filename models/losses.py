@@ -1,4 +1,4 @@
-"""The three losses of SemPLeS, on L2-normalized embeddings, and means over noisy pixels. Pure functions."""
+"""The losses of SemPLeS on L2-normalized embeddings, soft masks and masked images, and means over noisy pixels."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+MasksOf = Callable[[Tensor, Tensor], Tensor]
+"""(images, present) → soft masks (N, H, W) at CLIP's input size."""
 
 _MIN_COSINE, _MAX_COSINE = 1e-4, 0.9999
 
@@ -101,11 +104,11 @@ def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
 def noise_aware_mean(
     values: Tensor, valid: Tensor, *, trusted_below: float = 1.2, tile: int = 120
 ) -> Tensor:
-    """Return the mean of pixel losses, each clipped at what is usual around it.
+    """Return the mean of pixel losses, each clipped at the usual loss around it.
 
-    WeakTr's gradient clipping: pixels that cost more than the mean of their tile and the mean of the batch are taken
-    for wrong labels. They count with the larger of the two means and teach nothing. While the mean of the batch is
-    high, the network knows too little to doubt the labels, and nothing is clipped.
+    WeakTr's gradient clipping: pixels whose loss exceeds the mean of their tile and the mean of the batch probably have
+    wrong labels. They count with the larger of the two means, without a gradient. While the mean of the batch is high,
+    the network has learned too little to doubt the labels, and nothing is clipped.
 
     Args:
         values: non-negative losses of pixels, (B, H, W).
@@ -157,15 +160,9 @@ def _check_same_shape(**tensors: Tensor) -> None:
         raise ValueError(f"expected equal shapes (N, D), got {got}")
 
 
-# Soft masks of the present classes, and the image regions inside and outside them.
-
-# (images, present) → soft masks (N, H, W) at CLIP's input size
-MasksOf = Callable[[Tensor, Tensor], Tensor]
-
-
 @dataclass(frozen=True)
 class MaskedImages:
-    """What CLIP looks at: one foreground and one background per (image, present class).
+    """The inputs of CLIP: one foreground and one background per (image, present class).
 
     Attributes:
         foreground: ``mask * image``, (N, 3, H, W).
@@ -215,7 +212,7 @@ def soft_masks(cams: Tensor, present: Tensor, *, size: tuple[int, int], epsilon:
 
 
 def mask_images(images: Tensor, masks: Tensor, present: Tensor) -> MaskedImages:
-    """Cut each image into the inside and the outside of its masks.
+    """Multiply each image by its masks and by their complements.
 
     Args:
         images: images as CLIP takes them, that is normalized, so that 0 is the mean color, (B, 3, H, W).

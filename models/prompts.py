@@ -1,4 +1,4 @@
-"""Learnable background prompts, and what they learned in words."""
+"""Learnable background prompts, and the nouns nearest to them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def nearest_nouns(
         prompts: embeddings of the prompts, (K, D), L2-normalized.
         nouns: V nouns.
         noun_embeddings: embeddings of "a photo of {noun}.", (V, D), L2-normalized.
-        count: how many nouns a prompt, at most V.
+        count: nouns for each prompt, at most V.
 
     Raises:
         ValueError: if nouns and embeddings differ in number.
@@ -71,5 +71,5 @@ def nearest_nouns(
 
 
 def read_nouns() -> tuple[str, ...]:
-    """Return the project's own noun list: things, stuff and places that a photo can show."""
+    """Return the project's noun list: things, stuff and places in photos."""
     return tuple(files("models").joinpath("nouns.txt").read_text(encoding="utf-8").split("\n")[:-1])

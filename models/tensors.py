@@ -20,8 +20,8 @@ def read_tensors(
 
     Args:
         path: of the file.
-        required: names that must be in it.
-        device: where the tensors go; None is the CPU.
+        required: names of tensors that it must have.
+        device: of the result; None is the CPU.
 
     Raises:
         ValueError: if it is damaged or lacks a tensor, with its path.
@@ -44,17 +44,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         OSError: if it cannot be written.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    # By way of memory: of a full disk, safetensors tells with an error of its own.
+    # Serialized in memory: for a full disk, safetensors raises an error of its own.
     write_atomically(path, save(plain))
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
-    """Give a module its weights.
+    """Load a state dict into a module.
 
     Args:
-        module: that takes them.
-        tensors: its state dict.
-        source: what messages call where they are from.
+        module: its parameters are overwritten.
+        tensors: state dict.
+        source: its name in messages.
 
     Raises:
         ValueError: as check_shapes.

@@ -12,7 +12,7 @@ import yaml
 from torch import Tensor, equal
 from torch.nn.functional import normalize
 
-from models.build import KINDS
+from models.build import GENERATOR_KINDS
 from models.bundle.manifest import (
     GENERATOR_FILE,
     MANIFEST,
@@ -72,7 +72,7 @@ def load_bundle(folder: Path, *, device: torch.device) -> Bundle:
     for name, expected in info.files.items():
         _check_hash(folder / name, expected)
     try:
-        generator = KINDS[info.generator.kind].rebuild(info.generator, len(info.classes))
+        generator = GENERATOR_KINDS[info.generator.kind].rebuild(info.generator, len(info.classes))
         weights = _load(folder / GENERATOR_FILE)
         generator.load_state_dict(weights)
         image_tower = _load_image_tower(info, folder, weights)

@@ -7,18 +7,19 @@ import re
 import struct
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from models.data.classes import ClassList
-from models.generators.vit import WeakTrSizes
 from models.generators.weaktr import WeakTrGenerator
 from models.tensors import check_shapes
+from models.weaktr_sizes import WeakTrSizes
 
 _FUSION = "adaptive_attention_fusion"
 
@@ -110,7 +111,9 @@ def weaktr_weights(
         "head.weight": tensors["head.weight"][chosen],
         "head.bias": tensors["head.bias"][chosen],
     }
-    return ImportedWeakTr({**tensors, **sliced}, replace(sizes, spare_tokens=len(spare)))
+    return ImportedWeakTr(
+        {**tensors, **sliced}, sizes.model_copy(update={"spare_tokens": len(spare)})
+    )
 
 
 def prompts_context(
@@ -219,7 +222,7 @@ def _sizes_of(tensors: Mapping[str, Tensor], *, source: str) -> WeakTrSizes:
     blocks = {name.split(".")[1] for name in tensors if name.startswith("blocks.")}
     narrow_features, features = shape(f"{_FUSION}.attn_feat_ffn.0.weight", ndim=2)
     narrow_heads, count = shape(f"{_FUSION}.attn_head_ffn.0.weight", ndim=2)
-    return WeakTrSizes(
+    found = dict(
         native_size=side * patch,
         patch=patch,
         width=width,
@@ -229,3 +232,7 @@ def _sizes_of(tensors: Mapping[str, Tensor], *, source: str) -> WeakTrSizes:
         reduction=max(count // narrow_heads, 1),
         feature_reduction=max(features // narrow_features, 1),
     )
+    try:
+        return WeakTrSizes.model_validate(found)
+    except ValidationError as error:
+        raise ValueError(f"expected a WeakTr in {source}, got {found}") from error

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from models.data.classes import ClassList
     from models.data.mask_folder import MaskedImage
-    from models.generators.vit import WeakTrSizes
     from models.prepare import Prepared
+    from models.weaktr_sizes import WeakTrSizes
 
     Writer = Callable[[Iterable[MaskedImage], ClassList, Path], str]
 
@@ -209,12 +209,9 @@ def _import_weaktr(file: Path, classes: Path, channels: str, output: Path) -> No
 
 def _settings(weights: Path, sizes: WeakTrSizes) -> str:
     """The generator's configuration in YAML, without defaults."""
-    from dataclasses import asdict
-
     import yaml
 
-    default = asdict(type(sizes)())
-    differing = {key: value for key, value in asdict(sizes).items() if value != default[key]}
+    differing = sizes.model_dump(exclude_defaults=True)
     entries = {"kind": "weaktr", "weights": str(weights), **differing}
     text: str = yaml.safe_dump(entries, default_flow_style=True, sort_keys=False, width=1000)
     return text.strip()

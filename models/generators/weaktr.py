@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from models.generators import MaskGenerator
-from models.generators.vit import ClassTokenTransformer, Encoded, WeakTrSizes
+from models.generators.vit import ClassTokenTransformer, Encoded
+from models.weaktr_sizes import WeakTrSizes
 
 # Adaptive attention fusion: which heads of which blocks to trust.
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from models.build import KINDS, load_generator
+from models.build import GENERATOR_KINDS, load_generator
 from models.bundle.bundle import write_bundle
 from models.bundle.manifest import (
     BundleInfo,
@@ -75,7 +75,7 @@ def export_bundle(
         stage=stage,
         classes=run.classes.with_synonyms(run.config.synonyms),
         inference=run.config.inference,
-        generator=KINDS[run.config.generator.kind].describe(
+        generator=GENERATOR_KINDS[run.config.generator.kind].describe(
             run.config.generator, clip, {"mean": _rgb(generator.mean), "std": _rgb(generator.std)}
         ),
         image_tower=_image_tower_spec(run.config, clip),

@@ -13,13 +13,13 @@ from benchmarks.plain_stages import (
     plain_texts,
 )
 from models.clip import FrozenClip
-from models.generators.vit import WeakTrSizes
 from models.generators.weaktr import WeakTrGenerator
 from models.inference.multi_scale import multi_scale_cams
 from models.losses import soft_masks
 from models.prompts import BackgroundPrompts
 from models.training.generator import Refinement, generator_losses
 from models.training.prompts import embed_backgrounds, prompt_losses
+from models.weaktr_sizes import WeakTrSizes
 from tests.conftest import CPU
 
 NAMES = ("cat", "bowl", "cup")

@@ -106,7 +106,7 @@ def test_other_text_towers_are_refused(
 def test_words_from_outside_do_not_fill_the_memory(
     tiny_clip_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clip, "REMEMBERED_WORDS", 20)
+    monkeypatch.setattr(clip, "_CACHED_WORDS", 20)
     made: list[Any] = []
     plain = open_clip.SimpleTokenizer
     monkeypatch.setattr(

@@ -6,7 +6,6 @@ import os
 import pickle
 import zipfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ from models.bundle.import_checkpoint import (
     weaktr_weights,
 )
 from models.data.classes import ClassInfo, ClassList
-from models.generators.vit import WeakTrSizes
 from models.generators.weaktr import WeakTrGenerator
+from models.weaktr_sizes import WeakTrSizes
 from tests.conftest import CLASSES
 
 SIZES = WeakTrSizes(
@@ -53,7 +52,7 @@ def test_all_classes_come_as_they_are() -> None:
 
 
 def test_the_public_sizes_are_read_off_the_shapes() -> None:
-    sizes = replace(WeakTrSizes(), reduction=4)
+    sizes = WeakTrSizes().model_copy(update={"reduction": 4})
     with torch.device("meta"):
         names = WeakTrGenerator(sizes, classes=1).state_dict()
     content = {"model": {name: torch.zeros(each.shape) for name, each in names.items()}}
@@ -66,7 +65,7 @@ def test_chosen_classes_keep_their_cams() -> None:
     content = public_weaktr(9)
     channels = {info.index: info.index - 1 for info in CLASSES.classes}
     imported = weaktr_weights(content, CLASSES, channels=channels, source="f.pth")
-    assert imported.sizes == replace(SIZES, spare_tokens=5)
+    assert imported.sizes == SIZES.model_copy(update={"spare_tokens": 5})
     whole = WeakTrGenerator(SIZES, classes=9)
     part = WeakTrGenerator(imported.sizes, classes=4)
     whole.load_state_dict(content["model"])

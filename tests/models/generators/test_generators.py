@@ -10,8 +10,8 @@ from models.generators.cnn import (
     text_initialized_head,
     zero_shot_generator,
 )
-from models.generators.vit import WeakTrSizes
 from models.generators.weaktr import WeakTrGenerator
+from models.weaktr_sizes import WeakTrSizes
 
 # test_vit cannot dilate: it keeps its own stride, which is 16
 BACKBONES = ["test_efficientnet", "test_resnet", "test_convnext", "test_vit"]

@@ -3,8 +3,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.generators.vit import WeakTrSizes, draw_attention
+from models.generators.vit import draw_attention
 from models.generators.weaktr import WeakTrGenerator
+from models.weaktr_sizes import WeakTrSizes
 
 WIDTH = 48
 

@@ -1,6 +1,5 @@
 """WeakTr: equal to the public one, of any size, with gradients where they belong, without a pile of maps."""
 
-from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -9,15 +8,15 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from models.generators.vit import WeakTrSizes
 from models.generators.weaktr import WeakTrGenerator, mean_attention
 from models.training.generator import classification_losses
+from models.weaktr_sizes import WeakTrSizes
 from tests.conftest import CPU
 
 TINY = WeakTrSizes(
     native_size=64, width=48, depth=3, heads=3, mlp_ratio=2, reduction=4, feature_reduction=4
 )
-REFERENCE = {"max_64x64": TINY, "avg_96x64": replace(TINY, pooling="avg")}
+REFERENCE = {"max_64x64": TINY, "avg_96x64": TINY.model_copy(update={"pooling": "avg"})}
 
 
 def tiny_weaktr(sizes: WeakTrSizes = TINY) -> WeakTrGenerator:
@@ -89,10 +88,12 @@ def test_sizes_that_do_not_divide_are_refused() -> None:
         ({"heads": 5}, "48 and 5, 16 and 64"),
         ({"width": 6}, "6 and 3, 16 and 64"),
     ):
-        with pytest.raises(ValueError, match=f"a width that 4 and the heads divide, .* got {got}"):
-            replace(TINY, **changes)
-    with pytest.raises(ValueError, match="expected pooling 'max' or 'avg', got 'mean'"):
-        replace(TINY, pooling="mean")
+        with pytest.raises(
+            ValueError, match=f"a width that 4 and the heads divide, (?s:.*) got {got}"
+        ):
+            WeakTrSizes(**TINY.model_dump() | changes)
+    with pytest.raises(ValueError, match="'max' or 'avg'"):
+        WeakTrSizes(pooling="mean")
 
 
 def test_the_folded_mean_is_the_mean_of_the_stack() -> None:
@@ -171,7 +172,7 @@ def test_the_fine_cams_opinion_teaches_the_fusion_alone() -> None:
 
 def peak_of_a_step(depth: int, *, learn: bool) -> int:
     """Bytes at the peak of a forward and, if it learns, a backward pass on an image of 256 patches."""
-    generator = tiny_weaktr(replace(TINY, depth=depth))
+    generator = tiny_weaktr(TINY.model_copy(update={"depth": depth}))
     generator.let_learn("head")
     images = torch.rand(1, 3, 256, 256)
     watched = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
