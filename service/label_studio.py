@@ -1,6 +1,6 @@
 """Label Studio's ML backend: tasks in, predictions out, by jobs like any other.
 
-A project's labeling interface says which field of a task holds the image, and what regions are called. A task's image
+A project's labeling interface names the field of a task that holds the image, and the labels of regions. A task's image
 is a ``data:`` URL, or is fetched from the one Label Studio that is configured.
 """
 

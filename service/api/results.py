@@ -154,7 +154,7 @@ def _file(media_type: str, schema: dict[str, Any] = _BYTES) -> dict[str, Any]:
 async def get_mask(overrides: Overrides, files: _Files) -> Response:
     """Return the label map: a palette PNG in VOC colors, 0 background, 255 ignore.
 
-    With thresholds: decided anew from the stored scores, without the model; the same bytes as of a job with these
+    With thresholds: re-decided from the stored scores, without the model; the same bytes as of a job with these
     options.
     """
     return await files.answer(overrides, lambda _, results: results.mask(), name="mask")

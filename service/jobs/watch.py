@@ -128,7 +128,7 @@ class EventStream:
         await self._redis.aclose()
 
     async def _events(self, source: EventSource, after: str) -> AsyncIterator[ServerSentEvent]:
-        said = ""
+        last_status = ""
         while True:
             # Status first: all that is written before the end is in the stream once the end is seen.
             status = await source.status(self._redis)
@@ -137,18 +137,18 @@ class EventStream:
             ):
                 after, name = identity.decode(), fields[b"event"].decode()
                 data = fields[b"data"].decode()
-                if name == "status" and data == said:
+                if name == "status" and data == last_status:
                     continue  # a worker has started the job again
-                said = data if name == "status" else said
+                last_status = data if name == "status" else last_status
                 yield ServerSentEvent(id=after, event=name, data=data)
             if status is None:
                 return
             if status in source.ends:
                 yield ServerSentEvent(id=END, event=END, data=_status_data(status))
                 return
-            if source.results and after == _START and not said:  # a job without a stream of events
-                said = _status_data(status)
-                yield ServerSentEvent(event="status", data=said)
+            if source.results and after == _START and not last_status:  # no events were written
+                last_status = _status_data(status)
+                yield ServerSentEvent(event="status", data=last_status)
             streams = {source.stream: after} | ({source.results: "$"} if source.results else {})
             await self._read(streams, _SLICE_SECONDS)
 

@@ -174,7 +174,7 @@ class Supervisor:
                 signal.signal(kind, handler)  # type: ignore[arg-type]
 
     def start(self, make_command: Callable[[], Command]) -> None:
-        """Start a child by a command that is made anew for each start; SupervisorError if that fails."""
+        """Start a child by a command that is made for each start; SupervisorError if that fails."""
         try:
             self._services.append(_Service(make_command))
         except OSError as error:

@@ -91,8 +91,8 @@ def parse_keys(text: str, *, source: str) -> tuple[ApiKey, ...]:
 class ApiKeys:
     """The valid keys.
 
-    The file is read again when it has changed. If it cannot be read then, its earlier keys stay valid and the log says
-    so; a file without keys makes none valid.
+    The file is read again when it has changed. If it cannot be read then, its earlier keys stay valid, which is logged;
+    a file without keys makes none valid.
 
     Args:
         file: of keys.
@@ -148,7 +148,7 @@ def require_auth_for_public_bind(settings: Settings, host: str) -> None:
         return
     raise ValueError(
         f"expected API keys (SEMPLES_KEYS_FILE) to listen on {address or 'all addresses'}, got none; "
-        "SEMPLES_OPEN=1 says that something else keeps strangers away"
+        "set SEMPLES_OPEN=1 if something else protects the API"
     )
 
 
