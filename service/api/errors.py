@@ -41,9 +41,9 @@ def _table(*rows: ProblemType) -> Mapping[str, ProblemType]:
 
 
 PROBLEMS: Final = _table(
-    ProblemType("malformed", 400, "Malformed request", "Mend the request's form."),
+    ProblemType("malformed", 400, "Malformed request", "Correct the request's form."),
     ProblemType("unauthorized", 401, "No valid key", "Send a key: Authorization: Bearer KEY."),
-    ProblemType("not-found", 404, "Not found", "Look at /docs for what there is."),
+    ProblemType("not-found", 404, "Not found", "See /docs for the calls."),
     ProblemType("unknown-job", 404, "Unknown or expired job", "Post the image again."),
     ProblemType("unknown-batch", 404, "Unknown or expired batch", "Post the zip again."),
     ProblemType("unknown-model", 404, "Unknown model", "Take one of GET /models."),
@@ -60,17 +60,17 @@ PROBLEMS: Final = _table(
     ProblemType("not-multipart", 415, "Wrong content type", "Send multipart/form-data."),
     ProblemType("unsupported-image", 415, "Unsupported image", "Send a still JPEG, PNG or WebP."),
     ProblemType("unsupported-archive", 415, "Unsupported archive", "Send a zip."),
-    ProblemType("invalid-archive", 422, "Invalid archive", "Mend the entry that is named."),
-    ProblemType("invalid-labels", 422, "Invalid labels", "Mend the zip's labels."),
+    ProblemType("invalid-archive", 422, "Invalid archive", "Correct the entry that is named."),
+    ProblemType("invalid-labels", 422, "Invalid labels", "Correct the zip's labels."),
     ProblemType("cannot-export", 422, "Cannot export", "Take another format."),
-    ProblemType("unreadable-image", 422, "Unreadable image", "Check that the file is whole."),
+    ProblemType("unreadable-image", 422, "Unreadable image", "Check that the file is complete."),
     ProblemType("unknown-label", 422, "Unknown label", "Take one of GET /models."),
     ProblemType(
         "closed-vocabulary", 422, "Closed vocabulary", "Take a model whose open_vocabulary is true."
     ),
-    ProblemType("invalid-request", 422, "Invalid request", "Mend the fields named in errors."),
+    ProblemType("invalid-request", 422, "Invalid request", "Correct the fields named in errors."),
     ProblemType("rate-limited", 429, "Too many requests", "Wait as long as Retry-After says.", 1),
-    ProblemType("internal-error", 500, "Internal error", "This is our fault; please report it."),
+    ProblemType("internal-error", 500, "Internal error", "A bug of the service; please report it."),
     ProblemType("queue-unreachable", 503, "Queue unreachable", "Try again.", 2),
     ProblemType("queue-full", 503, "Queue full", "Try again when others are done.", 10),
     ProblemType("too-many-listeners", 503, "Too many listeners", "Ask for the job instead.", 5),
