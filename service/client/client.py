@@ -24,6 +24,7 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any, BinaryIO, Concatenate, Final, Literal, ParamSpec, Self, TypeVar, cast
 from urllib.parse import quote
+from weakref import finalize
 
 import anyio
 import httpx
@@ -597,9 +598,10 @@ class Client:
             transport=transport,
             sleep=anyio.sleep if sleep is None else lambda seconds: run_sync(sleep, seconds),
         )
-        self._stack = ExitStack()
-        self._portal = self._stack.enter_context(start_blocking_portal())
-        self._stack.callback(self._portal.call, self._client.aclose)
+        stack = ExitStack()
+        self._portal = stack.enter_context(start_blocking_portal())
+        stack.callback(self._portal.call, self._client.aclose)
+        self._finalizer = finalize(self, stack.close)  # at exit too: the thread would block it
 
     def __enter__(self) -> Self:
         return self
@@ -609,7 +611,7 @@ class Client:
 
     def close(self) -> None:
         """Close all connections."""
-        self._stack.close()
+        self._finalizer()
 
     pseudo_mask = _blocking_result(AsyncClient.pseudo_mask)
     segment = _blocking_result(AsyncClient.segment)

@@ -263,6 +263,19 @@ def test_nobody_there(photo: bytes) -> None:
     assert len(pauses) == 2
 
 
+def test_a_client_that_is_not_closed_does_not_block_the_exit() -> None:
+    code = (
+        "from service.client import Client, Unavailable\n"
+        "client = Client('http://127.0.0.1:1', retries=0)\n"
+        "try: client.models()\n"
+        "except Unavailable: print('unavailable')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "unavailable\n", "")
+
+
 def test_the_client_needs_little() -> None:
     """In a fresh interpreter; httpx and what comes with it, numpy and Pillow."""
     code = (
@@ -274,6 +287,7 @@ def test_the_client_needs_little() -> None:
     )
     loaded = {name for name in done.stdout.split() if not name.startswith("_")}
     allowed = {"httpx", "httpx_sse", "httpcore", "h11", "anyio", "certifi", "idna", "numpy", "PIL"}
+    allowed |= {"defusedxml"}  # of the label files that semples reads
     allowed |= {"models", "service"}
     optional = {
         "click",
@@ -356,31 +370,28 @@ def test_what_a_listener_raises_ends_it(client: Client, photo: bytes) -> None:
     )  # it ran on, and is not run again
 
 
-def test_jobs(client: Client, api: httpx.Client, worker: WorkerProcess, photo: bytes) -> None:
+def test_jobs_without_a_worker(
+    client: Client, place: Place, worker: WorkerProcess, photo: bytes
+) -> None:
+    """A queued job can be canceled; a full queue is waited for until there is room."""
     worker.stop()
-    posted = api.post("/pseudo-mask", files={"image": photo}, data={"labels": "cat"}).json()
-    job = client.job(posted["id"])
-    assert (job.status, job.labels, job.classes, job.ended) == ("queued", ("cat",), (), False)
-    canceled = client.cancel(job.id)
-    assert canceled is not None
-    assert canceled.status == "canceled"
-    with pytest.raises(JobCanceled):
-        client.result(job.id)
-    assert client.cancel(job.id) is None
-    assert client.cancel(job.id) is None  # again is no error
-    with pytest.raises(NotFound, match="no such job"):
-        client.job(job.id)
-    worker.start()
-
-
-def test_it_waits_in_a_full_queue(place: Place, worker: WorkerProcess) -> None:
-    """503 with Retry-After until there is room; sleeping lets the worker in."""
-    worker.stop()
+    pauses: list[float] = []
     with http_api(place, max_queue=1) as api:
-        first = api.post(
-            "/pseudo-mask", files={"image": png(color=next(COLORS))}, data={"labels": "cat"}
-        )
-        pauses: list[float] = []
+        posted = api.post("/pseudo-mask", files={"image": photo}, data={"labels": "cat"}).json()
+        job = client.job(posted["id"])
+        assert (job.status, job.labels, job.classes, job.ended) == ("queued", ("cat",), (), False)
+        canceled = client.cancel(job.id)
+        assert canceled is not None
+        assert canceled.status == "canceled"
+        with pytest.raises(JobCanceled):
+            client.result(job.id)
+        assert client.cancel(job.id) is None
+        assert client.cancel(job.id) is None  # again is no error
+        with pytest.raises(NotFound, match="no such job"):
+            client.job(job.id)
+
+        image = png(color=next(COLORS))
+        first = api.post("/pseudo-mask", files={"image": image}, data={"labels": "cat"})
 
         async def sleep(seconds: float) -> None:
             pauses.append(seconds)
@@ -388,8 +399,8 @@ def test_it_waits_in_a_full_queue(place: Place, worker: WorkerProcess) -> None:
             wait_for(lambda: api.get(first.headers["Location"]).json()["status"] == "finished")
 
         async def run() -> None:
-            async with AsyncClient(str(api.base_url), sleep=sleep) as client:
-                result = await client.pseudo_mask(png(color=next(COLORS)), "cat")
+            async with AsyncClient(str(api.base_url), sleep=sleep) as waiting:
+                result = await waiting.pseudo_mask(png(color=next(COLORS)), "cat")
                 assert result.job.status == "finished"
 
         anyio.run(run)

@@ -203,27 +203,6 @@ def test_no_fewer_retries_than_none() -> None:
         Client("http://host", retries=-1)
 
 
-def test_the_async_client_does_the_same() -> None:
-    pauses: list[float] = []
-
-    async def sleep(seconds: float) -> None:
-        pauses.append(seconds)
-
-    async def run() -> None:
-        script = Script(
-            problem(429, "rate-limited", **{"Retry-After": 7}),
-            httpx.ReadError("cut"),
-            *(job("queued"), job("running"), httpx.ReadError("cut"), job(), mask()),
-        )
-        async with AsyncClient("http://host", transport=script, sleep=sleep) as client:
-            assert (await client.pseudo_mask(b"photo", "cat")).png == MASK
-        assert len(script.requests) == 7
-
-    anyio.run(run)
-    assert len(pauses) == 3
-    assert pauses[0] >= 7
-
-
 def test_events_that_break_off() -> None:
     """What was heard whole counts; from there it goes on. Silence makes the pauses longer, news short again."""
     heard: list[Any] = []
@@ -396,23 +375,17 @@ def test_from_zip_to_zip(client: Client, service: Script, archive: Path, tmp_pat
         client.batch_status(ID)
 
 
-def test_awaited(archive: Path, tmp_path: Path) -> None:
-    async def no_time(seconds: float) -> None:
-        assert seconds > 0
+def test_items_are_iterated_asynchronously() -> None:
+    found: list[int] = []
 
     async def run() -> None:
-        async with AsyncClient("http://host", transport=script(), sleep=no_time) as client:
-            batch = await client.submit_batch(archive)
-            assert (await client.wait_for_batch(batch.id)).ended
-            assert (await client.batch_status(batch.id)).ended
-            items = [each["number"] async for each in client.batch_items(ID)]
-            assert items == [0, 1, 2, 3, 4]
-            assert await client.batch_report(ID) == {"photos": 5}
-            target = await client.save_archive(ID, tmp_path / "masks.zip")
-            assert target.read_bytes() == b"PKvoc"
-            await client.cancel_batch(ID)
+        service = Batches()
+        service.there = True
+        async with AsyncClient("http://host", transport=Script(then=service)) as client:
+            found.extend([each["number"] async for each in client.batch_items(ID)])
 
     anyio.run(run)
+    assert found == [0, 1, 2, 3, 4]
 
 
 def test_half_a_download_is_none(tmp_path: Path) -> None:
