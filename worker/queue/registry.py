@@ -1,10 +1,10 @@
-"""Who is there: workers announce themselves and their model; the service reads it. Wire layer."""
+"""Worker and model registry: workers announce themselves, their model and their metrics; the service reads them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TypeVar, cast
+from typing import Final, TypeVar, cast
 
 from pydantic import BaseModel, Field
 from redis import Redis
@@ -12,13 +12,14 @@ from redis import Redis
 from models.bundle.manifest import ModelDescription, NearNoun
 from worker.queue.schema import LEASE_SECONDS, ModelRef, Record, Task
 
-WORKERS_KEY = "semples:workers"
-MODELS_KEY = "semples:models"
+_WORKERS_KEY: Final = "semples:workers"
+_MODELS_KEY: Final = "semples:models"
+_MODEL_PREFIX: Final = "semples:model:"
+_MODEL_SECONDS: Final = (
+    600  # that a model outlives its last worker: a restart must not turn jobs away
+)
 
-MODEL_SECONDS = 600
-"""How long a model is known after its last worker was seen: a restart must not turn jobs away."""
-
-R = TypeVar("R", bound=BaseModel)
+_R = TypeVar("_R", bound=BaseModel)
 
 
 def worker_key(worker: str) -> str:
@@ -26,18 +27,13 @@ def worker_key(worker: str) -> str:
     return f"semples:worker:{worker}"
 
 
-def model_key(model: str) -> str:
-    """Return the key that holds what a model's workers say of it."""
-    return f"semples:model:{model}"
-
-
 def janitor_key(host: str) -> str:
-    """Return the key that is there while the janitor on a host is at work."""
+    """Return the key that exists while the janitor on a host works."""
     return f"semples:janitor:{host}"
 
 
 def explanation_key(version: str) -> str:
-    """Return the key that holds what a model's background prompts learned; a version's never changes."""
+    """Return the key of a model version's Explanation, which never changes."""
     return f"semples:explanation:{version}"
 
 
@@ -55,9 +51,9 @@ class ModelInfo(ModelDescription):
 
 
 class Explanation(Record):
-    """What a model's background prompts learned: the nouns nearest to each, nearest first, by class name.
+    """The nouns nearest to each of a model's background prompts, nearest first, by class name.
 
-    Kept apart from ModelInfo, which every request reads: these are hundreds of nouns that few ask for.
+    Kept apart from ModelInfo, which every request reads: these are hundreds of nouns that few requests need.
     """
 
     nearest_nouns: dict[str, tuple[NearNoun, ...]] = Field(default_factory=dict)
@@ -68,8 +64,8 @@ class WorkerInfo(Record):
 
     Attributes:
         lease: seconds that this announcement holds.
-        silent: seconds, when it was announced, since the main thread last got ahead.
-        trouble: why it cannot be counted on, though it lives; empty if it can.
+        silent: seconds since the main thread's last progress, when this was announced.
+        trouble: why the worker does not work, though its process lives; empty if it does.
     """
 
     name: str
@@ -91,44 +87,44 @@ def announce(
     *,
     lease: int = LEASE_SECONDS,
 ) -> None:
-    """Renew a worker's lease, of so many seconds, and what is known of its model."""
+    """Renew a worker's lease, in seconds, and its model's description."""
     explained = explanation_key(model.version)
     with redis.pipeline() as pipeline:
         pipeline.set(worker_key(worker.name), worker.model_dump_json(), ex=lease)
-        pipeline.sadd(WORKERS_KEY, worker.name)
-        pipeline.set(model_key(model.name), model.model_dump_json(), ex=MODEL_SECONDS)
-        pipeline.sadd(MODELS_KEY, model.name)
-        pipeline.expire(explained, MODEL_SECONDS)
+        pipeline.sadd(_WORKERS_KEY, worker.name)
+        pipeline.set(_MODEL_PREFIX + model.name, model.model_dump_json(), ex=_MODEL_SECONDS)
+        pipeline.sadd(_MODELS_KEY, model.name)
+        pipeline.expire(explained, _MODEL_SECONDS)
         *_, known = pipeline.execute()
     if explanation is not None and not known:
-        redis.set(explained, explanation.model_dump_json(), ex=MODEL_SECONDS)
+        redis.set(explained, explanation.model_dump_json(), ex=_MODEL_SECONDS)
 
 
 def withdraw(redis: Redis, worker: str) -> None:
-    """Give a worker's lease back; its model stays known for a while."""
+    """Delete a worker's lease; its model stays known for a while."""
     with redis.pipeline() as pipeline:
         pipeline.delete(worker_key(worker))
-        pipeline.srem(WORKERS_KEY, worker)
+        pipeline.srem(_WORKERS_KEY, worker)
         pipeline.execute()
 
 
 def live_workers(redis: Redis) -> tuple[WorkerInfo, ...]:
-    """Return the workers whose lease holds, by name."""
-    return _read(redis, WORKERS_KEY, worker_key(""), WorkerInfo)
+    """Return the workers whose lease has not expired, by name."""
+    return _read(redis, _WORKERS_KEY, worker_key(""), WorkerInfo)
 
 
 def known_models(redis: Redis) -> tuple[ModelInfo, ...]:
-    """Return the models that a worker has announced lately, by name."""
-    return _read(redis, MODELS_KEY, model_key(""), ModelInfo)
+    """Return the models that workers have announced in the last ten minutes, by name."""
+    return _read(redis, _MODELS_KEY, _MODEL_PREFIX, ModelInfo)
 
 
 def explanation_of(redis: Redis, model: ModelInfo) -> Explanation:
-    """Return what a model's prompts learned; nothing if its workers have not said."""
+    """Return a model's Explanation; an empty one if its workers have not announced any."""
     content = cast("bytes | None", redis.get(explanation_key(model.version)))
     return Explanation() if content is None else Explanation.model_validate_json(content)
 
 
-def _read(redis: Redis, index: str, prefix: str, record: type[R]) -> tuple[R, ...]:
+def _read(redis: Redis, index: str, prefix: str, record: type[_R]) -> tuple[_R, ...]:
     names = sorted(cast("set[bytes]", redis.smembers(index)))
     if not names:
         return ()
@@ -140,26 +136,23 @@ def _read(redis: Redis, index: str, prefix: str, record: type[R]) -> tuple[R, ..
 
 
 @lru_cache(maxsize=64)
-def _parse(record: type[R], content: bytes) -> R:
-    # A model's record is several KB and the same for days: parse it once, not with each request.
+def _parse(record: type[_R], content: bytes) -> _R:
+    # A model's record is several KB and the same for days: it is parsed once, not with each request.
     return record.model_validate_json(content)
 
 
-# A worker's samples on their way to the API, which alone is scraped. Wire layer.
-
-
 def metrics_key(worker: str) -> str:
-    """Return the key that holds a worker's samples."""
+    """Return the key of a worker's metrics, in Prometheus's text format; the API alone is scraped."""
     return f"semples:metrics:{worker}"
 
 
 def publish_metrics(redis: Redis, worker: str, text: bytes, *, lease: int) -> None:
-    """Store a worker's samples, in Prometheus's text format, for as long as its lease holds."""
+    """Store a worker's metrics until its lease expires."""
     redis.set(metrics_key(worker), text, ex=lease)
 
 
 def published_metrics(redis: Redis, workers: Sequence[str]) -> dict[str, str]:
-    """Return the samples of those workers that have published some, by worker."""
+    """Return the metrics of those workers that have published some, by worker."""
     if not workers:
         return {}
     texts = cast("list[bytes | None]", redis.mget([metrics_key(worker) for worker in workers]))

@@ -60,6 +60,11 @@ RATE_SECONDS: Final = 60
 BY_BATCH: Final = "batch"
 """Value of a cancel flag that a batch has set; a person's is "person"."""
 
+STATES: Final = (
+    *("queued", "taken", "started", "finished", "failed", "canceled", "deferred", "scheduled"),
+)
+"""Of jobs in ``QueueStats``."""
+
 State = Literal["ours", "canceled", "lost"]
 """Of a leased job: ours, ours and canceled, or not this worker's any more."""
 
@@ -208,22 +213,13 @@ class QueueStats:
     oldest: float
 
 
-STATES: Final = (
-    *("queued", "taken", "started", "finished", "failed", "canceled", "deferred", "scheduled"),
-)
-"""Of jobs in ``QueueStats``."""
-
-
 def open_redis(url: str, *, timeout: float = 5.0, retries: int = 2) -> Redis:
-    """Return a client that gives up soon, so that a caller can say that Redis does not answer.
+    """Return a client that gives up soon; raise ValueError unless the URL is redis://, rediss:// or unix://.
 
     Args:
-        url: redis://, rediss:// or unix://.
+        url: of the server.
         timeout: of connecting and of one answer, in seconds.
-        retries: of a command whose answer did not come; it may have been carried out for all that.
-
-    Raises:
-        ValueError: if the URL has another scheme.
+        retries: of a command whose answer did not come, which may have been carried out.
     """
     return Redis.from_url(
         url,
@@ -312,33 +308,28 @@ def job_queues(redis: Redis, *, lease: int = LEASE_SECONDS) -> list[JobQueue]:
 
 
 def queue_stats(queues: Sequence[JobQueue], *, moment: datetime) -> list[QueueStats]:
-    """Return each model's numbers of jobs and the age of its oldest, in two round trips."""
+    """Return each model's numbers of jobs and the age of its oldest one at a moment, in two round trips."""
     if not queues:
         return []
-    redis = queues[0].redis
+    redis, width = queues[0].redis, len(STATES) + 1
     with redis.pipeline(transaction=False) as pipeline:
-        for each in [rq_queue for queue in queues for rq_queue in queue.rq_queues]:
+        for each in (rq_queue for queue in queues for rq_queue in queue.rq_queues):
             pipeline.llen(each.key)
             pipeline.llen(each.intermediate_queue_key)
             for registry in STATES[2:]:
                 pipeline.zcard(getattr(each, f"{registry}_job_registry").key)
             pipeline.lindex(each.key, 0)
         answers = pipeline.execute()
-    width = len(STATES) + 1
-    rows = [answers[start : start + width] for start in range(0, len(answers), width)]
-    with redis.pipeline(transaction=False) as pipeline:
-        for row in rows:
-            pipeline.hget(Job.key_for(row[-1].decode() if row[-1] else ""), "enqueued_at")
+        for job_id in answers[width - 1 :: width]:
+            pipeline.hget(Job.key_for(job_id.decode() if job_id else ""), "enqueued_at")
         queued_at = [str_to_date(each) if each else moment for each in pipeline.execute()]
     stats = []
-    for number in range(0, len(rows), 2):  # a model has two
-        both = [
-            sum(counts)
-            for counts in zip(*(row[:-1] for row in rows[number : number + 2]), strict=True)
-        ]
+    for number in range(0, len(queued_at), 2):  # a model has two queues
+        first, second = (answers[n * width : (n + 1) * width - 1] for n in (number, number + 1))
+        jobs = {state: a + b for state, a, b in zip(STATES, first, second, strict=True)}
         # Not below 0 where two hosts' clocks differ.
         oldest = max(0.0, (moment - min(queued_at[number : number + 2])).total_seconds())
-        stats.append(QueueStats(dict(zip(STATES, both, strict=True)), oldest))
+        stats.append(QueueStats(jobs, oldest))
     return stats
 
 
@@ -379,12 +370,9 @@ class JobQueue:
     # What the service and the scheduler of batches do.
 
     def enqueue(self, job: Job, *, earlier: Job | None = None, batch: bool = False) -> bool:
-        """Queue a job whose image is stored; return False if the same was queued just now.
+        """Queue a new job whose image is stored; return False if the same was queued just now.
 
-        Args:
-            job: new.
-            earlier: the same from before, which is deleted.
-            batch: whether it waits behind all interactive ones.
+        An ``earlier`` job with the same id is deleted; an item of a ``batch`` waits behind all interactive jobs.
         """
         if earlier is not None:
             with suppress(InvalidJobOperation):  # it expired just now
@@ -594,60 +582,43 @@ class JobQueue:
         return [each in ours for each in attempts]
 
     def _write_end(self, pipeline: Pipeline, attempt: Attempt) -> None:
-        """As RQ's ``handle_job_success`` and ``handle_job_failure``, less what no job of ours has: dependents,
+        """As RQ's ``handle_job_success`` and ``handle_job_failure``, without what no job of ours has: dependents,
         repeats, callbacks, rate limits.
         """
-        lease, job = attempt.lease, attempt.lease.job
-        ended = job.ended_at = now()
-        if attempt.failure is None:
-            self._write_success(pipeline, attempt)
+        lease, job, failure = attempt.lease, attempt.lease.job, attempt.failure
+        job.ended_at = ended_at = now()
+        execution: dict[str, Any] = {
+            "worker_name": lease.worker_name,
+            "pipeline": pipeline,
+            "execution_id": lease.id,
+            "execution_started_at": lease.created_at,
+            "execution_ended_at": ended_at,
+        }
+        if failure is None:
+            job.set_status(JobStatus.FINISHED, pipeline=pipeline)
+            pipeline.hset(job.key, "ended_at", utcformat(ended_at))
+            pipeline.expire(job.key, RESULT_SECONDS)
+            kind, ttl = Result.Type.SUCCESSFUL, RESULT_SECONDS
+            Result.create(job, kind, ttl=ttl, return_value=attempt.value, **execution)
+            job.finished_job_registry.add(job, ttl, pipeline)
         else:
             job.meta = {name: value for name, value in job.meta.items() if name != "progress"}
-            job.meta["failure"] = attempt.failure.model_dump()
+            job.meta["failure"] = failure.model_dump()
             pipeline.hset(job.key, "meta", json.dumps(job.meta))
             if attempt.retry:
                 pipeline.hset(job.key, "retries_left", (job.retries_left or 1) - 1)
-                pipeline.hset(job.key, "enqueued_at", utcformat(now()))
+                pipeline.hset(job.key, "enqueued_at", utcformat(ended_at))
                 self._write_queued(pipeline, job)
                 pipeline.rpush(self._rq_queue(job).key, job.id)
             else:
-                self._write_failure(pipeline, attempt)
-        counter = "successful_job_count" if attempt.failure is None else "failed_job_count"
+                job.set_status(JobStatus.FAILED, pipeline=pipeline)
+                lines = traceback.format_exception(attempt.error) if attempt.error else ()
+                job._handle_failure("".join(lines), **execution)
         worker = Worker.redis_worker_namespace_prefix + lease.worker_name
-        pipeline.hincrby(worker, counter, 1)
-        worked = (ended - lease.created_at).total_seconds()
-        pipeline.hincrbyfloat(worker, "total_working_time", worked)
+        pipeline.hincrby(worker, f"{'failed' if failure else 'successful'}_job_count", 1)
+        seconds = (ended_at - lease.created_at).total_seconds()
+        pipeline.hincrbyfloat(worker, "total_working_time", seconds)
         lease.delete(job, pipeline)
-
-    def _write_success(self, pipeline: Pipeline, attempt: Attempt) -> None:
-        lease, job = attempt.lease, attempt.lease.job
-        job.set_status(JobStatus.FINISHED, pipeline=pipeline)
-        pipeline.hset(job.key, "ended_at", utcformat(cast("datetime", job.ended_at)))
-        pipeline.expire(job.key, RESULT_SECONDS)
-        Result.create(
-            job,
-            Result.Type.SUCCESSFUL,
-            ttl=RESULT_SECONDS,
-            return_value=attempt.value,
-            worker_name=lease.worker_name,
-            pipeline=pipeline,
-            execution_id=lease.id,
-            execution_started_at=lease.created_at,
-            execution_ended_at=job.ended_at,
-        )
-        job.finished_job_registry.add(job, RESULT_SECONDS, pipeline)
-
-    def _write_failure(self, pipeline: Pipeline, attempt: Attempt) -> None:
-        lease, job = attempt.lease, attempt.lease.job
-        job.set_status(JobStatus.FAILED, pipeline=pipeline)
-        job._handle_failure(
-            "".join(traceback.format_exception(attempt.error)) if attempt.error else "",
-            pipeline,
-            worker_name=lease.worker_name,
-            execution_id=lease.id,
-            execution_started_at=lease.created_at,
-            execution_ended_at=job.ended_at,
-        )
 
     def _write_queued(self, pipeline: Pipeline, job: Job) -> None:
         job.set_status(JobStatus.QUEUED, pipeline=pipeline)

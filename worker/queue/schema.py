@@ -100,11 +100,11 @@ class JobRequest(Record):
     """The argument of a job: references and choices, never pixels.
 
     Attributes:
-        task: what to do; jobs from before there were two are about pseudo masks.
+        task: what to do; the default is that of jobs from before there were two.
         image: blob key of the upload, which holds the hash of its content.
-        labels: class names in canonical order; none to segment, which finds them itself.
-        options: see Options.
-        model: see ModelRef.
+        labels: class names in canonical order; none for the segmenter, which finds the classes itself.
+        options: complete, with no default left.
+        model: that does it.
         vocabulary: "open" where a label is none of the model's classes.
     """
 
@@ -116,8 +116,8 @@ class JobRequest(Record):
     vocabulary: Vocabulary = "closed"
 
     @model_serializer(mode="wrap")
-    def _without_the_usual(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the vocabulary out while it is closed: requests keep the ids from before there was another one."""
+    def _omit_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a closed vocabulary, so that job ids are those from before there was an open one."""
         content: dict[str, Any] = dump(self)
         if self.vocabulary == "closed":
             content.pop("vocabulary", None)
@@ -204,11 +204,6 @@ FILES: Final[Mapping[str, str]] = MappingProxyType(
 
 
 def job_links(path: str, *, finished: bool) -> dict[str, str]:
-    """Return the paths of a job, of its events and, once it is finished, of its files.
-
-    Args:
-        path: the job's own.
-        finished: whether it is.
-    """
+    """Return the paths of a job, its events and, once it is finished, its files; ``path`` is the job's own."""
     files = {name: f"{path}/{file}" for name, file in FILES.items()} if finished else {}
     return {"self": path, "events": f"{path}/events", **files}
