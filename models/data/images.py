@@ -1,7 +1,7 @@
-"""One decoding policy for photos: bytes in, upright RGB pixels out. Free of torch.
+"""Decoding of images: bytes in, upright RGB pixels out; the same rules everywhere. Free of torch.
 
-JPEG, PNG and WebP only, at most 40 megapixels, complete and still. Whatever the file holds
-(palette, gray, alpha, 16 bits, CMYK, an EXIF orientation), the caller gets 8-bit RGB in the upright
+JPEG, PNG and WebP only, at most 40 megapixels, complete and still. From any mode
+(palette, gray, alpha, 16 bits, CMYK) and EXIF orientation, the caller gets 8-bit RGB in the upright
 frame. Embedded color profiles are not applied.
 """
 
@@ -15,31 +15,21 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 40_000_000
 MAX_SIDE = 32_768
-"""A longer strip of few pixels would be stretched to an enormous map in between."""
+"""Longer strips of few pixels would become enormous maps at working size."""
 FORMATS = ("JPEG", "PNG", "WEBP")
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 ImageErrorKind = Literal["unsupported", "too_large", "unreadable"]
 
 _ORIENTATION_TAG = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_QUARTER_TURNS = (5, 6, 7, 8)
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 
-# What Pillow's parsers raise on damaged bytes. Not Exception: a job's timeout, raised in the middle
-# of decoding, and MemoryError must not look like a broken picture.
+# Errors of Pillow's parsers on damaged bytes. Not Exception: a job's timeout, raised in the middle
+# of decoding, and MemoryError must not look like a damaged image.
 _DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -58,7 +48,7 @@ _DECODER_ERRORS = (
 
 
 class ImageError(ValueError):
-    """Bytes that are not a picture we take.
+    """Bytes that are not an accepted image.
 
     Attributes:
         kind: "unsupported" (another format, or animated), "too_large" (pixels) or "unreadable"
@@ -66,7 +56,7 @@ class ImageError(ValueError):
     """
 
     def __init__(self, kind: ImageErrorKind, message: str) -> None:
-        super().__init__(kind, message)  # both, or it could not travel between processes
+        super().__init__(kind, message)  # both, so that it can be pickled
         self.kind: ImageErrorKind = kind
 
     def __str__(self) -> str:
@@ -75,7 +65,7 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class UprightImage:
-    """A decoded photo.
+    """A decoded image.
 
     Attributes:
         pixels: RGB, (H, W, 3), in the upright frame.
@@ -88,7 +78,7 @@ class UprightImage:
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What a photo is, without its pixels; the size is that of the upright frame."""
+    """Size in the upright frame, orientation and format of an image."""
 
     width: int
     height: int
@@ -97,7 +87,7 @@ class ImageHeader:
 
 
 def read_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> UprightImage:
-    """Decode a photo to upright 8-bit RGB; transparency is laid on white.
+    """Decode an image to upright 8-bit RGB; transparent parts become white.
 
     Args:
         data: the file's bytes.
@@ -118,10 +108,10 @@ def read_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> UprightImage:
 
 
 def check_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageHeader:
-    """Refuse what ``read_image`` would refuse, for less work, and say what the photo is.
+    """Check an image as ``read_image`` does, with less work, and return its header.
 
-    A JPEG is decoded at an eighth of its size: that still walks through all of its data, which is
-    what tells a truncated file from a whole one.
+    A JPEG is decoded at an eighth of its size: that still reads all of its data, and so detects a
+    truncated file.
 
     Raises:
         ImageError: as ``read_image`` does.
@@ -135,7 +125,7 @@ def check_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageHeader:
         orientation = _orientation(image)
     except _DECODER_ERRORS as error:
         raise ImageError("unreadable", f"cannot read the image: {error}") from error
-    if orientation in _QUARTER_TURNS:
+    if orientation >= 5:  # a quarter turn
         width, height = height, width
     return ImageHeader(
         width, height, orientation, "JPEG" if image.format == "MPO" else str(image.format)
@@ -143,7 +133,7 @@ def check_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageHeader:
 
 
 def _open(data: bytes, *, max_pixels: int) -> Image.Image:
-    """Open a picture's header, without decoding, and refuse what is too large or moves."""
+    """Open an image without decoding it; refuse large and animated ones."""
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         frames = getattr(image, "n_frames", 1)
@@ -156,14 +146,14 @@ def _open(data: bytes, *, max_pixels: int) -> Image.Image:
     except _DECODER_ERRORS as error:
         raise ImageError("unreadable", f"cannot read the image: {error}") from error
     width, height = image.size
-    # Beyond its own limit Pillow only warns: here that is an error, whatever the caller allows.
+    # Beyond its own limit Pillow only warns; here that is an error, whatever the caller's limit.
     limit = min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)
     if width * height > limit or max(width, height) > MAX_SIDE:
         raise ImageError(
             "too_large",
             f"expected at most {limit} pixels and {MAX_SIDE} a side, got {width} x {height}",
         )
-    # Phones write a second picture (a preview, a gain map) into a JPEG: its first one is the photo.
+    # Phones write a second image (a preview, a gain map) into a JPEG: the first one is the photo.
     if frames > 1 and image.format != "MPO":
         raise ImageError(
             "unsupported", f"expected a still image, got an animation of {frames} frames"
@@ -186,13 +176,15 @@ def _orientation(image: Image.Image) -> int:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
     except _DECODER_ERRORS:
         return 1
-    return value if isinstance(value, int) and value in _UPRIGHT else 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _turn_upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    if orientation not in _UPRIGHT:
+    if orientation == 1:
         return pixels
-    return np.array(Image.fromarray(pixels).transpose(_UPRIGHT[orientation]))
+    image = Image.fromarray(pixels)  # without the file's other EXIF data, which may be damaged
+    image.getexif()[_ORIENTATION_TAG] = orientation
+    return np.array(ImageOps.exif_transpose(image))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

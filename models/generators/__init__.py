@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 
 class MaskGenerator(nn.Module, ABC):
-    """S of the paper: what every CAM network is. It takes images in [0, 1] and normalizes inside.
+    """Base class of CAM networks (S of the paper); takes images in [0, 1] and normalizes inside.
 
     Attributes:
-        head: what turns a place's features into the evidence of the K classes.
+        head: from features of a place to the evidence of the K classes.
         mean: of the input normalization, (1, 3, 1, 1).
         std: of the input normalization, (1, 3, 1, 1).
     """
@@ -28,7 +28,7 @@ class MaskGenerator(nn.Module, ABC):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Return images in [0, 1], (B, 3, H, W), as the network was trained to see them."""
+        """Return images in [0, 1], (B, 3, H, W), with the normalization of the network's training."""
         return (images - self.mean) / self.std
 
     def forward(self, images: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class MaskGenerator(nn.Module, ABC):
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:
-        """Return what the network knows of images before its head, one row an image."""
+        """Return the network's features before its head, one row an image."""
 
     @abstractmethod
     def cams(self, features: Tensor) -> Tensor:
@@ -45,17 +45,17 @@ class MaskGenerator(nn.Module, ABC):
 
     @abstractmethod
     def affinity(self, features: Tensor) -> Tensor:
-        """Read from features how much a place has to do with others, (B, h, w, h, w), not negative; a walk's steps."""
+        """Read the affinity of all places to each other from features, (B, h, w, h, w), not negative."""
 
     @abstractmethod
     def evidence(self, images: Tensor) -> Mapping[str, Tensor]:
-        """Return opinions on what images show, by name, logits (B, K) each; pre-training teaches them the labels."""
+        """Return classification logits, (B, K) each, by name, which pre-training fits to the labels."""
 
     def let_learn(self, trainable: str) -> None:
-        """Let the whole network learn from masks ("all") or its head alone ("head"); stages (a) and (c)."""
+        """Make the whole network ("all") or its head alone ("head") trainable, for stages (a) and (c)."""
         self.requires_grad_(trainable == "all")
         self.head.requires_grad_(True)
 
     def let_all_learn(self) -> None:
-        """Let everything learn, batch statistics too, as pre-training does."""
+        """Make everything trainable, batch statistics too, for pre-training."""
         self.requires_grad_(True).train()

@@ -1,8 +1,9 @@
-"""A CAM network on any timm backbone: features, a 1×1 convolution without bias, ReLU."""
+"""CAM networks on timm backbones: features, a 1×1 convolution without bias, ReLU; trained, or zero-shot from CLIP."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import timm
@@ -13,26 +14,26 @@ from torch import Tensor, nn
 from models.clip import FrozenClip, FrozenImageTower
 from models.generators import MaskGenerator
 
-# How alike places look to a mask generator.
+# Zero-shot evidence is a few units high, so that epsilon 0.1 in the masks' min-max stays small beside it.
+EVIDENCE_SCALE = 10.0
+
+# Cosines of rectified features are high everywhere; their power separates the near ones.
+_SHARPNESS = 4
 
 
 def cosine_affinity(features: Tensor) -> Tensor:
     """Return the positive cosines between all places of a feature map, (B, C, h, w) → (B, h, w, h, w).
 
-    The counterpart for convolutional networks of a transformer's patch affinity (as in WeakTr's fine CAM). Memory grows
-    with (h w)² an image.
+    For convolutional networks, in place of a transformer's patch affinity (as in WeakTr's fine CAM). Memory grows with
+    (h w)² an image.
     """
     unit = F.normalize(features.flatten(2), dim=1)
     grid = features.shape[-2:]
     return (unit.transpose(1, 2) @ unit).relu().view(-1, *grid, *grid)
 
 
-# Cosines of rectified features are high everywhere; their power leaves the near ones.
-SHARPNESS = 4
-
-
 class CnnGenerator(MaskGenerator):
-    """The CAM network that CLIMS-like methods use.
+    """The CAM network of CLIMS-like methods.
 
     Args:
         backbone: maps normalized images (B, 3, H, W) to features (B, C, h, w).
@@ -42,12 +43,7 @@ class CnnGenerator(MaskGenerator):
     """
 
     def __init__(
-        self,
-        backbone: nn.Module,
-        head: Tensor,
-        *,
-        mean: Sequence[float],
-        std: Sequence[float],
+        self, backbone: nn.Module, head: Tensor, *, mean: Sequence[float], std: Sequence[float]
     ) -> None:
         super().__init__()
         classes, channels = head.shape
@@ -78,7 +74,7 @@ class CnnGenerator(MaskGenerator):
 
     def affinity(self, features: Tensor) -> Tensor:
         """Return a power of the positive cosines between the places of the backbone's map, (B, h, w, h, w)."""
-        return cosine_affinity(features) ** SHARPNESS
+        return cosine_affinity(features) ** _SHARPNESS
 
 
 class _LastStage(nn.Module):
@@ -91,24 +87,27 @@ class _LastStage(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         maps: Tensor = self.features(images)[-1]
-        # Swin and its kin answer channels last.
+        # Some families, such as Swin, return channels last.
         return maps if maps.shape[1] == self.channels else maps.permute(0, 3, 1, 2)
 
 
-def _first_accepted(
-    name: str, attempts: Sequence[Mapping[str, Any]], *, pretrained: bool, level: int
-) -> Any:
-    """Build a ``features_only`` network with the first options that its family knows."""
-    for options in attempts[:-1]:
+def _create_features(name: str, output_stride: int, *, pretrained: bool, level: int) -> Any:
+    """Build a ``features_only`` network with the first option that its family accepts."""
+    # Dilation, or a switch for images of other sizes than the network's own.
+    options = (
+        {"output_stride": output_stride},
+        {"dynamic_img_size": True},
+        {"strict_img_size": False},
+    )
+    create = partial(
+        timm.create_model, name, pretrained=pretrained, features_only=True, out_indices=(level,)
+    )
+    for option in options:
         try:
-            return timm.create_model(
-                name, pretrained=pretrained, features_only=True, out_indices=(level,), **options
-            )
+            return create(**option)
         except (TypeError, AssertionError):  # not of this family
             continue
-    return timm.create_model(
-        name, pretrained=pretrained, features_only=True, out_indices=(level,), **attempts[-1]
-    )
+    return create()
 
 
 def cnn_generator(
@@ -128,20 +127,13 @@ def cnn_generator(
         pretrained: load timm's weights, from the model hub or its cache.
         output_stride: 8, 16 or 32; networks that cannot dilate keep their own.
         generator: source of randomness of the head.
-        level: which of the backbone's maps the head reads, as timm counts them; earlier ones see less around a place.
+        level: the backbone's map that the head reads, in timm's numbering; earlier ones have smaller receptive fields.
 
     Raises:
         ValueError: if timm does not know the name or cannot fetch its weights.
     """
-    # Families differ in what they take: dilation, or leave to see images of other sizes than their own.
-    attempts: tuple[dict[str, Any], ...] = (
-        {"output_stride": output_stride},
-        {"dynamic_img_size": True},
-        {"strict_img_size": False},
-        {},
-    )
     try:
-        features = _first_accepted(name, attempts, pretrained=pretrained, level=level)
+        features = _create_features(name, output_stride, pretrained=pretrained, level=level)
     except OSError as error:
         raise ValueError(
             f"expected the weights of {name!r} from the model hub or its cache, got: {error}"
@@ -153,18 +145,7 @@ def cnn_generator(
     channels = int(features.feature_info.channels()[-1])
     head = torch.empty(classes, channels).normal_(0, 0.01, generator=generator)
     data = timm.data.resolve_data_config({}, model=features)
-    return CnnGenerator(
-        _LastStage(features, channels),
-        head,
-        mean=data["mean"],
-        std=data["std"],
-    )
-
-
-# A CAM network that needs no training: CLIP's own image trunk, its head written by class texts.
-
-# Evidence is a few units high, so that the released epsilon of 0.1 in the masks' min-max stays small beside it.
-EVIDENCE_SCALE = 10.0
+    return CnnGenerator(_LastStage(features, channels), head, mean=data["mean"], std=data["std"])
 
 
 def classifier_backbone(name: str, *, output_stride: int) -> nn.Module:
@@ -192,7 +173,7 @@ def trunk_name(clip: FrozenClip) -> str:
 
 
 def text_initialized_head(tower: FrozenImageTower, class_text: Tensor) -> Tensor:
-    """Write a 1×1 head whose evidence, averaged over space, is proportional to CLIP's own score of the class.
+    """Return a 1×1 head whose evidence, averaged over space, is proportional to CLIP's own score of the class.
 
     The tower pools features f and projects them, so t · P mean(f) = mean((Pᵀt) · f): the row of a class is Pᵀt.
     All rows share one scale, by which the evidence of a feature as large as P's typical input is EVIDENCE_SCALE.
@@ -214,9 +195,9 @@ def text_initialized_head(tower: FrozenImageTower, class_text: Tensor) -> Tensor
 def zero_shot_generator(
     clip: FrozenClip, class_text: Tensor, *, output_stride: int
 ) -> CnnGenerator:
-    """Build a mask generator from a CLIP and class texts alone; the baseline that training must beat.
+    """Build a mask generator from a CLIP and class texts alone: the baseline for training.
 
-    The backbone is a copy of CLIP's trunk with dilated strides, so training it leaves CLIP as it was.
+    The backbone is a copy of CLIP's trunk with dilated strides, so training it does not change CLIP.
 
     Args:
         clip: a CLIP that ``trunk_name`` accepts.

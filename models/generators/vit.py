@@ -1,4 +1,4 @@
-"""A vision transformer with a token for each class, which keeps what attention fusion needs of each block."""
+"""A vision transformer with a token for each class, which returns the queries and keys of each block."""
 
 from __future__ import annotations
 
@@ -14,20 +14,17 @@ from torch import Tensor, nn
 
 from models.weaktr_sizes import WeakTrSizes
 
-# Attention that begins as that of large pre-trained transformers ends: like looks at like (arXiv 2305.09828).
-#
-# A transformer that starts from plain noise looks everywhere alike, and few photos do not teach it otherwise. WeakTr's
-# CAMs live on its attention.
-
-_TOWARDS_KEYS, _FROM_VALUES = 0.7, 0.4  # the paper's strengths, of the identity and of noise alike
+_EPSILON = 1e-6  # of layer norms, as in ViT and DeiT
+_TOWARDS_KEYS, _FROM_VALUES = 0.7, 0.4  # strengths in the paper, of the identity and of noise alike
 
 
 @torch.no_grad()
 def draw_attention(qkv: nn.Linear, proj: nn.Linear, *, heads: int) -> None:
-    """Draw an attention's weights so that tokens attend to tokens like themselves, and pass on their difference.
+    """Draw an attention's weights so that tokens attend to similar tokens (mimetic, arXiv 2305.09828).
 
-    Of each head, ``queries' weightᵀ @ keys' weight`` is close to a positive multiple of the identity plus noise;
-    ``projection @ values' weight`` is a negative one plus noise. Biases are zero.
+    A transformer that starts from plain noise attends everywhere alike, and few images do not teach it otherwise;
+    WeakTr's CAMs depend on its attention. Of each head, ``queries' weightᵀ @ keys' weight`` is close to a positive
+    multiple of the identity plus noise; ``projection @ values' weight`` is a negative one plus noise. Biases are zero.
 
     Args:
         qkv: from tokens to queries, keys and values, each head by head.
@@ -58,11 +55,8 @@ def _factors(product: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return left[:, :rank] * root, root[:, None] * right[:rank]
 
 
-_EPSILON = 1e-6  # of layer norms, as in ViT and DeiT
-
-
-class Attended(NamedTuple):
-    """What one block's attention saw and said.
+class _Attended(NamedTuple):
+    """Queries, keys and output of one block's attention.
 
     Attributes:
         queries: (B, heads, N, C / heads).
@@ -77,13 +71,13 @@ class Attended(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the trunk makes of images; N = T + h w tokens, class tokens first.
+    """The trunk's output; N = T + h w tokens, class tokens first.
 
     Attributes:
         tokens: after the last block, without a final norm, (B, N, C).
         queries: of each block, (B, heads, N, C / heads).
         keys: likewise.
-        pooled: attention outputs without their tokens, (B, depth, C).
+        pooled: attention outputs, pooled over tokens, (B, depth, C).
         grid: (h, w).
     """
 
@@ -99,13 +93,8 @@ class Encoded:
         return Encoded(self.tokens.detach(), queries, keys, self.pooled.detach(), self.grid)
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention whose queries and keys can be kept; no N × N map is made.
-
-    Args:
-        width: C.
-        heads: a divisor of C.
-    """
+class _SelfAttention(nn.Module):
+    """Multi-head self-attention that also returns queries and keys; no N × N map is made."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -113,15 +102,15 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, tokens: Tensor) -> Attended:
+    def forward(self, tokens: Tensor) -> _Attended:
         """Attend from all tokens to all tokens, (B, N, C)."""
         split = 2 * tokens.shape[-1]
         weight, bias = self.qkv.weight, self.qkv.bias
-        # Values apart: as slices of one tensor, the queries and keys that are kept would keep them too.
+        # Values apart: as slices of one tensor, queries and keys would keep them in memory too.
         queries, keys = self._by_head(F.linear(tokens, weight[:split], bias[:split]), parts=2)
         (values,) = self._by_head(F.linear(tokens, weight[split:], bias[split:]), parts=1)
         seen = F.scaled_dot_product_attention(queries, keys, values)
-        return Attended(queries, keys, self.proj(seen.transpose(1, 2).flatten(2)))
+        return _Attended(queries, keys, self.proj(seen.transpose(1, 2).flatten(2)))
 
     def _by_head(self, mixed: Tensor, *, parts: int) -> tuple[Tensor, ...]:
         # (B, N, parts, heads, d) → (B, heads, parts, N, d)
@@ -129,19 +118,13 @@ class SelfAttention(nn.Module):
         return apart.transpose(1, 3).unbind(2)
 
 
-class Block(nn.Module):
-    """A pre-norm transformer block.
-
-    Args:
-        width: C.
-        heads: of the attention.
-        hidden: width inside the MLP.
-    """
+class _Block(nn.Module):
+    """A pre-norm transformer block."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=_EPSILON)
-        self.attn = SelfAttention(width, heads)
+        self.attn = _SelfAttention(width, heads)
         self.norm2 = nn.LayerNorm(width, eps=_EPSILON)
         fc1, fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.mlp = nn.Sequential(OrderedDict(fc1=fc1, act=nn.GELU(), fc2=fc2))
@@ -154,15 +137,15 @@ class Block(nn.Module):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Attended]:
-        """Return the next tokens, (B, N, C), and what the attention saw."""
-        attended: Attended = self.attn(self.norm1(tokens))
+    def forward(self, tokens: Tensor) -> tuple[Tensor, _Attended]:
+        """Return the next tokens, (B, N, C), and the attention's queries, keys and output."""
+        attended: _Attended = self.attn(self.norm1(tokens))
         tokens = tokens + attended.output
         return tokens + self.mlp(self.norm2(tokens)), attended
 
 
 class ClassTokenTransformer(nn.Module):
-    """DeiT with T class tokens; parameters are called as in timm and in WeakTr's public checkpoints.
+    """DeiT with T class tokens; parameters are named as in timm and in WeakTr's public checkpoints.
 
     Args:
         sizes: of the network.
@@ -179,16 +162,16 @@ class ClassTokenTransformer(nn.Module):
         projection = nn.Conv2d(3, width, kernel_size=patch, stride=patch)
         self.patch_embed = nn.Sequential(OrderedDict(proj=projection))
         hidden = round(width * sizes.mlp_ratio)
-        self.blocks = nn.ModuleList(Block(width, sizes.heads, hidden) for _ in range(sizes.depth))
+        self.blocks = nn.ModuleList(_Block(width, sizes.heads, hidden) for _ in range(sizes.depth))
         # The public checkpoints have it, though nothing is normed after the last block.
         self.norm = nn.LayerNorm(width, eps=_EPSILON).requires_grad_(False)
 
     def encode(self, images: Tensor, *, pool: Callable[[Tensor], Tensor]) -> Encoded:
-        """Run the trunk on normalized images, (B, 3, H, W); what exceeds whole patches is left out.
+        """Run the trunk on normalized images, (B, 3, H, W); only whole patches are used.
 
         Args:
             images: normalized.
-            pool: outputs of an attention, (B, N, C) → (B, C), which are kept in their stead.
+            pool: outputs of an attention, (B, N, C) → (B, C).
 
         Raises:
             ValueError: if the images are smaller than a patch.
@@ -215,7 +198,7 @@ class ClassTokenTransformer(nn.Module):
             return self.pos_embed
         of_classes, of_places = torch.tensor_split(self.pos_embed, [self.class_tokens], dim=1)
         plane = torch.unflatten(of_places.transpose(1, 2), 2, self.sizes.native_grid)
-        # The tenth shifts the places a little, as in DINO and in WeakTr after it: the public checkpoints know it so.
+        # The tenth shifts the places a little, as in DINO and in WeakTr's public checkpoints.
         scale = [
             (side + 0.1) / native for side, native in zip(grid, self.sizes.native_grid, strict=True)
         ]
@@ -224,7 +207,7 @@ class ClassTokenTransformer(nn.Module):
 
     @torch.no_grad()
     def draw_weights(self) -> None:
-        """Initialize tokens and MLPs as DeiT does, with normals of 0.02; attention and places so that few photos do.
+        """Initialize tokens and MLPs as DeiT, with normals of 0.02; attention and positions for few images.
 
         Not done when the module is made: it takes seconds, which loading weights would waste.
         """
@@ -233,5 +216,5 @@ class ClassTokenTransformer(nn.Module):
         places = build_sincos2d_pos_embed(list(self.sizes.native_grid), dim=self.sizes.width)
         self.pos_embed[0, self.class_tokens :] = places
         for module in self.modules():
-            if isinstance(module, Block):
+            if isinstance(module, _Block):
                 module.draw_weights()

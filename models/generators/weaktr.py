@@ -1,4 +1,4 @@
-"""WeakTr: CAMs of a class-token transformer, made finer by its own attention (arXiv 2304.01184)."""
+"""WeakTr: CAMs of a class-token transformer, refined by its own attention (arXiv 2304.01184)."""
 
 from __future__ import annotations
 
@@ -7,21 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from models.generators import MaskGenerator
 from models.generators.vit import ClassTokenTransformer, Encoded
 from models.weaktr_sizes import WeakTrSizes
 
-# Adaptive attention fusion: which heads of which blocks to trust.
 
-
-class AdaptiveAttentionFusion(nn.Module):
-    """Weigh all heads of all blocks by what their attention put out (WeakTr).
-
-    Args:
-        sizes: of the transformer and of the MLPs.
-    """
+class _AdaptiveAttentionFusion(nn.Module):
+    """Weights of all heads of all blocks, computed from their attention outputs."""
 
     def __init__(self, sizes: WeakTrSizes) -> None:
         super().__init__()
@@ -53,16 +48,12 @@ class AdaptiveAttentionFusion(nn.Module):
         return torch.unflatten(weights, 1, (self.heads, -1)).transpose(1, 2)
 
 
-# The weighted mean of all heads' attention maps, one map at a time.
-
-
 def mean_attention(queries: Sequence[Tensor], keys: Sequence[Tensor], weights: Tensor) -> Tensor:
     """Return the mean of all attention maps, each times its weight, (B, N, N).
 
-    The weights depend on the last block, so no map can be folded in when its block makes it. Stacked, the maps would
-    take depth × heads × N² numbers; queries and keys are kept instead, 2 C N a block, and each map is made again in a
-    buffer that a processor's cache holds: about a fifth of the trunk's time. So does the backward pass, for which
-    nothing of a map's size is kept.
+    The weights depend on the last block, so no map can be added when its block computes it. All maps would take
+    depth × heads × N² numbers; instead queries and keys are kept, 2 C N a block, and each map is computed again in a
+    buffer that fits a processor's cache: about a fifth of the trunk's time. The backward pass does the same.
 
     Args:
         queries: of each block, (B, heads, N, d).
@@ -91,12 +82,12 @@ class _MeanAttention(torch.autograd.Function):
         of_weights = torch.empty_like(weights)
         for block, head, maps in _maps(queries_and_keys):
             of_weights[:, block, head] = (maps * toward_mean).sum(dim=(1, 2))
-        # In WeakTr masks and the fine CAM's loss teach the weights alone, so queries and keys need no gradient.
+        # In WeakTr only the weights learn from masks and the fine CAM's loss: queries and keys need no gradient.
         return of_weights, *(None,) * len(queries_and_keys)
 
 
 def _maps(queries_and_keys: Sequence[Tensor]) -> Iterator[tuple[int, int, Tensor]]:
-    """Give block, head and attention map, (B, N, N), of each head; the next map overwrites it."""
+    """Yield block, head and attention map, (B, N, N), of each head; the next map overwrites it."""
     depth = len(queries_and_keys) // 2
     scores = maps = None
     for block in range(depth):
@@ -108,11 +99,8 @@ def _maps(queries_and_keys: Sequence[Tensor]) -> Iterator[tuple[int, int, Tensor
             yield block, head, maps
 
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
 @dataclass(frozen=True)
-class CamSteps:
+class _CamSteps:
     """From evidence to the fine CAM; each (B, K, h, w).
 
     Attributes:
@@ -128,7 +116,7 @@ class CamSteps:
 
 @dataclass(frozen=True)
 class ClassifierLogits:
-    """Three opinions on what an image shows, each (B, K): of the class tokens, the coarse evidence and the fine CAM."""
+    """Classification logits of the class tokens, the coarse evidence and the fine CAM, (B, K) each."""
 
     class_token: Tensor
     coarse: Tensor
@@ -136,7 +124,7 @@ class ClassifierLogits:
 
 
 class WeakTrGenerator(ClassTokenTransformer, MaskGenerator):
-    """WeakTr as a mask generator; masks teach its head and its fusion alone, never the trunk.
+    """WeakTr as a mask generator; only its head and its fusion learn from masks, never the trunk.
 
     Args:
         sizes: of the network.
@@ -150,30 +138,30 @@ class WeakTrGenerator(ClassTokenTransformer, MaskGenerator):
         sizes: WeakTrSizes,
         *,
         classes: int,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        std: Sequence[float] = IMAGENET_DEFAULT_STD,
     ) -> None:
         super().__init__(sizes, class_tokens=classes + sizes.spare_tokens)
         self.classes = classes
         self.head = nn.Conv2d(sizes.width, classes, kernel_size=3, padding=1)
-        self.adaptive_attention_fusion = AdaptiveAttentionFusion(sizes)
+        self.adaptive_attention_fusion = _AdaptiveAttentionFusion(sizes)
         self.normalize_by(mean=mean, std=std)
 
     def let_learn(self, trainable: str) -> None:
-        """Let head and fusion learn, whatever is asked for: masks teach nothing else."""
+        """Make head and fusion trainable, whatever the argument: nothing else learns from masks."""
         super().let_learn("head")
         self.adaptive_attention_fusion.requires_grad_(True)
 
     def let_all_learn(self) -> None:
-        """Let everything learn but the last norm, through which nothing goes."""
+        """Make everything trainable but the last norm, which is not used."""
         super().let_all_learn()
         self.norm.requires_grad_(False)
 
     def features(self, images: Tensor) -> Tensor:
-        """Return what ``cams`` and ``affinity`` read, for images in [0, 1], (B, 3, H, W).
+        """Return the input of ``cams`` and ``affinity``, for images in [0, 1], (B, 3, H, W).
 
-        One map, (B, C + K + h w, h, w), without a gradient to the trunk: the patch tokens, and of the mean attention
-        map what each class token and each patch pays to the place.
+        One map, (B, C + K + h w, h, w), without a gradient to the trunk: the patch tokens, and the mean attention of
+        each class token and each patch to the place.
         """
         with torch.no_grad():
             encoded = self._encode(images)
@@ -184,21 +172,21 @@ class WeakTrGenerator(ClassTokenTransformer, MaskGenerator):
         return self.cam_steps(features).fine_cam
 
     def affinity(self, features: Tensor) -> Tensor:
-        """Return the attention that patches pay to each other, (B, h, w, h, w), of ``features``."""
+        """Return the attention of patches to each other, (B, h, w, h, w), of ``features``."""
         affinity = features[:, self.sizes.width + self.classes :]
         return torch.unflatten(affinity, 1, features.shape[-2:])
 
-    def cam_steps(self, features: Tensor) -> CamSteps:
-        """Return the fine CAM of ``features`` and what leads to it."""
-        # Attention is a matter of small numbers, which half precision would flush to zero.
+    def cam_steps(self, features: Tensor) -> _CamSteps:
+        """Return the fine CAM of ``features`` and the steps before it."""
+        # Attention weights are small numbers, which half precision would flush to zero.
         with torch.autocast(features.device.type, enabled=False):
             patches, attention = torch.tensor_split(features.float(), [self.sizes.width], dim=1)
             return self._steps(self.head(patches), attention)
 
     def classifier_logits(self, images: Tensor) -> ClassifierLogits:
-        """Classify images in [0, 1], (B, 3, H, W), as pre-training needs it.
+        """Classify images in [0, 1], (B, 3, H, W), for pre-training.
 
-        The first two opinions teach trunk and head. The fine CAM's teaches the fusion alone, as in the public WeakTr.
+        Trunk and head learn from the first two logits, the fusion alone from the fine CAM's, as in the public WeakTr.
         """
         encoded = self._encode(images)
         features = self._fuse(encoded.detached())
@@ -213,14 +201,14 @@ class WeakTrGenerator(ClassTokenTransformer, MaskGenerator):
         )
 
     def evidence(self, images: Tensor) -> Mapping[str, Tensor]:
-        """Return the three opinions of ``classifier_logits`` by name."""
+        """Return the logits of ``classifier_logits`` by name."""
         return vars(self.classifier_logits(images))
 
-    def _steps(self, logits: Tensor, attention: Tensor) -> CamSteps:
+    def _steps(self, logits: Tensor, attention: Tensor) -> _CamSteps:
         cam = attention[:, : self.classes] * logits.relu()
         affinity = attention[:, self.classes :].flatten(2)
         fine = cam.flatten(2) @ affinity.transpose(1, 2)
-        return CamSteps(logits, cam, fine.view_as(cam))
+        return _CamSteps(logits, cam, fine.view_as(cam))
 
     def _encode(self, images: Tensor) -> Encoded:
         return self.encode(self.normalize(images), pool=self.adaptive_attention_fusion.pool)

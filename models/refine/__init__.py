@@ -11,12 +11,15 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
-# The refiners that exist, by name; imports no torch, so that the API can check a request.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from models.refine.regions import Regions
 
 NO_REFINER: Final = "none"
 
-# Name → "module:factory"; the factory takes the image's `RefinerContext` and returns a Refiner. A new refiner is
-# one file and one line here: the command line, the service and the contract tests read this table.
+# Name → "module:factory"; a factory takes a RefinerContext and returns a Refiner. A new refiner is one file and one
+# line here: the command line, the service and the contract tests read this table.
 REFINERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "pamr": "models.refine.pamr:build",
@@ -27,7 +30,7 @@ REFINERS: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 
-# Which of them ask for the mask generator's features (an affinity), and which for region proposals.
+# Refiners that need the mask generator's features (an affinity), and those that need region proposals.
 NEED_FEATURES: Final = frozenset({"random_walk"})
 NEED_REGIONS: Final = frozenset({"region_vote"})
 
@@ -43,7 +46,7 @@ def parse_chain(chain: str) -> tuple[str, ...]:
 
     Raises:
         ValueError: for an unknown or empty name, for ``"none"`` beside another name, and for a
-            name that comes twice (so a request cannot ask for a thousand passes).
+            repeated name (so a request cannot ask for a thousand passes).
     """
     if chain == NO_REFINER:
         return ()
@@ -57,24 +60,8 @@ def parse_chain(chain: str) -> tuple[str, ...]:
     return names
 
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from models.refine.regions import Regions
-
-__all__ = [
-    "NO_REFINER",
-    "REFINERS",
-    "Chain",
-    "Refiner",
-    "RefinerContext",
-    "build_refiner",
-    "parse_chain",
-]
-
-
 class Refiner(Protocol):
-    """What every refiner is: a deterministic function of an image and its scores."""
+    """A deterministic function of an image and its scores."""
 
     def __call__(self, image: Tensor, scores: Tensor) -> Tensor:
         """Refine the scores along the image's edges.
@@ -94,15 +81,15 @@ class Refiner(Protocol):
 
 @dataclass(frozen=True)
 class RefinerContext:
-    """What some refiners need beside image and scores.
+    """Other inputs of refiners, beside image and scores.
 
     Attributes:
-        affinity: images (B, 3, H, W) → how alike the places of a coarse grid are to the mask generator,
-            (B, h, w, h, w), not negative.
+        affinity: images (B, 3, H, W) → the mask generator's affinity of places of a coarse grid, (B, h, w, h, w),
+            not negative.
         background: scores (C, H, W) → the background's score, (H, W).
         proposals: image (3, H, W) → regions that probably belong together.
-        rescale: maps that a refiner flattened and what they were, (C, H, W) both → maps: CAMs get their range back,
-            probabilities must not.
+        rescale: flattened maps and the original ones, (C, H, W) both → maps: CAMs get their range back, probabilities
+            do not.
     """
 
     affinity: Callable[[Tensor], Tensor]
@@ -113,12 +100,12 @@ class RefinerContext:
 
 @dataclass(frozen=True)
 class Chain:
-    """Refiners run one after the other; without any, the scores come back as they are."""
+    """Refiners in sequence; without any, scores are returned unchanged."""
 
     refiners: tuple[Refiner, ...]
 
     def __call__(self, image: Tensor, scores: Tensor) -> Tensor:
-        """Feed each refiner the scores of the one before it; shapes as in `Refiner`."""
+        """Refine scores by each refiner in turn; shapes as in `Refiner`."""
         for refiner in self.refiners:
             scores = refiner(image, scores)
         return scores
@@ -136,9 +123,6 @@ def build_refiner(chain: str, context: RefinerContext) -> Refiner:
 def _load(path: str) -> Callable[[RefinerContext], Refiner]:
     module, _, factory = path.partition(":")
     return cast("Callable[[RefinerContext], Refiner]", getattr(import_module(module), factory))
-
-
-# What every refiner asks of its arguments.
 
 
 def check_pair(image: Tensor, scores: Tensor) -> None:

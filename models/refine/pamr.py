@@ -6,7 +6,7 @@ An iteration replaces a pixel's scores by the weighted mean of its neighbors', 8
 Gathering those takes a (C, 48, H, W) tensor every time. But a weighted sum of table rows is what an
 embedding bag computes in one fused kernel: the table is the score map with the channels last, a
 bag is one pixel's neighbors, the weights are its affinities. It also keeps the parallel regions
-few, which counts where other processes want the same cores. (Where torch has no FBGEMM, as on ARM,
+few, which matters if other processes use the same cores. (Where torch has no FBGEMM, as on ARM,
 the same call is correct but slower.)
 """
 
@@ -22,7 +22,7 @@ from models.refine import RefinerContext, check_pair
 
 DILATIONS: Final = (1, 2, 4, 8, 12, 24)
 ITERATIONS: Final = 10
-CHUNK: Final = 1 << 15
+_CHUNK: Final = 1 << 15
 
 _TEMPERATURE = 0.1
 _EPSILON = 1e-8
@@ -41,7 +41,7 @@ class Pamr:
 
 
 def build(context: RefinerContext) -> Pamr:
-    """Build the refiner; it needs nothing beside the image."""
+    """Build the refiner."""
     del context
     return Pamr()
 
@@ -54,7 +54,7 @@ def pamr(
     iterations: int = ITERATIONS,
     dilations: Sequence[int] = DILATIONS,
 ) -> Tensor:
-    """Spread scores between neighbors of like color; no gradient flows through it.
+    """Spread scores between neighbors of similar color; no gradient flows through it.
 
     ``k_ij = softmax_j(-mean_rgb(|I_i - I_j| / (1e-8 + 0.1 std_i)))``, then ``iterations`` times
     ``scores_i = sum_j k_ij scores_j``, where j runs over the 8 neighbors of i at each dilation
@@ -107,10 +107,10 @@ def neighbor_index(
 
 
 @torch.no_grad()
-def affinities(image: Tensor, index: Tensor, *, chunk: int = CHUNK) -> Tensor:
-    """Weigh each pixel's neighbors by how like its color theirs is.
+def affinities(image: Tensor, index: Tensor, *, chunk: int = _CHUNK) -> Tensor:
+    """Weigh each pixel's neighbors by the similarity of their color.
 
-    The variance and the softmax may take the short way. Among the differences from the pixel, each
+    The variance is computed in one pass, the softmax without a shift. Among the differences from the pixel, each
     3x3 window holds its own, which is 0, so that (by Cauchy and Schwarz) at least a ninth of the
     sum of squares is left when the squared sum is taken off: the one-pass variance cancels nothing
     away, even where the photo is nearly flat. The mean difference is for the same reason at most

@@ -1,4 +1,4 @@
-"""Random walk: class evidence travels between places that look alike to the mask generator."""
+"""Random walk: class evidence spreads between places that are similar to the mask generator."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RandomWalk:
     Attributes:
         affinity: images (B, 3, H, W) → (B, h, w, h, w), not negative.
         rescale: see RefinerContext.
-        box_share: evidence stays inside boxes around what exceeds this share of a map's maximum.
+        box_share: evidence stays inside boxes around values above this share of a map's maximum.
     """
 
     affinity: Callable[[Tensor], Tensor]
@@ -52,7 +52,7 @@ def build(context: RefinerContext) -> RandomWalk:
 
 @torch.no_grad()
 def walk(scores: Tensor, affinity: Tensor, *, box_share: float = BOX_SHARE) -> Tensor:
-    """Spread scores over the affinity's grid, inside the boxes of what is there already.
+    """Spread scores over the affinity's grid, inside the boxes of the high scores.
 
     Args:
         scores: (C, H, W) float32, not negative.
@@ -72,13 +72,13 @@ def walk(scores: Tensor, affinity: Tensor, *, box_share: float = BOX_SHARE) -> T
 
 
 def transition(affinity: Tensor, *, rounds: int = ROUNDS) -> Tensor:
-    """Turn an affinity into two steps of a random walk that favors no place.
+    """Turn an affinity into two steps of a random walk without preferred places.
 
     Sinkhorn's normalization of columns, then rows, some rounds; symmetrized; squared. (Lin et al., *CLIP is Also an
     Efficient Segmenter*, CVPR 2023.) Rows are normalized once more, so that a constant map stays constant.
 
     Args:
-        affinity: (N, N), not negative. A place that is like none, not even itself, stays by itself.
+        affinity: (N, N), not negative. A place without affinity, even to itself, keeps its score.
         rounds: of the normalization.
 
     Returns:

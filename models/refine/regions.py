@@ -1,4 +1,4 @@
-"""Region vote: inside a region all pixels are of one mind."""
+"""Region vote: all pixels of a region get its mean scores. Regions are superpixels or SAM's masks."""
 
 from __future__ import annotations
 
@@ -17,16 +17,14 @@ from torchvision.transforms.functional import to_pil_image
 
 from models.refine import RefinerContext, check_pair
 
-# Region proposals: sets of pixels that probably belong to one thing; they may overlap and leave gaps.
-
 
 @dataclass(frozen=True)
 class Regions:
-    """R sets of pixels of an image, none empty.
+    """R sets of pixels of an image that probably belong together, none empty; they may overlap and leave gaps.
 
     Attributes:
-        pixels: their numbers, row by row, region by region, (P,) int64.
-        offsets: where each region begins, (R,) int64.
+        pixels: indices in the flattened image, region by region, (P,) int64.
+        offsets: start of each region, (R,) int64.
     """
 
     pixels: Tensor
@@ -102,8 +100,8 @@ def vote(scores: Tensor, regions: Regions) -> Tensor:
     """Give each pixel the mean scores of the most confident region over it.
 
     A region's confidence is its best class's mean. Pixels without a region keep their scores. SemPLeS decides a label
-    for each region here, with the background among the candidates, and stretches each class over the regions before; we
-    keep soft scores, so that the background can enter last, and measured no gain from stretching.
+    for each region here, after stretching each class; we keep soft scores, so that the background can enter last, and
+    measured no gain from stretching.
 
     Args:
         scores: (C, H, W) float32.
@@ -116,7 +114,7 @@ def vote(scores: Tensor, regions: Regions) -> Tensor:
     if not len(regions.offsets):
         return scores.clone()
     means = functional.embedding_bag(regions.pixels, table, regions.offsets, mode="mean")
-    # The more confident paints over the less; ties go to the later region.
+    # More confident regions overwrite less confident ones; ties go to the later region.
     rank = means.amax(dim=1).argsort(stable=True).argsort()
     top = torch.full_like(regions.pixels, -1).resize_(len(table)).fill_(-1)
     top.scatter_reduce_(0, regions.pixels, rank[regions.numbers()], reduce="amax")
@@ -125,14 +123,11 @@ def vote(scores: Tensor, regions: Regions) -> Tensor:
     return voted.t().view_as(scores)
 
 
-# Region proposals by SAM (Kirillov et al., *Segment Anything*, ICCV 2023), as the transformers library has it.
-
-
 @dataclass(frozen=True)
 class SamProposals:
-    """The masks that SAM finds when asked about each point of a grid; they overlap and leave gaps.
+    """SAM's masks at each point of a grid (Kirillov et al., *Segment Anything*, ICCV 2023), by transformers.
 
-    The thresholds' defaults are SAM's own; none was tuned here.
+    The thresholds' defaults are SAM's own.
 
     Attributes:
         find_masks: a mask-generation pipeline of transformers.
@@ -151,8 +146,8 @@ class SamProposals:
     max_overlap: float = 0.7
 
     def __call__(self, image: Tensor) -> Regions:
-        """Propose regions of an image, (3, H, W) in [0, 1]; none if SAM is sure of no mask."""
-        # Whatever the networks around it compute in: its post-processing knows single precision alone.
+        """Propose regions of an image, (3, H, W) in [0, 1]; maybe none."""
+        # Its post-processing needs single precision.
         with torch.autocast(image.device.type, enabled=False):
             found = self.find_masks(
                 to_pil_image((image.float() * 255).round().byte().cpu()),
@@ -170,9 +165,9 @@ def load_sam(name: str, *, device: torch.device) -> SamProposals:
     """Load a SAM.
 
     Args:
-        name: a folder that transformers' ``SamModel`` and ``SamImageProcessor`` were saved to, or a hub name, such as
+        name: a folder with transformers' ``SamModel`` and ``SamImageProcessor``, or a hub name, such as
             ``facebook/sam-vit-base``, which is downloaded once; safetensors only.
-        device: where it works.
+        device: of the model.
 
     Raises:
         ValueError: if transformers is not installed, or the weights are missing or not SAM's.

@@ -1,4 +1,4 @@
-"""Segmenters: networks that segment a photo without being told what it shows."""
+"""Segmenters: networks that segment images without labels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Segmenter(nn.Module, ABC):
-    """What every segmentation network is: it takes images in [0, 1] and normalizes inside.
+    """Base class of segmentation networks; takes images in [0, 1] and normalizes inside.
 
     Sides of images are multiples of 32. Channel 0 of all outputs is the background, channel k + 1 is class k.
 
@@ -28,13 +28,13 @@ class Segmenter(nn.Module, ABC):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Return images in [0, 1], (B, 3, H, W), as the backbone was trained to see them."""
+        """Return images in [0, 1], (B, 3, H, W), with the normalization of the backbone's training."""
         return (images - self.mean) / self.std
 
     @property
     @abstractmethod
     def backbone(self) -> nn.Module:
-        """The pre-trained part, which learns more slowly than the rest."""
+        """The pre-trained part, with its own learning rate."""
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
@@ -48,6 +48,6 @@ class Segmenter(nn.Module, ABC):
 
         Args:
             images: in [0, 1], (B, 3, H, W).
-            label_maps: channel per pixel, (B, H, W) int64; 255 teaches nothing.
-            noise_aware: leave out what the network finds hard, since pseudo masks are partly wrong.
+            label_maps: channel per pixel, (B, H, W) int64; 255 is ignored.
+            noise_aware: clip the loss of unusually hard pixels, since pseudo masks are partly wrong.
         """

@@ -1,4 +1,4 @@
-"""A light segmenter: a decoder of segmentation-models-pytorch on any timm backbone."""
+"""Encoder-decoder segmenters (kind "light"): decoders of segmentation-models-pytorch on timm backbones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class EncoderDecoder(Segmenter):
     """A convolutional encoder and decoder.
 
     Args:
-        network: of segmentation-models-pytorch; it answers logits.
+        network: of segmentation-models-pytorch; it returns logits.
         mean: of the input normalization, per RGB channel.
         std: of the input normalization, per RGB channel.
         frozen_statistics: keep the encoder's batch statistics, as suits a pre-trained one: batches are small.
@@ -82,7 +82,7 @@ def build_encoder_decoder(
     trunk: nn.Module | None = None,
     normalization: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> EncoderDecoder:
-    """Build a light segmenter; the decoder is random.
+    """Build an encoder-decoder segmenter; the decoder is random.
 
     Args:
         decoder: an architecture of segmentation-models-pytorch, such as "fpn" or "deeplabv3plus".
@@ -90,7 +90,7 @@ def build_encoder_decoder(
         classes: K; the network has K + 1 outputs.
         pretrained: load timm's weights, from the model hub or its cache.
         trunk: a timm classifier of the same name whose weights the backbone starts from.
-        normalization: mean and std; None takes what timm says of the backbone.
+        normalization: mean and std; None takes timm's of the backbone.
 
     Raises:
         ValueError: if the backbone cannot be built, does not fit the decoder, or differs from the trunk.
@@ -116,7 +116,7 @@ def build_encoder_decoder(
         raise ValueError(
             f"expected a timm backbone that {decoder} can stand on, got {backbone!r} ({error})"
         ) from error
-    # Its head stretches logits to the image's size: probabilities need no more than the decoder's grid.
+    # Its head upsamples logits to the image's size: the decoder's grid is enough for probabilities.
     network.segmentation_head[1] = nn.Identity()
     if trunk is not None:
         _copy_weights(network.encoder.model, trunk, name=backbone)

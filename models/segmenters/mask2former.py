@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from models.data.classes import IGNORE_INDEX
 from models.segmenters import Segmenter
 
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _TERMS = {"class": "loss_cross_entropy", "mask": "loss_mask", "dice": "loss_dice"}
-# A logit so low that neither the mask loss (5e-5), nor the dice loss, nor the choice of uncertain points sees it.
+# So low that the mask loss (5e-5), the dice loss and the choice of uncertain points ignore it.
 _SURELY_NOT = -10.0
 
 
@@ -32,12 +32,12 @@ class Mask2FormerSegmenter(Segmenter):
         self,
         network: Any,
         *,
-        mean: Sequence[float] = _IMAGENET_MEAN,
-        std: Sequence[float] = _IMAGENET_STD,
+        mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        std: Sequence[float] = IMAGENET_DEFAULT_STD,
     ) -> None:
         super().__init__(mean=mean, std=std)
         self.network = network
-        # Swin's last norm serves its classifier; here it would never get a gradient, for which processes would wait.
+        # Swin's last norm is for its classifier: here it never gets a gradient, and distributed training would wait.
         self.network.model.pixel_level_module.encoder.swin.layernorm.requires_grad_(False)
 
     @property
@@ -48,7 +48,7 @@ class Mask2FormerSegmenter(Segmenter):
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """What ``build_mask2former`` needs to build this network again, in JSON's types."""
+        """The argument of ``build_mask2former`` to build this network again, in JSON's types."""
         architecture: dict[str, Any] = json.loads(self.network.config.to_json_string())
         # Where weights came from may be a path of the machine that trained.
         for part in (architecture, architecture["backbone_config"]):
@@ -57,7 +57,7 @@ class Mask2FormerSegmenter(Segmenter):
         return architecture
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return probabilities, (B, K + 1, h, w): what a class's queries claim of a pixel, as a share of all claims."""
+        """Return probabilities, (B, K + 1, h, w): a class's share of all queries' claims on a pixel."""
         output = self.network(pixel_values=self.normalize(images))
         classes = output.class_queries_logits.float().softmax(dim=-1)[..., :-1]
         masks = output.masks_queries_logits.float().sigmoid()
@@ -70,10 +70,9 @@ class Mask2FormerSegmenter(Segmenter):
     ) -> Mapping[str, Tensor]:
         """Return the set loss over all decoder layers: classes, masks, dice; see Segmenter.
 
-        The library's loss takes every pixel outside a mask for "not this class". Ignored pixels are therefore shown
-        to it with logits that are constants and agree with that already, so they neither cost nor teach anything, and
-        an image with no other pixels is left out. What remains: a class that shows only in ignored pixels is not
-        asked for, so its query learns "no object" at that class's small weight.
+        The library's loss counts every pixel outside a mask as "not this class". Ignored pixels therefore get constant
+        logits that agree with that, without loss or gradient, and an image with no other pixels is left out. One
+        effect remains: a query for a class in ignored pixels alone learns "no object", at that class's small weight.
 
         Raises:
             ValueError: if noise_aware: the loss is not one of pixels.
@@ -89,9 +88,8 @@ class Mask2FormerSegmenter(Segmenter):
         output = self.network(
             pixel_values=self.normalize(images[taught]), output_auxiliary_logits=True
         )
-        with torch.autocast(
-            images.device.type, enabled=False
-        ):  # SciPy's matching knows no bfloat16
+        # SciPy's matching does not take bfloat16.
+        with torch.autocast(images.device.type, enabled=False):
             terms = self._set_loss(output, label_maps[taught])
         return {
             name: torch.stack([value for key, value in terms.items() if key.startswith(prefix)]).sum()
@@ -125,7 +123,7 @@ class Mask2FormerSegmenter(Segmenter):
 
 
 def mask_targets(label_map: Tensor, *, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Return what a set loss wants of a label map: a soft mask for each channel in it, and the channels.
+    """Return the targets of a set loss: a soft mask for each channel of a label map, and the channels.
 
     Args:
         label_map: channel per pixel, (H, W) int64, 255 ignored.
