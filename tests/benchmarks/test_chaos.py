@@ -15,13 +15,13 @@ def test_a_worker_is_killed_in_a_batch(there: Scene) -> None:
     worker = there.worker()
     there.post_mixed(4, "slow")
     there.post_mixed(10)
-    in_hand = there.wait_batch()
+    leased = there.wait_batch()
     worker.kill()
     worker.start()
     assert there.all_finish()
     assert there.problems() == []
     lost = {each for each in there.accepted if there.attempts_lost(each)}
-    assert lost <= in_hand
+    assert lost <= leased
     assert {there.attempts_lost(each) for each in lost} == {1}
 
 
@@ -80,10 +80,10 @@ def test_sigterm_in_a_batch(there: Scene, signals: int) -> None:
     there.wait_batch()
     for _ in range(signals):  # two within a second are one
         worker.ensure().ask_to_stop()
-    in_hand = there.in_hand()
+    leased = there.leased()
     assert worker.stop() == 0
-    assert in_hand.isdisjoint(there.in_hand())
-    jobs = [there.job(each) for each in in_hand]
+    assert leased.isdisjoint(there.leased())
+    jobs = [there.job(each) for each in leased]
     # What was in the networks is finished; what was only decoded waits again, and lost no attempt.
     assert {job.get_status().value for job in jobs} == {"finished", "queued"}
     assert {job.retries_left for job in jobs} == {MAX_ATTEMPTS - 1}
@@ -102,7 +102,7 @@ def test_a_second_sigterm_leaves_the_jobs_to_another_worker(there: Scene) -> Non
     time.sleep(1.5)  # within a second it would be taken for the first one's echo
     child.ask_to_stop()
     wait_for(lambda: child.exit_code is not None, what="the worker's end")
-    assert there.in_hand()
+    assert there.leased()
     worker.start()
     assert there.all_finish()
     assert there.problems() == []

@@ -139,7 +139,7 @@ def test_a_slow_client_keeps_nobody_waiting(there: Scene) -> None:
     assert there.problems() == []
 
 
-def test_what_is_canceled_and_posted_again_is_wanted(there: Scene) -> None:
+def test_a_job_canceled_and_posted_again_finishes(there: Scene) -> None:
     asked, jobs = Asked(("slow", "cat")), there.jobs()
     job_id = there.submit(asked, 7)
     there.worker()

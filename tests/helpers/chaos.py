@@ -93,26 +93,26 @@ class Scene:
         return fetch_job(self.place.redis, job_id)
 
     def stage(self, job_id: str) -> str:
-        """What a job's worker has told last."""
+        """The latest stage of a job's progress."""
         return str(self.job(job_id).meta.get("progress", {}).get("stage", ""))
 
-    def in_hand(self) -> set[str]:
-        """The jobs that a worker holds."""
+    def leased(self) -> set[str]:
+        """The jobs that workers have leased."""
         return {entry.decode().partition(":")[0] for entry in self.place.leftovers()["wip"]}
 
     def wait_batch(self, *, least: int = 2) -> set[str]:
-        """Wait for a worker in the middle of its networks, and return the jobs that it holds."""
+        """Wait for a worker in the middle of a forward pass, and return the leased jobs."""
         wait_for(
             lambda: (
-                any(self.stage(each) == "cam" for each in self.in_hand())
-                and len(self.in_hand()) >= least
+                any(self.stage(each) == "cam" for each in self.leased())
+                and len(self.leased()) >= least
             ),
             what="a batch in the networks",
         )
-        return self.in_hand()
+        return self.leased()
 
     def states(self) -> Counter[str]:
-        """How many accepted jobs are in which state; "lost" if nobody knows a job any more."""
+        """How many accepted jobs are in which state; "lost" if Redis does not know a job."""
         with self.place.redis.pipeline(transaction=False) as pipeline:
             for job_id in self.accepted:
                 pipeline.hget(f"rq:job:{job_id}", "status")

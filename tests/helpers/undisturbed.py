@@ -53,7 +53,7 @@ class Asked:
         return request, data
 
 
-class CalmPredictor(DoublePredictor):
+class InstantPredictor(DoublePredictor):
     """Finds what it is asked for, whatever that is, at once."""
 
     def _activate(
@@ -84,11 +84,11 @@ class Undisturbed:
 @cache
 def undisturbed(asked: Asked) -> Undisturbed:
     """What an undisturbed worker makes of a request: the images differ in what it does not look at."""
-    predictor = CalmPredictor()
+    predictor = InstantPredictor()
     model = ModelInfo.model_validate(predictor.info.to_json())
     blobs = BlobStore.open(f"memory://{uuid4().hex}")
     request, data = asked.request(0)
     blobs.put("uploads", data)
-    context = WorkerContext(cast("Any", predictor), model, blobs, worker="calm")
+    context = WorkerContext(cast("Any", predictor), model, blobs, worker="w")
     result = run_steps(request, context)
     return Undisturbed(result.classes, result.blobs)

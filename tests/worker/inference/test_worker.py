@@ -79,7 +79,7 @@ def test_a_job_that_kills_workers_is_failed_after_three(
     assert place.leftovers() == NOTHING
 
 
-def test_a_worker_that_died_between_queue_and_hand(place: Place, worker: WorkerProcess) -> None:
+def test_a_worker_that_died_between_queue_and_lease(place: Place, worker: WorkerProcess) -> None:
     worker.stop()
     job = place.post("cat")
     place.redis.lmove(place.queue.key, place.queue.intermediate_queue_key)
