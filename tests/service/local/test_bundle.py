@@ -32,27 +32,31 @@ def serving_bundle(bundle: Path, data: Path) -> Iterator[Serving]:
 
 
 @pytest.fixture(scope="module")
-def stack(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    with serving_bundle(tiny_bundle, tmp_path_factory.mktemp("stack") / "data") as running:
+def stack(
+    tiny_segmenter_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Serving]:
+    """A bundle with both tasks."""
+    data = tmp_path_factory.mktemp("stack") / "data"
+    with serving_bundle(tiny_segmenter_bundle, data) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def segmenting_stack(
-    tiny_segmenter_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+def open_stack(
+    tiny_open_bundle: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Serving]:
-    data = tmp_path_factory.mktemp("segmenting") / "data"
-    with serving_bundle(tiny_segmenter_bundle, data) as running:
+    """A bundle without a segmenter, with an open vocabulary."""
+    with serving_bundle(tiny_open_bundle, tmp_path_factory.mktemp("open") / "data") as running:
         yield running
 
 
 @pytest.mark.parametrize("refine", ["none", "pamr"])
 def test_the_service_gives_what_the_library_gives(
-    stack: Serving, tiny_bundle: Path, tiny_data: Path, refine: str
+    stack: Serving, tiny_segmenter_bundle: Path, tiny_data: Path, refine: str
 ) -> None:
     photo = (tiny_data / "images" / "photo2.jpg").read_bytes()
     labels = ["mug", "cat"]
-    predictor = Predictor(load_bundle(tiny_bundle, device=torch.device("cpu")))
+    predictor = Predictor(load_bundle(tiny_segmenter_bundle, device=torch.device("cpu")))
     options = predictor.options(refine=refine)
     expected = predictor.pseudo_mask(read_image(photo).pixels, labels, options)
 
@@ -82,7 +86,7 @@ def test_the_service_gives_what_the_library_gives(
 
 @pytest.mark.parametrize("refine", ["none", "pamr"])
 def test_it_segments_as_the_library_does(
-    segmenting_stack: Serving, tiny_segmenter_bundle: Path, tiny_data: Path, refine: str
+    stack: Serving, tiny_segmenter_bundle: Path, tiny_data: Path, refine: str
 ) -> None:
     photo = (tiny_data / "images" / "photo2.jpg").read_bytes()
     predictor = Predictor(load_bundle(tiny_segmenter_bundle, device=torch.device("cpu")))
@@ -90,12 +94,12 @@ def test_it_segments_as_the_library_does(
     expected = predictor.segment(read_image(photo).pixels, options)
     assert len(expected.classes) > 1
 
-    url = f"{segmenting_stack.url}/segment?wait=60"
+    url = f"{stack.url}/segment?wait=60"
     document = httpx.post(url, files={"image": photo}, data={"refine": refine}, timeout=70).json()
     assert (document["status"], document["task"]) == ("finished", "segment")
-    mask = httpx.get(f"{segmenting_stack.url}{document['links']['mask']}").content
+    mask = httpx.get(f"{stack.url}{document['links']['mask']}").content
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(mask))), expected.label_map)
-    content = httpx.get(f"{segmenting_stack.url}{document['links']['scores']}").content
+    content = httpx.get(f"{stack.url}{document['links']['scores']}").content
     with np.load(io.BytesIO(content)) as scores:
         np.testing.assert_allclose(scores["scores"], expected.scores, atol=1e-3)
         assert scores["class_name"].tolist() == [each.name for each in expected.classes]
@@ -122,19 +126,19 @@ def anew(url: str, path: str, photo: bytes, form: dict[str, Any], options: dict[
 
 @pytest.mark.parametrize("refine", ["none", "pamr"])
 def test_decided_anew_is_what_the_model_would_give(
-    stack: Serving, segmenting_stack: Serving, tiny_data: Path, refine: str
+    stack: Serving, tiny_data: Path, refine: str
 ) -> None:
     photo = (tiny_data / "images" / "photo2.jpg").read_bytes()
     form = {"labels": "mug, cat", "refine": refine}
     for options in ({"background_threshold": 0.35, "min_confidence": 0.6}, {"background_power": 3}):
         mask = anew(stack.url, "pseudo-mask", photo, form, options)
         assert np.unique(np.asarray(Image.open(io.BytesIO(mask)))).size > 1
-    anew(segmenting_stack.url, "segment", photo, {"refine": refine}, {"min_confidence": 0.6})
+    anew(stack.url, "segment", photo, {"refine": refine}, {"min_confidence": 0.6})
 
 
-def test_a_bundle_without_a_segmenter_is_asked_in_vain(stack: Serving, tiny_data: Path) -> None:
+def test_a_bundle_without_a_segmenter_cannot_segment(open_stack: Serving, tiny_data: Path) -> None:
     photo = (tiny_data / "images" / "photo2.jpg").read_bytes()
-    problem = httpx.post(f"{stack.url}/segment", files={"image": photo}).json()
+    problem = httpx.post(f"{open_stack.url}/segment", files={"image": photo}).json()
     assert (problem["status"], problem["type"]) == (409, "/problems/cannot-segment")
 
 
@@ -146,7 +150,7 @@ def test_the_model_is_listed_with_its_synonyms(stack: Serving) -> None:
 
 
 def test_open_labels_give_what_the_library_gives(
-    tiny_open_bundle: Path, tiny_data: Path, tmp_path: Path
+    open_stack: Serving, tiny_open_bundle: Path, tiny_data: Path
 ) -> None:
     content = (tiny_data / "images" / "photo2.jpg").read_bytes()
     predictor = Predictor(load_bundle(tiny_open_bundle, device=torch.device("cpu")))
@@ -156,11 +160,10 @@ def test_open_labels_give_what_the_library_gives(
     pixels = read_image(content).pixels
     expected = predictor.pseudo_mask(pixels, labels, options, classes=classes)
     data = {"labels": labels, "vocabulary": "open", "refine": "pamr", "background_threshold": 0.3}
-    with serving_bundle(tiny_open_bundle, tmp_path / "data") as stack:
-        url = f"{stack.url}/pseudo-mask?wait=60"
-        document = httpx.post(url, files={"image": content}, data=data, timeout=70).json()
-        assert document["status"] == "finished"
-        mask = httpx.get(f"{stack.url}{document['links']['mask']}").content
+    url = f"{open_stack.url}/pseudo-mask?wait=60"
+    document = httpx.post(url, files={"image": content}, data=data, timeout=70).json()
+    assert document["status"] == "finished"
+    mask = httpx.get(f"{open_stack.url}{document['links']['mask']}").content
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(mask))), expected.label_map)
     found = [(each["index"], each["name"], each["zero_shot"]) for each in document["classes"]]
     assert found == [(7, "cup", False), (10, "fire truck", True), (11, "zebra", True)]
