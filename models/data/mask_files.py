@@ -40,7 +40,7 @@ class _Model(Protocol):
 def mask_png(segmentation: Segmentation, model: _Model, options: MaskOptions) -> bytes:
     """Encode a segmentation's label map as a palette PNG with its provenance in text chunks."""
     used = options.for_classes(each.name for each in segmentation.classes)
-    text = provenance(model, segmentation.classes, asdict(used))
+    text = _provenance(model, segmentation.classes, asdict(used))
     return label_map_png(segmentation.label_map, text=text)
 
 
@@ -88,7 +88,7 @@ def mask_record(
     }
 
 
-def provenance(
+def _provenance(
     model: _Model, classes: Sequence[ClassResult], options: Mapping[str, Any]
 ) -> dict[str, str]:
     """Return a mask's PNG text chunks: software, model, licence, labels, zero-shot labels, options.

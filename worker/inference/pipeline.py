@@ -6,17 +6,18 @@ Threads preprocess and postprocess; one thread alone sends the images of several
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from models.data.classes import with_open_labels
 from models.data.images import MAX_PIXELS, UprightImage, read_image
-from models.data.mask_files import label_map_png, provenance, scores_npz
+from models.data.mask_files import mask_png, scores_npz
 from models.inference.masks import (
     CannotSegmentError,
     LabeledImage,
+    MaskOptions,
     OnProgress,
     Segmentation,
     UnlabeledImage,
@@ -175,8 +176,7 @@ def postprocess(
     segmentation = context.predictor.postprocess(output)
     refined = time.perf_counter()
     model, request = context.model, image.request
-    text = provenance(model, segmentation.classes, asdict(request.options))
-    blobs = upload(segmentation, context, text=text)
+    blobs = upload(segmentation, context, request.options)
     encoded = time.perf_counter()
     height, width = segmentation.label_map.shape
     orientation = image.image.exif_orientation
@@ -198,9 +198,7 @@ def postprocess(
     )
 
 
-def upload(
-    segmentation: Segmentation, context: WorkerContext, *, text: Mapping[str, str]
-) -> ResultBlobs:
+def upload(segmentation: Segmentation, context: WorkerContext, options: MaskOptions) -> ResultBlobs:
     """Encode and store the mask, with provenance as its text chunks, and the scores.
 
     No overlay: encoding it takes longer than all the rest, and few requests need it.
@@ -213,7 +211,7 @@ def upload(
         return _retry_store(partial(context.blobs.put, "results", data))
 
     return ResultBlobs(
-        mask=put(label_map_png(segmentation.label_map, text=text)),
+        mask=put(mask_png(segmentation, context.model, options)),
         scores=put(scores_npz(segmentation)),
     )
 
