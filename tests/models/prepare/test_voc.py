@@ -219,7 +219,7 @@ DAMAGE = {
     "XML without a size": (f"Annotations/{VAL.stem}.xml", text(SIZED), "expected the photo's size in"),
     "a missing map": (f"SegmentationClass/{VAL.stem}.png", Path.unlink, f"of val, got none of {VAL.stem} (1 in all)"),
     "a truncated map": (f"SegmentationClass/{VAL.stem}.png", cut, f"expected a label map in {{}}/{VAL.stem}.png"),
-    "a colored map": (f"SegmentationClass/{VAL.stem}.png", recolor, "got mode RGB"),
+    "a colored map": (f"SegmentationClass/{VAL.stem}.png", recolor, "got RGB"),
     "a map of another size": (f"SegmentationClass/{VAL.stem}.png", shrink, "of the photo's 40 x 30 pixels in"),
     "unknown indices": (f"SegmentationClass/{VAL.stem}.png", lift, "expected indices from 0 to 20 and 255 in"),
     "a missing mask of SBD": (f"../../{SBD}", Path.unlink, f"got none of {AUG.stem} (1 in all); unpack benchmark"),
