@@ -1,8 +1,9 @@
-"""The decoding policy: what is taken and how it looks, what is refused and why."""
+"""Decoding of images, whole and damaged."""
 
 from __future__ import annotations
 
 import io
+import random
 import struct
 import warnings
 import zlib
@@ -236,3 +237,45 @@ def test_a_limit_above_pillows_own_does_not_let_a_bomb_through() -> None:
     with pytest.raises(ImageError) as caught:
         read_image(png_header(9600, 9600), max_pixels=10**9)
     assert caught.value.kind == "too_large"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_whatever_is_done_to_the_bytes_only_image_errors_escape(seed: int) -> None:
+    generator = random.Random(seed)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    samples = [
+        encode(photo(), "JPEG", exif=exif),
+        encode(photo(), "JPEG", progressive=True),
+        encode(photo(), "PNG", exif=exif),
+        palette(transparent=True),
+        sixteen_bit_gray(),
+        encode(photo(), "WEBP", exif=exif),
+        animation("PNG"),
+        animation("WEBP"),
+    ]
+    outcomes = {"refused": 0, "read": 0}
+    for _ in range(25):
+        for sample in samples:
+            data = damage(sample, generator)
+            outcomes[attempt(read_image, data)] += 1
+            attempt(check_image, data)
+    assert min(outcomes.values()) > 0
+
+
+def damage(data: bytes, generator: random.Random) -> bytes:
+    damaged = bytearray(data)
+    for _ in range(generator.randint(1, 8)):
+        damaged[generator.randrange(len(damaged))] = generator.randrange(256)
+    if generator.random() < 0.3:
+        start = generator.randrange(len(damaged))
+        del damaged[start : start + generator.randint(1, 40)]
+    return bytes(damaged)
+
+
+def attempt(function: Callable[..., Any], data: bytes) -> str:
+    try:
+        function(data, max_pixels=1_000_000)
+    except ImageError:
+        return "refused"
+    return "read"

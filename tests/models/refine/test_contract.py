@@ -1,11 +1,14 @@
-"""What holds for every refiner; a new line in the registry is tested here without another word."""
+"""What holds for every refiner, and the names of chains."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import Tensor
 
 from models.inference.postprocess import identity, match_range, one_minus_sum, power_background
-from models.refine import REFINERS, Chain, Refiner, RefinerContext, build_refiner
+from models.refine import REFINERS, Chain, Refiner, RefinerContext, build_refiner, parse_chain
 from models.refine.regions import superpixels
 
 
@@ -133,3 +136,36 @@ def test_probabilities_stay_probabilities(name: str) -> None:
     refined = refiner(image, shares)
     assert refined.min() >= -1e-6
     assert refined.sum(dim=1).max() <= 1 + 1e-5
+
+
+def test_none_is_the_empty_chain() -> None:
+    assert parse_chain("none") == ()
+
+
+def test_a_name_is_a_chain_of_one() -> None:
+    assert parse_chain("pamr") == ("pamr",)
+
+
+@pytest.mark.parametrize("chain", ["", "crayon", "PAMR", "pamr+", "pamr+crayon", "none+pamr", " "])
+def test_unknown_names_are_refused_with_the_known_ones(chain: str) -> None:
+    with pytest.raises(ValueError, match="expected one of none, pamr") as error:
+        parse_chain(chain)
+    assert repr(chain) in str(error.value)
+
+
+def test_a_refiner_may_come_only_once() -> None:
+    with pytest.raises(ValueError, match="at most once"):
+        parse_chain("pamr+pamr")
+
+
+def test_names_are_usable_in_a_chain() -> None:
+    assert parse_chain("+".join(REFINERS)) == tuple(REFINERS)
+    assert not any("+" in name or name == "none" for name in REFINERS)
+
+
+def test_checking_a_chain_imports_no_torch() -> None:
+    code = (
+        "import sys; from models.refine import build_refiner, parse_chain; parse_chain('pamr');"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
