@@ -32,8 +32,7 @@ pytest_plugins = [
     "tests.helpers.feeding",
     "tests.helpers.batch_zips",
     "tests.helpers.client_fixtures",
-    "tests.helpers.callback_desk",
-    "tests.helpers.webhook_sending",
+    "tests.helpers.webhooks",
 ]
 
 torch.set_num_threads(

@@ -27,7 +27,7 @@ from worker.queue.registry import janitor_key
 from worker.queue.rq import job_queues, open_redis
 from worker.settings import JanitorSettings
 from worker.storage import BlobStore
-from worker.webhooks.sender import PER_HOST, Sender, deliver_due, parse_secret
+from worker.webhooks.sender import MAX_PER_HOST, Sender, deliver_due, parse_secret
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ def _tasks(
 
         def deliver() -> None:
             # Again while there may be more than are sent at once.
-            while deliver_due(redis, sender, clock=_now, random=random) >= PER_HOST:
+            while deliver_due(redis, sender, clock=_now, random=random) >= MAX_PER_HOST:
                 if stop.is_set():
                     return
 

@@ -16,7 +16,7 @@ from redis.exceptions import AuthenticationError, ResponseError
 from tests.helpers.batch_zips import accepted, ended, many, packed
 from tests.helpers.redis_users import DEPLOY, USERS, Deployment, events_of, make_secrets
 from tests.helpers.service_fixtures import wait_for
-from tests.helpers.webhook_receiver import SECRET, receiving
+from tests.helpers.webhooks import SECRET, receiving
 
 NOBODYS = (
     "FLUSHALL",

@@ -28,7 +28,7 @@ from tests.helpers.service_fixtures import (
     valkey,
     wait_for,
 )
-from tests.helpers.webhook_receiver import SECRET, receiving
+from tests.helpers.webhooks import SECRET, receiving
 from tests.service.api.test_system import again
 from worker import janitor
 from worker.janitor import EXPIRY_KEY, expire_blobs, run

@@ -1,4 +1,4 @@
-"""One webhook: what it says of a job, and one attempt to deliver it."""
+"""Delivery of webhooks: payload, signature after the Standard Webhooks specification, attempts and back-off."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
 from random import Random
-from typing import Literal
+from typing import Final, Literal
 
 import httpx
 from pydantic import Field
@@ -31,7 +31,7 @@ from worker.queue.jobs import (
 )
 from worker.queue.rq import fetch_job
 from worker.queue.schema import JobFailure, ModelRef, Record, Task, job_links
-from worker.webhooks.store import Callback, claim, due, forget, postpone
+from worker.webhooks.store import Subscription, claim, delete, due, reschedule
 from worker.webhooks.urls import (
     CallbackRefusedError,
     HostUnknownError,
@@ -41,59 +41,33 @@ from worker.webhooks.urls import (
     resolve_host,
 )
 
-# Signatures after the Standard Webhooks specification: secrets and headers. Wire layer.
+MAX_AT_ONCE: Final = 100
+MAX_PER_HOST: Final = 25
+"""Webhooks that are sent at once to one host: a slow host must not delay the others."""
 
-_PREFIX = "whsec_"
-_FEWEST, _MOST = 24, 64
+CLAIM_SECONDS: Final = 60.0
+GRACE_SECONDS: Final = 60.0
+"""How long a subscription's job may be unknown: it is written before the job is queued."""
 
+MAX_ATTEMPTS: Final = 8
+"""All of them take about 27 hours; see ``retry_delay``."""
+JITTER: Final = 0.2
+_FIRST_DELAY, _DELAY_FACTOR = 5.0, 5.0
 
-def parse_secret(text: str) -> bytes:
-    """Return the bytes of a secret, which is ``whsec_`` and base64.
+SEND_SECONDS: Final = 10.0
+_CONNECT_SECONDS: Final = 3.0
+_HTTP_GONE: Final = 410
 
-    Raises:
-        ValueError: if it has another form, or is shorter or longer than the specification allows. The
-            message does not repeat it.
-    """
-    try:
-        # The library's own decoder skips what is no base64, and would take a passphrase for another.
-        secret = base64.b64decode(text.removeprefix(_PREFIX), validate=True)
-    except (binascii.Error, ValueError):
-        secret = b""
-    if not text.startswith(_PREFIX) or not _FEWEST <= len(secret) <= _MOST:
-        raise ValueError(
-            f"expected as webhook secret {_PREFIX} and the base64 of {_FEWEST} to {_MOST} bytes, "
-            f"got {len(text)} characters that are not that"
-        )
-    return secret
+_SECRET_PREFIX: Final = "whsec_"
+_MIN_SECRET_BYTES, _MAX_SECRET_BYTES = 24, 64
+
+log = logging.getLogger(__name__)
 
 
-def signed_headers(secret: bytes, message: str, body: str, *, now: datetime) -> dict[str, str]:
-    """Return the headers by which a receiver knows that we sent a body.
-
-    Args:
-        secret: shared with the receiver.
-        message: the message's id, the same in each attempt to deliver it.
-        body: what is sent.
-        now: when this attempt is made, with a time zone.
-    """
-    whole = datetime.fromtimestamp(int(now.timestamp()), tz=now.tzinfo)
-    return {
-        "webhook-id": message,
-        "webhook-timestamp": str(int(whole.timestamp())),
-        "webhook-signature": Webhook(secret).sign(message, whole, body),
-    }
-
-
-SEND_SECONDS, CONNECT_SECONDS = 10.0, 3.0
-_GONE = 410
-
-Verdict = Literal["delivered", "again", "never"]
-
-
-class JobNews(Record):
+class JobPayload(Record):
     """How a job ended; its whole document is at the link ``self``.
 
-    Of a job that is gone, removed or expired before anybody could be told, no more is known than its id.
+    Of a job that was deleted or expired before its end could be sent only the id is known: ``gone``.
     """
 
     id: str
@@ -108,53 +82,31 @@ class JobNews(Record):
     failure: JobFailure | None = None
 
 
-class News(Record):
+class Payload(Record):
     """The body of a webhook: ``job.finished``, ``job.failed``, ``job.canceled`` or ``job.gone``."""
 
     type: str = Field(pattern=r"job\.[a-z]+")
     timestamp: datetime
-    data: JobNews
+    data: JobPayload
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """What came of sending: the verdict, and why in a few words for the log."""
+class DeliveryResult:
+    """Result of one attempt: delivered, to be retried or rejected for good, and the reason for the log."""
 
-    verdict: Verdict
+    outcome: Literal["delivered", "retry", "rejected"]
     reason: str
-
-
-def news_of(callback: Callback, job: Job | None, *, now: datetime) -> str:
-    """Return the body of the webhook on a job that has ended, or is gone."""
-    link = f"{callback.to.root}/jobs/{callback.job}"
-    data = JobNews(id=callback.job, status="gone", links={"self": link})
-    if job is not None:
-        request, status = request_of(job), status_of(job)
-        data = JobNews(
-            id=job.id,
-            status=status,
-            links=job_links(link, finished=status == "finished"),
-            task=request.task,
-            model=request.model,
-            labels=request.labels,
-            created_at=job.created_at,
-            started_at=job.started_at,
-            ended_at=job.ended_at,
-            failure=failure_of(job) if status == "failed" else None,
-        )
-    news = News(type=f"job.{data.status}", timestamp=now, data=data)
-    return news.model_dump_json(exclude_none=True)
 
 
 @dataclass(frozen=True)
 class Sender:
-    """Delivers webhooks.
+    """Sends webhooks.
 
     Attributes:
-        secret: signs them; see ``worker.webhooks.sender``.
-        allow_private: whether they may go to addresses that are not on the internet.
+        secret: signs them; see ``parse_secret``.
+        allow_private: whether they may go to addresses outside the internet.
         resolve: finds a host's addresses.
-        trust: whose certificates are taken.
+        trust: certificates that are trusted.
     """
 
     secret: bytes = field(repr=False)
@@ -162,32 +114,35 @@ class Sender:
     resolve: Resolve = resolve_host
     trust: ssl.SSLContext = field(default_factory=httpx.create_ssl_context)
 
-    async def send(self, callback: Callback, body: str, *, now: datetime) -> Attempt:
-        """Make one attempt, of a few seconds at most; whatever goes wrong outside is the attempt's reason.
+    async def send(self, subscription: Subscription, body: str, *, now: datetime) -> DeliveryResult:
+        """Make one attempt of at most ``SEND_SECONDS``; an error of the network or the recipient is a result.
 
-        The URL is judged anew, and the connection made to the very address that was judged.
+        The URL is checked again, and the connection goes to an address that was checked.
         """
         headers = {
             "Content-Type": "application/json",
             "User-Agent": "semples",
-            **signed_headers(self.secret, callback.message, body, now=now),
+            **sign(self.secret, subscription.message, body, now=now),
         }
         try:
-            # httpx's own limits are for each step, and a receiver could take many small ones.
+            # httpx's timeouts bound single steps only, and a recipient could take many short ones.
             async with asyncio.timeout(SEND_SECONDS):
                 target = await find_target(
-                    callback.to.url, allow_private=self.allow_private, resolve=self.resolve
+                    subscription.to.url, allow_private=self.allow_private, resolve=self.resolve
                 )
                 status = await self._post(target, body, headers)
         except HostUnknownError as error:
-            return Attempt("again", str(error))
+            return DeliveryResult("retry", str(error))
         except CallbackRefusedError as error:
-            return Attempt("never", str(error))
+            return DeliveryResult("rejected", str(error))
         except TimeoutError:
-            return Attempt("again", f"no answer within {SEND_SECONDS:.0f} s")
+            return DeliveryResult("retry", f"no answer within {SEND_SECONDS:.0f} s")
         except (httpx.HTTPError, OSError) as error:
-            return Attempt("again", str(error) or type(error).__name__)
-        return Attempt(verdict_on(status), f"answered {status}")
+            return DeliveryResult("retry", str(error) or type(error).__name__)
+        reason = f"answered {status}"
+        if 200 <= status < 300:
+            return DeliveryResult("delivered", reason)
+        return DeliveryResult("rejected" if status == _HTTP_GONE else "retry", reason)
 
     async def _post(self, target: Target, body: str, headers: Mapping[str, str]) -> int:
         """Return the status of the answer; its body is not read."""
@@ -197,14 +152,14 @@ class Sender:
             verify=self.trust,
             trust_env=False,
             follow_redirects=False,
-            timeout=httpx.Timeout(SEND_SECONDS, connect=CONNECT_SECONDS),
+            timeout=httpx.Timeout(SEND_SECONDS, connect=_CONNECT_SECONDS),
         ) as client:
             *others, last = target.addresses
             for address in others:
                 try:
                     return await _post_to(client, target, address, body, headers)
-                except (httpx.ConnectError, httpx.ConnectTimeout):  # the next one may be reachable
-                    continue
+                except (httpx.ConnectError, httpx.ConnectTimeout):
+                    continue  # the next address may be reachable
             return await _post_to(client, target, last, body, headers)
 
 
@@ -224,107 +179,135 @@ async def _post_to(
     return response.status_code
 
 
-def verdict_on(status: int) -> Verdict:
-    """Return what an answer means: 2xx that it has arrived, 410 that nobody wants it any more."""
-    if 200 <= status < 300:
-        return "delivered"
-    return "never" if status == _GONE else "again"
-
-
-# All webhooks that are due: whose job has ended, and when to try again.
-
-log = logging.getLogger(__name__)
-
-BATCH, PER_HOST = 100, 25
-"""Webhooks that are sent at once, to all and to one host: a slow one must not hold up the others."""
-
-CLAIM_SECONDS = 60.0
-GRACE_SECONDS = 60.0
-"""How long after a wish its job may be missing: it is written down before the job is queued."""
-
-MAX_DELIVERIES = 8
-FIRST_PAUSE, PAUSE_FACTOR, JITTER = 5.0, 5.0, 0.2
-
-Clock = Callable[[], datetime]
-
-
-def pause_after(attempts: int, random: Random) -> float:
-    """Return the seconds to wait after so many attempts: 5 s, 25 s, 2 min, …, 22 h, give or take a fifth.
-
-    All eight attempts take about 27 hours.
-    """
-    jitter = random.uniform(1 - JITTER, 1 + JITTER)
-    return float(FIRST_PAUSE * PAUSE_FACTOR ** (attempts - 1) * jitter)
-
-
-def deliver_due(redis: Redis, sender: Sender, *, clock: Clock, random: Random) -> int:
-    """Send the webhooks that are due, and write down what came of it.
-
-    Args:
-        redis: where jobs and callbacks are.
-        sender: delivers.
-        clock: the time, with a time zone.
-        random: for the pauses, so that not all come back at once.
-
-    Returns:
-        How many attempts were made.
+def parse_secret(text: str) -> bytes:
+    """Return the bytes of a secret, which is ``whsec_`` and base64.
 
     Raises:
-        RedisError: if Redis is away; what was sent may then be sent again.
+        ValueError: if it has another form or length; the message does not repeat it.
+    """
+    try:
+        # The library's own decoder skips what is not base64, and would accept a passphrase.
+        secret = base64.b64decode(text.removeprefix(_SECRET_PREFIX), validate=True)
+    except (binascii.Error, ValueError):
+        secret = b""
+    right_size = _MIN_SECRET_BYTES <= len(secret) <= _MAX_SECRET_BYTES
+    if not text.startswith(_SECRET_PREFIX) or not right_size:
+        raise ValueError(
+            f"expected as webhook secret {_SECRET_PREFIX} and the base64 of {_MIN_SECRET_BYTES} to "
+            f"{_MAX_SECRET_BYTES} bytes, got {len(text)} characters that are not that"
+        )
+    return secret
+
+
+def sign(secret: bytes, message: str, body: str, *, now: datetime) -> dict[str, str]:
+    """Return the headers that prove a body's origin.
+
+    Args:
+        secret: shared with the recipient.
+        message: the webhook's id, the same in all attempts.
+        body: of the request.
+        now: time of this attempt, with a time zone.
+    """
+    seconds = datetime.fromtimestamp(int(now.timestamp()), tz=now.tzinfo)
+    return {
+        "webhook-id": message,
+        "webhook-timestamp": str(int(seconds.timestamp())),
+        "webhook-signature": Webhook(secret).sign(message, seconds, body),
+    }
+
+
+def build_payload(subscription: Subscription, job: Job | None, *, now: datetime) -> str:
+    """Return the body of the webhook on a job that has ended, or is gone (None)."""
+    link = f"{subscription.to.root}/jobs/{subscription.job}"
+    data = JobPayload(id=subscription.job, status="gone", links={"self": link})
+    if job is not None:
+        request, status = request_of(job), status_of(job)
+        data = JobPayload(
+            id=job.id,
+            status=status,
+            links=job_links(link, finished=status == "finished"),
+            task=request.task,
+            model=request.model,
+            labels=request.labels,
+            created_at=job.created_at,
+            started_at=job.started_at,
+            ended_at=job.ended_at,
+            failure=failure_of(job) if status == "failed" else None,
+        )
+    payload = Payload(type=f"job.{data.status}", timestamp=now, data=data)
+    return payload.model_dump_json(exclude_none=True)
+
+
+def deliver_due(
+    redis: Redis, sender: Sender, *, clock: Callable[[], datetime], random: Random
+) -> int:
+    """Send the webhooks that are due and record the results; return the number of attempts.
+
+    Args:
+        redis: where jobs and subscriptions are.
+        sender: sends them.
+        clock: the time, with a time zone.
+        random: spreads the retries.
+
+    Raises:
+        RedisError: if Redis does not answer; what was sent may then be sent again.
     """
     now = clock()
-    ready = list(islice(_ready(redis, now), BATCH))
+    ready = list(islice(_ready(redis, now), MAX_AT_ONCE))
     if not ready:
         return 0
-    claim(redis, [callback for callback, _ in ready], until=now.timestamp() + CLAIM_SECONDS)
-    attempts = asyncio.run(_send_all(sender, ready, now))
-    for (callback, body), attempt in zip(ready, attempts, strict=True):
-        _settle(redis, callback, body, attempt, clock=clock, random=random)
+    until = now.timestamp() + CLAIM_SECONDS
+    claim(redis, [subscription for subscription, _ in ready], until=until)
+    results = asyncio.run(_send_all(sender, ready, now))
+    for (subscription, body), result in zip(ready, results, strict=True):
+        attempts = subscription.attempts + 1
+        if result.outcome == "retry" and attempts < MAX_ATTEMPTS:
+            due_at = clock().timestamp() + retry_delay(attempts, random)
+            reschedule(redis, subscription, body=body, due_at=due_at)
+            continue
+        delete(redis, subscription)
+        if result.outcome != "delivered":
+            # Not the whole URL: its query may hold the recipient's own secrets.
+            message = "job %s: webhook to %s given up after %d attempts: %s"
+            log.warning(message, subscription.job, subscription.host, attempts, result.reason)
     return len(ready)
 
 
-def _ready(redis: Redis, now: datetime) -> Iterator[tuple[Callback, str]]:
-    """Give the callbacks that can be sent, each with its body; not too many to one host."""
-    waiting = due(redis, now=now.timestamp())
-    statuses = read_status(redis, (callback.job for callback in waiting))
-    taken: Counter[str] = Counter()
-    for callback in waiting:
-        if taken[callback.host] == PER_HOST:
-            continue
-        body = callback.body or _body(redis, callback, statuses[callback.job], now)
-        if body is not None:
-            taken[callback.host] += 1
-            yield callback, body
-
-
-def _body(redis: Redis, callback: Callback, status: Status | None, now: datetime) -> str | None:
-    """Return what is to be said of a callback's job, or None if it has not ended."""
-    if status in FINISHED_STATUSES:
-        job = fetch_job(redis, callback.job)
-        # It may have been posted again since.
-        if job is not None and status_of(job) in FINISHED_STATUSES:
-            return news_of(callback, job, now=now)
-    elif status is None and now.timestamp() - callback.since > GRACE_SECONDS:
-        return news_of(callback, None, now=now)
-    return None
+def retry_delay(attempts: int, random: Random) -> float:
+    """Return the seconds until the next attempt: 5 s, 25 s, 2 min, …, 22 h, each ± 20 %."""
+    jitter = random.uniform(1 - JITTER, 1 + JITTER)
+    return float(_FIRST_DELAY * _DELAY_FACTOR ** (attempts - 1) * jitter)
 
 
 async def _send_all(
-    sender: Sender, ready: Sequence[tuple[Callback, str]], now: datetime
-) -> list[Attempt]:
+    sender: Sender, ready: Sequence[tuple[Subscription, str]], now: datetime
+) -> list[DeliveryResult]:
     return await asyncio.gather(*(sender.send(each, body, now=now) for each, body in ready))
 
 
-def _settle(
-    redis: Redis, callback: Callback, body: str, attempt: Attempt, *, clock: Clock, random: Random
-) -> None:
-    attempts = callback.attempts + 1
-    if attempt.verdict == "again" and attempts < MAX_DELIVERIES:
-        due_at = clock().timestamp() + pause_after(attempts, random)
-        postpone(redis, callback, body=body, due_at=due_at)
-        return
-    forget(redis, callback)
-    if attempt.verdict != "delivered":
-        # Not the whole URL: its query may hold the receiver's own secrets.
-        words = "job %s: gave up telling %s after %d attempts: %s"
-        log.warning(words, callback.job, callback.host, attempts, attempt.reason)
+def _ready(redis: Redis, now: datetime) -> Iterator[tuple[Subscription, str]]:
+    """Yield the subscriptions that can be sent, each with its body; at most ``MAX_PER_HOST`` to a host."""
+    subscriptions = due(redis, now=now.timestamp())
+    statuses = read_status(redis, (each.job for each in subscriptions))
+    by_host: Counter[str] = Counter()
+    for each in subscriptions:
+        if by_host[each.host] == MAX_PER_HOST:
+            continue
+        body = each.body or _body(redis, each, statuses[each.job], now)
+        if body is not None:
+            by_host[each.host] += 1
+            yield each, body
+
+
+def _body(
+    redis: Redis, subscription: Subscription, status: Status | None, now: datetime
+) -> str | None:
+    """Return a new body, or None if the job has not ended."""
+    if status in FINISHED_STATUSES:
+        job = fetch_job(redis, subscription.job)
+        # It may have been posted again since.
+        if job is not None and status_of(job) in FINISHED_STATUSES:
+            return build_payload(subscription, job, now=now)
+    elif status is None and now.timestamp() - subscription.since > GRACE_SECONDS:
+        return build_payload(subscription, None, now=now)
+    return None

@@ -1,7 +1,7 @@
-"""Where a webhook may go: to the internet, not into the network that the service stands in. Wire layer.
+"""URLs that a webhook may go to: on the internet, not in the service's own network.
 
-A host's name says nothing of where it leads, and may lead elsewhere a moment later. So the addresses are judged, and
-what was judged is what is connected to: see ``worker.webhooks.sender``.
+A host's name says nothing of its address, which may change at any moment. So the addresses are checked, and the
+connection goes to a checked address: see ``worker.webhooks.sender``.
 """
 
 from __future__ import annotations
@@ -16,83 +16,70 @@ from typing import Final
 
 import httpx
 
-MAX_URL = 2048
-RESOLVE_SECONDS = 5.0
+RESOLVE_SECONDS: Final = 5.0
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
-"""Gives the addresses of a host and port; OSError if there are none."""
+"""Returns the addresses of a host and port; raises OSError if there are none."""
 
+_MAX_LENGTH: Final = 2048
 _PORTS: Final = {"http": 80, "https": 443}
 _HOST: Final = re.compile(rb"[0-9A-Za-z._-]+|[0-9A-Fa-f:.]+")  # a name, IPv4, IPv6
-# Of IPv6 only this is the internet; translations and tunnels to IPv4 lie elsewhere, but for 6to4.
+# The only part of IPv6 that is the internet; translations and tunnels to IPv4 lie elsewhere, but for 6to4.
 _UNICAST: Final = IPv6Network("2000::/3")
-_NOT_GLOBAL: Final = tuple(
-    map(
-        ip_network,
-        (
-            "2002::/16",  # 6to4: an IPv4 address in disguise
-            "3fff::/20",  # documentation
-            "192.0.0.0/24",  # protocols, among them Oracle's metadata
-            "192.88.99.0/24",  # the way to 6to4
-            "168.63.129.16/32",  # Azure's metadata, though it looks like anybody's
-        ),
-    )
+# Special networks that ``is_global`` takes for the internet.
+_NOT_GLOBAL: Final = (
+    ip_network("2002::/16"),  # 6to4: an IPv4 address in disguise
+    ip_network("3fff::/20"),  # documentation
+    ip_network("192.0.0.0/24"),  # protocols, among them Oracle's metadata
+    ip_network("192.88.99.0/24"),  # relays of 6to4
+    ip_network("168.63.129.16/32"),  # Azure's metadata
 )
 
 
 class CallbackRefusedError(ValueError):
-    """A URL is none that a webhook may go to; the message is meant for the one who named it."""
+    """A webhook may not go to a URL; the message is for the client that sent it."""
 
 
 class HostUnknownError(CallbackRefusedError):
-    """A URL's host has no address, for now."""
+    """A URL's host has no address at the moment."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A URL that was judged.
-
-    Attributes:
-        url: as it was given.
-        addresses: of its host, all of them allowed; at least one.
-    """
+    """A checked URL and the addresses of its host: at least one, all of them allowed."""
 
     url: httpx.URL
     addresses: tuple[str, ...]
 
     @property
     def host(self) -> str:
-        """The host's name as certificates spell it."""
+        """The host's name as in certificates."""
         return self.url.raw_host.decode("ascii")
 
 
 async def resolve_host(host: str, port: int) -> Sequence[str]:
-    """Ask the system for the addresses of a host.
-
-    Raises:
-        OSError: if there are none.
-    """
+    """Return the addresses of a host from the system's resolver; raise OSError if there are none."""
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return tuple(dict.fromkeys(str(each[4][0]) for each in found))
 
 
 async def find_target(text: str, *, allow_private: bool, resolve: Resolve = resolve_host) -> Target:
-    """Judge a URL and every address of its host.
+    """Check a URL and every address of its host.
 
     Args:
         text: the URL.
-        allow_private: whether to take addresses that are not on the internet.
+        allow_private: whether addresses outside the internet are allowed.
         resolve: finds the addresses.
 
     Raises:
-        HostUnknownError: if there are none, or the answer takes too long.
-        CallbackRefusedError: if it may not be called.
+        HostUnknownError: if there are none, or the resolver takes too long.
+        CallbackRefusedError: if a webhook may not go there.
     """
-    url = parse_url(text)
+    url = _parse_url(text)
     port = url.port or _PORTS[url.scheme]
     host = url.raw_host.decode("ascii")
-    # The same words for a host that is unknown and for one that is ours: the answer must not map our network.
+    # One message for an unknown host and a private one: the answer must not map our network.
     message = f"expected a host on the internet, got {host[:80]!r}"
     try:
         async with asyncio.timeout(RESOLVE_SECONDS):
@@ -106,14 +93,22 @@ async def find_target(text: str, *, allow_private: bool, resolve: Resolve = reso
     return Target(url, addresses)
 
 
-def parse_url(text: str) -> httpx.URL:
-    """Read a URL with the parser that it will be called with.
+def is_public(text: str) -> bool:
+    """Return whether an address is a single host's on the internet."""
+    address = ip_address(text)
+    if isinstance(address, IPv6Address):
+        if address.ipv4_mapped is not None:
+            return is_public(str(address.ipv4_mapped))
+        if address not in _UNICAST:
+            return False
+    special = any(address in network for network in _NOT_GLOBAL)
+    return address.is_global and not address.is_multicast and not special
 
-    Raises:
-        CallbackRefusedError: unless it is http or https, with a host and without credentials.
-    """
-    if len(text) > MAX_URL:
-        raise CallbackRefusedError(f"expected at most {MAX_URL} characters, got {len(text)}")
+
+def _parse_url(text: str) -> httpx.URL:
+    """Parse an http or https URL with the parser of the client that will call it."""
+    if len(text) > _MAX_LENGTH:
+        raise CallbackRefusedError(f"expected at most {_MAX_LENGTH} characters, got {len(text)}")
     try:
         url = httpx.URL(text)
     except httpx.InvalidURL as error:
@@ -127,15 +122,3 @@ def parse_url(text: str) -> httpx.URL:
     if url.port is not None and not 0 < url.port < 2**16:
         raise CallbackRefusedError(f"expected a port up to {2**16 - 1}, got {url.port}")
     return url
-
-
-def is_public(text: str) -> bool:
-    """Return whether an address is on the internet: a single host's, nobody's own network."""
-    address = ip_address(text)
-    if isinstance(address, IPv6Address):
-        if address.ipv4_mapped is not None:
-            return is_public(str(address.ipv4_mapped))
-        if address not in _UNICAST:
-            return False
-    special = any(address in network for network in _NOT_GLOBAL)
-    return address.is_global and not address.is_multicast and not special

@@ -13,9 +13,8 @@ import pytest
 from standardwebhooks import Webhook
 
 from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, http_api, png, wait_for
-from tests.helpers.webhook_receiver import SECRET, Receiver, receiving
+from tests.helpers.webhooks import PUBLIC, SECRET, Receiver, receiving, resolver
 from tests.worker.test_janitor import janitor_process
-from tests.worker.webhooks.test_callback_url import PUBLIC, names
 from worker.webhooks import store
 
 COLORS = ((7, number // 256, number % 256) for number in itertools.count())
@@ -80,7 +79,7 @@ def test_from_post_to_webhook(
 
 def test_a_callback_is_no_part_of_the_job(place: Place, receiver: Receiver) -> None:
     image = png(color=next(COLORS))
-    with http_api(place, **SECRETS, resolve=names(PUBLIC)) as api:
+    with http_api(place, **SECRETS, resolve=resolver(PUBLIC)) as api:
         ids = {
             post(api, url, image=image).json()["id"]
             for url in ("", "http://a.test/", "https://b.test/x", "http://a.test/", "")
@@ -91,7 +90,7 @@ def test_a_callback_is_no_part_of_the_job(place: Place, receiver: Receiver) -> N
 
 def test_a_job_that_has_ended_is_told_too(place: Place) -> None:
     image = png(color=next(COLORS))
-    with http_api(place, **SECRETS, resolve=names(PUBLIC)) as api:
+    with http_api(place, **SECRETS, resolve=resolver(PUBLIC)) as api:
         job = post(api, image=image).json()
         wait_for(lambda: api.get(job["links"]["self"]).json()["status"] == "finished")
         assert waiting(place) == 0
@@ -126,7 +125,7 @@ def test_urls_that_are_refused_name_the_field(place: Place, url: str, message: s
 
 
 def test_a_name_that_leads_inside(place: Place) -> None:
-    with http_api(place, **SECRETS, resolve=names(PUBLIC, "10.0.0.1")) as api:
+    with http_api(place, **SECRETS, resolve=resolver(PUBLIC, "10.0.0.1")) as api:
         response = post(api, "https://hooks.test/")
     assert response.status_code == 422
     assert "10.0.0.1" not in response.text
@@ -134,7 +133,7 @@ def test_a_name_that_leads_inside(place: Place) -> None:
 
 def test_a_name_that_leads_outside_at_first(place: Place, receiver: Receiver) -> None:
     """It passes at the post, and is found out at the delivery."""
-    with http_api(place, **SECRETS, resolve=names(PUBLIC)) as api:
+    with http_api(place, **SECRETS, resolve=resolver(PUBLIC)) as api:
         url = receiver.url(host="localhost")
         assert post(api, url).status_code == 202
         assert waiting(place) == 1
@@ -142,7 +141,7 @@ def test_a_name_that_leads_outside_at_first(place: Place, receiver: Receiver) ->
             wait_for(lambda: waiting(place) == 0, what="the janitor's verdict")
     assert receiver.deliveries == []
     log = (place.data / "janitor.log").read_text()
-    assert "gave up telling localhost after 1 attempts: expected a host on the internet" in log
+    assert "webhook to localhost given up after 1 attempts: expected a host on the internet" in log
 
 
 def test_without_a_secret(place: Place, api: httpx.Client) -> None:
@@ -174,8 +173,8 @@ def test_a_name_server_that_is_slow_holds_nobody_up(
 
 
 def test_too_many_wait(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "MAX_CALLBACKS", 1)
-    with http_api(place, **SECRETS, resolve=names(PUBLIC)) as api:
+    monkeypatch.setattr(store, "MAX_SUBSCRIPTIONS", 1)
+    with http_api(place, **SECRETS, resolve=resolver(PUBLIC)) as api:
         assert post(api, "http://a.test/").status_code == 202
         response = post(api, "http://b.test/")
         assert (response.status_code, response.json()["type"]) == (503, "/problems/queue-full")
@@ -184,7 +183,7 @@ def test_too_many_wait(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_full_queue_notes_no_callback(place: Place) -> None:
-    with http_api(place, **SECRETS, resolve=names(PUBLIC), max_queue=1, job_timeout=30) as api:
+    with http_api(place, **SECRETS, resolve=resolver(PUBLIC), max_queue=1, job_timeout=30) as api:
         slow = post(api, labels="slow")
         wait_for(lambda: api.get(slow.headers["Location"]).json()["status"] == "running")
         assert post(api).status_code == 202

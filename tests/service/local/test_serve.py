@@ -19,7 +19,7 @@ from service.local.supervisor import SECOND_SIGNAL_SECONDS
 from service.settings import Settings
 from tests.helpers.service_fixtures import png, valkey, wait_for
 from tests.helpers.serving import Serving, alive, answers, cmdline, free_port, post, serving
-from tests.helpers.webhook_receiver import SECRET, Receiver, receiving
+from tests.helpers.webhooks import SECRET, Receiver, receiving
 
 LOGS = {"api.log", "janitor.log", "redis.log", "worker.log"}
 

@@ -1,4 +1,4 @@
-"""Where a webhook may go, whatever the URL looks like."""
+"""URLs that webhooks may go to, in all spellings."""
 
 from __future__ import annotations
 
@@ -7,31 +7,18 @@ from collections.abc import Sequence
 
 import pytest
 
+from tests.helpers.webhooks import PUBLIC, resolver
 from worker.webhooks.urls import (
     CallbackRefusedError,
     HostUnknownError,
-    Resolve,
     Target,
     find_target,
     is_public,
-    parse_url,
 )
-
-PUBLIC = "93.184.216.34"
-
-
-def names(*addresses: str) -> Resolve:
-    """A resolver that knows these addresses for every host."""
-
-    async def resolve(host: str, port: int) -> Sequence[str]:
-        del host, port
-        return addresses
-
-    return resolve
 
 
 def find(url: str, *addresses: str, allow_private: bool = False) -> Target:
-    resolve = {"resolve": names(*addresses)} if addresses else {}
+    resolve = {"resolve": resolver(*addresses)} if addresses else {}
     return asyncio.run(find_target(url, allow_private=allow_private, **resolve))
 
 
@@ -157,9 +144,7 @@ def test_other_spellings_of_this_host(host: str) -> None:
         ("http://a.test/" + "x" * 3000, "at most 2048 characters, got 3014"),
     ],
 )
-def test_urls_that_are_none(url: str, message: str) -> None:
-    with pytest.raises(CallbackRefusedError, match=message):
-        parse_url(url)
+def test_bad_urls(url: str, message: str) -> None:
     with pytest.raises(CallbackRefusedError, match=message):
         find(url, PUBLIC, allow_private=True)
 
@@ -190,7 +175,7 @@ def test_a_resolver_that_finds_nothing_or_takes_too_long(monkeypatch: pytest.Mon
             asyncio.run(find_target("http://a.test/", allow_private=True, resolve=resolve))
 
 
-def test_the_resolver_is_told_host_and_port() -> None:
+def test_the_resolver_gets_host_and_port() -> None:
     asked: list[tuple[str, int]] = []
 
     async def resolve(host: str, port: int) -> Sequence[str]:
