@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from pydantic import ValidationError
 
 from service.app import create_app
-from service.batches.upload import use_spool
+from service.batches.slots import set_temp_directory
 from service.middleware.auth import require_auth_for_public_bind
 from service.settings import Settings
 from worker import telemetry
@@ -65,7 +65,7 @@ def main(
     try:
         settings = Settings()
         require_auth_for_public_bind(settings, host)
-        use_spool(settings.spool)
+        set_temp_directory(settings.spool)
         if settings.webhook_secret:  # the janitor signs with it; a mistake is found here
             parse_secret(settings.webhook_secret)
         redis = open_redis(settings.redis_url, timeout=_REDIS_TIMEOUT)

@@ -14,8 +14,9 @@ from redis import Redis
 from service.api import batches, errors, jobs, label_studio, masks, openapi, pages, results, system
 from service.api.forms import CallbackRules
 from service.api.state import AppState
-from service.batches.service import Batches
-from service.batches.upload import SpoolPlaces, ZipLimits, keep_clean
+from service.batches.service import BatchService
+from service.batches.slots import UploadSlots, clean_periodically
+from service.batches.upload import ZipLimits
 from service.jobs.model_registry import ModelRegistry
 from service.jobs.service import JobService
 from service.jobs.watch import EventStream
@@ -64,7 +65,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        cleaning = asyncio.create_task(keep_clean(settings.spool))
+        cleaning = asyncio.create_task(clean_periodically(settings.spool))
         yield
         cleaning.cancel()
         await state.events.close()
@@ -117,7 +118,7 @@ def _state(
     )
     return AppState(
         jobs=job_service,
-        batches=Batches(redis, blobs, limits, zips),
+        batches=BatchService(redis, blobs, limits, zips),
         models=models,
         events=events,
         callbacks=CallbackRules(bool(settings.webhook_secret), settings.webhook_private, resolve),
@@ -134,7 +135,7 @@ def _add_middleware(
     app: FastAPI, settings: Settings, redis: Redis, keys: ApiKeys | None, metrics: HttpMetrics
 ) -> None:
     """Add the middleware, the innermost first: the outer ones see what the inner ones refuse."""
-    app.add_middleware(SpoolPlaces, most=settings.max_zips)
+    app.add_middleware(UploadSlots, slots=settings.max_zips)
     if settings.rate:
         app.add_middleware(RateLimit, rate=parse_rate(settings.rate), redis=redis)
     if keys is not None:

@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 from redis import Redis
 from redis.exceptions import RedisError
 
-from worker.batches.records import batch_key, known_batches
+from worker.batches.store import BatchStore, batch_key
 from worker.queue.registry import (
     WorkerInfo,
     known_models,
@@ -134,7 +134,7 @@ class RedisCollector(Collector):
     def _batches(self) -> Metric:
         family = _gauge("semples_batches", "Batches by state.", "state")
         with self._redis.pipeline(transaction=False) as pipeline:
-            for batch_id in known_batches(self._redis):
+            for batch_id in BatchStore(self._redis).known_ids():
                 pipeline.hget(batch_key(batch_id), "status")
             found = collections.Counter(pipeline.execute())
         for state, stored in _BATCH_STATES.items():

@@ -29,8 +29,7 @@ pytest_plugins = [
     "tests.helpers.service_fixtures",
     "tests.helpers.chaos",
     "tests.helpers.browser",
-    "tests.helpers.feeding",
-    "tests.helpers.batch_zips",
+    "tests.helpers.batches",
     "tests.helpers.client_fixtures",
     "tests.helpers.webhooks",
 ]

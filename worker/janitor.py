@@ -19,8 +19,8 @@ from typing import Final
 
 from redis import Redis
 
-from worker.batches.records import kept
-from worker.batches.scheduler import FEED_SECONDS, Feeder
+from worker.batches.scheduler import INTERVAL_SECONDS, BatchScheduler
+from worker.batches.store import BatchStore
 from worker.periodic import PeriodicThread
 from worker.queue.failures import drop_expired_letters, note_abandoned
 from worker.queue.registry import janitor_key
@@ -92,7 +92,7 @@ def expire_blobs(
     # A little less than the interval, so that a single janitor does not skip every second walk.
     if not redis.set(EXPIRY_KEY, 1, px=max(1, int(900 * interval)), nx=True):
         return
-    deleted = blobs.delete_older(now=now, lifetime=lifetime, pinned=partial(kept, redis))
+    deleted = blobs.delete_older(now=now, lifetime=lifetime, pinned=BatchStore(redis).pinned)
     if deleted:
         log.info("deleted %d expired blobs", deleted)
 
@@ -115,7 +115,7 @@ def _tasks(
     tasks: dict[str, tuple[Callable[[], object], float]] = {
         "maintenance": (maintain, settings.interval),
         "dead letters": (partial(drop_expired_letters, redis), _DEAD_LETTER_SECONDS),
-        "batches": (Feeder(redis, blobs).round, FEED_SECONDS),
+        "batches": (BatchScheduler(redis, blobs).dispatch, INTERVAL_SECONDS),
         "expiry": (expire, settings.sweep_interval),
     }
     if settings.webhook_secret is not None:

@@ -19,10 +19,10 @@ from service.api.schemas import BatchDocument, ItemList
 from service.api.state import State
 from service.batches.archive import ArchiveFormat
 from service.batches.report import BatchReport
-from service.batches.service import Batches
+from service.batches.service import BatchService
 from service.jobs.watch import batch_source
 from worker.batches.records import ItemStatus
-from worker.batches.store import Standing
+from worker.batches.store import BatchState
 
 router = APIRouter(tags=["batches"])
 
@@ -83,7 +83,7 @@ def delete_batch(request: Request, batch_id: BatchId, state: State) -> Response 
         batch = batches.find(batch_id)
     except ProblemError:
         return Response(status_code=204)
-    if batch.end is not None and batches.forget(batch.record):
+    if batch.end is not None and batches.delete(batch.record):
         return Response(status_code=204)
     batches.cancel(batch.record)
     return _describe(request, batches, batches.find(batch_id))
@@ -164,7 +164,7 @@ async def get_archive(
     return _OpenFileResponse(file, headers)
 
 
-def _describe(request: Request, batches: Batches, batch: Standing) -> BatchDocument:
+def _describe(request: Request, batches: BatchService, batch: BatchState) -> BatchDocument:
     root = request.scope.get("root_path", "")
     return batches.describe(batch, f"{root}/batches/{batch.record.id}")
 

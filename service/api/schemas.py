@@ -12,7 +12,7 @@ from models.bundle.manifest import NearNoun
 from models.data.classes import Vocabulary
 from models.inference.masks import ClassResult, MaskOptions
 from worker.batches.records import BatchItem, ItemOutcome, ItemStatus
-from worker.batches.store import Standing
+from worker.batches.store import BatchState
 from worker.queue.jobs import Status, failure_of, request_of, result_of, status_of
 from worker.queue.registry import ModelInfo, WorkerInfo
 from worker.queue.schema import (
@@ -297,21 +297,19 @@ class ItemList(BaseModel):
     next: int | None
 
 
-def batch_document(
-    standing: Standing, counts: dict[ItemStatus, int], *, path: str
-) -> BatchDocument:
+def batch_document(batch: BatchState, counts: dict[ItemStatus, int], *, path: str) -> BatchDocument:
     """Describe a batch at its path, with the counts of its items by state."""
-    record = standing.record
+    record = batch.record
     # Items may have failed before any was tried.
     begun = counts["running"] + counts["finished"] + counts["canceled"]
     parts = {each: f"{path}/{each}" for each in ("events", "items", "report")}
     return BatchDocument(
         id=record.id,
-        status=standing.end or ("running" if begun else "queued"),
+        status=batch.end or ("running" if begun else "queued"),
         counts=Counts(total=record.total, **counts),
         model=record.request.model,
         created_at=record.created_at,
-        ended_at=standing.ended_at,
+        ended_at=batch.ended_at,
         links=BatchLinks(self=path, archive=f"{path}/archive.zip", **parts),
     )
 

@@ -10,7 +10,7 @@ from fastapi import Depends, Request
 from prometheus_client import CollectorRegistry
 
 from service.api.forms import CallbackRules
-from service.batches.service import Batches
+from service.batches.service import BatchService
 from service.jobs.model_registry import ModelRegistry
 from service.jobs.service import JobService
 from service.jobs.watch import EventStream
@@ -29,7 +29,7 @@ class AppState:
     """
 
     jobs: JobService
-    batches: Batches
+    batches: BatchService
     models: ModelRegistry
     events: EventStream
     callbacks: CallbackRules

@@ -1,10 +1,10 @@
-"""What came out of a batch, as a data engineer wants to see it before anything is trained on it."""
+"""Report of a batch: coverage and confidence by class, and the photos that need a look."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -12,7 +12,7 @@ from service.api.schemas import ItemProblem, problem_of
 from worker.batches.records import ItemResult
 from worker.batches.store import Row
 
-EXAMPLE: Final[dict[str, Any]] = {
+_EXAMPLE: Final[dict[str, Any]] = {
     "photos": 38180,
     "coverage": 0.31,
     "ignored": 0.04,
@@ -83,25 +83,25 @@ class FailedPhoto(BaseModel):
     problem: ItemProblem | None
 
 
-class EmptyLabels(BaseModel):
+_Entry = TypeVar("_Entry", bound=BaseModel)
+
+
+class Entries(BaseModel, Generic[_Entry]):
     """How many there are, and the first of them."""
 
     total: int = 0
-    first: list[EmptyLabel] = []
+    first: list[_Entry] = []
 
+    def add(self, entry: _Entry, *, limit: int) -> None:
+        """Count an entry, and list it unless the list is full."""
+        self.total += 1
+        if len(self.first) < limit:
+            self.first.append(entry)
 
-class UnsurePhotos(BaseModel):
-    """How many there are, and the first of them."""
-
-    total: int = 0
-    first: list[UnsurePhoto] = []
-
-
-class FailedPhotos(BaseModel):
-    """How many there are, and the first of them."""
-
-    total: int = 0
-    first: list[FailedPhoto] = []
+    @classmethod
+    def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
+        """Return the name in the OpenAPI document: EmptyLabels for EmptyLabel."""
+        return f"{params[0].__name__}s"
 
 
 class BatchReport(BaseModel):
@@ -111,34 +111,15 @@ class BatchReport(BaseModel):
     a finished photo.
     """
 
-    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     photos: int
     coverage: float | None
     ignored: float | None
     classes: list[ClassReport]
-    empty: EmptyLabels
-    low_confidence: UnsurePhotos
-    failed: FailedPhotos
-
-
-@dataclass
-class _Sum:
-    photos: int = 0
-    area: float = 0.0
-    confidence: float = 0.0
-    empty: int = 0
-
-    def report(self, index: int, name: str) -> ClassReport:
-        sure = self.photos - self.empty
-        return ClassReport(
-            index=index,
-            name=name,
-            photos=self.photos,
-            area=round(self.area / self.photos, 6),
-            confidence=round(self.confidence / sure, 6) if sure else None,
-            empty=self.empty,
-        )
+    empty: Entries[EmptyLabel]
+    low_confidence: Entries[UnsurePhoto]
+    failed: Entries[FailedPhoto]
 
 
 def make_report(
@@ -149,33 +130,39 @@ def make_report(
     low_confidence: float,
     limit: int,
 ) -> BatchReport:
-    """Add a batch's items up.
+    """Summarize the items of a batch.
 
     Args:
-        finished: items that have a result.
-        failed: items that have none, and will have none unless the batch goes on.
+        finished: items with a result.
+        failed: items without one, failed or canceled.
         classes: names by index.
-        low_confidence: photos that are less sure are listed.
-        limit: most entries of each list.
+        low_confidence: photos whose confidence is lower are listed.
+        limit: length of each list.
     """
-    sums: dict[int, _Sum] = {}
-    empty, unsure, without = EmptyLabels(), UnsurePhotos(), FailedPhotos()
+    sums: dict[int, _ClassSum] = {}
+    empty, unsure = Entries[EmptyLabel](), Entries[UnsurePhoto]()
     photos, covered, ignored = 0, 0.0, 0.0
     for number, item, outcome in finished:
-        if outcome.result is None:
+        result = outcome.result
+        if result is None:
             continue
         photos += 1
-        covered += sum(each.area for each in outcome.result.classes)
-        ignored += outcome.result.ignored
-        for index in _add(sums, outcome.result):
-            _list(empty, EmptyLabel(number=number, image=item.image, label=classes[index]), limit)
-        confidence = photo_confidence(outcome.result)
+        covered += sum(each.area for each in result.classes)
+        ignored += result.ignored
+        for each in result.classes:
+            sums.setdefault(each.index, _ClassSum()).add(each.area, each.confidence)
+            if not each.area:
+                label = classes[each.index]
+                empty.add(EmptyLabel(number=number, image=item.image, label=label), limit=limit)
+        confidence = _foreground_confidence(result)
         if confidence is not None and confidence < low_confidence:
             photo = UnsurePhoto(number=number, image=item.image, confidence=round(confidence, 6))
-            _list(unsure, photo, limit)
+            unsure.add(photo, limit=limit)
+    without_mask = Entries[FailedPhoto]()
     for number, item, outcome in failed:
         problem = problem_of(outcome.failure)
-        _list(without, FailedPhoto(number=number, image=item.image, problem=problem), limit)
+        entry = FailedPhoto(number=number, image=item.image, problem=problem)
+        without_mask.add(entry, limit=limit)
     return BatchReport(
         photos=photos,
         coverage=round(covered / photos, 6) if photos else None,
@@ -183,33 +170,38 @@ def make_report(
         classes=[sums[index].report(index, classes[index]) for index in sorted(sums)],
         empty=empty,
         low_confidence=unsure,
-        failed=without,
+        failed=without_mask,
     )
 
 
-def photo_confidence(result: ItemResult) -> float | None:
+@dataclass
+class _ClassSum:
+    photos: int = 0
+    area: float = 0.0
+    confidence: float = 0.0
+    empty: int = 0
+
+    def add(self, area: float, confidence: float | None) -> None:
+        self.photos += 1
+        self.area += area
+        self.confidence += confidence or 0.0
+        self.empty += not area
+
+    def report(self, index: int, name: str) -> ClassReport:
+        with_pixels = self.photos - self.empty
+        return ClassReport(
+            index=index,
+            name=name,
+            photos=self.photos,
+            area=round(self.area / self.photos, 6),
+            confidence=round(self.confidence / with_pixels, 6) if with_pixels else None,
+            empty=self.empty,
+        )
+
+
+def _foreground_confidence(result: ItemResult) -> float | None:
     """Return the mean confidence of a photo's foreground, None if it has none."""
     area = sum(each.area for each in result.classes)
     if not area:
         return None
     return sum(each.area * (each.confidence or 0.0) for each in result.classes) / area
-
-
-def _add(sums: dict[int, _Sum], result: ItemResult) -> list[int]:
-    """Add a photo's classes; return those that have no pixel."""
-    empty = []
-    for each in result.classes:
-        total = sums.setdefault(each.index, _Sum())
-        total.photos += 1
-        total.area += each.area
-        total.confidence += each.confidence or 0.0
-        if not each.area:
-            total.empty += 1
-            empty.append(each.index)
-    return empty
-
-
-def _list(place: EmptyLabels | UnsurePhotos | FailedPhotos, entry: Any, limit: int) -> None:
-    place.total += 1
-    if len(place.first) < limit:
-        place.first.append(entry)

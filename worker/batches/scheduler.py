@@ -1,16 +1,17 @@
-"""Handing the items of batches to the queue, a few at a time; the janitor does it.
+"""Scheduler of batches: dispatches their items to the job queue, a few at a time, and collects the results.
 
-All that it knows is in Redis, so it can be killed anywhere: an item that was queued and not yet noted is found queued.
+All state is in Redis, so a janitor that runs it can be killed anywhere: an item that is still recorded as waiting, and
+whose job is queued already, finds that job.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from redis import Redis
@@ -21,26 +22,13 @@ from rq.job import Job
 from models.data.images import ImageError, check_image
 from worker.batches.records import (
     BATCH_META,
-    OPEN_SECONDS,
-    TURN_KEY,
     BatchItem,
     BatchRecord,
     ItemOutcome,
+    ItemResult,
     ItemStatus,
-    item_result,
 )
-from worker.batches.store import (
-    counts_of,
-    end_if_done,
-    find_batch,
-    items_of,
-    move,
-    numbers_in,
-    open_batches,
-    outcomes_of,
-    renew,
-    tell_counts,
-)
+from worker.batches.store import BatchStore, Move
 from worker.batches.zips import DAMAGED, Zips
 from worker.queue.events import events_key
 from worker.queue.failures import describe_failure
@@ -50,261 +38,163 @@ from worker.queue.jobs import (
     failure_of,
     memory_in_use,
     read_status,
-    request_of,
     results_of,
-    should_rerun,
     status_of,
+    submit,
 )
-from worker.queue.rq import (
-    RATE_SECONDS,
-    JobQueue,
-    canceled_by_batch,
-    clear_cancel,
-    fetch_job,
-    fetch_jobs,
-    make_job,
-)
+from worker.queue.rq import JobQueue, canceled_by_batch, fetch_jobs, make_job
 from worker.queue.schema import JobFailure
 from worker.storage import BlobError, BlobMissingError, BlobStore, blob_key
 
-# One item of a batch on its way from the zip into the queue.
-
-
-def hand_out(
-    redis: Redis, blobs: BlobStore, zips: Zips, record: BatchRecord, number: int, item: BatchItem
-) -> None:
-    """Queue an item's job, or find the one that there is, or say why there can be none.
-
-    Args:
-        redis: where all that is.
-        blobs: where its photo goes.
-        zips: where that comes from.
-        record: of the batch.
-        number: of the item, which waits.
-        item: see BatchItem.
-
-    Raises:
-        RedisError: if Redis is away.
-        BlobError: if the store is, or is full.
-    """
-    try:
-        data = zips.read(record.request.archive, item.image)
-        header = check_image(data, max_pixels=record.limits.max_pixels)
-    except (ImageError, BlobMissingError, *DAMAGED) as error:
-        failed = ItemOutcome(failure=_failure(error))
-        move(redis, record.id, number, ("waiting", "failed"), failed)
-        return
-    request = record.request.of_item(blob_key("uploads", data), item.labels)
-    timeout = record.limits.timeout(header.width * header.height)
-    new = make_job(redis, request, timeout=timeout)
-    new.meta[BATCH_META] = record.id
-    is_new = _submit(redis, blobs, new, data)
-    outcome = ItemOutcome(job=request.job_id())
-    moved = move(redis, record.id, number, ("waiting", "queued"), outcome)
-    job = fetch_job(redis, request.job_id()) if is_new and not moved else None
-    if job is not None and not _is_open(redis, record.id):
-        JobQueue(redis, request.model.name).request_cancel(job, from_batch=True)
-
-
-def _submit(redis: Redis, blobs: BlobStore, new: Job, data: bytes) -> bool:
-    """Queue a job unless there is the same already; return whether it was queued."""
-    clear_cancel(redis, new.id)  # before the look at it: its worker may be about to leave it
-    earlier = fetch_job(redis, new.id)
-    if earlier is not None and not should_rerun(earlier, blobs):
-        return False
-    blobs.put("uploads", data)
-    queue = JobQueue(redis, request_of(new).model.name)
-    return queue.enqueue(new, earlier=earlier)
-
-
-def _is_open(redis: Redis, batch_id: str) -> bool:
-    standing = find_batch(redis, batch_id)
-    return standing is not None and standing.end is None
-
-
-def _failure(error: Exception) -> JobFailure:
-    if isinstance(error, ImageError | BlobMissingError):
-        return describe_failure(error)
-    return JobFailure(
-        code="image_unreadable", detail="damaged in the zip: unpacking fails", repeatable=False
-    )
-
-
-# What became of a batch's jobs, written down with its items before the jobs expire. Wire layer.
-
-UNDER_WAY: Final[tuple[ItemStatus, ...]] = ("queued", "running")
-_MOST = 10_000  # more than a queue holds
-
-
-def collect(redis: Redis, batch_id: str) -> int:
-    """Move the items that were handed to the queue on; return how many still are with it.
-
-    Items whose jobs have gone, or whose results have, wait again.
-
-    Raises:
-        RedisError: if Redis is away.
-    """
-    before = _under_way(redis, batch_id)
-    numbers = list(before)
-    jobs = _jobs(redis, batch_id, numbers)
-    states = _states(redis, jobs)
-    ended = sorted({jobs[number] for number in numbers if states[number] in FINISHED_STATUSES})
-    outcomes = _outcomes(redis, ended)
-    left = 0
-    with redis.pipeline(transaction=False) as pipeline:
-        for number in numbers:
-            after, outcome = outcomes.get(jobs[number], (states[number], None))
-            if after in UNDER_WAY:
-                left, outcome = left + 1, ItemOutcome(job=jobs[number])
-            if after != before[number]:
-                move(pipeline, batch_id, number, (before[number], after), outcome)
-        pipeline.execute()
-    return left
-
-
-def jobs_under_way(redis: Redis, batch_id: str) -> dict[int, str]:
-    """Return the jobs of the items that are with the queue, by number."""
-    return _jobs(redis, batch_id, list(_under_way(redis, batch_id)))
-
-
-def _under_way(redis: Redis, batch_id: str) -> dict[int, ItemStatus]:
-    return {
-        number: status
-        for status in UNDER_WAY
-        for number in numbers_in(redis, batch_id, status, limit=_MOST)
-    }
-
-
-def _jobs(redis: Redis, batch_id: str, numbers: Sequence[int]) -> dict[int, str]:
-    outcomes = outcomes_of(redis, batch_id, numbers)
-    return {number: outcome.job or "" for number, outcome in zip(numbers, outcomes, strict=True)}
-
-
-def _states(redis: Redis, jobs: Mapping[int, str]) -> dict[int, ItemStatus]:
-    """Return what the items are by their jobs' statuses."""
-    found = read_status(redis, jobs.values())
-    return {number: found[job_id] or "waiting" for number, job_id in jobs.items()}
-
-
-def _outcomes(redis: Redis, job_ids: list[str]) -> dict[str, tuple[ItemStatus, ItemOutcome | None]]:
-    """Return what became of jobs that have ended, by id."""
-    jobs = fetch_jobs(redis, job_ids)
-    found: dict[str, tuple[ItemStatus, ItemOutcome | None]] = {}
-    results = results_of(redis, job_ids)
-    taken_back = canceled_by_batch(redis, job_ids)
-    for job_id, job in zip(job_ids, jobs, strict=True):
-        status: ItemStatus = "waiting" if job is None else status_of(job)
-        if job is None or (status == "finished" and job_id not in results):
-            found[job_id] = ("waiting", None)
-        elif status == "finished":
-            found[job_id] = (status, ItemOutcome(job=job_id, result=item_result(results[job_id])))
-        elif status == "failed":
-            found[job_id] = (status, ItemOutcome(job=job_id, failure=failure_of(job)))
-        elif status == "canceled":
-            # With another batch, which had not seen that this one wants it too: it runs again.
-            again = job_id in taken_back
-            found[job_id] = ("waiting", None) if again else (status, ItemOutcome(job=job_id))
-    _drop_events(redis, [each for each in jobs if each is not None])
-    return found
-
-
-def _drop_events(redis: Redis, jobs: Sequence[Job]) -> None:
-    """Forget the events of jobs that have ended and that a batch has made: of 100,000 they take half a gigabyte."""
-    keys = [events_key(job.id) for job in jobs if BATCH_META in job.meta]
-    if keys:
-        redis.delete(*keys)
-
+INTERVAL_SECONDS: Final = 0.5
+"""Between two runs of ``BatchScheduler.dispatch``."""
+LOCK_KEY: Final = "semples:batches:turn"
+_LOCK_SECONDS: Final = 5.0  # after which another janitor takes over from one that is dead
 
 log = logging.getLogger(__name__)
 
-FEED_SECONDS: Final = 0.5
-"""Between two looks."""
-TURN_SECONDS: Final = 5.0
-"""After which another janitor takes over from one that says nothing."""
-AHEAD_SECONDS: Final = 10
-"""So many seconds' work is in the queue: an image that somebody posts waits no longer for the batches."""
-LEAST_AHEAD: Final = 64
-"""Items that are under way however slow the workers are, or nobody would know how fast they could be."""
 
+class BatchScheduler:
+    """Schedules all batches; of several janitors one does at a time.
 
-class Feeder:
-    """Feeds queues from batches, one janitor at a time.
+    Items go to the low-priority queue of their model, so a posted image does not wait for them. The batches of a model
+    together have at most as many items in flight as its queue may hold: Redis and the blob store must not fill up.
 
     Args:
         redis: where batches and queues are.
-        blobs: where zips are and photos go.
-        clock: seconds since the epoch.
+        blobs: where zips and photos are.
     """
 
-    def __init__(
-        self, redis: Redis, blobs: BlobStore, *, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, redis: Redis, blobs: BlobStore) -> None:
         self._redis = redis
         self._blobs = blobs
-        self._clock = clock
+        self._store = BatchStore(redis)
         self._zips = Zips(blobs)
-        self._told: dict[str, dict[ItemStatus, int]] = {}
+        self._published: dict[str, dict[ItemStatus, int]] = {}
 
-    def round(self) -> None:
-        """Collect what is done and hand out what there is room for, of all batches.
+    def dispatch(self) -> None:
+        """Collect what is done and dispatch what there is room for, of all batches.
 
         Raises:
-            RedisError: if Redis is away.
-            BlobError: if the store is, or is full.
+            RedisError: if Redis does not answer.
+            BlobError: if the blob store does not, or is full.
         """
-        turn = Lock(self._redis, TURN_KEY, timeout=TURN_SECONDS, blocking=False, thread_local=False)
-        if not turn.acquire():
+        lock = Lock(
+            self._redis, LOCK_KEY, timeout=_LOCK_SECONDS, blocking=False, thread_local=False
+        )
+        if not lock.acquire():
             return
         try:
-            self._take_turn(turn)
+            self._dispatch(lock)
         except LockNotOwnedError:
             log.info("another janitor has taken over")
         finally:
             with suppress(LockError):
-                turn.release()
+                lock.release()
 
-    def _take_turn(self, turn: Lock) -> None:
-        found = [find_batch(self._redis, each) for each in open_batches(self._redis)]
+    def _dispatch(self, lock: Lock) -> None:
+        found = [self._store.find(each) for each in self._store.open_ids()]
         records = [each.record for each in found if each is not None]
         self._zips.close_others({each.request.archive for each in records})
-        self._told = {each.id: self._told.get(each.id, {}) for each in records}
-        sharing = Counter(each.request.model.name for each in records)
-        memory = self._has_memory()
+        self._published = {each.id: self._published.get(each.id, {}) for each in records}
+        by_model = Counter(each.request.model.name for each in records)
+        has_memory = self._has_memory()
         for record in records:
+            share = math.ceil(record.limits.max_queue / by_model[record.request.model.name])
             try:
-                self._look_after(record, turn, sharing[record.request.model.name], memory=memory)
+                self._dispatch_batch(record, share if has_memory else 0, lock)
             except (RedisError, BlobError):
                 raise
-            except (
-                Exception
-            ):  # whatever it is about this batch, others and the janitor's other work go on
-                log.exception("batch %s is left alone in this turn", record.id)
+            except Exception:  # a bug in one batch must not stop the others
+                log.exception("batch %s is skipped in this round", record.id)
 
-    def _look_after(self, record: BatchRecord, turn: Lock, sharing: int, *, memory: bool) -> None:
-        renew(self._redis, record.id, OPEN_SECONDS)
-        under_way = collect(self._redis, record.id)
-        if memory:
-            self._feed(record, self._room(record, under_way, sharing), turn)
-        self._tell(record.id)
-        end_if_done(self._redis, record.id)
+    def _dispatch_batch(self, record: BatchRecord, limit: int, lock: Lock) -> None:
+        """Collect results, then dispatch items until ``limit`` are in flight."""
+        self._store.renew(record.id)
+        room = max(0, limit - self.collect_results(record.id))
+        pending = self._store.numbers(record.id, "waiting", limit=room) if room else []
+        for number, item in zip(pending, self._store.items(record.id, pending), strict=True):
+            self.dispatch_item(record, number, item)
+            lock.reacquire()
+        counts = self._store.counts(record.id)
+        if counts != self._published[record.id]:
+            self._store.publish_counts(record.id, counts)
+            self._published[record.id] = counts
+        self._store.finish_if_done(record.id)
 
-    def _feed(self, record: BatchRecord, room: int, turn: Lock) -> None:
-        numbers = numbers_in(self._redis, record.id, "waiting", limit=room) if room else []
-        for number, item in zip(numbers, items_of(self._redis, record.id, numbers), strict=True):
-            hand_out(self._redis, self._blobs, self._zips, record, number, item)
-            turn.reacquire()
+    def dispatch_item(self, record: BatchRecord, number: int, item: BatchItem) -> None:
+        """Queue the job of an item that waits, or find the same job, or record why there can be none."""
+        try:
+            data = self._zips.read(record.request.archive, item.image)
+            header = check_image(data, max_pixels=record.limits.max_pixels)
+        except (ImageError, BlobMissingError, *DAMAGED) as error:
+            failed = ItemOutcome(failure=_failure(error))
+            self._store.move(record.id, [Move(number, "waiting", "failed", failed)])
+            return
+        request = record.request.item_request(blob_key("uploads", data), item.labels)
+        timeout = record.limits.timeout(header.width * header.height)
+        job = make_job(self._redis, request, timeout=timeout)
+        job.meta[BATCH_META] = record.id
+        queue = JobQueue(self._redis, request.model.name)
+        upload = partial(self._blobs.put, "uploads", data)
+        job, is_new = submit(queue, self._blobs, job, upload, batch=True)
+        outcome = ItemOutcome(job=job.id)
+        [moved] = self._store.move(record.id, [Move(number, "waiting", "queued", outcome)])
+        if is_new and not moved and not self._is_open(record.id):  # canceled meanwhile
+            queue.request_cancel(job, from_batch=True)
 
-    def _room(self, record: BatchRecord, under_way: int, sharing: int) -> int:
-        """Return how many items of a batch may be handed out.
+    def collect_results(self, batch_id: str) -> int:
+        """Update the states of the items in flight from their jobs; return how many are still in flight.
 
-        Batches of a model share the places in its queue, and jobs that somebody posted take theirs first.
+        Items whose jobs or results have expired wait again.
         """
-        queue = JobQueue(self._redis, record.request.model.name)
-        lately = queue.ended_lately(now=self._clock())
-        ahead = min(record.places, max(LEAST_AHEAD, lately * AHEAD_SECONDS // RATE_SECONDS))
-        return max(
-            0, min(math.ceil(ahead / sharing) - under_way, record.places - queue.interactive.count)
-        )
+        before = self._store.in_flight(batch_id)
+        jobs = self._store.jobs(batch_id, list(before))
+        statuses = read_status(self._redis, jobs.values())
+        ended = [each for each, status in statuses.items() if status in FINISHED_STATUSES]
+        ends = self._ends(sorted(ended))
+        moves, in_flight = [], 0
+        for number, job_id in jobs.items():
+            after, outcome = ends.get(job_id, (statuses[job_id] or "waiting", None))
+            if after in ("queued", "running"):
+                in_flight, outcome = in_flight + 1, ItemOutcome(job=job_id)
+            if after != before[number]:
+                moves.append(Move(number, before[number], after, outcome))
+        self._store.move(batch_id, moves)
+        return in_flight
+
+    def _ends(self, job_ids: Sequence[str]) -> dict[str, tuple[ItemStatus, ItemOutcome | None]]:
+        """Return the states and outcomes of the items of ended jobs, by job."""
+        jobs = fetch_jobs(self._redis, job_ids)
+        results = results_of(self._redis, job_ids)
+        by_batch = canceled_by_batch(self._redis, job_ids)
+        found: dict[str, tuple[ItemStatus, ItemOutcome | None]] = {}
+        for job_id, job in zip(job_ids, jobs, strict=True):
+            status: ItemStatus = "waiting" if job is None else status_of(job)
+            outcome = None
+            if status == "finished" and job_id in results:
+                result = ItemResult.from_job(results[job_id])
+                outcome = ItemOutcome(job=job_id, result=result)
+            elif status == "failed" and job is not None:
+                outcome = ItemOutcome(job=job_id, failure=failure_of(job))
+            # Another batch may cancel a job before this one is recorded as sharing it: then it runs again.
+            elif status == "canceled" and job_id not in by_batch:
+                outcome = ItemOutcome(job=job_id)
+            elif status in FINISHED_STATUSES:
+                status = "waiting"
+            found[job_id] = (status, outcome)
+        self._delete_events([each for each in jobs if each is not None])
+        return found
+
+    def _delete_events(self, jobs: Sequence[Job]) -> None:
+        """Delete the events of jobs that batches created: those of 100,000 jobs take half a gigabyte."""
+        keys = [events_key(job.id) for job in jobs if BATCH_META in job.meta]
+        if keys:
+            self._redis.delete(*keys)
+
+    def _is_open(self, batch_id: str) -> bool:
+        state = self._store.find(batch_id)
+        return state is not None and state.end is None
 
     def _has_memory(self) -> bool:
         """Return whether Redis has room: results stay for a day."""
@@ -313,8 +203,10 @@ class Feeder:
             log.warning("batches wait: Redis has %.0f %% of its memory in use", 100 * share)
         return share < MEMORY_SHARE
 
-    def _tell(self, batch_id: str) -> None:
-        counts = counts_of(self._redis, batch_id)
-        if counts != self._told[batch_id]:
-            tell_counts(self._redis, batch_id, counts)
-            self._told[batch_id] = counts
+
+def _failure(error: Exception) -> JobFailure:
+    if isinstance(error, ImageError | BlobMissingError):
+        return describe_failure(error)
+    return JobFailure(
+        code="image_unreadable", detail="damaged in the zip: unpacking fails", repeatable=False
+    )

@@ -1,4 +1,4 @@
-"""Photos out of batches' zips, one at a time, wherever the zips are. Wire layer."""
+"""Photos from the zips of batches in the blob store, read one at a time."""
 
 from __future__ import annotations
 
@@ -10,55 +10,47 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from worker.storage import BlobFile, BlobStore
 
-MAX_OPEN: Final = 8
-_PART_BYTES: Final = 2**16
 DAMAGED: Final = (
     BadZipFile,
     zlib.error,
     struct.error,
     EOFError,
-    ValueError,  # of names that are not in the encoding that they claim
-    RuntimeError,  # of passwords, and of methods that are not known
+    ValueError,  # names that are not in the encoding that they claim
+    RuntimeError,  # passwords, and unknown methods
     OverflowError,
 )
-"""What a damaged zip raises when it is read; a blob's own errors are no such."""
+"""Errors of reading a damaged zip; none of them is a blob store's own."""
+
+_MAX_OPEN: Final = 8
+_CHUNK_BYTES: Final = 2**16
 
 
 def read_entry(archive: ZipFile, entry: str | ZipInfo) -> bytes:
-    """Return what an entry holds, no more than it says: ``ZipFile.read`` unpacks all that there is before it cuts.
+    """Return an entry's content; raise one of DAMAGED if that fails.
 
-    Raises:
-        BadZipFile: and what else DAMAGED lists, if it is damaged.
+    In chunks: ``ZipFile.read`` unpacks everything before it cuts the content to the size that the entry claims.
     """
     with archive.open(entry) as file:
-        return b"".join(iter(partial(file.read, _PART_BYTES), b""))
+        return b"".join(iter(partial(file.read, _CHUNK_BYTES), b""))
 
 
 class Zips:
-    """Zips that stay open while they are used: the list of what is in one of 100,000 photos takes a second to read.
-
-    Args:
-        blobs: where they are.
-    """
+    """Zips that stay open between reads: listing the entries of 100,000 photos takes a second."""
 
     def __init__(self, blobs: BlobStore) -> None:
         self._blobs = blobs
         self._open: dict[str, ZipFile] = {}
 
     def read(self, key: str, name: str) -> bytes:
-        """Return a photo.
-
-        Args:
-            key: of the zip's blob.
-            name: path in it.
+        """Return the photo at a path in the zip of a blob key.
 
         Raises:
-            BlobMissingError: if there is no such zip any more.
+            BlobMissingError: if the zip is no longer stored.
             BlobError: if it cannot be read.
-            BadZipFile: and what else DAMAGED lists, if it is damaged.
+            BadZipFile: or another of DAMAGED, if it is damaged.
         """
         try:
-            return read_entry(self._opened(key), name)
+            return read_entry(self._zip(key), name)
         except BaseException:
             self.close(key)
             raise
@@ -73,15 +65,15 @@ class Zips:
         for key in self._open.keys() - keys:
             self.close(key)
 
-    def _opened(self, key: str) -> ZipFile:
+    def _zip(self, key: str) -> ZipFile:
         if key not in self._open:
-            if len(self._open) >= MAX_OPEN:
+            if len(self._open) >= _MAX_OPEN:
                 self.close(next(iter(self._open)))
-            self._open[key] = _Zip(self._blobs.open_file(key))
+            self._open[key] = _BlobZip(self._blobs.open_file(key))
         return self._open[key]
 
 
-class _Zip(ZipFile):
+class _BlobZip(ZipFile):
     """A zip that closes its file, too."""
 
     def __init__(self, file: BlobFile) -> None:

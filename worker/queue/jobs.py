@@ -1,8 +1,8 @@
-"""Status, request, result and failure of a job, and when the same request runs again."""
+"""Submission of a job, its status, request, result and failure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Literal, cast
 
 from redis import Redis
@@ -10,7 +10,7 @@ from redis.asyncio import Redis as AsyncRedis
 from rq.job import Job, JobStatus
 
 from models.data.images import MAX_PIXELS
-from worker.queue.rq import fetch_return_values
+from worker.queue.rq import JobQueue, clear_cancel, fetch_job, fetch_return_values
 from worker.queue.schema import JobFailure, JobRequest, JobResult, Record
 from worker.storage import BlobStore
 
@@ -98,7 +98,7 @@ def failure_of(job: Job) -> JobFailure:
     return JobFailure(code="worker_died", detail="the job's workers died", repeatable=True)
 
 
-def should_rerun(job: Job, blobs: BlobStore) -> bool:
+def _should_rerun(job: Job, blobs: BlobStore) -> bool:
     """Return whether posting the same request runs an existing job again.
 
     That is so if it was canceled, failed for a reason that may have passed, or lost a file that its answers need.
@@ -116,6 +116,38 @@ def should_rerun(job: Job, blobs: BlobStore) -> bool:
         keys = (request_of(job).image, *result.blobs.model_dump().values())
         return not all(map(blobs.exists, keys))
     return status == "canceled"
+
+
+def submit(
+    queue: JobQueue,
+    blobs: BlobStore,
+    job: Job,
+    prepare: Callable[[], object],
+    *,
+    batch: bool = False,
+) -> tuple[Job, bool]:
+    """Queue a job unless the same one exists and need not run again; return the job and whether it was queued.
+
+    Args:
+        queue: of its model.
+        blobs: where its files are.
+        job: new.
+        prepare: called before it is queued; stores its image, and may raise.
+        batch: whether an item of a batch: it waits behind interactive jobs.
+    """
+    # The cancel flag goes first: a worker may be about to drop the job.
+    if batch:
+        clear_cancel(queue.redis, job.id)
+    known = batch or queue.clear_cancel_on_repost(job.id)
+    earlier = fetch_job(queue.redis, job.id) if known else None
+    if earlier is not None and not _should_rerun(earlier, blobs):
+        return earlier, False
+    prepare()
+    if queue.enqueue(job, earlier=earlier, batch=batch):
+        return job, True
+    if not batch:  # the same was queued just now, maybe by a batch
+        queue.clear_cancel_on_repost(job.id)
+    return fetch_job(queue.redis, job.id) or job, False
 
 
 def memory_in_use(redis: Redis) -> float:

@@ -34,7 +34,7 @@ from service.client import (
 )
 from service.local.supervisor import Child
 from service.middleware.auth import make_key
-from tests.helpers.batch_zips import many, packed
+from tests.helpers.batches import many, packed
 from tests.helpers.client_fixtures import COLORS, make_photos
 from tests.helpers.paths import ROOT
 from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, http_api, png, wait_for

@@ -1,4 +1,4 @@
-"""The disk on which zips lie: so many at once, however slow their clients are, and nothing is left there for ever."""
+"""Slots bound the zips on the disk, however slow their clients are, and nothing is left there for ever."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ import httpx
 import pytest
 from starlette.responses import StreamingResponse
 
-from service.batches.service import Batches
-from service.batches.upload import LEFT_SECONDS, PREFIX, SpoolPlaces, clean
-from tests.helpers.batch_zips import accepted, many, packed, post
-from tests.helpers.feeding import finish
+from service.batches.service import BatchService
+from service.batches.slots import ABANDONED_SECONDS, TEMP_PREFIX, UploadSlots, delete_abandoned
+from tests.helpers.batches import accepted, finish, many, packed, post
 from tests.helpers.service_fixtures import Place, http_api, wait_for
-from worker.batches.scheduler import Feeder
+from worker.batches.scheduler import BatchScheduler
 
 BEGUN = (
     b"POST /batches HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=X\r\n"
@@ -38,12 +37,12 @@ def api(place: Place) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def ended(api: httpx.Client, place: Place, feeder: Feeder) -> str:
+def ended(api: httpx.Client, place: Place, scheduler: BatchScheduler) -> str:
     """A batch that has ended."""
     path = accepted(api, packed(many(1)))
-    feeder.round()
-    finish(place, place.queue.get_job_ids()[0])
-    feeder.round()
+    scheduler.dispatch()
+    finish(place, place.jobs.batch.get_job_ids()[0])
+    scheduler.dispatch()
     return path
 
 
@@ -60,14 +59,14 @@ def test_one_zip_is_received_at_a_time(api: httpx.Client) -> None:
     line = socket.create_connection((api.base_url.host, api.base_url.port or 0), 30)
     with line:
         line.sendall(BEGUN)
-        wait_for(lambda: is_refused(post(api, b"PK")), what="a place that is taken")
+        wait_for(lambda: is_refused(post(api, b"PK")), what="a used slot")
         assert api.get("/models").status_code == 200
         alone = api.post("/pseudo-mask", files={"image": b"none"}, data={"labels": "cat"})
         assert alone.status_code == 415  # single images have no part in it
-    wait_for(lambda: post(api, archive).status_code == 202, what="a place")
+    wait_for(lambda: post(api, archive).status_code == 202, what="a slot")
 
 
-def test_one_archive_is_on_its_way_at_a_time(
+def test_one_archive_is_sent_at_a_time(
     api: httpx.Client, ended: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def zeros(size: int) -> Any:
@@ -76,29 +75,29 @@ def test_one_archive_is_on_its_way_at_a_time(
         return file
 
     path, file = f"{ended}/archive.zip", zeros(LARGE)
-    monkeypatch.setattr(Batches, "pack", lambda *_: file)
+    monkeypatch.setattr(BatchService, "pack", lambda *_: file)
     with api.stream("GET", path) as slow:
         assert slow.headers["Content-Length"] == str(LARGE)
         assert is_refused(api.get(path))
-        assert accepted(api, packed(many(1)))  # what comes in has places of its own
-    monkeypatch.setattr(Batches, "pack", lambda *_: zeros(10))
-    wait_for(lambda: api.get(path).status_code == 200, what="a place")
+        assert accepted(api, packed(many(1)))  # uploads have slots of their own
+    monkeypatch.setattr(BatchService, "pack", lambda *_: zeros(10))
+    wait_for(lambda: api.get(path).status_code == 200, what="a slot")
     assert file.closed
 
 
-def test_one_client_has_half_of_the_places(place: Place) -> None:
+def test_one_client_has_half_of_the_slots(place: Place) -> None:
     archive = packed(many(1))
     with http_api(place, max_zips=2, trusted_proxies="127.0.0.1") as api:
         host, port = api.base_url.host, api.base_url.port or 0
         with socket.create_connection((host, port), 30) as line:
             line.sendall(BEGUN.replace(b"Host: x", b"Host: x\r\nX-Forwarded-For: 203.0.113.1"))
             api.headers["X-Forwarded-For"] = "203.0.113.1"
-            wait_for(lambda: is_refused(post(api, b"PK")), what="a place that is taken")
+            wait_for(lambda: is_refused(post(api, b"PK")), what="a used slot")
             api.headers["X-Forwarded-For"] = "203.0.113.2"
             assert post(api, archive).status_code == 202
 
 
-def test_who_takes_nothing_loses_the_place(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_that_reads_nothing_loses_its_slot(caplog: pytest.LogCaptureFixture) -> None:
     async def never(_: Any = None) -> Any:
         await asyncio.Event().wait()
 
@@ -106,20 +105,22 @@ def test_who_takes_nothing_loses_the_place(caplog: pytest.LogCaptureFixture) -> 
         while True:
             yield bytes(100)
 
-    places = SpoolPlaces(StreamingResponse(zeros()), most=1, stall=0.05)
+    slots = UploadSlots(StreamingResponse(zeros()), slots=1, stall=0.05)
     scope = {"type": "http", "method": "GET", "path": "/batches/x/archive.zip"}
-    for _ in range(2):  # the second has the place of the first
-        asyncio.run(places({**scope, "asgi": {"spec_version": "2.4"}}, never, never))
-    assert caplog.text.count("nothing of it was taken for 0.05 s") == 2
+    for _ in range(2):  # the second has the slot of the first
+        asyncio.run(slots({**scope, "asgi": {"spec_version": "2.4"}}, never, never))
+    assert caplog.text.count("the client read nothing for 0.05 s") == 2
 
 
-def test_what_a_dead_api_left_is_deleted(tmp_path: Path) -> None:
-    left, new, other = (tmp_path / name for name in (f"{PREFIX}left", f"{PREFIX}new", "mine"))
-    then = time.time() - LEFT_SECONDS - 60
+def test_what_a_dead_process_left_is_deleted(tmp_path: Path) -> None:
+    left, new, other = (
+        tmp_path / name for name in (f"{TEMP_PREFIX}left", f"{TEMP_PREFIX}new", "mine")
+    )
+    then = time.time() - ABANDONED_SECONDS - 60
     for folder in (left, new, other):
         folder.mkdir()
         (folder / "a.jpg").write_bytes(b"photo")
     for folder in (left, other):
         os.utime(folder, (then, then))
-    clean(tmp_path)
+    delete_abandoned(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([new, other])

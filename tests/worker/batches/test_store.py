@@ -1,4 +1,4 @@
-"""What batches share with each other and with those who post alone: zips and jobs, and nothing lost between steps."""
+"""Zips and jobs that batches share with each other and with single posts, and nothing lost between steps."""
 
 from __future__ import annotations
 
@@ -9,12 +9,25 @@ from typing import Any, BinaryIO
 import httpx
 import pytest
 
-from service.batches.service import Batches
-from tests.helpers.batch_zips import accepted, items, many, packed, photo, post, rows
-from tests.helpers.feeding import batch_of, counts, finish, make_old, sweep
+from service.batches.service import BatchService
+from tests.helpers.batches import (
+    accepted,
+    batch_of,
+    counts,
+    expire,
+    finish,
+    items,
+    make_old,
+    many,
+    packed,
+    photo,
+    post,
+    rows,
+)
 from tests.helpers.service_fixtures import Place, http_api
-from worker.batches.records import KNOWN_KEY, OPEN_KEY, BatchRecord, blobs_key, keys_of
-from worker.batches.scheduler import Feeder
+from worker.batches.records import BatchRecord
+from worker.batches.scheduler import BatchScheduler
+from worker.batches.store import KNOWN_KEY, OPEN_KEY, BatchStore, batch_key
 from worker.storage import BlobError, BlobStore
 
 pytestmark = pytest.mark.usefixtures("announced")
@@ -26,45 +39,45 @@ def api(place: Place) -> Iterator[httpx.Client]:
         yield client
 
 
-def test_a_canceled_batch_leaves_what_another_has_under_way(
-    api: httpx.Client, place: Place, feeder: Feeder
+def test_a_canceled_batch_leaves_jobs_that_another_has_in_flight(
+    api: httpx.Client, place: Place, scheduler: BatchScheduler
 ) -> None:
     files = many(2)
     one = accepted(api, packed(files))
     two = accepted(api, packed({**files, "readme.txt": "another zip"}))
     three = accepted(api, packed(many(1)))
-    feeder.round()
-    assert place.queue.count == 3
+    scheduler.dispatch()
+    assert place.jobs.batch.count == 3
     api.delete(one)
-    assert place.queue.count == 3
+    assert place.jobs.batch.count == 3
     api.delete(three)
-    assert place.queue.count == 2
+    assert place.jobs.batch.count == 2
     assert counts(api, two)["queued"] == 2
 
 
-def test_what_a_batch_needs_outlives_the_sweep(
-    api: httpx.Client, place: Place, feeder: Feeder
+def test_what_a_batch_needs_does_not_expire(
+    api: httpx.Client, place: Place, scheduler: BatchScheduler
 ) -> None:
     path = accepted(api, packed(many(2)))
-    feeder.round()
+    scheduler.dispatch()
     first = items(api, path)[0]["job"]
     mask = finish(place, first)
-    feeder.round()
+    scheduler.dispatch()
     archive = place.blobs.keys("archives")
     make_old(place)
-    sweep(place)
+    expire(place)
     assert place.blobs.keys("archives") == archive
     assert place.blobs.exists(mask)
     assert place.blobs.keys("uploads") == []  # a photo is in the zip
 
-    # Nor does it go with its job, which somebody removes.
+    # Nor does it go with its job, which a person deletes.
     api.delete(f"/jobs/{first}")
     assert place.blobs.exists(mask)
 
     # The batch expires; then all goes.
-    place.redis.delete(*keys_of(batch_of(path)))
+    place.redis.delete(*place.redis.keys(f"{batch_key(batch_of(path))}*"))
     make_old(place)
-    sweep(place)
+    expire(place)
     assert place.blobs.keys("archives") == place.blobs.keys("results") == []
     assert place.redis.zcard(KNOWN_KEY) == place.redis.zcard(OPEN_KEY) == 0
 
@@ -77,7 +90,7 @@ def test_two_batches_of_one_zip_keep_it_together(api: httpx.Client, place: Place
         api.delete(path)
         api.delete(path)
     assert place.blobs.keys("archives") == []
-    assert not place.redis.exists(blobs_key(batch_of(paths[0])))
+    assert not place.redis.exists(f"{batch_key(batch_of(paths[0]))}:blobs")
 
 
 def test_posting_at_once_makes_one_batch(api: httpx.Client, place: Place) -> None:
@@ -91,14 +104,14 @@ def test_posting_at_once_makes_one_batch(api: httpx.Client, place: Place) -> Non
 
 
 def test_a_zip_that_is_deleted_while_it_is_posted_again(
-    api: httpx.Client, place: Place, feeder: Feeder, monkeypatch: pytest.MonkeyPatch
+    api: httpx.Client, place: Place, scheduler: BatchScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the steps of the second post the batch ends, and is removed with its zip."""
     archive = packed(many(1))
     path = accepted(api, archive)
-    feeder.round()
+    scheduler.dispatch()
     finish(place, items(api, path)[0]["job"])
-    feeder.round()
+    scheduler.dispatch()
     put_file = BlobStore.put_file
     calls = iter(["first", "second"])
 
@@ -108,16 +121,16 @@ def test_a_zip_that_is_deleted_while_it_is_posted_again(
             assert api.delete(path).status_code == 204
             assert not blobs.exists(key)
         else:
-            feeder.round()  # no photo fails while its zip is away
+            scheduler.dispatch()  # no photo fails while its zip is away
             put_file(blobs, key, file)
 
     monkeypatch.setattr(BlobStore, "put_file", meddled_with)
     assert accepted(api, archive) == path
     assert next(calls, None) is None
     make_old(place)
-    sweep(place)
+    expire(place)
     assert len(place.blobs.keys("archives")) == 1
-    feeder.round()
+    scheduler.dispatch()
     assert counts(api, path)["queued"] == 1
     assert place.redis.zscore(KNOWN_KEY, batch_of(path))
 
@@ -154,67 +167,69 @@ def test_a_post_that_fails_leaves_the_same_that_succeeds(
     assert len(place.blobs.keys("archives")) == 1
 
 
-def test_a_batch_that_goes_on_is_not_forgotten(
-    api: httpx.Client, place: Place, feeder: Feeder, monkeypatch: pytest.MonkeyPatch
+def test_a_batch_that_is_reopened_is_not_deleted(
+    api: httpx.Client, place: Place, scheduler: BatchScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is posted again between a DELETE's look at it and its turn: then it is canceled, as one under way is."""
+    """It is posted again between a DELETE's look at it and the lock: then it is canceled, as any open one."""
     archive = packed(many(1))
     path = accepted(api, archive)
     api.delete(path)
-    forget = Batches.forget
+    delete = BatchService.delete
 
-    def late(batches: Batches, record: BatchRecord) -> bool:
+    def late(batches: BatchService, record: BatchRecord) -> bool:
         assert accepted(api, archive) == path
-        return forget(batches, record)
+        return delete(batches, record)
 
-    monkeypatch.setattr(Batches, "forget", late)
+    monkeypatch.setattr(BatchService, "delete", late)
     answer = api.delete(path)
     assert (answer.status_code, answer.json()["status"]) == (200, "canceled")
     assert len(place.blobs.keys("archives")) == 1
 
 
-def test_what_a_person_takes_back_is_so_for_all_batches(
-    api: httpx.Client, place: Place, feeder: Feeder
+def test_a_job_that_a_person_cancels_is_canceled_in_all_batches(
+    api: httpx.Client, place: Place, scheduler: BatchScheduler
 ) -> None:
     files = many(1)
     paths = [accepted(api, packed(files)), accepted(api, packed({**files, "readme.txt": "two"}))]
-    feeder.round()
+    scheduler.dispatch()
     api.delete(f"/jobs/{items(api, paths[0])[0]['job']}")
-    feeder.round()
+    scheduler.dispatch()
     assert [counts(api, path)["canceled"] for path in paths] == [1, 1]
-    assert place.queue.count == 0
+    assert place.jobs.batch.count == 0
 
 
-def test_what_another_batch_took_back_runs_for_this_one(
-    api: httpx.Client, place: Place, feeder: Feeder, monkeypatch: pytest.MonkeyPatch
+def test_a_job_that_another_batch_canceled_runs_for_this_one(
+    api: httpx.Client, place: Place, scheduler: BatchScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first is canceled by a request that does not see that the second has joined its job."""
     files = many(1)
     one = accepted(api, packed(files))
     two = accepted(api, packed({**files, "readme.txt": "another zip"}))
-    feeder.round()
-    monkeypatch.setattr("service.batches.service.jobs_under_way", lambda *_: {})
-    api.delete(one)
-    assert place.queue.count == 0
-    feeder.round()
-    assert counts(api, two)["queued"] == place.queue.count == 1
+    scheduler.dispatch()
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchStore, "jobs", lambda *_: {})
+        api.delete(one)
+    assert place.jobs.batch.count == 0
+    scheduler.dispatch()
+    assert counts(api, two)["queued"] == place.jobs.batch.count == 1
     finish(place, items(api, two)[0]["job"])
-    feeder.round()
+    scheduler.dispatch()
     assert counts(api, two)["finished"] == 1
 
 
 def test_a_job_that_is_posted_alone_outlives_the_batch_that_made_it(
-    api: httpx.Client, place: Place, feeder: Feeder
+    api: httpx.Client, place: Place, scheduler: BatchScheduler
 ) -> None:
     one = photo()
     files = {"labels.csv": rows({"a.png": "cat", "b.png": "cat"}), "a.png": one, "b.png": photo()}
     path = accepted(api, packed(files))
-    feeder.round()
-    assert place.queue.count == 2
+    scheduler.dispatch()
+    assert place.jobs.batch.count == 2
     alone = api.post("/pseudo-mask", files={"image": one}, data={"labels": "cat"}).json()
     assert alone["id"] == items(api, path)[0]["job"]
     api.delete(path)
-    assert place.queue.get_job_ids() == [alone["id"]]
-    # Who posted it can take it back for all that.
+    assert place.jobs.batch.count == 0
+    assert place.jobs.interactive.get_job_ids() == [alone["id"]]
+    # A person can still cancel it.
     assert api.delete(alone["links"]["self"]).json()["status"] == "canceled"
-    assert place.queue.count == 0
+    assert place.jobs.interactive.count == 0

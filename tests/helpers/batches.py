@@ -1,26 +1,36 @@
-"""Zips of photos for tests of batches, whole and broken, and what follows a batch."""
+"""Zips of photos for tests of batches, the API's answers on them, and the scheduler without a worker."""
 
 from __future__ import annotations
 
 import io
+import os
 import sys
+import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
+from rq.job import JobStatus
 from rq.results import Result
 
 from service.local.supervisor import Child, Command
+from tests.helpers.service_doubles import Info
 from tests.helpers.service_fixtures import LEASE, NOTHING, Place, WorkerProcess, png, wait_for
+from worker.batches.scheduler import BatchScheduler
+from worker.janitor import EXPIRY_KEY, expire_blobs
+from worker.queue.registry import ModelInfo, WorkerInfo, announce
+from worker.queue.rq import fetch_job
+from worker.queue.schema import BLOB_SECONDS
 
 COLORS = iter((red, green, 7) for red in range(256) for green in range(256))
 
 
 def photo(**size: int) -> bytes:
-    """A photo that no job is about yet."""
+    """A photo without a job yet."""
     return png(color=next(COLORS), **size)
 
 
@@ -49,7 +59,7 @@ def post(api: httpx.Client, archive: bytes, **options: Any) -> httpx.Response:
 
 
 def accepted(api: httpx.Client, archive: bytes, **options: Any) -> str:
-    """Post a zip that will do; its batch's path."""
+    """Post a valid zip; its batch's path."""
     answer = post(api, archive, **options)
     assert answer.status_code == 202, answer.text
     location = answer.headers["Location"]
@@ -83,13 +93,13 @@ def items(api: httpx.Client, path: str, **query: Any) -> list[dict[str, Any]]:
 
 
 def runs(place: Place, job_id: str) -> int:
-    """How often a job has come to an end with a result."""
+    """How often a job has finished."""
     return int(place.redis.xlen(Result.get_key(job_id)))
 
 
 @contextmanager
 def janitor(place: Place) -> Iterator[Child]:
-    """A janitor, which feeds batches to the queue."""
+    """A janitor, which schedules batches."""
     arguments = [
         *(sys.executable, "-m", "worker", "janitor", "--interval", "0.2", "--lease", str(LEASE)),
         *("--redis-url", place.url, "--blobs", str(place.data / "blobs")),
@@ -103,13 +113,77 @@ def janitor(place: Place) -> Iterator[Child]:
 
 
 @pytest.fixture(scope="module")
-def feeding(place: Place) -> Iterator[Child]:
+def running_janitor(place: Place) -> Iterator[Child]:
     with janitor(place) as child:
         yield child
 
 
 @pytest.fixture
-def nothing_left_behind(place: Place, worker: WorkerProcess, feeding: Child) -> Iterator[None]:
-    del worker, feeding
+def nothing_left_behind(
+    place: Place, worker: WorkerProcess, running_janitor: Child
+) -> Iterator[None]:
+    del worker, running_janitor
     yield
     wait_for(lambda: place.leftovers() == NOTHING, what="an empty queue")
+
+
+@pytest.fixture
+def announced(place: Place) -> None:
+    """Redis and the blob store are empty but for a model."""
+    place.redis.flushdb()
+    for path in (place.data / "blobs").rglob("*/*/*"):
+        path.unlink()
+    model = ModelInfo.model_validate(Info().to_json())
+    info = WorkerInfo(name="w", model=model.ref, device="cpu", host="h", pid=1)
+    announce(place.redis, info, model, lease=60)
+
+
+@pytest.fixture
+def scheduler(place: Place) -> BatchScheduler:
+    return BatchScheduler(place.redis, place.blobs)
+
+
+def counts(api: httpx.Client, path: str) -> dict[str, int]:
+    return dict(api.get(path).json()["counts"])
+
+
+def batch_of(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def expire(place: Place) -> None:
+    place.redis.delete(EXPIRY_KEY)
+    life = timedelta(seconds=BLOB_SECONDS)
+    expire_blobs(place.blobs, place.redis, now=datetime.now(UTC), lifetime=life, interval=600)
+
+
+def make_old(place: Place) -> None:
+    then = time.time() - BLOB_SECONDS - 60
+    for path in (place.data / "blobs").rglob("*"):
+        os.utime(path, (then, then))
+
+
+def finish(place: Place, job_id: str, *, mask: bytes = b"mask") -> str:
+    """Finish a job as a worker does; the mask's key."""
+    job = fetch_job(place.redis, job_id)
+    assert job is not None
+    request = job.args[0]
+    key = place.blobs.put("results", mask)
+    result = {
+        "model": request["model"],
+        "image": {"width": 3, "height": 2, "exif_orientation": 1},
+        "labels": request["labels"],
+        "options": request["options"],
+        "classes": [{"index": 1, "name": "cat", "area": 0.5, "confidence": 0.9}],
+        "ignored": 0.0,
+        "timings": {"queue": 0, "decode": 0, "model": 0, "encode": 0},
+        "blobs": {"mask": key, "scores": key},
+        "worker": "w",
+    }
+    for queue in place.jobs.rq_queues:
+        queue.remove(job_id)
+    with place.redis.pipeline() as pipeline:
+        job.set_status(JobStatus.FINISHED, pipeline=pipeline)
+        pipeline.execute()
+    Result.create(job, Result.Type.SUCCESSFUL, ttl=3600, return_value=result)
+    return key
