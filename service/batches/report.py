@@ -98,11 +98,6 @@ class Entries(BaseModel, Generic[_Entry]):
         if len(self.first) < limit:
             self.first.append(entry)
 
-    @classmethod
-    def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
-        """Return the name in the OpenAPI document: EmptyLabels for EmptyLabel."""
-        return f"{params[0].__name__}s"
-
 
 class BatchReport(BaseModel):
     """What came out of the finished photos of a batch so far.
