@@ -40,7 +40,7 @@ from service.jobs.service import JobService
 from service.jobs.watch import EventStream
 from worker.queue.registry import ModelInfo
 
-Prediction = dict[str, Any]
+_Prediction = dict[str, Any]
 
 _LABELS_FIELD: Final = "labels"
 _WAIT_SECONDS: Final = 60.0
@@ -83,7 +83,7 @@ class LabelStudioBackend:
 
     async def predict(
         self, tasks: Sequence[Mapping[str, Any]], *, project: str, config: str
-    ) -> list[Prediction]:
+    ) -> list[_Prediction]:
         """Return a prediction for each task; an empty one with an ``error`` where that is not possible.
 
         A task that takes longer than a minute has an empty one as well; asked again, it is there.
@@ -104,7 +104,7 @@ class LabelStudioBackend:
 
     async def _submit(
         self, task: Mapping[str, Any], interface: _Interface, field: str
-    ) -> tuple[Job, ModelInfo] | Prediction:
+    ) -> tuple[Job, ModelInfo] | _Prediction:
         try:
             data = task.get("data")
             source = data.get(interface.field) if isinstance(data, Mapping) else None
@@ -135,7 +135,7 @@ class LabelStudioBackend:
 
     async def _prediction(
         self, job: Job, model: ModelInfo, interface: _Interface, deadline: float
-    ) -> Prediction:
+    ) -> _Prediction:
         await self._events.wait_for_job(job.id, deadline - time.monotonic())
         empty = {"model_version": _version(model), "result": []}
         try:
@@ -144,7 +144,7 @@ class LabelStudioBackend:
         except ProblemError as problem:  # not done yet, or failed
             return empty | {"error": problem.detail}
 
-    def _describe(self, job_id: str, model: ModelInfo, interface: _Interface) -> Prediction:
+    def _describe(self, job_id: str, model: ModelInfo, interface: _Interface) -> _Prediction:
         job = self._jobs.finished(job_id)
         label_map = self._jobs.results(job).label_map
         found = {c.index: c.confidence for c in job.result.classes if c.confidence is not None}

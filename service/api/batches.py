@@ -26,7 +26,7 @@ from worker.batches.store import BatchState
 
 router = APIRouter(tags=["batches"])
 
-BatchId = Annotated[str, Path(description="As in the batch's document.")]
+_BatchId = Annotated[str, Path(description="As in the batch's document.")]
 
 _CHUNK_BYTES: Final = 2**18
 _COUNTS: Final = '{"waiting": 61200, "queued": 600, "running": 16, "finished": 38180, "failed": 4, "canceled": 0}'
@@ -58,7 +58,7 @@ async def post_batch(
 
 
 @router.get("/batches/{batch_id}", responses=problem_responses(404, 503))
-def get_batch(request: Request, batch_id: BatchId, state: State) -> BatchDocument:
+def get_batch(request: Request, batch_id: _BatchId, state: State) -> BatchDocument:
     """Return a batch's state."""
     return _describe(request, state.batches, state.batches.find(batch_id))
 
@@ -72,7 +72,7 @@ def get_batch(request: Request, batch_id: BatchId, state: State) -> BatchDocumen
         **problem_responses(503),
     },
 )
-def delete_batch(request: Request, batch_id: BatchId, state: State) -> Response | BatchDocument:
+def delete_batch(request: Request, batch_id: _BatchId, state: State) -> Response | BatchDocument:
     """Cancel a batch, or delete it.
 
     Of one that has not ended, what is not done is canceled; what is done stays, and can be fetched. One that has ended
@@ -91,7 +91,7 @@ def delete_batch(request: Request, batch_id: BatchId, state: State) -> Response 
 
 @router.get("/batches/{batch_id}/items", responses=problem_responses(404, 422, 503))
 def get_items(
-    batch_id: BatchId,
+    batch_id: _BatchId,
     state: State,
     status: Annotated[ItemStatus | None, Query(description="Only photos in this state.")] = None,
     after: Annotated[int, Query(ge=0, lt=2**31, description="As `next` says.")] = 0,
@@ -110,7 +110,7 @@ def get_items(
     ),
 )
 async def get_batch_events(
-    batch_id: BatchId, state: State, last_event_id: LastEventId = None
+    batch_id: _BatchId, state: State, last_event_id: LastEventId = None
 ) -> Response:
     """Follow a batch by server-sent events: `counts` when they change and, as the last one, `end`.
 
@@ -123,7 +123,7 @@ async def get_batch_events(
 
 @router.get("/batches/{batch_id}/report", responses=problem_responses(404, 422, 503))
 def get_report(
-    batch_id: BatchId,
+    batch_id: _BatchId,
     state: State,
     low_confidence: Annotated[
         float, Query(ge=0, le=1, description="Photos whose foreground is less sure are listed.")
@@ -147,7 +147,7 @@ def get_report(
     },
 )
 async def get_archive(
-    batch_id: BatchId,
+    batch_id: _BatchId,
     state: State,
     form: Annotated[ArchiveFormat, Query(alias="format", description="Whose format.")] = "voc",
 ) -> Response:

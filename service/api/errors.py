@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class ProblemType:
+class _ProblemType:
     """A kind of error: name in the ``type`` member, status code, title, advice, seconds of Retry-After."""
 
     name: str
@@ -36,48 +36,50 @@ class ProblemType:
     retry_after: int | None = None
 
 
-def _table(*rows: ProblemType) -> Mapping[str, ProblemType]:
+def _table(*rows: _ProblemType) -> Mapping[str, _ProblemType]:
     return {row.name: row for row in rows}
 
 
 PROBLEMS: Final = _table(
-    ProblemType("malformed", 400, "Malformed request", "Correct the request's form."),
-    ProblemType("unauthorized", 401, "No valid key", "Send a key: Authorization: Bearer KEY."),
-    ProblemType("not-found", 404, "Not found", "See /docs for the calls."),
-    ProblemType("unknown-job", 404, "Unknown or expired job", "Post the image again."),
-    ProblemType("unknown-batch", 404, "Unknown or expired batch", "Post the zip again."),
-    ProblemType("unknown-model", 404, "Unknown model", "Take one of GET /models."),
-    ProblemType("unknown-class", 404, "Unknown class", "Take one of the job's classes."),
-    ProblemType("method-not-allowed", 405, "Method not allowed", "See the Allow header."),
-    ProblemType("body-too-slow", 408, "Request too slow", "Send it faster, or a smaller file."),
-    ProblemType("job-not-ready", 409, "Job not finished", "Ask again, or post with ?wait=.", 1),
-    ProblemType("job-failed", 409, "Job failed", "Read the detail; the job has no files."),
-    ProblemType("batch-not-ready", 409, "Batch not ended", "Ask again, or follow its events.", 10),
-    ProblemType("cannot-segment", 409, "No segmenter", "Name a model of GET /models that can."),
-    ProblemType("body-too-large", 413, "Request too large", "Send a smaller file."),
-    ProblemType("image-too-large", 413, "Image too large", "Scale the image down."),
-    ProblemType("archive-too-large", 413, "Archive too large", "Send several smaller zips."),
-    ProblemType("not-multipart", 415, "Wrong content type", "Send multipart/form-data."),
-    ProblemType("unsupported-image", 415, "Unsupported image", "Send a still JPEG, PNG or WebP."),
-    ProblemType("unsupported-archive", 415, "Unsupported archive", "Send a zip."),
-    ProblemType("invalid-archive", 422, "Invalid archive", "Correct the entry that is named."),
-    ProblemType("invalid-labels", 422, "Invalid labels", "Correct the zip's labels."),
-    ProblemType("cannot-export", 422, "Cannot export", "Take another format."),
-    ProblemType("unreadable-image", 422, "Unreadable image", "Check that the file is complete."),
-    ProblemType("unknown-label", 422, "Unknown label", "Take one of GET /models."),
-    ProblemType(
+    _ProblemType("malformed", 400, "Malformed request", "Correct the request's form."),
+    _ProblemType("unauthorized", 401, "No valid key", "Send a key: Authorization: Bearer KEY."),
+    _ProblemType("not-found", 404, "Not found", "See /docs for the calls."),
+    _ProblemType("unknown-job", 404, "Unknown or expired job", "Post the image again."),
+    _ProblemType("unknown-batch", 404, "Unknown or expired batch", "Post the zip again."),
+    _ProblemType("unknown-model", 404, "Unknown model", "Take one of GET /models."),
+    _ProblemType("unknown-class", 404, "Unknown class", "Take one of the job's classes."),
+    _ProblemType("method-not-allowed", 405, "Method not allowed", "See the Allow header."),
+    _ProblemType("body-too-slow", 408, "Request too slow", "Send it faster, or a smaller file."),
+    _ProblemType("job-not-ready", 409, "Job not finished", "Ask again, or post with ?wait=.", 1),
+    _ProblemType("job-failed", 409, "Job failed", "Read the detail; the job has no files."),
+    _ProblemType("batch-not-ready", 409, "Batch not ended", "Ask again, or follow its events.", 10),
+    _ProblemType("cannot-segment", 409, "No segmenter", "Name a model of GET /models that can."),
+    _ProblemType("body-too-large", 413, "Request too large", "Send a smaller file."),
+    _ProblemType("image-too-large", 413, "Image too large", "Scale the image down."),
+    _ProblemType("archive-too-large", 413, "Archive too large", "Send several smaller zips."),
+    _ProblemType("not-multipart", 415, "Wrong content type", "Send multipart/form-data."),
+    _ProblemType("unsupported-image", 415, "Unsupported image", "Send a still JPEG, PNG or WebP."),
+    _ProblemType("unsupported-archive", 415, "Unsupported archive", "Send a zip."),
+    _ProblemType("invalid-archive", 422, "Invalid archive", "Correct the entry that is named."),
+    _ProblemType("invalid-labels", 422, "Invalid labels", "Correct the zip's labels."),
+    _ProblemType("cannot-export", 422, "Cannot export", "Take another format."),
+    _ProblemType("unreadable-image", 422, "Unreadable image", "Check that the file is complete."),
+    _ProblemType("unknown-label", 422, "Unknown label", "Take one of GET /models."),
+    _ProblemType(
         "closed-vocabulary", 422, "Closed vocabulary", "Take a model whose open_vocabulary is true."
     ),
-    ProblemType("invalid-request", 422, "Invalid request", "Correct the fields named in errors."),
-    ProblemType("rate-limited", 429, "Too many requests", "Wait as long as Retry-After says.", 1),
-    ProblemType("internal-error", 500, "Internal error", "A bug of the service; please report it."),
-    ProblemType("queue-unreachable", 503, "Queue unreachable", "Try again.", 2),
-    ProblemType("queue-full", 503, "Queue full", "Try again when others are done.", 10),
-    ProblemType("too-many-listeners", 503, "Too many listeners", "Ask for the job instead.", 5),
-    ProblemType("too-many-zips", 503, "Too many zips", "Try again when others are done.", 30),
-    ProblemType("storage-full", 503, "Storage full", "Try again later.", 60),
-    ProblemType("storage-unavailable", 503, "Storage unavailable", "Try again.", 5),
-    ProblemType("not-ready", 503, "Not ready", "Try again when a worker is up.", 2),
+    _ProblemType("invalid-request", 422, "Invalid request", "Correct the fields named in errors."),
+    _ProblemType("rate-limited", 429, "Too many requests", "Wait as long as Retry-After says.", 1),
+    _ProblemType(
+        "internal-error", 500, "Internal error", "A bug of the service; please report it."
+    ),
+    _ProblemType("queue-unreachable", 503, "Queue unreachable", "Try again.", 2),
+    _ProblemType("queue-full", 503, "Queue full", "Try again when others are done.", 10),
+    _ProblemType("too-many-listeners", 503, "Too many listeners", "Ask for the job instead.", 5),
+    _ProblemType("too-many-zips", 503, "Too many zips", "Try again when others are done.", 30),
+    _ProblemType("storage-full", 503, "Storage full", "Try again later.", 60),
+    _ProblemType("storage-unavailable", 503, "Storage unavailable", "Try again.", 5),
+    _ProblemType("not-ready", 503, "Not ready", "Try again when a worker is up.", 2),
 )
 
 _IMAGES: Final[Mapping[ImageErrorKind, str]] = {

@@ -21,7 +21,7 @@ from worker.storage import blob_key
 from worker.webhooks.store import Recipient
 from worker.webhooks.urls import CallbackRefusedError, Resolve, find_target, resolve_host
 
-MAX_WAIT_SECONDS: Final = 60.0
+_MAX_WAIT_SECONDS: Final = 60.0
 
 _WAIT: Final = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})\"?", re.IGNORECASE)
 
@@ -46,7 +46,7 @@ class _Background(BaseModel):
     )
 
 
-class MaskForm(_Thresholds):
+class _MaskForm(_Thresholds):
     """The fields of every post; an unknown field is an error."""
 
     model: str | None = Field(
@@ -59,7 +59,7 @@ class MaskForm(_Thresholds):
     )
 
 
-class ImageForm(MaskForm):
+class ImageForm(_MaskForm):
     """The fields of every post of an image."""
 
     task: ClassVar[Task]
@@ -92,7 +92,7 @@ class SegmentForm(ImageForm):
     task = "segment"
 
 
-class BatchForm(MaskForm, _Background):
+class BatchForm(_MaskForm, _Background):
     """The fields of ``POST /batches``, the same for all photos."""
 
     archive: UploadFile = Field(
@@ -164,7 +164,7 @@ def pseudo_mask_options(
 
 
 def _fill_defaults(
-    form: MaskForm, defaults: MaskOptions, **background: float | None
+    form: _MaskForm, defaults: MaskOptions, **background: float | None
 ) -> MaskOptions:
     try:
         return fill_defaults(
@@ -202,7 +202,7 @@ class ResponsePreferences:
 def response_preferences(
     wait: Annotated[
         float | None,
-        Query(ge=0, le=MAX_WAIT_SECONDS, description="Seconds to wait for the result."),
+        Query(ge=0, le=_MAX_WAIT_SECONDS, description="Seconds to wait for the result."),
     ] = None,
     prefer: Annotated[str | None, Header(description="wait=N: as ?wait=N.")] = None,
     accept: Annotated[str, Header(description="image/png: the mask, if waited for.")] = "*/*",
@@ -225,7 +225,7 @@ def parse_wait(query: float | None, prefer: str | None) -> float:
     if query is not None:
         return query
     match = _WAIT.search(prefer or "")
-    return min(float(match[1]), MAX_WAIT_SECONDS) if match else 0.0
+    return min(float(match[1]), _MAX_WAIT_SECONDS) if match else 0.0
 
 
 def wants_png(accept: str) -> bool:

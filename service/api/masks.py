@@ -29,7 +29,7 @@ from worker.queue.jobs import FINISHED_STATUSES, status_of
 router = APIRouter(tags=["masks"])
 
 
-class MaskRequestHandler:
+class _MaskRequestHandler:
     """Answers a post of an image, whatever its task; a dependency of the routes."""
 
     def __init__(
@@ -73,7 +73,7 @@ class MaskRequestHandler:
         return JSONResponse(content, 200 if done else 202, headers)
 
 
-_Handler = Annotated[MaskRequestHandler, Depends()]
+_Handler = Annotated[_MaskRequestHandler, Depends()]
 _POST: dict[str, Any] = {
     "status_code": 202,
     "response_model": JobDocument,

@@ -62,12 +62,12 @@ _COCO: Final = {
     ],
 }
 
-Overrides = Annotated[ThresholdOverrides, Query()]
-Named = Annotated[NamedOverrides, Query()]
+_Overrides = Annotated[ThresholdOverrides, Query()]
+_Named = Annotated[NamedOverrides, Query()]
 _Names = Mapping[int, str]
 
 
-class FileResponder:
+class _FileResponder:
     """Answers with a finished job's files, or with 304 if the client has them; a dependency of the routes."""
 
     def __init__(
@@ -134,7 +134,7 @@ class FileResponder:
         return f'"{hashlib.sha256(content).hexdigest()[:32]}"'
 
 
-_Files = Annotated[FileResponder, Depends()]
+_Files = Annotated[_FileResponder, Depends()]
 
 
 def _file(media_type: str, schema: dict[str, Any] = _BYTES) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def _file(media_type: str, schema: dict[str, Any] = _BYTES) -> dict[str, Any]:
 
 
 @router.get("/jobs/{job_id}/mask.png", **_file(_PNG))
-async def get_mask(overrides: Overrides, files: _Files) -> Response:
+async def get_mask(overrides: _Overrides, files: _Files) -> Response:
     """Return the label map: a palette PNG in VOC colors, 0 background, 255 ignore.
 
     With thresholds: re-decided from the stored scores, without the model; the same bytes as of a job with these
@@ -161,13 +161,13 @@ async def get_mask(overrides: Overrides, files: _Files) -> Response:
 
 
 @router.get("/jobs/{job_id}/overlay.png", **_file(_PNG))
-async def get_overlay(overrides: Overrides, files: _Files) -> Response:
+async def get_overlay(overrides: _Overrides, files: _Files) -> Response:
     """Return the image with the mask's colors laid over it."""
     return await files.answer(overrides, lambda _, results: results.overlay(), name="overlay")
 
 
 @router.get("/jobs/{job_id}/confidence.png", **_file(_PNG))
-async def get_confidence(overrides: Overrides, files: _Files) -> Response:
+async def get_confidence(overrides: _Overrides, files: _Files) -> Response:
     """Return each pixel's confidence: a palette PNG, bright is sure; index 255 is certainty, 0 none."""
     return await files.answer(overrides, lambda _, results: results.confidence(), name="confidence")
 
@@ -189,19 +189,19 @@ async def get_cam(
 
 
 @router.get("/jobs/{job_id}/coco.json", **_file(_JSON, _COCO))
-async def get_coco(choices: Named, files: _Files) -> Response:
+async def get_coco(choices: _Named, files: _Files) -> Response:
     """Return COCO annotations with run lengths: one a class; ignored pixels are the image's `ignored`."""
     return await files.annotations(choices, partial(_coco, polygons=False), name="coco.json")
 
 
 @router.get("/jobs/{job_id}/polygons.json", **_file(_JSON, _COCO))
-async def get_polygons(choices: Named, files: _Files) -> Response:
+async def get_polygons(choices: _Named, files: _Files) -> Response:
     """Return COCO annotations with polygons, which pycocotools turns into exactly the mask's pixels."""
     return await files.annotations(choices, partial(_coco, polygons=True), name="polygons.json")
 
 
 @router.get("/jobs/{job_id}/label-studio.json", **_file(_JSON, _TASKS))
-async def get_label_studio(choices: Named, files: _Files) -> Response:
+async def get_label_studio(choices: _Named, files: _Files) -> Response:
     """Return a Label Studio task whose prediction is the mask, as brush regions; `image` is the image's URL."""
 
     def write(photo: MaskedImage, names: _Names) -> bytes:
@@ -211,7 +211,7 @@ async def get_label_studio(choices: Named, files: _Files) -> Response:
 
 
 @router.get("/jobs/{job_id}/cvat.xml", **_file(_XML))
-async def get_cvat(choices: Named, files: _Files) -> Response:
+async def get_cvat(choices: _Named, files: _Files) -> Response:
     """Return annotations for CVAT, its format "CVAT 1.1", as masks; `image` is the image's name in the task."""
 
     def write(photo: MaskedImage, names: _Names) -> bytes:

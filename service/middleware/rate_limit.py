@@ -25,7 +25,7 @@ _PREFIX: Final = "semples:rate"
 
 
 @dataclass(frozen=True)
-class RateLimitState:
+class _RateLimitState:
     """A client's state after a post."""
 
     allowed: bool
@@ -73,13 +73,13 @@ class RateLimit:
         refusal = ProblemError("rate-limited", f"expected at most {self._rate}", headers=retry)
         await problem_response(refusal)(scope, receive, send_with_headers)
 
-    def _count(self, client: str) -> RateLimitState:
+    def _count(self, client: str) -> _RateLimitState:
         allowed = self._limiter.hit(self._rate, client)
         stats = self._limiter.get_window_stats(self._rate, client)
         seconds = max(1, math.ceil(stats.reset_time - time.time()))
-        return RateLimitState(allowed, max(0, stats.remaining), seconds)
+        return _RateLimitState(allowed, max(0, stats.remaining), seconds)
 
-    def _headers(self, state: RateLimitState) -> dict[str, str]:
+    def _headers(self, state: _RateLimitState) -> dict[str, str]:
         """Return the headers of draft-ietf-httpapi-ratelimit-headers."""
         return {
             "RateLimit-Policy": f'"posts";q={self._rate.amount};w={self._rate.get_expiry()}',
