@@ -128,7 +128,7 @@ def import_checkpoint(
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
-    """Turn the public WeakTr checkpoints and the released prompts into our files."""
+    """Convert public WeakTr checkpoints and released background prompts into files of this project."""
     if kind is _Kind.WEAKTR:
         if output is None or classes is None or work is not None or config is not None:
             raise ValueError("expected --classes and --output with weaktr, no --work or --config")

@@ -59,7 +59,7 @@ def evaluate(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure label maps (fixed), their stored scores at every threshold (oracle), or both."""
+    """Measure masks against ground truth: label maps (fixed), stored scores at every threshold (oracle), or both."""
     from models.data.classes import read_class_list
     from models.evaluation.metrics import curve_csv, find_files, measure, measured_to_json
     from models.io import write_atomically

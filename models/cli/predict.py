@@ -150,7 +150,7 @@ def rethreshold(
         typer.Option("--per-class", help="Estimate a threshold for each class from its scores."),
     ] = False,
 ) -> None:
-    """Make the masks of other thresholds from stored scores, as a fresh run would, without the model."""
+    """Make masks with other thresholds from stored scores: what a new run would give, without the model."""
     from models.bundle.manifest import find_bundle, read_info
     from models.data.mask_folder import read_settings
     from models.inference.folder import (
