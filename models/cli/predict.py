@@ -289,9 +289,10 @@ def _report_outcome(outcome: Outcome, output: Path) -> None:
 
 def _estimate_thresholds(folder: Path, samples: Sequence[Sample]) -> dict[str, float]:
     from models.data.mask_files import read_soft_maps
+    from models.data.mask_folder import scores_path
     from models.inference.masks import MIN_PHOTOS, estimate_thresholds
 
-    files = (folder / "scores" / f"{sample.stem}.npz" for sample in samples)
+    files = (scores_path(folder, sample.stem) for sample in samples)
     estimated = estimate_thresholds(map(read_soft_maps, files))
     if not estimated:
         raise ValueError(

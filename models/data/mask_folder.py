@@ -153,7 +153,7 @@ class MaskFolderWriter:
         }
         write_json(self._folder / SUMMARY, {**self._settings, **summary})
         others = self._positions.keys() - {sample.stem for sample in masked}
-        left = sum(mask_path(self._folder, stem).is_file() for stem in others)
+        left = sum(_mask_path(self._folder, stem).is_file() for stem in others)
         return Outcome(self.made, self.kept, empty, unlabeled, left, failures)
 
     def _read(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, dict[str, Any]]]:
@@ -172,7 +172,7 @@ class MaskFolderWriter:
         return (
             record["image"] == sample.name
             and [each["name"] for each in record["classes"]] == labels
-            and mask_path(self._folder, sample.stem).is_file()
+            and _mask_path(self._folder, sample.stem).is_file()
             and (not self._settings["scores"] or scores_path(self._folder, sample.stem).is_file())
         )
 
@@ -180,20 +180,12 @@ class MaskFolderWriter:
 def mask_settings(
     model: Mapping[str, str], options: MaskOptions, *, scores: bool, zero_shot: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return the content of ``settings.json``.
-
-    Args:
-        model: name and version.
-        options: of all masks.
-        scores: whether soft scores are kept.
-        zero_shot: labels that the model was not trained on, in the order of their indices.
-    """
+    """Return the content of ``settings.json``; zero-shot labels come in the order of their indices."""
     settings = {"model": dict(model), "options": vars(options), "scores": scores}
     return settings | ({"zero_shot": list(zero_shot)} if zero_shot else {})
 
 
-def mask_path(folder: Path, stem: str) -> Path:
-    """Return where an image's mask is."""
+def _mask_path(folder: Path, stem: str) -> Path:
     return folder / "masks" / f"{stem}.png"
 
 
@@ -210,7 +202,7 @@ def write_mask(folder: Path, stem: str, mask: bytes, scores: bytes | None) -> No
     """
     if scores is not None:
         write_atomically(scores_path(folder, stem), scores)
-    write_atomically(mask_path(folder, stem), mask)
+    write_atomically(_mask_path(folder, stem), mask)
 
 
 def read_results(path: Path) -> dict[str, dict[str, Any]]:
@@ -449,13 +441,7 @@ class _Record:
 
 @dataclass(frozen=True)
 class MaskFolder:
-    """A finished mask folder and the folder of its images, for exports.
-
-    Attributes:
-        folder: the mask folder.
-        images: folder of the images.
-        classes: of the label maps.
-    """
+    """A finished mask folder and the folder of its images, for exports."""
 
     folder: Path
     images: Path
@@ -474,7 +460,7 @@ class MaskFolder:
         """
         known = {BACKGROUND_INDEX, IGNORE_INDEX, *(each.index for each in self.classes.classes)}
         for stem, record in self._records.items():
-            image, mask = self.images / record.image, mask_path(self.folder, stem)
+            image, mask = self.images / record.image, _mask_path(self.folder, stem)
             try:
                 header = check_image(image.read_bytes())
             except ImageError as error:

@@ -212,13 +212,9 @@ class AsyncClient:
         background_power: float | None = None,
         min_confidence: float | None = None,
     ) -> Mask:
-        """Decide a finished job's mask anew from its scores, without the model.
+        """Decide a finished job's mask anew from its scores, without the model; None keeps the job's own option.
 
-        Args:
-            job: its id, or its result.
-            background_threshold: this and the other options: None keeps the job's.
-            background_power: see ``pseudo_mask``.
-            min_confidence: see ``pseudo_mask``.
+        The job is given by its id or its result; options are those of ``pseudo_mask``.
         """
         job_id = job.job_id if isinstance(job, Mask) else job
         thresholds = {
@@ -254,20 +250,9 @@ class AsyncClient:
         """Make the masks of a folder of images, several in flight; the files are those of ``make-pseudo-masks``.
 
         Interrupted or killed, the same call continues. An error about one image is noted in ``summary.json`` and in the
-        outcome. A full queue or a rate limit is waited for as long as it takes.
-
-        Args:
-            images: folder of images.
-            labels: labels.csv, or another file that ``make-pseudo-masks`` takes.
-            output: the mask folder.
-            model: this and the options below as of ``pseudo_mask``.
-            refine: see ``pseudo_mask``.
-            background_threshold: see ``pseudo_mask``.
-            background_power: see ``pseudo_mask``.
-            min_confidence: see ``pseudo_mask``.
-            concurrency: images in flight.
-            save_scores: keep ``scores/`` too, to choose thresholds later.
-            on_photo: called with the numbers of images done, failed, and in all.
+        outcome. A full queue or a rate limit is waited for as long as it takes. ``images`` is a folder, ``labels`` a
+        labels.csv or another file that ``make-pseudo-masks`` takes, ``concurrency`` the number of images in flight;
+        ``save_scores`` keeps ``scores/`` too, to choose thresholds later. Options are those of ``pseudo_mask``.
 
         Raises:
             SemplesError: if the service cannot be reached or refuses all images alike.
@@ -502,15 +487,8 @@ class AsyncClient:
 
         tenacity is no simpler here: the answer decides how long to wait, and whether a retry is used up.
 
-        Args:
-            method: of HTTP.
-            path: below the service's URL.
-            patience: seconds that the service may be silent beyond the client's timeout.
-            into: file to write the body to, in place of keeping it.
-            content: httpx's params, data, files, headers.
-
-        Raises:
-            SemplesError: if the answer is a problem; Unavailable once all retries are used up.
+        ``patience`` is how many seconds the service may be silent beyond the client's timeout, ``into`` a file for the
+        body; ``content`` are httpx's params, data, files and headers.
         """
         tried = 0
         while True:
@@ -663,12 +641,9 @@ class Client:
 
 
 def pause_seconds(tried: int, error: SemplesError | None, share: float) -> float:
-    """Return the pause before the next try: at least Retry-After, or growing from half a second to 30.
+    """Return the pause before the next try: at least Retry-After, or growing from half a second to 30 with each retry.
 
-    Args:
-        tried: retries so far.
-        error: of the last try.
-        share: random, in [0, 1), so that many clients do not come back at the same moment.
+    ``share`` is random, in [0, 1), so that many clients do not come back at the same moment.
     """
     if isinstance(error, Unavailable) and error.retry_after is not None:
         return min(error.retry_after, _LONGEST_RETRY_AFTER) * (1 + share / 4)
