@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from models.normalization import NormalizedModule
+
 CLASS_TEMPLATE = "a photo of {}."
 _LOCAL = "local-dir:"
 _TEXT_BATCH = 256
@@ -57,10 +59,9 @@ class TextEmbeddings:
         return self.embed_texts([CLASS_TEMPLATE.format(name) for name in names])
 
     def embed_prompts(self, contexts: Tensor) -> Tensor:
-        """Embed soft prompts: [start] a photo of P_1 … P_M . [end], → (N, D), L2-normalized, with gradient.
+        """Embed soft prompts [start] a photo of P_1 … P_M . [end], P (N, M, width), with gradient.
 
-        Args:
-            contexts: token embeddings P, (N, M, width).
+        Returns (N, D), L2-normalized.
 
         Raises:
             ValueError: if contexts has another form, or the prompt exceeds the context length.
@@ -97,12 +98,7 @@ class TextEmbeddings:
 
 
 class FrozenTextTower(TextEmbeddings, nn.Module):
-    """CLIP's text tower without the image tower, in evaluation mode.
-
-    Args:
-        text: an open_clip model, or its text tower, with a causal transformer.
-        tokenizer: of that model.
-    """
+    """CLIP's text tower without the image tower, in evaluation mode."""
 
     def __init__(self, text: nn.Module, tokenizer: Tokenizer) -> None:
         super().__init__()
@@ -160,27 +156,18 @@ def _bounded(tokenizer: Any) -> Tokenizer:
     return tokenize
 
 
-class FrozenImageTower(nn.Module):
+class FrozenImageTower(NormalizedModule):
     """CLIP's image tower without gradients to its own parameters, always in evaluation mode.
 
     Gradients still flow through to the images.
-
-    Args:
-        visual: open_clip's image tower.
-        mean: of the input normalization, per RGB channel.
-        std: of the input normalization, per RGB channel.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, visual: nn.Module, *, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         # Channels last makes convolutional towers about 1.5 times faster on a CPU; transformers are unaffected.
         tower = visual.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.visual: Any = tower
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.set_normalization(mean=mean, std=std)
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode: batch statistics of a frozen network must not move."""
@@ -191,10 +178,6 @@ class FrozenImageTower(nn.Module):
         """(H, W) in pixels that the image tower was trained at."""
         size = self.visual.image_size
         return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
-
-    def normalize(self, images: Tensor) -> Tensor:
-        """Return images in [0, 1], (B, 3, H, W), as the image tower takes them: 0 is the mean color."""
-        return (images - self.mean) / self.std
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Embed normalized images of the input size, (B, 3, H, W) → (B, D), L2-normalized.
@@ -209,14 +192,7 @@ class FrozenImageTower(nn.Module):
 
 
 class FrozenClip(TextEmbeddings, FrozenImageTower):
-    """Both towers of a CLIP; gradients flow through to images and to soft prompts.
-
-    Args:
-        model: an open_clip model with a causal text transformer, such as OpenAI's CLIP.
-        tokenizer: of that model.
-        mean: of the input normalization, per RGB channel.
-        std: of the input normalization, per RGB channel.
-    """
+    """Both towers of a CLIP; gradients flow through to images and to soft prompts."""
 
     def __init__(
         self, model: nn.Module, tokenizer: Tokenizer, *, mean: Sequence[float], std: Sequence[float]
@@ -275,11 +251,7 @@ def _needs_quick_gelu(model: str, pretrained: str | None) -> bool:
 
 
 def vision_config(model: str, pretrained: str | None) -> dict[str, Any]:
-    """Return open_clip's description of a model's image tower, enough to build it again without its text tower.
-
-    Args:
-        model: as of ``load_clip``.
-        pretrained: as of ``load_clip``; the activation may depend on the weights.
+    """Return open_clip's description of a model's image tower, to build it without its text tower; see ``load_clip``.
 
     Raises:
         ValueError: if open_clip has no such configuration.
@@ -289,11 +261,7 @@ def vision_config(model: str, pretrained: str | None) -> dict[str, Any]:
 
 
 def text_config(model: str, pretrained: str | None) -> dict[str, Any]:
-    """Return open_clip's description of a model's text tower, enough to build it again without its image tower.
-
-    Args:
-        model: as of ``load_clip``.
-        pretrained: as of ``load_clip``; the activation may depend on the weights.
+    """Return open_clip's description of a model's text tower, to build it without its image tower; see ``load_clip``.
 
     Raises:
         ValueError: if open_clip has no such configuration, or the tokenizer is not the one that comes with open_clip.

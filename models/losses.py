@@ -1,4 +1,8 @@
-"""The losses of SemPLeS on L2-normalized embeddings, soft masks and masked images, and means over noisy pixels."""
+"""The losses of SemPLeS, soft masks and masked images, and means over noisy pixels.
+
+The losses take L2-normalized embeddings, one row for each of N regions, and return a scalar in nats; no region gives 0
+with a gradient.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +27,10 @@ def segment_label_matching(
     L_match of SemPLeS: ``mean(-log cos(f, t)) + w_b * mean(-log(1 - cos(b, t)))``.
 
     Args:
-        foreground: embeddings of ``mask * image``, (N, D), L2-normalized.
-        background: embeddings of ``(1 - mask) * image``, (N, D), L2-normalized.
-        class_text: embedding of each region's class text, (N, D), L2-normalized.
-        background_weight: w_b, dimensionless.
-
-    Returns:
-        Scalar, in nats. No region gives 0 with a gradient.
+        foreground: f, embeddings of ``mask * image``, (N, D).
+        background: b, embeddings of ``(1 - mask) * image``, (N, D).
+        class_text: t, embedding of each region's class text, (N, D).
+        background_weight: w_b.
 
     Raises:
         ValueError: if the three shapes differ.
@@ -48,13 +49,10 @@ def contrastive_prompt_learning(
     gradient is 1/cos: it drives the cosine to 0 rather than away from 1.
 
     Args:
-        background: embeddings of ``(1 - mask) * image``, (N, D), L2-normalized.
-        prompt: embedding of each region's background prompt, (N, D), L2-normalized.
-        class_text: embedding of each region's class text, (N, D), L2-normalized.
-        text_weight: w_t, dimensionless.
-
-    Returns:
-        Scalar, in nats, negative when the second term dominates. No region gives 0 with a gradient.
+        background: b, embeddings of ``(1 - mask) * image``, (N, D).
+        prompt: p, embedding of each region's background prompt, (N, D).
+        class_text: t, embedding of each region's class text, (N, D).
+        text_weight: w_t.
 
     Raises:
         ValueError: if the three shapes differ.
@@ -70,12 +68,9 @@ def semantic_refinement(foreground: Tensor, prompt: Tensor, *, refinement_weight
     L_refine of SemPLeS: ``w_r * mean(-log(1 - cos(f, p)))``; stage (c) adds it to L_match.
 
     Args:
-        foreground: embeddings of ``mask * image``, (N, D), L2-normalized.
-        prompt: embedding of each region's background prompt, (N, D), L2-normalized.
-        refinement_weight: w_r, dimensionless.
-
-    Returns:
-        Scalar, in nats. No region gives 0 with a gradient.
+        foreground: f, embeddings of ``mask * image``, (N, D).
+        prompt: p, embedding of each region's background prompt, (N, D).
+        refinement_weight: w_r.
 
     Raises:
         ValueError: if the two shapes differ.
@@ -85,11 +80,7 @@ def semantic_refinement(foreground: Tensor, prompt: Tensor, *, refinement_weight
 
 
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
-    """Return the mean of the valid values; none valid gives 0 with a gradient.
-
-    Args:
-        values: (B, H, W).
-        valid: (B, H, W) bool.
+    """Return the mean of the valid values, both (B, H, W); none valid gives 0 with a gradient.
 
     Raises:
         ValueError: if the shapes differ.
@@ -174,10 +165,7 @@ class MaskedImages:
 
 
 def present_pairs(labels: Tensor) -> Tensor:
-    """Return the (image, class) index pairs with label 1, (N, 2) int64, image by image.
-
-    Args:
-        labels: multi-hot image-level labels, (B, K).
+    """Return the (image, class) index pairs of multi-hot labels, (B, K) → (N, 2) int64, image by image.
 
     Raises:
         ValueError: if labels is not two-dimensional.

@@ -12,14 +12,9 @@ _INITIALIZATIONS = ("uniform", "normal")
 
 
 class BackgroundPrompts(nn.Module):
-    """One soft prompt a class: parameters only, (K, M, width).
+    """One soft prompt for each of K classes, of M tokens of CLIP's embedding width: parameters only, (K, M, width).
 
-    Args:
-        classes: K.
-        tokens: M.
-        width: of CLIP's token embeddings.
-        initialization: "uniform" in [0, 1), as released, or "normal" with standard deviation 0.02.
-        generator: source of randomness.
+    The initialization is "uniform" in [0, 1), as released, or "normal" with standard deviation 0.02.
 
     Raises:
         ValueError: if the initialization is unknown.

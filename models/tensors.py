@@ -16,12 +16,7 @@ from models.io import write_atomically
 def read_tensors(
     path: Path, *required: str, device: torch.device | None = None
 ) -> dict[str, Tensor]:
-    """Read a safetensors file.
-
-    Args:
-        path: of the file.
-        required: names of tensors that it must have.
-        device: of the result; None is the CPU.
+    """Read a safetensors file that must have the required tensors; to the CPU unless a device is given.
 
     Raises:
         ValueError: if it is damaged or lacks a tensor, with its path.
@@ -49,12 +44,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:
-    """Load a state dict into a module.
-
-    Args:
-        module: its parameters are overwritten.
-        tensors: state dict.
-        source: its name in messages.
+    """Load a state dict into a module; ``source`` is its name in messages.
 
     Raises:
         ValueError: as check_shapes.

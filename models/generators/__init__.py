@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
+from models.normalization import NormalizedModule
 
-class MaskGenerator(nn.Module, ABC):
+
+class MaskGenerator(NormalizedModule, ABC):
     """Base class of CAM networks (S of the paper); takes images in [0, 1] and normalizes inside.
 
     Attributes:
         head: from features of a place to the evidence of the K classes.
-        mean: of the input normalization, (1, 3, 1, 1).
-        std: of the input normalization, (1, 3, 1, 1).
     """
 
     head: nn.Module
-    mean: Tensor
-    std: Tensor
-
-    def normalize_by(self, *, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Set the input normalization, per RGB channel; a bundle keeps it beside the weights, not among them."""
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-
-    def normalize(self, images: Tensor) -> Tensor:
-        """Return images in [0, 1], (B, 3, H, W), with the normalization of the network's training."""
-        return (images - self.mean) / self.std
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images in [0, 1], (B, 3, H, W), to non-negative CAMs (B, K, h, w) on a coarser grid."""

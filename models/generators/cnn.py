@@ -38,8 +38,7 @@ class CnnGenerator(MaskGenerator):
     Args:
         backbone: maps normalized images (B, 3, H, W) to features (B, C, h, w).
         head: weights of the 1×1 convolution, one row a class, (K, C).
-        mean: of the backbone's input normalization, per RGB channel.
-        std: of the backbone's input normalization, per RGB channel.
+        mean, std: of the input normalization, per RGB channel.
     """
 
     def __init__(
@@ -51,7 +50,7 @@ class CnnGenerator(MaskGenerator):
         self.head = nn.Conv2d(channels, classes, kernel_size=1, bias=False)
         with torch.no_grad():
             self.head.weight.copy_(head[:, :, None, None])
-        self.normalize_by(mean=mean, std=std)
+        self.set_normalization(mean=mean, std=std)
 
     def logits(self, images: Tensor) -> Tensor:
         """Return signed class evidence, (B, K, h, w), for images in [0, 1], (B, 3, H, W)."""

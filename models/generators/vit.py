@@ -25,11 +25,6 @@ def draw_attention(qkv: nn.Linear, proj: nn.Linear, *, heads: int) -> None:
     A transformer that starts from plain noise attends everywhere alike, and few images do not teach it otherwise;
     WeakTr's CAMs depend on its attention. Of each head, ``queries' weightᵀ @ keys' weight`` is close to a positive
     multiple of the identity plus noise; ``projection @ values' weight`` is a negative one plus noise. Biases are zero.
-
-    Args:
-        qkv: from tokens to queries, keys and values, each head by head.
-        proj: from the heads' outputs to tokens.
-        heads: of the attention.
     """
     width = qkv.in_features
     queries, keys, values = qkv.weight.chunk(3)
@@ -56,17 +51,11 @@ def _factors(product: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 class _Attended(NamedTuple):
-    """Queries, keys and output of one block's attention.
+    """Queries, keys and output of one block's attention."""
 
-    Attributes:
-        queries: (B, heads, N, C / heads).
-        keys: likewise.
-        output: after the projection, before the residual, (B, N, C).
-    """
-
-    queries: Tensor
+    queries: Tensor  # (B, heads, N, C / heads)
     keys: Tensor
-    output: Tensor
+    output: Tensor  # after the projection, before the residual, (B, N, C)
 
 
 @dataclass(frozen=True)
@@ -145,12 +134,7 @@ class _Block(nn.Module):
 
 
 class ClassTokenTransformer(nn.Module):
-    """DeiT with T class tokens; parameters are named as in timm and in WeakTr's public checkpoints.
-
-    Args:
-        sizes: of the network.
-        class_tokens: T.
-    """
+    """DeiT with T class tokens; parameters are named as in timm and in WeakTr's public checkpoints."""
 
     def __init__(self, sizes: WeakTrSizes, *, class_tokens: int) -> None:
         super().__init__()
@@ -167,11 +151,9 @@ class ClassTokenTransformer(nn.Module):
         self.norm = nn.LayerNorm(width, eps=_EPSILON).requires_grad_(False)
 
     def encode(self, images: Tensor, *, pool: Callable[[Tensor], Tensor]) -> Encoded:
-        """Run the trunk on normalized images, (B, 3, H, W); only whole patches are used.
+        """Run the trunk on normalized images, (B, 3, H, W), of which only whole patches are used.
 
-        Args:
-            images: normalized.
-            pool: outputs of an attention, (B, N, C) → (B, C).
+        ``pool`` maps outputs of an attention, (B, N, C) → (B, C).
 
         Raises:
             ValueError: if the images are smaller than a patch.

@@ -129,8 +129,7 @@ class WeakTrGenerator(ClassTokenTransformer, MaskGenerator):
     Args:
         sizes: of the network.
         classes: K.
-        mean: of the input normalization, per RGB channel.
-        std: of the input normalization, per RGB channel.
+        mean, std: of the input normalization, per RGB channel.
     """
 
     def __init__(
@@ -145,7 +144,7 @@ class WeakTrGenerator(ClassTokenTransformer, MaskGenerator):
         self.classes = classes
         self.head = nn.Conv2d(sizes.width, classes, kernel_size=3, padding=1)
         self.adaptive_attention_fusion = _AdaptiveAttentionFusion(sizes)
-        self.normalize_by(mean=mean, std=std)
+        self.set_normalization(mean=mean, std=std)
 
     def let_learn(self, trainable: str) -> None:
         """Make head and fusion trainable, whatever the argument: nothing else learns from masks."""

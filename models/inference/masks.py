@@ -299,14 +299,7 @@ def _best(
 def upsample_bilinear(
     maps: NDArray[np.floating], length: int, *, axis: int, part: slice = slice(None)
 ) -> NDArray[np.float32]:
-    """Resize one axis of (n, h, w) maps bilinearly (corners not aligned), to float32.
-
-    Args:
-        maps: floating point.
-        length: of the resized axis, in pixels.
-        axis: 1 for rows, 2 for columns.
-        part: places of the resized axis to return.
-    """
+    """Resize axis 1 or 2 of (n, h, w) maps bilinearly (corners not aligned), or a part of it, to float32."""
     count = maps.shape[axis]
     centers = np.arange(length, dtype=np.float64)[part] + 0.5
     source = (centers * (count / length) - 0.5).clip(0, count - 1)
@@ -344,12 +337,7 @@ def estimate_thresholds(
 ) -> dict[str, float]:
     """Split each class's scores over all its photos into low and high ones (Otsu 1979); no label map is needed.
 
-    Args:
-        items: soft maps of the photos.
-        min_photos: classes with fewer photos are left out.
-
-    Returns:
-        Thresholds by class name, sorted, in [0.1, 0.9].
+    Returns thresholds by class name, sorted, in [0.1, 0.9]; classes with fewer photos are left out.
     """
     counts: dict[str, NDArray[np.int64]] = defaultdict(lambda: np.zeros(_BINS, dtype=np.int64))
     photos: dict[str, int] = defaultdict(int)

@@ -24,10 +24,6 @@ def postprocess(bundle: Bundle, output: ForwardOutput) -> Segmentation:
     """Refine, decide and describe one image.
 
     Thread-safe: nothing of the bundle changes, and of its networks only the image tower runs, which keeps no state.
-
-    Args:
-        bundle: whose networks gave the output.
-        output: of one image.
     """
     if output.total is None:
         return _postprocess_cams(bundle, output)

@@ -36,13 +36,7 @@ NEED_REGIONS: Final = frozenset({"region_vote"})
 
 
 def parse_chain(chain: str) -> tuple[str, ...]:
-    """Split ``"a+b"`` into the names of the refiners to run, first to last.
-
-    Args:
-        chain: names from `REFINERS` joined by ``+``, or ``"none"``.
-
-    Returns:
-        The names; empty for ``"none"``.
+    """Split ``"a+b"`` into the names of the refiners to run, first to last; empty for ``"none"``.
 
     Raises:
         ValueError: for an unknown or empty name, for ``"none"`` beside another name, and for a

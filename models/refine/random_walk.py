@@ -60,7 +60,7 @@ def walk(scores: Tensor, affinity: Tensor, *, box_share: float = BOX_SHARE) -> T
         box_share: see RandomWalk.
 
     Returns:
-        (C, H, W), flatter than they were; sums over the classes do not grow.
+        (C, H, W), flatter than before; sums over the classes do not grow.
     """
     height, width = affinity.shape[:2]
     coarse = F.interpolate(scores[None], size=(height, width), mode="area")[0]
@@ -77,12 +77,7 @@ def transition(affinity: Tensor, *, rounds: int = ROUNDS) -> Tensor:
     Sinkhorn's normalization of columns, then rows, some rounds; symmetrized; squared. (Lin et al., *CLIP is Also an
     Efficient Segmenter*, CVPR 2023.) Rows are normalized once more, so that a constant map stays constant.
 
-    Args:
-        affinity: (N, N), not negative. A place without affinity, even to itself, keeps its score.
-        rounds: of the normalization.
-
-    Returns:
-        (N, N), each row summing to 1.
+    A place without affinity, even to itself, keeps its score. (N, N), not negative → (N, N), each row summing to 1.
     """
     lonely = (affinity.sum(dim=1) <= 0) | (affinity.sum(dim=0) <= 0)
     matrix = affinity + torch.diag(lonely.to(affinity.dtype))

@@ -5,31 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
+from models.normalization import NormalizedModule
 
-class Segmenter(nn.Module, ABC):
+
+class Segmenter(NormalizedModule, ABC):
     """Base class of segmentation networks; takes images in [0, 1] and normalizes inside.
 
     Sides of images are multiples of 32. Channel 0 of all outputs is the background, channel k + 1 is class k.
-
-    Args:
-        mean: of the input normalization, per RGB channel.
-        std: of the input normalization, per RGB channel.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, *, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-
-    def normalize(self, images: Tensor) -> Tensor:
-        """Return images in [0, 1], (B, 3, H, W), with the normalization of the backbone's training."""
-        return (images - self.mean) / self.std
+        self.set_normalization(mean=mean, std=std)
 
     @property
     @abstractmethod

@@ -20,8 +20,7 @@ class EncoderDecoder(Segmenter):
 
     Args:
         network: of segmentation-models-pytorch; it returns logits.
-        mean: of the input normalization, per RGB channel.
-        std: of the input normalization, per RGB channel.
+        mean, std: of the input normalization, per RGB channel.
         frozen_statistics: keep the encoder's batch statistics, as suits a pre-trained one: batches are small.
     """
 

@@ -24,8 +24,7 @@ class Mask2FormerSegmenter(Segmenter):
 
     Args:
         network: ``Mask2FormerForUniversalSegmentation`` with K + 1 labels, the background first.
-        mean: of the input normalization, per RGB channel.
-        std: of the input normalization, per RGB channel.
+        mean, std: of the input normalization, per RGB channel.
     """
 
     def __init__(
