@@ -155,8 +155,7 @@ class BatchService:
         job_ids = self._store.cancel(record.id)
         for other in self._store.open_ids() if job_ids else ():
             if other != record.id:
-                in_flight = list(self._store.in_flight(other))
-                job_ids -= set(self._store.jobs(other, in_flight).values())
+                job_ids -= {each.job for each in self._store.in_flight(other)}
         queue = JobQueue(self._redis, record.request.model.name)
         for job in fetch_jobs(self._redis, sorted(job_ids)):
             if job is not None and job.meta.get(BATCH_META) == record.id:

@@ -148,18 +148,17 @@ class BatchScheduler:
 
         Items whose jobs or results have expired wait again.
         """
-        before = self._store.in_flight(batch_id)
-        jobs = self._store.jobs(batch_id, list(before))
-        statuses = read_status(self._redis, jobs.values())
+        items = self._store.in_flight(batch_id)
+        statuses = read_status(self._redis, (each.job for each in items))
         ended = [each for each, status in statuses.items() if status in FINISHED_STATUSES]
         ends = self._ends(sorted(ended))
         moves, in_flight = [], 0
-        for number, job_id in jobs.items():
+        for number, before, job_id in items:
             after, outcome = ends.get(job_id, (statuses[job_id] or "waiting", None))
             if after in ("queued", "running"):
                 in_flight, outcome = in_flight + 1, ItemOutcome(job=job_id)
-            if after != before[number]:
-                moves.append(Move(number, before[number], after, outcome))
+            if after != before:
+                moves.append(Move(number, before, after, outcome))
         self._store.move(batch_id, moves)
         return in_flight
 

@@ -29,7 +29,6 @@ _LOCK_WAIT_SECONDS: Final = 30.0
 _CHUNK: Final = 1000  # items in one round trip
 
 _ACTIVE: Final[tuple[ItemStatus, ...]] = ("waiting", "queued", "running")
-_IN_FLIGHT: Final[tuple[ItemStatus, ...]] = ("queued", "running")
 _REDO: Final[tuple[ItemStatus, ...]] = ("failed", "canceled")
 _NEW: Final = ("items", "outcomes", "waiting", "failed")
 
@@ -108,6 +107,14 @@ class Move(NamedTuple):
     before: ItemStatus
     after: ItemStatus
     outcome: ItemOutcome | None = None
+
+
+class ItemInFlight(NamedTuple):
+    """An item whose job is queued or running, as far as it is recorded."""
+
+    number: int
+    status: ItemStatus
+    job: str
 
 
 def batch_key(batch_id: str) -> str:
@@ -311,32 +318,25 @@ class BatchStore:
 
     def statuses(self, batch_id: str, first: int, last: int) -> dict[int, ItemStatus]:
         """Return the states of the items from one number to another."""
+        return self._statuses(batch_id, ITEM_STATUSES, first, last)
+
+    def in_flight(self, batch_id: str) -> list[ItemInFlight]:
+        """Return the items whose jobs are queued or running."""
+        statuses = self._statuses(batch_id, ("queued", "running"), "-inf", "+inf")
+        outcomes = self.outcomes(batch_id, list(statuses))
+        return [
+            ItemInFlight(number, status, outcome.job or "")
+            for (number, status), outcome in zip(statuses.items(), outcomes, strict=True)
+        ]
+
+    def _statuses(
+        self, batch_id: str, statuses: Sequence[ItemStatus], first: int | str, last: int | str
+    ) -> dict[int, ItemStatus]:
         with self._redis.pipeline() as pipeline:
-            for key in _status_keys(batch_id):
+            for key in _status_keys(batch_id, statuses):
                 pipeline.zrangebyscore(key, first, last)
             found = pipeline.execute()
-        return {
-            int(number): status
-            for status, numbers in zip(ITEM_STATUSES, found, strict=True)
-            for number in numbers
-        }
-
-    def in_flight(self, batch_id: str) -> dict[int, ItemStatus]:
-        """Return the states of the items whose jobs are queued or running."""
-        with self._redis.pipeline() as pipeline:
-            for key in _status_keys(batch_id, _IN_FLIGHT):
-                pipeline.zrange(key, 0, -1)
-            found = pipeline.execute()
-        return {
-            int(number): status
-            for status, numbers in zip(_IN_FLIGHT, found, strict=True)
-            for number in numbers
-        }
-
-    def jobs(self, batch_id: str, numbers: Sequence[int]) -> dict[int, str]:
-        """Return the jobs of items that have been dispatched, by number."""
-        outcomes = self.outcomes(batch_id, numbers)
-        return {number: each.job or "" for number, each in zip(numbers, outcomes, strict=True)}
+        return {int(n): status for status, ns in zip(statuses, found, strict=True) for n in ns}
 
     def items(self, batch_id: str, numbers: Sequence[int]) -> list[BatchItem]:
         """Return items by number; a dense range is one call of Redis."""

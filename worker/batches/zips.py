@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import struct
 import zlib
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Final
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
-from worker.storage import BlobFile, BlobStore
+from worker.storage import BlobStore
 
 DAMAGED: Final = (
     BadZipFile,
@@ -39,7 +40,7 @@ class Zips:
 
     def __init__(self, blobs: BlobStore) -> None:
         self._blobs = blobs
-        self._open: dict[str, ZipFile] = {}
+        self._open: dict[str, tuple[ZipFile, ExitStack]] = {}
 
     def read(self, key: str, name: str) -> bytes:
         """Return the photo at a path in the zip of a blob key.
@@ -57,8 +58,8 @@ class Zips:
 
     def close(self, key: str) -> None:
         """Close a zip, if it is open."""
-        if archive := self._open.pop(key, None):
-            archive.close()
+        if found := self._open.pop(key, None):
+            found[1].close()
 
     def close_others(self, keys: set[str]) -> None:
         """Close all zips but some."""
@@ -69,21 +70,8 @@ class Zips:
         if key not in self._open:
             if len(self._open) >= _MAX_OPEN:
                 self.close(next(iter(self._open)))
-            self._open[key] = _BlobZip(self._blobs.open_file(key))
-        return self._open[key]
-
-
-class _BlobZip(ZipFile):
-    """A zip that closes its file, too."""
-
-    def __init__(self, file: BlobFile) -> None:
-        self._source = file
-        try:
-            super().__init__(file)
-        except BaseException:
-            file.close()
-            raise
-
-    def close(self) -> None:
-        super().close()
-        self._source.close()
+            with ExitStack() as stack:
+                file = stack.enter_context(closing(self._blobs.open_file(key)))
+                archive = stack.enter_context(ZipFile(file))
+                self._open[key] = archive, stack.pop_all()
+        return self._open[key][0]

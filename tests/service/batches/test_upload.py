@@ -67,176 +67,110 @@ def lying() -> bytes:
     return bytes(data)
 
 
+Case = tuple[
+    bytes, int, str, str
+]  # a zip, the status of its answer, the problem, words of the detail
+
+
+def unsupported(data: bytes, detail: str) -> Case:
+    return data, 415, "unsupported-archive", detail
+
+
+def bad_archive(data: bytes, detail: str) -> Case:
+    return data, 422, "invalid-archive", detail
+
+
+def too_large(data: bytes, detail: str) -> Case:
+    return data, 413, "archive-too-large", detail
+
+
+def bad_labels(files: Mapping[str, bytes | str], detail: str) -> Case:
+    return packed(files), 422, "invalid-labels", detail
+
+
 CASES = {
-    "not a zip": (b"photos", 415, "unsupported-archive", "expected a zip"),
-    "a rar": (b"Rar!\x1a\x07\x01\x00", 415, "unsupported-archive", "expected a zip"),
-    "nothing": (b"", 415, "unsupported-archive", "expected a zip"),
-    "cut off": (packed(GOOD)[:-30], 422, "invalid-archive", "damaged or incomplete"),
-    "up": (
-        with_entry("../../b.png"),
-        422,
-        "invalid-archive",
-        "'../../b.png': expected a path below",
-    ),
-    "absolute": (with_entry("/etc/b.png"), 422, "invalid-archive", "'/etc/b.png': expected"),
-    "a drive": (with_entry("C:b.png"), 422, "invalid-archive", "'C:b.png': expected"),
-    "backslash": (with_entry("..\\b.png"), 422, "invalid-archive", "expected a path below"),
-    "a line break": (with_entry("b\n.png"), 422, "invalid-archive", "expected a path below"),
-    "a link": (
+    "not a zip": unsupported(b"photos", "expected a zip"),
+    "a rar": unsupported(b"Rar!\x1a\x07\x01\x00", "expected a zip"),
+    "nothing": unsupported(b"", "expected a zip"),
+    "cut off": bad_archive(packed(GOOD)[:-30], "damaged or incomplete"),
+    "up": bad_archive(with_entry("../../b.png"), "'../../b.png': expected a path below"),
+    "absolute": bad_archive(with_entry("/etc/b.png"), "'/etc/b.png': expected"),
+    "a drive": bad_archive(with_entry("C:b.png"), "'C:b.png': expected"),
+    "backslash": bad_archive(with_entry("..\\b.png"), "expected a path below"),
+    "a line break": bad_archive(with_entry("b\n.png"), "expected a path below"),
+    "a link": bad_archive(
         with_entry("b.png", b"/etc/passwd", mode=stat.S_IFLNK | 0o777),
-        422,
-        "invalid-archive",
         "'b.png': expected a file or a folder, got a link",
     ),
-    "a fifo": (with_entry("b.png", mode=stat.S_IFIFO), 422, "invalid-archive", "got a link"),
-    "a password": (encrypted(), 422, "invalid-archive", "'a.png': expected an entry without"),
-    "bzip2": (
+    "a fifo": bad_archive(with_entry("b.png", mode=stat.S_IFIFO), "got a link"),
+    "a password": bad_archive(encrypted(), "'a.png': expected an entry without"),
+    "bzip2": bad_archive(
         packed(GOOD, method=zipfile.ZIP_BZIP2),
-        422,
-        "invalid-archive",
         "'labels.csv': expected an entry that is stored or deflated",
     ),
-    "a bomb": (
-        packed({**GOOD, "labels.csv": b"\0" * 20_000_000}),
-        422,
-        "invalid-archive",
+    "a bomb": bad_archive(
+        packed({**GOOD, "labels.csv": b"\x00" * 20_000_000}),
         "'labels.csv': expected packing to save at most a factor of 200",
     ),
-    "many small bombs": (
-        packed({**GOOD, **{f"{n}.txt": b"\0" * 1_000_000 for n in range(2)}}),
-        413,
-        "archive-too-large",
+    "many small bombs": too_large(
+        packed({**GOOD, **{f"{n}.txt": b"\x00" * 1_000_000 for n in range(2)}}),
         "expected at most 1200000 bytes once unpacked",
     ),
-    "a large photo": (
-        packed({**GOOD, "a.png": b"\0" * 100_001}),
-        413,
-        "archive-too-large",
+    "a large photo": too_large(
+        packed({**GOOD, "a.png": b"\x00" * 100_001}),
         "'a.png': expected a photo of at most 100000 bytes",
     ),
-    "six photos": (
+    "six photos": too_large(
         packed({**GOOD, **{f"{n}.png": png() for n in range(5)}}),
-        413,
-        "archive-too-large",
         "expected at most 5 photos, got 6",
     ),
-    "many entries": (
-        packed({**GOOD, **{f"{n}": b"" for n in range(200)}}),
-        413,
-        "archive-too-large",
-        "expected at most 120 entries",
+    "many entries": too_large(
+        packed({**GOOD, **{f"{n}": b"" for n in range(200)}}), "expected at most 120 entries"
     ),
-    "one stem twice": (
+    "one stem twice": bad_archive(
         packed({**GOOD, "folder/a.jpg": png()}),
-        422,
-        "invalid-archive",
         "'folder/a.jpg': expected names that differ without folder and ending, see 'a.png'",
     ),
-    "one name twice": (
-        with_entry("b.png").replace(b"b.png", b"a.png"),
-        422,
-        "invalid-archive",
-        "'a.png': expected names",
+    "one name twice": bad_archive(
+        with_entry("b.png").replace(b"b.png", b"a.png"), "'a.png': expected names"
     ),
-    "an odd name": (
-        packed({**GOOD, "#a.png": png()}),
-        422,
-        "invalid-archive",
-        "'#a.png': expected",
+    "an odd name": bad_archive(packed({**GOOD, "#a.png": png()}), "'#a.png': expected"),
+    "no photo": bad_archive(packed({"labels.csv": rows({})}), "expected photos"),
+    "no labels": bad_labels(
+        {"a.png": png()}, "at the zip's root, or PASCAL VOC's .xml files: one of these, got none"
     ),
-    "no photo": (packed({"labels.csv": rows({})}), 422, "invalid-archive", "expected photos"),
-    "no labels": (
-        packed({"a.png": png()}),
-        422,
-        "invalid-labels",
-        "at the zip's root, or PASCAL VOC's .xml files: one of these, got none",
+    "labels below": bad_labels(
+        {"a.png": png(), "b/labels.csv": rows({"a.png": "cat"})}, "got none"
     ),
-    "labels below": (
-        packed({"a.png": png(), "b/labels.csv": rows({"a.png": "cat"})}),
-        422,
-        "invalid-labels",
-        "got none",
+    "two kinds": bad_labels({**GOOD, "a.json": "{}"}, "one of these, got 'labels.csv', 'a.json'"),
+    "no header": bad_labels(
+        {**GOOD, "labels.csv": "a.png,cat\n"}, "labels.csv:1: expected the header 'image,labels'"
     ),
-    "two kinds": (
-        packed({**GOOD, "a.json": "{}"}),
-        422,
-        "invalid-labels",
-        "one of these, got 'labels.csv', 'a.json'",
-    ),
-    "no header": (
-        packed({**GOOD, "labels.csv": "a.png,cat\n"}),
-        422,
-        "invalid-labels",
-        "labels.csv:1: expected the header 'image,labels'",
-    ),
-    "not UTF-8": (
-        packed({**GOOD, "labels.csv": b"image,labels\n\xff"}),
-        422,
-        "invalid-labels",
-        "UTF-8",
-    ),
-    "no JSON": (
-        packed({"a.png": png(), "a.json": "{"}),
-        422,
-        "invalid-labels",
-        "expected JSON in a.json",
-    ),
-    "deep JSON": (
-        packed({"a.png": png(), "a.json": "[" * 99_999}),
-        422,
-        "invalid-labels",
-        "recursion",
-    ),
-    "odd JSON": (
-        packed(
-            {
-                "a.png": png(),
-                "a.json": '{"images": [], "annotations": [], "categories": [{"id": 1, "name": 5}]}',
-            }
-        ),
-        422,
-        "invalid-labels",
+    "not UTF-8": bad_labels({**GOOD, "labels.csv": b"image,labels\n\xff"}, "UTF-8"),
+    "no JSON": bad_labels({"a.png": png(), "a.json": "{"}, "expected JSON in a.json"),
+    "deep JSON": bad_labels({"a.png": png(), "a.json": "[" * 99_999}, "recursion"),
+    "odd JSON": bad_labels(
+        {
+            "a.png": png(),
+            "a.json": '{"images": [], "annotations": [], "categories": [{"id": 1, "name": 5}]}',
+        },
         "expected COCO's instances",
     ),
-    "entities": (
-        packed({"a.png": png(), "a.xml": '<!DOCTYPE a [<!ENTITY b "c">]><annotation/>'}),
-        422,
-        "invalid-labels",
+    "entities": bad_labels(
+        {"a.png": png(), "a.xml": '<!DOCTYPE a [<!ENTITY b "c">]><annotation/>'},
         "expected an annotation of PASCAL VOC in 0 a.xml, got a document type",
     ),
-    "no labeled photo": (
-        packed({**GOOD, "labels.csv": rows({"a.png": ""})}),
-        422,
-        "invalid-labels",
-        "at least one",
-    ),
-    "many labels": (
-        packed({**GOOD, "labels.csv": rows({"a.png": ";".join(["cat"] * 33)})}),
-        422,
-        "invalid-labels",
+    "no labeled photo": bad_labels({**GOOD, "labels.csv": rows({"a.png": ""})}, "at least one"),
+    "many labels": bad_labels(
+        {**GOOD, "labels.csv": rows({"a.png": ";".join(["cat"] * 33)})},
         "'a.png': expected at most 32 labels, got 33",
     ),
-    "labels twice": (
-        packed(
-            {
-                "labels.csv": rows({"p/a.png": "cat", "a.png": "bowl"}),
-                "p/a.png": png(),
-                "b.png": png(),
-            }
-        ),
-        422,
-        "invalid-labels",
+    "labels twice": bad_labels(
+        {"labels.csv": rows({"p/a.png": "cat", "a.png": "bowl"}), "p/a.png": png(), "b.png": png()},
         "'a.png': expected labels of a photo once",
     ),
-    "a document type in UTF-16": (
-        packed(
-            {
-                "a.png": png(),
-                "a.xml": '<!DOCTYPE a [<!ENTITY b "cat">]><annotation/>'.encode("utf-16"),
-            }
-        ),
-        422,
-        "invalid-labels",
+    "a document type in UTF-16": bad_labels(
+        {"a.png": png(), "a.xml": '<!DOCTYPE a [<!ENTITY b "cat">]><annotation/>'.encode("utf-16")},
         "a document type",
     ),
     "a size that is a lie": (lying(), 202, "", ""),

@@ -207,7 +207,7 @@ def test_a_job_that_another_batch_canceled_runs_for_this_one(
     two = accepted(api, packed({**files, "readme.txt": "another zip"}))
     scheduler.dispatch()
     with monkeypatch.context() as patch:
-        patch.setattr(BatchStore, "jobs", lambda *_: {})
+        patch.setattr(BatchStore, "in_flight", lambda *_: [])
         api.delete(one)
     assert place.jobs.batch.count == 0
     scheduler.dispatch()
