@@ -499,8 +499,8 @@ def cutter(target: httpx.URL) -> Iterator[Cutter]:
 
 
 @pytest.fixture
-def batch_client(place: Place, worker: WorkerProcess, feeding: Child) -> Iterator[Client]:
-    del worker, feeding
+def batch_client(place: Place, worker: WorkerProcess, running_janitor: Child) -> Iterator[Client]:
+    del worker, running_janitor
     with http_api(place) as api, Client(str(api.base_url)) as there:
         yield there
     wait_for(lambda: place.leftovers() == NOTHING, what="an empty queue")
