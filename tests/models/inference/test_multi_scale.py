@@ -109,7 +109,7 @@ def test_where_the_background_wins_everywhere_no_class_is_left() -> None:
     assert (shares.item(), total.item()) == (1.0, pytest.approx(0.9))
 
 
-def test_what_is_seen_whole_and_once_stays_on_its_grid(images: Tensor) -> None:
+def test_one_scale_without_windows_stays_on_the_segmenters_grid(images: Tensor) -> None:
     def lopsided(batch: Tensor) -> Tensor:
         return local(batch.roll(3, dims=-1))
 
@@ -124,7 +124,7 @@ def test_what_is_seen_whole_and_once_stays_on_its_grid(images: Tensor) -> None:
 
 @pytest.mark.parametrize("grid", [(1, 1), (1, 9), (2, 3), (12, 16)])
 @pytest.mark.parametrize("sharpness", [0.5, 3.0, 30.0])
-def test_who_can_win_is_told_before_stretching(grid: tuple[int, int], sharpness: float) -> None:
+def test_candidates_are_known_before_upsampling(grid: tuple[int, int], sharpness: float) -> None:
     coarse = (torch.randn(1, 12, *grid) * sharpness).softmax(dim=1)
     fine = F.interpolate(coarse, size=(64, 96), mode="bilinear", align_corners=False)
     channels, maps = upsampled_argmax_classes(coarse, (64, 96))

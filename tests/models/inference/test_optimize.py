@@ -73,7 +73,7 @@ def test_the_same_comes_out(build: Callable[[], nn.Module], left: int) -> None:
 
 
 class Twice(nn.Module):
-    """What a convolution says goes to a batch norm, and by another way too."""
+    """A convolution whose output goes to a batch norm, and elsewhere too."""
 
     def __init__(self, way: str) -> None:
         super().__init__()
@@ -81,13 +81,13 @@ class Twice(nn.Module):
         self.convolution, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
 
     def forward(self, images: Tensor) -> Tensor:
-        said = self.convolution(images)
+        output = self.convolution(images)
         if self.way == "run twice":
-            said = said[..., :4, :4] + self.convolution(images[..., :6, :6])
-        normed: Tensor = self.norm(said)
+            output = output[..., :4, :4] + self.convolution(images[..., :6, :6])
+        normed: Tensor = self.norm(output)
         if self.way == "read by a module":
-            normed = normed + self.other(said)
-        return normed + said if self.way == "read by a sum" else normed
+            normed = normed + self.other(output)
+        return normed + output if self.way == "read by a sum" else normed
 
 
 @pytest.mark.parametrize("way", ["run twice", "read by a module", "read by a sum"])
@@ -103,7 +103,7 @@ def test_a_batch_norm_that_learns_stays() -> None:
     assert norms(fuse_network(untracked.eval(), run)) == 1
 
 
-def test_a_predictor_works_with_less_and_says_the_same(tiny_segmenter_bundle: Path) -> None:
+def test_a_predictor_with_fused_networks_gives_the_same(tiny_segmenter_bundle: Path) -> None:
     bundle = load_bundle(tiny_segmenter_bundle, device=CPU)
     small = fuse_batch_norms(bundle)
     for network in (small.generator, small.image_tower, small.segmenter):

@@ -97,10 +97,6 @@ def test_a_batch_equals_its_images_alone(predictor: Predictor, refine: str) -> N
         assert (made.label_map == alone.label_map).mean() >= 0.9999
 
 
-def test_a_cpu_has_no_memory_of_its_own(predictor: Predictor) -> None:
-    assert predictor.device_memory() is None
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_says_how_much_of_its_memory_is_used(tiny_bundle: Path) -> None:
     assert Predictor(load_bundle(tiny_bundle, device=torch.device("cuda"))).device_memory()
@@ -246,7 +242,7 @@ def test_before_rounding_a_batch_is_within_1e_5_of_its_images(
         )
 
 
-def test_photos_are_finished_in_other_threads_while_others_activate(
+def test_images_are_postprocessed_in_other_threads_meanwhile(
     full: Predictor,
 ) -> None:
     chains = (ALL, "pamr", "random_walk", NO_REFINER)
@@ -266,7 +262,7 @@ def test_photos_are_finished_in_other_threads_while_others_activate(
         assert_same(ours, theirs)
 
 
-def test_finishing_asks_neither_generator_nor_segmenter(
+def test_postprocess_runs_neither_generator_nor_segmenter(
     full: Predictor,
 ) -> None:
     asking: list[str] = []
@@ -289,7 +285,7 @@ def test_finishing_asks_neither_generator_nor_segmenter(
             handle.remove()
 
 
-def test_the_same_activation_can_be_finished_twice(full: Predictor) -> None:
+def test_an_output_can_be_postprocessed_twice(full: Predictor) -> None:
     (output,) = full.forward_cam(labeled(full, 1, ALL))
     first = full.postprocess(output)
     assert_same(first, full.postprocess(output))
@@ -298,14 +294,14 @@ def test_the_same_activation_can_be_finished_twice(full: Predictor) -> None:
     assert other.ignored > first.ignored
 
 
-def test_features_are_kept_for_those_who_need_them(full: Predictor) -> None:
+def test_features_are_kept_for_refiners_that_need_them(full: Predictor) -> None:
     walked, plain = full.forward_cam(labeled(full, 2, "random_walk", "pamr"))
     assert walked.refiner_inputs.features is not None
     assert plain.refiner_inputs.features is None
     assert walked.refiner_inputs.regions is plain.refiner_inputs.regions is None
 
 
-def test_a_network_that_proposes_regions_is_asked_while_activating(
+def test_a_network_proposes_regions_in_the_forward_pass(
     full: Predictor,
 ) -> None:
     asked: list[threading.Thread] = []

@@ -1,9 +1,6 @@
-import pytest
 import torch
-from torch import Tensor
 
 from models.generators.cnn import cosine_affinity
-from models.inference.forward import CachingGenerator
 from models.inference.postprocess import identity, match_range
 from models.refine.random_walk import RandomWalk, boxes, transition, walk
 
@@ -65,45 +62,11 @@ def test_places_without_features_are_like_none() -> None:
     assert cosine_affinity(torch.zeros(1, 8, 2, 2)).abs().max() == 0
 
 
-class Counting:
-    """A mask generator that counts how often it looks."""
-
-    def __init__(self) -> None:
-        self.looks = 0
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return self.cams(self.features(images))
-
-    def features(self, images: Tensor) -> Tensor:
-        self.looks += 1
-        return torch.nn.functional.avg_pool2d(images, 8)
-
-    def cams(self, features: Tensor) -> Tensor:
-        return features[:, :1]
-
-    def affinity(self, features: Tensor) -> Tensor:
-        return cosine_affinity(features)
-
-
-@pytest.mark.parametrize(("size", "looks"), [(32, 2), (64, 3)])
-def test_features_are_computed_once(size: int, looks: int) -> None:
-    generator = Counting()
-    caching = CachingGenerator(generator, size=(size, size))
-    images, larger = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 48, 48)
-    for seen in (larger, images):
-        expected = torch.nn.functional.avg_pool2d(seen, 8)[:, :1]
-        made = caching(torch.cat([seen, seen.flip(-1)]))
-        torch.testing.assert_close(made[:2], expected)
-    other = images if size == 32 else torch.rand(2, 3, size, size)
-    features = caching.features(other)
-    torch.testing.assert_close(features, torch.nn.functional.avg_pool2d(other, 8))
-    assert generator.looks == looks
-
-
 def test_a_batch_equals_its_items_alone() -> None:
     images, scores = torch.rand(2, 3, 32, 32), torch.rand(2, 1, 32, 32)
-    generator = Counting()
-    walk = RandomWalk(lambda seen: generator.affinity(generator.features(seen)), identity)
+    walk = RandomWalk(
+        lambda seen: cosine_affinity(torch.nn.functional.avg_pool2d(seen, 8)), identity
+    )
     together = walk(images, scores)
     for item in range(2):
         one = slice(item, item + 1)
