@@ -32,7 +32,7 @@ from anyio.from_thread import start_blocking_portal
 from anyio.to_thread import run_sync
 from httpx_sse import EventSource, ServerSentEvent
 
-from models.data.classes import Sample
+from models.data.classes import Sample, Vocabulary
 from models.data.labels import read_folder
 from models.data.mask_folder import Outcome
 from models.inference.masks import fill_defaults
@@ -50,7 +50,6 @@ from service.client.types import (
 )
 
 ArchiveFormat = Literal["voc", "coco", "cvat"]
-Vocabulary = Literal["closed", "open"]
 OnProgress = Callable[[str, float], None]
 """Called with a stage and the fraction of all work done: "queued" and "running" with 0, last the status with 1."""
 
@@ -75,7 +74,7 @@ _EVENTS: Final = frozenset({"status", "progress", _END})
 # Magic bytes: a proxy's error page must not be saved as a mask.
 _SIGNATURES: Final = {"png": b"\x89PNG\r\n\x1a\n", "npz": b"PK"}
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 P = ParamSpec("P")
 
@@ -507,7 +506,7 @@ class AsyncClient:
                 if counts and tried == self._retries:
                     raise
                 if tried == 0 and error.status is None:
-                    log.warning("%s; trying again, up to %d times", error, self._retries)
+                    _log.warning("%s; trying again, up to %d times", error, self._retries)
                 pause = pause_seconds(tried, error, random.random())
             await self._sleep(pause)
             tried += counts

@@ -9,15 +9,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.data.classes import ClassInfo, ClassList
+from models.data.classes import ClassInfo, ClassList, Sample
 from models.data.mask_files import label_map_png
 from models.data.mask_folder import (
     RESULTS,
     SETTINGS,
+    SUMMARY,
     MaskFolderWriter,
+    Outcome,
     open_mask_folder,
     read_results,
     read_settings,
+    scores_path,
+    write_mask,
 )
 from models.exports.coco import RLE_FILE, write_coco
 from models.exports.cvat import write_cvat
@@ -41,6 +45,40 @@ def test_records_of_another_kind_are_passed_over(tmp_path: Path) -> None:
     with MaskFolderWriter(tmp_path, [], ClassList((ClassInfo(1, "cat"),)), settings):
         pass
     assert path.read_text().endswith(whole)
+
+
+def test_a_folder_is_continued_and_summed_up_in_the_order_of_its_samples(tmp_path: Path) -> None:
+    classes = ClassList((ClassInfo(1, "cat"),))
+    settings = {"model": {"name": "tiny", "version": "1"}, "options": {}, "scores": True}
+    names = ("a.jpg", "b.jpg", "c.jpg", "d.jpg")
+    samples = [Sample(tmp_path / name, (0,)) for name in names]
+    samples.append(Sample(tmp_path / "unlabeled.jpg", ()))
+
+    def add(folder: MaskFolderWriter, sample: Sample) -> None:
+        alignment = {"alignment_class": None, "alignment_background": None}
+        result = {"name": "cat", "area": 0.0, "confidence": None, "box": None, **alignment}
+        record = {"image": sample.name, "model": settings["model"], "classes": [result]}
+        write_mask(tmp_path / "out", sample.stem, b"png", b"npz")
+        folder.add(sample, record)
+
+    with MaskFolderWriter(tmp_path / "out", samples, classes, settings) as folder:
+        a, b, c, d = folder.todo
+        for sample in (c, a, d):
+            add(folder, sample)
+        folder.fail(b, "damaged")
+        assert folder.finish() == Outcome(3, 0, 3, 1, 0, (("b.jpg", "damaged"),))
+    scores_path(tmp_path / "out", "d").unlink()
+    with MaskFolderWriter(tmp_path / "out", samples, classes, settings) as folder:
+        assert folder.todo == [b, d]
+        assert not (tmp_path / "out" / SUMMARY).exists()
+        for sample in (d, b):
+            add(folder, sample)
+        assert folder.finish() == Outcome(2, 2, 4, 1, 0, ())
+    summary = json.loads((tmp_path / "out" / SUMMARY).read_text())
+    assert summary["classes"]["cat"]["empty"] == list(names)
+    assert (summary["masks"], summary["images"], summary["unlabeled"]) == (4, 5, 1)
+    with MaskFolderWriter(tmp_path / "out", samples[:1], classes, settings) as folder:
+        assert folder.finish().others == 3
 
 
 def test_photos_come_with_their_masks(tmp_path: Path) -> None:
