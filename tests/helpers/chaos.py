@@ -17,7 +17,7 @@ from service.local import redis_server
 from service.local.supervisor import Child
 from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, wait_for
 from tests.helpers.undisturbed import SIZES, Asked, undisturbed
-from worker.queue.jobs import Limits
+from worker.queue.jobs import Limits, result_of
 from worker.queue.rq import fetch_job, open_redis
 from worker.queue.schema import MAX_ATTEMPTS, JobResult, queue_name
 from worker.storage import BlobStore, blob_key
@@ -170,7 +170,7 @@ class Scene:
         return set(self.place.blobs.keys("results")) - {
             key
             for job_id in self.accepted
-            if (result := self.jobs().result(self.job(job_id))) is not None
+            if (result := result_of(self.job(job_id))) is not None
             for key in result.blobs.model_dump().values()
         }
 

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-R = TypeVar("R")
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
-POLL_SECONDS: Final = 0.01
+_POLL_SECONDS: Final = 0.01
 """Between two looks at the queue while the networks have nothing to do."""
 
-LONGEST_SECONDS: Final = 3600.0
+_LONGEST_SECONDS: Final = 3600.0
 """Of a batch of jobs without a timeout."""
 
 _NO_MEMORY: Final = ("out of memory", "ALLOC_FAILED")
@@ -82,19 +82,21 @@ def default_batch_size(device: str) -> int:
     return 1 if device == "cpu" else BatchLimits.max_batch_size
 
 
-def select_compatible(waiting: Sequence[T], *, key: Callable[[T], Hashable], most: int) -> list[T]:
+def select_compatible(
+    waiting: Sequence[_T], *, key: Callable[[_T], Hashable], most: int
+) -> list[_T]:
     """Return the first element, and those after it whose key is the same: at most ``most``, in their order."""
     wanted = key(waiting[0])
     return [each for each in waiting if key(each) == wanted][:most]
 
 
 def run_with_split(
-    batch: Sequence[T],
-    call: Callable[[Sequence[T]], Sequence[R]],
+    batch: Sequence[_T],
+    call: Callable[[Sequence[_T]], Sequence[_R]],
     *,
     is_memory: Callable[[Exception], bool],
-    on_halved: Callable[[Sequence[T]], None],
-) -> list[R | Exception]:
+    on_halved: Callable[[Sequence[_T]], None],
+) -> list[_R | Exception]:
     """Call for a batch; where that fails, for smaller ones, so that each member gets its own result or exception.
 
     Args:
@@ -209,7 +211,7 @@ class Batcher:
         if not any(each.pending.done() for each in self._ending):
             pending: list[Future[Any]] = [each.pending for each in (*self._waiting, *self._ending)]
             undone = [each for each in pending if not each.done()]
-            wait(undone, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+            wait(undone, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
 
     def _ack(self, consumer: JobConsumer) -> None:
         done = [each for each in self._ending if each.result and each.result.done()]
@@ -277,7 +279,7 @@ class Batcher:
         self, batch: Sequence[InFlightJob], *, consumer: JobConsumer
     ) -> list[tuple[ForwardOutput, float]]:
         images = [each.image.result() for each in batch]
-        limit = min(max(each.timeout for each in batch), LONGEST_SECONDS)
+        limit = min(max(each.timeout for each in batch), _LONGEST_SECONDS)
         self._stall.deadline(limit)
         try:
             with _time_limit(limit):

@@ -24,12 +24,12 @@ from worker.telemetry import Outcome, log_finished
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
-EMPTY_SECONDS: Final = 0.01
+_EMPTY_SECONDS: Final = 0.01
 """An empty queue is not counted again for so long: a single job is not held up by looks for others."""
 
-PROGRESS_STEP: Final = 0.1
+_PROGRESS_STEP: Final = 0.1
 """A stage's progress is written in steps of this fraction of the whole job."""
 
 
@@ -64,11 +64,11 @@ class InFlightJob:
         limit = float(self.job.timeout or 0)
         return limit if limit > 0 else float("inf")
 
-    def timed(self, work: Callable[[], T]) -> Callable[[], T]:
+    def timed(self, work: Callable[[], _T]) -> Callable[[], _T]:
         """Return work that notes when a thread begins with it; until then the job only waits for a thread."""
         self._began = None
 
-        def run() -> T:
+        def run() -> _T:
             self._began = self.clock()
             return work()
 
@@ -185,7 +185,7 @@ class JobConsumer:
         return self.lease(jobs[:first])
 
     def _count(self) -> int:
-        if self._waiting or time.monotonic() - self._counted > EMPTY_SECONDS:
+        if self._waiting or time.monotonic() - self._counted > _EMPTY_SECONDS:
             self._waiting = retry(self._queue.count)
             self._counted = time.monotonic()
         return self._waiting
@@ -199,7 +199,7 @@ class JobConsumer:
 
         def report(stage: str, fraction: float) -> None:
             nonlocal written
-            if stage == written.stage and fraction - written.fraction < PROGRESS_STEP:
+            if stage == written.stage and fraction - written.fraction < _PROGRESS_STEP:
                 return
             first = not written.stage
             written = Progress(stage=stage, fraction=round(fraction, 3))

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from models.inference.forward import ForwardOutput
     from models.inference.predictor import Predictor
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _PREPROCESSED, _FORWARDED = 0.05, 0.75
 """Fractions of a job's work at which the networks begin and end."""
@@ -216,6 +216,6 @@ def upload(segmentation: Segmentation, context: WorkerContext, options: MaskOpti
     )
 
 
-def _retry_store(action: Callable[[], T]) -> T:
+def _retry_store(action: Callable[[], _T]) -> _T:
     """Retry while the blob store does not answer: a job's attempts would be used up in seconds."""
     return retry(action, retryable=is_transient, patience=_STORE_PATIENCE)

@@ -62,11 +62,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HEARTBEATS_PER_LEASE: Final = 5
+_HEARTBEATS_PER_LEASE: Final = 5
 STUCK_GRACE_SECONDS: Final = 10.0
 STUCK_EXIT_CODE: Final = 70
 
-Load = Callable[[WorkerSettings], "Predictor"]
+_Load = Callable[[WorkerSettings], "Predictor"]
 
 
 class WorkerStartError(Exception):
@@ -152,7 +152,7 @@ class GpuWorker(SimpleWorker):
         )
         self._heartbeat_thread = PeriodicThread(
             self.send_heartbeat,
-            interval=lease / HEARTBEATS_PER_LEASE,
+            interval=lease / _HEARTBEATS_PER_LEASE,
             name="heartbeat",
             on_error=lambda _error: self._exit_process(STUCK_EXIT_CODE),
         )
@@ -294,7 +294,7 @@ class GpuWorker(SimpleWorker):
         self._heartbeat_thread.start()
 
 
-def run(settings: WorkerSettings, *, load: Load) -> bool:
+def run(settings: WorkerSettings, *, load: _Load) -> bool:
     """Load the model, prove that it works, then work until asked to stop; return whether that was why.
 
     The worker is announced as ready only after the self-test.

@@ -39,7 +39,7 @@ from worker.storage import BlobError, BlobMissingError, BlobStore, BlobStoreFull
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 MAX_DEAD: Final = 1000
 """The latest so many dead letters of each model are kept."""
@@ -197,11 +197,11 @@ def ignore_redis_errors(what: str) -> Iterator[None]:
 
 
 def retry(
-    action: Callable[[], T],
+    action: Callable[[], _T],
     *,
     retryable: Callable[[Exception], bool] = lambda error: isinstance(error, RedisError),
     patience: float = _PATIENCE_SECONDS,
-) -> T:
+) -> _T:
     """Return what an action returns, tried again with growing pauses after retryable errors.
 
     Not tenacity: it takes 46 µs for an action that succeeds at once, several of which each job does.

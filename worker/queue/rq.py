@@ -57,7 +57,7 @@ MAINTENANCE_LOCK_SECONDS: Final = 10
 RATE_SECONDS: Final = 60
 """How far back ``ended_lately`` counts."""
 
-BY_BATCH: Final = "batch"
+_BY_BATCH: Final = "batch"
 """Value of a cancel flag that a batch has set; a person's is "person"."""
 
 STATES: Final = (
@@ -291,7 +291,7 @@ def clear_cancel(redis: Redis, job_id: str) -> None:
 def canceled_by_batch(redis: Redis, job_ids: Sequence[str]) -> frozenset[str]:
     """Return those of some jobs that a batch has canceled, and no person."""
     flags = _cancel_flags(redis, job_ids)
-    return frozenset(job_id for job_id, value in flags.items() if value == BY_BATCH.encode())
+    return frozenset(job_id for job_id, value in flags.items() if value == _BY_BATCH.encode())
 
 
 def _cancel_flags(redis: Redis, job_ids: Sequence[str]) -> dict[str, bytes]:
@@ -423,7 +423,7 @@ class JobQueue:
         queue = self._rq_queue(job)
         keys = (queue.key, job.key, queue.canceled_job_registry.key, cancel_key(job.id))
         ends = (RESULT_SECONDS, current_timestamp() + RESULT_SECONDS, utcformat(now()))
-        by = BY_BATCH if from_batch else "person"
+        by = _BY_BATCH if from_batch else "person"
         self.redis.eval(_REQUEST_CANCEL, len(keys), *keys, job.id, *ends, BLOB_SECONDS, by)
 
     def clear_cancel_on_repost(self, job_id: str) -> bool:
