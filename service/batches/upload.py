@@ -131,19 +131,19 @@ def read_items(archive: ZipFile, listing: ArchiveListing, classes: ClassList) ->
             # Without the path of the temporary directory.
             detail = str(error).replace(f"{folder}/labels/", "")
             detail = detail.replace(f"{folder}/labels", "the zip").replace(f"{folder}/", "")
-            raise ProblemError("invalid-labels", to_valid_utf8(detail[:1000])) from error
+            raise ProblemError("invalid-labels", _to_valid_utf8(detail[:1000])) from error
     clean = {
-        to_valid_utf8(image): tuple(map(to_valid_utf8, names)) for image, names in rows.items()
+        _to_valid_utf8(image): tuple(map(_to_valid_utf8, names)) for image, names in rows.items()
     }
-    return match_labels(listing, clean, classes)
+    return _match_labels(listing, clean, classes)
 
 
-def to_valid_utf8(text: str) -> str:
+def _to_valid_utf8(text: str) -> str:
     """Replace lone surrogates, which JSON can spell and UTF-8 cannot hold."""
     return text.encode(errors="replace").decode()
 
 
-def match_labels(
+def _match_labels(
     listing: ArchiveListing, rows: Mapping[str, Sequence[str]], classes: ClassList
 ) -> list[BatchItem]:
     """Return the photos of a zip with their labels, which name them by path or by file name.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -50,6 +51,9 @@ INTERVAL_SECONDS: Final = 0.5
 """Between two runs of ``BatchScheduler.dispatch``."""
 LOCK_KEY: Final = "semples:batches:turn"
 _LOCK_SECONDS: Final = 5.0  # after which another janitor takes over from one that is dead
+_BATCH_SECONDS: Final = (
+    2.0  # of dispatching in one round, so that other batches and a stop need not wait
+)
 
 log = logging.getLogger(__name__)
 
@@ -113,9 +117,12 @@ class BatchScheduler:
         self._store.renew(record.id)
         room = max(0, limit - self.collect_results(record.id))
         pending = self._store.numbers(record.id, "waiting", limit=room) if room else []
+        deadline = time.monotonic() + _BATCH_SECONDS
         for number, item in zip(pending, self._store.items(record.id, pending), strict=True):
             self.dispatch_item(record, number, item)
             lock.reacquire()
+            if time.monotonic() > deadline:
+                break
         counts = self._store.counts(record.id)
         if counts != self._published[record.id]:
             self._store.publish_counts(record.id, counts)

@@ -64,7 +64,7 @@ _MIN_SECRET_BYTES, _MAX_SECRET_BYTES = 24, 64
 log = logging.getLogger(__name__)
 
 
-class JobPayload(Record):
+class _JobPayload(Record):
     """How a job ended; its whole document is at the link ``self``.
 
     Of a job that was deleted or expired before its end could be sent only the id is known: ``gone``.
@@ -82,12 +82,12 @@ class JobPayload(Record):
     failure: JobFailure | None = None
 
 
-class Payload(Record):
+class _Payload(Record):
     """The body of a webhook: ``job.finished``, ``job.failed``, ``job.canceled`` or ``job.gone``."""
 
     type: str = Field(pattern=r"job\.[a-z]+")
     timestamp: datetime
-    data: JobPayload
+    data: _JobPayload
 
 
 @dataclass(frozen=True)
@@ -219,10 +219,10 @@ def sign(secret: bytes, message: str, body: str, *, now: datetime) -> dict[str, 
 def build_payload(subscription: Subscription, job: Job | None, *, now: datetime) -> str:
     """Return the body of the webhook on a job that has ended, or is gone (None)."""
     link = f"{subscription.to.root}/jobs/{subscription.job}"
-    data = JobPayload(id=subscription.job, status="gone", links={"self": link})
+    data = _JobPayload(id=subscription.job, status="gone", links={"self": link})
     if job is not None:
         request, status = request_of(job), status_of(job)
-        data = JobPayload(
+        data = _JobPayload(
             id=job.id,
             status=status,
             links=job_links(link, finished=status == "finished"),
@@ -234,7 +234,7 @@ def build_payload(subscription: Subscription, job: Job | None, *, now: datetime)
             ended_at=job.ended_at,
             failure=failure_of(job) if status == "failed" else None,
         )
-    payload = Payload(type=f"job.{data.status}", timestamp=now, data=data)
+    payload = _Payload(type=f"job.{data.status}", timestamp=now, data=data)
     return payload.model_dump_json(exclude_none=True)
 
 

@@ -60,6 +60,16 @@ def test_batches_share(api: httpx.Client, scheduler: BatchScheduler) -> None:
     assert [counts(api, path)["queued"] for path in paths] == [10, 10]
 
 
+def test_a_slow_store_does_not_prolong_a_round(
+    api: httpx.Client, scheduler: BatchScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.batches.scheduler._BATCH_SECONDS", -1)
+    paths = [accepted(api, packed(many(3))) for _ in range(2)]
+    for queued in (1, 2, 3):
+        scheduler.dispatch()
+        assert [counts(api, path)["queued"] for path in paths] == [queued, queued]
+
+
 def test_a_full_redis_is_not_filled_up(
     api: httpx.Client, place: Place, scheduler: BatchScheduler
 ) -> None:
