@@ -75,14 +75,14 @@ def rows(
     bundle: Bundle, predictor: Predictor, photos: Sequence[LabeledImage], *, precision: str
 ) -> Iterator[Row]:
     """Give what is compared."""
-    unfolded = Predictor(bundle)
-    unfolded.bundle = bundle
+    unfused = Predictor(bundle)
+    unfused.bundle = bundle
     lower = Predictor(bundle, precision=precision)
     plain = [replace(photo, options=predictor.options(refine="none")) for photo in photos]
     masks = partial(predictor.pseudo_masks, photos)
     alone = partial(one_by_one, predictor.pseudo_masks)
-    yield Row("batch norms folded, no refiner",
-              partial(one_by_one, unfolded.pseudo_masks, plain), partial(alone, plain))  # fmt: skip
+    yield Row("batch norms fused, no refiner",
+              partial(one_by_one, unfused.pseudo_masks, plain), partial(alone, plain))  # fmt: skip
     yield Row(f"float32 → {precision}, no refiner",
               partial(alone, plain), partial(one_by_one, lower.pseudo_masks, plain))  # fmt: skip
     yield Row(f"batch of 1 → {len(photos)}, no refiner",
@@ -95,7 +95,7 @@ def rows(
         return
     unlabeled = [UnlabeledImage(photo.image, predictor.segment_options()) for photo in photos]
     segments = partial(one_by_one, predictor.segments, unlabeled)
-    yield Row("segment: batch norms folded", partial(one_by_one, unfolded.segments, unlabeled), segments)  # fmt: skip
+    yield Row("segment: batch norms fused", partial(one_by_one, unfused.segments, unlabeled), segments)  # fmt: skip
     yield Row(f"segment: float32 → {precision}", segments, partial(one_by_one, lower.segments, unlabeled))  # fmt: skip
     yield Row(f"segment: batch of 1 → {len(photos)}", segments, partial(predictor.segments, unlabeled))  # fmt: skip
 

@@ -167,7 +167,7 @@ def build_clip(config: ClipConfig, *, device: torch.device) -> FrozenClip:
 
 
 def class_captions(config: Config, classes: ClassList) -> tuple[str, ...]:
-    """Return the names by which CLIP is asked for the classes, in channel order.
+    """Return the names of the classes for CLIP, in channel order.
 
     Raises:
         ValueError: if clip_names mentions something that is not a class.

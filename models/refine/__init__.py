@@ -1,6 +1,6 @@
 """Refiners: an image and coarse scores in, scores that follow the image's edges out.
 
-Importing this package imports no torch; `build_refiner` imports the refiners that it is asked for.
+Importing this package imports no torch; `build_refiner` imports the refiners of a chain.
 """
 
 from __future__ import annotations
