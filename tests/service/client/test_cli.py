@@ -184,6 +184,17 @@ WRONG = make_key("bob")[0]
             "No such file or directory: /no/key",
         ),
     ],
+    ids=[
+        "label",
+        "model",
+        "no key",
+        "unknown key",
+        "not ASCII",
+        "no URL",
+        "no service",
+        "refiner",
+        "no key file",
+    ],
 )
 def test_refusals_are_one_line(
     url: str, tmp_path: Path, arguments: tuple[str, ...], key: str | None, message: str

@@ -58,7 +58,11 @@ def test_lines_comments_and_commas() -> None:
     assert parse_keys("# nobody", source="x") == ()
 
 
-@pytest.mark.parametrize("line", ["alice", f"alice {ALICE}", ALICE, f"alice sha256:{'A' * 64}"])
+@pytest.mark.parametrize(
+    "line",
+    ["alice", f"alice {ALICE}", ALICE, f"alice sha256:{'A' * 64}"],
+    ids=["no hash", "the key", "the key alone", "upper case"],
+)
 def test_a_malformed_line_is_not_quoted(line: str) -> None:
     with pytest.raises(ValueError, match=r'^keys, line 2: expected "NAME sha256:HASH"$'):
         parse_keys(f"{BOBS.line}\n{line}", source="keys")
@@ -133,10 +137,6 @@ def test_the_command_prints_a_line_that_is_good() -> None:
     assert bad.returncode == 2
     assert bad.stderr.startswith("semples api-key: expected a name")
     assert bad.stdout == ""
-
-
-ALICE, ALICES = make_key("alice")
-BOB, BOBS = make_key("bob")
 
 
 @pytest.fixture(scope="module")
