@@ -40,16 +40,9 @@ _TRUNK = "trunk."  # prefix of the image tower's timm backbone, which the genera
 class Bundle:
     """A loaded bundle; all networks are frozen and in evaluation mode.
 
-    Attributes:
-        info: its manifest and version.
-        generator: the mask generator.
-        class_text: class text embeddings, (K, D), L2-normalized.
-        prompts: embeddings of the background prompts, (K, D), L2-normalized; None without stage (b).
-        context: the background prompts' parameters, (K, M, width); None without stage (b).
-        image_tower: of CLIP, to score alignment; may be None.
-        segmenter: may be None.
-        text_tower: of CLIP, for an open vocabulary; may be None. With it, the generator's backbone is the image
-            tower's trunk.
+    ``class_text`` and ``prompts`` are embeddings, (K, D), L2-normalized; ``context`` are the background prompts'
+    parameters, (K, M, width). Prompts and context are None without stage (b). With a text tower, for an open
+    vocabulary, the generator's backbone is the trunk of CLIP's image tower.
     """
 
     info: BundleInfo
@@ -109,22 +102,11 @@ def write_bundle(
     segmenter: Mapping[str, Tensor] | None = None,
     text_tower: Mapping[str, Tensor] | None = None,
 ) -> BundleInfo:
-    """Write a bundle in half precision (vectors stay in single), and return its info.
+    """Write state dicts as a bundle in half precision (vectors stay in single), and return its info.
 
-    Tensors that the image tower and the generator's backbone have in common are stored once.
-
-    Args:
-        folder: created if missing; files of an earlier bundle are overwritten.
-        manifest: its ``files`` are filled in here.
-        generator: state dict.
-        texts: "class_text" (K, D), and with learned prompts "embeddings" (K, D) and "context" (K, M, width).
-        image_tower: state dict; None for a bundle without alignment scores.
-        segmenter: state dict, if the manifest has a segmenter.
-        text_tower: state dict, if the manifest has a text tower.
-
-    Raises:
-        ValueError: if there is a text tower and the generator's backbone is not the image tower's trunk.
-        OSError: if the folder cannot be written.
+    Tensors that the image tower and the generator's backbone have in common are stored once. The files of the manifest
+    are filled in here. ``texts`` are "class_text" (K, D), and with learned prompts "embeddings" (K, D) and "context"
+    (K, M, width). Without the image tower the bundle gives no alignment scores.
     """
     parts = {GENERATOR_FILE: _to_half(generator), PROMPTS_FILE: _to_half(texts)}
     if image_tower is not None:
@@ -200,7 +182,7 @@ def _without_shared(
 
 
 def _check_trunk(stored: Mapping[str, Tensor]) -> None:
-    """Check that the generator's backbone is the image tower's trunk: otherwise text embeddings would not fit it."""
+    """Check that the generator's backbone is the image tower's trunk: text embeddings would not fit another."""
     if any(key.startswith(_TRUNK) for key in stored):
         raise ValueError(
             "expected a mask generator on the frozen trunk of CLIP's image tower beside a text tower, got another"

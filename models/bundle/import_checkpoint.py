@@ -62,7 +62,6 @@ def read_torch_file(path: Path) -> Any:
 
     Raises:
         ValueError: if it is another file, damaged, or names anything that would have to be executed.
-        OSError: if it cannot be read.
     """
     inert = torch.serialization.safe_globals([(_Inert, name) for name in _INERT_NAMES])
     try:
@@ -82,7 +81,7 @@ def read_torch_file(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class ImportedWeakTr:
-    """State dict of a WeakTrGenerator for the chosen classes, and its sizes; the file does not tell the pooling."""
+    """State dict of a WeakTrGenerator for the chosen classes, and its sizes; the file does not state the pooling."""
 
     tensors: Mapping[str, Tensor]
     sizes: WeakTrSizes
@@ -91,11 +90,7 @@ class ImportedWeakTr:
 def weaktr_weights(
     content: object, classes: ClassList, *, channels: Mapping[int, int] | None, source: str
 ) -> ImportedWeakTr:
-    """Return the weights of a public WeakTr checkpoint, ``{"model": state dict, …}``; ``source`` names it in messages.
-
-    Raises:
-        ValueError: if the content is something else.
-    """
+    """Return the weights of a public WeakTr checkpoint, ``{"model": state dict, …}``; ``source`` is for messages."""
     tensors = _floats(_entry(content, "model", source=source), source=source)
     sizes = _sizes_of(tensors, source=source)
     known = tensors["cls_token"].shape[1]
@@ -119,11 +114,7 @@ def weaktr_weights(
 def prompts_context(
     content: object, classes: ClassList, *, channels: Mapping[int, int] | None, source: str
 ) -> Tensor:
-    """Return the background prompts, (K, M, width), of a released file: ``{"prompts": tensor}`` or the tensor alone.
-
-    Raises:
-        ValueError: if the content is something else.
-    """
+    """Return the background prompts, (K, M, width), of a released file: ``{"prompts": tensor}`` or the tensor alone."""
     prompts = content if isinstance(content, Tensor) else _entry(content, "prompts", source=source)
     context = _floats({"prompts": prompts}, source=source)["prompts"]
     if context.ndim != 3:
@@ -136,16 +127,7 @@ def prompts_context(
 def choose_channels(
     classes: ClassList, available: int, channels: Mapping[int, int] | None
 ) -> list[int]:
-    """Return each class's channel in a foreign network.
-
-    Args:
-        classes: in channel order.
-        available: number of channels of the network.
-        channels: class index → channel; None for a network of exactly these classes in this order.
-
-    Raises:
-        ValueError: if the numbers differ, or a class has no channel of its own.
-    """
+    """Return each class's channel in a foreign network; without ``channels`` it has exactly these classes."""
     if channels is None:
         if available != len(classes):
             raise ValueError(
@@ -163,12 +145,7 @@ def choose_channels(
 
 
 def read_channels(path: Path) -> dict[int, int]:
-    """Read a text file of "class-index channel" lines.
-
-    Raises:
-        ValueError: if a line has another form.
-        OSError: if the file cannot be read.
-    """
+    """Read a text file of "class-index channel" lines."""
     channels = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         parts = line.split()

@@ -207,12 +207,6 @@ class ModelDescription(BaseModel):
     """A model's description in JSON types, for processes without torch and bundle files.
 
     Unknown fields are ignored, so that old and new processes work together.
-
-    Attributes:
-        refine, min_confidence, background_threshold, class_thresholds: default options of pseudo masks.
-        segment: default options of the segmenter.
-        can_segment: whether it has a segmenter, which needs no labels.
-        open_vocabulary: whether it accepts labels that it was not trained on.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")

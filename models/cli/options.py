@@ -82,11 +82,7 @@ WorkArgument = Annotated[Path, typer.Argument(help="Work directory of the run.")
 
 
 def pick_device(name: str, threads: int) -> torch.device:
-    """Return a device by name, and set torch's number of CPU threads.
-
-    Raises:
-        ValueError: if there is no such device.
-    """
+    """Return a device by name, and set torch's number of CPU threads."""
     import torch
 
     if threads:
@@ -138,8 +134,7 @@ def run_stage(
 ) -> None:
     """Run a training stage with a progress bar, in the main process only.
 
-    The stage is a function of run, samples and a callback, which returns the file that it wrote. ``images_first`` is
-    the number of images that it embeds before its first step, shown in a second bar.
+    A second bar shows the ``images_first`` images that the stage embeds before its first step.
     """
     if not run.processes.is_main_process:
         stage(run, samples, lambda _: None)
@@ -163,11 +158,7 @@ def run_stage(
 
 @contextmanager
 def training_processes(device: str, threads: int) -> Iterator[tuple[torch.device, Processes]]:
-    """Join torchrun's processes, if there are any; gives this process's device.
-
-    Raises:
-        ValueError: if there is no such device.
-    """
+    """Join torchrun's processes, if there are any; gives this process's device."""
     import torch
 
     from models.training.distributed import join_processes

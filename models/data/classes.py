@@ -24,12 +24,7 @@ _RESERVED = frozenset({"background", "ignored"})  # in masks and annotation form
 
 
 class UnknownLabelError(ValueError):
-    """A label is neither a class name nor a synonym.
-
-    Attributes:
-        label: the label as given.
-        nearest: the most similar class names, best first, at most three.
-    """
+    """A label is neither a class name nor a synonym; ``nearest`` are at most three similar class names."""
 
     def __init__(self, label: str, nearest: tuple[str, ...]) -> None:
         hint = f"; nearest known: {', '.join(nearest)}" if nearest else ""
@@ -121,11 +116,7 @@ class ClassList:
         )
 
     def with_synonyms(self, synonyms: Mapping[str, Sequence[str]]) -> ClassList:
-        """Return the same classes with additional synonyms, by class name.
-
-        Raises:
-            ValueError: if a class is unknown, or a synonym is not unique.
-        """
+        """Return the same classes with additional synonyms, by class name."""
         added = {self.channel(name): tuple(others) for name, others in synonyms.items()}
         return ClassList(
             tuple(
@@ -147,12 +138,7 @@ def normalize(label: str) -> str:
 
 
 def read_class_list(path: Path) -> ClassList:
-    """Read ``classes.txt``: a line "index name" for each class; index 0 and blank lines are skipped.
-
-    Raises:
-        ValueError: if a line has another form, or the list breaks a rule of ClassList.
-        OSError: if the file cannot be read.
-    """
+    """Read ``classes.txt``: a line "index name" for each class; index 0 and blank lines are skipped."""
     classes = []
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -215,9 +201,6 @@ def with_open_labels(classes: ClassList, labels: Iterable[str]) -> ClassList:
 
     New classes are sorted by name and get the free indices after the largest one, then those below, so equal sets of
     labels give equal lists.
-
-    Raises:
-        ValueError: if a label is not allowed (see ``open_name``), or there are more labels than free indices.
     """
     names = sorted({open_name(label) for label in labels if not classes.knows(label)})
     if not names:
@@ -235,12 +218,9 @@ def with_open_labels(classes: ClassList, labels: Iterable[str]) -> ClassList:
 
 @dataclass(frozen=True)
 class Sample:
-    """An image file and its image-level labels.
+    """An image file and its image-level labels: class channels, sorted, each once.
 
-    Attributes:
-        path: of the image.
-        channels: class channels, sorted, each once; empty without labels.
-        folder: that image names are relative to; None for names without folders.
+    Image names are relative to ``folder``; None for names without folders.
     """
 
     path: Path

@@ -29,11 +29,7 @@ COCO_SPLITS = ("train", "val")
 
 
 def coco_photos(root: Path, split: str) -> Path:
-    """Return the folder of a split's photos.
-
-    Raises:
-        ValueError: if it is missing, with what to download.
-    """
+    """Return the folder of a split's photos."""
     folder = root / f"{split}2014"
     if not folder.is_dir():
         raise ValueError(
@@ -49,33 +45,21 @@ def coco_instances(root: Path, split: str) -> Path:
 
 @cache
 def coco_list(split: str) -> tuple[Listed, ...]:
-    """Return the list "train" (82,081 photos) or "val" (40,137): all photos that have an annotation.
-
-    Raises:
-        ValueError: if there is no such split.
-    """
+    """Return the list "train" (82,081 photos) or "val" (40,137): all photos that have an annotation."""
     return official_list("coco2014", split, lambda number: f"COCO_{split}2014_{number:012d}")
 
 
 def read_coco(root: Path, split: str, *, photos: int | None = None) -> list[Sample]:
-    """Return the photos of a split, at most ``photos``, with their labels as channels of ``COCO_CLASSES``.
-
-    Raises:
-        ValueError: if there is no such split, or photos are missing.
-        OSError: if the folder cannot be read.
-    """
+    """Return the photos of a split, at most ``photos``, with their labels as channels of ``COCO_CLASSES``."""
     listed = evenly_spaced(coco_list(split), photos)
     return listed_samples(coco_photos(root, split), listed, COCO_PHOTOS[split])
 
 
 @dataclass(frozen=True)
 class Instances:
-    """The content of an instance annotation file.
+    """The content of an instance annotation file: its categories, and by photo (height, width) and annotations.
 
-    Attributes:
-        classes: the categories; their ids are indices in label maps.
-        sizes: (height, width) in pixels by photo.
-        annotations: by photo, each with ``category_id`` and ``segmentation``, crowds with ``iscrowd`` 1.
+    Each annotation has ``category_id`` and ``segmentation``, crowds with ``iscrowd`` 1.
     """
 
     classes: ClassList
@@ -96,12 +80,7 @@ class Instances:
 
 
 def read_instances(path: Path) -> Instances:
-    """Read an instance annotation file, which takes about six times its size in memory.
-
-    Raises:
-        ValueError: if it is not such a file.
-        OSError: if it cannot be read.
-    """
+    """Read an instance annotation file, which takes about six times its size in memory."""
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:  # JSON's and UTF-8's

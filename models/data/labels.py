@@ -33,13 +33,7 @@ _Rows: TypeAlias = dict[str, tuple[str, ...]]  # label names by image
 
 @dataclass(frozen=True)
 class _Form:
-    """A form that labels come in.
-
-    Attributes:
-        help: for ``--labels``.
-        read: path, and class names in channel order → rows.
-        classes: path → the class list that the form has; None makes one of the labels' names, sorted, from 1.
-    """
+    """A form of labels; ``classes`` is None if the list is made of the labels' names, sorted, from 1."""
 
     help: str
     read: Callable[[Path, Sequence[str]], _Rows]
@@ -47,29 +41,15 @@ class _Form:
 
 
 def read_labels(path: Path, classes: ClassList) -> _Rows:
-    """Read labels in the form of the path's suffix; files without a known suffix are read as ``labels.csv``.
+    """Read label names by image, in the form of the path's suffix; others are read as ``labels.csv``.
 
-    Args:
-        path: of the file or folder.
-        classes: that the numbers of a .txt file count, from 0.
-
-    Returns:
-        Label names by image; none for an image without labels.
-
-    Raises:
-        ValueError: if the content does not have this form.
-        OSError: if it cannot be read.
+    The numbers of a .txt file count ``classes`` from 0.
     """
     return _form(path).read(path, classes.names)
 
 
 def classes_of(path: Path) -> ClassList:
-    """Make a class list of labels: COCO's categories as they are, others sorted by name and numbered from 1.
-
-    Raises:
-        ValueError: if the content is malformed, names none or more than 254 classes, or has numbers only.
-        OSError: if it cannot be read.
-    """
+    """Make a class list of labels: COCO's categories as they are, others sorted by name and numbered from 1."""
     form = _form(path)
     if form.classes is not None:
         return form.classes(path)
@@ -79,12 +59,7 @@ def classes_of(path: Path) -> ClassList:
 
 
 def classes_with_open_labels(labels: Path, classes: ClassList) -> ClassList:
-    """Return a bundle's classes followed by one for each unknown label of a file; see ``with_open_labels``.
-
-    Raises:
-        ValueError: if a label is not allowed, or there are too many.
-        OSError: if the labels cannot be read.
-    """
+    """Return a bundle's classes followed by one for each unknown label of a file; see ``with_open_labels``."""
     rows = read_labels(labels, classes)
     try:
         return with_open_labels(classes, {label for names in rows.values() for label in names})
@@ -93,17 +68,11 @@ def classes_with_open_labels(labels: Path, classes: ClassList) -> ClassList:
 
 
 def read_folder(images: Path, labels: Path, classes: ClassList) -> list[Sample]:
-    """Pair the images of a folder with their labels.
-
-    Args:
-        images: the folder; images in subfolders are named "folder/image.jpg".
-        labels: as ``read_labels`` takes them.
-        classes: that labels may name.
+    """Pair the images of a folder, and its subfolders, with their labels in any form of ``read_labels``.
 
     Raises:
         ValueError: if a label is unknown, an image is missing, two images share a stem (their masks would overwrite
             each other), or nothing is labeled.
-        OSError: if the labels cannot be read.
     """
     samples = []
     stems: dict[str, str] = {}
@@ -133,15 +102,7 @@ def read_folder(images: Path, labels: Path, classes: ClassList) -> list[Sample]:
 
 
 def read_label_rows(path: Path) -> _Rows:
-    """Read ``labels.csv``: the header "image,labels", then a row for each image with labels separated by semicolons.
-
-    Returns:
-        Label names by image, in the file's order; none for an image without labels.
-
-    Raises:
-        ValueError: if the header, a row or a repeated image is wrong, with its line.
-        OSError: if the file cannot be read.
-    """
+    """Read ``labels.csv``: the header "image,labels", then a row for each image with labels separated by semicolons."""
     rows: _Rows = {}
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(_decoded(file, path))

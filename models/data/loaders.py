@@ -66,12 +66,10 @@ def strong_augmentation(size: int, *, min_area: float) -> Transform:
 def mask_augmentation(
     size: int, *, scale: tuple[float, float], color_jitter: float
 ) -> MaskTransform:
-    """Return random scale, crop, flip and color jitter; beyond the photo a crop is gray and ignored.
+    """Return random scale, crop to size × size, flip and color jitter; beyond the photo a crop is gray and ignored.
 
-    Args:
-        size: of the crop, in pixels.
-        scale: range of the photo's size, relative to the size at which it just fits into the crop.
-        color_jitter: of brightness, contrast and saturation; a quarter of it for the hue.
+    A scale of 1 is the size at which the photo just fits into the crop. The hue varies by a quarter of
+    ``color_jitter``.
     """
     fill = {tv_tensors.Image: _GRAY, tv_tensors.Mask: IGNORE_INDEX}
     jointly = v2.Compose(
@@ -105,11 +103,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return a crop (3, H, W) in [0, 1] and its labels (K,).
-
-        Raises:
-            ValueError: if the file is not a supported image, with its path.
-        """
+        """Return a crop (3, H, W) in [0, 1] and its labels (K,)."""
         sample = self.samples[index]
         pixels = _read_pixels(sample.path)
         labels = torch.zeros(self.classes)
@@ -132,11 +126,7 @@ class MaskCrops(Dataset[tuple[Tensor, Tensor]]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return a crop (3, S, S) in [0, 1] and its label map (S, S).
-
-        Raises:
-            ValueError: if a file is not a supported image or mask, with its path.
-        """
+        """Return a crop (3, S, S) in [0, 1] and its label map (S, S)."""
         sample = self.samples[index]
         pixels = _read_pixels(sample.image)
         mask = sample.read_mask()
@@ -158,16 +148,8 @@ class MaskCrops(Dataset[tuple[Tensor, Tensor]]):
 class RandomBatches(Generic[BatchT]):
     """Random batches, in another order each epoch; an incomplete last batch is dropped unless it is the only one.
 
-    Args:
-        items: an epoch's seed → its items.
-        count: number of items.
-        batch_size: of all processes together.
-        seed: of the order and of the items, the same in all processes.
-        workers: processes that load items; 0 loads in this one.
-        share: (rank, number of processes) in distributed training; each process gets its share of every batch.
-
-    Raises:
-        ValueError: if a batch cannot be shared equally.
+    ``items`` maps an epoch's seed to its items. The batch size is of all processes together; ``share`` is (rank, number
+    of processes), and each process gets its share of every batch.
     """
 
     def __init__(

@@ -81,11 +81,7 @@ class Listed:
 
 
 def official_list(name: str, split: str, stem: Callable[[int], str]) -> tuple[Listed, ...]:
-    """Return the photos of a data set's split; ``stem`` maps a photo's number to its file name without suffix.
-
-    Raises:
-        ValueError: if there is no such split.
-    """
+    """Return the photos of a data set's split; ``stem`` maps a photo's number to its file name without suffix."""
     splits = _splits(name)
     if split not in splits:
         raise ValueError(f"expected one of {', '.join(splits)}, got {split!r}")
@@ -106,11 +102,7 @@ def _splits(name: str) -> Mapping[str, list[list[int]]]:
 
 
 def evenly_spaced(items: Sequence[_T], count: int | None) -> list[_T]:
-    """Return at most ``count`` items, evenly spaced over all of them; all if it is None.
-
-    Raises:
-        ValueError: if the count is not positive.
-    """
+    """Return at most ``count`` items, evenly spaced over all of them; all if it is None."""
     if count is None or count >= len(items):
         return list(items)
     if count < 1:
@@ -119,12 +111,7 @@ def evenly_spaced(items: Sequence[_T], count: int | None) -> list[_T]:
 
 
 def listed_samples(folder: Path, listed: Sequence[Listed], archive: Archive) -> list[Sample]:
-    """Pair listed photos with their files in a folder.
-
-    Raises:
-        ValueError: if files are missing or empty, with the first names and their number.
-        OSError: if the folder cannot be read.
-    """
+    """Pair listed photos with their files in a folder."""
     with os.scandir(folder) as entries:  # one call, not one for each of 100,000 files
         present = {entry.name for entry in entries if entry.is_file() and entry.stat().st_size > 0}
     missing = [photo.file_name for photo in listed if photo.file_name not in present]

@@ -28,12 +28,7 @@ VOC_SPLITS = ("train_aug", "train", "val")
 
 @dataclass(frozen=True)
 class VocFolder:
-    """Paths of an unpacked download.
-
-    Attributes:
-        root: ``VOCdevkit/VOC2012``.
-        additional: folder of more label maps, ``STEM.mat`` of SBD or ``STEM.png``; may be None.
-    """
+    """Paths of an unpacked download; ``additional`` are more label maps, ``STEM.mat`` of SBD or ``STEM.png``."""
 
     root: Path
     additional: Path | None
@@ -60,11 +55,7 @@ class VocFolder:
 
 
 def find_voc(root: Path) -> VocFolder:
-    """Find VOC 2012, and SBD if it is there, from the folder that both were unpacked in or from ``VOC2012`` itself.
-
-    Raises:
-        ValueError: if there is no VOC 2012, with what to download.
-    """
+    """Find VOC 2012, and SBD if it is there, from the folder that both were unpacked in or from ``VOC2012`` itself."""
     for folder in (root / "VOCdevkit" / "VOC2012", root / "VOC2012", root):
         if (folder / "JPEGImages").is_dir():
             break
@@ -83,33 +74,20 @@ def find_voc(root: Path) -> VocFolder:
 
 @cache
 def voc_list(split: str) -> tuple[Listed, ...]:
-    """Return the official list "train_aug" (10,582 photos, with SBD's), "train" (1,464) or "val" (1,449).
-
-    Raises:
-        ValueError: if there is no such split.
-    """
+    """Return the official list "train_aug" (10,582 photos, with SBD's), "train" (1,464) or "val" (1,449)."""
     # Photo 2007_000032 has the number 2007000032.
     return official_list("voc2012", split, lambda number: f"{number // 10**6}_{number % 10**6:06d}")
 
 
 def read_voc(root: Path, split: str, *, photos: int | None = None) -> list[Sample]:
-    """Return the photos of a split, at most ``photos``, with their labels as channels of ``VOC_CLASSES``.
-
-    Raises:
-        ValueError: if there is no such split, or photos are missing.
-        OSError: if the folder cannot be read.
-    """
+    """Return the photos of a split, at most ``photos``, with their labels as channels of ``VOC_CLASSES``."""
     return listed_samples(
         find_voc(root).photos, evenly_spaced(voc_list(split), photos), VOC_ARCHIVE
     )
 
 
 def parse_xml(content: str | bytes) -> Element:
-    """Return the root of an untrusted XML document.
-
-    Raises:
-        ValueError: if it is malformed, or has a document type, whose entities could expand to gigabytes.
-    """
+    """Return the root of untrusted XML; no document type, as its entities could expand to gigabytes."""
     try:
         return fromstring(content, forbid_dtd=True)
     except DefusedXmlException as error:
@@ -120,13 +98,7 @@ def parse_xml(content: str | bytes) -> Element:
 
 @dataclass(frozen=True)
 class Annotation:
-    """The content of a photo's XML file.
-
-    Attributes:
-        image: the photo's file name.
-        size: (height, width) in pixels, if given.
-        labels: names of its objects, each once, difficult and truncated ones included.
-    """
+    """A photo's file name, (height, width) if given, and its objects' names, each once, difficult ones included."""
 
     image: str
     size: tuple[int, int] | None
@@ -134,12 +106,7 @@ class Annotation:
 
 
 def read_annotation(path: Path) -> Annotation:
-    """Read a photo's XML file.
-
-    Raises:
-        ValueError: if it is not such a file.
-        OSError: if it cannot be read.
-    """
+    """Read a photo's XML file."""
     try:
         root = parse_xml(path.read_bytes())
         image = (root.findtext("filename") or "").strip()
@@ -155,12 +122,7 @@ def read_annotation(path: Path) -> Annotation:
 
 
 def read_annotations(folder: Path) -> dict[str, tuple[str, ...]]:
-    """Read a folder of XML files: labels by photo, by file name.
-
-    Raises:
-        ValueError: if there is none, one is malformed, or two are of the same photo.
-        OSError: if one cannot be read.
-    """
+    """Read a folder of XML files: labels by photo, by file name."""
     rows: dict[str, tuple[str, ...]] = {}
     for path in sorted(folder.glob("*.xml")):
         found = read_annotation(path)

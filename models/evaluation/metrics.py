@@ -32,10 +32,8 @@ _Pairs: TypeAlias = Sequence[tuple[Path, Path]]  # a file and its ground truth
 class IouReport:
     """Intersection over union of a set of label maps.
 
-    Attributes:
-        iou: by index, (K + 1,), NaN where an index is in neither side.
-        pixels: ground truth pixels by index, (K + 1,).
-        mean_iou: mean of the defined values of the counted classes, in [0, 1]; NaN if there is none.
+    ``iou`` and ground truth ``pixels`` are by index, (K + 1,); IoU is NaN where an index is in neither side.
+    ``mean_iou`` is the mean of the defined values of the counted classes, in [0, 1]; NaN if there is none.
     """
 
     iou: Tensor
@@ -59,21 +57,13 @@ class Sweep:
 
 @dataclass(frozen=True)
 class EvaluationFiles:
-    """Files to compare with their ground truth.
-
-    Attributes:
-        masks: label maps, for ``fixed``; may be none.
-        scores: soft scores, for ``oracle``; may be none, else of the same photos.
-        unpaired: photos left out because they have only one of mask and scores.
-        missing: ground truths without a file.
-        left_out: masks, or scores, without ground truth.
-    """
+    """Label maps, for ``fixed``, and soft scores, for ``oracle``, of the same photos; either may be empty."""
 
     masks: _Pairs
     scores: _Pairs
-    unpaired: int
-    missing: int
-    left_out: int = 0
+    unpaired: int  # photos that have only one of mask and scores
+    missing: int  # ground truths without a file
+    left_out: int = 0  # masks, or scores, without ground truth
 
 
 @dataclass(frozen=True)
@@ -86,18 +76,10 @@ class Measured:
 
 
 def confusion_matrix(ground_truth: Tensor, prediction: Tensor, *, indices: int) -> Tensor:
-    """Count pixels by (ground truth, prediction), → (indices, indices + 1) int64.
+    """Count pixels by (ground truth, prediction), both (H, W), → (indices, indices + 1) int64.
 
     Pixels whose ground truth is 255 do not count. The last column holds ignored pixels (255) and indices out of range
     of the prediction: they count as missed for their ground truth, and for no prediction.
-
-    Args:
-        ground_truth: (H, W) integer label map.
-        prediction: (H, W) integer label map.
-        indices: number of label map indices, background included.
-
-    Raises:
-        ValueError: if the shapes differ, or the ground truth has an index out of range.
     """
     return _count_pairs(ground_truth, prediction.clamp(max=indices), indices, indices + 1)
 
@@ -105,10 +87,8 @@ def confusion_matrix(ground_truth: Tensor, prediction: Tensor, *, indices: int) 
 def iou_report(matrix: Tensor, *, min_pixels: int = 0) -> IouReport:
     """Turn a summed confusion matrix into IoU: TP / (T + P - TP).
 
-    Args:
-        matrix: (indices, indices + 1), of ``confusion_matrix``.
-        min_pixels: classes with fewer ground truth pixels are not in the mean; with 0, a class without ground truth
-            that is predicted counts as 0.
+    Classes with fewer than ``min_pixels`` ground truth pixels are not in the mean; with 0, a class without ground truth
+    that is predicted counts as 0.
     """
     true_positive = matrix.diagonal().double()
     pixels = matrix.sum(dim=1)
@@ -121,11 +101,7 @@ def iou_report(matrix: Tensor, *, min_pixels: int = 0) -> IouReport:
 def find_files(
     ground_truth: Path, *, masks: Path | None, scores: Path | None, allow_missing: bool = False
 ) -> EvaluationFiles:
-    """Pair label maps (``STEM.png``) and scores (``STEM.npz``) with their ground truth.
-
-    Raises:
-        ValueError: if there is nothing to compare, or as ``matching_files``.
-    """
+    """Pair label maps (``STEM.png``) and scores (``STEM.npz``) with their ground truth."""
     sides: list[dict[str, tuple[Path, Path]]] = []
     left_out = 0
     for folder, suffix in ((masks, ".png"), (scores, ".npz")):
@@ -153,11 +129,7 @@ def find_files(
 def matching_files(
     predictions: Path, ground_truth: Path, suffix: str, *, allow_missing: bool = False
 ) -> list[tuple[Path, Path]]:
-    """Pair predictions, STEM + suffix without overlays, with ground truth, STEM.png.
-
-    Raises:
-        ValueError: if there is no pair, or a prediction has no ground truth and none may be missing.
-    """
+    """Pair predictions, STEM + suffix without overlays, with ground truth, STEM.png."""
     if not predictions.is_dir():
         raise ValueError(f"expected a folder, got no such one: {predictions}")
     pairs = [
@@ -180,11 +152,7 @@ def measure(
     min_pixels: int = 0,
     on_image: Callable[[], None] = lambda: None,
 ) -> Measured:
-    """Compare files with their ground truth under each protocol that they allow.
-
-    Raises:
-        ValueError: if a file is malformed, with its path.
-    """
+    """Compare files with their ground truth under each protocol that they allow."""
     fixed = oracle = None
     if files.masks:
         fixed = evaluate_label_maps(files.masks, classes, min_pixels=min_pixels, on_image=on_image)
@@ -202,11 +170,7 @@ def evaluate_label_maps(
     min_pixels: int = 0,
     on_image: Callable[[], None] = lambda: None,
 ) -> IouReport:
-    """Compare label maps with their ground truth, both in the class list's indices.
-
-    Raises:
-        ValueError: if a file is not a label map, sizes differ, or the ground truth has an unknown index.
-    """
+    """Compare label maps with their ground truth, both in the class list's indices."""
     indices = _count_indices(classes)
     matrix = torch.zeros(indices, indices + 1, dtype=torch.int64)
     for prediction, truth in pairs:
@@ -224,11 +188,7 @@ def sweep_scores(
     min_pixels: int = 0,
     on_image: Callable[[], None] = lambda: None,
 ) -> Sweep:
-    """Compare stored scores with their ground truth at every background threshold.
-
-    Raises:
-        ValueError: as ``evaluate_label_maps``.
-    """
+    """Compare stored scores with their ground truth at every background threshold."""
 
     def count(scores: Path, truth: Path) -> Tensor:
         with _named_errors(scores, truth):
@@ -247,11 +207,7 @@ def sweep_soft_maps(
     thresholds: Sequence[float],
     min_pixels: int,
 ) -> Sweep:
-    """Compare soft maps with their ground truth, (H, W), at ascending background thresholds.
-
-    Raises:
-        ValueError: if sizes differ, or an index is unknown.
-    """
+    """Compare soft maps with their ground truth, (H, W), at ascending background thresholds."""
     indices = _count_indices(classes)
     counts = (_count_levels(truth, maps, indices, thresholds) for truth, maps in items)
     return _to_sweep(counts, thresholds, min_pixels=min_pixels)

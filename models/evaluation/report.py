@@ -42,24 +42,17 @@ _PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "numpy")
 
 @dataclass(frozen=True)
 class Sources:
-    """Inputs of a report beside the run; the sections of missing ones are empty.
-
-    Attributes:
-        samples: the run's photos.
-        masks: output folder of make-pseudo-masks.
-        bundle: of the run, for pictures and prompt neighbors.
-        ground_truth: folder of ``STEM.png``, in the masks' class indices.
-    """
+    """Inputs of a report beside the run; the sections of missing ones are empty."""
 
     samples: Sequence[Sample]
-    masks: Path | None = None
+    masks: Path | None = None  # output folder of make-pseudo-masks
     bundle: Path | None = None
-    ground_truth: Path | None = None
+    ground_truth: Path | None = None  # folder of STEM.png, in the masks' class indices
 
 
 @dataclass(frozen=True)
 class _ClassRow:
-    """A class's masks: means over its photos, by ``summary.json``, and the photos with an empty mask."""
+    """A class's masks: means over its photos, and the photos with an empty mask."""
 
     name: str
     photos: int
@@ -147,19 +140,7 @@ def write_report(
     photos: int = 6,
     on_fraction: Callable[[float], None] = lambda _: None,
 ) -> Path:
-    """Write the HTML file and return its path. It has no times or paths, so equal runs give equal files.
-
-    Args:
-        run: finished or not.
-        sources: of the other sections.
-        output: the HTML file.
-        photos: number of photos with pictures.
-        on_fraction: called with the completed fraction of the pictures, in [0, 1].
-
-    Raises:
-        ValueError: if the bundle, the masks or the ground truth are damaged, or do not belong together.
-        OSError: if a file cannot be read or written.
-    """
+    """Write the HTML file and return its path. It has no times or paths, so equal runs give equal files."""
     samples, masks, truth = sources.samples, sources.masks, sources.ground_truth
     content: dict[str, Any] = {
         "name": run.config.name,
@@ -190,12 +171,7 @@ def write_report(
 
 
 def masks_part(folder: Path) -> _MasksPart | None:
-    """Describe the output of make-pseudo-masks; None if it is not complete.
-
-    Raises:
-        ValueError: if its summary is malformed.
-        OSError: if it cannot be read.
-    """
+    """Describe the output of make-pseudo-masks; None if it is not complete."""
     path = folder / SUMMARY
     if not path.is_file():
         return None
@@ -249,11 +225,7 @@ def stage_parts(work: Path) -> tuple[_StagePart, ...]:
 
 
 def read_steps(log: Path) -> list[Step]:
-    """Read a stage's log without malformed lines, which a kill can leave; no steps if it is missing.
-
-    Raises:
-        OSError: if it cannot be read.
-    """
+    """Read a stage's log without malformed lines, which a kill can leave; no steps if it is missing."""
     if not log.is_file():
         return []
     steps = []

@@ -33,11 +33,7 @@ class Label:
 
 
 def all_labels(classes: ClassList) -> tuple[Label, ...]:
-    """Return background, the classes and "ignored" (VOC's 255), in this order.
-
-    Raises:
-        ValueError: if a class is itself called background or ignored.
-    """
+    """Return background, the classes and "ignored" (VOC's 255), in this order."""
     for name in classes.names:
         if normalize(name) in (_BACKGROUND, _IGNORED):
             raise ValueError(f"expected no class to be called {name!r}: the format needs the name")
@@ -57,11 +53,7 @@ def with_ignored(names: Mapping[int, str]) -> dict[int, str]:
 
 
 def label_map_txt(labels: Sequence[Label]) -> str:
-    """Return ``labelmap.txt`` of CVAT and related tools: a line "name:r,g,b:parts:actions" for each label.
-
-    Raises:
-        ValueError: if a name has a character that separates fields.
-    """
+    """Return ``labelmap.txt`` of CVAT and related tools: a line "name:r,g,b:parts:actions" for each label."""
     for label in labels:
         if any(each in label.name for each in _SEPARATORS):
             raise ValueError(
@@ -72,11 +64,7 @@ def label_map_txt(labels: Sequence[Label]) -> str:
 
 
 def list_line(stem: str) -> str:
-    """Return an image's line in an ``ImageSets`` file.
-
-    Raises:
-        ValueError: if readers would not read it back: they strip lines and pass over those that begin with #.
-    """
+    """Return an image's line in an ``ImageSets`` file. Readers strip lines and skip those that begin with #."""
     if stem.splitlines() != [stem.strip()] or stem.startswith("#"):
         raise ValueError(
             "expected file names of one line that neither begin with # nor have spaces at the ends, "
@@ -87,12 +75,7 @@ def list_line(stem: str) -> str:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a folder to write in; it is renamed to ``path`` once everything is written, and removed if that fails.
-
-    Raises:
-        ValueError: if ``path`` is there and not an empty folder, or an export to it was killed.
-        OSError: if it cannot be written.
-    """
+    """Yield a folder to write in; it is renamed to ``path`` once everything is written, and removed if that fails."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"expected a new or empty folder for the export, got {path}")
     partial = path.with_name(path.name + ".partial")

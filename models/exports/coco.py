@@ -22,17 +22,11 @@ RLE_FILE, POLYGON_FILE = "annotations_rle.json", "annotations_polygons.json"
 
 
 def write_coco(images: Iterable[MaskedImage], classes: ClassList, folder: Path) -> str:
-    """Write the same annotations twice, for loaders that take run lengths and for those that take polygons.
+    """Write the same annotations with run lengths and with polygons; returns a line for the user.
 
     One annotation a class and image, not a crowd; category ids are the label maps' indices, ``score`` is the class's
     mean confidence. Both files decode to the same pixels. Ignored pixels belong to no category: they are each image's
     ``ignored``, run lengths too, so that a loss can leave them out.
-
-    Returns:
-        A line on what was written.
-
-    Raises:
-        OSError: if it cannot be written.
     """
     count = number = 0
     with (
@@ -119,20 +113,12 @@ def _append(file: TextIO, record: Mapping[str, Any], *, first: bool) -> None:
 
 
 def outline(mask: NDArray[np.bool_]) -> list[list[int]]:
-    """Outline a mask along its pixels' edges.
+    """Outline a mask, (H, W), along its pixels' edges: clockwise polygons x0, y0, x1, y1, … in pixels.
 
     COCO's polygons have no holes. A part with holes is therefore cut through one of them, and its pieces again, until
-    none has a hole; the pieces share the cut as an edge and do not overlap. "Hole" is meant strictly, as background
-    that cannot leave in steps to the four sides, so that no outline touches itself: all polygons are simple, with right
-    angles only. Corners are whole numbers, and such edges never cross a pixel's center, by which
-    pycocotools decides.
-
-    Args:
-        mask: (H, W).
-
-    Returns:
-        Polygons x0, y0, x1, y1, … in pixels, clockwise, (0, 0) the corner of the top left pixel; none for an
-        empty mask.
+    none has a hole; the pieces share the cut as an edge and do not overlap. A hole is background that cannot leave in
+    steps to the four sides, so no outline touches itself: all polygons are simple, with right angles only. Corners are
+    whole numbers, and such edges never cross a pixel's center, by which pycocotools decides.
     """
     polygons = []
     waiting = [(mask, 0, 0)]

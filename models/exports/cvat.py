@@ -20,17 +20,10 @@ from models.exports import Label, all_labels, label_map_txt, list_line
 
 
 def write_cvat(images: Iterable[MaskedImage], classes: ClassList, folder: Path) -> str:
-    """Write ``annotations.zip``, and ``labels.json`` for the raw label editor of the task or project.
+    """Write ``annotations.zip``, and ``labels.json`` for CVAT's raw label editor; returns a line for the user.
 
     Every class of an image is one object. Ignored pixels are an object labeled "ignored": left out, they would become
     background. Background is no object, as CVAT requires.
-
-    Returns:
-        A line on what was written and how to use it.
-
-    Raises:
-        ValueError: if a class or an image has a name that the format cannot hold.
-        OSError: if it cannot be written.
     """
     labels = all_labels(classes)
     label_map = label_map_txt(labels)

@@ -31,23 +31,10 @@ _LONGEST = 1 << _WIDTHS[-1]
 def write_label_studio(
     images: Iterable[MaskedImage], classes: ClassList, folder: Path, *, image_prefix: str
 ) -> str:
-    """Write ``tasks_0001.json``, … of a thousand images each, and ``interface.xml`` for the project's settings.
+    """Write ``tasks_0001.json``, … of a thousand images each, and ``interface.xml``; returns a line for the user.
 
     Every class of an image is one brush region of its prediction; ignored pixels are a region "ignored". A prediction's
-    score is the lowest confidence of its classes: sorted by it, the images that need a look come first.
-
-    Args:
-        images: in the order of the tasks.
-        classes: of the label maps.
-        folder: to write in.
-        image_prefix: what an image's name is appended to, to become its URL.
-
-    Returns:
-        A line on what was written and how to use it.
-
-    Raises:
-        ValueError: if a class is called background or ignored.
-        OSError: if it cannot be written.
+    score is the lowest confidence of its classes, to sort by. An image's URL is ``image_prefix`` and its name.
     """
     labels = [each for each in all_labels(classes) if each.index != BACKGROUND_INDEX]
     names = {each.index: each.name for each in labels}

@@ -20,18 +20,11 @@ _QUALITY = 95
 
 
 def write_voc(images: Iterable[MaskedImage], classes: ClassList, folder: Path) -> str:
-    """Write ``JPEGImages``, ``SegmentationClass``, ``ImageSets/Segmentation``, ``labelmap.txt`` and ``classes.txt``.
+    """Write ``JPEGImages``, ``SegmentationClass``, ``ImageSets`` and class lists; returns a line for the user.
 
     Masks keep their pixel values and their provenance; 255 is VOC's own "void". JPEGs are hard-linked, or copied where
     that is not possible. Readers of VOC expect ``.jpg`` and know no EXIF orientation: images of other formats or
     orientations are encoded anew, upright. ``train.txt`` and ``trainval.txt`` list all images.
-
-    Returns:
-        A line on what was written.
-
-    Raises:
-        ValueError: if a class or an image has a name that the format cannot hold.
-        OSError: if it cannot be written.
     """
     label_map = label_map_txt(all_labels(classes))
     pictures, masks, lists = (

@@ -33,13 +33,7 @@ _SAMPLE = 100  # photos of a data set that are decoded
 
 @dataclass(frozen=True)
 class Prepared:
-    """Results of a preparation.
-
-    Attributes:
-        images: folder of the training photos, for ``--images``.
-        lines: what was checked and written.
-        notes: warnings.
-    """
+    """Folder of the training photos, lines on what was checked and written, and warnings."""
 
     images: Path
     lines: tuple[str, ...]
@@ -54,18 +48,9 @@ def check_photos(
     watch: Watch,
     suspects: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-    """Decode photos, and compare their sizes with their annotations'; returns a line for the user.
+    """Decode photos, and compare their (height, width) with their annotations'; returns a line for the user.
 
-    Args:
-        samples: the photos, of one folder.
-        size_of: stem → (height, width).
-        thorough: all photos, not a hundred.
-        watch: shows progress.
-        suspects: photos that are always checked, by stem, with what to do if they are damaged.
-
-    Raises:
-        ValueError: if photos are damaged or of another size, with the first and their number.
-        OSError: if one cannot be read.
+    A hundred photos are checked unless ``thorough``, and always those of ``suspects``: stem → advice if it is damaged.
     """
     chosen = set(evenly_spaced(samples, None if thorough else _SAMPLE))
     chosen |= {sample for sample in samples if sample.stem in suspects}
@@ -91,11 +76,7 @@ def check_photos(
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """Return an image's (height, width) from its header.
-
-    Raises:
-        OSError: if it is not an image, or cannot be read.
-    """
+    """Return an image's (height, width) from its header."""
     with Image.open(path) as picture:
         return picture.height, picture.width
 
@@ -104,10 +85,6 @@ def check_archives(root: Path, archives: Iterable[Archive], *, watch: Watch) -> 
     """Compare the archives in a folder with their published MD5; returns a line for the user.
 
     torchvision's check_integrity would make this command, which needs no torch, import it.
-
-    Raises:
-        ValueError: if one differs.
-        OSError: if one cannot be read.
     """
     found = [each for each in archives if (root / each.name).is_file()]
     with watch("read archives", len(found)) as advance:
@@ -125,11 +102,7 @@ def check_archives(root: Path, archives: Iterable[Archive], *, watch: Watch) -> 
 def write_labels(
     output: Path, splits: Mapping[str, Sequence[Sample]], classes: ClassList
 ) -> list[str]:
-    """Write the class list and a label file for each split, ``labels.csv`` for the first; returns lines for the user.
-
-    Raises:
-        OSError: if it cannot be written.
-    """
+    """Write the class list and a label file for each split, ``labels.csv`` for the first; returns what to print."""
     output.mkdir(parents=True, exist_ok=True)
     write_class_list(output / "classes.txt", classes)
     lines = [f"{output / 'classes.txt'}: {len(classes)} classes"]
@@ -157,12 +130,7 @@ def write_maps(
     *,
     watch: Watch,
 ) -> str:
-    """Make the label maps ``STEM.png`` that a folder lacks, each atomically; returns a line for the user.
-
-    Raises:
-        ValueError: as ``make`` does.
-        OSError: if a file cannot be read or written.
-    """
+    """Make the label maps ``STEM.png`` that a folder lacks, each atomically; returns a line for the user."""
     rest = missing_maps(folder, stems)
     if not rest:
         return f"{folder}: all {len(stems)} label maps kept"
@@ -180,9 +148,6 @@ def draw_instances(
 
     COCO has no depth order: crowds are drawn first, then instances from large to small, so that small ones stay
     visible. Crowds count as their category; no pixel is 255. Segmentations are polygons or run lengths.
-
-    Raises:
-        ValueError: if a segmentation is malformed.
     """
     label_map = np.full(size, BACKGROUND_INDEX, dtype=np.uint8, order="F")  # pycocotools' order
     drawn = [

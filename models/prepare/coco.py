@@ -41,18 +41,9 @@ _SUSPECTS = {
 def prepare_coco(
     root: Path, output: Path, *, photos: int | None, thorough: bool, watch: Watch
 ) -> Prepared:
-    """Check a download and write labels, classes and ground truth.
+    """Check a download in ``root`` and write labels, classes and the ground truth that ``output`` lacks.
 
-    Args:
-        root: folder that the archives were unpacked in.
-        output: folder of the results; existing label maps are kept.
-        photos: limit of each list, for a trial; None takes all.
-        thorough: decode all photos, and check archives in root.
-        watch: shows progress.
-
-    Raises:
-        ValueError: if files are missing, damaged or of another data set.
-        OSError: if files cannot be read or written.
+    At most ``photos`` of each list are taken; ``thorough`` decodes all photos, and checks archives in ``root``.
     """
     if missing := _missing(root):  # all at once, as downloads take hours
         raise ValueError("; ".join(missing))

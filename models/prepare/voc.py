@@ -44,18 +44,10 @@ _KNOWN_MAP = "cfcbdf78655f98db73f03031aa11efe37a24dd8d03e96d016af2b9bbd8bf517c"
 def prepare_voc(
     root: Path, output: Path, *, photos: int | None, thorough: bool, watch: Watch
 ) -> Prepared:
-    """Check a download and write labels, classes and ground truth.
+    """Check a download and write labels, classes and the ground truth that ``output`` lacks.
 
-    Args:
-        root: folder that the archives were unpacked in, or ``VOC2012`` itself.
-        output: folder of the results; existing label maps are kept.
-        photos: limit of each list, for a trial; None takes all.
-        thorough: decode all photos, and check archives in root.
-        watch: shows progress.
-
-    Raises:
-        ValueError: if files are missing, damaged or of another data set.
-        OSError: if files cannot be read or written.
+    ``root`` is the folder that the archives were unpacked in, or ``VOC2012`` itself. At most ``photos`` of each list
+    are taken; ``thorough`` decodes all photos, and checks archives in ``root``.
     """
     folder = find_voc(root)
     for split in ("train", "val"):
@@ -84,11 +76,7 @@ def prepare_voc(
 
 
 def _read_ground_truth(path: Path, *, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Read a label map of VOC (.png) or SBD (.mat), (H, W): 0 background, 1 to 20 classes, 255 void.
-
-    Raises:
-        ValueError: if it is not a label map, not of this (height, width), or has other indices.
-    """
+    """Read a label map of VOC (.png) or SBD (.mat), (H, W): 0 background, 1 to 20 classes, 255 void."""
     label_map = _read_mat(path) if path.suffix == ".mat" else read_label_map(path)
     if label_map.shape != size:
         got = " x ".join(map(str, label_map.shape[::-1]))

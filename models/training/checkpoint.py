@@ -25,21 +25,15 @@ class TrainingPosition:
 class Checkpoint:
     """The file with a module's, an optimizer's and a gradient scaler's state.
 
-    No random state is stored: the seed of each step follows from the run's seed and the step's position.
-
-    Attributes:
-        path: of the file.
-        module: in training, saved with its buffers.
-        fingerprint: of configuration, data and stage inputs; a file with another fingerprint is refused.
-        writes: whether this process writes the file.
-        every: steps between two saves within an epoch; the end of an epoch is always saved.
+    No random state is stored: the seed of each step follows from the run's seed and the step's position. The
+    fingerprint is of configuration, data and stage inputs; a file with another one is refused.
     """
 
     path: Path
     module: nn.Module
     fingerprint: str
-    writes: bool = True
-    every: int = 500
+    writes: bool = True  # whether this process writes the file
+    every: int = 500  # steps between two saves; the end of an epoch is always saved
 
     def save_if_due(
         self,
@@ -49,11 +43,7 @@ class Checkpoint:
         *,
         steps: int,
     ) -> None:
-        """Save the state after the step at position ``done`` if it ends its epoch, of so many steps, or a save is due.
-
-        Raises:
-            OSError: if the file cannot be written.
-        """
+        """Save the state after the step ``done`` if it ends its epoch of ``steps`` steps, or a save is due."""
         ends_epoch = done.step + 1 == steps
         if not self.writes or not (ends_epoch or (done.step + 1) % self.every == 0):
             return
@@ -75,11 +65,7 @@ class Checkpoint:
     def restore(
         self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
     ) -> TrainingPosition:
-        """Load the file's state if there is a file, and return where to continue.
-
-        Raises:
-            ValueError: if the file is damaged or belongs to another run.
-        """
+        """Load the file's state if there is a file, and return where to continue."""
         if not self.path.is_file():
             return TrainingPosition()
         try:

@@ -45,9 +45,8 @@ class Processes:
 def join_processes(environment: Mapping[str, str], *, backend: str) -> Iterator[Processes]:
     """Join torchrun's process group for the duration of the block; without torchrun, do nothing.
 
-    Args:
-        environment: this process's own, from which torch reads RANK, MASTER_ADDR, … itself.
-        backend: "nccl" for GPUs, "gloo" for CPUs.
+    torch itself reads RANK, MASTER_ADDR, … of this process's environment. The backend is "nccl" for GPUs, "gloo" for
+    CPUs.
     """
     if int(environment.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
@@ -66,10 +65,7 @@ def data_parallel(
     *,
     device: torch.device,
 ) -> Callable[[BatchT], Mapping[str, Tensor]]:
-    """Return the same losses, batch → terms by name, with gradients averaged over all processes.
-
-    ``module`` holds all trainable parameters; ``device`` is this process's.
-    """
+    """Return the same losses, whose gradients for the parameters of ``module`` are averaged over all processes."""
     if processes.count == 1:
         return losses_of
     return DistributedDataParallel(

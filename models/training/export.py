@@ -46,16 +46,7 @@ def export_bundle(
     metrics: Sequence[Measurement] = (),
     parts: Collection[BundlePart] = _DEFAULT_PARTS,
 ) -> BundleInfo:
-    """Write a bundle of a run's results.
-
-    Args:
-        run: with the stage's results.
-        folder: of the bundle.
-        stage: one of STAGES; "zero-shot" is the generator before training.
-        licence: of the weights.
-        trained_on: description of the data.
-        metrics: measured figures for the manifest.
-        parts: optional parts: the segmenter, if the run has one; CLIP's text tower, for an open vocabulary.
+    """Write a bundle of the results of a run's stage, one of STAGES; ``parts`` are included if the run has them.
 
     Raises:
         ValueError: if the stage is unknown or its files are missing; or the text tower is asked for and the generator
@@ -98,11 +89,7 @@ def export_bundle(
 
 
 def with_class_thresholds(run: Run, thresholds: Mapping[str, float]) -> Run:
-    """Return the run with background thresholds by class name.
-
-    Raises:
-        ValueError: if a class is unknown or a threshold is not in (0, 1).
-    """
+    """Return the run with background thresholds by class name."""
     named = {run.classes.names[run.classes.channel(name)]: thresholds[name] for name in thresholds}
     inference = {**run.config.inference.model_dump(), "class_thresholds": named}
     config = run.config.model_copy(update={"inference": InferenceConfig.model_validate(inference)})

@@ -42,9 +42,6 @@ def pretrain_generator(run: Run, samples: Sequence[Sample], on_step: OnStep) -> 
     """Fit the mask generator to the image-level labels, which makes it a CAM network; returns its weights' file.
 
     Batch statistics are updated in this stage only.
-
-    Raises:
-        ValueError: if the configuration has no such stage, or no sample is labeled.
     """
     pretrain_settings(run)
     generator = build_generator(run.config, *supervision(run), device=run.device)
@@ -59,33 +56,20 @@ def train_generator(run: Run, samples: Sequence[Sample], on_step: OnStep) -> Pat
 
 
 def refine_generator(run: Run, samples: Sequence[Sample], on_step: OnStep) -> Path:
-    """Stage (c): fit the mask generator, from its initial weights, to L_match + L_refine; returns its weights' file.
-
-    Raises:
-        MissingStageError: if the prompts of stage (b) are missing.
-    """
+    """Stage (c): fit the mask generator, from its initial weights, to L_match + L_refine; returns its weights' file."""
     prompts = learned_prompts(run)["embeddings"]
     return _fit_to_clip(run, samples, on_step, stage="refine-generator", prompts=prompts)
 
 
 def pretrain_settings(run: Run) -> PretrainConfig:
-    """Return the settings of pre-training.
-
-    Raises:
-        ValueError: if the configuration has none.
-    """
+    """Return the settings of pre-training; ValueError if the configuration has none."""
     if run.config.pretrain_generator is None:
         raise ValueError("expected a section pretrain_generator in the configuration, got none")
     return run.config.pretrain_generator
 
 
 def initial_generator(run: Run, clip: FrozenClip, class_text: Tensor) -> MaskGenerator:
-    """Return the mask generator at the start of stages (a) and (c): pre-trained if the configuration says so.
-
-    Raises:
-        MissingStageError: if the result of pre-training is missing.
-        ValueError: if it is a WeakTr with random weights: stages (a) and (c) train only its head and fusion.
-    """
+    """Return the mask generator at the start of stages (a) and (c): pre-trained if the configuration says so."""
     settings = run.config.generator
     if run.config.pretrain_generator is None:
         if isinstance(settings, WeakTrConfig) and settings.weights is None:
@@ -108,12 +92,7 @@ def generator_losses(
 ) -> LossesOf[Batch]:
     """Return the losses of a batch: L_match, and with a refinement L_refine.
 
-    Args:
-        masks_of: soft masks of the present classes, with gradient to the mask generator.
-        clip: the frozen CLIP.
-        class_text: class text embeddings, (K, D), L2-normalized.
-        background_weight: w_b.
-        refinement: of stage (c); None in stage (a).
+    ``class_text`` are the class text embeddings, (K, D), L2-normalized; ``background_weight`` is w_b.
     """
 
     def losses_of(batch: Batch) -> Mapping[str, Tensor]:
@@ -144,9 +123,7 @@ def classification_losses(
 ) -> LossesOf[Batch]:
     """Return the losses of a batch: the multi-label soft margin of each output of the network.
 
-    Args:
-        evidence_of: images in [0, 1], (B, 3, H, W) → class evidence by name, (B, K) each, with gradient.
-        device: of the network.
+    ``evidence_of`` maps images in [0, 1], (B, 3, H, W), to class evidence by name, (B, K) each, with gradient.
     """
 
     def losses_of(batch: Batch) -> Mapping[str, Tensor]:
@@ -193,7 +170,7 @@ def _fit(
     stage: str,
     split: Callable[[Batch], Sequence[MicroBatch[Batch]]] | None = None,
 ) -> Path:
-    """Fit the trainable parameters of a mask generator to augmented crops of the labeled photos."""
+    """Fit the trainable parameters to augmented crops of the labeled photos."""
     settings: GeneratorStageConfig | PretrainConfig = getattr(run.config, stage.replace("-", "_"))
     photos, transform = labeled_samples(samples), build_transform(settings)
     batches = run.batches(

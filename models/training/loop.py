@@ -49,16 +49,10 @@ class ParameterGroup:
 
 @dataclass(frozen=True)
 class Optimization:
-    """AdamW without warm-up.
+    """AdamW without warm-up. Zero epochs leave the parameters unchanged.
 
-    Attributes:
-        epochs: passes over all batches; 0 leaves the parameters unchanged.
-        learning_rate: of the first step.
-        weight_decay: AdamW's.
-        schedule: "cosine" decays to 0, updated once an epoch; "poly" as (1 - t)^0.9, updated each step.
-        max_gradient_norm: limit that gradients are scaled down to; None for no limit.
-        precision: of the forward pass; parameters stay in single precision.
-        seed: of random numbers that the networks draw, as dropout does.
+    The cosine schedule decays to 0, updated once an epoch; "poly" decays as (1 - t)^0.9, updated each step. Precision
+    is that of the forward pass; parameters stay in single precision.
     """
 
     epochs: int
@@ -78,14 +72,9 @@ class Optimization:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step, as the logs hold it.
+    """One optimizer step, as the logs hold it; epochs, and steps within an epoch, count from 0.
 
-    Attributes:
-        epoch: from 0.
-        step: within the epoch, from 0.
-        steps: in the epoch.
-        learning_rate: of a parameter group with factor 1.
-        losses: the loss terms by name, and their sum as "loss".
+    The learning rate is that of a parameter group with factor 1; the losses contain their sum as "loss".
     """
 
     epoch: int
@@ -110,21 +99,14 @@ def fit(
     checkpoint: Checkpoint | None = None,
     split: Callable[[BatchT], Sequence[MicroBatch[BatchT]]] | None = None,
 ) -> None:
-    """Minimize the sum of the losses over the parameters of the groups.
+    """Minimize the sum of the losses over the parameters of the groups; the caller freezes all others.
 
-    Args:
-        groups: trainable parameters; the caller freezes all others.
-        batches: one pass an epoch.
-        losses_of: batch, or micro-batch, → loss terms by name.
-        optimization: optimizer settings.
-        on_step: called after each step.
-        checkpoint: saved regularly; an existing one is restored first, with the same results as without a break.
-        split: batch → micro-batches that fit into memory, whose gradients are accumulated; None for whole batches.
+    An existing checkpoint is restored first, with the same results as without a break. ``split`` divides a batch into
+    micro-batches that fit into memory, whose gradients are accumulated.
 
     Raises:
         ValueError: if there is no parameter or no batch, or the checkpoint belongs to another run.
         FloatingPointError: if the loss is not finite; parameters stay as they were before the step.
-        OSError: if the checkpoint cannot be written.
     """
     optimizer = _optimizer(groups, optimization, batches=len(batches))
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
@@ -162,16 +144,11 @@ def micro_batches(
     processes: Processes,
     device: torch.device,
 ) -> Callable[[_Pair], list[MicroBatch[_Pair]]]:
-    """Return a function that splits batches of images and targets for ``fit``.
+    """Return a function that splits batches of images and targets into at most ``size`` images for ``fit``.
 
     A loss that is a mean over items (image and class pairs, labeled pixels) of a whole batch equals the mean of its
-    micro-batches' losses weighted by their numbers of items; the same holds for the average over processes.
-
-    Args:
-        count: targets → number of items that the loss is a mean over, of each.
-        size: images in a micro-batch, at most; None for this process's whole share of the batch.
-        processes: that share each batch.
-        device: this process's.
+    micro-batches' losses weighted by their numbers of items, which ``count`` returns for each of the targets; the same
+    holds for the average over processes.
     """
 
     def split(batch: _Pair) -> list[MicroBatch[_Pair]]:

@@ -30,21 +30,13 @@ _GENERATOR_STAGE = "refine-generator"
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of ``run-all``.
-
-    Attributes:
-        name: of the command that runs it alone.
-        result: the file that it writes last.
-        start: runs it, continuing what an earlier call left.
-        always: run it each time, as it is quick and its options may have changed.
-        stale: its result was made from other files than earlier stages have now.
-    """
+    """One stage of ``run-all``, which ``start`` runs or continues."""
 
     name: str
-    result: Path
+    result: Path  # the file that it writes last
     start: Callable[[OnFraction], object]
-    always: bool = False
-    stale: bool = False
+    always: bool = False  # it is quick, and its options may have changed
+    stale: bool = False  # its inputs have changed since
 
     @property
     def done(self) -> bool:
@@ -53,12 +45,7 @@ class Stage:
 
 
 def check_samples(run: Run, samples: Sequence[Sample]) -> None:
-    """Write the photos and labels to ``photos.txt``, or compare them with those of existing results.
-
-    Raises:
-        ValueError: if the run has results of other photos or labels.
-        OSError: if the file cannot be written.
-    """
+    """Write the photos and labels to ``photos.txt``, or check that existing results were made from the same ones."""
     content = "".join(
         f"{each.name} {each.path.stat().st_size} {each.channels}\n" for each in samples
     )

@@ -48,10 +48,8 @@ def learn_prompts(
 ) -> Path:
     """Stage (b): fit the background prompts to L_prompt; returns their file.
 
-    Before the first step the background regions of all views are embedded; on_images receives the images of each batch.
-
-    Raises:
-        MissingStageError: if the generator of stage (a) is missing.
+    Before the first step the background regions of all views are embedded; ``on_images`` receives the number of images
+    of each batch.
     """
     settings = run.config.learn_prompts
     clip, class_text = supervision(run)
@@ -77,15 +75,7 @@ def learn_prompts(
 
 
 def adopt_prompts(run: Run, context: Tensor) -> Path:
-    """Save prompts that were learned elsewhere as the result of stage (b); returns their file.
-
-    Args:
-        run: with the same CLIP that they were learned with.
-        context: the prompts' parameters, (K, M, width).
-
-    Raises:
-        ValueError: if their shape does not fit the run's classes, number of tokens and CLIP, or the run has prompts.
-    """
+    """Save prompts that were learned elsewhere, (K, M, width), as the result of stage (b); returns their file."""
     path = run.work / _STAGE / _PROMPTS
     if path.is_file():
         raise ValueError(f"expected a run without prompts, got {path}; delete it to replace them")
@@ -110,11 +100,7 @@ def has_adopted_prompts(run: Run) -> bool:
 
 
 def learned_prompts(run: Run) -> dict[str, Tensor]:
-    """Return the prompts' embeddings, (K, D), and context, (K, M, width), on the run's device.
-
-    Raises:
-        MissingStageError: if there are none.
-    """
+    """Return the prompts' embeddings, (K, D), and context, (K, M, width), on the run's device."""
     path = run.existing(_STAGE, _PROMPTS)
     return read_tensors(path, "embeddings", "context", device=run.device)
 
@@ -131,16 +117,6 @@ def embed_backgrounds(
     """Embed the background region of every (image, present class) pair of the batches.
 
     They are constants in stage (b), where only the prompts learn: each epoch is a few matrix products.
-
-    Args:
-        batches: images (B, 3, H, W) in [0, 1] and labels (B, K).
-        masks_of: soft masks of the present classes.
-        clip: the frozen CLIP.
-        device: of the networks.
-        on_images: called after each batch with its number of images.
-
-    Raises:
-        ValueError: if the batches hold no present class.
     """
     backgrounds, channels = [], []
     for images, labels in batches:
@@ -159,11 +135,7 @@ def embed_backgrounds(
 class RegionBatches:
     """Random batches of region indices; an epoch has each region of one view once, but for an incomplete last batch.
 
-    Args:
-        count: N regions, view by view, the same regions in each view.
-        views: augmented copies of the data set; each epoch takes the next one.
-        batch_size: regions in a batch.
-        seed: of the order.
+    The ``count`` regions are ordered by view, with the same regions in each view; each epoch uses the next view.
     """
 
     def __init__(self, count: int, *, views: int = 1, batch_size: int, seed: int) -> None:
@@ -191,15 +163,7 @@ def prompt_losses(
     *,
     text_weight: float,
 ) -> LossesOf[Tensor]:
-    """Return the loss of a batch of region indices, L_prompt.
-
-    Args:
-        prompts: the trainable prompts.
-        clip: the frozen CLIP.
-        regions: embedded background regions.
-        class_text: class text embeddings, (K, D), L2-normalized.
-        text_weight: w_t.
-    """
+    """Return the loss of a batch of region indices: L_prompt, where ``text_weight`` is w_t."""
 
     def losses_of(batch: Tensor) -> Mapping[str, Tensor]:
         rows = batch.to(regions.channels.device)

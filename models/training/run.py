@@ -60,16 +60,7 @@ class MissingStageError(ValueError):
 
 @dataclass(frozen=True)
 class Run:
-    """What all stages of a run share.
-
-    Attributes:
-        config: its configuration.
-        classes: its foreground classes.
-        work: the work directory.
-        device: where tensors live.
-        workers: processes that load images; 0 loads in this one.
-        processes: that train together; only the main process writes files.
-    """
+    """What all stages of a run share. Only the main process writes files."""
 
     config: Config
     classes: ClassList
@@ -99,11 +90,7 @@ class Run:
         return path
 
     def is_current(self, stage: str) -> bool:
-        """Return whether a stage's inputs are the same files as when its result was made; deleted ones do not count.
-
-        Raises:
-            ValueError: if the stage's ``inputs.json`` is damaged.
-        """
+        """Return whether a stage's inputs are the same files as when its result was made; deleted ones do not count."""
         path = self.work / stage / _INPUTS
         if not path.is_file():
             return True
@@ -118,7 +105,7 @@ class Run:
     def optimization(
         self, settings: GeneratorStageConfig | PretrainConfig | PromptStageConfig
     ) -> Optimization:
-        """Return the optimizer settings of a stage that trains on image-level labels."""
+        """Return the optimizer settings of a stage."""
         return Optimization(
             settings.epochs,
             settings.learning_rate,
@@ -141,11 +128,7 @@ class Run:
         )
 
     def checkpoint(self, stage: str, module: nn.Module, samples: Sequence[object]) -> Checkpoint:
-        """Return the checkpoint of a stage; its fingerprint covers the samples, or their digests.
-
-        Raises:
-            ValueError: if there is too little space on the disk.
-        """
+        """Return the checkpoint of a stage; its fingerprint covers the samples, or their digests."""
         config = _config_fingerprint(self.config, [stage])
         content = f"{config}{self.classes}{samples}{_input_hashes(self.work, self.config, stage)}"
         (self.work / stage).mkdir(parents=True, exist_ok=True)
@@ -200,9 +183,7 @@ def start_run(
     """Create the work directory, or open one of the same configuration and classes.
 
     Raises:
-        ValueError: if the configuration names an unknown backbone, or the directory has results of another
-            configuration or other classes.
-        OSError: if it cannot be written.
+        ValueError: if a backbone is unknown, or the directory has results of another configuration or other classes.
     """
     for place, name in config.backbones.items():
         require_backbone(name, place=place)

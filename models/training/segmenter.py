@@ -28,11 +28,7 @@ _SPECS: TypeAdapter[SegmenterSpec] = TypeAdapter(SegmenterSpec)
 
 
 def train_segmenter(run: Run, samples: Sequence[MaskSample], on_step: OnStep) -> Path:
-    """Fit the segmenter to pseudo masks; returns its weights' file, beside which its specification is written.
-
-    Raises:
-        ValueError: if there are too few photos.
-    """
+    """Fit the segmenter to pseudo masks; returns its weights' file, beside which its specification is written."""
     settings = run.config.train_segmenter
     _check_batch_share(run, photos=len(samples))
     segmenter = build_segmenter(run.config, classes=len(run.classes), device=run.device).train()
@@ -78,12 +74,7 @@ def train_segmenter(run: Run, samples: Sequence[MaskSample], on_step: OnStep) ->
 
 
 def check_segmenter(run: Run, *, photos: int) -> None:
-    """Build the segmenter once, so that missing weights are found before hours of earlier stages.
-
-    Raises:
-        ValueError: if there are too few photos.
-        ValueError, OSError: as ``build_segmenter``.
-    """
+    """Build the segmenter once, so that missing weights are found before hours of earlier stages."""
     _check_batch_share(run, photos=photos)
     build_segmenter(run.config, classes=len(run.classes), device=torch.device("cpu"))
 
@@ -104,12 +95,7 @@ def segmenter_epochs(settings: SegmenterStageConfig, *, photos: int) -> int:
 
 
 def trained_segmenter(run: Run) -> tuple[SegmenterSpec, dict[str, Tensor]] | None:
-    """Return the specification and the weights of a run's segmenter; None if it was not trained.
-
-    Raises:
-        ValueError: if a file is damaged.
-        OSError: if one cannot be read.
-    """
+    """Return the specification and the weights of a run's segmenter; None if it was not trained."""
     weights = run.work / SEGMENTER_STAGE / SEGMENTER_WEIGHTS
     if not weights.is_file():
         return None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import re
 import stat
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final, cast
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 from models.data.classes import ClassList, UnknownLabelError, read_class_list
@@ -82,7 +81,7 @@ def open_zip(file: BinaryIO, limits: ZipLimits) -> ZipFile:
     if file.read(2) != b"PK":
         raise ProblemError("unsupported-archive", "expected a zip, got something else")
     try:
-        return ZipFile(_BoundedDirectory(file, limits))
+        return ZipFile(cast("BinaryIO", _BoundedDirectory(file, limits)))
     except (OSError, *DAMAGED) as error:
         detail = f"the zip is damaged or incomplete: {error}"
         raise ProblemError("invalid-archive", detail) from error
@@ -316,25 +315,15 @@ def _resolve_labels(image: str, names: Sequence[str], classes: ClassList) -> tup
         raise ProblemError("invalid-labels", f"{detail}{error}", image=image[:1000]) from error
 
 
-class _BoundedDirectory(io.RawIOBase):
+class _BoundedDirectory:
     """A zip file whose directory is checked before ``zipfile`` makes objects of it."""
 
     def __init__(self, file: BinaryIO, limits: ZipLimits) -> None:
-        super().__init__()
         self._file = file
         self._limits = limits
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
     def read(self, size: int = -1, /) -> bytes:
         if size > self._limits.directory_bytes:

@@ -127,15 +127,20 @@ def nothing_left_behind(
     wait_for(lambda: place.leftovers() == NOTHING, what="an empty queue")
 
 
+def announce_model(place: Place) -> None:
+    """Announce a worker that does not run."""
+    model = ModelInfo.model_validate(Info().to_json())
+    info = WorkerInfo(name="w", model=model.ref, device="cpu", host="h", pid=1)
+    announce(place.redis, info, model, lease=60)
+
+
 @pytest.fixture
 def announced(place: Place) -> None:
     """Redis and the blob store are empty but for a model."""
     place.redis.flushdb()
     for path in (place.data / "blobs").rglob("*/*/*"):
         path.unlink()
-    model = ModelInfo.model_validate(Info().to_json())
-    info = WorkerInfo(name="w", model=model.ref, device="cpu", host="h", pid=1)
-    announce(place.redis, info, model, lease=60)
+    announce_model(place)
 
 
 @pytest.fixture

@@ -188,11 +188,11 @@ def test_events_are_replayed_and_end(api: httpx.Client) -> None:
             key, _, value = line.partition(": ")
             if key in ("event", "data", "id"):
                 events.append((key, value))
-    told = [json.loads(value) for key, value in events if key == "data"]
-    assert told[0]["waiting"] == 10
-    assert told[-2]["finished"] == 10
-    assert told[-1] == {"status": "finished"}
-    assert [value for key, value in events if key == "event"] == ["counts"] * (len(told) - 1) + [
+    counts = [json.loads(value) for key, value in events if key == "data"]
+    assert counts[0]["waiting"] == 10
+    assert counts[-2]["finished"] == 10
+    assert counts[-1] == {"status": "finished"}
+    assert [value for key, value in events if key == "event"] == ["counts"] * (len(counts) - 1) + [
         "end"
     ]
     assert events[-3:] == [("id", "end"), ("event", "end"), ("data", '{"status": "finished"}')]

@@ -121,7 +121,7 @@ def test_a_zip_that_is_deleted_while_it_is_posted_again(
             assert api.delete(path).status_code == 204
             assert not blobs.exists(key)
         else:
-            scheduler.dispatch()  # no photo fails while its zip is away
+            scheduler.dispatch()  # no photo fails while its zip is missing
             put_file(blobs, key, file)
 
     monkeypatch.setattr(BlobStore, "put_file", meddled_with)
@@ -157,7 +157,7 @@ def test_a_post_that_fails_leaves_the_same_that_succeeds(
 
     def one_fails(blobs: BlobStore, key: str, file: BinaryIO) -> None:
         if next(calls, "succeeds") == "fails":
-            paths.append(accepted(api, archive))  # meanwhile somebody else posts it
+            paths.append(accepted(api, archive))  # meanwhile another client posts it
             raise BlobError("no room")
         put_file(blobs, key, file)
 
@@ -170,7 +170,7 @@ def test_a_post_that_fails_leaves_the_same_that_succeeds(
 def test_a_batch_that_is_reopened_is_not_deleted(
     api: httpx.Client, place: Place, scheduler: BatchScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is posted again between a DELETE's look at it and the lock: then it is canceled, as any open one."""
+    """It is posted again between a DELETE's read of it and the lock: then it is canceled, as any open one."""
     archive = packed(many(1))
     path = accepted(api, archive)
     api.delete(path)
