@@ -86,7 +86,7 @@ class FailedPhoto(BaseModel):
 _Entry = TypeVar("_Entry", bound=BaseModel)
 
 
-class Entries(BaseModel, Generic[_Entry]):
+class _Entries(BaseModel, Generic[_Entry]):
     """How many there are, and the first of them."""
 
     total: int = 0
@@ -97,6 +97,21 @@ class Entries(BaseModel, Generic[_Entry]):
         self.total += 1
         if len(self.first) < limit:
             self.first.append(entry)
+
+
+# Subclasses, for a generic's own name is unreadable in the OpenAPI document.
+
+
+class EmptyLabels(_Entries[EmptyLabel]):
+    """Labels without a pixel."""
+
+
+class UnsurePhotos(_Entries[UnsurePhoto]):
+    """Photos of low confidence."""
+
+
+class FailedPhotos(_Entries[FailedPhoto]):
+    """Photos without a mask."""
 
 
 class BatchReport(BaseModel):
@@ -112,9 +127,9 @@ class BatchReport(BaseModel):
     coverage: float | None
     ignored: float | None
     classes: list[ClassReport]
-    empty: Entries[EmptyLabel]
-    low_confidence: Entries[UnsurePhoto]
-    failed: Entries[FailedPhoto]
+    empty: EmptyLabels
+    low_confidence: UnsurePhotos
+    failed: FailedPhotos
 
 
 def make_report(
@@ -135,7 +150,7 @@ def make_report(
         limit: length of each list.
     """
     sums: dict[int, _ClassSum] = {}
-    empty, unsure = Entries[EmptyLabel](), Entries[UnsurePhoto]()
+    empty, unsure = EmptyLabels(), UnsurePhotos()
     photos, covered, ignored = 0, 0.0, 0.0
     for number, item, outcome in finished:
         result = outcome.result
@@ -153,7 +168,7 @@ def make_report(
         if confidence is not None and confidence < low_confidence:
             photo = UnsurePhoto(number=number, image=item.image, confidence=round(confidence, 6))
             unsure.add(photo, limit=limit)
-    without_mask = Entries[FailedPhoto]()
+    without_mask = FailedPhotos()
     for number, item, outcome in failed:
         problem = problem_of(outcome.failure)
         entry = FailedPhoto(number=number, image=item.image, problem=problem)
