@@ -80,7 +80,7 @@ def read_torch_file(path: Path) -> Any:
 
 
 @dataclass(frozen=True)
-class ImportedWeakTr:
+class _ImportedWeakTr:
     """State dict of a WeakTrGenerator for the chosen classes, and its sizes; the file does not state the pooling."""
 
     tensors: Mapping[str, Tensor]
@@ -89,7 +89,7 @@ class ImportedWeakTr:
 
 def weaktr_weights(
     content: object, classes: ClassList, *, channels: Mapping[int, int] | None, source: str
-) -> ImportedWeakTr:
+) -> _ImportedWeakTr:
     """Return the weights of a public WeakTr checkpoint, ``{"model": state dict, …}``; ``source`` is for messages."""
     tensors = _floats(_entry(content, "model", source=source), source=source)
     sizes = _sizes_of(tensors, source=source)
@@ -97,7 +97,7 @@ def weaktr_weights(
     with torch.device("meta"):  # names and shapes alone
         expected = WeakTrGenerator(sizes, classes=known).state_dict()
     check_shapes(tensors, expected, source=source)
-    chosen = choose_channels(classes, known, channels)
+    chosen = _choose_channels(classes, known, channels)
     spare = [channel for channel in range(known) if channel not in chosen]
     positions = range(known, tensors["pos_embed"].shape[1])
     sliced = {
@@ -106,7 +106,7 @@ def weaktr_weights(
         "head.weight": tensors["head.weight"][chosen],
         "head.bias": tensors["head.bias"][chosen],
     }
-    return ImportedWeakTr(
+    return _ImportedWeakTr(
         {**tensors, **sliced}, sizes.model_copy(update={"spare_tokens": len(spare)})
     )
 
@@ -121,10 +121,10 @@ def prompts_context(
         raise ValueError(
             f"expected prompts (classes, tokens, width) in {source}, got {tuple(context.shape)}"
         )
-    return context[choose_channels(classes, len(context), channels)]
+    return context[_choose_channels(classes, len(context), channels)]
 
 
-def choose_channels(
+def _choose_channels(
     classes: ClassList, available: int, channels: Mapping[int, int] | None
 ) -> list[int]:
     """Return each class's channel in a foreign network; without ``channels`` it has exactly these classes."""

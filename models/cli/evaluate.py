@@ -20,6 +20,7 @@ from models.cli.options import (
     LabelsFileOption,
     ThreadsOption,
     WorkArgument,
+    percent_progress,
     pick_device,
     print_error,
     progress,
@@ -27,7 +28,7 @@ from models.cli.options import (
 
 if TYPE_CHECKING:
     from models.data.classes import ClassList
-    from models.evaluation.metrics import EvaluationFiles, IouReport, Measured
+    from models.evaluation.metrics import IouReport, Measured
     from models.training.run import Run
 
 
@@ -74,7 +75,13 @@ def evaluate(
         measured = measure(
             files, class_list, min_pixels=min_pixels, on_image=lambda: bar.advance(task)
         )
-    _warn(files)
+    for count, what in (
+        (files.missing, "ground truths have no prediction"),
+        (files.left_out, "predictions have no ground truth"),
+        (files.unpaired, "photos left out: only one of mask and scores is there"),
+    ):
+        if count:
+            print_error(f"{count} {what}")
     if curve is not None and measured.oracle:
         write_atomically(curve, curve_csv(measured.oracle).encode())
     if as_json:
@@ -114,43 +121,23 @@ def report(
         raise ValueError(f"expected the output folder of make-pseudo-masks, got {masks}")
     run = open_run(work, device=pick_device(device, threads))
     samples = read_folder(images, labels, run.classes)
-    with _bundle_of(run, bundle) as found, progress("report (percent)", 100) as (bar, task):
+    with _bundle_of(run, bundle) as found, percent_progress("report") as on_fraction:
         sources = Sources(samples, masks or work / "pseudo-masks", found, ground_truth)
-        path = write_report(
-            run,
-            sources,
-            output,
-            photos=photos,
-            on_fraction=lambda fraction: bar.update(task, completed=round(100 * fraction)),
-        )
-        bar.update(task, completed=100)
+        path = write_report(run, sources, output, photos=photos, on_fraction=on_fraction)
     print(f"written to {path}")
-
-
-def _warn(files: EvaluationFiles) -> None:
-    if files.missing:
-        print_error(f"{files.missing} ground truths have no prediction")
-    if files.left_out:
-        print_error(f"{files.left_out} predictions have no ground truth")
-    if files.unpaired:
-        print_error(f"{files.unpaired} photos left out: only one of mask and scores is there")
 
 
 def _print_measured(measured: Measured, classes: ClassList) -> None:
     threshold, best = measured.oracle.best if measured.oracle else (None, None)
-    protocols = {
-        "fixed": (
-            measured.fixed,
-            "masks as they are: thresholds and last epoch, chosen without ground truth",
-        ),
-        "oracle": (best, f"last epoch, at {threshold}: the best threshold for this ground truth"),
+    rules = {
+        "fixed": "masks as they are: thresholds and last epoch, chosen without ground truth",
+        "oracle": f"last epoch, at {threshold}: the best threshold for this ground truth",
     }
-    reports = {
-        protocol: report for protocol, (report, _) in protocols.items() if report is not None
-    }
+    found = {"fixed": measured.fixed, "oracle": best}
+    reports = {rule: report for rule, report in found.items() if report is not None}
     Console().print(_table(reports, classes, measured.images))
-    for protocol, report in reports.items():
-        print(f"mean IoU, {protocol}: {100 * report.mean_iou:.2f} % ({protocols[protocol][1]})")
+    for rule, report in reports.items():
+        print(f"mean IoU, {rule}: {100 * report.mean_iou:.2f} % ({rules[rule]})")
 
 
 def _table(reports: dict[str, IouReport], classes: ClassList, images: int) -> Table:

@@ -123,6 +123,14 @@ def progress(title: str, total: int | None) -> Iterator[tuple[Progress, TaskID]]
         yield bar, bar.add_task(title, total=total, note="")
 
 
+@contextmanager
+def percent_progress(title: str) -> Iterator[Callable[[float], None]]:
+    """Show a progress bar in percent; gives a function that takes the completed fraction, in [0, 1]."""
+    with progress(f"{title} (percent)", 100) as (bar, task):
+        yield lambda fraction: bar.update(task, completed=round(100 * fraction))
+        bar.update(task, completed=100)
+
+
 def run_stage(
     stage: Callable[..., Path],
     run: Run,

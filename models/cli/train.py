@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,8 +14,8 @@ from models.cli.options import (
     ThreadsOption,
     WorkArgument,
     WorkersOption,
+    percent_progress,
     pick_device,
-    progress,
     require_single_process,
     run_stage,
     training_processes,
@@ -24,7 +23,6 @@ from models.cli.options import (
 
 if TYPE_CHECKING:
     import torch
-    from rich.progress import Progress, TaskID
 
     from models.config import Config
     from models.data.classes import ClassList, Sample
@@ -177,7 +175,8 @@ def run_all(
 ) -> None:
     """From photos with labels to a bundle that segments: all stages, without those that are done already."""
     from models.data.classes import labeled_samples
-    from models.training.pipeline import build_stages, check_samples
+    from models.evaluation.report import describe_masks, masks_part
+    from models.training.pipeline import MASKS, REPORT, build_stages, check_samples
     from models.training.run import start_run
     from models.training.segmenter import check_segmenter
 
@@ -197,21 +196,9 @@ def run_all(
             print(f"{stage.name}: done before, see {stage.result}")
             continue
         changed = True  # the results of all later stages depend on this one
-        with progress(f"{stage.name} (percent)", 100) as (bar, task):
-            stage.start(partial(_show_fraction, bar, task))
-            bar.update(task, completed=100)
+        with percent_progress(stage.name) as on_fraction:
+            stage.start(on_fraction)
         print(f"{stage.name}: written to {stage.result}")
-    _print_mask_summary(work)
-
-
-def _show_fraction(bar: Progress, task: TaskID, fraction: float) -> None:
-    bar.update(task, completed=round(100 * fraction))
-
-
-def _print_mask_summary(work: Path) -> None:
-    from models.evaluation.report import describe_masks, masks_part
-    from models.training.pipeline import MASKS, REPORT
-
     part = masks_part(work / MASKS)
     if part is not None:
         print(f"pseudo masks: {describe_masks(part)}; see {work / REPORT}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Generic, TypeAlias, TypeVar
 
@@ -88,16 +89,15 @@ def mask_augmentation(
     return transform
 
 
+@dataclass(frozen=True)
 class Crops(Dataset[tuple[Tensor, Tensor]]):
     """Augmented crops of labeled photos, decoded each time; a crop depends on the seed and its index alone."""
 
-    def __init__(
-        self, samples: Sequence[Sample], *, classes: int, transform: Transform, seed: int
-    ) -> None:
-        self.samples = samples
-        self.classes = classes
-        self.transform = transform
-        self.seed = seed
+    samples: Sequence[Sample]
+    _: KW_ONLY
+    classes: int
+    transform: Transform
+    seed: int
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -112,15 +112,14 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
             return self.transform(pixels), labels
 
 
+@dataclass(frozen=True)
 class MaskCrops(Dataset[tuple[Tensor, Tensor]]):
     """Augmented crops of photos and masks, decoded each time; a crop depends on the seed and its index alone."""
 
-    def __init__(
-        self, samples: Sequence[MaskSample], *, transform: MaskTransform, seed: int
-    ) -> None:
-        self.samples = samples
-        self.transform = transform
-        self.seed = seed
+    samples: Sequence[MaskSample]
+    _: KW_ONLY
+    transform: MaskTransform
+    seed: int
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -145,6 +144,7 @@ class MaskCrops(Dataset[tuple[Tensor, Tensor]]):
             ) from error
 
 
+@dataclass
 class RandomBatches(Generic[BatchT]):
     """Random batches, in another order each epoch; an incomplete last batch is dropped unless it is the only one.
 
@@ -152,25 +152,19 @@ class RandomBatches(Generic[BatchT]):
     of processes), and each process gets its share of every batch.
     """
 
-    def __init__(
-        self,
-        items: Callable[[int], Dataset[BatchT]],
-        count: int,
-        *,
-        batch_size: int,
-        seed: int,
-        workers: int = 0,
-        share: tuple[int, int] = (0, 1),
-    ) -> None:
-        self.items = items
-        self.count = count
-        self.batch_size = min(batch_size, count)
-        self.seed = seed
-        self.workers = workers
-        self.share = share
-        if self.batch_size % share[1]:
+    items: Callable[[int], Dataset[BatchT]]
+    count: int
+    _: KW_ONLY
+    batch_size: int
+    seed: int
+    workers: int = 0
+    share: tuple[int, int] = (0, 1)
+
+    def __post_init__(self) -> None:
+        self.batch_size = min(self.batch_size, self.count)
+        if self.batch_size % self.share[1]:
             raise ValueError(
-                f"expected a batch that {share[1]} processes can share, got {self.batch_size} photos"
+                f"expected a batch that {self.share[1]} processes can share, got {self.batch_size} photos"
             )
 
     def __len__(self) -> int:

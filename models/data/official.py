@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import lzma
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import accumulate
 from pathlib import Path
-from types import MappingProxyType
 from typing import TypeVar
 
 from models.data.classes import Sample
@@ -26,44 +25,35 @@ _NAMED = 3  # missing photos in a message
 
 @dataclass(frozen=True)
 class Archive:
-    """A published archive: file name, URL, and the MD5 that loaders of the data set publish."""
+    """A published archive: file name, URL of its folder, and the MD5 that loaders of the data set publish."""
 
     name: str
-    url: str
+    folder: str
     md5: str
 
     def hint(self, root: Path | None = None) -> str:
         """Say where to download it, and to unpack it in a folder, or again."""
         where = "again" if root is None else f"in {root}"
-        return f"unpack {self.name} (from {self.url}, md5 {self.md5}) {where}"
+        return f"unpack {self.name} (from {self.folder}/{self.name}, md5 {self.md5}) {where}"
 
 
 VOC_ARCHIVE = Archive(
     "VOCtrainval_11-May-2012.tar",
-    "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+    "http://host.robots.ox.ac.uk/pascal/VOC/voc2012",
     "6cd6e144f989b92b3379bac3b3de84fd",
 )
 SBD_ARCHIVE = Archive(
     "benchmark.tgz",
-    "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
+    "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours",
     "82b4d87ceb2ed10f6038a1cba92111cb",
 )
+_COCO = "http://images.cocodataset.org"
 COCO_PHOTOS = {
-    "train": Archive(
-        "train2014.zip",
-        "http://images.cocodataset.org/zips/train2014.zip",
-        "0da8c0bd3d6becc4dcb32757491aca88",
-    ),
-    "val": Archive(
-        "val2014.zip",
-        "http://images.cocodataset.org/zips/val2014.zip",
-        "a3d79f5ed8d289b7a7554ce06a5782b3",
-    ),
+    "train": Archive("train2014.zip", f"{_COCO}/zips", "0da8c0bd3d6becc4dcb32757491aca88"),
+    "val": Archive("val2014.zip", f"{_COCO}/zips", "a3d79f5ed8d289b7a7554ce06a5782b3"),
 }
 COCO_ANNOTATIONS = Archive(
-    "annotations_trainval2014.zip",
-    "http://images.cocodataset.org/annotations/annotations_trainval2014.zip",
-    "0a379cfc70b0e71301e0f377548639bd",
+    "annotations_trainval2014.zip", f"{_COCO}/annotations", "0a379cfc70b0e71301e0f377548639bd"
 )
 
 
@@ -82,23 +72,16 @@ class Listed:
 
 def official_list(name: str, split: str, stem: Callable[[int], str]) -> tuple[Listed, ...]:
     """Return the photos of a data set's split; ``stem`` maps a photo's number to its file name without suffix."""
-    splits = _splits(name)
+    packed = files("models.data").joinpath("lists", f"{name}.txt.xz").read_bytes()
+    sections = lzma.decompress(packed).decode("ascii").split("# ")[1:]
+    splits = {title: lines for title, *lines in map(str.splitlines, sections)}
     if split not in splits:
         raise ValueError(f"expected one of {', '.join(splits)}, got {split!r}")
-    rows = splits[split]
+    rows = [[int(number) for number in line.split()] for line in splits[split]]
     numbers = accumulate(gap for gap, *_ in rows)
     return tuple(
         Listed(stem(number), tuple(row[1:])) for number, row in zip(numbers, rows, strict=True)
     )
-
-
-def _splits(name: str) -> Mapping[str, list[list[int]]]:
-    packed = files("models.data").joinpath("lists", f"{name}.txt.xz").read_bytes()
-    splits = {}
-    for section in lzma.decompress(packed).decode("ascii").split("# ")[1:]:
-        split, *lines = section.splitlines()
-        splits[split] = [[int(number) for number in line.split()] for line in lines]
-    return MappingProxyType(splits)
 
 
 def evenly_spaced(items: Sequence[_T], count: int | None) -> list[_T]:

@@ -97,7 +97,7 @@ def parse_xml(content: str | bytes) -> Element:
 
 
 @dataclass(frozen=True)
-class Annotation:
+class _Annotation:
     """A photo's file name, (height, width) if given, and its objects' names, each once, difficult ones included."""
 
     image: str
@@ -105,7 +105,7 @@ class Annotation:
     labels: tuple[str, ...]
 
 
-def read_annotation(path: Path) -> Annotation:
+def read_annotation(path: Path) -> _Annotation:
     """Read a photo's XML file."""
     try:
         root = parse_xml(path.read_bytes())
@@ -118,7 +118,7 @@ def read_annotation(path: Path) -> Annotation:
         raise ValueError(f"expected an annotation of PASCAL VOC in {path}, got {error}") from error
     # Parts of objects, such as heads and feet, have names too, but elsewhere.
     names = [(name.text or "").strip() for name in root.iterfind("object/name")]
-    return Annotation(image, size, tuple(dict.fromkeys(name for name in names if name)))
+    return _Annotation(image, size, tuple(dict.fromkeys(name for name in names if name)))
 
 
 def read_annotations(folder: Path) -> dict[str, tuple[str, ...]]:

@@ -157,7 +157,7 @@ def measure(
     if files.masks:
         fixed = evaluate_label_maps(files.masks, classes, min_pixels=min_pixels, on_image=on_image)
     if files.scores:
-        oracle = sweep_scores(
+        oracle = _sweep_scores(
             files.scores, classes, thresholds=THRESHOLDS, min_pixels=min_pixels, on_image=on_image
         )
     return Measured(len(files.masks or files.scores), fixed, oracle)
@@ -180,7 +180,7 @@ def evaluate_label_maps(
     return iou_report(matrix, min_pixels=min_pixels)
 
 
-def sweep_scores(
+def _sweep_scores(
     pairs: _Pairs,
     classes: ClassList,
     *,
@@ -221,11 +221,11 @@ def measured_to_json(
     oracle = _oracle_to_json(measured.oracle, classes, measured.images) if measured.oracle else {}
     if measured.fixed is None:
         return oracle | missing
-    fixed = report_to_json(measured.fixed, classes, images=measured.images) | {"rule": "fixed"}
+    fixed = _report_to_json(measured.fixed, classes, images=measured.images) | {"rule": "fixed"}
     return fixed | missing | ({"oracle": oracle} if oracle else {})
 
 
-def report_to_json(report: IouReport, classes: ClassList, *, images: int) -> dict[str, Any]:
+def _report_to_json(report: IouReport, classes: ClassList, *, images: int) -> dict[str, Any]:
     """Return a report in JSON types; IoU in [0, 1], null where a class does not occur."""
     names = {BACKGROUND_INDEX: "background"} | {each.index: each.name for each in classes.classes}
     return {
@@ -260,7 +260,7 @@ def _oracle_to_json(sweep: Sweep, classes: ClassList, images: int) -> dict[str, 
     threshold, report = sweep.best
     curve = {str(each): mean for each, mean in _curve(sweep).items()}
     named = {"rule": "oracle", "threshold": threshold, "curve": curve}
-    return report_to_json(report, classes, images=images) | named
+    return _report_to_json(report, classes, images=images) | named
 
 
 def _curve(sweep: Sweep) -> dict[float, float | None]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from statistics import fmean
 from typing import Final
 
 import numpy as np
@@ -107,7 +108,10 @@ def draw(
     x_span: Sequence[float] = (),
 ) -> Plot | None:
     """Return a plot of lines and marked points, whose x axis includes ``x_span``; None without any point."""
-    kept = [_finite(line) for line in lines]
+    kept = [
+        Line(line.name, [point for point in line.points if all(map(math.isfinite, point))])
+        for line in lines
+    ]
     known = [point for line in kept for point in line.points]
     if not known:
         return None
@@ -132,10 +136,10 @@ def thin(points: Sequence[Point], *, most: int) -> list[Point]:
     """Return at most ``most`` points, each the mean of consecutive points."""
     size = max(math.ceil(len(points) / most), 1)
     runs = (points[at : at + size] for at in range(0, len(points), size))
-    return [(_mean([x for x, _ in run]), _mean([y for _, y in run])) for run in runs]
+    return [(fmean(x for x, _ in run), fmean(y for _, y in run)) for run in runs]
 
 
-def nice_step(low: float, high: float) -> float:
+def _nice_step(low: float, high: float) -> float:
     """Return a step of 1, 2 or 5 times a power of ten that divides a positive range into at most five parts."""
     rough = (high - low) / _TICKS
     power = 10.0 ** math.floor(math.log10(rough))
@@ -188,7 +192,7 @@ class _Axis:
         if high - low <= 1e-9 * max(abs(low), abs(high)):  # a constant: extended to both sides
             room = abs(low) / 2 or 1.0
             low, high = low - room, high + room
-        self._step = nice_step(low, high)
+        self._step = _nice_step(low, high)
         self._first = math.floor(low / self._step + 1e-6)
         self._last = math.ceil(high / self._step - 1e-6)
         self._start, self._end = start, end
@@ -211,17 +215,9 @@ def _label(value: float, step: float) -> str:
     return f"{value:.{first - digit + 1}g}"
 
 
-def _finite(line: Line) -> Line:
-    return Line(line.name, [point for point in line.points if all(map(math.isfinite, point))])
-
-
 def _polyline(places: Sequence[Point]) -> str:
     # A single point is repeated: with round line ends it is a dot.
     return " ".join(f"{x:g},{y:g}" for x, y in (places if len(places) != 1 else [*places, *places]))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def _photo_part(predictor: Predictor, sample: Sample, truth: Path | None) -> _PhotoPart:

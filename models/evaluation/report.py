@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -147,7 +148,7 @@ def write_report(
         "facts": _facts(run, samples),
         "classes": run.classes.names,
         "config": dump_config(run.config),
-        "stages": stage_parts(run.work),
+        "stages": _stage_parts(run.work),
         "masks": masks_part(masks) if masks else None,
         "truth": _truth_part(masks, truth) if masks and truth else None,
         "has_truth": truth is not None,
@@ -162,7 +163,7 @@ def write_report(
         chosen = choose_samples(samples, photos)
         content |= {
             "bundle": predictor.info,
-            "options": describe_options(asdict(predictor.options())),
+            "options": _describe_options(asdict(predictor.options())),
             "photos": photo_parts(predictor, chosen, ground_truth=truth, on_fraction=on_fraction),
             "prompts": _prompt_rows(samples, predictor.info),
         }
@@ -181,7 +182,7 @@ def masks_part(folder: Path) -> _MasksPart | None:
             made=summary["masks"],
             unlabeled=summary["unlabeled"],
             failed=tuple((each["image"], each["reason"]) for each in summary["failed"]),
-            options=describe_options(summary["options"]),
+            options=_describe_options(summary["options"]),
             rows=tuple(_class_row(name, found) for name, found in summary["classes"].items()),
         )
     except (AttributeError, KeyError, TypeError) as error:
@@ -200,7 +201,7 @@ def describe_masks(part: _MasksPart) -> str:
     return f"{part.empty} empty of {labels} labels{named}{failed}"
 
 
-def describe_options(options: Mapping[str, Any]) -> str:
+def _describe_options(options: Mapping[str, Any]) -> str:
     """Describe mask options: refiner chain, background, minimum confidence."""
     power, thresholds, least = (
         options[key] for key in ("background_power", "class_thresholds", "min_confidence")
@@ -216,7 +217,7 @@ def describe_options(options: Mapping[str, Any]) -> str:
     return ", ".join(filter(None, words))
 
 
-def stage_parts(work: Path) -> tuple[_StagePart, ...]:
+def _stage_parts(work: Path) -> tuple[_StagePart, ...]:
     """Describe the method's stages in order, pre-training first if it was run, and any others with a log last."""
     logged = {path.parent.name for path in work.glob(f"*/{_LOG}")}
     first = [PRETRAIN_STAGE] if PRETRAIN_STAGE in logged else []
@@ -224,7 +225,7 @@ def stage_parts(work: Path) -> tuple[_StagePart, ...]:
     return tuple(_stage_part(work / name) for name in (*first, *_STAGES, *others))
 
 
-def read_steps(log: Path) -> list[Step]:
+def _read_steps(log: Path) -> list[Step]:
     """Read a stage's log without malformed lines, which a kill can leave; no steps if it is missing."""
     if not log.is_file():
         return []
@@ -300,7 +301,7 @@ def _class_row(name: str, found: Mapping[str, Any]) -> _ClassRow:
 
 
 def _stage_part(folder: Path) -> _StagePart:
-    steps = read_steps(folder / _LOG)
+    steps = _read_steps(folder / _LOG)
     done = any(folder.glob("*.safetensors"))
     return _StagePart(
         name=folder.name,
@@ -349,8 +350,7 @@ def _term(name: str, steps: Sequence[Step]) -> _Term:
     for step in steps:
         if name in step.losses:
             by_epoch.setdefault(step.epoch, []).append(step.losses[name])
-    means = [sum(values) / len(values) for _, values in sorted(by_epoch.items())]
-    return _Term(name, means[0], means[-1])
+    return _Term(name, fmean(by_epoch[min(by_epoch)]), fmean(by_epoch[max(by_epoch)]))
 
 
 def _truth_part(masks: Path, ground_truth: Path) -> _TruthPart | None:

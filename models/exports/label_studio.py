@@ -80,7 +80,7 @@ def brush_region(
     label_map: NDArray[np.uint8], index: int, label: str, tags: Tags
 ) -> dict[str, Any]:
     """Return the pixels of an index as a brush region."""
-    value = {"format": "rle", "rle": brush_rle(label_map == index), "brushlabels": [label]}
+    value = {"format": "rle", "rle": _brush_rle(label_map == index), "brushlabels": [label]}
     return _region(label_map, f"class{index}", tags, "brushlabels", value)
 
 
@@ -115,7 +115,7 @@ def _region(
     }
 
 
-def brush_rle(mask: NDArray[np.bool_]) -> list[int]:
+def _brush_rle(mask: NDArray[np.bool_]) -> list[int]:
     """Encode a mask, (H, W), as the bytes of a ``brushlabels`` region's ``rle``.
 
     The format is rle-pack's: 32 bits of how many values there are, 5 of their width - 1, four times 4 of the lengths'

@@ -69,7 +69,10 @@ def prepare_voc(
     notes = _known_pair(folder)
     for split, samples in splits.items():
         if split == "train_aug" and folder.additional is None:
-            notes.append(_without_sbd(root))
+            notes.append(
+                "no masks of SBD: ground_truth/train_aug is left out, ground_truth/train (VOC's own 1,464 photos) is "
+                f"there; training needs neither. To have it, {SBD_ARCHIVE.hint(root)}"
+            )
             continue
         lines.append(_write_truth(folder, split, samples, output, watch=watch))
     return Prepared(folder.photos, tuple(lines), tuple(notes))
@@ -137,13 +140,6 @@ def _write_truth(
         return _read_ground_truth(sources[stem], size=picture_size(folder.photos / f"{stem}.jpg"))
 
     return write_maps(output / "ground_truth" / split, stems, make, watch=watch)
-
-
-def _without_sbd(root: Path) -> str:
-    return (
-        "no masks of SBD: ground_truth/train_aug is left out, ground_truth/train (VOC's own 1,464 photos) is there; "
-        f"training needs neither. To have it, {SBD_ARCHIVE.hint(root)}"
-    )
 
 
 def _known_pair(folder: VocFolder) -> list[str]:

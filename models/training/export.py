@@ -69,7 +69,11 @@ def export_bundle(
         generator=GENERATOR_KINDS[run.config.generator.kind].describe(
             run.config.generator, clip, {"mean": _rgb(generator.mean), "std": _rgb(generator.std)}
         ),
-        image_tower=_image_tower_spec(run.config, clip),
+        image_tower=ImageTowerSpec(
+            config=vision_config(run.config.clip.model, run.config.clip.pretrained),
+            mean=_rgb(clip.mean),
+            std=_rgb(clip.std),
+        ),
         text_tower=_text_tower_spec(run.config) if "text_tower" in parts else None,
         segmenter=spec,
         segment=run.config.segment if spec else None,
@@ -113,14 +117,6 @@ def _generator(run: Run, stage: str, clip: FrozenClip, class_text: Tensor) -> Ma
         return initial_generator(run, clip, class_text)
     weights = run.existing(stage, GENERATOR_WEIGHTS)
     return load_generator(run.config, clip, class_text, weights, device=run.device)
-
-
-def _image_tower_spec(config: Config, clip: FrozenClip) -> ImageTowerSpec:
-    return ImageTowerSpec(
-        config=vision_config(config.clip.model, config.clip.pretrained),
-        mean=_rgb(clip.mean),
-        std=_rgb(clip.std),
-    )
 
 
 def _text_tower_spec(config: Config) -> TextTowerSpec:

@@ -22,7 +22,7 @@ from models.training.prompts import has_adopted_prompts, learn_prompts
 from models.training.run import GENERATOR_WEIGHTS, PRETRAIN_STAGE, SEGMENTER_STAGE, Run
 from models.training.segmenter import SEGMENTER_WEIGHTS, segmenter_epochs, train_segmenter
 
-OnFraction = Callable[[float], None]  # called with the completed fraction of a stage, in [0, 1]
+_OnFraction = Callable[[float], None]  # called with the completed fraction of a stage, in [0, 1]
 
 REPORT, MASKS = "report.html", "pseudo-masks"
 _GENERATOR_STAGE = "refine-generator"
@@ -34,7 +34,7 @@ class Stage:
 
     name: str
     result: Path  # the file that it writes last
-    start: Callable[[OnFraction], object]
+    start: Callable[[_OnFraction], object]
     always: bool = False  # it is quick, and its options may have changed
     stale: bool = False  # its inputs have changed since
 
@@ -70,18 +70,18 @@ def build_stages(
     """Return the stages from labeled photos in the folder ``images`` to a bundle in ``output``, and a report."""
     work, masks = run.work, run.work / MASKS
 
-    def make_masks(on_fraction: OnFraction) -> None:
+    def make_masks(on_fraction: _OnFraction) -> None:
         _make_masks(run, samples, masks, on_fraction)
 
-    def segmenter(on_fraction: OnFraction) -> None:
+    def segmenter(on_fraction: _OnFraction) -> None:
         found = read_mask_folder(images, masks, run.classes)
         epochs = segmenter_epochs(run.config.train_segmenter, photos=len(found))
         train_segmenter(run, found, lambda step: on_fraction(step.epochs_done / epochs))
 
-    def export(_: OnFraction) -> None:
+    def export(_: _OnFraction) -> None:
         export_bundle(run, output, stage=_GENERATOR_STAGE, licence=licence, trained_on=trained_on)
 
-    def report(on_fraction: OnFraction) -> None:
+    def report(on_fraction: _OnFraction) -> None:
         sources = Sources(samples, masks=masks, bundle=output)
         write_report(run, sources, work / REPORT, on_fraction=on_fraction)
 
@@ -101,7 +101,7 @@ def _generator_stages(run: Run, samples: Sequence[Sample]) -> list[Stage]:
     def fitting(
         name: str, stage: Callable[..., Path], epochs: int, weights: str = GENERATOR_WEIGHTS
     ) -> Stage:
-        def start(on_fraction: OnFraction) -> Path:
+        def start(on_fraction: _OnFraction) -> Path:
             return stage(run, samples, lambda step: on_fraction(step.epochs_done / epochs))
 
         return Stage(name, run.work / name / weights, start, stale=not run.is_current(name))
@@ -121,7 +121,9 @@ def _generator_stages(run: Run, samples: Sequence[Sample]) -> list[Stage]:
     return stages
 
 
-def _make_masks(run: Run, samples: Sequence[Sample], output: Path, on_fraction: OnFraction) -> None:
+def _make_masks(
+    run: Run, samples: Sequence[Sample], output: Path, on_fraction: _OnFraction
+) -> None:
     """Make the pseudo masks from a bundle, with the same code as serving."""
     bundle = run.work / "generator-bundle"
     export_bundle(

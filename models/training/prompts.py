@@ -76,8 +76,8 @@ def learn_prompts(
 
 def adopt_prompts(run: Run, context: Tensor) -> Path:
     """Save prompts that were learned elsewhere, (K, M, width), as the result of stage (b); returns their file."""
-    path = run.work / _STAGE / _PROMPTS
-    if path.is_file():
+    if has_prompts(run):
+        path = run.work / _STAGE / _PROMPTS
         raise ValueError(f"expected a run without prompts, got {path}; delete it to replace them")
     clip, class_text = supervision(run)
     expected = (len(run.classes), run.config.prompts.tokens, clip.prompt_width)

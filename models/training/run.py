@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from models.config import (
     GeneratorStageConfig,
     PretrainConfig,
     PromptStageConfig,
+    SegmenterStageConfig,
     dump_config,
     load_config,
 )
@@ -35,6 +36,9 @@ from models.training.distributed import Processes
 from models.training.loop import Optimization, Step
 
 OnStep = Callable[[Step], None]
+_StageConfig: TypeAlias = (
+    GeneratorStageConfig | PretrainConfig | PromptStageConfig | SegmenterStageConfig
+)
 BatchT = TypeVar("BatchT")
 
 PRETRAIN_STAGE = "pretrain-generator"
@@ -97,21 +101,14 @@ class Run:
         before, now = read_json(path), _input_hashes(self.work, self.config, stage)
         return all(before.get(name) == digest for name, digest in now.items())
 
-    @property
-    def process_seed(self) -> int:
-        """Seed of random numbers that differ between the processes, such as those of dropout."""
-        return derive_seed(self.config.seed, self.processes.rank)
-
-    def optimization(
-        self, settings: GeneratorStageConfig | PretrainConfig | PromptStageConfig
-    ) -> Optimization:
+    def optimization(self, settings: _StageConfig) -> Optimization:
         """Return the optimizer settings of a stage."""
         return Optimization(
             settings.epochs,
             settings.learning_rate,
             settings.weight_decay,
             precision=settings.precision,
-            seed=self.process_seed,
+            seed=derive_seed(self.config.seed, self.processes.rank),  # each process its own dropout
         )
 
     def batches(
@@ -153,7 +150,7 @@ class Run:
         path.parent.mkdir(parents=True, exist_ok=True)
         with (
             path.open("a+", encoding="utf-8", buffering=1) as log,
-            tensorboard_events(path.parent) as write_event,
+            _tensorboard_events(path.parent) as write_event,
         ):
             started = False
 
@@ -237,11 +234,8 @@ def supervision(run: Run) -> tuple[FrozenClip, Tensor]:
 
 
 @contextmanager
-def tensorboard_events(folder: Path) -> Iterator[OnStep]:
-    """Give a callback that writes losses and learning rate as TensorBoard events, if tensorboard is installed.
-
-    Events of the same and later steps, from before a run was killed, are purged.
-    """
+def _tensorboard_events(folder: Path) -> Iterator[OnStep]:
+    """Give a callback that writes steps as TensorBoard events, purging later ones, if tensorboard is installed."""
     if find_spec("tensorboard") is None:
         yield lambda _: None
         return

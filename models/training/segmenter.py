@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from models.io import write_atomically
 from models.segmenters import Segmenter
 from models.tensors import read_tensors
 from models.training.distributed import data_parallel
-from models.training.loop import LossesOf, Optimization, ParameterGroup, fit, micro_batches
+from models.training.loop import LossesOf, ParameterGroup, fit, micro_batches
 from models.training.run import SEGMENTER_STAGE, OnStep, Run
 
 SEGMENTER_WEIGHTS = "segmenter.safetensors"
@@ -39,14 +40,11 @@ def train_segmenter(run: Run, samples: Sequence[MaskSample], on_step: OnStep) ->
         len(samples),
         batch_size=settings.batch_size,
     )
-    optimization = Optimization(
-        segmenter_epochs(settings, photos=len(samples)),
-        settings.learning_rate,
-        settings.weight_decay,
+    optimization = replace(
+        run.optimization(settings),
+        epochs=segmenter_epochs(settings, photos=len(samples)),
         schedule=settings.schedule,
         max_gradient_norm=settings.max_gradient_norm,
-        precision=settings.precision,
-        seed=run.process_seed,
     )
     # The losses are means over the labeled pixels.
     split = micro_batches(
@@ -57,7 +55,7 @@ def train_segmenter(run: Run, samples: Sequence[MaskSample], on_step: OnStep) ->
     )
     with run.logged(SEGMENTER_STAGE, on_step) as report:
         fit(
-            parameter_groups(segmenter, backbone_rate=settings.backbone_rate),
+            _parameter_groups(segmenter, backbone_rate=settings.backbone_rate),
             batches,
             data_parallel(losses_of, segmenter, run.processes, device=run.device),
             optimization,
@@ -79,7 +77,7 @@ def check_segmenter(run: Run, *, photos: int) -> None:
     build_segmenter(run.config, classes=len(run.classes), device=torch.device("cpu"))
 
 
-def parameter_groups(segmenter: Segmenter, *, backbone_rate: float) -> list[ParameterGroup]:
+def _parameter_groups(segmenter: Segmenter, *, backbone_rate: float) -> list[ParameterGroup]:
     """Return the new layers' parameters, and the pre-trained backbone's with its factor of the learning rate."""
     backbone = list(segmenter.backbone.parameters())
     slow = {id(parameter) for parameter in backbone}

@@ -34,6 +34,20 @@ def semples(*arguments: object) -> Done:
     return Done(argv, int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
 
+def semples_ok(*arguments: object) -> str:
+    """Run ``semples`` in this process, check that it succeeds, and return what it prints."""
+    done = semples(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def semples_refuses(*arguments: object) -> str:
+    """Run ``semples`` in this process, check for exit code 2, and return its message."""
+    done = semples(*arguments)
+    assert done.returncode == 2, done.stdout
+    return done.stderr
+
+
 def semples_process(*arguments: object) -> Done:
     """Run ``semples`` in a process of its own."""
     return subprocess.run(

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from models.bundle.import_checkpoint import (
-    choose_channels,
+    _choose_channels,
     prompts_context,
     read_channels,
     read_torch_file,
@@ -141,16 +141,16 @@ def test_channels_by_hand(tmp_path: Path) -> None:
     path = tmp_path / "channels.txt"
     path.write_text("3 5\n4 0\n9 1\n7 2\n")
     channels = read_channels(path)
-    assert choose_channels(CLASSES, 6, channels) == [5, 0, 2, 1]
-    assert choose_channels(CLASSES, 4, None) == [0, 1, 2, 3]
+    assert _choose_channels(CLASSES, 6, channels) == [5, 0, 2, 1]
+    assert _choose_channels(CLASSES, 4, None) == [0, 1, 2, 3]
     with pytest.raises(ValueError, match=r"expected 80 classes, as the file has, .* got 4 classes"):
-        choose_channels(CLASSES, 80, None)
+        _choose_channels(CLASSES, 80, None)
     with pytest.raises(ValueError, match=r"distinct channels from 0 to 4, got \[5, 0, 2, 1\]"):
-        choose_channels(CLASSES, 5, channels)
+        _choose_channels(CLASSES, 5, channels)
     with pytest.raises(ValueError, match="distinct channels"):
-        choose_channels(CLASSES, 6, {**channels, 9: 0})
+        _choose_channels(CLASSES, 6, {**channels, 9: 0})
     with pytest.raises(ValueError, match="a channel for each class, got none for 'dining table'"):
-        choose_channels(CLASSES, 6, {3: 0, 4: 1, 7: 2})
+        _choose_channels(CLASSES, 6, {3: 0, 4: 1, 7: 2})
     path.write_text("3 5\n4: 0\n")
     with pytest.raises(ValueError, match=r"channels.txt:2: expected 'class-index channel', got"):
         read_channels(path)

@@ -12,6 +12,8 @@ from PIL import Image
 from models.data.classes import ClassInfo, ClassList, write_class_list
 from models.evaluation.metrics import (
     THRESHOLDS,
+    _report_to_json,
+    _sweep_scores,
     confusion_matrix,
     curve_csv,
     evaluate_label_maps,
@@ -20,11 +22,9 @@ from models.evaluation.metrics import (
     matching_files,
     measure,
     measured_to_json,
-    report_to_json,
-    sweep_scores,
 )
 from models.inference.masks import MaskOptions, SoftMaps, decide
-from tests.helpers.command import semples
+from tests.helpers.command import semples, semples_ok, semples_refuses
 
 
 def test_by_hand() -> None:
@@ -70,107 +70,20 @@ SOME = [0.2, 0.5, 0.8]
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> Path:
-    """Two images with random scores of both classes and random ground truth."""
-    random = np.random.default_rng(0)
-    for name in ("truth", "scores", *map(str, SOME)):
-        (tmp_path / name).mkdir()
-    for stem in ("a", "b"):
-        truth = random.choice(np.array([0, 3, 4, 255], dtype=np.uint8), (40, 50))
-        Image.fromarray(truth).save(tmp_path / "truth" / f"{stem}.png")
-        scores = random.random((2, 9, 7)).astype(np.float16)
-        np.savez(
-            tmp_path / "scores" / f"{stem}.npz",
-            scores=scores,
-            class_index=np.array([3, 4]),
-            class_name=np.array(["bowl", "cat"]),
-            image_size=np.array([40, 50]),
-        )
-        maps = SoftMaps(scores, np.array([3, 4]), ("bowl", "cat"), (40, 50))
-        for threshold in SOME:
-            decision = decide(maps, MaskOptions("none", 0, background_threshold=threshold))
-            picture = Image.fromarray(decision.label_map)
-            picture.save(tmp_path / str(threshold) / f"{stem}.png")
-    return tmp_path
-
-
-def test_the_sweep_is_what_each_threshold_gives(folders: Path) -> None:
-    done: list[int] = []
-    sweep = sweep_scores(
-        matching_files(folders / "scores", folders / "truth", ".npz"),
-        CLASSES,
-        thresholds=SOME,
-        min_pixels=0,
-        on_image=lambda: done.append(1),
-    )
-    assert len(done) == 2
-    for threshold, report in zip(SOME, sweep.reports, strict=True):
-        pairs = matching_files(folders / str(threshold), folders / "truth", ".png")
-        single = evaluate_label_maps(pairs, CLASSES, min_pixels=0, on_image=lambda: None)
-        torch.testing.assert_close(report.iou, single.iou, equal_nan=True, rtol=0, atol=0)
-        assert report.mean_iou == single.mean_iou
-    best, report = sweep.best
-    assert report.mean_iou == max(each.mean_iou for each in sweep.reports)
-    assert best in SOME
-
-
-def test_json_has_names_and_no_nan(folders: Path) -> None:
-    more = ClassList((*CLASSES.classes, ClassInfo(9, "dog")))
-    pairs = matching_files(folders / "0.5", folders / "truth", ".png")
-    report = evaluate_label_maps(pairs, more, min_pixels=0, on_image=lambda: None)
-    result = report_to_json(report, more, images=len(pairs))
-    assert [each["name"] for each in result["classes"]] == ["background", "bowl", "cat", "dog"]
-    assert result["classes"][3]["iou"] is None
-    known = [each["iou"] for each in result["classes"][:3]]
-    assert result["mean_iou"] == pytest.approx(sum(known) / 3)
-    assert result["images"] == 2
-
-
-def test_files_must_match(folders: Path) -> None:
-    with pytest.raises(ValueError, match=r"expected \*.npz files in .*truth, got none"):
-        matching_files(folders / "truth", folders / "truth", ".npz")
-    (folders / "truth" / "b.png").unlink()
-    with pytest.raises(ValueError, match=r"expected b.png in .*\(1 missing\)"):
-        matching_files(folders / "scores", folders / "truth", ".npz")
-    some = matching_files(folders / "scores", folders / "truth", ".npz", allow_missing=True)
-    assert [truth.name for _, truth in some] == ["a.png"]
-    (folders / "truth" / "a.png").unlink()
-    with pytest.raises(ValueError, match=r"expected a.png in .*\(2 missing\)"):
-        matching_files(folders / "scores", folders / "truth", ".npz", allow_missing=True)
-
-
-def test_wrong_files_are_named(folders: Path) -> None:
-    def run() -> None:
-        pairs = matching_files(folders / "0.5", folders / "truth", ".png")
-        evaluate_label_maps(pairs, CLASSES, min_pixels=0, on_image=lambda: None)
-
-    Image.new("L", (5, 5)).save(folders / "0.5" / "b.png")
-    with pytest.raises(ValueError, match=r"0.5/b.png and .*truth/b.png: expected a prediction"):
-        run()
-    Image.new("RGB", (50, 40)).save(folders / "0.5" / "b.png")
-    with pytest.raises(ValueError, match=r"mode L or P in .*b.png, got RGB"):
-        run()
-    (folders / "0.5" / "b.png").write_text("no")
-    with pytest.raises(ValueError, match=r"expected a label map in .*b.png"):
-        run()
-
-
-KEYS = {"images", "mean_iou", "classes", "rule", "missing_predictions", "missing_ground_truths"}
-
-
-@pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three photos with random ground truth and scores, and masks of these at 0.4."""
+    """Three photos with random ground truth and scores, and masks of these at 0.4 and some other thresholds."""
     random = np.random.default_rng(0)
-    for name in ("truth", "scores", "masks"):
+    thresholds = {"masks": 0.4} | {str(threshold): threshold for threshold in SOME}
+    for name in ("truth", "scores", *thresholds):
         (tmp_path / name).mkdir()
     for stem in ("a", "b", "c"):
         truth = random.choice(np.array([0, 3, 4, 255], dtype=np.uint8), (40, 50))
+        Image.fromarray(truth).save(tmp_path / "truth" / f"{stem}.png")
         scores = random.random((2, 9, 7)).astype(np.float16)
         maps = SoftMaps(scores, np.array([3, 4]), ("bowl", "cat"), (40, 50))
-        decision = decide(maps, MaskOptions("none", 0, background_threshold=0.4))
-        Image.fromarray(truth).save(tmp_path / "truth" / f"{stem}.png")
-        Image.fromarray(decision.label_map).save(tmp_path / "masks" / f"{stem}.png")
+        for name, threshold in thresholds.items():
+            decision = decide(maps, MaskOptions("none", 0, background_threshold=threshold))
+            Image.fromarray(decision.label_map).save(tmp_path / name / f"{stem}.png")
         np.savez(
             tmp_path / "scores" / f"{stem}.npz",
             scores=scores,
@@ -179,6 +92,71 @@ def folder(tmp_path: Path) -> Path:
             image_size=np.array(maps.size),
         )
     return tmp_path
+
+
+def test_the_sweep_is_what_each_threshold_gives(folder: Path) -> None:
+    done: list[int] = []
+    sweep = _sweep_scores(
+        matching_files(folder / "scores", folder / "truth", ".npz"),
+        CLASSES,
+        thresholds=SOME,
+        min_pixels=0,
+        on_image=lambda: done.append(1),
+    )
+    assert len(done) == 3
+    for threshold, report in zip(SOME, sweep.reports, strict=True):
+        pairs = matching_files(folder / str(threshold), folder / "truth", ".png")
+        single = evaluate_label_maps(pairs, CLASSES, min_pixels=0, on_image=lambda: None)
+        torch.testing.assert_close(report.iou, single.iou, equal_nan=True, rtol=0, atol=0)
+        assert report.mean_iou == single.mean_iou
+    best, report = sweep.best
+    assert report.mean_iou == max(each.mean_iou for each in sweep.reports)
+    assert best in SOME
+
+
+def test_json_has_names_and_no_nan(folder: Path) -> None:
+    more = ClassList((*CLASSES.classes, ClassInfo(9, "dog")))
+    pairs = matching_files(folder / "0.5", folder / "truth", ".png")
+    report = evaluate_label_maps(pairs, more, min_pixels=0, on_image=lambda: None)
+    result = _report_to_json(report, more, images=len(pairs))
+    assert [each["name"] for each in result["classes"]] == ["background", "bowl", "cat", "dog"]
+    assert result["classes"][3]["iou"] is None
+    known = [each["iou"] for each in result["classes"][:3]]
+    assert result["mean_iou"] == pytest.approx(sum(known) / 3)
+    assert result["images"] == 3
+
+
+def test_files_must_match(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected \*.npz files in .*truth, got none"):
+        matching_files(folder / "truth", folder / "truth", ".npz")
+    (folder / "truth" / "b.png").unlink()
+    with pytest.raises(ValueError, match=r"expected b.png in .*\(1 missing\)"):
+        matching_files(folder / "scores", folder / "truth", ".npz")
+    some = matching_files(folder / "scores", folder / "truth", ".npz", allow_missing=True)
+    assert [truth.name for _, truth in some] == ["a.png", "c.png"]
+    for name in ("a.png", "c.png"):
+        (folder / "truth" / name).unlink()
+    with pytest.raises(ValueError, match=r"expected a.png in .*\(3 missing\)"):
+        matching_files(folder / "scores", folder / "truth", ".npz", allow_missing=True)
+
+
+def test_wrong_files_are_named(folder: Path) -> None:
+    def run() -> None:
+        pairs = matching_files(folder / "0.5", folder / "truth", ".png")
+        evaluate_label_maps(pairs, CLASSES, min_pixels=0, on_image=lambda: None)
+
+    Image.new("L", (5, 5)).save(folder / "0.5" / "b.png")
+    with pytest.raises(ValueError, match=r"0.5/b.png and .*truth/b.png: expected a prediction"):
+        run()
+    Image.new("RGB", (50, 40)).save(folder / "0.5" / "b.png")
+    with pytest.raises(ValueError, match=r"mode L or P in .*b.png, got RGB"):
+        run()
+    (folder / "0.5" / "b.png").write_text("no")
+    with pytest.raises(ValueError, match=r"expected a label map in .*b.png"):
+        run()
+
+
+KEYS = {"images", "mean_iou", "classes", "rule", "missing_predictions", "missing_ground_truths"}
 
 
 def test_both_rules_in_one_call(folder: Path) -> None:
@@ -258,16 +236,10 @@ def truth(folder: Path) -> list[object]:
     return ["--ground-truth", folder / "truth", "--classes", folder / "classes.txt"]
 
 
-def test_both_are_printed_by_name(
-    folder: Path,
-    truth: list[object],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_both_are_printed_by_name(folder: Path, truth: list[object]) -> None:
     both = ["--predictions", folder / "masks", "--scores", folder / "scores", *truth]
-    assert semples("evaluate", *both, "--json").returncode == 0
-    found = json.loads(capsys.readouterr().out)
-    assert semples("evaluate", *both, "--curve", folder / "new" / "curve.csv").returncode == 0
-    printed = capsys.readouterr().out
+    found = json.loads(semples_ok("evaluate", *both, "--json"))
+    printed = semples_ok("evaluate", *both, "--curve", folder / "new" / "curve.csv")
     assert f"mean IoU, fixed: {100 * found['mean_iou']:.2f} % (masks as they are" in printed
     oracle = found["oracle"]
     assert f"mean IoU, oracle: {100 * oracle['mean_iou']:.2f} % (last epoch, at " in printed
@@ -278,28 +250,21 @@ def test_both_are_printed_by_name(
     assert [float(row.split(",")[1]) for row in rows] == list(oracle["curve"].values())
 
 
-def test_left_out_photos_are_told(
-    folder: Path,
-    truth: list[object],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_left_out_photos_are_reported(folder: Path, truth: list[object]) -> None:
     (folder / "scores" / "b.npz").unlink()
     both = ["--predictions", folder / "masks", "--scores", folder / "scores", *truth]
-    assert semples("evaluate", *both).returncode == 0
-    told = capsys.readouterr()
-    assert "1 photos left out: only one of mask and scores is there" in told.err
-    assert "1 ground truths have no prediction" in told.err
-    assert "2 images" in told.out
+    done = semples("evaluate", *both)
+    assert done.returncode == 0
+    assert "1 photos left out: only one of mask and scores is there" in done.stderr
+    assert "1 ground truths have no prediction" in done.stderr
+    assert "2 images" in done.stdout
 
 
-def test_mistakes_are_one_line(
-    folder: Path,
-    truth: list[object],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert semples("evaluate", *truth).returncode == 2
-    assert "expected --predictions and --scores, or one of them" in capsys.readouterr().err
-    masks = ["--predictions", folder / "masks"]
-    assert semples("evaluate", *truth, *masks, "--curve", folder / "curve.csv").returncode == 2
-    assert "expected --scores beside --curve, got none" in capsys.readouterr().err
+def test_wrong_options_are_refused(folder: Path, truth: list[object]) -> None:
+    neither = semples_refuses("evaluate", *truth)
+    assert "expected --predictions and --scores, or one of them" in neither
+    more = ["--predictions", folder / "masks", "--curve", folder / "curve.csv"]
+    assert "expected --scores beside --curve, got none" in semples_refuses(
+        "evaluate", *truth, *more
+    )
     assert not (folder / "curve.csv").exists()

@@ -14,9 +14,9 @@ from models.evaluation.plots import (
     TOP,
     WIDTH,
     Line,
+    _nice_step,
     choose_samples,
     draw,
-    nice_step,
     thin,
 )
 
@@ -46,7 +46,7 @@ def test_axes_end_at_ticks_around_all_lines() -> None:
     ("low", "high"), [(0, 3), (1e-8, 6.4e-5), (-1.5, 2), (1e6, 3e6), (1.23401, 1.23409)]
 )
 def test_ticks_are_few_and_told_apart(low: float, high: float) -> None:
-    step = nice_step(low, high)
+    step = _nice_step(low, high)
     assert (high - low) / step <= 5.01
     assert f"{step:.0e}"[0] in "125"
     plot = draw([Line("a", [(0, low), (1, high)])], title="t", x_name="x")

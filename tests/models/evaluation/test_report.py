@@ -20,11 +20,11 @@ from models.data.classes import ClassInfo, ClassList, Sample
 from models.data.labels import read_folder
 from models.evaluation.report import (
     Sources,
+    _describe_options,
+    _read_steps,
+    _stage_parts,
     describe_masks,
-    describe_options,
     masks_part,
-    read_steps,
-    stage_parts,
     write_report,
 )
 from models.inference.folder import MaskJob, make_here, make_pseudo_masks
@@ -105,7 +105,7 @@ def test_another_json_is_refused(tmp_path: Path, key: str) -> None:
     ],
 )
 def test_describe_options(change: dict[str, object], words: str) -> None:
-    assert describe_options({**OPTIONS, **change}) == words
+    assert _describe_options({**OPTIONS, **change}) == words
 
 
 def write_log(run: Run, stage: str, steps: list[Step]) -> Path:
@@ -135,18 +135,18 @@ STEPS = [
 
 def test_a_log_comes_back_but_for_a_line_that_a_kill_cut(run: Run) -> None:
     log = write_log(run, "train-generator", STEPS)
-    assert read_steps(log) == STEPS
+    assert _read_steps(log) == STEPS
     content = log.read_text()
     log.write_text(content[:-25])
-    assert read_steps(log) == STEPS[:-1]
+    assert _read_steps(log) == STEPS[:-1]
     log.write_bytes(content.encode() + b'{"epoch": 2, "st\xff\n[1]\n7\n\n')
-    assert read_steps(log) == STEPS
-    assert read_steps(run.work / "no" / "log.jsonl") == []
+    assert _read_steps(log) == STEPS
+    assert _read_steps(run.work / "no" / "log.jsonl") == []
 
 
 def test_terms_and_plots(run: Run) -> None:
     write_log(run, "refine-generator", STEPS)
-    part = {each.name: each for each in stage_parts(run.work)}["refine-generator"]
+    part = {each.name: each for each in _stage_parts(run.work)}["refine-generator"]
     assert (part.state, part.epochs, part.steps) == ("unfinished", 2, 8)
     assert [(t.name, t.first, t.last) for t in part.terms] == [
         ("match", 2.0, 1.0),
@@ -161,14 +161,14 @@ def test_terms_and_plots(run: Run) -> None:
 
 def test_an_epoch_of_one_step_is_an_epoch_wide(run: Run) -> None:
     write_log(run, "train-generator", [Step(0, 0, 1, 0.1, {"match": 1.0})])
-    part = {each.name: each for each in stage_parts(run.work)}["train-generator"]
+    part = {each.name: each for each in _stage_parts(run.work)}["train-generator"]
     for plot in part.plots:
         assert (plot.x_ticks[0].label, plot.x_ticks[-1].label) == ("0.0", "1.0")
 
 
 def test_the_sum_of_one_term_is_not_shown_twice(run: Run) -> None:
     write_log(run, "learn-prompts", [Step(0, 0, 1, 0.1, {"prompt": 1.0, "loss": 1.0})])
-    part = {each.name: each for each in stage_parts(run.work)}["learn-prompts"]
+    part = {each.name: each for each in _stage_parts(run.work)}["learn-prompts"]
     assert [term.name for term in part.terms] == ["prompt"]
 
 
@@ -177,7 +177,7 @@ def test_stages_come_in_order_and_others_last(run: Run) -> None:
     write_log(run, "pretrain-generator", STEPS)
     (run.work / "train-generator").mkdir()
     (run.work / "train-generator" / "generator.safetensors").touch()
-    parts = stage_parts(run.work)
+    parts = _stage_parts(run.work)
     assert [(part.name, part.state) for part in parts] == [
         ("pretrain-generator", "unfinished"),
         ("train-generator", "done"),

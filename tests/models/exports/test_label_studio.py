@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from models.data.mask_folder import open_mask_folder
-from models.exports.label_studio import brush_rle, write_label_studio
+from models.exports.label_studio import _brush_rle, write_label_studio
 from tests.helpers.export_folder import CLASSES, label_maps, make_folder, photo, reader
 
 
@@ -51,14 +51,14 @@ def test_the_converter_reads_the_same_pixels(brush: ModuleType, exported: Path) 
 @pytest.mark.parametrize("density", [0, 0.002, 0.3, 1])
 def test_strokes_are_exact(brush: ModuleType, size: tuple[int, int], density: float) -> None:
     mask = np.random.default_rng(0).random(size) < density
-    decoded = brush.decode_rle(brush_rle(mask)).reshape(*size, 4)
+    decoded = brush.decode_rle(_brush_rle(mask)).reshape(*size, 4)
     assert np.array_equal(decoded, np.repeat(255 * mask[..., None], 4, axis=-1))
 
 
 def test_strokes_are_those_of_the_converter(brush: ModuleType) -> None:
     mask = np.random.default_rng(0).random((9, 7)) < 0.5
     theirs = brush.mask2rle(mask.astype(np.uint8) * 255)
-    assert brush_rle(mask) == theirs[: len(brush_rle(mask))]  # theirs may end in an empty byte
+    assert _brush_rle(mask) == theirs[: len(_brush_rle(mask))]  # theirs may end in an empty byte
 
 
 def test_predictions_name_their_model_and_doubt(exported: Path) -> None:

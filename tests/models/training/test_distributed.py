@@ -35,13 +35,14 @@ with join_processes(os.environ, backend="gloo") as processes:
 """
 
 
-def run_stage(stage: str, work: Path, images: Path, labels: Path, *, processes: int) -> None:
+def run_together(code: str, *arguments: object, processes: int) -> None:
+    """Run Python code in processes that join as torchrun's do."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     together = [
         subprocess.Popen(
-            [sys.executable, "-c", STAGE, stage, str(work), str(images), str(labels)],
+            [sys.executable, "-c", code, *map(str, arguments)],
             env={
                 **os.environ, "WORLD_SIZE": str(processes), "RANK": str(rank),
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
@@ -84,7 +85,7 @@ def test_two_processes_learn_what_one_would(
         config = tiny_config.model_copy(update={"train_generator": stage})
         work = tmp_path / f"{processes}-{at_once}"
         start_run(config, CLASSES, work, device=CPU)
-        run_stage("train_generator", work, images, labels, processes=processes)
+        run_together(STAGE, "train_generator", work, images, labels, processes=processes)
         learned.append(load_file(work / "train-generator" / "generator.safetensors"))
         assert len((work / "train-generator" / "log.jsonl").read_text().splitlines()) == 4
     clip, class_text = supervision(open_run(tmp_path / "1-None", device=CPU))

@@ -1,8 +1,8 @@
 """The training loop: what it minimizes and reports, mixed precision, clipping, micro-batches, checkpoints."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.training.checkpoint import Checkpoint
 from models.training.distributed import Processes
-from models.training.loop import Optimization, ParameterGroup, Step, fit, micro_batches
+from models.training.loop import LossesOf, Optimization, ParameterGroup, Step, fit, micro_batches
 from models.training.prompts import RegionBatches
 from tests.conftest import CPU
 
@@ -24,17 +24,28 @@ class Listed(list[BatchT]):
         return iter(self[skip:])
 
 
+def minimize(
+    parameters: Iterable[nn.Parameter],
+    losses_of: LossesOf[BatchT],
+    optimization: Optimization,
+    batches: Sequence[BatchT] = (0,),
+    **options: Any,
+) -> list[Step]:
+    steps: list[Step] = []
+    groups = [ParameterGroup(parameters)]
+    fit(groups, Listed(batches), losses_of, optimization, on_step=steps.append, **options)
+    return steps
+
+
 def quadratic(
     epochs: int = 3, rate: float = 0.1, factor: float = 1.0, **options: object
 ) -> tuple[float, list[Step]]:
     weight = nn.Parameter(torch.tensor(1.0))
-    steps: list[Step] = []
-    fit(
-        [ParameterGroup([weight])],
-        Listed([factor, factor]),
+    steps = minimize(
+        [weight],
         lambda batch: {"square": weight.square() * batch, "zero": weight * 0},
         Optimization(epochs, rate, 0.0, **options),
-        on_step=steps.append,
+        [factor, factor],
     )
     return weight.item(), steps
 
@@ -68,13 +79,7 @@ def test_loop_refuses_what_cannot_learn() -> None:
         quadratic(factor=float("nan"))
     frozen = nn.Parameter(torch.ones(1), requires_grad=False)
     with pytest.raises(ValueError, match="got 0 parameters, 1 batches"):
-        fit(
-            [ParameterGroup([frozen])],
-            Listed([0]),
-            lambda _: {},
-            Optimization(1, 1, 0),
-            on_step=print,
-        )
+        minimize([frozen], lambda _: {}, Optimization(1, 1, 0))
 
 
 def test_groups_learn_at_their_share() -> None:
@@ -97,13 +102,7 @@ def test_large_gradients_are_clipped() -> None:
         weight = nn.Parameter(torch.zeros(1))
         weight.register_post_accumulate_grad_hook(lambda each: seen.append(float(each.grad or 0)))
         optimization = Optimization(1, 1e-3, 0.0, max_gradient_norm=limit)
-        fit(
-            [ParameterGroup([weight])],
-            Listed([0]),
-            lambda _: {"line": weight.sum() * 100},
-            optimization,
-            on_step=lambda _: None,
-        )
+        minimize([weight], lambda _: {"line": weight.sum() * 100}, optimization)
         assert weight.grad is not None
         return weight.grad.item()
 
@@ -122,15 +121,8 @@ def test_mixed_precision_computes_in_half_and_keeps_single(precision: str) -> No
         dtypes.append(answer.dtype)
         return {"square": answer.square().mean()}
 
-    steps: list[Step] = []
     optimization = Optimization(20, 0.05, 0.0, precision=precision)
-    fit(
-        [ParameterGroup(layer.parameters())],
-        Listed([torch.ones(2, 4)]),
-        losses_of,
-        optimization,
-        on_step=steps.append,
-    )
+    steps = minimize(layer.parameters(), losses_of, optimization, [torch.ones(2, 4)])
     assert set(dtypes) == {getattr(torch, precision)}
     assert layer.weight.dtype == torch.float32
     assert steps[-1].losses["loss"] < steps[0].losses["loss"]
@@ -211,34 +203,21 @@ def test_checkpoints_of_others_and_damaged_ones_are_refused(tmp_path: Path) -> N
 def test_a_run_can_be_made_longer(tmp_path: Path) -> None:
     weight = nn.Parameter(torch.ones(1))
     holder = nn.ParameterList([weight])
-    losses: Callable[[int], Mapping[str, Tensor]] = lambda _: {"square": weight.square().sum()}  # noqa: E731
+    checkpoint = Checkpoint(tmp_path / "checkpoint.pt", holder, "same")
     steps: list[Step] = []
     for epochs in (1, 3):
-        checkpoint = Checkpoint(tmp_path / "checkpoint.pt", holder, "same")
-        fit(
-            [ParameterGroup([weight])],
-            Listed([0]),
-            losses,
-            Optimization(epochs, 0.1, 0),
-            on_step=steps.append,
-            checkpoint=checkpoint,
-        )
+        optimization = Optimization(epochs, 0.1, 0)
+        loss: LossesOf[int] = lambda _: {"square": weight.square().sum()}  # noqa: E731
+        steps += minimize([weight], loss, optimization, checkpoint=checkpoint)
     assert [step.epoch for step in steps] == [0, 1, 2]
 
 
 def test_only_the_leading_process_writes(tmp_path: Path) -> None:
     weight = nn.Parameter(torch.ones(1))
-    checkpoint = Checkpoint(
-        tmp_path / "checkpoint.pt", nn.ParameterList([weight]), "", writes=False
-    )
-    fit(
-        [ParameterGroup([weight])],
-        Listed([0]),
-        lambda _: {"line": weight.sum()},
-        Optimization(1, 0.1, 0),
-        on_step=lambda _: None,
-        checkpoint=checkpoint,
-    )
+    holder = nn.ParameterList([weight])
+    checkpoint = Checkpoint(tmp_path / "checkpoint.pt", holder, "", writes=False)
+    optimization = Optimization(1, 0.1, 0)
+    minimize([weight], lambda _: {"line": weight.sum()}, optimization, checkpoint=checkpoint)
     assert not any(tmp_path.iterdir())
 
 
@@ -256,17 +235,10 @@ def test_parts_of_a_batch_teach_what_the_whole_would() -> None:
         layer = nn.Linear(3, 1)
         nn.init.ones_(layer.weight)
         nn.init.zeros_(layer.bias)
-        steps: list[Step] = []
-        fit(
-            [ParameterGroup(layer.parameters())],
-            Listed([(rows, counts)]),
-            mean_over_counted,
-            Optimization(3, 0.1, 0.0),
-            on_step=steps.append,
-            split=micro_batches(
-                lambda weights: weights, size=size, processes=Processes(), device=CPU
-            ),
-        )
+        split = micro_batches(lambda each: each, size=size, processes=Processes(), device=CPU)
+        optimization = Optimization(3, 0.1, 0.0)
+        batches = [(rows, counts)]
+        steps = minimize(layer.parameters(), mean_over_counted, optimization, batches, split=split)
         learned.append(layer.weight.detach())
         reports.append([step.losses["square"] for step in steps])
     for weight, losses in zip(learned[1:], reports[1:], strict=True):

@@ -9,7 +9,7 @@ import pytest
 from models.config import Config, dump_config
 from models.data.classes import ClassList
 from models.training.loop import Step
-from models.training.run import Run, _check_space, start_run, tensorboard_events
+from models.training.run import Run, _check_space, _tensorboard_events, start_run
 from tests.conftest import CLASSES, CPU
 from tests.helpers.command import semples, small_files
 from tests.models.training.test_loop import Network
@@ -51,7 +51,7 @@ def test_tensorboard_reads_the_steps(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
     def steps(*places: tuple[int, int], loss: float) -> None:
-        with tensorboard_events(tmp_path) as write:
+        with _tensorboard_events(tmp_path) as write:
             for epoch, number in places:
                 write(Step(epoch, number, 2, 0.1, {"match": loss, "loss": loss}))
 
@@ -67,7 +67,7 @@ def test_tensorboard_reads_the_steps(tmp_path: Path) -> None:
 
 
 def test_without_steps_there_is_no_file(tmp_path: Path) -> None:
-    with tensorboard_events(tmp_path):
+    with _tensorboard_events(tmp_path):
         pass
     assert not any(tmp_path.iterdir())
 

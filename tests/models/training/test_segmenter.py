@@ -1,10 +1,6 @@
 """The segmenter's stage: what it learns and leaves, going on after a kill, several processes."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,14 +20,14 @@ from models.data.mask_folder import read_mask_folder
 from models.training.loop import Step
 from models.training.run import Run, start_run
 from models.training.segmenter import (
-    parameter_groups,
+    _parameter_groups,
     segmenter_epochs,
     train_segmenter,
     trained_segmenter,
 )
 from tests.conftest import CLASSES, CPU
 from tests.models.segmenters.test_segmenters import TINY_MASK2FORMER
-from tests.models.training.test_distributed import distance_of_updates
+from tests.models.training.test_distributed import distance_of_updates, run_together
 
 
 def train(run: Run, tiny_data: Path, masks: Path) -> dict[str, Tensor]:
@@ -139,7 +135,7 @@ def test_mask2former_trains(
 
 def test_the_backbone_learns_more_slowly(tiny_config: Config) -> None:
     segmenter = build_segmenter(tiny_config, classes=4, device=CPU)
-    fast, slow = parameter_groups(segmenter, backbone_rate=0.1)
+    fast, slow = _parameter_groups(segmenter, backbone_rate=0.1)
     assert (fast.rate, slow.rate) == (1.0, 0.1)
     count = sum(1 for _ in segmenter.parameters())
     assert len(list(fast.parameters)) + len(list(slow.parameters)) == count
@@ -201,23 +197,11 @@ def test_two_processes_learn_what_one_would(
 ) -> None:
     """Without dropout and with every pixel labeled, half a batch each is the whole batch."""
     config = changed(tiny_config, scale=(1.5, 2.0), learning_rate=1e-3, backbone_rate=1.0)
-    works = [tmp_path / "one", tmp_path / "two"]
-    for work in works:
+    learned = []
+    for processes in (1, 2):
+        work = tmp_path / str(processes)
         start_run(config, CLASSES, work, device=CPU)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    arguments = [str(tiny_data / "images"), str(tiny_masks)]
-    base = [sys.executable, "-c", TOGETHER]
-    subprocess.run([*base, str(works[0]), *arguments], check=True, timeout=100)
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    together = [
-        subprocess.Popen(
-            [*base, str(works[1]), *arguments], env={**os.environ, **shared, "RANK": str(rank)}
-        )
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=100) for process in together] == [0, 0]
-    one, two = (load_file(work / "train-segmenter" / "segmenter.safetensors") for work in works)
+        run_together(TOGETHER, work, tiny_data / "images", tiny_masks, processes=processes)
+        learned.append(load_file(work / "train-segmenter" / "segmenter.safetensors"))
     initial = build_segmenter(config, classes=4, device=CPU).state_dict()
-    assert distance_of_updates(initial, one, two) < 0.02
+    assert distance_of_updates(initial, *learned) < 0.02
