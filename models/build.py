@@ -72,17 +72,13 @@ class _Start:
 
 @dataclass(frozen=True)
 class GeneratorKind(Generic[_Config, _Spec]):
-    """The functions of a kind of mask generator.
-
-    Attributes:
-        create: its section of the configuration → the network with initial weights.
-        describe: that section, CLIP and the network's "mean" and "std" → its specification in a bundle's manifest.
-        rebuild: the specification and K → the network before its weights are loaded.
+    """A kind of mask generator: how its configuration becomes a network, a specification in a bundle, and a network
+    again.
     """
 
-    create: Callable[[_Config, _Start], MaskGenerator]
+    create: Callable[[_Config, _Start], MaskGenerator]  # with initial weights
     describe: Callable[[_Config, FrozenClip, Mapping[str, Channels]], _Spec]
-    rebuild: Callable[[_Spec, int], MaskGenerator]
+    rebuild: Callable[[_Spec, int], MaskGenerator]  # from a specification and K
 
 
 def _create_cnn(settings: CnnConfig, start: _Start) -> CnnGenerator:
@@ -158,20 +154,12 @@ GENERATOR_KINDS: Final[Mapping[str, GeneratorKind[Any, Any]]] = MappingProxyType
 
 
 def build_clip(config: ClipConfig, *, device: torch.device) -> FrozenClip:
-    """Load the frozen CLIP of a configuration.
-
-    Raises:
-        ValueError: if open_clip cannot load it, or it does not fit the method.
-    """
+    """Load the frozen CLIP of a configuration; errors as of ``load_clip``."""
     return load_clip(config.model, config.pretrained, normalization=config.normalization).to(device)
 
 
 def class_captions(config: Config, classes: ClassList) -> tuple[str, ...]:
-    """Return the names of the classes for CLIP, in channel order.
-
-    Raises:
-        ValueError: if clip_names mentions something that is not a class.
-    """
+    """Return CLIP's names of the classes, in channel order; ValueError if clip_names mentions something else."""
     unknown = set(config.clip_names) - set(classes.names)
     if unknown:
         raise ValueError(f"expected clip_names of known classes, got {sorted(unknown)}")
@@ -202,12 +190,7 @@ def build_generator(
 def load_generator(
     config: Config, clip: FrozenClip, class_text: Tensor, path: Path, *, device: torch.device
 ) -> MaskGenerator:
-    """Build the mask generator with the weights of a file.
-
-    Raises:
-        ValueError: if the file does not hold this generator.
-        OSError: if it cannot be read.
-    """
+    """Build the mask generator with the weights of a file; ValueError if it does not hold this generator."""
     with torch.random.fork_rng(devices=[]):
         built = _create_generator(config, clip, class_text, pretrained=False)
     load_weights(built, read_tensors(path), source=str(path))
@@ -224,11 +207,7 @@ def _create_generator(
 def build_masks(
     generator: MaskGenerator, clip: FrozenClip, *, mask: str, epsilon: float
 ) -> MasksOf:
-    """Return the function from a batch to soft masks of its present classes at CLIP's input size.
-
-    Raises:
-        ValueError: if the generator has no logits, which "sigmoid" needs.
-    """
+    """Return the function from a batch to soft masks of its present classes at CLIP's input size."""
     size = clip.input_size
     if mask == "minmax":
         return lambda images, present: soft_masks(
@@ -323,13 +302,9 @@ def build_mask_transform(config: SegmenterStageConfig) -> MaskTransform:
 
 
 def require_backbone(name: str, *, place: str) -> None:
-    """Check before training that timm has a network of a name, with or without the tag of its weights.
+    """Check before training that timm has the network that a place of the configuration names.
 
-    Names with a colon ("hf-hub:…") are not timm's own and are not checked.
-
-    Args:
-        name: in a configuration.
-        place: of the name in it.
+    The tag of its weights is optional. Names with a colon ("hf-hub:…") are not timm's own and are not checked.
 
     Raises:
         ValueError: if timm has none; the message has the nearest names.

@@ -25,7 +25,7 @@ _IMAGE_PARTS = ("visual.", "logit_")
 Tokenizer = Callable[[list[str]], Tensor]
 
 
-class TextEmbeddings:
+class _TextEmbeddings:
     """Mixin of modules with a causal text transformer of open_clip (``text``) and its tokenizer."""
 
     text: Any
@@ -38,11 +38,7 @@ class TextEmbeddings:
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Embed texts, → (N, D), L2-normalized.
-
-        Raises:
-            ValueError: if there are none.
-        """
+        """Embed at least one text, → (N, D), L2-normalized."""
         if not texts:
             raise ValueError("expected at least one text, got none")
         chunks = [list(texts[at : at + _TEXT_BATCH]) for at in range(0, len(texts), _TEXT_BATCH)]
@@ -59,13 +55,7 @@ class TextEmbeddings:
         return self.embed_texts([CLASS_TEMPLATE.format(name) for name in names])
 
     def embed_prompts(self, contexts: Tensor) -> Tensor:
-        """Embed soft prompts [start] a photo of P_1 … P_M . [end], P (N, M, width), with gradient.
-
-        Returns (N, D), L2-normalized.
-
-        Raises:
-            ValueError: if contexts has another form, or the prompt exceeds the context length.
-        """
+        """Embed soft prompts [start] a photo of P_1 … P_M . [end], (N, M, width) → (N, D), with gradient."""
         if contexts.ndim != 3 or contexts.shape[-1] != self.prompt_width:
             raise ValueError(
                 f"expected contexts (N, M, {self.prompt_width}), got {tuple(contexts.shape)}"
@@ -97,7 +87,7 @@ class TextEmbeddings:
         return embedding
 
 
-class FrozenTextTower(TextEmbeddings, nn.Module):
+class FrozenTextTower(_TextEmbeddings, nn.Module):
     """CLIP's text tower without the image tower, in evaluation mode."""
 
     def __init__(self, text: nn.Module, tokenizer: Tokenizer) -> None:
@@ -180,10 +170,7 @@ class FrozenImageTower(NormalizedModule):
         return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """Embed normalized images of the input size, (B, 3, H, W) → (B, D), L2-normalized.
-
-        No image gives an empty result that keeps its gradient.
-        """
+        """Embed normalized images of the input size, (B, 3, H, W) → (B, D), L2-normalized; B may be 0."""
         if images.shape[0] == 0:
             # Networks differ in what they do with an empty batch, so it never reaches them.
             width = self.visual(images.new_zeros((1, 3, *self.input_size))).shape[-1]
@@ -191,7 +178,7 @@ class FrozenImageTower(NormalizedModule):
         return F.normalize(self.visual(images), dim=-1)
 
 
-class FrozenClip(TextEmbeddings, FrozenImageTower):
+class FrozenClip(_TextEmbeddings, FrozenImageTower):
     """Both towers of a CLIP; gradients flow through to images and to soft prompts."""
 
     def __init__(
@@ -209,13 +196,10 @@ class FrozenClip(TextEmbeddings, FrozenImageTower):
 
 
 def load_clip(model: str, pretrained: str | None, *, normalization: str = "clip") -> FrozenClip:
-    """Load an open_clip model on the CPU.
+    """Load an open_clip model by its name, or ``local-dir:PATH``, on the CPU.
 
-    Args:
-        model: open_clip's model name, or ``local-dir:PATH`` of a folder with config and weights.
-        pretrained: open_clip's weights tag or a file; None if the model name includes the weights.
-        normalization: "clip" for the mean and std that the model was trained with; "imagenet" as in the released
-            SemPLeS experiments.
+    ``pretrained`` is open_clip's weights tag or a file; None if the name includes the weights. Normalization "clip" has
+    the mean and std that the model was trained with, "imagenet" those of the released SemPLeS experiments.
 
     Raises:
         ValueError: if the model cannot be loaded, is not causal, or the normalization is unknown.
@@ -251,17 +235,13 @@ def _needs_quick_gelu(model: str, pretrained: str | None) -> bool:
 
 
 def vision_config(model: str, pretrained: str | None) -> dict[str, Any]:
-    """Return open_clip's description of a model's image tower, to build it without its text tower; see ``load_clip``.
-
-    Raises:
-        ValueError: if open_clip has no such configuration.
-    """
+    """Return open_clip's description of a model's image tower, to build it alone; see ``load_clip``."""
     config = _model_config(model)
     return _tower_config(config, "vision_cfg", model, pretrained)
 
 
 def text_config(model: str, pretrained: str | None) -> dict[str, Any]:
-    """Return open_clip's description of a model's text tower, to build it without its image tower; see ``load_clip``.
+    """Return open_clip's description of a model's text tower, to build it alone; see ``load_clip``.
 
     Raises:
         ValueError: if open_clip has no such configuration, or the tokenizer is not the one that comes with open_clip.

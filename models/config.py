@@ -19,7 +19,7 @@ from models.refine import parse_chain
 from models.weaktr_sizes import WeakTrSizes
 
 Channels = tuple[float, float, float]
-Stride = Literal[8, 16, 32]
+_Stride = Literal[8, 16, 32]
 
 
 class Frozen(BaseModel):
@@ -36,7 +36,7 @@ class CnnConfig(Frozen):
     pretrained: bool = True
     # Safetensors of this same generator, as `semples pretrain-generator` writes; in place of a random head.
     weights: Annotated[str, Field(min_length=1)] | None = None
-    output_stride: Stride = 16
+    output_stride: _Stride = 16
     # The backbone's map that the head reads; one before the last has a smaller receptive field, for small images.
     level: Annotated[int, Field(ge=-4, le=-1)] = -1
 
@@ -45,7 +45,7 @@ class ZeroShotConfig(Frozen):
     """CLIP's image trunk with a head computed from the class texts; needs a CLIP with a timm trunk."""
 
     kind: Literal["zero_shot"]
-    output_stride: Stride = 16
+    output_stride: _Stride = 16
 
     @property
     def weights(self) -> None:
@@ -75,7 +75,7 @@ class CnnSpec(Frozen):
 
     kind: Literal["cnn", "zero_shot"]
     backbone: str
-    output_stride: Stride
+    output_stride: _Stride
     mean: Channels
     std: Channels
     level: int = -1
@@ -97,7 +97,7 @@ GeneratorSpec = Annotated[CnnSpec | WeakTrSpec, Field(discriminator="kind")]
 
 
 Side = Annotated[int, Field(ge=32, le=2048, multiple_of=32)]
-Positive = Annotated[float, Field(gt=0)]
+_Positive = Annotated[float, Field(gt=0)]
 
 # Architectures of segmentation-models-pytorch for any timm backbone with maps of strides 4 to 32.
 Decoder = Literal[
@@ -138,14 +138,14 @@ class SegmenterStageConfig(Frozen):
     batch_size: Annotated[int, Field(ge=1)] = 8  # of all processes together
     # Images at a time, if the device cannot hold a process's share of the batch; gradients add up.
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None
-    learning_rate: Positive = 1e-4
+    learning_rate: _Positive = 1e-4
     backbone_rate: Annotated[float, Field(ge=0)] = 0.1  # share of the learning rate
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     schedule: Literal["cosine", "poly"] = "poly"
-    max_gradient_norm: Positive | None = None
+    max_gradient_norm: _Positive | None = None
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     crop_size: Side = 512
-    scale: tuple[Positive, Positive] = (0.5, 2.0)  # of the image, relative to just fitting the crop
+    scale: tuple[_Positive, _Positive] = (0.5, 2.0)  # relative to just fitting the crop
     color_jitter: Annotated[float, Field(ge=0, le=1)] = 0.4
     noise_aware: bool = False
 
@@ -210,7 +210,7 @@ class PromptsConfig(Frozen):
 class _StageConfig(Frozen):
     epochs: Annotated[int, Field(ge=0)] = 60  # 0 keeps the initial weights
     batch_size: Annotated[int, Field(ge=1)] = 64  # of all processes together
-    learning_rate: Positive
+    learning_rate: _Positive
     weight_decay: Annotated[float, Field(ge=0)] = 0.03
     precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the forward pass
     crop_size: Annotated[int, Field(ge=32)] = 224
@@ -220,15 +220,15 @@ class _StageConfig(Frozen):
 class PretrainConfig(_StageConfig):
     """Before stage (a): the mask generator learns the image-level labels, as any CAM network does."""
 
-    learning_rate: Positive = 1e-4
+    learning_rate: _Positive = 1e-4
     augmentation: Literal["strong", "light"] = "strong"
 
 
 class GeneratorStageConfig(_StageConfig):
     """Stages (a) and (c): the mask generator learns."""
 
-    learning_rate: Positive = 6.4e-5
-    epsilon: Positive = 0.1
+    learning_rate: _Positive = 6.4e-5
+    epsilon: _Positive = 0.1
     # Images at a time, if the device cannot hold a process's share of the batch; gradients add up.
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None
     background_weight: Annotated[float, Field(ge=0)] = 2.4
@@ -242,8 +242,8 @@ class PromptStageConfig(_StageConfig):
     """Stage (b): the background prompts learn, on cached region embeddings."""
 
     batch_size: Annotated[int, Field(ge=1)] = 128
-    learning_rate: Positive = 0.025
-    epsilon: Positive = 1e-4
+    learning_rate: _Positive = 0.025
+    epsilon: _Positive = 1e-4
     text_weight: Annotated[float, Field(ge=0)] = 0.02
     # Crops of each image, embedded once; each epoch uses the next one.
     views: Annotated[int, Field(ge=1)] = 10

@@ -1,7 +1,7 @@
 """The losses of SemPLeS, soft masks and masked images, and means over noisy pixels.
 
-The losses take L2-normalized embeddings, one row for each of N regions, and return a scalar in nats; no region gives 0
-with a gradient.
+The losses take L2-normalized embeddings, (N, D), one row for each of N regions, and return a scalar in nats; no region
+gives 0 with a gradient. Unequal shapes are a ValueError.
 """
 
 from __future__ import annotations
@@ -24,16 +24,8 @@ def segment_label_matching(
 ) -> Tensor:
     """Pull foreground regions towards their class text and push background regions away.
 
-    L_match of SemPLeS: ``mean(-log cos(f, t)) + w_b * mean(-log(1 - cos(b, t)))``.
-
-    Args:
-        foreground: f, embeddings of ``mask * image``, (N, D).
-        background: b, embeddings of ``(1 - mask) * image``, (N, D).
-        class_text: t, embedding of each region's class text, (N, D).
-        background_weight: w_b.
-
-    Raises:
-        ValueError: if the three shapes differ.
+    L_match of SemPLeS: ``mean(-log cos(f, t)) + w_b * mean(-log(1 - cos(b, t)))``, with f of ``mask * image``, b of
+    ``(1 - mask) * image`` and t of each region's class text.
     """
     _check_same_shape(foreground=foreground, background=background, class_text=class_text)
     attraction = _attract(_cosine(foreground, class_text))
@@ -45,17 +37,8 @@ def contrastive_prompt_learning(
 ) -> Tensor:
     """Pull each background prompt towards its class's background regions and away from the class text.
 
-    L_prompt of SemPLeS: ``mean(-log cos(b, p)) + w_t * mean(log cos(t, p))``. The second term is plus log, so its
-    gradient is 1/cos: it drives the cosine to 0 rather than away from 1.
-
-    Args:
-        background: b, embeddings of ``(1 - mask) * image``, (N, D).
-        prompt: p, embedding of each region's background prompt, (N, D).
-        class_text: t, embedding of each region's class text, (N, D).
-        text_weight: w_t.
-
-    Raises:
-        ValueError: if the three shapes differ.
+    L_prompt of SemPLeS: ``mean(-log cos(b, p)) + w_t * mean(log cos(t, p))``, with p of each region's background
+    prompt. The second term is plus log, so its gradient is 1/cos: it drives the cosine to 0 rather than away from 1.
     """
     _check_same_shape(background=background, prompt=prompt, class_text=class_text)
     attraction = _attract(_cosine(background, prompt))
@@ -66,25 +49,13 @@ def semantic_refinement(foreground: Tensor, prompt: Tensor, *, refinement_weight
     """Push foreground regions away from what the background prompts learned.
 
     L_refine of SemPLeS: ``w_r * mean(-log(1 - cos(f, p)))``; stage (c) adds it to L_match.
-
-    Args:
-        foreground: f, embeddings of ``mask * image``, (N, D).
-        prompt: p, embedding of each region's background prompt, (N, D).
-        refinement_weight: w_r.
-
-    Raises:
-        ValueError: if the two shapes differ.
     """
     _check_same_shape(foreground=foreground, prompt=prompt)
     return refinement_weight * _repel(_cosine(foreground, prompt))
 
 
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
-    """Return the mean of the valid values, both (B, H, W); none valid gives 0 with a gradient.
-
-    Raises:
-        ValueError: if the shapes differ.
-    """
+    """Return the mean of the valid values, both (B, H, W); none valid gives 0 with a gradient."""
     if values.shape != valid.shape or values.ndim != 3:
         raise ValueError(
             f"expected equal shapes (B, H, W), got {tuple(values.shape)} and {tuple(valid.shape)}"
@@ -95,23 +66,11 @@ def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
 def noise_aware_mean(
     values: Tensor, valid: Tensor, *, trusted_below: float = 1.2, tile: int = 120
 ) -> Tensor:
-    """Return the mean of pixel losses, each clipped at the usual loss around it.
+    """Return the mean of pixel losses, (B, H, W), each clipped at the usual loss around it.
 
     WeakTr's gradient clipping: pixels whose loss exceeds the mean of their tile and the mean of the batch probably have
-    wrong labels. They count with the larger of the two means, without a gradient. While the mean of the batch is high,
-    the network has learned too little to doubt the labels, and nothing is clipped.
-
-    Args:
-        values: non-negative losses of pixels, (B, H, W).
-        valid: pixels that count, (B, H, W) bool.
-        trusted_below: mean of the batch from which on losses are clipped, in nats.
-        tile: side of the square tiles in pixels; those at the right and bottom edges may be smaller.
-
-    Returns:
-        Scalar. No valid pixel gives 0 with a gradient.
-
-    Raises:
-        ValueError: if the shapes differ.
+    wrong labels. They count with the larger of the two means, without a gradient. While the mean of the batch is above
+    ``trusted_below`` nats, the network has learned too little to doubt the labels, and nothing is clipped.
     """
     mean = masked_mean(values, valid)
     if mean.item() > trusted_below:
@@ -152,43 +111,25 @@ def _check_same_shape(**tensors: Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class MaskedImages:
-    """The inputs of CLIP: one foreground and one background per (image, present class).
+class _MaskedImages:
+    """The inputs of CLIP: one foreground and one background per (image, present class), (N, 3, H, W)."""
 
-    Attributes:
-        foreground: ``mask * image``, (N, 3, H, W).
-        background: ``(1 - mask) * image``, (N, 3, H, W).
-    """
-
-    foreground: Tensor
-    background: Tensor
+    foreground: Tensor  # ``mask * image``
+    background: Tensor  # ``(1 - mask) * image``
 
 
 def present_pairs(labels: Tensor) -> Tensor:
-    """Return the (image, class) index pairs of multi-hot labels, (B, K) → (N, 2) int64, image by image.
-
-    Raises:
-        ValueError: if labels is not two-dimensional.
-    """
+    """Return the (image, class) index pairs of multi-hot labels, (B, K) → (N, 2) int64, image by image."""
     if labels.ndim != 2:
         raise ValueError(f"expected labels (B, K), got {tuple(labels.shape)}")
     return torch.nonzero(labels > 0)
 
 
 def soft_masks(cams: Tensor, present: Tensor, *, size: tuple[int, int], epsilon: float) -> Tensor:
-    """Turn the CAMs of present classes into soft masks at CLIP's input size.
+    """Turn the CAMs of present classes, (B, K, h, w), into soft masks in [0, 1), (N, H, W), at CLIP's input size.
 
     Bilinear with aligned corners, then ``(cam - min) / (max - min + epsilon)`` over space (SemPLeS' released
     experiments: epsilon 0.1 where the generator learns, 1e-4 where the prompts do). Absent classes are never upsampled.
-
-    Args:
-        cams: class activation maps, (B, K, h, w).
-        present: (image, class) index pairs, (N, 2).
-        size: (H, W) in pixels.
-        epsilon: in units of the CAM; positive.
-
-    Returns:
-        Masks in [0, 1), (N, H, W).
     """
     chosen = cams[present[:, 0], present[:, 1]]
     if chosen.shape[0] == 0:
@@ -199,17 +140,8 @@ def soft_masks(cams: Tensor, present: Tensor, *, size: tuple[int, int], epsilon:
     return (maps - low) / (high - low + epsilon)
 
 
-def mask_images(images: Tensor, masks: Tensor, present: Tensor) -> MaskedImages:
-    """Multiply each image by its masks and by their complements.
-
-    Args:
-        images: images as CLIP takes them, that is normalized, so that 0 is the mean color, (B, 3, H, W).
-        masks: soft masks in [0, 1], (N, H, W).
-        present: (image, class) index pairs of the masks, (N, 2).
-
-    Raises:
-        ValueError: if images and masks differ in size, or masks and present in number.
-    """
+def mask_images(images: Tensor, masks: Tensor, present: Tensor) -> _MaskedImages:
+    """Multiply each normalized image, (B, 3, H, W), by its masks in [0, 1], (N, H, W), and by their complements."""
     if images.shape[-2:] != masks.shape[-2:] or masks.shape[0] != present.shape[0]:
         raise ValueError(
             f"expected one mask of the images' size for each of {present.shape[0]} pairs, "
@@ -217,4 +149,4 @@ def mask_images(images: Tensor, masks: Tensor, present: Tensor) -> MaskedImages:
         )
     chosen = images[present[:, 0]]
     foreground = masks[:, None] * chosen
-    return MaskedImages(foreground=foreground, background=chosen - foreground)
+    return _MaskedImages(foreground=foreground, background=chosen - foreground)

@@ -33,21 +33,16 @@ BlobKind = Literal["uploads", "results", "archives"]
 Pinned = Callable[[Sequence[str]], frozenset[str]]
 """Returns those of some keys that are still needed, however old."""
 
-PART_BYTES: Final = 8 * 2**20
+_PART_BYTES: Final = 8 * 2**20
 """Bytes in memory at once while a file is copied; S3 takes parts of five MiB or more."""
 
 _KINDS: Final[tuple[BlobKind, ...]] = ("uploads", "results", "archives")
 _KEY: Final = re.compile(r"(uploads|results|archives)/[0-9a-f]{2}/[0-9a-f]{64}")
 _S3: Final = "s3://"
 # MinIO's full disk and full bucket, Ceph's quota, and an answer without a code of its own.
-_FULL_CODES: Final = frozenset(
-    {
-        "XMinioStorageFull",
-        "XMinioAdminBucketQuotaExceeded",
-        "QuotaExceeded",
-        "InsufficientStorage",
-        "507",
-    }
+_FULL_CODES: Final = (
+    *("XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"),
+    *("QuotaExceeded", "InsufficientStorage", "507"),
 )
 _INSUFFICIENT_STORAGE = 507
 _FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -70,19 +65,12 @@ class BlobStoreFullError(BlobError):
 
 @dataclass(frozen=True)
 class Patience:
-    """Timeouts of S3.
+    """Timeouts of S3, in seconds."""
 
-    Attributes:
-        connect: seconds for a connection.
-        read: seconds for the next bytes of an answer.
-        call: seconds for one call with all its attempts.
-        attempts: requests that one call may take.
-    """
-
-    connect: float = 5.0
-    read: float = 15.0
-    call: float = 60.0
-    attempts: int = 3
+    connect: float = 5.0  # for a connection
+    read: float = 15.0  # for the next bytes of an answer
+    call: float = 60.0  # for one call with all its attempts
+    attempts: int = 3  # requests that one call may take
 
 
 _PATIENCE: Final = Patience()
@@ -92,12 +80,10 @@ class BlobStore:
     """Bytes under keys that are made from the bytes; all methods are thread-safe.
 
     The same bytes always get the same key, so writing twice does no harm, and a reader sees a whole blob or none.
+    ``errors`` are what the file system raises when it fails, ``options`` go to each of its calls.
 
-    Args:
-        filesystem: where the blobs are.
-        root: path of the store in it.
-        errors: what the file system raises when it fails; all of it becomes BlobError.
-        options: of each call of the file system, such as a timeout.
+    Methods raise BlobError if the store cannot be read or written, BlobMissingError if a blob to read is missing and
+    BlobStoreFullError if there is no room, with nothing left behind.
     """
 
     def __init__(
@@ -116,17 +102,7 @@ class BlobStore:
 
     @classmethod
     def open(cls, url: str, *, patience: Patience = _PATIENCE) -> BlobStore:
-        """Open the store at a directory or an fsspec URL (file://, memory://, s3://).
-
-        Whether it can be reached is not known before ``check``.
-
-        Args:
-            url: where it is.
-            patience: with S3.
-
-        Raises:
-            BlobError: if the URL's protocol is unknown or needs a package that is not installed.
-        """
+        """Open the store at a directory or an fsspec URL (file://, memory://, s3://), without a request."""
         try:
             if url.startswith(_S3):
                 options = {"timeout": patience.call}
@@ -140,22 +116,12 @@ class BlobStore:
         self._list(_INCOMING)
 
     def try_to_write(self) -> None:
-        """Write a file of one block, in place of the last such file.
-
-        Raises:
-            BlobStoreFullError: if there is no room.
-            BlobError: if the store cannot be written.
-        """
+        """Write a file of one block, in place of the last such file."""
         with self._failing("write a file to see whether it can be done"):
             self._writer.write(f"{self._root}/{_TRIAL}", bytes(_TRIAL_BYTES))
 
     def put(self, kind: BlobKind, data: bytes) -> str:
-        """Store bytes and return their key; an existing blob gets a new lifetime.
-
-        Raises:
-            BlobStoreFullError: if there is no room; nothing is left behind.
-            BlobError: if the store cannot be written.
-        """
+        """Store bytes and return their key; an existing blob gets a new lifetime."""
         key = blob_key(kind, data)
         with self._failing(f"store a blob of {len(data)} bytes"):
             self._writer.write(f"{self._root}/{key}", data)
@@ -169,34 +135,20 @@ class BlobStore:
             self._writer.copy(path, file)
 
     def open_file(self, key: str) -> BlobFile:
-        """Open a blob that is too large for memory; the caller closes it. Reading it raises BlobError.
-
-        Raises:
-            BlobMissingError: if there is none.
-            BlobError: if the store cannot be read.
-        """
+        """Open a blob that is too large for memory; the caller closes it. Reading it raises BlobError."""
         path = self._path(key)
         failing = partial(self._failing, f"read the blob {key!r}", absent=BlobMissingError)
         with failing():
-            return BlobFile(self._files.open(path, "rb", block_size=PART_BYTES), failing)
+            return BlobFile(self._files.open(path, "rb", block_size=_PART_BYTES), failing)
 
     def get(self, key: str) -> bytes:
-        """Return a blob's bytes.
-
-        Raises:
-            BlobMissingError: if there is none.
-            BlobError: if the store cannot be read.
-        """
+        """Return a blob's bytes."""
         path = self._path(key)
         with self._failing(f"read the blob {key!r}", absent=BlobMissingError):
             return bytes(self._files.cat_file(path, **self._options))
 
     def exists(self, key: str) -> bool:
-        """Return whether there is such a blob.
-
-        Raises:
-            BlobError: if the store cannot be read.
-        """
+        """Return whether there is such a blob."""
         path = self._path(key)
         looking = self._failing(f"look for the blob {key!r}", absent=BlobMissingError)
         with suppress(BlobMissingError), looking:
@@ -206,34 +158,20 @@ class BlobStore:
         return False
 
     def delete(self, key: str) -> None:
-        """Delete a blob, if it exists.
-
-        Raises:
-            BlobError: if it cannot be deleted.
-        """
+        """Delete a blob, if it exists."""
         path = self._path(key)
         deleting = self._failing(f"delete the blob {key!r}", absent=BlobMissingError)
         with suppress(BlobMissingError), deleting:
             self._files.rm_file(path, **self._options)
 
     def keys(self, kind: BlobKind) -> list[str]:
-        """Return the keys of one kind, sorted.
-
-        Raises:
-            BlobError: if the store cannot be listed.
-        """
+        """Return the keys of one kind, sorted."""
         return sorted(map(_key_in, self._list(kind)))
 
     def delete_older(
         self, *, now: datetime, lifetime: timedelta, pinned: Pinned = lambda _keys: frozenset()
     ) -> int:
-        """Delete what is older than ``lifetime`` at ``now`` and not pinned; return how many files.
-
-        Incomplete files of writers that died are deleted too.
-
-        Raises:
-            BlobError: if the store cannot be listed, or a file cannot be deleted.
-        """
+        """Delete files older than ``lifetime`` at ``now`` and not pinned, incomplete ones too; return how many."""
         deleted, moment = 0, now - lifetime
         for folder in (*_KINDS, _INCOMING):
             listed = self._list(folder)
@@ -258,13 +196,13 @@ class BlobStore:
                 if modified.replace(tzinfo=modified.tzinfo or UTC) > moment:
                     return False
                 self._files.rm_file(path, **self._options)
-        except BlobMissingError:  # deleted by somebody else
+        except BlobMissingError:  # deleted meanwhile
             return False
         return True
 
     @contextmanager
     def _failing(self, doing: str, *, absent: type[BlobError] = BlobError) -> Iterator[None]:
-        """Turn whatever the file system raises into a BlobError, missing files into ``absent``."""
+        """Turn the file system's errors into a BlobError, missing files into ``absent``."""
         try:
             yield
         except self._errors as error:
@@ -356,7 +294,6 @@ class _Writer:
     options: Mapping[str, Any]
 
     def write(self, path: str, data: bytes) -> None:
-        """Write bytes."""
         if not isinstance(self.files, LocalFileSystem):
             # Object stores and memory show an object when it is complete.
             self.files.pipe_file(path, data, **self.options)
@@ -368,11 +305,11 @@ class _Writer:
         """Write the rest of a file, in parts."""
         if isinstance(self.files, LocalFileSystem):
             with self._moved(path) as file:
-                shutil.copyfileobj(source, file, PART_BYTES)
+                shutil.copyfileobj(source, file, _PART_BYTES)
             return
-        upload = self.files.open(path, "wb", block_size=PART_BYTES, autocommit=False)
+        upload = self.files.open(path, "wb", block_size=_PART_BYTES, autocommit=False)
         try:
-            shutil.copyfileobj(source, upload, PART_BYTES)
+            shutil.copyfileobj(source, upload, _PART_BYTES)
             upload.close()
         except BaseException:  # `with` would complete the file after a failure
             upload.discard()
@@ -412,11 +349,7 @@ class _Writer:
 
 
 def _open_s3(url: str, patience: Patience) -> tuple[AbstractFileSystem, str]:
-    """Return a file system and the path in it, without a request.
-
-    Every call of the file system still needs ``timeout=patience.call``. All requests run in one event loop, in a thread
-    of fsspec's.
-    """
+    """Return a file system and the path in it; its calls still need ``timeout=patience.call``. No request is made."""
     root = url.removeprefix(_S3).rstrip("/")
     if not root or root.startswith("/"):
         raise ValueError(f"expected s3://bucket or s3://bucket/prefix, got {url!r}")

@@ -10,7 +10,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, TextIO
@@ -32,10 +32,9 @@ from rq.job import Job
 
 from worker.queue.schema import Timings
 
-log = logging.getLogger(__name__)
-
-ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
+_ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 TRACE_META: Final = "trace"
+_log = logging.getLogger(__name__)
 _tracer = trace.get_tracer("semples")
 
 LogFormat = Literal["text", "json"]
@@ -44,7 +43,7 @@ request_id: ContextVar[str] = ContextVar("request_id", default="")
 job_id: ContextVar[str] = ContextVar("job_id", default="")
 
 _TEXT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-# Whatever else a record carries stays out: RQ, for one, adds a job's arguments.
+# Other fields of a record are left out: RQ, for one, adds a job's arguments.
 _FIELDS: Final = (
     *("time", "level", "logger", "message", "job", "request", "exception"),
     *("method", "route", "status", "seconds", "outcome", "code"),
@@ -126,7 +125,6 @@ class _JsonLines(JsonFormatter):
 
 
 Outcome = Literal["finished", "failed", "canceled", "retried"]
-DeviceMemoryReader = Callable[[], int | None]
 
 _PREFIX = "semples_worker"
 # The creation time of each histogram would be a metric of its own.
@@ -137,18 +135,13 @@ _WAITS = (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0, 7200.
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
-def _no_memory() -> None:
-    return None
-
-
 class WorkerMetrics:
-    """One worker's Prometheus metrics, in a registry of their own; all methods are thread-safe.
+    """One worker's Prometheus metrics, in a registry of their own, named in docs/operations.md; thread-safe.
 
-    Every name is in docs/operations.md. ``device_memory`` reads the bytes that the device holds for this process, None
-    where the device has no memory of its own.
+    ``device_memory`` reads the bytes that the device holds for this process, None where it has no memory of its own.
     """
 
-    def __init__(self, *, device_memory: DeviceMemoryReader = _no_memory) -> None:
+    def __init__(self, *, device_memory: Callable[[], int | None] = lambda: None) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(namespace=_PREFIX, registry=self.registry)
         self.registry.register(_DeviceMemoryCollector(device_memory))
@@ -157,10 +150,7 @@ class WorkerMetrics:
         self._decode = self._histogram("decode", "Seconds to read and decode an image.", _SECONDS)
         self._encode = self._histogram("encode", "Seconds to encode and store a result.", _SECONDS)
         self._sizes = Histogram(
-            f"{_PREFIX}_batch_size",
-            "Images in a batch.",
-            registry=self.registry,
-            buckets=_SIZES,
+            f"{_PREFIX}_batch_size", "Images in a batch.", registry=self.registry, buckets=_SIZES
         )
         self._ended = Counter(
             f"{_PREFIX}_jobs_ended_total",
@@ -224,7 +214,7 @@ class WorkerMetrics:
 class _DeviceMemoryCollector(Collector):
     """Reads the device's memory at each scrape."""
 
-    read: DeviceMemoryReader
+    read: Callable[[], int | None]
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Yield the metric; see prometheus_client."""
@@ -247,11 +237,8 @@ class _Stage(NamedTuple):
 
 
 def configure_tracing(service: str, environment: Mapping[str, str]) -> None:
-    """Send spans to the collector that the environment names, if semples[otel] is installed.
-
-    Without a collector OpenTelemetry's API does nothing.
-    """
-    if not environment.get(ENDPOINT):
+    """Send spans to the collector that the environment names, if semples[otel] is installed."""
+    if not environment.get(_ENDPOINT):
         return
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415
@@ -261,26 +248,21 @@ def configure_tracing(service: str, environment: Mapping[str, str]) -> None:
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
     except ImportError:
-        log.warning("%s is set, but semples[otel] is not installed: no traces", ENDPOINT)
+        _log.warning("%s is set, but semples[otel] is not installed: no traces", _ENDPOINT)
         return
     provider = TracerProvider(resource=Resource.create({"service.name": service}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
 
 
-@contextmanager
-def server_span(name: str, headers: Mapping[str, str]) -> Iterator[trace.Span]:
+def server_span(name: str, headers: Mapping[str, str]) -> AbstractContextManager[trace.Span]:
     """Trace a request, as part of the trace that its headers name."""
     context = propagate.extract(headers)
-    with _tracer.start_as_current_span(name, context=context, kind=trace.SpanKind.SERVER) as span:
-        yield span
+    return _tracer.start_as_current_span(name, context=context, kind=trace.SpanKind.SERVER)
 
 
 def trace_context() -> dict[str, str]:
-    """Return the current trace's context for a job's meta; empty without a trace.
-
-    It is no part of the job's identity: the same request is the same job.
-    """
+    """Return the current trace's context for a job's meta, which is no part of its identity; empty without a trace."""
     found: dict[str, str] = {}
     propagate.inject(found)
     return found
@@ -298,16 +280,13 @@ def log_finished(job: Job, timings: Timings, metrics: WorkerMetrics) -> None:
     )
     trace_job(job.meta, job.id, stages)
     ids = {"job": job.id, "request": job.meta.get("request")}
-    log.info("job finished", extra={**ids, "outcome": "finished"})
+    _log.info("job finished", extra={**ids, "outcome": "finished"})
 
 
 def trace_job(
     meta: Mapping[str, Any], job: str, stages: Sequence[_Stage] = (), *, error: str = ""
 ) -> None:
-    """Trace a job that has ended, with its stages and its FailureCode.
-
-    After the fact, because the stages of a batch's jobs overlap.
-    """
+    """Trace a job that has ended, with its stages, which overlap within a batch, and its FailureCode."""
     begin = _nanoseconds(stages[0].begin) if stages else time.time_ns()
     span = _tracer.start_span(
         "job",

@@ -38,9 +38,20 @@ class _Model(Protocol):
 
 
 def mask_png(segmentation: Segmentation, model: _Model, options: MaskOptions) -> bytes:
-    """Encode a segmentation's label map as a palette PNG with its provenance in text chunks."""
-    used = options.for_classes(each.name for each in segmentation.classes)
-    text = _provenance(model, segmentation.classes, asdict(used))
+    """Encode a segmentation's label map as a palette PNG with its provenance in text chunks.
+
+    These have no time and no place: equal requests give equal files.
+    """
+    names = [each.name for each in segmentation.classes]
+    zero_shot = ", ".join(each.name for each in segmentation.classes if each.zero_shot)
+    text = {
+        "Software": f"semples {software_version()}",
+        "Model": f"{model.name} {model.version}",
+        "Licence": model.licence,
+        "Labels": ", ".join(names),
+        **({"Zero-shot": zero_shot} if zero_shot else {}),
+        "Options": json.dumps(asdict(options.for_classes(names)), sort_keys=True),
+    }
     return label_map_png(segmentation.label_map, text=text)
 
 
@@ -70,13 +81,8 @@ def mask_record(
 ) -> dict[str, Any]:
     """Return a mask's record, in JSON's types: one line of ``results.jsonl``.
 
-    Args:
-        image: file name, with folders below that of all images.
-        size: width and height in pixels.
-        model: name and version.
-        options: with the thresholds of these classes alone.
-        classes: one result a class.
-        ignored: share of the pixels that are 255, in [0, 1].
+    ``image`` is a path below the folder of all images, ``size`` (width, height), ``model`` name and version;
+    ``options`` have the thresholds of these classes alone.
     """
     return {
         "image": image,
@@ -85,24 +91,6 @@ def mask_record(
         "options": asdict(options),
         "classes": [asdict(each) for each in classes],
         "ignored": ignored,
-    }
-
-
-def _provenance(
-    model: _Model, classes: Sequence[ClassResult], options: Mapping[str, Any]
-) -> dict[str, str]:
-    """Return a mask's PNG text chunks: software, model, licence, labels, zero-shot labels, options.
-
-    Without time and place: equal requests give equal files.
-    """
-    zero_shot = ", ".join(each.name for each in classes if each.zero_shot)
-    return {
-        "Software": f"semples {software_version()}",
-        "Model": f"{model.name} {model.version}",
-        "Licence": model.licence,
-        "Labels": ", ".join(each.name for each in classes),
-        **({"Zero-shot": zero_shot} if zero_shot else {}),
-        "Options": json.dumps(options, sort_keys=True),
     }
 
 
@@ -120,8 +108,8 @@ def scores_npz(segmentation: Segmentation) -> bytes:
 
     ``cams`` (n, h', w') float16 at CAM resolution (not from a segmenter), ``scores`` (n, h, w) float16 after
     refinement, from a segmenter ``background`` (h, w) float16 too, ``class_index`` (n,), ``class_name`` (n,) and
-    ``image_size`` (height, width). Not compressed: soft maps hardly shrink, and deflating them takes longer than
-    making them.
+    ``image_size`` (height, width). Not compressed: soft maps hardly shrink, and compressing takes longer than making
+    them.
     """
     arrays: dict[str, Any] = {
         "scores": segmentation.scores,
@@ -139,11 +127,7 @@ def scores_npz(segmentation: Segmentation) -> bytes:
 
 
 def read_soft_maps(source: Path | BinaryIO) -> SoftMaps:
-    """Read what ``scores_npz`` wrote, without the CAMs.
-
-    Raises:
-        ValueError: if the file holds something else.
-    """
+    """Read what ``scores_npz`` wrote, without the CAMs; ValueError if the file holds something else."""
     with _opened_npz(source) as stored:
         height, width = stored["image_size"].tolist()
         return SoftMaps(
@@ -156,11 +140,7 @@ def read_soft_maps(source: Path | BinaryIO) -> SoftMaps:
 
 
 def read_cams(source: Path | BinaryIO) -> NDArray[np.float16] | None:
-    """Read the CAMs that ``scores_npz`` wrote, (n, h', w'); None if there are none, as from a segmenter.
-
-    Raises:
-        ValueError: if the file holds something else.
-    """
+    """Read the CAMs that ``scores_npz`` wrote, (n, h', w'); None if there are none, as from a segmenter."""
     with _opened_npz(source) as stored:
         cams: NDArray[np.float16] | None = stored.get("cams")
         return cams
@@ -177,11 +157,7 @@ def _opened_npz(source: Path | BinaryIO) -> Iterator[Any]:
 
 
 def read_label_map(path: Path) -> NDArray[np.uint8]:
-    """Read a label map, (H, W): class index per pixel, 0 background, 255 ignore.
-
-    Raises:
-        ValueError: if the file is no image of mode L or P.
-    """
+    """Read a label map, (H, W): class index per pixel, 0 background, 255 ignore; ValueError if not of mode L or P."""
     with _opened_picture(path) as picture:
         if picture.mode not in ("L", "P"):
             raise ValueError(f"expected a label map in mode L or P in {path}, got {picture.mode}")
@@ -190,11 +166,7 @@ def read_label_map(path: Path) -> NDArray[np.uint8]:
 
 
 def read_mask(source: Path | bytes) -> tuple[NDArray[np.uint8], dict[str, str]]:
-    """Read a mask that ``mask_png`` wrote: its label map, (H, W), and its text chunks in their order.
-
-    Raises:
-        ValueError: if it is no palette PNG.
-    """
+    """Read a mask that ``mask_png`` wrote, a palette PNG: its label map, (H, W), and its text chunks."""
     with _opened_picture(source, formats=("PNG",)) as picture:
         if picture.mode != "P":
             raise ValueError(f"expected a palette PNG in {_name(source)}, got mode {picture.mode}")
@@ -239,12 +211,7 @@ def voc_palette() -> NDArray[np.uint8]:
 
 
 def label_map_png(label_map: NDArray[np.uint8], *, text: Mapping[str, str] | None = None) -> bytes:
-    """Encode a label map, (H, W), as a palette PNG in VOC colors.
-
-    Args:
-        label_map: class indices; the file's pixel values are exactly these.
-        text: provenance, written as PNG text chunks.
-    """
+    """Encode a label map, (H, W), as a palette PNG in VOC colors with text chunks; pixels are the class indices."""
     picture = Image.fromarray(label_map)
     picture.putpalette(voc_palette().tobytes())
     return _png(picture, text or {})
@@ -260,9 +227,6 @@ def overlay(image: NDArray[np.uint8], label_map: NDArray[np.uint8]) -> NDArray[n
     """Lay a label map's colors, (H, W), half transparent over an RGB image, (H, W, 3).
 
     Background stays as it is, ignored pixels turn nearly white, and each region gets a white outline.
-
-    Raises:
-        ValueError: if the sizes differ.
     """
     if image.shape[:2] != label_map.shape:
         raise ValueError(f"expected a label map of {image.shape[:2]}, got {label_map.shape}")
@@ -280,13 +244,7 @@ def soft_overlay(
 ) -> NDArray[np.uint8]:
     """Lay each pixel's best class over a gray image, (H, W, 3), in its color and as strongly as its map says.
 
-    Args:
-        image: RGB.
-        maps: soft maps in [0, 1], (n, H, W).
-        indices: the classes' values in label maps; n of them, which may be none.
-
-    Raises:
-        ValueError: if the sizes differ.
+    ``maps`` are in [0, 1], (n, H, W); ``indices`` are the classes' values in label maps, n of them, which may be none.
     """
     if maps.shape != (len(indices), *image.shape[:2]):
         raise ValueError(f"expected maps {(len(indices), *image.shape[:2])}, got {maps.shape}")
@@ -316,23 +274,19 @@ def _outline(label_map: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def soft_map_png(values: NDArray[np.floating]) -> bytes:
-    """Encode values in [0, 1], (H, W), as a palette PNG.
-
-    A pixel's index is ``round(255 * value)``; what lies outside is clipped. The palette is ``cubehelix``'s, so that the
-    picture looks the brighter the higher the value is.
-    """
+    """Encode values in [0, 1], (H, W), as a palette PNG of indices ``round(255 * value)``, in cubehelix colors."""
     steps = (np.asarray(values, dtype=np.float32).clip(0, 1) * 255).round().astype(np.uint8)
     picture = Image.fromarray(steps)
-    picture.putpalette(cubehelix().tobytes())
+    picture.putpalette(_cubehelix().tobytes())
     return _png(picture, {}, compress_level=1)  # speed before size
 
 
 @cache
-def cubehelix() -> NDArray[np.uint8]:
+def _cubehelix() -> NDArray[np.uint8]:
     """Return 256 colors from black to white, (256, 3), whose perceived brightness grows evenly.
 
-    A helix around the gray diagonal of the color cube: Green 2011, "A colour scheme for the display of astronomical
-    intensity images", equation 2, start 0.5, rotations -1.5, hue 1, gamma 1.
+    Green 2011, "A colour scheme for the display of astronomical intensity images", equation 2, start 0.5, rotations
+    -1.5, hue 1, gamma 1.
     """
     gray = np.linspace(0, 1, 256)
     angle = 2 * np.pi * (0.5 / 3 + 1 - 1.5 * gray)

@@ -38,45 +38,25 @@ _AVERAGED = ("area", "confidence", "alignment_class", "alignment_background")
 
 @dataclass(frozen=True)
 class Outcome:
-    """Counts of a finished folder.
+    """Counts of a finished folder."""
 
-    Attributes:
-        made: masks written by this call.
-        kept: masks that an earlier call had written.
-        empty: masks, of those, in which no class has a pixel.
-        unlabeled: images without labels, which get no mask.
-        others: masks of earlier calls that are still in the folder, of images that are not among the samples now.
-        failed: (image, reason) of images that there is no mask of; the next call tries them again.
-    """
-
-    made: int
-    kept: int
-    empty: int
-    unlabeled: int
-    others: int
-    failed: tuple[tuple[str, str], ...]
+    made: int  # masks written by this call
+    kept: int  # masks that an earlier call had written
+    empty: int  # masks, of both, in which no class has a pixel
+    unlabeled: int  # images without labels, which get no mask
+    others: int  # masks of images that are not among the samples now
+    failed: tuple[tuple[str, str], ...]  # (image, reason); the next call tries them again
 
 
 class MaskFolderWriter:
-    """Writes a mask folder, or continues one; a kill at any moment leaves what the next call continues.
+    """Writes a mask folder, or continues one; after a kill at any moment the next call continues.
 
-    Only names and file positions are kept in memory.
-
-    Args:
-        folder: new, or of an earlier call.
-        samples: all images; those without labels get no mask.
-        classes: that the samples' channels count.
-        settings: ``model`` (name and version), ``options`` and ``scores``; must be those of the earlier call.
-
-    Attributes:
-        total: labeled samples.
-        todo: those that have no mask yet.
-        kept, made: how many masks an earlier call and this call have written.
-        failed: image and reason of those without one, by stem.
+    ``settings`` are those of ``mask_settings`` and must equal an earlier call's. ``total`` counts the labeled samples,
+    ``todo`` holds those without a mask; ``kept`` and ``made`` count masks of an earlier call and of this one.
+    ``failed`` maps a stem to (image, reason). Only names and file positions are kept in memory.
 
     Raises:
         ValueError: if the settings differ, or the folder's masks would overwrite the images.
-        OSError: if the folder cannot be read or written.
     """
 
     def __init__(
@@ -116,11 +96,7 @@ class MaskFolderWriter:
         self._file.close()
 
     def add(self, sample: Sample, record: Mapping[str, Any]) -> None:
-        """Write the record of a sample whose files are written.
-
-        Raises:
-            OSError: if that fails.
-        """
+        """Write the record of a sample whose files are written."""
         self._positions[sample.stem] = self._file.tell()
         self._file.write(json.dumps({"stem": sample.stem, **record}).encode() + b"\n")
         self._file.flush()
@@ -131,11 +107,7 @@ class MaskFolderWriter:
         self.failed[sample.stem] = (sample.name, reason)
 
     def finish(self) -> Outcome:
-        """Write the summary, which says that the folder is complete.
-
-        Raises:
-            OSError: if it cannot be written.
-        """
+        """Write the summary, which says that the folder is complete."""
         masked = [each for each in self._samples if each.channels and each.stem not in self.failed]
         empty, unlabeled = 0, sum(not each.channels for each in self._samples)
         totals: dict[str, _ClassTotals] = {}
@@ -195,23 +167,16 @@ def scores_path(folder: Path, stem: str) -> Path:
 
 
 def write_mask(folder: Path, stem: str, mask: bytes, scores: bytes | None) -> None:
-    """Write an image's files, the mask last, each whole or not at all.
-
-    Raises:
-        OSError: if that fails.
-    """
+    """Write an image's files, the mask last, each whole or not at all."""
     if scores is not None:
         write_atomically(scores_path(folder, stem), scores)
     write_atomically(_mask_path(folder, stem), mask)
 
 
 def read_results(path: Path) -> dict[str, dict[str, Any]]:
-    """Read ``results.jsonl``: records by stem, in the order of making; of an image made twice, the later one.
+    """Read ``results.jsonl``: records by stem, in order; of an image made twice, the later one.
 
-    Lines that a kill or a power loss left unreadable are passed over. A missing file has no record.
-
-    Raises:
-        OSError: if it cannot be read.
+    Lines that a kill or a power loss left unreadable are skipped. A missing file has no record.
     """
     return {stem: record for _, stem, record in _records(path)}
 
@@ -240,12 +205,7 @@ def _truncate_partial_line(path: Path) -> None:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Read ``settings.json``.
-
-    Raises:
-        ValueError: if it holds something else.
-        OSError: if it cannot be read.
-    """
+    """Read ``settings.json``; ValueError if it holds something else."""
     settings = read_json(folder / SETTINGS)
     if not settings.keys() >= {"model", "options"} or "version" not in settings["model"]:
         raise ValueError(
@@ -294,19 +254,12 @@ class _ClassTotals:
 
 @dataclass(frozen=True)
 class MaskSample:
-    """An image and its pseudo mask, for training.
-
-    Attributes:
-        image: path of the image.
-        mask: path of its label map.
-        channels: class channel of each index that may occur in the label map.
-        distrusted: indices whose pixels are to be ignored.
-    """
+    """An image and its pseudo mask, for training."""
 
     image: Path
     mask: Path
-    channels: Mapping[int, int]
-    distrusted: frozenset[int] = frozenset()
+    channels: Mapping[int, int]  # class channel of each index that may occur in the mask
+    distrusted: frozenset[int] = frozenset()  # indices whose pixels are ignored
 
     def digest(self) -> str:
         """Return a line that differs wherever names, the mask's content, channels or distrusted indices do."""
@@ -316,11 +269,7 @@ class MaskSample:
         )
 
     def read_mask(self) -> NDArray[np.uint8]:
-        """Read the mask as channel numbers: 0 background, k + 1 for class k, 255 ignored; (H, W).
-
-        Raises:
-            ValueError: if it is no label map, or holds an unknown index.
-        """
+        """Read the mask as channel numbers: 0 background, k + 1 for class k, 255 ignored; (H, W)."""
         indices = read_label_map(self.mask)
         known = {BACKGROUND_INDEX: 0, IGNORE_INDEX: IGNORE_INDEX}
         known |= {index: channel + 1 for index, channel in self.channels.items()}
@@ -337,18 +286,13 @@ class MaskSample:
 def read_mask_folder(
     images: Path, masks: Path, classes: ClassList, *, min_alignment: float | None = None
 ) -> list[MaskSample]:
-    """Pair every ``masks/STEM.png`` with the image of that stem, for training.
+    """Pair every ``masks/STEM.png`` with the image of that stem anywhere below ``images``, for training.
 
-    Args:
-        images: folder of images, with or without folders in it.
-        masks: the mask folder.
-        classes: of the run; matched by name, since indices may differ.
-        min_alignment: a class of an image whose mask is less aligned (cosine to its class text minus cosine to its
-            learned background) is ignored there; None trusts all.
+    Classes are matched by name, since indices may differ. With ``min_alignment``, a class of an image whose mask is
+    less aligned (cosine to its class text minus cosine to its learned background) is ignored there.
 
     Raises:
-        ValueError: if there are no masks, a class or an image is missing, or alignment is asked for and was not scored.
-        OSError: if a file cannot be read.
+        ValueError: if there are no masks, a class or an image is missing, or alignment is needed and was not scored.
     """
     files = sorted((masks / "masks").glob("*.png"))
     if not files:
@@ -401,25 +345,15 @@ def _distrusted(
 
 @dataclass(frozen=True)
 class MaskedImage:
-    """An image and its label map, for exports.
-
-    Attributes:
-        path: the image.
-        name: its file name, with the folders that it lies in below that of all images.
-        header: its format, its size in the upright frame, its EXIF orientation.
-        label_map: (H, W) uint8, upright.
-        text: the mask's PNG text chunks, its provenance.
-        model: name and version of the model that made the mask.
-        confidence: in (0, 1], by class index; classes without a pixel have none.
-    """
+    """An image and its label map, for exports."""
 
     path: Path
-    name: str
-    header: ImageHeader
-    label_map: NDArray[np.uint8]
-    text: Mapping[str, str]
-    model: str
-    confidence: Mapping[int, float]
+    name: str  # with the folders below that of all images
+    header: ImageHeader  # format, upright size, EXIF orientation
+    label_map: NDArray[np.uint8]  # (H, W), upright
+    text: Mapping[str, str]  # the mask's PNG text chunks
+    model: str  # name and version
+    confidence: Mapping[int, float]  # in (0, 1], by class index; none without a pixel
 
     @property
     def stem(self) -> str:
@@ -456,7 +390,6 @@ class MaskFolder:
 
         Raises:
             ValueError: if an image or its mask cannot be read, they differ in size, or the mask holds an unknown index.
-            OSError: if an image cannot be opened.
         """
         known = {BACKGROUND_INDEX, IGNORE_INDEX, *(each.index for each in self.classes.classes)}
         for stem, record in self._records.items():
@@ -483,9 +416,7 @@ def open_mask_folder(folder: Path, images: Path) -> MaskFolder:
     """Check that a folder's masks, its records and the images belong together, by name; no pixel is read yet.
 
     Raises:
-        ValueError: if the folder is not finished, it has no mask, a mask or an image is missing, or something else lies
-            among the masks.
-        OSError: if it cannot be read.
+        ValueError: if the folder is not finished, has no mask, lacks a mask or an image, or holds other files.
     """
     if not (folder / SUMMARY).is_file():
         raise ValueError(
@@ -515,7 +446,7 @@ def _refuse(names: set[str], expectation: str, negation: str = "") -> None:
 
 
 def _exported_record(stem: str, content: Mapping[str, Any]) -> _Record | None:
-    """Return the part of a record that exports need; None if it lacks it, so that its mask counts as not listed."""
+    """Return the part of a record that exports need; None if it lacks it: its mask then counts as not listed."""
     try:
         image = PurePosixPath(content["image"])
         model = f"{content['model']['name']} {content['model']['version']}"

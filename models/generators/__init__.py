@@ -11,13 +11,9 @@ from models.normalization import NormalizedModule
 
 
 class MaskGenerator(NormalizedModule, ABC):
-    """Base class of CAM networks (S of the paper); takes images in [0, 1] and normalizes inside.
+    """Base class of CAM networks (S of the paper); takes images in [0, 1] and normalizes inside."""
 
-    Attributes:
-        head: from features of a place to the evidence of the K classes.
-    """
-
-    head: nn.Module
+    head: nn.Module  # from a place's features to the evidence of the K classes
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images in [0, 1], (B, 3, H, W), to non-negative CAMs (B, K, h, w) on a coarser grid."""

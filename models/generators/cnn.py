@@ -15,31 +15,21 @@ from models.clip import FrozenClip, FrozenImageTower
 from models.generators import MaskGenerator
 
 # Zero-shot evidence is a few units high, so that epsilon 0.1 in the masks' min-max stays small beside it.
-EVIDENCE_SCALE = 10.0
+_EVIDENCE_SCALE = 10.0
 
 # Cosines of rectified features are high everywhere; their power separates the near ones.
 _SHARPNESS = 4
 
 
 def cosine_affinity(features: Tensor) -> Tensor:
-    """Return the positive cosines between all places of a feature map, (B, C, h, w) → (B, h, w, h, w).
-
-    For convolutional networks, in place of a transformer's patch affinity (as in WeakTr's fine CAM). Memory grows with
-    (h w)² an image.
-    """
+    """Return the positive cosines between all places of a feature map, (B, C, h, w) → (B, h, w, h, w)."""
     unit = F.normalize(features.flatten(2), dim=1)
     grid = features.shape[-2:]
     return (unit.transpose(1, 2) @ unit).relu().view(-1, *grid, *grid)
 
 
 class CnnGenerator(MaskGenerator):
-    """The CAM network of CLIMS-like methods.
-
-    Args:
-        backbone: maps normalized images (B, 3, H, W) to features (B, C, h, w).
-        head: weights of the 1×1 convolution, one row a class, (K, C).
-        mean, std: of the input normalization, per RGB channel.
-    """
+    """The CAM network of CLIMS-like methods: a backbone (B, 3, H, W) → (B, C, h, w) and a 1×1 head, (K, C)."""
 
     def __init__(
         self, backbone: nn.Module, head: Tensor, *, mean: Sequence[float], std: Sequence[float]
@@ -118,15 +108,10 @@ def cnn_generator(
     generator: torch.Generator,
     level: int = -1,
 ) -> CnnGenerator:
-    """Build a CAM network from any timm backbone that has ``features_only``, with a random head.
+    """Build a CAM network from any timm backbone that has ``features_only``, with a random head of ``classes`` rows.
 
-    Args:
-        name: timm's model name.
-        classes: K.
-        pretrained: load timm's weights, from the model hub or its cache.
-        output_stride: 8, 16 or 32; networks that cannot dilate keep their own.
-        generator: source of randomness of the head.
-        level: the backbone's map that the head reads, in timm's numbering; earlier ones have smaller receptive fields.
+    The stride is 8, 16 or 32; networks that cannot dilate keep their own. ``level`` is the map that the head reads, in
+    timm's numbering; earlier ones have smaller receptive fields.
 
     Raises:
         ValueError: if timm does not know the name or cannot fetch its weights.
@@ -156,11 +141,7 @@ def classifier_backbone(name: str, *, output_stride: int) -> nn.Module:
 
 
 def trunk_name(clip: FrozenClip) -> str:
-    """Return timm's name of a CLIP's image trunk.
-
-    Raises:
-        ValueError: if the image tower is not a timm trunk with pooling and one linear projection.
-    """
+    """Return timm's name of a CLIP's image trunk; ValueError unless it has pooling and one linear projection."""
     visual: Any = clip.model.visual
     projection = getattr(getattr(visual, "head", None), "proj", None)
     if not (hasattr(visual, "trunk") and isinstance(projection, nn.Linear)):
@@ -172,39 +153,24 @@ def trunk_name(clip: FrozenClip) -> str:
 
 
 def text_initialized_head(tower: FrozenImageTower, class_text: Tensor) -> Tensor:
-    """Return a 1×1 head whose evidence, averaged over space, is proportional to CLIP's own score of the class.
+    """Return a 1×1 head, (K, C), whose evidence, averaged over space, is proportional to CLIP's own score of the class.
 
-    The tower pools features f and projects them, so t · P mean(f) = mean((Pᵀt) · f): the row of a class is Pᵀt.
-    All rows share one scale, by which the evidence of a feature as large as P's typical input is EVIDENCE_SCALE.
-
-    Args:
-        tower: the image tower of a CLIP that ``trunk_name`` accepts.
-        class_text: class text embeddings, (K, D), L2-normalized.
-
-    Returns:
-        Head weights, (K, C).
+    The tower pools features f and projects them, so t · P mean(f) = mean((Pᵀt) · f): the row of a class is Pᵀt. All
+    rows share one scale, by which the evidence of a feature as large as P's typical input is _EVIDENCE_SCALE.
     """
     projection = tower.visual.head.proj.weight
     with torch.no_grad():
         rows: Tensor = class_text @ projection
-        scale: Tensor = EVIDENCE_SCALE / rows.norm(dim=1).mean()
+        scale: Tensor = _EVIDENCE_SCALE / rows.norm(dim=1).mean()
         return rows * scale
 
 
 def zero_shot_generator(
     clip: FrozenClip, class_text: Tensor, *, output_stride: int
 ) -> CnnGenerator:
-    """Build a mask generator from a CLIP and class texts alone: the baseline for training.
+    """Build a mask generator from a CLIP that ``trunk_name`` accepts and class texts, (K, D), alone.
 
     The backbone is a copy of CLIP's trunk with dilated strides, so training it does not change CLIP.
-
-    Args:
-        clip: a CLIP that ``trunk_name`` accepts.
-        class_text: class text embeddings, (K, D), L2-normalized.
-        output_stride: 8, 16 or 32.
-
-    Raises:
-        ValueError: if the image tower has another form.
     """
     backbone = classifier_backbone(trunk_name(clip), output_stride=output_stride)
     backbone.load_state_dict(clip.model.visual.trunk.state_dict())

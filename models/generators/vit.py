@@ -19,7 +19,7 @@ _TOWARDS_KEYS, _FROM_VALUES = 0.7, 0.4  # strengths in the paper, of the identit
 
 
 @torch.no_grad()
-def draw_attention(qkv: nn.Linear, proj: nn.Linear, *, heads: int) -> None:
+def _draw_attention(qkv: nn.Linear, proj: nn.Linear, *, heads: int) -> None:
     """Draw an attention's weights so that tokens attend to similar tokens (mimetic, arXiv 2305.09828).
 
     A transformer that starts from plain noise attends everywhere alike, and few images do not teach it otherwise;
@@ -60,21 +60,13 @@ class _Attended(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoded:
-    """The trunk's output; N = T + h w tokens, class tokens first.
+    """The trunk's output; N = T + h w tokens, class tokens first."""
 
-    Attributes:
-        tokens: after the last block, without a final norm, (B, N, C).
-        queries: of each block, (B, heads, N, C / heads).
-        keys: likewise.
-        pooled: attention outputs, pooled over tokens, (B, depth, C).
-        grid: (h, w).
-    """
-
-    tokens: Tensor
-    queries: tuple[Tensor, ...]
+    tokens: Tensor  # after the last block, without a final norm, (B, N, C)
+    queries: tuple[Tensor, ...]  # of each block, (B, heads, N, C / heads)
     keys: tuple[Tensor, ...]
-    pooled: Tensor
-    grid: tuple[int, int]
+    pooled: Tensor  # attention outputs, pooled over tokens, (B, depth, C)
+    grid: tuple[int, int]  # (h, w)
 
     def detached(self) -> Encoded:
         """Return the same without a gradient."""
@@ -120,7 +112,7 @@ class _Block(nn.Module):
 
     def draw_weights(self) -> None:
         """Initialize; see ``ClassTokenTransformer.draw_weights``."""
-        draw_attention(self.attn.qkv, self.attn.proj, heads=self.attn.heads)
+        _draw_attention(self.attn.qkv, self.attn.proj, heads=self.attn.heads)
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
@@ -154,9 +146,6 @@ class ClassTokenTransformer(nn.Module):
         """Run the trunk on normalized images, (B, 3, H, W), of which only whole patches are used.
 
         ``pool`` maps outputs of an attention, (B, N, C) → (B, C).
-
-        Raises:
-            ValueError: if the images are smaller than a patch.
         """
         patch = self.sizes.patch
         grid = images.shape[-2] // patch, images.shape[-1] // patch

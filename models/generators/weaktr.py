@@ -48,17 +48,12 @@ class _AdaptiveAttentionFusion(nn.Module):
         return torch.unflatten(weights, 1, (self.heads, -1)).transpose(1, 2)
 
 
-def mean_attention(queries: Sequence[Tensor], keys: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """Return the mean of all attention maps, each times its weight, (B, N, N).
+def _mean_attention(queries: Sequence[Tensor], keys: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Return the mean of all attention maps, (B, N, N), each times its weight, (B, depth, heads).
 
-    The weights depend on the last block, so no map can be added when its block computes it. All maps would take
-    depth × heads × N² numbers; instead queries and keys are kept, 2 C N a block, and each map is computed again in a
-    buffer that fits a processor's cache: about a fifth of the trunk's time. The backward pass does the same.
-
-    Args:
-        queries: of each block, (B, heads, N, d).
-        keys: likewise.
-        weights: (B, depth, heads).
+    The weights depend on the last block, so no map can be added when its block computes it. All maps would take depth ×
+    heads × N² numbers; instead queries and keys, (B, heads, N, d) of each block, are kept, and each map is computed
+    again in a small buffer: about a fifth of the trunk's time. The backward pass does the same.
     """
     with torch.autocast(weights.device.type, enabled=False):  # it would lose small attention
         mean: Tensor = _MeanAttention.apply(weights.float(), *queries, *keys)
@@ -101,21 +96,15 @@ def _maps(queries_and_keys: Sequence[Tensor]) -> Iterator[tuple[int, int, Tensor
 
 @dataclass(frozen=True)
 class _CamSteps:
-    """From evidence to the fine CAM; each (B, K, h, w).
+    """From evidence to the fine CAM; each (B, K, h, w)."""
 
-    Attributes:
-        coarse_logits: signed class evidence of the patch tokens.
-        cam: its positive part times the class tokens' attention to the place.
-        fine_cam: the CAM after one step along the patches' attention to each other.
-    """
-
-    coarse_logits: Tensor
-    cam: Tensor
-    fine_cam: Tensor
+    coarse_logits: Tensor  # signed class evidence of the patch tokens
+    cam: Tensor  # its positive part times the class tokens' attention
+    fine_cam: Tensor  # after one step along the patches' attention
 
 
 @dataclass(frozen=True)
-class ClassifierLogits:
+class _ClassifierLogits:
     """Classification logits of the class tokens, the coarse evidence and the fine CAM, (B, K) each."""
 
     class_token: Tensor
@@ -124,13 +113,7 @@ class ClassifierLogits:
 
 
 class WeakTrGenerator(ClassTokenTransformer, MaskGenerator):
-    """WeakTr as a mask generator; only its head and its fusion learn from masks, never the trunk.
-
-    Args:
-        sizes: of the network.
-        classes: K.
-        mean, std: of the input normalization, per RGB channel.
-    """
+    """WeakTr as a mask generator; only its head and its fusion learn from masks, never the trunk."""
 
     def __init__(
         self,
@@ -182,7 +165,7 @@ class WeakTrGenerator(ClassTokenTransformer, MaskGenerator):
             patches, attention = torch.tensor_split(features.float(), [self.sizes.width], dim=1)
             return self._steps(self.head(patches), attention)
 
-    def classifier_logits(self, images: Tensor) -> ClassifierLogits:
+    def classifier_logits(self, images: Tensor) -> _ClassifierLogits:
         """Classify images in [0, 1], (B, 3, H, W), for pre-training.
 
         Trunk and head learn from the first two logits, the fusion alone from the fine CAM's, as in the public WeakTr.
@@ -193,7 +176,7 @@ class WeakTrGenerator(ClassTokenTransformer, MaskGenerator):
             patches = encoded.tokens[:, self.class_tokens :].transpose(1, 2).float()
             coarse = self.head(torch.unflatten(patches, 2, encoded.grid))
             steps = self._steps(coarse.detach(), features[:, self.sizes.width :])
-        return ClassifierLogits(
+        return _ClassifierLogits(
             class_token=encoded.tokens[:, : self.classes].mean(dim=2),
             coarse=coarse.mean(dim=(2, 3)),
             fine=steps.fine_cam.mean(dim=(2, 3)),
@@ -214,7 +197,7 @@ class WeakTrGenerator(ClassTokenTransformer, MaskGenerator):
 
     def _fuse(self, encoded: Encoded) -> Tensor:
         weights = self.adaptive_attention_fusion(encoded.pooled)
-        attention = mean_attention(encoded.queries, encoded.keys, weights)
+        attention = _mean_attention(encoded.queries, encoded.keys, weights)
         patches = encoded.tokens[:, self.class_tokens :].transpose(1, 2)
         to_patches = attention[:, :, self.class_tokens :]
         of_classes, of_patches = to_patches[:, : self.classes], to_patches[:, self.class_tokens :]

@@ -6,7 +6,7 @@ Free of torch unless a predictor is given. Interrupted, it continues where it st
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -38,19 +38,12 @@ Made: TypeAlias = dict[str, Any] | ImageError
 
 @dataclass(frozen=True)
 class MaskJob:
-    """What is done to each image.
+    """How and where masks are made."""
 
-    Attributes:
-        output: the mask folder.
-        options: from ``predictor.options``.
-        save_scores: also write the scores.
-        classes: that samples' channels count: the bundle's, then zero-shot classes; None for the bundle's alone.
-    """
-
-    output: Path
-    options: MaskOptions
+    output: Path  # the mask folder
+    options: MaskOptions  # from ``predictor.options``
     save_scores: bool
-    classes: ClassList | None = None
+    classes: ClassList | None = None  # the bundle's and zero-shot ones, if any
 
 
 def make_pseudo_masks(
@@ -63,16 +56,10 @@ def make_pseudo_masks(
 ) -> Outcome:
     """Make the masks of all labeled samples that have none yet; see ``models.data.mask_folder`` for the files.
 
-    Args:
-        info: of the bundle that makes the masks.
-        samples: images with their labels.
-        job: how and where.
-        make: writes samples' masks and yields their records, in their order.
-        on_image: called after each image.
+    ``make`` writes samples' masks and yields their records, in order.
 
     Raises:
         ValueError: if the folder holds masks of another model or other options.
-        OSError: if it cannot be written.
     """
     classes = job.classes or info.classes
     settings = mask_settings(
@@ -101,13 +88,7 @@ def make_here(predictor: Predictor, job: MaskJob, samples: Iterable[Sample]) -> 
 def make_in_processes(
     load: Callable[[], Predictor], job: MaskJob, samples: Iterable[Sample], *, processes: int
 ) -> Iterator[Made]:
-    """Make masks in new processes, each with a predictor of its own; in the samples' order.
-
-    Args:
-        load: makes the predictor, and can be pickled.
-        job: how and where.
-        samples: labeled images.
-        processes: how many; as many as there are devices or cores to keep busy.
+    """Make masks in new processes, in the samples' order; each loads a predictor by ``load``, which can be pickled.
 
     Raises:
         ChildProcessError: if one of them dies.
@@ -162,11 +143,7 @@ def _write(
 
 
 def stored_classes(folder: Path, info: BundleInfo) -> ClassList:
-    """Return the classes of a folder's masks: the bundle's, then zero-shot classes as its records number them.
-
-    Raises:
-        ValueError: if one of these is the bundle's as well.
-    """
+    """Return the classes of a folder's masks: the bundle's, then zero-shot classes as its records number them."""
     opened = {
         each["index"]: each["name"]
         for record in read_results(folder / RESULTS).values()
@@ -197,29 +174,22 @@ def stored_samples(folder: Path, info: BundleInfo) -> list[Sample]:
     if not records:
         raise ValueError(f"expected results of make-pseudo-masks in {folder}, got none")
     classes = stored_classes(folder, info)
-    return [_sample(record, classes) for record in records.values()]
-
-
-def _sample(record: Mapping[str, Any], classes: ClassList) -> Sample:
-    channels = sorted(classes.channel(each["name"]) for each in record["classes"])
-    return Sample(Path(record["image"]), tuple(channels), folder=Path())
+    return [
+        Sample(
+            Path(record["image"]),
+            tuple(sorted(classes.channel(each["name"]) for each in record["classes"])),
+            folder=Path(),
+        )
+        for record in records.values()
+    ]
 
 
 def redecide(
     folder: Path, info: BundleInfo, job: MaskJob, samples: Iterable[Sample]
 ) -> Iterator[Made]:
-    """Write masks that equal a fresh run's with the job's options, byte by byte, without the model.
+    """Write masks that equal a fresh run's with the job's options, byte by byte, from a folder's stored scores.
 
-    Their records have no alignment, which needs CLIP.
-
-    Args:
-        folder: with stored scores.
-        info: of the bundle that made them.
-        job: how and where; the refiner must be the same.
-        samples: from ``stored_samples``.
-
-    Raises:
-        ValueError: if a file of scores is damaged.
+    ``samples`` are from ``stored_samples``; the refiner must be the same. Records have no alignment, which needs CLIP.
     """
     for sample in samples:
         maps = read_soft_maps(scores_path(folder, sample.stem))

@@ -33,38 +33,23 @@ Propose = Callable[[Tensor], Regions]
 
 
 @dataclass(frozen=True)
-class RefinerInputs:
-    """Network outputs that the refiners of one image need; None where none does.
+class _RefinerInputs:
+    """Network outputs that the refiners of one image need; None where none does."""
 
-    Attributes:
-        features: the mask generator's, one row; see ``MaskGenerator``.
-        regions: the proposals of a network; also None where the bundle has none.
-    """
-
-    features: Tensor | None
-    regions: Regions | None
+    features: Tensor | None  # the mask generator's, one row
+    regions: Regions | None  # a network's proposals
 
 
 @dataclass(frozen=True)
 class ForwardOutput:
-    """The networks' output for one image.
+    """The networks' output for one image."""
 
-    Attributes:
-        source: the image as given, with its options.
-        working: the image at working size, (1, 3, H, W) in [0, 1].
-        classes: that may be in its label map, n, in channel order.
-        maps: their CAMs in [0, 1], or their shares of ``total``, (n, H, W).
-        total: a segmenter's probability of the classes and the background, (H, W); None beside CAMs.
-        refiner_inputs: see RefinerInputs.
-        zero_shot: class text embeddings, (D,), of the classes that the bundle was not trained on, by name.
-    """
-
-    source: LabeledImage | UnlabeledImage
-    working: Tensor
-    classes: tuple[ClassInfo, ...]
-    maps: Tensor
-    total: Tensor | None
-    refiner_inputs: RefinerInputs
+    source: LabeledImage | UnlabeledImage  # as given, with its options
+    working: Tensor  # the image at working size, (1, 3, H, W) in [0, 1]
+    classes: tuple[ClassInfo, ...]  # that may be in its label map, n
+    maps: Tensor  # CAMs in [0, 1], or shares of ``total``, (n, H, W)
+    total: Tensor | None  # a segmenter's probability of classes and background, (H, W)
+    refiner_inputs: _RefinerInputs
     zero_shot: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -82,13 +67,13 @@ def forward_cam(
     names = sorted({one.name for classes in chosen for one in classes if not known.knows(one.name)})
     zero_shot = {name: vocabulary.zero_shot_class(name) for name in names}
     inference = bundle.info.inference
-    working = resize_to_grid(
+    working = _resize_to_grid(
         [each.image for each in batch], inference.image_size, device=bundle.class_text.device
     )
     widened: MaskGenerator | WidenedGenerator = bundle.generator
     if zero_shot:
         widened = WidenedGenerator(bundle.generator, [*zero_shot.values()])
-    generator = CachingGenerator(widened, size=(working.shape[-2], working.shape[-1]))
+    generator = _CachingGenerator(widened, size=(working.shape[-2], working.shape[-1]))
     cams = multi_scale_cams(
         generator,
         working,
@@ -126,7 +111,7 @@ def forward_segmenter(
 ) -> list[ForwardOutput]:
     """Segment images of one working size; see ``Predictor.forward_segmenter``."""
     device = bundle.class_text.device
-    working = resize_to_grid([each.image for each in batch], settings.image_size, device=device)
+    working = _resize_to_grid([each.image for each in batch], settings.image_size, device=device)
     probabilities = segment_images(
         segmenter,
         working,
@@ -151,15 +136,10 @@ def forward_segmenter(
     return outputs
 
 
-def resize_to_grid(
+def _resize_to_grid(
     images: Sequence[NDArray[np.uint8]], longer_side: int, *, device: torch.device
 ) -> Tensor:
-    """Resize images to the size that networks and refinement work on, (B, 3, H, W) in [0, 1].
-
-    Args:
-        images: RGB in the upright frame, (H, W, 3) each.
-        longer_side: in pixels.
-        device: of the result.
+    """Resize RGB images, (H, W, 3) each, to the size that networks work on, (B, 3, H, W) in [0, 1].
 
     Raises:
         ValueError: if there are none, one has another form, or their sizes differ.
@@ -172,13 +152,8 @@ def resize_to_grid(
     return torch.from_numpy(np.stack(small)).to(device).permute(0, 3, 1, 2).float() / 255
 
 
-class CachingGenerator:
-    """A mask generator that keeps the features of one batch, which an affinity would compute again.
-
-    Args:
-        generator: the mask generator.
-        size: (H, W) of the images whose features are kept; other scales' are not.
-    """
+class _CachingGenerator:
+    """A mask generator that keeps one batch's features of images of a size, which an affinity would compute again."""
 
     def __init__(
         self, generator: MaskGenerator | WidenedGenerator, *, size: tuple[int, int]
@@ -206,12 +181,12 @@ def _refiner_inputs(
     *,
     features: Callable[[Tensor], Tensor],
     propose: Propose | None,
-) -> list[RefinerInputs]:
+) -> list[_RefinerInputs]:
     """The network outputs that the refiners of a batch's images need."""
     chains = [set(parse_chain(each.options.refine)) for each in batch]
     rows = features(working).float() if any(chain & NEED_FEATURES for chain in chains) else None
     return [
-        RefinerInputs(
+        _RefinerInputs(
             features=rows[number, None] if rows is not None and chain & NEED_FEATURES else None,
             regions=propose(working[number]) if propose and chain & NEED_REGIONS else None,
         )

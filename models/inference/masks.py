@@ -40,25 +40,15 @@ def ignore_progress(stage: str, fraction: float) -> None:
 class MaskOptions:
     """How scores are refined and become a label map.
 
-    The background's score is a constant, or a power of what the best class leaves, or (with neither, as for
-    segmenters) what all classes leave, 1 - sum.
-
-    Attributes:
-        refine: refiner chain, "none" for no refinement.
-        min_confidence: less confident pixels become 255, in [0, 1).
-        background_threshold: the background's score everywhere, in (0, 1).
-        background_power: p of the background's score (1 - max)^p, in (0, 10].
-        class_thresholds: by class name, the background's score against that class.
-
-    Raises:
-        ValueError: if a number is out of range, or both background rules are given.
+    The background's score is a constant, or a power of what the best class leaves, or (with neither, as for segmenters)
+    what all classes leave, 1 - sum. ValueError if a number is out of range, or both rules are given.
     """
 
-    refine: str
-    min_confidence: float
-    background_threshold: float | None = None
-    background_power: float | None = None
-    class_thresholds: Mapping[str, float] = field(default_factory=dict)
+    refine: str  # refiner chain, "none" for no refinement
+    min_confidence: float  # less confident pixels become 255, in [0, 1)
+    background_threshold: float | None = None  # constant score, in (0, 1)
+    background_power: float | None = None  # p of (1 - max)^p, in (0, 10]
+    class_thresholds: Mapping[str, float] = field(default_factory=dict)  # constants, by class name
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_confidence < 1:
@@ -92,11 +82,7 @@ def fill_defaults(
     background_power: float | None = None,
     min_confidence: float | None = None,
 ) -> MaskOptions:
-    """Return a request's options; None takes the default. A given background rule replaces all of the default's.
-
-    Raises:
-        ValueError: if the refiner is unknown or a number is out of range.
-    """
+    """Return a request's options; None takes the default. A given background rule replaces all of the default's."""
     parse_chain(defaults.refine if refine is None else refine)
     own_background = background_threshold is not None or background_power is not None
     return MaskOptions(
@@ -112,57 +98,34 @@ def fill_defaults(
 
 @dataclass(frozen=True)
 class LabeledImage:
-    """An image with its image-level labels.
+    """An image with its image-level labels."""
 
-    Attributes:
-        image: RGB in the upright frame, (H, W, 3).
-        labels: names or synonyms of the classes in it.
-        options: from ``Predictor.options``.
-        classes: that labels may name: the bundle's, with zero-shot ones after them; None for the bundle's alone.
-    """
-
-    image: NDArray[np.uint8]
-    labels: Sequence[str]
-    options: MaskOptions
-    classes: ClassList | None = None
+    image: NDArray[np.uint8]  # RGB in the upright frame, (H, W, 3)
+    labels: Sequence[str]  # names or synonyms of the classes in it
+    options: MaskOptions  # from ``Predictor.options``
+    classes: ClassList | None = None  # the bundle's and zero-shot ones, if any
 
 
 @dataclass(frozen=True)
 class UnlabeledImage:
-    """An image for the segmenter.
+    """An image for the segmenter."""
 
-    Attributes:
-        image: RGB in the upright frame, (H, W, 3).
-        options: from ``Predictor.segment_options``.
-    """
-
-    image: NDArray[np.uint8]
-    options: MaskOptions
+    image: NDArray[np.uint8]  # RGB in the upright frame, (H, W, 3)
+    options: MaskOptions  # from ``Predictor.segment_options``
 
 
 @dataclass(frozen=True)
 class ClassResult:
-    """The result for one class.
+    """The result for one class; without a pixel its confidence, alignment and box are None."""
 
-    Attributes:
-        index: in the label map.
-        name: canonical.
-        area: share of the image's pixels, in [0, 1].
-        confidence: mean over its pixels, in (0, 1]; None if it has none.
-        alignment_class: cosine of the masked region to the class text; None without pixels or without CLIP.
-        alignment_background: cosine of the masked region to the learned background prompt; likewise.
-        box: left, top, right, bottom in pixels, right and bottom exclusive; None if it has no pixel.
-        zero_shot: whether the model was not trained on it, and CLIP's text alone gives its CAM.
-    """
-
-    index: int
+    index: int  # in the label map
     name: str
-    area: float
-    confidence: float | None = None
-    alignment_class: float | None = None
-    alignment_background: float | None = None
-    box: tuple[int, int, int, int] | None = None
-    zero_shot: bool = False
+    area: float  # share of the image's pixels, in [0, 1]
+    confidence: float | None = None  # mean over its pixels, in (0, 1]
+    alignment_class: float | None = None  # cosine of its region to the class text
+    alignment_background: float | None = None  # and to the background prompt
+    box: tuple[int, int, int, int] | None = None  # left, top, right, bottom; last two exclusive
+    zero_shot: bool = False  # its CAM is of CLIP's text alone
 
     def __str__(self) -> str:
         """Return it as a line for a person."""
@@ -174,44 +137,26 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """A label map with its scores and statistics.
+    """A label map with its scores and statistics."""
 
-    Attributes:
-        label_map: class index per pixel, (H, W) uint8, in the image's own size.
-        confidence: per pixel, (H, W) float16.
-        scores: refined soft maps of the classes, (n, h, w) float16, before any threshold.
-        cams: their CAMs before refinement on the mask generator's grid, (n, h', w') float16; None from a segmenter.
-        classes: one result a class, in channel order, as scores and cams.
-        ignored: share of pixels that are 255, in [0, 1].
-        background: the background's own soft map, (h, w) float16; None with a constant or a power instead.
-    """
-
-    label_map: NDArray[np.uint8]
-    confidence: NDArray[np.float16]
-    scores: NDArray[np.float16]
-    cams: NDArray[np.float16] | None
-    classes: tuple[ClassResult, ...]
-    ignored: float
-    background: NDArray[np.float16] | None = None
+    label_map: NDArray[np.uint8]  # class index per pixel, (H, W)
+    confidence: NDArray[np.float16]  # per pixel, (H, W)
+    scores: NDArray[np.float16]  # refined soft maps, (n, h, w), before any threshold
+    cams: NDArray[np.float16] | None  # before refinement, (n, h', w'); None from a segmenter
+    classes: tuple[ClassResult, ...]  # in the order of the scores
+    ignored: float  # share of pixels that are 255, in [0, 1]
+    background: NDArray[np.float16] | None = None  # its own soft map, (h, w), from a segmenter
 
 
 @dataclass(frozen=True)
 class SoftMaps:
-    """The input of a decision, as it is stored.
+    """The input of a decision, as it is stored."""
 
-    Attributes:
-        scores: refined soft maps in [0, 1], (n, h, w) float16; n may be 0.
-        indices: the classes' values in label maps, (n,).
-        names: the classes' names.
-        size: (H, W) of the image in pixels.
-        background: the background's own map, (h, w) float16, if it has one.
-    """
-
-    scores: NDArray[np.float16]
-    indices: NDArray[np.int64]
+    scores: NDArray[np.float16]  # refined, in [0, 1], (n, h, w); n may be 0
+    indices: NDArray[np.int64]  # the classes' values in label maps, (n,)
     names: tuple[str, ...]
-    size: tuple[int, int]
-    background: NDArray[np.float16] | None = None
+    size: tuple[int, int]  # (H, W) of the image in pixels
+    background: NDArray[np.float16] | None = None  # its own map, (h, w), if it has one
 
     def __post_init__(self) -> None:
         shape, count = self.scores.shape, len(self.names)
@@ -221,15 +166,10 @@ class SoftMaps:
 
 @dataclass(frozen=True)
 class Decision:
-    """A label map and its confidence.
+    """A label map and its confidence."""
 
-    Attributes:
-        label_map: class index per pixel, 0 background, 255 ignore, (H, W) uint8.
-        confidence: the winner's share of all scores at a pixel, in [0, 1], (H, W) float16.
-    """
-
-    label_map: NDArray[np.uint8]
-    confidence: NDArray[np.float16]
+    label_map: NDArray[np.uint8]  # (H, W), 0 background, 255 ignore
+    confidence: NDArray[np.float16]  # the winner's share of a pixel's scores, (H, W)
 
     @property
     def ignored(self) -> float:
@@ -346,13 +286,13 @@ def estimate_thresholds(
             counts[name] += np.histogram(scores, bins=_BINS, range=(0, 1))[0]
             photos[name] += 1
     return {
-        name: float(np.clip(otsu(counts[name]), _LOWEST, _HIGHEST))
+        name: float(np.clip(_otsu(counts[name]), _LOWEST, _HIGHEST))
         for name in sorted(counts)
         if photos[name] >= min_photos
     }
 
 
-def otsu(histogram: NDArray[np.int64]) -> float:
+def _otsu(histogram: NDArray[np.int64]) -> float:
     """Return the value in (0, 1) that splits a histogram over [0, 1] with the largest variance between both sides.
 
     Several equally good values give their mean; a histogram with one filled bin gives its upper edge.

@@ -37,21 +37,11 @@ def multi_scale_cams(
     """Sum the CAMs of several scales, with and without flip, at the images' size; then min-max per class.
 
     Method of SemPLeS and its predecessors: bicubic images, bilinear CAMs (corners not aligned), unflipped, summed.
-    All images of a scale, straight and mirrored, go through the generator at once; only present classes are upsampled.
-
-    Args:
-        generator: the mask generator, (B, 3, H, W) → (B, K, h, w).
-        images: in [0, 1], (B, 3, H, W).
-        present: (image, class) index pairs, (N, 2) int64.
-        scales: relative to the images' size; sides are rounded to multiples of 32.
-        flip: add the mirrored image's CAMs.
-        on_scale: called before each scale with the share done so far; what it raises stops the work.
+    Images are (B, 3, H, W) in [0, 1], ``present`` are (image, class) index pairs, (N, 2), scales are relative to the
+    images' size. ``on_scale`` is called before each scale with the share done; what it raises stops the work.
 
     Returns:
         CAMs in [0, 1], (N, H, W), in the order of the pairs; a class without any evidence is 0 everywhere.
-
-    Raises:
-        ValueError: if there is no scale.
     """
     if not scales:
         raise ValueError("expected at least one scale, got none")
@@ -103,22 +93,13 @@ def segment_images(
     window: int | None,
     on_scale: Callable[[float], None] = lambda _: None,
 ) -> Tensor:
-    """Average a segmenter's probabilities over scales, with and without flip.
+    """Average a segmenter's probabilities over scales, with and without flip; arguments as of ``multi_scale_cams``.
 
-    Args:
-        segmenter: images (B, 3, H, W) → probabilities (B, K + 1, h, w).
-        images: in [0, 1], (B, 3, H, W), sides multiples of 32.
-        scales: relative to the images' size; sides are rounded to multiples of 32.
-        flip: add the mirrored image's probabilities.
-        window: side of the windows in pixels, for scaled images that exceed it; None for no windows.
-        on_scale: called before each scale with the share done so far; what it raises stops the work.
+    Scaled images that exceed ``window`` pixels are segmented in overlapping windows of that side.
 
     Returns:
-        Probabilities, background first; they sum to 1 over the channels. (B, K + 1, H, W), or on the segmenter's grid,
-        (B, K + 1, h, w), with one scale, the images' own, and no windows: later work costs far less there.
-
-    Raises:
-        ValueError: if there is no scale.
+        Probabilities, background first, (B, K + 1, H, W), or on the segmenter's grid, (B, K + 1, h, w), with one scale,
+            the images' own, and no windows: later work costs far less there.
     """
     if not scales:
         raise ValueError("expected at least one scale, got none")
@@ -182,14 +163,9 @@ def argmax_classes(probabilities: Tensor) -> Tensor:
 
 
 def upsampled_argmax_classes(probabilities: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Upsample probabilities and keep the classes that are the best somewhere.
+    """Upsample probabilities, (1, K + 1, h, w), and keep the classes that are the best somewhere.
 
-    Args:
-        probabilities: background first, (1, K + 1, h, w).
-        size: (H, W).
-
-    Returns:
-        Their channels, (n,), and the upsampled maps of the background and of these classes, (1, n + 1, H, W).
+    Returns their channels, (n,), and the maps of the background and of these classes, (1, n + 1, H, W).
     """
     if probabilities.shape[-2:] == size:
         best = argmax_classes(probabilities)

@@ -23,16 +23,11 @@ class ClosedVocabularyError(ValueError):
 
 
 @dataclass(frozen=True)
-class ZeroShotClass:
-    """A label as CLIP reads it.
+class _ZeroShotClass:
+    """A label as CLIP reads it."""
 
-    Attributes:
-        text: embedding of its class text, (D,), L2-normalized.
-        row: weights of the head, (C,).
-    """
-
-    text: Tensor
-    row: Tensor
+    text: Tensor  # embedding of its class text, (D,), L2-normalized
+    row: Tensor  # weights of the head, (C,)
 
 
 class OpenVocabulary:
@@ -42,15 +37,11 @@ class OpenVocabulary:
         self._bundle = bundle
         self._cached = lru_cache(maxsize=_CACHE_SIZE)(self._compute)
 
-    def zero_shot_class(self, name: str) -> ZeroShotClass:
-        """Return the zero-shot class of a name from ``models.data.classes.open_name``.
-
-        Raises:
-            ClosedVocabularyError: if the bundle has no text tower.
-        """
+    def zero_shot_class(self, name: str) -> _ZeroShotClass:
+        """Return the class of a name from ``open_name``; ClosedVocabularyError if the bundle has no text tower."""
         return self._cached(name)
 
-    def _compute(self, name: str) -> ZeroShotClass:
+    def _compute(self, name: str) -> _ZeroShotClass:
         text_tower, image_tower = self._bundle.text_tower, self._bundle.image_tower
         if text_tower is None or image_tower is None:
             info = self._bundle.info
@@ -59,18 +50,13 @@ class OpenVocabulary:
             )
         with torch.autocast(self._bundle.class_text.device.type, enabled=False):
             text = text_tower.embed_classes([name])
-            return ZeroShotClass(text[0], text_initialized_head(image_tower, text)[0])
+            return _ZeroShotClass(text[0], text_initialized_head(image_tower, text)[0])
 
 
 class WidenedGenerator:
-    """A convolutional mask generator with channels of zero-shot classes after its own, which do not change.
+    """A convolutional mask generator with channels of zero-shot classes after its own, which do not change."""
 
-    Args:
-        generator: its features are (B, C, h, w).
-        classes: one or more.
-    """
-
-    def __init__(self, generator: MaskGenerator, classes: Sequence[ZeroShotClass]) -> None:
+    def __init__(self, generator: MaskGenerator, classes: Sequence[_ZeroShotClass]) -> None:
         self._generator = generator
         self._rows = torch.stack([each.row for each in classes])[:, :, None, None]
 

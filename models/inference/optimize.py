@@ -25,11 +25,7 @@ _SIDE = 128  # of the image that shows which modules read which outputs
 
 
 def autocast(precision: str, *, device: torch.device) -> torch.autocast:
-    """Return a context in which networks compute in a precision, where that is safe; weights stay float32.
-
-    Raises:
-        ValueError: if the precision is not in PRECISIONS.
-    """
+    """Return a context in which networks compute in a precision, where that is safe; weights stay float32."""
     if precision not in PRECISIONS:
         raise ValueError(f"expected a precision of {', '.join(PRECISIONS)}, got {precision!r}")
     lower = precision != "float32"
@@ -39,34 +35,27 @@ def autocast(precision: str, *, device: torch.device) -> torch.autocast:
 
 
 def fuse_batch_norms(bundle: Bundle) -> Bundle:
-    """Return a bundle whose networks are fused; see ``fuse_network``."""
+    """Return a bundle whose networks are fused; see ``_fuse_network``."""
     device = bundle.class_text.device
     image = torch.linspace(0, 1, 3 * _SIDE**2, device=device).view(1, 3, _SIDE, _SIDE)
     tower, segmenter = bundle.image_tower, bundle.segmenter
     if tower is not None:
         resized = nn.functional.interpolate(image, size=tower.input_size)
-        tower = fuse_network(tower, lambda network: network.embed_images(resized))
+        tower = _fuse_network(tower, lambda network: network.embed_images(resized))
     if segmenter is not None:
-        segmenter = fuse_network(segmenter, lambda network: network(image))
-    generator = fuse_network(bundle.generator, lambda network: network(image))
+        segmenter = _fuse_network(segmenter, lambda network: network(image))
+    generator = _fuse_network(bundle.generator, lambda network: network(image))
     return replace(bundle, generator=generator, image_tower=tower, segmenter=segmenter)
 
 
 @torch.no_grad()
-def fuse_network(network: _Network, run: Callable[[_Network], Tensor]) -> _Network:
-    """Return a network with the same output but for rounding, and with batch norms fused into convolutions.
+def _fuse_network(network: _Network, run: Callable[[_Network], Tensor]) -> _Network:
+    """Return a copy with the same output but for rounding, and with batch norms fused into convolutions.
 
-    In evaluation mode a batch norm scales and shifts each channel by constants, which the weights of the convolution
-    before it can do as well. A batch norm is fused if a run shows that it is the only module that reads a
-    convolution's output. If the copy's output differs, since something other than a module reads it too, it is dropped.
-    (torch.fx's own ``fuse`` cannot trace timm's networks with "same" padding or ``features_only``.)
-
-    Args:
-        network: in evaluation mode; not changed.
-        run: sends an image through a network.
-
-    Returns:
-        A copy; the network itself if nothing can be fused.
+    In evaluation mode a batch norm scales and shifts each channel by constants, as a convolution's weights can. A batch
+    norm is fused if ``run``, which sends an image through a network, shows that it is the only module that reads a
+    convolution's output. Returns the network itself if nothing can be fused or the copy's output differs. (torch.fx's
+    ``fuse`` cannot trace timm's networks with "same" padding or ``features_only``.)
     """
     if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
         return network

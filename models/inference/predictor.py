@@ -13,11 +13,7 @@ from models.bundle.bundle import Bundle
 from models.bundle.manifest import BundleInfo
 from models.config import SegmentConfig
 from models.data.classes import ClassList
-from models.inference.forward import (
-    ForwardOutput,
-    forward_cam,
-    forward_segmenter,
-)
+from models.inference.forward import ForwardOutput, forward_cam, forward_segmenter
 from models.inference.masks import (
     CannotSegmentError,
     LabeledImage,
@@ -39,15 +35,10 @@ __all__ = ["CannotSegmentError", "ForwardOutput", "LabeledImage", "Predictor", "
 
 
 class Predictor:
-    """A bundle's networks, ready to segment.
+    """A bundle's networks on its device, ready to segment, in a precision of ``PRECISIONS``.
 
-    Work has two halves. ``forward_cam`` and ``forward_segmenter`` run the networks on a batch, in one thread at a time.
-    ``postprocess`` does the rest for one image, in any thread, also while the next batch is in the networks.
-    ``pseudo_masks`` and ``segments`` are both halves in sequence.
-
-    Args:
-        bundle: its tensors' device is where the work is done.
-        precision: in which the mask generator and the segmenter compute, a name in ``PRECISIONS``.
+    ``forward_cam`` and ``forward_segmenter`` run the networks on a batch, in one thread at a time. ``postprocess`` does
+    the rest for one image, in any thread. ``pseudo_masks`` and ``segments`` do both in sequence.
 
     Raises:
         ValueError: if the precision is unknown, or the bundle needs a SAM that cannot be loaded.
@@ -88,12 +79,7 @@ class Predictor:
     def segment_options(
         self, *, refine: str | None = None, min_confidence: float | None = None
     ) -> MaskOptions:
-        """Fill in the bundle's defaults for segmenting without labels.
-
-        Raises:
-            CannotSegmentError: if the bundle has no segmenter.
-            ValueError: if the refiner is unknown or a number is out of range.
-        """
+        """Fill in the bundle's defaults for segmenting; CannotSegmentError if it has no segmenter."""
         return fill_defaults(
             self.info.segment_options, refine=refine, min_confidence=min_confidence
         )
@@ -103,11 +89,7 @@ class Predictor:
         return grid_size(height, width, longer_side=self.info.inference.image_size)
 
     def segment_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the (H, W) at which the segmenter sees an image; only equal ones share a batch.
-
-        Raises:
-            CannotSegmentError: if the bundle has no segmenter.
-        """
+        """Return the (H, W) at which the segmenter sees an image; only equal ones share a batch."""
         _, settings = self._segmenter()
         return grid_size(height, width, longer_side=settings.image_size)
 
@@ -127,21 +109,14 @@ class Predictor:
     def pseudo_masks(
         self, batch: Sequence[LabeledImage], *, on_progress: OnProgress = ignore_progress
     ) -> list[Segmentation]:
-        """Segment the labeled classes of several images: one pass through the mask generator for each scale.
-
-        An image alone gives the same but for rounding. Arguments and errors are those of ``forward_cam``.
-        """
+        """Segment the labeled classes of several images; an image alone gives the same but for rounding."""
         return self._postprocess_all(self.forward_cam(batch, on_progress=on_progress), on_progress)
 
     @torch.inference_mode()
     def forward_cam(
         self, batch: Sequence[LabeledImage], *, on_progress: OnProgress = ignore_progress
     ) -> list[ForwardOutput]:
-        """Run the networks for ``pseudo_masks``; one thread at a time.
-
-        Args:
-            batch: images of equal ``working_size``.
-            on_progress: see ``OnProgress``.
+        """Run the networks for ``pseudo_masks`` on images of equal ``working_size``; one thread at a time.
 
         Raises:
             UnknownLabelError: if a label is not known.
@@ -170,10 +145,9 @@ class Predictor:
     def segments(
         self, batch: Sequence[UnlabeledImage], *, on_progress: OnProgress = ignore_progress
     ) -> list[Segmentation]:
-        """Segment several images at once with the segmenter, without labels.
+        """Segment several images at once, without labels; an image alone gives the same but for rounding.
 
         A result's classes are those that are the best somewhere; their scores are the segmenter's probabilities.
-        An image alone gives the same but for rounding. Arguments and errors are those of ``forward_segmenter``.
         """
         outputs = self.forward_segmenter(batch, on_progress=on_progress)
         return self._postprocess_all(outputs, on_progress)
@@ -182,11 +156,7 @@ class Predictor:
     def forward_segmenter(
         self, batch: Sequence[UnlabeledImage], *, on_progress: OnProgress = ignore_progress
     ) -> list[ForwardOutput]:
-        """Run the networks for ``segments``; one thread at a time.
-
-        Args:
-            batch: images of equal ``segment_size``.
-            on_progress: see ``OnProgress``.
+        """Run the networks for ``segments`` on images of equal ``segment_size``; one thread at a time.
 
         Raises:
             CannotSegmentError: if the bundle has no segmenter.

@@ -39,8 +39,7 @@ def parse_chain(chain: str) -> tuple[str, ...]:
     """Split ``"a+b"`` into the names of the refiners to run, first to last; empty for ``"none"``.
 
     Raises:
-        ValueError: for an unknown or empty name, for ``"none"`` beside another name, and for a
-            repeated name (so a request cannot ask for a thousand passes).
+        ValueError: for an unknown or repeated name, and for ``"none"`` beside another name.
     """
     if chain == NO_REFINER:
         return ()
@@ -58,38 +57,21 @@ class Refiner(Protocol):
     """A deterministic function of an image and its scores."""
 
     def __call__(self, image: Tensor, scores: Tensor) -> Tensor:
-        """Refine the scores along the image's edges.
+        """Refine scores of the foreground classes, (B, C, H, W) in [0, 1], along the edges of images, (B, 3, H, W).
 
-        Args:
-            image: (B, 3, H, W) in [0, 1].
-            scores: of the foreground classes, (B, C, H, W) in [0, 1], floating point, on the image's device.
-
-        Returns:
-            (B, C, H, W), of the scores' dtype and device; each item independent of the batch.
-
-        Raises:
-            ValueError: if the shapes do not fit together.
+        The result has the scores' shape, dtype and device; each item is independent of the batch.
         """
         ...
 
 
 @dataclass(frozen=True)
 class RefinerContext:
-    """Other inputs of refiners, beside image and scores.
+    """Other inputs of refiners, beside image and scores."""
 
-    Attributes:
-        affinity: images (B, 3, H, W) → the mask generator's affinity of places of a coarse grid, (B, h, w, h, w),
-            not negative.
-        background: scores (C, H, W) → the background's score, (H, W).
-        proposals: image (3, H, W) → regions that probably belong together.
-        rescale: flattened maps and the original ones, (C, H, W) both → maps: CAMs get their range back, probabilities
-            do not.
-    """
-
-    affinity: Callable[[Tensor], Tensor]
-    background: Callable[[Tensor], Tensor]
-    proposals: Callable[[Tensor], Regions]
-    rescale: Callable[[Tensor, Tensor], Tensor]
+    affinity: Callable[[Tensor], Tensor]  # images (B, 3, H, W) → affinity, (B, h, w, h, w)
+    background: Callable[[Tensor], Tensor]  # scores (C, H, W) → the background's score, (H, W)
+    proposals: Callable[[Tensor], Regions]  # image (3, H, W) → regions
+    rescale: Callable[[Tensor, Tensor], Tensor]  # (maps, original maps) → maps in the range of CAMs
 
 
 @dataclass(frozen=True)
@@ -106,11 +88,7 @@ class Chain:
 
 
 def build_refiner(chain: str, context: RefinerContext) -> Refiner:
-    """Build the refiner that a chain such as ``"pamr"``, ``"a+b"`` or ``"none"`` names.
-
-    Raises:
-        ValueError: as `parse_chain`.
-    """
+    """Build the refiner that a chain such as ``"pamr"``, ``"a+b"`` or ``"none"`` names."""
     return Chain(tuple(_load(REFINERS[name])(context) for name in parse_chain(chain)))
 
 
@@ -120,11 +98,7 @@ def _load(path: str) -> Callable[[RefinerContext], Refiner]:
 
 
 def check_pair(image: Tensor, scores: Tensor) -> None:
-    """Check that scores belong to an image.
-
-    Raises:
-        ValueError: unless the image is (B, 3, H, W) and the scores (B, C, H, W), both floating point.
-    """
+    """Raise ValueError unless an image is (B, 3, H, W) and its scores (B, C, H, W), both floating point."""
     if image.dim() != 4 or image.shape[1] != 3:
         raise ValueError(f"expected an image of shape (B, 3, H, W), got {tuple(image.shape)}")
     batch, _, height, width = image.shape

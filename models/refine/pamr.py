@@ -1,13 +1,9 @@
 """PAMR, pixel-adaptive mask refinement, as ten sparse products that gather nothing.
 
-Araslanov and Roth, *Single-Stage Semantic Segmentation from Image Labels*, CVPR 2020.
-
-An iteration replaces a pixel's scores by the weighted mean of its neighbors', 8 per dilation.
-Gathering those takes a (C, 48, H, W) tensor every time. But a weighted sum of table rows is what an
-embedding bag computes in one fused kernel: the table is the score map with the channels last, a
-bag is one pixel's neighbors, the weights are its affinities. It also keeps the parallel regions
-few, which matters if other processes use the same cores. (Where torch has no FBGEMM, as on ARM,
-the same call is correct but slower.)
+Araslanov and Roth, *Single-Stage Semantic Segmentation from Image Labels*, CVPR 2020. An iteration replaces a pixel's
+scores by the weighted mean of its neighbors', 8 per dilation. Gathering those would take a (C, 48, H, W) tensor; an
+embedding bag computes the weighted sums of the rows of a table, the score map with the channels last, in one fused
+kernel. (Where torch has no FBGEMM, as on ARM, it is correct but slower.)
 """
 
 from collections.abc import Sequence
@@ -29,7 +25,7 @@ _EPSILON = 1e-8
 
 
 @dataclass(frozen=True)
-class Pamr:
+class _Pamr:
     """`pamr` with its parameters, as a `models.refine.Refiner`."""
 
     iterations: int = ITERATIONS
@@ -40,10 +36,10 @@ class Pamr:
         return pamr(image, scores, iterations=self.iterations, dilations=self.dilations)
 
 
-def build(context: RefinerContext) -> Pamr:
+def build(context: RefinerContext) -> _Pamr:
     """Build the refiner."""
     del context
-    return Pamr()
+    return _Pamr()
 
 
 @torch.no_grad()
@@ -54,22 +50,12 @@ def pamr(
     iterations: int = ITERATIONS,
     dilations: Sequence[int] = DILATIONS,
 ) -> Tensor:
-    """Spread scores between neighbors of similar color; no gradient flows through it.
+    """Spread scores, (B, C, H, W), between neighbors of similar color in images, (B, 3, H, W) in [0, 1]; no gradient.
 
-    ``k_ij = softmax_j(-mean_rgb(|I_i - I_j| / (1e-8 + 0.1 std_i)))``, then ``iterations`` times
-    ``scores_i = sum_j k_ij scores_j``, where j runs over the 8 neighbors of i at each dilation
-    (pixels outside repeat the border) and std_i is the unbiased deviation over the 3x3 windows of
-    all dilations. Computed in float32, one image after the other; besides the scores it holds
-    8 bytes per pixel and neighbor, whatever the number of channels.
-
-    Args:
-        image: (B, 3, H, W) in [0, 1].
-        scores: (B, C, H, W), floating point.
-        iterations: how often to spread; 0 returns a copy.
-        dilations: distances of the neighbors, in pixels.
-
-    Returns:
-        (B, C, H, W), dtype and device of the scores.
+    ``iterations`` times ``scores_i = sum_j k_ij scores_j``, with ``k_ij = softmax_j(-mean_rgb(|I_i - I_j| / (1e-8 + 0.1
+    std_i)))``, where j runs over the 8 neighbors of i at each dilation (pixels outside repeat the border) and std_i is
+    the unbiased deviation over the 3x3 windows of all dilations. Computed in float32, one image after the other;
+    besides the scores it holds 8 bytes per pixel and neighbor.
 
     Raises:
         ValueError: if the shapes or the parameters are not as above.
@@ -79,7 +65,7 @@ def pamr(
     if scores.numel() == 0 or iterations == 0:
         return scores.clone()
     refined = torch.empty_like(scores)
-    index = neighbor_index(*scores.shape[2:], dilations=dilations, device=scores.device)
+    index = _neighbor_index(*scores.shape[2:], dilations=dilations, device=scores.device)
     for item in range(len(scores)):
         weights = affinities(image[item].float(), index)
         table = scores[item].float().flatten(1).t().contiguous()
@@ -89,7 +75,7 @@ def pamr(
     return refined
 
 
-def neighbor_index(
+def _neighbor_index(
     height: int, width: int, *, dilations: Sequence[int], device: torch.device
 ) -> Tensor:
     """Number each pixel's neighbors, row by row; outside the image the border is repeated.
@@ -108,21 +94,13 @@ def neighbor_index(
 
 @torch.no_grad()
 def affinities(image: Tensor, index: Tensor, *, chunk: int = _CHUNK) -> Tensor:
-    """Weigh each pixel's neighbors by the similarity of their color.
+    """Weigh each pixel's neighbors, (H * W, J) of ``_neighbor_index``, by the similarity of their color; rows sum to 1.
 
-    The variance is computed in one pass, the softmax without a shift. Among the differences from the pixel, each
-    3x3 window holds its own, which is 0, so that (by Cauchy and Schwarz) at least a ninth of the
-    sum of squares is left when the squared sum is taken off: the one-pass variance cancels nothing
-    away, even where the photo is nearly flat. The mean difference is for the same reason at most
-    3.2 deviations: some neighbor's logit is above -32, and the exponentials need no shift.
-
-    Args:
-        image: (3, H, W) float32 in [0, 1].
-        index: as `neighbor_index` gives for H and W, (H * W, J).
-        chunk: pixels worked on at once; 19 MB of differences at the default and 48 neighbors.
-
-    Returns:
-        (H * W, J) float32, each row summing to 1.
+    The variance is computed in one pass, the softmax without a shift. Each 3x3 window holds the pixel's own difference,
+    which is 0, so that (by Cauchy and Schwarz) at least a ninth of the sum of squares is left when the squared sum is
+    subtracted: nothing cancels, even where the photo is nearly flat. The mean difference is for the same reason at most
+    3.2 deviations: some neighbor's logit is above -32, and the exponentials need no shift. ``chunk`` is the number of
+    pixels at once.
     """
     colors = image.flatten(1)
     neighbors = index.shape[1]

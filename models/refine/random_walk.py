@@ -14,23 +14,19 @@ from torch import Tensor
 
 from models.refine import RefinerContext, check_pair
 
-ROUNDS: Final = 3
-BOX_SHARE: Final = 0.4
+_ROUNDS: Final = 3
+_BOX_SHARE: Final = 0.4
 
 
 @dataclass(frozen=True)
-class RandomWalk:
-    """`walk` on each image's affinity, as a `models.refine.Refiner`.
+class _RandomWalk:
+    """``walk`` on each image's affinity, as a refiner."""
 
-    Attributes:
-        affinity: images (B, 3, H, W) → (B, h, w, h, w), not negative.
-        rescale: see RefinerContext.
-        box_share: evidence stays inside boxes around values above this share of a map's maximum.
-    """
-
-    affinity: Callable[[Tensor], Tensor]
-    rescale: Callable[[Tensor, Tensor], Tensor]
-    box_share: float = BOX_SHARE
+    affinity: Callable[[Tensor], Tensor]  # images (B, 3, H, W) → (B, h, w, h, w), not negative
+    rescale: Callable[[Tensor, Tensor], Tensor]  # see RefinerContext
+    box_share: float = (
+        _BOX_SHARE  # of a map's maximum; evidence stays in boxes around higher values
+    )
 
     def __call__(self, image: Tensor, scores: Tensor) -> Tensor:
         """Refine (B, C, H, W) scores by (B, 3, H, W) images in [0, 1]."""
@@ -45,39 +41,32 @@ class RandomWalk:
         return refined
 
 
-def build(context: RefinerContext) -> RandomWalk:
+def build(context: RefinerContext) -> _RandomWalk:
     """Build the refiner on the context' affinity."""
-    return RandomWalk(context.affinity, context.rescale)
+    return _RandomWalk(context.affinity, context.rescale)
 
 
 @torch.no_grad()
-def walk(scores: Tensor, affinity: Tensor, *, box_share: float = BOX_SHARE) -> Tensor:
-    """Spread scores over the affinity's grid, inside the boxes of the high scores.
+def walk(scores: Tensor, affinity: Tensor, *, box_share: float = _BOX_SHARE) -> Tensor:
+    """Spread scores, (C, H, W), over the affinity's grid, (h, w, h, w), inside the boxes of the high scores.
 
-    Args:
-        scores: (C, H, W) float32, not negative.
-        affinity: (h, w, h, w), not negative.
-        box_share: see RandomWalk.
-
-    Returns:
-        (C, H, W), flatter than before; sums over the classes do not grow.
+    Neither is negative. The result is flatter than the scores; sums over the classes do not grow.
     """
     height, width = affinity.shape[:2]
     coarse = F.interpolate(scores[None], size=(height, width), mode="area")[0]
-    spread = coarse.flatten(1) @ transition(affinity.flatten(2).flatten(0, 1)).t()
+    spread = coarse.flatten(1) @ _transition(affinity.flatten(2).flatten(0, 1)).t()
     kept = spread.view_as(coarse) * boxes(coarse, share=box_share)
     size = (scores.shape[1], scores.shape[2])
     fine: Tensor = F.interpolate(kept[None], size=size, mode="bilinear", align_corners=False)
     return fine[0]
 
 
-def transition(affinity: Tensor, *, rounds: int = ROUNDS) -> Tensor:
-    """Turn an affinity into two steps of a random walk without preferred places.
+def _transition(affinity: Tensor, *, rounds: int = _ROUNDS) -> Tensor:
+    """Turn an affinity, (N, N), not negative, into two steps of a random walk without preferred places; rows sum to 1.
 
     Sinkhorn's normalization of columns, then rows, some rounds; symmetrized; squared. (Lin et al., *CLIP is Also an
-    Efficient Segmenter*, CVPR 2023.) Rows are normalized once more, so that a constant map stays constant.
-
-    A place without affinity, even to itself, keeps its score. (N, N), not negative → (N, N), each row summing to 1.
+    Efficient Segmenter*, CVPR 2023.) Rows are normalized once more, so that a constant map stays constant. A place
+    without affinity, even to itself, keeps its score.
     """
     lonely = (affinity.sum(dim=1) <= 0) | (affinity.sum(dim=0) <= 0)
     matrix = affinity + torch.diag(lonely.to(affinity.dtype))

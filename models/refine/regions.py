@@ -20,15 +20,10 @@ from models.refine import RefinerContext, check_pair
 
 @dataclass(frozen=True)
 class Regions:
-    """R sets of pixels of an image that probably belong together, none empty; they may overlap and leave gaps.
+    """R sets of pixels of an image that probably belong together, none empty; they may overlap and leave gaps."""
 
-    Attributes:
-        pixels: indices in the flattened image, region by region, (P,) int64.
-        offsets: start of each region, (R,) int64.
-    """
-
-    pixels: Tensor
-    offsets: Tensor
+    pixels: Tensor  # indices in the flattened image, region by region, (P,)
+    offsets: Tensor  # start of each region, (R,)
 
     def numbers(self) -> Tensor:
         """Return the region's number of each of the P entries, (P,)."""
@@ -44,7 +39,7 @@ def partition(labels: Tensor) -> Regions:
     return Regions(pixels, first.nonzero().flatten())
 
 
-def from_masks(masks: Tensor) -> Regions:
+def _from_masks(masks: Tensor) -> Regions:
     """Return the regions that masks, (R, H, W) bool, cover; empty ones are left out."""
     filled = masks.flatten(1)[masks.flatten(1).any(dim=1)]
     region, pixels = filled.nonzero(as_tuple=True)
@@ -56,26 +51,15 @@ def from_masks(masks: Tensor) -> Regions:
 def superpixels(
     image: Tensor, *, scale: float = 200, blur: float = 0.8, min_pixels: int = 150
 ) -> Regions:
-    """Cut an image into superpixels by color (Felzenszwalb and Huttenlocher, IJCV 2004); on the CPU.
-
-    Args:
-        image: (3, H, W) in [0, 1].
-        scale: higher gives larger superpixels.
-        blur: deviation of the smoothing before, in pixels.
-        min_pixels: smaller ones are merged.
-    """
+    """Cut an image, (3, H, W) in [0, 1], into superpixels by color on the CPU (Felzenszwalb and Huttenlocher, 2004)."""
     pixels = image.permute(1, 2, 0).float().cpu().numpy().astype(np.float64)
     labels = felzenszwalb(pixels, scale=scale, sigma=blur, min_size=min_pixels)
     return partition(torch.from_numpy(labels).to(image.device))
 
 
 @dataclass(frozen=True)
-class RegionVote:
-    """`vote` with the proposals of each image, as a `models.refine.Refiner`.
-
-    Attributes:
-        proposals: image (3, H, W) in [0, 1] → regions.
-    """
+class _RegionVote:
+    """``vote`` with the proposals of each image, (3, H, W) in [0, 1], as a refiner."""
 
     proposals: Callable[[Tensor], Regions]
 
@@ -90,25 +74,18 @@ class RegionVote:
         return refined
 
 
-def build(context: RefinerContext) -> RegionVote:
+def build(context: RefinerContext) -> _RegionVote:
     """Build the refiner on the context' proposals."""
-    return RegionVote(context.proposals)
+    return _RegionVote(context.proposals)
 
 
 @torch.no_grad()
 def vote(scores: Tensor, regions: Regions) -> Tensor:
-    """Give each pixel the mean scores of the most confident region over it.
+    """Give each pixel of (C, H, W) scores the mean scores of the most confident region over it.
 
     A region's confidence is its best class's mean. Pixels without a region keep their scores. SemPLeS decides a label
     for each region here, after stretching each class; we keep soft scores, so that the background can enter last, and
     measured no gain from stretching.
-
-    Args:
-        scores: (C, H, W) float32.
-        regions: of the image.
-
-    Returns:
-        (C, H, W), within the range of the scores.
     """
     table = scores.flatten(1).t().contiguous()
     if not len(regions.offsets):
@@ -124,26 +101,15 @@ def vote(scores: Tensor, regions: Regions) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SamProposals:
-    """SAM's masks at each point of a grid (Kirillov et al., *Segment Anything*, ICCV 2023), by transformers.
+class _SamProposals:
+    """SAM's masks at each point of a grid (Kirillov et al., *Segment Anything*, ICCV 2023), by transformers."""
 
-    The thresholds' defaults are SAM's own.
-
-    Attributes:
-        find_masks: a mask-generation pipeline of transformers.
-        points_per_side: of the grid.
-        points_at_once: how many share a run of the mask decoder; more take more memory, about 12 MB each.
-        min_quality: a mask is kept if the IoU that SAM predicts for it is above.
-        min_stability: a mask is kept if the IoU of its versions cut at logits 1 and -1 is above.
-        max_overlap: of two masks whose boxes have a higher IoU, the one of lower quality is dropped.
-    """
-
-    find_masks: Callable[..., Mapping[str, Any]]
+    find_masks: Callable[..., Mapping[str, Any]]  # transformers' mask-generation pipeline
     points_per_side: int = 32
-    points_at_once: int = 32
-    min_quality: float = 0.88
-    min_stability: float = 0.95
-    max_overlap: float = 0.7
+    points_at_once: int = 32  # each takes about 12 MB
+    min_quality: float = 0.88  # least IoU that SAM predicts
+    min_stability: float = 0.95  # least IoU of a mask cut at logits 1 and -1
+    max_overlap: float = 0.7  # of boxes; else the mask of lower quality is dropped
 
     def __call__(self, image: Tensor) -> Regions:
         """Propose regions of an image, (3, H, W) in [0, 1]; maybe none."""
@@ -158,16 +124,11 @@ class SamProposals:
                 crops_nms_thresh=self.max_overlap,
             )["masks"]
         nothing = torch.zeros(0, *image.shape[1:], dtype=torch.bool)
-        return from_masks((torch.stack(found) if found else nothing).to(image.device))
+        return _from_masks((torch.stack(found) if found else nothing).to(image.device))
 
 
-def load_sam(name: str, *, device: torch.device) -> SamProposals:
-    """Load a SAM.
-
-    Args:
-        name: a folder with transformers' ``SamModel`` and ``SamImageProcessor``, or a hub name, such as
-            ``facebook/sam-vit-base``, which is downloaded once; safetensors only.
-        device: of the model.
+def load_sam(name: str, *, device: torch.device) -> _SamProposals:
+    """Load a SAM from a folder or by a hub name such as ``facebook/sam-vit-base``; safetensors only.
 
     Raises:
         ValueError: if transformers is not installed, or the weights are missing or not SAM's.
@@ -206,6 +167,6 @@ def load_sam(name: str, *, device: torch.device) -> SamProposals:
             f"expected a SAM in {name!r}, got weights without {random} of its "
             f"{len(model.state_dict())} tensors"
         )
-    return SamProposals(
+    return _SamProposals(
         library.pipeline("mask-generation", model=model, image_processor=processor, device=device)
     )

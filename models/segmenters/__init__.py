@@ -33,10 +33,7 @@ class Segmenter(NormalizedModule, ABC):
     def loss(
         self, images: Tensor, label_maps: Tensor, *, noise_aware: bool = False
     ) -> Mapping[str, Tensor]:
-        """Return the loss terms by name; their sum is what training minimizes.
+        """Return the loss terms by name, whose sum training minimizes; label maps hold channels, (B, H, W), and 255.
 
-        Args:
-            images: in [0, 1], (B, 3, H, W).
-            label_maps: channel per pixel, (B, H, W) int64; 255 is ignored.
-            noise_aware: clip the loss of unusually hard pixels, since pseudo masks are partly wrong.
+        ``noise_aware`` clips the loss of unusually hard pixels, since pseudo masks are partly wrong.
         """

@@ -16,12 +16,9 @@ from models.segmenters import Segmenter
 
 
 class EncoderDecoder(Segmenter):
-    """A convolutional encoder and decoder.
+    """A network of segmentation-models-pytorch that returns logits.
 
-    Args:
-        network: of segmentation-models-pytorch; it returns logits.
-        mean, std: of the input normalization, per RGB channel.
-        frozen_statistics: keep the encoder's batch statistics, as suits a pre-trained one: batches are small.
+    ``frozen_statistics`` keeps the encoder's batch statistics, as suits a pre-trained one: batches are small.
     """
 
     def __init__(
@@ -81,15 +78,10 @@ def build_encoder_decoder(
     trunk: nn.Module | None = None,
     normalization: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> EncoderDecoder:
-    """Build an encoder-decoder segmenter; the decoder is random.
+    """Build a decoder of segmentation-models-pytorch, with random weights, on a timm backbone.
 
-    Args:
-        decoder: an architecture of segmentation-models-pytorch, such as "fpn" or "deeplabv3plus".
-        backbone: timm's model name.
-        classes: K; the network has K + 1 outputs.
-        pretrained: load timm's weights, from the model hub or its cache.
-        trunk: a timm classifier of the same name whose weights the backbone starts from.
-        normalization: mean and std; None takes timm's of the backbone.
+    The backbone starts from timm's weights (``pretrained``) or those of ``trunk``, a timm classifier of the same name.
+    Normalization is (mean, std); None takes timm's.
 
     Raises:
         ValueError: if the backbone cannot be built, does not fit the decoder, or differs from the trunk.

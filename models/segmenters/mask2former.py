@@ -20,12 +20,7 @@ _SURELY_NOT = -10.0
 
 
 class Mask2FormerSegmenter(Segmenter):
-    """Mask2Former with its own set loss.
-
-    Args:
-        network: ``Mask2FormerForUniversalSegmentation`` with K + 1 labels, the background first.
-        mean, std: of the input normalization, per RGB channel.
-    """
+    """Mask2Former of transformers with its own set loss; K + 1 labels, the background first."""
 
     def __init__(
         self,
@@ -67,14 +62,11 @@ class Mask2FormerSegmenter(Segmenter):
     def loss(
         self, images: Tensor, label_maps: Tensor, *, noise_aware: bool = False
     ) -> Mapping[str, Tensor]:
-        """Return the set loss over all decoder layers: classes, masks, dice; see Segmenter.
+        """Return the set loss over all decoder layers: classes, masks, dice; ValueError if ``noise_aware``.
 
         The library's loss counts every pixel outside a mask as "not this class". Ignored pixels therefore get constant
-        logits that agree with that, without loss or gradient, and an image with no other pixels is left out. One
-        effect remains: a query for a class in ignored pixels alone learns "no object", at that class's small weight.
-
-        Raises:
-            ValueError: if noise_aware: the loss is not one of pixels.
+        logits that agree with that, without loss or gradient, and an image with no other pixels is left out. One effect
+        remains: a query for a class in ignored pixels alone learns "no object", at that class's small weight.
         """
         if noise_aware:
             raise ValueError(
@@ -98,7 +90,7 @@ class Mask2FormerSegmenter(Segmenter):
     def _set_loss(self, output: Any, label_maps: Tensor) -> Mapping[str, Tensor]:
         """The library's loss terms of every decoder layer, by its names."""
         size = output.masks_queries_logits.shape[-2:]
-        targets = [mask_targets(label_map, size=size) for label_map in label_maps]
+        targets = [_mask_targets(label_map, size=size) for label_map in label_maps]
         shares = F.adaptive_avg_pool2d(_valid(label_maps), size)
         ignored = shares[:, None] == 0
 
@@ -121,16 +113,10 @@ class Mask2FormerSegmenter(Segmenter):
         return terms
 
 
-def mask_targets(label_map: Tensor, *, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Return the targets of a set loss: a soft mask for each channel of a label map, and the channels.
+def _mask_targets(label_map: Tensor, *, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return a set loss's targets for a label map, (H, W): masks (n, h, w) on a grid of the given size, channels (n,).
 
-    Args:
-        label_map: channel per pixel, (H, W) int64, 255 ignored.
-        size: (h, w) of the grid that masks are predicted on.
-
-    Returns:
-        Masks (n, h, w), the channel's share of each cell's pixels that are not ignored (0 in a cell without any), and
-        channels (n,).
+    A mask is the channel's share of each cell's pixels that are not ignored; 0 in a cell without any.
     """
     channels = torch.unique(label_map)
     channels = channels[channels != IGNORE_INDEX]
@@ -146,13 +132,9 @@ def _valid(label_map: Tensor) -> Tensor:
 def build_mask2former(
     architecture: Mapping[str, Any], *, classes: int, weights: str | None = None
 ) -> Mask2FormerSegmenter:
-    """Build a Mask2Former.
+    """Build a Mask2Former for K classes from fields of transformers' ``Mask2FormerConfig``.
 
-    Args:
-        architecture: fields of transformers' ``Mask2FormerConfig`` that differ from its defaults or from those of the
-            weights.
-        classes: K; the network has K + 1 labels.
-        weights: hub name or folder of a whole Mask2Former or of a Swin backbone; None is random.
+    ``weights`` is the hub name or folder of a whole Mask2Former or of a Swin backbone; None is random.
 
     Raises:
         ValueError: if the architecture cannot be built, or the weights are of another kind.

@@ -97,7 +97,7 @@ def main(
     }
     with (
         _one_line(photos, to),
-        Client(to, key=read_key(key_file), timeout=timeout, retries=retries) as client,
+        Client(to, key=_read_key(key_file), timeout=timeout, retries=retries) as client,
     ):
         if photos.is_dir():
             _submit_folder(client, photos, labels, output, concurrency, save_scores, options)
@@ -105,13 +105,8 @@ def main(
             _submit_photo(client, photos, labels, output, options)
 
 
-def read_key(file: Path | None) -> str | None:
-    """Return the key in a file, else that of the environment, or None.
-
-    Raises:
-        ValueError: if the file does not hold one word; the message does not quote it.
-        OSError: if it cannot be read.
-    """
+def _read_key(file: Path | None) -> str | None:
+    """Return the key in a file, else that of the environment, or None; no error quotes the file's content."""
     if file is None:
         return os.environ.get(_KEY_VARIABLE) or None
     try:

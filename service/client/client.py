@@ -54,18 +54,12 @@ OnProgress = Callable[[str, float], None]
 """Called with a stage and the fraction of all work done: "queued" and "running" with 0, last the status with 1."""
 
 TIMEOUT_SECONDS: Final = 30.0
-RETRIES: Final = 6
-"""About half a minute without any answer."""
-WAIT_SECONDS: Final = 20
-"""How long a post waits for its job; longer jobs are followed by events, which keep a proxy's connection open."""
-_PING_SECONDS: Final = 30.0
-"""Longer than the service's pause between two events or pings."""
-_UNPACK_SECONDS: Final = 600.0
-"""How long the service may check or pack a zip before it answers."""
-_POSTS: Final = 3
-"""How often an image is posted whose job is deleted before its mask was fetched."""
-_BATCH_PAUSES: Final = (1.0, 2.0, 5.0, 10.0)
-"""Seconds between two polls of a batch; the last one repeats."""
+RETRIES: Final = 6  # about half a minute without any answer
+WAIT_SECONDS: Final = 20  # of a post for its job; longer jobs are followed by events
+_PING_SECONDS: Final = 30.0  # longer than the service's pause between two events or pings
+_UNPACK_SECONDS: Final = 600.0  # the service may check or pack a zip so long before it answers
+_POSTS: Final = 3  # of one image, if its job is deleted before its mask was fetched
+_BATCH_PAUSES: Final = (1.0, 2.0, 5.0, 10.0)  # between two polls of a batch; the last one repeats
 _LONGEST_RETRY_AFTER: Final = 600.0
 _LONGEST_BACKOFF: Final = 30.0
 _BUSY: Final = frozenset({"queue-full", "rate-limited"})
@@ -82,19 +76,13 @@ P = ParamSpec("P")
 class AsyncClient:
     """A client whose methods are awaited. ``await aclose()`` it, or use it in an ``async with``.
 
-    Lost connections and answers 429, 502, 503 and 504 are tried again, not before the service's Retry-After. That is
-    safe: the same image, labels and options are the same job. Callbacks should not block.
-
-    Args:
-        url: of the service; may have a path.
-        key: API key, if the service requires one. It is sent to this service alone.
-        timeout: seconds that the service may be silent, beyond what it is asked to wait.
-        retries: of one request.
-        transport: in place of httpx's own.
-        sleep: waits for so many seconds.
+    Lost connections and answers 429, 502, 503 and 504 are tried again up to ``retries`` times, not before the service's
+    Retry-After. That is safe: the same image, labels and options are the same job. ``timeout`` is how many seconds the
+    service may be silent, beyond what it is asked to wait. The API key is sent to this service alone. Callbacks should
+    not block.
 
     All methods raise SemplesError or a subclass: Unauthorized, NotFound, InvalidRequest (BadImage, UnknownLabel),
-    Unavailable, JobFailed, JobCanceled.
+    Unavailable, JobFailed, JobCanceled; and OSError if a local file cannot be read or written.
     """
 
     def __init__(
@@ -146,23 +134,14 @@ class AsyncClient:
     ) -> AsyncResult:
         """Make a mask of an image from its labels; returns when it is done, however long that takes.
 
-        Args:
-            image: a path, a file's bytes, a Pillow image, or uint8 pixels.
-            labels: names or synonyms of the model's classes.
-            model: a name of ``models()``; this and the options below: None is the default.
-            vocabulary: "open" takes labels that the model was not trained on.
-            refine: a chain of refiners such as "random_walk+pamr".
-            background_threshold: the background's score, in (0, 1).
-            background_power: p of a background score (1 - best score)^p instead.
-            min_confidence: pixels with less become 255.
-            on_progress: called with the job's progress.
+        Options that are None are the model's defaults. ``labels`` are names or synonyms of the model's classes, any
+        names with ``vocabulary="open"``. ``refine`` is a chain of refiners such as "random_walk+pamr". The background's
+        score is ``background_threshold``, in (0, 1), or (1 - best score) to the ``background_power``. Pixels with less
+        than ``min_confidence`` become 255.
 
         Raises:
-            JobFailed: if the job fails.
-            JobCanceled: if it is canceled.
             TypeError: if the image is of another type.
             ValueError: if pixels have another shape or type, or there is no label.
-            OSError: if the file cannot be read.
         """
         form = {
             "model": model,
@@ -211,10 +190,7 @@ class AsyncClient:
         background_power: float | None = None,
         min_confidence: float | None = None,
     ) -> Mask:
-        """Decide a finished job's mask anew from its scores, without the model; None keeps the job's own option.
-
-        The job is given by its id or its result; options are those of ``pseudo_mask``.
-        """
+        """Decide a finished job's mask anew from its scores, without the model; None keeps the job's own option."""
         job_id = job.job_id if isinstance(job, Mask) else job
         thresholds = {
             "background_threshold": background_threshold,
@@ -246,17 +222,15 @@ class AsyncClient:
         save_scores: bool = False,
         on_photo: OnPhoto | None = None,
     ) -> Outcome:
-        """Make the masks of a folder of images, several in flight; the files are those of ``make-pseudo-masks``.
+        """Make the masks of a folder of images, several at once; the files are those of ``make-pseudo-masks``.
 
         Interrupted or killed, the same call continues. An error about one image is noted in ``summary.json`` and in the
-        outcome. A full queue or a rate limit is waited for as long as it takes. ``images`` is a folder, ``labels`` a
-        labels.csv or another file that ``make-pseudo-masks`` takes, ``concurrency`` the number of images in flight;
-        ``save_scores`` keeps ``scores/`` too, to choose thresholds later. Options are those of ``pseudo_mask``.
+        outcome; a full queue or a rate limit is waited for. ``labels`` is a labels.csv or another file that
+        ``make-pseudo-masks`` takes, ``concurrency`` the number of requests at once; ``save_scores`` keeps ``scores/``
+        too.
 
         Raises:
-            SemplesError: if the service cannot be reached or refuses all images alike.
             ValueError: if labels, images and model do not match, or the output was made with another model or options.
-            OSError: if a file other than an image cannot be read or written.
         """
         if concurrency < 1:
             raise ValueError(f"expected at least one photo in flight, got {concurrency}")
@@ -298,11 +272,7 @@ class AsyncClient:
         background_power: float | None = None,
         min_confidence: float | None = None,
     ) -> Batch:
-        """Post a zip of images and their labels; the same zip and options again are the same batch, which continues.
-
-        Raises:
-            OSError: if the zip cannot be read.
-        """
+        """Post a zip of images and their labels; the same zip and options again are the same batch, which continues."""
         form = {
             "model": model,
             "refine": refine,
@@ -348,8 +318,12 @@ class AsyncClient:
         self, batch_id: str, status: str | None, after: object
     ) -> tuple[list[dict[str, Any]], Any]:
         """Return some of a batch's images, and the cursor of the next page; None after the last."""
-        path, params = f"/batches/{_quoted(batch_id)}/items", {"status": status, "after": after}
-        return await self._json("GET", path, _page, params=_given(params))
+        return await self._json(
+            "GET",
+            f"/batches/{_quoted(batch_id)}/items",
+            lambda page: (list(page["items"]), page.get("next")),
+            params=_given({"status": status, "after": after}),
+        )
 
     async def batch_report(self, batch_id: str) -> dict[str, Any]:
         """Return a batch's report, in JSON's types."""
@@ -358,11 +332,7 @@ class AsyncClient:
     async def save_archive(
         self, batch_id: str, path: str | Path, *, format: ArchiveFormat = "voc"
     ) -> Path:
-        """Write the masks of a batch that has ended as a zip, whole or not at all; returns its path.
-
-        Raises:
-            OSError: if it cannot be written.
-        """
+        """Write the masks of a batch that has ended as a zip, whole or not at all; returns its path."""
         target = Path(path)
         partial_file = target.with_name(target.name + ".partial")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -454,13 +424,13 @@ class AsyncClient:
                             name = event.event
                             last_id = last_id if name == _END else event.id
                             yield event
-            except (
-                SemplesError
-            ) as lost:  # the job's own state tells more, and its retries are limited
-                error = lost
+            except SemplesError as lost:
+                error = (
+                    lost  # not raised: the job's own state says more, and its retries are limited
+                )
             if name != _END:
                 silent = 0 if name else silent + 1
-                await self._sleep(pause_seconds(silent, error, random.random()))
+                await self._sleep(_pause_seconds(silent, error, random.random()))
         yield job
 
     async def _file(self, job_id: str, name: str, **query: object) -> bytes:
@@ -482,12 +452,9 @@ class AsyncClient:
         into: BinaryIO | None = None,
         **content: Any,
     ) -> httpx.Response:
-        """Send a request until it is answered.
+        """Send a request until it is answered; ``into`` is a file for the body, ``patience`` extra seconds of silence.
 
         tenacity is no simpler here: the answer decides how long to wait, and whether a retry is used up.
-
-        ``patience`` is how many seconds the service may be silent beyond the client's timeout, ``into`` a file for the
-        body; ``content`` are httpx's params, data, files and headers.
         """
         tried = 0
         while True:
@@ -507,7 +474,7 @@ class AsyncClient:
                     raise
                 if tried == 0 and error.status is None:
                     _log.warning("%s; trying again, up to %d times", error, self._retries)
-                pause = pause_seconds(tried, error, random.random())
+                pause = _pause_seconds(tried, error, random.random())
             await self._sleep(pause)
             tried += counts
 
@@ -553,8 +520,7 @@ def _blocking_result(
 class Client:
     """``AsyncClient`` with methods that block. May be shared by threads; ``close()`` it, or use it in a ``with``.
 
-    Arguments and errors are those of ``AsyncClient``, but ``sleep`` blocks. It runs in a thread of its own, which also
-    calls ``on_progress`` and ``on_photo``: these must not call this client.
+    It runs in a thread of its own, which also calls ``on_progress`` and ``on_photo``: these must not call this client.
     """
 
     def __init__(
@@ -622,11 +588,8 @@ class Client:
         async def outcome() -> tuple[T | None, BaseException | None]:
             try:
                 return await function(), None
-            except (
-                KeyboardInterrupt,
-                SystemExit,
-            ) as error:  # by a callback: it would end the thread
-                return None, error
+            except (KeyboardInterrupt, SystemExit) as error:
+                return None, error  # of a callback: raised here, it would end the thread
 
         future = self._portal.start_task_soon(outcome)
         try:
@@ -639,7 +602,7 @@ class Client:
         return cast("T", result)
 
 
-def pause_seconds(tried: int, error: SemplesError | None, share: float) -> float:
+def _pause_seconds(tried: int, error: SemplesError | None, share: float) -> float:
     """Return the pause before the next try: at least Retry-After, or growing from half a second to 30 with each retry.
 
     ``share`` is random, in [0, 1), so that many clients do not come back at the same moment.
@@ -681,10 +644,6 @@ def _parsed(answer: httpx.Response, parse: Callable[[Any], T]) -> T:
 def _models(document: Any) -> tuple[Model, ...]:
     default = document["default"]
     return tuple(Model.from_json(each, default=default) for each in document["models"])
-
-
-def _page(document: Any) -> tuple[list[dict[str, Any]], Any]:
-    return list(document["items"]), document.get("next")
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:

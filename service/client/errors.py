@@ -12,14 +12,7 @@ import httpx
 
 
 class SemplesError(Exception):
-    """Any error of the client; ``str()`` is a sentence for a person.
-
-    Args:
-        detail: that sentence.
-        kind: the name of the problem's type, as in ``/problems/unknown-label``; empty if there is none.
-        status: of the answer, if there was one.
-        members: the problem's other members.
-    """
+    """Any error of the client: a sentence, the problem's kind ("unknown-label"), the HTTP status, other members."""
 
     def __init__(
         self,
@@ -67,13 +60,9 @@ class UnknownLabel(InvalidRequest):
 
 
 class Unavailable(SemplesError):
-    """The service cannot be reached or is busy; the same request may succeed later.
+    """The service cannot be reached or is busy; the same request may succeed later."""
 
-    Attributes:
-        retry_after: seconds, from the answer's Retry-After, if it has one.
-    """
-
-    retry_after: float | None = None
+    retry_after: float | None = None  # seconds, from the answer's Retry-After
 
 
 class JobFailed(SemplesError):

@@ -24,32 +24,17 @@ Made: TypeAlias = tuple[Job, bytes, bytes | None]
 
 @dataclass(frozen=True)
 class FolderJob:
-    """The masks of a folder of images, made by the service.
-
-    Attributes:
-        output: the mask folder.
-        model: that makes the masks.
-        options: how.
-        save_scores: whether scores are kept.
-        make: makes a mask from an image's labels and file.
-        on_photo: called after each image, and once before the first.
-    """
+    """The masks of a folder of images, made by the service."""
 
     output: Path
     model: Model
     options: MaskOptions
     save_scores: bool
-    make: Callable[[Sample, bytes], Awaitable[Made]]
-    on_photo: OnPhoto | None
+    make: Callable[[Sample, bytes], Awaitable[Made]]  # from an image's labels and file
+    on_photo: OnPhoto | None  # also called once before the first image
 
     async def run(self, samples: Sequence[Sample], *, concurrency: int) -> Outcome:
-        """Make the masks that are not there yet. An error about one image is noted; others end it.
-
-        Raises:
-            SemplesError: if the service cannot be reached or refuses all images alike.
-            ValueError: if the folder holds other masks, or the service gets another model meanwhile.
-            OSError: if the folder cannot be written.
-        """
+        """Make the masks that are not there yet. An error about one image is noted; others are raised."""
         settings = mask_settings(self._made_by, self.options, scores=self.save_scores)
         errors: list[BaseException] = []
         with MaskFolderWriter(self.output, samples, self.model.classes, settings) as folder:

@@ -28,29 +28,17 @@ _PNG_MODES: Final = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 
 @dataclass(frozen=True)
 class Job:
-    """A job's state and, once it is finished, its result.
-
-    Attributes:
-        id: of the job.
-        task: "pseudo_mask" or "segment".
-        status: "queued", "running", "finished", "failed" or "canceled".
-        labels: canonical names of the labels; none to segment.
-        model: the model's name.
-        version: the hash of the model's content.
-        classes: one result a class; none before the end.
-        ignored: share of the pixels that are 255, in [0, 1].
-        document: the service's whole answer, in JSON's types.
-    """
+    """A job's state and, once it is finished, its result."""
 
     id: str
-    task: str
-    status: str
-    labels: tuple[str, ...]
-    model: str
-    version: str
-    classes: tuple[ClassResult, ...]
-    ignored: float
-    document: Mapping[str, Any] = field(repr=False)
+    task: str  # "pseudo_mask" or "segment"
+    status: str  # "queued", "running", "finished", "failed" or "canceled"
+    labels: tuple[str, ...]  # canonical names; none to segment
+    model: str  # its name
+    version: str  # hash of the model's content
+    classes: tuple[ClassResult, ...]  # none before the end
+    ignored: float  # share of the pixels that are 255, in [0, 1]
+    document: Mapping[str, Any] = field(repr=False)  # the service's whole answer
 
     @classmethod
     def from_json(cls, document: Any) -> Job:
@@ -79,12 +67,7 @@ class Job:
         return (str(known["stage"]), float(known["fraction"])) if known else None
 
     def finished(self) -> Job:
-        """Return the job itself.
-
-        Raises:
-            JobFailed: if it has failed.
-            JobCanceled: if it is canceled.
-        """
+        """Return the job itself; raise JobFailed or JobCanceled if it has no mask."""
         if self.status == "canceled":
             raise JobCanceled(f"job {self.id} was canceled", kind="job-canceled")
         if self.status == "failed":
@@ -110,27 +93,16 @@ def _class_result(document: Mapping[str, Any]) -> ClassResult:
 
 @dataclass(frozen=True)
 class Model:
-    """A model of the service.
-
-    Attributes:
-        name: as requests name it.
-        version: the hash of its content.
-        ready: whether a live worker has it in memory.
-        default: whether ``pseudo_mask`` takes it unless another is named.
-        can_segment: whether ``segment`` takes it.
-        classes: possible labels, with synonyms.
-        defaults: how its pseudo masks are made unless a request says otherwise.
-        document: the service's whole answer, in JSON's types; of one model alone ``nearest_nouns`` too.
-    """
+    """A model of the service."""
 
     name: str
-    version: str
-    ready: bool
-    default: bool
+    version: str  # hash of its content
+    ready: bool  # a live worker has it in memory
+    default: bool  # ``pseudo_mask`` takes it unless another is named
     can_segment: bool
     classes: ClassList = field(repr=False)
     defaults: MaskOptions = field(repr=False)
-    document: Mapping[str, Any] = field(repr=False)
+    document: Mapping[str, Any] = field(repr=False)  # the service's whole answer
 
     @classmethod
     def from_json(cls, document: Any, *, default: str | None = None) -> Model:
@@ -159,19 +131,12 @@ class Model:
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch's state.
-
-    Attributes:
-        id: of the batch.
-        status: "queued", "running", "finished" or "canceled".
-        counts: of its images: total, waiting, queued, running, finished, failed, canceled.
-        document: the service's whole answer, in JSON's types.
-    """
+    """A batch's state."""
 
     id: str
-    status: str
+    status: str  # "queued", "running", "finished" or "canceled"
     counts: Mapping[str, int]
-    document: Mapping[str, Any] = field(repr=False)
+    document: Mapping[str, Any] = field(repr=False)  # the service's whole answer
 
     @classmethod
     def from_json(cls, document: Any) -> Batch:
@@ -187,15 +152,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Mask:
-    """A label map of the service.
-
-    Attributes:
-        job_id: of the job that it belongs to.
-        png: the file, as ``GET /jobs/{id}/mask.png`` returns it.
-    """
+    """A label map of the service."""
 
     job_id: str
-    png: bytes = field(repr=False)
+    png: bytes = field(repr=False)  # as ``GET /jobs/{id}/mask.png`` returns it
 
     @cached_property
     def label_map(self) -> NDArray[np.uint8]:
@@ -208,21 +168,13 @@ class Mask:
         return read_mask(self.png)[1]
 
     def save(self, path: str | Path) -> None:
-        """Write the palette PNG, whole or not at all.
-
-        Raises:
-            OSError: if it cannot be written.
-        """
+        """Write the palette PNG, whole or not at all."""
         write_atomically(Path(path), self.png)
 
 
 @dataclass(frozen=True)
-class FinishedMask(Mask):
-    """A mask and its job; ``Result`` and ``AsyncResult`` add files that are fetched only when they are asked for.
-
-    Attributes:
-        job: as it was at its end.
-    """
+class _FinishedMask(Mask):
+    """A mask and its job; ``Result`` and ``AsyncResult`` add files that are fetched on demand."""
 
     job: Job
 
@@ -243,7 +195,7 @@ class FinishedMask(Mask):
 
 
 @dataclass(frozen=True)
-class Result(FinishedMask):
+class Result(_FinishedMask):
     """A result of ``Client``. Files that are fetched later raise SemplesError as the client's methods do."""
 
     _fetch: Callable[[str], bytes] = field(repr=False)
@@ -274,7 +226,7 @@ class Result(FinishedMask):
 
 
 @dataclass(frozen=True)
-class AsyncResult(FinishedMask):
+class AsyncResult(_FinishedMask):
     """A result of ``AsyncClient``; files that are fetched later are awaited, and fetched each time."""
 
     _fetch: Callable[[str], Awaitable[bytes]] = field(repr=False)
@@ -299,14 +251,11 @@ def _decode_png(png: bytes) -> Image.Image:
 
 
 def image_bytes(image: ImageLike) -> bytes:
-    """Return an image's file: unchanged if it is one, else encoded as a PNG.
-
-    Pixels and Pillow images are taken as they are in memory, so that the mask has their height and width.
+    """Return an image's file: unchanged if it is one, else encoded as a PNG of the same height and width.
 
     Raises:
         TypeError: if it is of another type.
         ValueError: if an array has another shape or type than it may have.
-        OSError: if the file cannot be read.
     """
     if isinstance(image, bytes):
         return image

@@ -85,7 +85,7 @@ def test_the_empty_blob(store: BlobStore) -> None:
 def test_files_are_stored_and_read_in_parts(
     store: BlobStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("worker.storage.PART_BYTES", 5 * 2**20)  # S3 takes no smaller parts
+    monkeypatch.setattr("worker.storage._PART_BYTES", 5 * 2**20)  # S3 takes no smaller parts
     content = bytes(range(256)) * (12 * 2**12)
     (tmp_path / "file").write_bytes(content)
     with (tmp_path / "file").open("rb") as file:

@@ -332,7 +332,7 @@ def test_spans_reach_the_collector_that_the_environment_names() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
-        done = run_script("", **{telemetry.ENDPOINT: address, "OTEL_SERVICE_NAME": ""})
+        done = run_script("", **{telemetry._ENDPOINT: address, "OTEL_SERVICE_NAME": ""})
         server.shutdown()
     assert done.stdout.strip() == "['traceparent']"
     [(path, body)] = Collector.received
@@ -342,7 +342,7 @@ def test_spans_reach_the_collector_that_the_environment_names() -> None:
 
 def test_an_endpoint_without_the_extra_is_a_warning() -> None:
     first = "sys.modules['opentelemetry.sdk'] = None"
-    done = run_script(first, **{telemetry.ENDPOINT: "http://127.0.0.1:9"})
+    done = run_script(first, **{telemetry._ENDPOINT: "http://127.0.0.1:9"})
     assert done.stdout.strip() == "[]"
     assert "semples[otel] is not installed" in done.stderr
 

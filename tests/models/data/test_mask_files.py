@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.data.mask_files import cubehelix, label_map_png, overlay_png, soft_overlay, voc_palette
+from models.data.mask_files import _cubehelix, label_map_png, overlay_png, soft_overlay, voc_palette
 
 
 def test_voc_colors() -> None:
@@ -58,8 +58,8 @@ def test_a_soft_overlay_is_as_strong_as_the_best_map() -> None:
 
 
 def test_the_pictures_colors_grow_brighter() -> None:
-    luma = cubehelix().astype(float) @ [0.30, 0.59, 0.11]
-    assert cubehelix()[0].tolist() == [0, 0, 0]
-    assert cubehelix()[255].tolist() == [255, 255, 255]
+    luma = _cubehelix().astype(float) @ [0.30, 0.59, 0.11]
+    assert _cubehelix()[0].tolist() == [0, 0, 0]
+    assert _cubehelix()[255].tolist() == [255, 255, 255]
     assert (np.diff(luma) > -0.51).all()  # rounding aside
     assert np.abs(luma - np.arange(256)).max() < 1.5

@@ -4,7 +4,7 @@ import torch
 from models.clip import FrozenClip, load_clip
 from models.generators import MaskGenerator
 from models.generators.cnn import (
-    EVIDENCE_SCALE,
+    _EVIDENCE_SCALE,
     CnnGenerator,
     cnn_generator,
     text_initialized_head,
@@ -106,7 +106,7 @@ def test_zero_shot_evidence_is_clips_score(tiny_clip: FrozenClip) -> None:
     ratio = evidence / scores
     torch.testing.assert_close(ratio, ratio[:1, :1].expand_as(ratio), rtol=1e-3, atol=0)
     norms = text_initialized_head(tiny_clip, text).norm(dim=1)
-    assert norms.mean().item() == pytest.approx(EVIDENCE_SCALE)
+    assert norms.mean().item() == pytest.approx(_EVIDENCE_SCALE)
 
 
 def test_zero_shot_needs_a_timm_trunk() -> None:

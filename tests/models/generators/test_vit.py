@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.generators.vit import draw_attention
+from models.generators.vit import _draw_attention
 from models.generators.weaktr import WeakTrGenerator
 from models.weaktr_sizes import WeakTrSizes
 
@@ -13,7 +13,7 @@ WIDTH = 48
 def attention(heads: int) -> tuple[nn.Linear, nn.Linear]:
     torch.manual_seed(0)
     qkv, proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-    draw_attention(qkv, proj, heads=heads)
+    _draw_attention(qkv, proj, heads=heads)
     return qkv, proj
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from models.generators.weaktr import WeakTrGenerator, mean_attention
+from models.generators.weaktr import WeakTrGenerator, _mean_attention
 from models.training.generator import classification_losses
 from models.weaktr_sizes import WeakTrSizes
 from tests.conftest import CPU
@@ -101,7 +101,7 @@ def test_the_folded_mean_is_the_mean_of_the_stack() -> None:
     weights = torch.rand(2, 3, 4, requires_grad=True)
     maps = ((queries / 5**0.5) @ keys.transpose(-1, -2)).softmax(-1)
     expected = torch.einsum("bln,lbnij->bij", weights, maps) / 12
-    found = mean_attention(queries.unbind(), keys.unbind(), weights)
+    found = _mean_attention(queries.unbind(), keys.unbind(), weights)
     torch.testing.assert_close(found, expected)
     toward = torch.rand(2, 9, 9)
     gradients = [torch.autograd.grad((mean * toward).sum(), weights) for mean in (found, expected)]

@@ -29,7 +29,7 @@ from models.inference.folder import (
     redecide,
     stored_samples,
 )
-from models.inference.masks import MaskOptions, SoftMaps, estimate_thresholds, otsu
+from models.inference.masks import MaskOptions, SoftMaps, _otsu, estimate_thresholds
 from models.inference.predictor import Predictor
 from tests.conftest import CLASSES, CPU
 from tests.helpers.command import semples
@@ -134,9 +134,9 @@ def test_a_photo_that_moved_is_made_anew(
 
 def test_otsu_by_hand() -> None:
     histogram = np.array([5, 0, 0, 0, 0, 0, 0, 5])
-    assert otsu(histogram) == pytest.approx(0.5)  # any split between is as good: their middle
-    assert otsu(np.array([0, 9, 0, 0])) == pytest.approx(0.5)
-    assert otsu(np.array([8, 8, 0, 4])) == pytest.approx(0.625)
+    assert _otsu(histogram) == pytest.approx(0.5)  # any split between is as good: their middle
+    assert _otsu(np.array([0, 9, 0, 0])) == pytest.approx(0.5)
+    assert _otsu(np.array([8, 8, 0, 4])) == pytest.approx(0.625)
 
 
 def test_thresholds_are_of_each_class() -> None:

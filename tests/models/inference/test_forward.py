@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.inference.forward import CachingGenerator
+from models.inference.forward import _CachingGenerator
 
 
 class Counting:
@@ -22,7 +22,7 @@ class Counting:
 @pytest.mark.parametrize(("size", "passes"), [(32, 2), (64, 3)])
 def test_features_are_computed_once(size: int, passes: int) -> None:
     generator = Counting()
-    caching = CachingGenerator(generator, size=(size, size))
+    caching = _CachingGenerator(generator, size=(size, size))
     images, larger = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 48, 48)
     for seen in (larger, images):
         expected = torch.nn.functional.avg_pool2d(seen, 8)[:, :1]

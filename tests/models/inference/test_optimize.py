@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.bundle.bundle import load_bundle
 from models.generators.cnn import cnn_generator
-from models.inference.optimize import PRECISIONS, autocast, fuse_batch_norms, fuse_network
+from models.inference.optimize import PRECISIONS, _fuse_network, autocast, fuse_batch_norms
 from models.inference.predictor import LabeledImage, Predictor, UnlabeledImage
 from models.refine import REFINERS
 from models.segmenters.encoder_decoder import build_encoder_decoder
@@ -62,7 +62,7 @@ def test_the_same_comes_out(build: Callable[[], nn.Module], left: int) -> None:
     network = trained(build())
     state = {name: value.clone() for name, value in network.state_dict().items()}
     before, count = run(network), norms(network)
-    changed = fuse_network(network, run)
+    changed = _fuse_network(network, run)
     assert norms(changed) == left
     assert (changed is network) == (count == 0)
     torch.testing.assert_close(run(changed), before, atol=1e-5, rtol=1e-4)
@@ -93,14 +93,14 @@ class Twice(nn.Module):
 @pytest.mark.parametrize("way", ["run twice", "read by a module", "read by a sum"])
 def test_a_convolution_that_others_read_keeps_its_batch_norm(way: str) -> None:
     network = trained(Twice(way))
-    assert norms(fuse_network(network, run)) == 1
+    assert norms(_fuse_network(network, run)) == 1
 
 
 def test_a_batch_norm_that_learns_stays() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
-    assert norms(fuse_network(network, run)) == 1
+    assert norms(_fuse_network(network, run)) == 1
     untracked = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False))
-    assert norms(fuse_network(untracked.eval(), run)) == 1
+    assert norms(_fuse_network(untracked.eval(), run)) == 1
 
 
 def test_a_predictor_with_fused_networks_gives_the_same(tiny_segmenter_bundle: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.pamr import naive_pamr
-from models.refine.pamr import affinities, neighbor_index, pamr
+from models.refine.pamr import _neighbor_index, affinities, pamr
 
 
 def random_pair(
@@ -19,7 +19,7 @@ def random_pair(
 
 
 def index_for(height: int, width: int, dilations: tuple[int, ...]) -> torch.Tensor:
-    return neighbor_index(height, width, dilations=dilations, device=torch.device("cpu"))
+    return _neighbor_index(height, width, dilations=dilations, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

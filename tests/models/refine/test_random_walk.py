@@ -2,11 +2,11 @@ import torch
 
 from models.generators.cnn import cosine_affinity
 from models.inference.postprocess import identity, match_range
-from models.refine.random_walk import RandomWalk, boxes, transition, walk
+from models.refine.random_walk import _RandomWalk, _transition, boxes, walk
 
 
 def test_rows_of_the_transition_sum_to_one() -> None:
-    matrix = transition(torch.rand(30, 30))
+    matrix = _transition(torch.rand(30, 30))
     torch.testing.assert_close(matrix.sum(dim=1), torch.ones(30))
     assert (matrix >= 0).all()
 
@@ -15,12 +15,12 @@ def test_the_transition_by_hand() -> None:
     # Two places alike, a third like none of them: the two share, the third keeps.
     affinity = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
     expected = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 1.0]])
-    torch.testing.assert_close(transition(affinity), expected)
+    torch.testing.assert_close(_transition(affinity), expected)
 
 
 def test_a_place_like_none_stays_by_itself() -> None:
     affinity = torch.zeros(2, 2)
-    torch.testing.assert_close(transition(affinity), torch.eye(2))
+    torch.testing.assert_close(_transition(affinity), torch.eye(2))
 
 
 def test_boxes_by_hand() -> None:
@@ -45,7 +45,7 @@ def test_cams_get_their_range_back_and_constants_stay() -> None:
     scores[2] = 0.3
     affinity = torch.rand(1, 4, 6, 4, 6)
     image = torch.rand(1, 3, 16, 24)
-    found = RandomWalk(lambda _: affinity, match_range)(image, scores[None])[0]
+    found = _RandomWalk(lambda _: affinity, match_range)(image, scores[None])[0]
     torch.testing.assert_close(found.amax(dim=(1, 2)), scores.amax(dim=(1, 2)))
     torch.testing.assert_close(found.amin(dim=(1, 2)), scores.amin(dim=(1, 2)))
     assert (found[2] == 0.3).all()
@@ -64,7 +64,7 @@ def test_places_without_features_are_like_none() -> None:
 
 def test_a_batch_equals_its_items_alone() -> None:
     images, scores = torch.rand(2, 3, 32, 32), torch.rand(2, 1, 32, 32)
-    walk = RandomWalk(
+    walk = _RandomWalk(
         lambda seen: cosine_affinity(torch.nn.functional.avg_pool2d(seen, 8)), identity
     )
     together = walk(images, scores)

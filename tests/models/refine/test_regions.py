@@ -20,8 +20,8 @@ from models.inference.predictor import Predictor
 from models.refine import RefinerContext, build_refiner
 from models.refine.regions import (
     Regions,
-    SamProposals,
-    from_masks,
+    _from_masks,
+    _SamProposals,
     load_sam,
     partition,
     superpixels,
@@ -41,14 +41,14 @@ def test_a_partition_by_hand() -> None:
 def test_the_more_confident_region_paints_over_the_less() -> None:
     masks = torch.tensor([[[True, True, True, True]], [[True, False, False, False]]])
     expected = torch.tensor([[[0.9, 0.375, 0.375, 0.375]], [[0.0, 0.35, 0.35, 0.35]]])
-    torch.testing.assert_close(vote(SCORES, from_masks(masks)), expected)
-    torch.testing.assert_close(vote(SCORES, from_masks(masks.flip(0))), expected)
+    torch.testing.assert_close(vote(SCORES, _from_masks(masks)), expected)
+    torch.testing.assert_close(vote(SCORES, _from_masks(masks.flip(0))), expected)
 
 
 def test_pixels_without_a_region_keep_their_scores() -> None:
     masks = torch.tensor([[[False, True, True, False]], [[False] * 4]])
     expected = torch.tensor([[[0.9, 0.3, 0.3, 0.0]], [[0.0, 0.3, 0.3, 0.8]]])
-    torch.testing.assert_close(vote(SCORES, from_masks(masks)), expected)
+    torch.testing.assert_close(vote(SCORES, _from_masks(masks)), expected)
 
 
 def test_without_regions_nothing_changes() -> None:
@@ -57,7 +57,7 @@ def test_without_regions_nothing_changes() -> None:
 
 
 def test_numbers_say_whose_pixel_it_is() -> None:
-    regions = from_masks(torch.tensor([[[True, True, False]], [[False, True, True]]]))
+    regions = _from_masks(torch.tensor([[[True, True, False]], [[False, True, True]]]))
     assert regions.pixels.tolist() == [0, 1, 1, 2]
     assert regions.numbers().tolist() == [0, 0, 1, 1]
 
@@ -129,7 +129,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sam(folder: Path) -> SamProposals:
+def sam(folder: Path) -> _SamProposals:
     return replace(load_sam(str(folder), device=CPU), points_per_side=6)
 
 
@@ -142,7 +142,7 @@ def photo(height: int = 40, width: int = 60) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [(40, 60), (64, 32), (3, 4), (1, 1), (96, 160)])
-def test_regions_are_pixels_of_the_image(sam: SamProposals, size: tuple[int, int]) -> None:
+def test_regions_are_pixels_of_the_image(sam: _SamProposals, size: tuple[int, int]) -> None:
     regions = sam(photo(*size))
     assert len(regions.offsets)
     assert regions.pixels.dtype == regions.offsets.dtype == torch.int64
@@ -154,7 +154,7 @@ def test_regions_are_pixels_of_the_image(sam: SamProposals, size: tuple[int, int
     assert len(entries.unique(dim=1)[0]) == len(regions.pixels)
 
 
-def test_the_same_image_gives_the_same_regions(folder: Path, sam: SamProposals) -> None:
+def test_the_same_image_gives_the_same_regions(folder: Path, sam: _SamProposals) -> None:
     image = photo()
     first = sam(image)
     assert equal(first, sam(image))
@@ -165,19 +165,19 @@ def test_the_same_image_gives_the_same_regions(folder: Path, sam: SamProposals) 
         assert equal(first, sam(image))
 
 
-def test_masks_that_sam_doubts_are_left_out(sam: SamProposals) -> None:
+def test_masks_that_sam_doubts_are_left_out(sam: _SamProposals) -> None:
     image, scores = photo(), torch.rand(2, 40, 60)
     doubting = replace(sam, min_quality=2.0)(image)
     assert len(doubting.pixels) == len(doubting.offsets) == 0
     assert torch.equal(vote(scores, doubting), scores)
 
 
-def test_overlapping_masks_are_dropped(sam: SamProposals) -> None:
+def test_overlapping_masks_are_dropped(sam: _SamProposals) -> None:
     image = photo()
     assert len(sam(image).offsets) < len(replace(sam, max_overlap=1.0)(image).offsets)
 
 
-def test_region_vote_takes_them(sam: SamProposals) -> None:
+def test_region_vote_takes_them(sam: _SamProposals) -> None:
     image, scores = photo()[None], torch.rand(1, 2, 40, 60)
     context = RefinerContext(lambda images: images, power_background(0.4), sam, match_range)
     refined = build_refiner("region_vote", context)(image, scores)

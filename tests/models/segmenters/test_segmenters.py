@@ -11,7 +11,7 @@ from models.clip import FrozenClip
 from models.config import Decoder
 from models.segmenters import Segmenter
 from models.segmenters.encoder_decoder import build_encoder_decoder
-from models.segmenters.mask2former import build_mask2former, mask_targets
+from models.segmenters.mask2former import _mask_targets, build_mask2former
 
 K = 3
 TINY_MASK2FORMER = {
@@ -125,11 +125,11 @@ def test_mask2former_gets_no_gradient_from_ignored_cells(
 
 def test_mask_targets_by_hand() -> None:
     label_map = torch.tensor([[0, 0, 2, 255], [0, 2, 2, 255], [255, 255, 1, 0], [255, 255, 0, 0]])
-    masks, channels = mask_targets(label_map, size=(2, 2))
+    masks, channels = _mask_targets(label_map, size=(2, 2))
     assert channels.tolist() == [0, 1, 2]
     wanted = [[[0.75, 0], [0, 0.75]], [[0, 0], [0, 0.25]], [[0.25, 1], [0, 0]]]
     assert masks.tolist() == wanted
-    none, empty = mask_targets(torch.full((4, 4), 255), size=(2, 2))
+    none, empty = _mask_targets(torch.full((4, 4), 255), size=(2, 2))
     assert (none.shape, empty.shape) == ((0, 2, 2), (0,))
 
 

@@ -16,7 +16,7 @@ import typer
 from typer.testing import CliRunner
 
 from models.data.mask_folder import read_results
-from service.client.cli import main, read_key
+from service.client.cli import _read_key, main
 from service.middleware.auth import make_key
 from tests.helpers.client_fixtures import make_photos
 from tests.helpers.paths import ROOT
@@ -233,14 +233,14 @@ def assert_refused(*arguments: object, key: str | None, message: str) -> None:
 
 def test_keys_are_read_and_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SEMPLES_KEY", raising=False)
-    assert read_key(None) is None
+    assert _read_key(None) is None
     monkeypatch.setenv("SEMPLES_KEY", "from-the-environment")
-    assert read_key(None) == "from-the-environment"
+    assert _read_key(None) == "from-the-environment"
     file = tmp_path / "key"
     file.write_text("from-a-file\n")
-    assert read_key(file) == "from-a-file"
+    assert _read_key(file) == "from-a-file"
     for content in (b"", b"two secrets", b"\xff\xfe"):
         file.write_bytes(content)
         with pytest.raises(ValueError, match="expected a key") as error:
-            read_key(file)
+            _read_key(file)
         assert "secrets" not in str(error.value)

@@ -25,7 +25,7 @@ from service.client import (
     Unauthorized,
     Unavailable,
 )
-from service.client.client import pause_seconds
+from service.client.client import _pause_seconds
 from service.client.errors import error_of
 from tests.helpers.client_fixtures import Answer, Script, problem
 
@@ -144,12 +144,12 @@ def test_another_page_is_not_the_service(content: bytes) -> None:
 
 def test_pauses_grow_and_end_growing() -> None:
     longest = [0.5, 1, 2, 4, 8, 16, 30, 30]
-    assert [pause_seconds(tried, None, 1.0) for tried in range(8)] == longest
-    assert pause_seconds(3, None, 0.0) == 2.0
-    assert pause_seconds(10**6, None, 1.0) == 30.0
+    assert [_pause_seconds(tried, None, 1.0) for tried in range(8)] == longest
+    assert _pause_seconds(3, None, 0.0) == 2.0
+    assert _pause_seconds(10**6, None, 1.0) == 30.0
     far = Unavailable("later")
     far.retry_after = 10**6
-    assert pause_seconds(0, far, 0.0) == 600.0
+    assert _pause_seconds(0, far, 0.0) == 600.0
 
 
 @pytest.mark.parametrize(
