@@ -6,7 +6,7 @@ import base64
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 from statistics import fmean
@@ -72,14 +72,6 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class _Panel:
-    """A named picture as a data URI."""
-
-    name: str
-    uri: str
-
-
-@dataclass(frozen=True)
 class _Chip:
     """A class of a photo: its color, and its mask's area and confidence."""
 
@@ -91,11 +83,11 @@ class _Chip:
 
 @dataclass(frozen=True)
 class _PhotoPart:
-    """A photo's classes and panels, or why it could not be read."""
+    """A photo's classes and pictures, data URIs by name, or why it could not be read."""
 
     name: str
     chips: tuple[_Chip, ...] = ()
-    panels: tuple[_Panel, ...] = ()
+    panels: Mapping[str, str] = field(default_factory=dict)
     problem: str = ""
 
 
@@ -242,7 +234,7 @@ def _photo_part(predictor: Predictor, sample: Sample, truth: Path | None) -> _Ph
             _Chip(each.name, f"#{palette[color].tobytes().hex()}", each.area, each.confidence)
             for each, color in zip(made.classes, colors.values(), strict=True)
         ),
-        panels=tuple(_Panel(name, _data_uri(pixels)) for name, pixels in panels.items()),
+        panels={name: _data_uri(pixels) for name, pixels in panels.items()},
     )
 
 

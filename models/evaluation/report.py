@@ -1,6 +1,6 @@
 """One HTML file about a run: configuration, training curves, masks, pictures. No script, no external resources.
 
-The private dataclasses hold what the template ``models/reports/page.html`` shows.
+The private dataclasses and dictionaries hold what the template ``models/reports/page.html`` shows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import BaseModel
 
 from models.bundle.bundle import load_bundle
-from models.bundle.manifest import BundleInfo, NearNoun
+from models.bundle.manifest import BundleInfo
 from models.config import dump_config
 from models.data.classes import BACKGROUND_INDEX, Sample, labeled_samples, read_class_list
 from models.data.mask_files import software_version
@@ -101,38 +101,6 @@ class _StagePart:
     plots: tuple[Plot, ...]
 
 
-@dataclass(frozen=True)
-class _IouRow:
-    """A class's IoU under each protocol, in [0, 1]; None where it has none."""
-
-    name: str
-    pixels: int
-    fixed: float | None
-    oracle: float | None
-
-
-@dataclass(frozen=True)
-class _TruthPart:
-    """The masks compared with ground truth; mean IoU in [0, 1]; oracle, threshold and plot need stored scores."""
-
-    images: int
-    missing: int
-    fixed: float | None
-    oracle: float | None
-    threshold: float | None
-    rows: tuple[_IouRow, ...]
-    plot: Plot | None
-
-
-@dataclass(frozen=True)
-class _PromptRow:
-    """A class's number of photos, and the nouns nearest to its background prompt."""
-
-    name: str
-    photos: int
-    nouns: tuple[NearNoun, ...]
-
-
 def write_report(
     run: Run,
     sources: Sources,
@@ -159,7 +127,12 @@ def write_report(
         "frame": plots,
     }
     if sources.bundle:
-        predictor = _load_predictor(run, sources.bundle)
+        bundle = load_bundle(sources.bundle, device=run.device)
+        if bundle.info.classes.names != run.classes.names:
+            raise ValueError(
+                f"expected a bundle with the run's classes, got {sources.bundle} with others"
+            )
+        predictor = Predictor(bundle)
         chosen = choose_samples(samples, photos)
         content |= {
             "bundle": predictor.info,
@@ -238,13 +211,6 @@ def _read_steps(log: Path) -> list[Step]:
     return steps
 
 
-def _load_predictor(run: Run, bundle: Path) -> Predictor:
-    loaded = load_bundle(bundle, device=run.device)
-    if loaded.info.classes.names != run.classes.names:
-        raise ValueError(f"expected a bundle with the run's classes, got {bundle} with others")
-    return Predictor(loaded)
-
-
 def _render(content: Mapping[str, Any]) -> str:
     # Names of classes and files are user input: everything is escaped.
     environment = Environment(
@@ -280,12 +246,12 @@ def _describe_section(section: BaseModel) -> str:
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in values.items())
 
 
-def _prompt_rows(samples: Sequence[Sample], info: BundleInfo) -> tuple[_PromptRow, ...]:
+def _prompt_rows(samples: Sequence[Sample], info: BundleInfo) -> list[dict[str, Any]]:
     photos = Counter(channel for sample in samples for channel in sample.channels)
-    return tuple(
-        _PromptRow(name, photos[info.classes.channel(name)], nouns)
+    return [
+        {"name": name, "photos": photos[info.classes.channel(name)], "nouns": nouns}
         for name, nouns in info.nearest_nouns.items()
-    )
+    ]
 
 
 def _class_row(name: str, found: Mapping[str, Any]) -> _ClassRow:
@@ -353,8 +319,8 @@ def _term(name: str, steps: Sequence[Step]) -> _Term:
     return _Term(name, fmean(by_epoch[min(by_epoch)]), fmean(by_epoch[max(by_epoch)]))
 
 
-def _truth_part(masks: Path, ground_truth: Path) -> _TruthPart | None:
-    """Compare the output of make-pseudo-masks with ground truth; None if there are no masks."""
+def _truth_part(masks: Path, ground_truth: Path) -> dict[str, Any] | None:
+    """Compare the output of make-pseudo-masks with ground truth, IoU in [0, 1]; None if there are no masks."""
     if not any((masks / "masks").glob("*.png")):
         return None
     scores = masks / "scores"
@@ -371,23 +337,24 @@ def _truth_part(masks: Path, ground_truth: Path) -> _TruthPart | None:
     threshold, best = measured.oracle.best if measured.oracle else (None, None)
     names = {BACKGROUND_INDEX: "background"} | {each.index: each.name for each in classes.classes}
     fixed, pixels = measured.fixed, measured.fixed.pixels
-    return _TruthPart(
-        images=measured.images,
-        missing=files.missing,
-        fixed=nan_to_none(fixed.mean_iou),
-        oracle=None if best is None else nan_to_none(best.mean_iou),
-        threshold=threshold,
-        rows=tuple(
-            _IouRow(name, int(pixels[index]), _iou(fixed, index), _iou(best, index))
+    return {
+        "images": measured.images,
+        "missing": files.missing,
+        "fixed": nan_to_none(fixed.mean_iou),
+        "oracle": best and nan_to_none(best.mean_iou),
+        "threshold": threshold,
+        "rows": [
+            {
+                "name": name,
+                "pixels": int(pixels[index]),
+                "fixed": nan_to_none(float(fixed.iou[index])),
+                "oracle": best and nan_to_none(float(best.iou[index])),
+            }
             for index, name in names.items()
             if pixels[index]
-        ),
-        plot=_threshold_curve(measured.oracle, fixed) if measured.oracle else None,
-    )
-
-
-def _iou(report: IouReport | None, index: int) -> float | None:
-    return None if report is None else nan_to_none(float(report.iou[index]))
+        ],
+        "plot": _threshold_curve(measured.oracle, fixed) if measured.oracle else None,
+    }
 
 
 def _threshold_curve(sweep: Sweep, fixed: IouReport) -> Plot | None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from models.config import Config, dump_config
 from models.data.classes import write_class_list
 from tests.conftest import CLASSES
-from tests.helpers.command import semples
+from tests.helpers.command import semples_ok, semples_refuses
 from tests.helpers.export_folder import make_folder
 from tests.helpers.paths import PHOTO
 from tests.models.bundle.test_import_checkpoint import public_weaktr
@@ -32,46 +32,26 @@ def place(tmp_path: Path) -> Path:
 
 
 def test_from_released_files_to_a_prediction(
-    place: Path,
-    tiny_config: Config,
-    tiny_data: Path,
-    capsys: pytest.CaptureFixture[str],
+    place: Path, tiny_config: Config, tiny_data: Path
 ) -> None:
     arguments = [place / "weaktr.pth", "--kind", "weaktr", "--classes", place / "classes.txt"]
     taken = ["--channels", "by-index", "--output", place / "ours.safetensors"]
-    assert semples("import-checkpoint", *arguments, *taken).returncode == 0
-    printed = capsys.readouterr().out
+    printed = semples_ok("import-checkpoint", *arguments, *taken)
     # What it prints is what the configuration needs.
     generator = yaml.safe_load(printed.splitlines()[1])["generator"]
     assert generator["spare_tokens"] == 5
     content = {**tiny_config.model_dump(mode="json"), "generator": generator}
     (place / "config.yaml").write_text(yaml.safe_dump(content))
 
-    new = [
-        "--work",
-        place / "work",
-        "--config",
-        place / "config.yaml",
-        "--classes",
-        place / "classes.txt",
-    ]
-    assert (
-        semples("import-checkpoint", place / "prompts.pth", "--kind", "prompts", *new).returncode
-        == 0
-    )
-    data = [
-        "--images",
-        tiny_data / "images",
-        "--labels",
-        tiny_data / "labels.csv",
-        "--device",
-        "cpu",
-    ]
-    assert semples("refine-generator", place / "work", *data).returncode == 0
+    new = ["--config", place / "config.yaml", "--classes", place / "classes.txt"]
+    prompts = [place / "prompts.pth", "--kind", "prompts", "--work", place / "work"]
+    semples_ok("import-checkpoint", *prompts, *new)
+    data = ["--images", tiny_data / "images", "--labels", tiny_data / "labels.csv"]
+    semples_ok("refine-generator", place / "work", *data, "--device", "cpu")
     bundle = ["--output", place / "bundle", "--licence", "MIT", "--trained-on", "squares"]
-    assert semples("export-bundle", place / "work", *bundle, "--device", "cpu").returncode == 0
+    semples_ok("export-bundle", place / "work", *bundle, "--device", "cpu")
     options = ["--labels", "cat", "--output", place / "out", "--bundle", place / "bundle"]
-    assert semples("predict", PHOTO, *options).returncode == 0
+    semples_ok("predict", PHOTO, *options)
     assert (place / "out" / "cat.png").is_file()
 
 
@@ -81,12 +61,12 @@ def test_prompts_go_into_a_run_that_has_begun(place: Path, tiny_config: Config) 
     (work / "config.yaml").write_text(dump_config(tiny_config))
     shutil.copy(place / "classes.txt", work / "classes.txt")
     arguments = [place / "prompts.pth", "--kind", "prompts", "--work", work]
-    assert semples("import-checkpoint", *arguments).returncode == 0
+    semples_ok("import-checkpoint", *arguments)
     found = load_file(work / "learn-prompts" / "prompts.safetensors")
     assert {name: tuple(each.shape) for name, each in found.items()} == {
         "context": (4, 4, 16), "embeddings": (4, 16), "class_text": (4, 16),
     }  # fmt: skip
-    assert semples("import-checkpoint", *arguments).returncode == 2  # never over what is there
+    semples_refuses("import-checkpoint", *arguments)  # never over what is there
 
 
 WEAKTR = "--kind weaktr --classes classes.txt --output o"
@@ -115,17 +95,13 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES)
 def test_mistakes_get_one_line(
-    arguments: str,
-    message: str,
-    place: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    arguments: str, message: str, place: Path, monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
-) -> None:
+) -> None:  # fmt: skip
     monkeypatch.chdir(place)
-    assert semples("import-checkpoint", *arguments.split()).returncode == 2
-    lines = capfd.readouterr().err.splitlines()
-    assert len(lines) == 1
-    assert message in lines[0]
+    semples_refuses("import-checkpoint", *arguments.split())
+    [line] = capfd.readouterr().err.splitlines()
+    assert message in line
     assert not {"o", "work"} & {path.name for path in place.iterdir()}
 
 
@@ -138,22 +114,21 @@ EXPORTED = {
 
 
 @pytest.mark.parametrize("form", EXPORTED)
-def test_every_format(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_format(form: str, tmp_path: Path) -> None:
     folder, images = make_folder(tmp_path)
     options = ["--images", images, "--format", form, "--output", tmp_path / "out"]
-    assert semples("export", folder, *options).returncode == 0
+    printed = semples_ok("export", folder, *options)
     assert {each.name for each in (tmp_path / "out").iterdir()} == EXPORTED[form]
-    assert capsys.readouterr().out.replace("\n", " ").startswith(f"{tmp_path / 'out'}: 4 photos")
-    assert semples("export", folder, *options).returncode == 2
-    assert "expected a new or empty folder" in capsys.readouterr().err
+    assert printed.replace("\n", " ").startswith(f"{tmp_path / 'out'}: 4 photos")
+    assert "expected a new or empty folder" in semples_refuses("export", folder, *options)
 
 
 def test_what_make_pseudo_masks_wrote(tiny_bundle: Path, tiny_data: Path, tmp_path: Path) -> None:
     images, folder = tiny_data / "images", tmp_path / "run"
     made = ["--labels", tiny_data / "labels.csv", "--output", folder, "--bundle", tiny_bundle]
-    assert semples("make-pseudo-masks", "--images", images, *made).returncode == 0
+    semples_ok("make-pseudo-masks", "--images", images, *made)
     options = ["--images", images, "--format", "voc", "--output", tmp_path / "voc"]
-    assert semples("export", folder, *options).returncode == 0
+    semples_ok("export", folder, *options)
     for number in range(8):
         name = f"photo{number}.png"
         with (
@@ -165,23 +140,20 @@ def test_what_make_pseudo_masks_wrote(tiny_bundle: Path, tiny_data: Path, tmp_pa
 
 
 @pytest.mark.parametrize("form", EXPORTED)
-def test_a_broken_mask_leaves_no_export(
-    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_broken_mask_leaves_no_export(form: str, tmp_path: Path) -> None:
     folder, images = make_folder(tmp_path)
     (folder / "masks" / "turned.png").write_bytes(b"")
     options = ["--images", images, "--format", form, "--output", tmp_path / "out"]
-    assert semples("export", folder, *options).returncode == 2
-    assert "turned.png" in capsys.readouterr().err
+    assert "turned.png" in semples_refuses("export", folder, *options)
     assert {each.name for each in tmp_path.iterdir()} == {"run", "images"}
 
 
-def test_a_prefix_is_for_label_studio(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_prefix_is_for_label_studio(tmp_path: Path) -> None:
     folder, images = make_folder(tmp_path)
     options = ["--images", images, "--output", tmp_path / "out", "--image-prefix", "s3://bucket/"]
-    assert semples("export", folder, *options, "--format", "voc").returncode == 2
-    assert "--image-prefix with label-studio only" in capsys.readouterr().err
-    assert semples("export", folder, *options, "--format", "label-studio").returncode == 0
+    refused = semples_refuses("export", folder, *options, "--format", "voc")
+    assert "--image-prefix with label-studio only" in refused
+    semples_ok("export", folder, *options, "--format", "label-studio")
     assert '"s3://bucket/flat.jpg"' in (tmp_path / "out" / "tasks_0001.json").read_text()
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from models.config import Config, EncoderDecoderConfig, dump_config
-from tests.helpers.command import semples
+from tests.helpers.command import semples, semples_ok, semples_refuses
 from tests.helpers.paths import PHOTO
 
 
@@ -55,25 +55,21 @@ def test_odd_photos_get_a_mask(name: str, tiny_bundle: Path, tmp_path: Path) -> 
     (tmp_path / name).write_bytes(GOOD[name])
     out = tmp_path / "out"
     options = ["--labels", "cat", "--output", out, "--bundle", tiny_bundle]
-    assert semples("predict", tmp_path / name, *options).returncode == 0
+    semples_ok("predict", tmp_path / name, *options)
     with Image.open(tmp_path / name) as photo, Image.open(out / f"{Path(name).stem}.png") as mask:
         assert mask.size == photo.size
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_photos_get_one_line(
-    name: str,
-    tiny_bundle: Path,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
+    name: str, tiny_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     content, message = BAD[name]
     (tmp_path / name).write_bytes(content)
     options = ["--labels", "cat", "--output", tmp_path / "out", "--bundle", tiny_bundle]
-    assert semples("predict", tmp_path / name, *options).returncode == 2
-    lines = capfd.readouterr().err.splitlines()
-    assert len(lines) == 1
-    assert message in lines[0]
+    semples_refuses("predict", tmp_path / name, *options)
+    [line] = capfd.readouterr().err.splitlines()
+    assert message in line
     assert not (tmp_path / "out").exists()
 
 
@@ -89,42 +85,35 @@ def test_bad_photos_get_one_line(
     ],
 )
 def test_bad_options_get_one_line(
-    options: list[str],
-    message: str,
-    tiny_bundle: Path,
-    tmp_path: Path,
+    options: list[str], message: str, tiny_bundle: Path, tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
-) -> None:
+) -> None:  # fmt: skip
     given = [*options, "--output", tmp_path / "out", "--bundle", tiny_bundle]
-    assert semples("predict", PHOTO, *given).returncode == 2
-    lines = capfd.readouterr().err.splitlines()
-    assert len(lines) == 1
-    assert message in lines[0]
+    semples_refuses("predict", PHOTO, *given)
+    [line] = capfd.readouterr().err.splitlines()
+    assert message in line
 
 
 def test_the_photo_itself_is_never_overwritten(tiny_bundle: Path, tmp_path: Path) -> None:
     photo = tmp_path / "cat.png"
     photo.write_bytes(GOOD["palette.png"])
     options = ["--labels", "cat", "--output", tmp_path, "--bundle", tiny_bundle]
-    assert semples("predict", photo, *options).returncode == 2
+    semples_refuses("predict", photo, *options)
     assert photo.read_bytes() == GOOD["palette.png"]
 
 
 def test_a_folder_is_not_a_photo(tiny_bundle: Path, tmp_path: Path) -> None:
     options = ["--labels", "cat", "--output", tmp_path / "out", "--bundle", tiny_bundle]
-    assert semples("predict", tmp_path, *options).returncode == 2
+    semples_refuses("predict", tmp_path, *options)
 
 
 def test_segment_photos_and_folders(
     tiny_segmenter_bundle: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    done = semples(
-        "segment", PHOTO, tiny_data / "images", "--output", tmp_path, "--bundle",
-        tiny_segmenter_bundle, "--threads", 1,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "9 photos segmented, 0 failed" in done.stdout
-    assert "cat.jpg: " in done.stdout
+    options = ["--output", tmp_path, "--bundle", tiny_segmenter_bundle, "--threads", 1]
+    printed = semples_ok("segment", PHOTO, tiny_data / "images", *options)
+    assert "9 photos segmented, 0 failed" in printed
+    assert "cat.jpg: " in printed
     assert len(list(tmp_path.iterdir())) == 27
     with Image.open(tmp_path / "cat.png") as mask, Image.open(PHOTO) as original:
         assert mask.mode == "P"
@@ -168,10 +157,9 @@ def test_mistakes_of_segment_are_one_line(
         "{empty}": tmp_path / "empty", "{missing}": tmp_path / "no.jpg", "{twin}": tmp_path / "cat.png",
     }  # fmt: skip
     given = [places.get(each, each) for each in arguments]
-    done = semples("segment", *given, "--output", tmp_path / "out")
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert [line for line in done.stderr.splitlines() if line.startswith("semples: ")]
+    refused = semples_refuses("segment", *given, "--output", tmp_path / "out")
+    assert message in refused
+    assert [line for line in refused.splitlines() if line.startswith("semples: ")]
     assert not (tmp_path / "out").exists()
 
 
@@ -209,12 +197,9 @@ def test_what_one_process_does_is_refused_to_several(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     config = ["--config", "voc"] if command == "run-all" else []
-    done = semples(
-        command, tmp_path / "work", "--images", tiny_data / "images", "--labels",
-        tiny_data / "labels.csv", *config,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert f"expected one process of {command}, got 2 under torchrun" in done.stderr
+    data = ["--images", tiny_data / "images", "--labels", tiny_data / "labels.csv"]
+    refused = semples_refuses(command, tmp_path / "work", *data, *config)
+    assert f"expected one process of {command}, got 2 under torchrun" in refused
 
 
 @pytest.mark.slow
@@ -223,12 +208,10 @@ def test_run_all_then_again(tiny_config: Config, tiny_data: Path, tmp_path: Path
     config.write_text(dump_config(tiny_config))
 
     def run_all() -> list[str]:
-        done = semples(
+        return semples_ok(
             "run-all", work, "--images", tiny_data / "images", "--labels", tiny_data / "labels.csv",
             "--config", config, "--output", bundle, "--device", "cpu", "--threads", 1,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return done.stdout.splitlines()
+        ).splitlines()  # fmt: skip
 
     names = [
         "train-generator", "learn-prompts", "refine-generator", "make-pseudo-masks",
@@ -265,18 +248,15 @@ def test_run_all_then_again(tiny_config: Config, tiny_data: Path, tmp_path: Path
     # Other labels are another run.
     labels = tmp_path / "labels.csv"
     labels.write_text("\n".join((tiny_data / "labels.csv").read_text().splitlines()[:5]))
-    other = semples(
+    other = semples_refuses(
         "run-all", work, "--images", tiny_data / "images", "--labels", labels, "--config", config,
         "--device", "cpu", "--classes", work / "classes.txt",
     )  # fmt: skip
-    assert other.returncode == 2
-    assert "expected the photos and labels that" in other.stderr
+    assert "expected the photos and labels that" in other
 
-    trained = semples(
+    trained = semples_ok(
         "train-segmenter", work, "--images", tiny_data / "images", "--masks", work / "pseudo-masks",
         "--min-alignment", "-0.2", "--device", "cpu",
     )  # fmt: skip
-    assert trained.returncode == 0, trained.stderr
-    assert "segmenter.safetensors" in trained.stdout
-    done = semples("segment", PHOTO, "--output", tmp_path / "out", "--bundle", bundle)
-    assert done.returncode == 0, done.stderr
+    assert "segmenter.safetensors" in trained
+    semples_ok("segment", PHOTO, "--output", tmp_path / "out", "--bundle", bundle)

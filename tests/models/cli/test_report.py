@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from models.training.run import Run
-from tests.helpers.command import semples
+from tests.helpers.command import semples, semples_ok, semples_refuses
 from tests.helpers.html_page import Page
 
 
@@ -27,7 +27,7 @@ def page_of(work: Path) -> Page:
 
 
 def test_the_bundle_is_packed_where_there_is_none(work: Path, given: list[object]) -> None:
-    assert semples("report", *given, "--photos", 1).returncode == 0
+    semples_ok("report", *given, "--photos", 1)
     page = page_of(work)
     assert len(page.all("img")) == 4
     assert "stage refine-generator" in page.section("run")
@@ -35,7 +35,7 @@ def test_the_bundle_is_packed_where_there_is_none(work: Path, given: list[object
     assert not (work / "bundle").exists()
 
     (work / "refine-generator" / "generator.safetensors").unlink()
-    assert semples("report", *given, "--photos", 1).returncode == 0
+    semples_ok("report", *given, "--photos", 1)
     assert "stage train-generator" in page_of(work).section("run")
 
 
@@ -46,20 +46,17 @@ def test_the_runs_own_bundle_comes_before(
     (work / "config.yaml").write_text(
         (work / "config.yaml").read_text().replace("local-dir:", "local-dir:/nowhere")
     )
-    assert semples("report", *given, "--photos", 1).returncode == 0  # and CLIP is not needed
+    semples_ok("report", *given, "--photos", 1)  # and CLIP is not needed
     assert len(page_of(work).all("img")) == 4
 
 
-def test_without_clip_there_is_a_page_without_pictures(
-    work: Path,
-    given: list[object],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_without_clip_there_is_a_page_without_pictures(work: Path, given: list[object]) -> None:
     (work / "config.yaml").write_text(
         (work / "config.yaml").read_text().replace("local-dir:", "local-dir:/nowhere")
     )
-    assert semples("report", *given).returncode == 0
-    assert "no pictures, for the bundle cannot be packed: " in capsys.readouterr().err
+    done = semples("report", *given)
+    assert done.returncode == 0
+    assert "no pictures, for the bundle cannot be packed: " in done.stderr
     page = page_of(work)
     assert not page.all("img")
     assert "no bundle yet" in page.section("pictures")
@@ -74,16 +71,9 @@ def test_without_clip_there_is_a_page_without_pictures(
         (["--photos", "101"], "less than or equal to 100"),
     ],
 )
-def test_mistakes_are_one_line(
-    work: Path,
-    given: list[object],
-    more: list[str],
-    message: str,
-    capsys: pytest.CaptureFixture[str],
+def test_mistakes_are_refused(
+    work: Path, given: list[object], more: list[str], message: str
 ) -> None:
-    assert (
-        semples("report", *given, *(each.format(none=work / "none") for each in more)).returncode
-        == 2
-    )
-    assert message in capsys.readouterr().err
+    options = (each.format(none=work / "none") for each in more)
+    assert message in semples_refuses("report", *given, *options)
     assert not (work / "report.html").exists()

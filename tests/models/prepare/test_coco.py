@@ -14,7 +14,7 @@ from models.data.coco import COCO_CLASSES, coco_list, read_coco
 from models.data.labels import read_folder
 from models.data.official import evenly_spaced
 from models.prepare import draw_instances
-from tests.helpers.command import semples
+from tests.helpers.command import Done, semples
 from tests.helpers.downloads import (
     SIZE,
     annotation,
@@ -30,17 +30,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:Depreca
 PHOTOS = 3  # of each list
 
 
-def prepare(root: Path, out: Path, *more: object) -> int:
-    return semples("prepare", "coco", root, "--output", out, "--photos", PHOTOS, *more).returncode
+def prepare(root: Path, out: Path, *, code: int = 0) -> Done:
+    done = semples("prepare", "coco", root, "--output", out, "--photos", PHOTOS)
+    assert done.returncode == code, done.stderr
+    return done
 
 
-def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_end_to_end(tmp_path: Path) -> None:
     root, out = make_coco(tmp_path / "coco", photos=PHOTOS), tmp_path / "out"
-    assert prepare(root, out) == 0
-    shown = capsys.readouterr()
-    assert f"{root / 'train2014'}: 3 photos, 3 of them read whole" in shown.out
-    assert f"--images {root / 'train2014'} --labels {out / 'labels.csv'}" in shown.out
-    assert "semples:" not in shown.err
+    done = prepare(root, out)
+    assert f"{root / 'train2014'}: 3 photos, 3 of them read whole" in done.stdout
+    assert f"--images {root / 'train2014'} --labels {out / 'labels.csv'}" in done.stdout
+    assert "semples:" not in done.stderr
 
     assert read_class_list(out / "classes.txt") == COCO_CLASSES
     for name, split in (("labels", "train"), ("labels_val", "val")):
@@ -55,29 +56,25 @@ def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             assert all((drawn == index).sum() == 20 for index in expected)  # squares of 2 x 10
 
     (out / "ground_truth" / "val" / f"{samples[0].stem}.png").unlink()
-    assert prepare(root, out) == 0
-    shown = capsys.readouterr()
-    assert "train: all 3 label maps kept" in shown.out
-    assert "val: 1 label maps written, 2 kept" in shown.out
+    printed = prepare(root, out).stdout
+    assert "train: all 3 label maps kept" in printed
+    assert "val: 1 label maps written, 2 kept" in printed
 
 
 def test_json_is_not_read_where_nothing_is_left_to_draw(tmp_path: Path) -> None:
     root, out = make_coco(tmp_path / "coco", photos=PHOTOS), tmp_path / "out"
-    assert prepare(root, out) == 0
+    prepare(root, out)
     (root / "annotations" / "instances_train2014.json").write_text("half of it")
-    assert prepare(root, out) == 0
+    prepare(root, out)
 
 
-def test_other_labels_than_the_lists_are_noted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_labels_than_the_lists_are_noted(tmp_path: Path) -> None:
     root, out = make_coco(tmp_path / "coco", photos=PHOTOS), tmp_path / "out"
     path = root / "annotations" / "instances_val2014.json"
     content = json.loads(path.read_text())
     content["annotations"] = content["annotations"][:-1]
     write_json(path, content)
-    assert prepare(root, out) == 0
-    assert "differ in the labels of 1 photos" in capsys.readouterr().err
+    assert "differ in the labels of 1 photos" in prepare(root, out).stderr
     samples = read_folder(root / "val2014", out / "labels_val.csv", COCO_CLASSES)
     assert samples == read_coco(root, "val", photos=PHOTOS)
 
@@ -125,27 +122,18 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("case", DAMAGE)
-def test_damage_is_one_line_and_exit_code_2(
-    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_damage_is_one_line_and_exit_code_2(case: str, tmp_path: Path) -> None:
     name, damage, message = DAMAGE[case]
     root = make_coco(tmp_path / "coco", photos=PHOTOS)
     damage(root / name)
-    assert prepare(root, tmp_path / "out") == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if "semples: " in line]
-    assert len(lines) == 1
-    assert message in lines[0]
+    errors = prepare(root, tmp_path / "out", code=2).stderr.splitlines()
+    [line] = [each for each in errors if "semples: " in each]
+    assert message in line
 
 
-def test_nothing_there_says_what_to_download(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert prepare(tmp_path, tmp_path / "out") == 2
-    line = capsys.readouterr().err
-    assert (
-        f"expected train2014 in {tmp_path}, got none; unpack train2014.zip (from http://images."
-        in line
-    )
+def test_nothing_there_says_what_to_download(tmp_path: Path) -> None:
+    line = prepare(tmp_path, tmp_path / "out", code=2).stderr
+    assert f"expected train2014 in {tmp_path}, got none; unpack train2014.zip (from http:" in line
 
 
 def test_drawing() -> None:

@@ -15,7 +15,7 @@ from models.data.classes import read_class_list
 from models.data.labels import read_folder, read_label_rows
 from models.data.official import evenly_spaced
 from models.data.voc import VOC_CLASSES, find_voc, read_voc, voc_list
-from tests.helpers.command import semples, small_files
+from tests.helpers.command import Done, semples, semples_ok, semples_refuses, small_files
 from tests.helpers.downloads import SIZE, make_voc, voc_map, voc_xml
 
 PHOTOS = 3  # of each list: some with VOC's own label map, some with SBD's
@@ -29,15 +29,21 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def prepare(folder: Path, *more: object, code: int = 0) -> Done:
+    """Prepare the download in ``folder/voc``, and check the exit code."""
+    options = ["--output", folder / "out", "--photos", PHOTOS, *more]
+    done = semples("prepare", "voc", folder / "voc", *options)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def test_end_to_end(tmp_path: Path) -> None:
     root, out = tmp_path / "voc", tmp_path / "out"
     place = make_voc(root, photos=PHOTOS)
-    options = [root, "--output", out, "--photos", PHOTOS]
-    assert semples("prepare", "voc", *options).returncode == 0
-    shown = capsys.readouterr()
-    assert "8 photos, 8 of them read whole" in shown.out.replace("\n", " ")
-    assert f"--images {place / 'JPEGImages'} --labels {out / 'labels.csv'}" in shown.out
-    assert "semples:" not in shown.err
+    done = prepare(tmp_path)
+    assert "8 photos, 8 of them read whole" in done.stdout.replace("\n", " ")
+    assert f"--images {place / 'JPEGImages'} --labels {out / 'labels.csv'}" in done.stdout
+    assert "semples:" not in done.stderr
 
     assert read_class_list(out / "classes.txt") == VOC_CLASSES
     for name, split in (("labels", "train_aug"), ("labels_train", "train"), ("labels_val", "val")):
@@ -52,21 +58,15 @@ def test_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     before = contents(out)
     (out / "ground_truth" / "val" / f"{samples[0].stem}.png").unlink()
-    assert semples("prepare", "voc", *options).returncode == 0
-    assert "val: 1 label maps written, 2 kept" in capsys.readouterr().out
+    assert "val: 1 label maps written, 2 kept" in prepare(tmp_path).stdout
     assert contents(out) == before
 
 
 def test_the_commands_take_what_it_wrote(
-    tiny_config: Config,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_voc(tmp_path / "voc", photos=PHOTOS)
-    options = [tmp_path / "voc", "--output", tmp_path / "out", "--photos", PHOTOS]
-    assert semples("prepare", "voc", *options).returncode == 0
-    *command, config, name = capsys.readouterr().out.splitlines()[-1].split()[1:]
+    *command, config, name = prepare(tmp_path).stdout.splitlines()[-1].split()[1:]
     assert (config, name) == ("--config", "my.yaml")
     (tmp_path / "tiny.yaml").write_text(
         dump_config(tiny_config.model_copy(update={"synonyms": {}}))
@@ -82,28 +82,21 @@ def test_no_torch_is_needed() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_without_sbd_only_its_masks_are_missing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_sbd_only_its_masks_are_missing(tmp_path: Path) -> None:
     make_voc(tmp_path / "voc", photos=PHOTOS, sbd=False)
     out = tmp_path / "out"
-    options = [tmp_path / "voc", "--output", out, "--photos", PHOTOS]
-    assert semples("prepare", "voc", *options).returncode == 0
-    assert "no masks of SBD: ground_truth/train_aug is left out" in capsys.readouterr().err
+    assert "no masks of SBD: ground_truth/train_aug is left out" in prepare(tmp_path).stderr
     assert {path.name for path in (out / "ground_truth").iterdir()} == {"train", "val"}
     assert len(read_label_rows(out / "labels.csv")) == PHOTOS
 
 
-def test_masks_of_others_as_png_are_taken(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_masks_of_others_as_png_are_taken(tmp_path: Path) -> None:
     place = make_voc(tmp_path / "voc", photos=PHOTOS, sbd=False)
     (place / "SegmentationClassAug").mkdir()
     for listed in evenly_spaced(voc_list("train_aug"), PHOTOS):
         Image.fromarray(voc_map(listed)).save(place / "SegmentationClassAug" / f"{listed.stem}.png")
     options = [place, "--output", tmp_path / "out", "--photos", PHOTOS]
-    assert semples("prepare", "voc", *options).returncode == 0
-    assert "train_aug: 3 label maps written" in capsys.readouterr().out
+    assert "train_aug: 3 label maps written" in semples_ok("prepare", "voc", *options)
 
 
 def test_it_is_found_from_each_of_its_folders(tmp_path: Path) -> None:
@@ -115,62 +108,45 @@ def test_it_is_found_from_each_of_its_folders(tmp_path: Path) -> None:
         assert found.additional.samefile(tmp_path / "voc/benchmark_RELEASE/dataset/cls")
 
 
-def test_nothing_there_says_what_to_download(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert semples("prepare", "voc", tmp_path, "--output", tmp_path / "out").returncode == 2
-    line = capsys.readouterr().err
-    assert (
-        f"expected VOCdevkit/VOC2012/JPEGImages in {tmp_path}, got none; unpack VOCtrainval_"
-        in line
-    )
+def test_nothing_there_says_what_to_download(tmp_path: Path) -> None:
+    line = semples_refuses("prepare", "voc", tmp_path, "--output", tmp_path / "out")
+    assert f"expected VOCdevkit/VOC2012/JPEGImages in {tmp_path}, got none; unpack VOCtrain" in line
     assert "md5 6cd6e144f989b92b3379bac3b3de84fd" in line
     assert not (tmp_path / "out").exists()
 
 
-def test_thorough_checks_archives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_thorough_checks_archives(tmp_path: Path) -> None:
     root = tmp_path / "voc"
     make_voc(root, photos=PHOTOS)
-    options = [root, "--output", tmp_path / "out", "--photos", PHOTOS]
-    assert semples("prepare", "voc", *options, "--thorough").returncode == 0
-    assert f"{root}: 0 archives, with the published MD5" in capsys.readouterr().out
+    whole = prepare(tmp_path, "--thorough").stdout
+    assert f"{root}: 0 archives, with the published MD5" in whole
     (root / "benchmark.tgz").write_bytes(b"half of it")
-    assert semples("prepare", "voc", *options).returncode == 0
-    assert semples("prepare", "voc", *options, "--thorough").returncode == 2
-    assert "expected the MD5 82b4d87ceb2ed10f6038a1cba92111cb of" in capsys.readouterr().err
+    prepare(tmp_path)
+    refused = prepare(tmp_path, "--thorough", code=2).stderr
+    assert "expected the MD5 82b4d87ceb2ed10f6038a1cba92111cb of" in refused
 
 
-def test_the_known_pair(
-    shared: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_the_known_pair(shared: Path, tmp_path: Path) -> None:
     place = make_voc(tmp_path / "voc", photos=PHOTOS)
     pair = shared / "data" / "voc_pair"
     photo = place / "JPEGImages" / "2007_000129.jpg"
     truth = place / "SegmentationClass" / "2007_000129.png"
     photo.write_bytes((pair / photo.name).read_bytes())
     truth.write_bytes((pair / truth.name).read_bytes())
-    options = [tmp_path / "voc", "--output", tmp_path / "out", "--photos", PHOTOS]
-    assert semples("prepare", "voc", *options).returncode == 0
-    assert "original" not in capsys.readouterr().err
+    assert "original" not in prepare(tmp_path).stderr
     with Image.open(photo) as picture:
         picture.save(photo, quality=50)
     with Image.open(truth) as picture:
         Image.fromarray(np.where(np.array(picture) == 255, 0, np.array(picture))).save(truth)
-    assert semples("prepare", "voc", *options).returncode == 0
-    told = capsys.readouterr().err
-    assert "2007_000129.jpg is not the original file" in told
-    assert "2007_000129.png has other pixels than the original" in told
+    notes = prepare(tmp_path).stderr
+    assert "2007_000129.jpg is not the original file" in notes
+    assert "2007_000129.png has other pixels than the original" in notes
 
 
 def test_a_full_disk_is_one_line_and_what_was_written_is_kept(tmp_path: Path) -> None:
     make_voc(tmp_path / "voc", photos=PHOTOS)
     with small_files(500):  # fewer bytes than a label map
-        done = semples(
-            "prepare", "voc", tmp_path / "voc", "--output", tmp_path / "out", "--photos", PHOTOS
-        )
-    assert done.returncode == 2
+        done = prepare(tmp_path, code=2)
     assert "File too large" in done.stderr.splitlines()[-1]
     assert not list((tmp_path / "out").rglob("*.png"))
     assert len(read_label_rows(tmp_path / "out" / "labels.csv")) == PHOTOS
@@ -229,14 +205,10 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("case", DAMAGE)
-def test_damage_is_one_line_and_exit_code_2(
-    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_damage_is_one_line_and_exit_code_2(case: str, tmp_path: Path) -> None:
     name, damage, message = DAMAGE[case]
     place = make_voc(tmp_path / "voc", photos=PHOTOS)
     damage(place / name)
-    options = [tmp_path / "voc", "--output", tmp_path / "out", "--photos", PHOTOS]
-    assert semples("prepare", "voc", *options).returncode == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if "semples: " in line]
-    assert len(lines) == 1
-    assert message.format((place / name).parent) in lines[0]
+    errors = prepare(tmp_path, code=2).stderr.splitlines()
+    [line] = [each for each in errors if "semples: " in each]
+    assert message.format((place / name).parent) in line
