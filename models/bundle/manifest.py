@@ -17,6 +17,7 @@ from pydantic import (
     PlainSerializer,
     TypeAdapter,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -106,6 +107,13 @@ class Manifest(Frozen):
     metrics: tuple[Measurement, ...] = ()
     nearest_nouns: dict[str, tuple[NearNoun, ...]] = Field(default_factory=dict)
     files: dict[str, str]  # file name → SHA-256
+
+    @field_validator("name")
+    @classmethod
+    def _has_no_colon(cls, name: str) -> str:
+        if ":" in name:  # a worker's queues have names of the form NAME and NAME:batch
+            raise ValueError(f"expected a name without a colon, got {name!r}")
+        return name
 
     @model_validator(mode="after")
     def _lists_its_files(self) -> Self:

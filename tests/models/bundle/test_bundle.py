@@ -101,6 +101,7 @@ def test_a_missing_file_is_refused(copy: Path) -> None:
     [
         ("format: 2", "format: 1", "bundle.yaml: format: Input should be 2"),
         ("name: tiny", "title: tiny", "bundle.yaml: (name|title): "),
+        ("name: tiny", "name: tiny:batch", "name: .*without a colon, got 'tiny:batch'"),
         ("kind: zero_shot", "kind: gan", "bundle.yaml: generator: .*'gan'"),
         ("index: 9", "index: 999", "from 1 to 254, got 999"),
         ("format: 2", "format: [", "expected a readable bundle.yaml"),
