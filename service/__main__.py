@@ -27,11 +27,7 @@ _REDIS_TIMEOUT = 3.0  # seconds: a client should soon get an error if Redis cann
 def server_config(
     app: FastAPI, settings: Settings, *, host: str = "127.0.0.1", port: int = 0
 ) -> uvicorn.Config:
-    """Return uvicorn's configuration.
-
-    X-Forwarded-For is trusted from the proxies in the settings alone: uvicorn's default trusts every client on this
-    host, which could then choose its address.
-    """
+    """Return uvicorn's configuration, which trusts X-Forwarded-For from the proxies in the settings alone."""
     proxies = settings.trusted_proxies
     return uvicorn.Config(
         app,
@@ -41,7 +37,7 @@ def server_config(
         access_log=False,  # service.middleware.observability writes one, without queries
         server_header=False,
         proxy_headers=bool(proxies),
-        forwarded_allow_ips=proxies,
+        forwarded_allow_ips=proxies,  # the default lets every client on this host choose its address
         timeout_graceful_shutdown=5,
     )
 

@@ -33,9 +33,7 @@ from worker.storage import BlobStore
 from worker.webhooks.urls import Resolve, resolve_host
 
 _MAX_OPEN_ZIPS: Final = 2  # read, and made, at once: each takes a thread and some memory or disk
-_UNPACKED_FACTOR: Final = (
-    4  # photos are compressed already: a zip that grows more holds something else
-)
+_UNPACKED_FACTOR: Final = 4  # photos are compressed already and do not grow
 _DESCRIPTION: Final = """Images with class labels go in, pixel masks come out.
 
 Post an image with the labels of what it shows (`/pseudo-mask`), or without any to a model that finds out itself
@@ -47,13 +45,7 @@ Errors are `application/problem+json`; their types are explained under `/problem
 def create_app(
     settings: Settings, redis: Redis, blobs: BlobStore, *, resolve: Resolve = resolve_host
 ) -> FastAPI:
-    """Return the API.
-
-    Args:
-        settings: its settings.
-        redis: where jobs are.
-        blobs: where images and results are.
-        resolve: finds the addresses of a callback's host.
+    """Return the API; ``resolve`` finds the addresses of a callback's host.
 
     Raises:
         ValueError: if the settings name API keys or a rate that cannot be read.

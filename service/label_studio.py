@@ -49,36 +49,22 @@ _PROJECT_SECONDS: Final = 90 * 24 * 3600
 _PORTS: Final = {"http": 80, "https": 443}
 
 
+@dataclass(frozen=True)
 class LabelStudioBackend:
-    """Checks projects and predicts their tasks.
+    """Checks projects, whose settings are kept in Redis, and predicts their tasks."""
 
-    Args:
-        redis: where the projects' settings are kept.
-        jobs, models, events, decoders: as in ``service.api.state``.
-        images: fetches tasks' images.
-    """
-
-    def __init__(
-        self,
-        redis: Redis,
-        jobs: JobService,
-        models: ModelRegistry,
-        events: EventStream,
-        decoders: CapacityLimiter,
-        images: TaskImages,
-    ) -> None:
-        self._redis = redis
-        self._jobs = jobs
-        self._models = models
-        self._events = events
-        self._decoders = decoders
-        self._images = images
+    redis: Redis
+    jobs: JobService
+    models: ModelRegistry
+    events: EventStream
+    decoders: CapacityLimiter
+    images: TaskImages
 
     def set_up(self, project: str, config: str, extra_params: Any) -> str:
         """Check a project's interface, keep which field of its tasks holds labels, and return the model's version."""
         _parse_interface(config, field="schema")
-        model = self._models.choose(None, "pseudo_mask")
-        self._redis.set(_project_key(project), _labels_field(extra_params), ex=_PROJECT_SECONDS)
+        model = self.models.choose(None, "pseudo_mask")
+        self.redis.set(_project_key(project), _labels_field(extra_params), ex=_PROJECT_SECONDS)
         return _version(model)
 
     async def predict(
@@ -86,14 +72,12 @@ class LabelStudioBackend:
     ) -> list[_Prediction]:
         """Return a prediction for each task; an empty one with an ``error`` where that is not possible.
 
-        A task that takes longer than a minute has an empty one as well; asked again, it is there.
-
-        Raises:
-            ProblemError: if the interface is invalid, there is no model, or the queue is full.
+        A task that takes longer than a minute has an empty one as well; asked again, it is there. Raises ProblemError
+        if the interface is invalid, there is no model, or the queue is full.
         """
         interface = _parse_interface(config, field="label_config")
         key = _project_key(project)
-        stored = await run_sync(partial(self._redis.getex, key, ex=_PROJECT_SECONDS))
+        stored = await run_sync(partial(self.redis.getex, key, ex=_PROJECT_SECONDS))
         field = cast("bytes", stored or _LABELS_FIELD.encode()).decode()
         submitted = [await self._submit(task, interface, field) for task in tasks]
         deadline = time.monotonic() + _WAIT_SECONDS
@@ -108,45 +92,45 @@ class LabelStudioBackend:
         try:
             data = task.get("data")
             source = data.get(interface.field) if isinstance(data, Mapping) else None
-            content = await self._images.fetch(source)
+            content = await self.images.fetch(source)
             check = partial(self._check, task, content, field)
-            checked, model = await run_sync(check, limiter=self._decoders)
+            checked, model = await run_sync(check, limiter=self.decoders)
         except (ProblemError, ImageError, UnknownLabelError) as error:
             problem = to_problem(error)
             if problem.kind.status >= 500:
                 raise
             return {"result": [], "error": problem.detail}
-        submit = partial(self._jobs.submit, checked.request, content, pixels=checked.pixels)
+        submit = partial(self.jobs.submit, checked.request, content, pixels=checked.pixels)
         return await run_sync(submit), model
 
     def _check(
         self, task: Mapping[str, Any], content: bytes, field: str
     ) -> tuple[CheckedRequest, ModelInfo]:
-        model = self._models.choose(None, "pseudo_mask")
+        model = self.models.choose(None, "pseudo_mask")
         labels = _image_labels(task, model.class_list(), field=field)
         image = UploadFile(io.BytesIO(content))
         form: ImageForm
         if labels:
             form = PseudoMaskForm(image=image, labels=labels)
         else:
-            model, form = self._models.choose(None, "segment"), SegmentForm(image=image)
-        limit = self._jobs.limits.max_pixels
+            model, form = self.models.choose(None, "segment"), SegmentForm(image=image)
+        limit = self.jobs.limits.max_pixels
         return build_request(form, content, model, max_pixels=limit), model
 
     async def _prediction(
         self, job: Job, model: ModelInfo, interface: _Interface, deadline: float
     ) -> _Prediction:
-        await self._events.wait_for_job(job.id, deadline - time.monotonic())
+        await self.events.wait_for_job(job.id, deadline - time.monotonic())
         empty = {"model_version": _version(model), "result": []}
         try:
             make = partial(self._describe, job.id, model, interface)
-            return empty | await run_sync(make, limiter=self._decoders)
+            return empty | await run_sync(make, limiter=self.decoders)
         except ProblemError as problem:  # not done yet, or failed
             return empty | {"error": problem.detail}
 
     def _describe(self, job_id: str, model: ModelInfo, interface: _Interface) -> _Prediction:
-        job = self._jobs.finished(job_id)
-        label_map = self._jobs.results(job).label_map
+        job = self.jobs.finished(job_id)
+        label_map = self.jobs.results(job).label_map
         found = {c.index: c.confidence for c in job.result.classes if c.confidence is not None}
         regions = _regions(interface, label_map, model.class_list(), list(found))
         return {"result": regions} | ({"score": min(found.values())} if found else {})

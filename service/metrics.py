@@ -73,12 +73,7 @@ class HttpMetrics:
 
 
 class RedisCollector(Collector):
-    """Reads queues, leases, batches and the workers' own metrics.
-
-    Args:
-        redis: where they are.
-        now: the time; jobs carry the one at which they were queued.
-    """
+    """Reads queues, leases, batches and the workers' own metrics."""
 
     def __init__(self, redis: Redis, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)):
         self._redis = redis
@@ -179,16 +174,10 @@ def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
 
 
 def merge_worker_metrics(texts: Mapping[str, str]) -> list[Metric]:
-    """Merge the metrics that workers publish.
+    """Merge the Prometheus texts of workers, by name: each family once, its samples with a ``worker`` label.
 
-    Text that is not Prometheus's, a family that is not named like a worker's, or has another type than that of an
-    earlier worker, is left out: one worker must not spoil the scrape.
-
-    Args:
-        texts: Prometheus text by worker.
-
-    Returns:
-        Each family once; its samples have a ``worker`` label.
+    Malformed text, a family that is not named like a worker's, or has another type than that of an earlier worker, is
+    left out: one worker must not spoil the scrape.
     """
     families: dict[str, Metric] = {}
     for worker, text in texts.items():

@@ -13,11 +13,7 @@ from worker.storage import BlobError, BlobStore
 class StoreProbe:
     """Writes to the blob store at intervals and caches the outcome; a store that hangs takes one thread, not more.
 
-    Args:
-        blobs: the store.
-        patience: seconds to wait for the outcome.
-        fresh: seconds for which it is cached.
-        clock: monotonic, in seconds.
+    ``patience`` is the seconds to wait for an outcome, ``fresh`` those for which it is cached.
     """
 
     def __init__(
@@ -37,11 +33,7 @@ class StoreProbe:
         self._started = 0.0
 
     def require_writable(self) -> None:
-        """Return if the store can be written; blocks no longer than its patience.
-
-        Raises:
-            BlobError: if it cannot, or does not answer in time.
-        """
+        """Return if the store can be written; BlobError if it cannot, or does not answer in time."""
         outcome = self._latest()
         try:
             outcome.result(timeout=self._patience)

@@ -24,9 +24,8 @@ from worker.storage import BlobError, BlobStore
 if TYPE_CHECKING:
     from models.inference.predictor import Predictor
 
-EXIT_CANNOT_START = 3
-EXIT_LOST = 1
-EXIT_NOT_AT_WORK = 1
+_EXIT_CANNOT_START = 3
+_EXIT_LOST = _EXIT_NOT_AT_WORK = 1
 _HEALTH_SECONDS = 3.0
 _OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -38,7 +37,7 @@ _dead = typer.Typer(no_args_is_help=True)
 app.add_typer(_dead, name="dead", help="Jobs during which several workers died.")
 
 
-class Program(StrEnum):
+class _Program(StrEnum):
     """What a health check can ask for."""
 
     WORKER = "worker"
@@ -63,23 +62,23 @@ def _janitor(context: typer.Context) -> None:
     except (BlobError, ValueError) as error:
         raise _failed("janitor", error) from error
     if not stopped_on_request:
-        raise typer.Exit(EXIT_LOST)
+        raise typer.Exit(_EXIT_LOST)
 
 
 @app.command("health")
 def _health(
-    program: Annotated[Program, typer.Argument(help="What should be at work on this host.")],
+    program: Annotated[_Program, typer.Argument(help="What should be at work on this host.")],
     redis_url: _RedisUrl,
 ) -> None:
     """End with code 0 if a worker, or the janitor, is at work on this host."""
     try:
         redis = open_redis(redis_url, timeout=_HEALTH_SECONDS)
-        problem = health_problem(redis, program, host=socket.gethostname())
+        problem = _health_problem(redis, program, host=socket.gethostname())
     except (RedisError, ValueError) as error:
         problem = str(error)
     if problem:
         typer.echo(f"semples health: {problem}", err=True)
-        raise typer.Exit(EXIT_NOT_AT_WORK)
+        raise typer.Exit(_EXIT_NOT_AT_WORK)
 
 
 @_dead.command("list")
@@ -110,16 +109,8 @@ def _requeue_dead(
 
 
 def run_worker(arguments: list[str], *, load: Callable[[WorkerSettings], Predictor]) -> None:
-    """Run a worker until it is told to stop.
-
-    Args:
-        arguments: of the command line.
-        load: makes the predictor; tests give one that misbehaves.
-
-    Raises:
-        typer.Exit: if the worker cannot start, or stopped by itself.
-    """
-    # Not on top: the other commands need no RQ worker.
+    """Run a worker until it is asked to stop; typer.Exit if it cannot start, or stops by itself."""
+    # The other commands need no RQ worker.
     from worker.inference.worker import WorkerStartError, run  # noqa: PLC0415
 
     settings = WorkerSettings.from_command_line(arguments)
@@ -130,17 +121,11 @@ def run_worker(arguments: list[str], *, load: Callable[[WorkerSettings], Predict
     except WorkerStartError as error:
         raise _failed("worker", error) from error
     if not stopped_on_request:
-        raise typer.Exit(EXIT_LOST)
+        raise typer.Exit(_EXIT_LOST)
 
 
 def load_predictor(settings: WorkerSettings) -> Predictor:
-    """Load the bundle onto its device.
-
-    Raises:
-        BundleError: if there is no such bundle, or it is damaged.
-        RuntimeError: if torch does not know the device.
-        ValueError: if the precision is unknown.
-    """
+    """Load the bundle onto its device; BundleError, RuntimeError or ValueError if it, or the device, is unusable."""
     # torch takes seconds to import, which --help and a wrong option should not.
     import torch  # noqa: PLC0415
 
@@ -156,15 +141,9 @@ def load_predictor(settings: WorkerSettings) -> Predictor:
     return Predictor(bundle, precision=settings.precision)
 
 
-def health_problem(redis: Redis, program: Program, *, host: str) -> str:
-    """Say in one line why a program is not at work on a host; empty if it is.
-
-    Of several workers on the host, one at work is enough.
-
-    Raises:
-        RedisError: if Redis does not answer.
-    """
-    if program is Program.JANITOR:
+def _health_problem(redis: Redis, program: _Program, *, host: str) -> str:
+    """Say in one line why a program is not at work on a host; empty if it is, or one worker of several is."""
+    if program is _Program.JANITOR:
         return "" if redis.exists(janitor_key(host)) else f"no janitor on {host}"
     here = [worker for worker in live_workers(redis) if worker.host == host]
     if any(not worker.trouble for worker in here):
@@ -184,7 +163,7 @@ def _table(letters: list[DeadLetter]) -> Table:
 
 def _failed(program: str, error: Exception) -> typer.Exit:
     typer.echo(f"semples {program}: {error}", err=True)
-    return typer.Exit(EXIT_CANNOT_START)
+    return typer.Exit(_EXIT_CANNOT_START)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from worker.settings import JanitorSettings
 from worker.storage import BlobStore
 from worker.webhooks.sender import MAX_PER_HOST, Sender, deliver_due, parse_secret
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 EXPIRY_KEY: Final = "semples:sweep"
 """Set while no walk through the blob store is due: a large store takes long to list, and S3 charges for it."""
@@ -39,18 +39,10 @@ _HEARTBEAT_SECONDS = 30
 
 
 def run(settings: JanitorSettings, *, stop: threading.Event | None = None) -> bool:
-    """Work until stopped; Redis and the blob store may fail meanwhile, and even at the start.
+    """Work until ``stop``, or SIGTERM or SIGINT; return False if a bug in a task ended it.
 
-    Args:
-        settings: what to do, and how often.
-        stop: ends it; None for SIGTERM and SIGINT.
-
-    Returns:
-        Whether it was stopped, not ended by a bug in a task.
-
-    Raises:
-        BlobError: if there is no such blob store.
-        ValueError: if the Redis URL or the webhook secret cannot be read.
+    Redis and the blob store may fail meanwhile, and even at the start. BlobError or ValueError if the blob store's
+    URL, the Redis URL or the webhook secret is malformed.
     """
     stop = stop or _stop_signals()
     errors: list[Exception] = []
@@ -66,7 +58,7 @@ def run(settings: JanitorSettings, *, stop: threading.Event | None = None) -> bo
     ]
     for thread in threads:
         thread.start()
-    log.info("at work: %s", ", ".join(thread.name for thread in threads))
+    _log.info("at work: %s", ", ".join(thread.name for thread in threads))
     stop.wait()
     for thread in threads:
         thread.stop()
@@ -76,25 +68,13 @@ def run(settings: JanitorSettings, *, stop: threading.Event | None = None) -> bo
 def expire_blobs(
     blobs: BlobStore, redis: Redis, *, now: datetime, lifetime: timedelta, interval: float
 ) -> None:
-    """Delete expired blobs that no batch keeps, unless another janitor has just done so.
-
-    Args:
-        blobs: the store.
-        redis: keeps the time of the last walk.
-        now: this moment.
-        lifetime: of a blob after it was last written.
-        interval: seconds between two walks through the store.
-
-    Raises:
-        RedisError: if Redis does not answer.
-        BlobError: if the store does not.
-    """
+    """Delete expired blobs that no batch keeps, unless another janitor did within ``interval`` seconds."""
     # A little less than the interval, so that a single janitor does not skip every second walk.
     if not redis.set(EXPIRY_KEY, 1, px=max(1, int(900 * interval)), nx=True):
         return
     deleted = blobs.delete_older(now=now, lifetime=lifetime, pinned=BatchStore(redis).pinned)
     if deleted:
-        log.info("deleted %d expired blobs", deleted)
+        _log.info("deleted %d expired blobs", deleted)
 
 
 def _tasks(

@@ -1,4 +1,4 @@
-"""A thread that repeats a task, whatever the main thread is busy with."""
+"""A thread that repeats a task."""
 
 from __future__ import annotations
 
@@ -10,19 +10,14 @@ from redis.exceptions import RedisError
 
 from worker.storage import BlobError
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class PeriodicThread(threading.Thread):
     """Runs a task at once and then at an interval, until it is stopped.
 
-    Errors of Redis and the blob store are logged, and the task runs again. Any other exception ends the thread.
-
-    Args:
-        task: what to do.
-        interval: seconds between one run's end and the next.
-        name: of the thread, for the log.
-        on_error: called with the exception that ended the thread.
+    Errors of Redis and the blob store are logged, and the task runs again ``interval`` seconds later. Any other
+    exception ends the thread and is given to ``on_error``.
     """
 
     def __init__(
@@ -45,9 +40,9 @@ class PeriodicThread(threading.Thread):
             try:
                 self._task()
             except (RedisError, BlobError, OSError) as error:
-                log.warning("%s: %s", self.name, error)
+                _log.warning("%s: %s", self.name, error)
             except Exception as error:
-                log.exception("%s: ended by an error", self.name)
+                _log.exception("%s: ended by an error", self.name)
                 self._on_error(error)
                 return
             self._stopped.wait(self._interval)

@@ -18,12 +18,8 @@ from models.data.images import MAX_PIXELS
 from worker.queue.schema import BLOB_SECONDS, LEASE_SECONDS
 
 
-def unique_worker_name() -> str:
-    """Return a name that no other worker has, nor an earlier process of this one.
-
-    Host and process alone would not do: a restarted container has the same of both, and Redis remembers a killed
-    worker's name for minutes.
-    """
+def _unique_worker_name() -> str:
+    """Return a name that no other worker has; a restarted container has the same host name and process id."""
     return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
 
 
@@ -49,11 +45,7 @@ class _Settings(BaseSettings):
 
     @classmethod
     def from_command_line(cls, arguments: list[str]) -> Self:
-        """Read options, then environment variables.
-
-        Raises:
-            SystemExit: with code 2 after one line about what is wrong, or with 0 after ``--help``.
-        """
+        """Read options, then environment variables; SystemExit with code 2 if one is wrong, 0 after ``--help``."""
         try:
             return CliApp.run(cls, cli_args=arguments)
         except ValidationError as error:
@@ -79,7 +71,7 @@ class WorkerSettings(_Settings):
     ] = 0
     max_pixels: Annotated[int, Field(ge=1, description="Largest image.")] = MAX_PIXELS
     name: Annotated[
-        str, Field(default_factory=unique_worker_name, description="Unique among workers.")
+        str, Field(default_factory=_unique_worker_name, description="Unique among workers.")
     ]
     lease: Annotated[
         int, Field(ge=2, description="Seconds of silence after which others take its jobs.")

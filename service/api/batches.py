@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, BinaryIO, Final
 
@@ -170,10 +170,11 @@ def _describe(request: Request, batches: BatchService, batch: BatchState) -> Bat
 
 
 class _OpenFileResponse(StreamingResponse):
-    """Sends a temporary file and closes it, even if the client is gone: only then is its disk space free."""
+    """Sends a temporary file and closes it even if the client disconnects, which frees its disk space."""
 
     def __init__(self, file: BinaryIO, headers: Mapping[str, str]) -> None:
-        super().__init__(_chunks(file), headers=headers, media_type="application/zip")
+        chunks = iter(partial(file.read, _CHUNK_BYTES), b"")
+        super().__init__(chunks, headers=headers, media_type="application/zip")
         self._file = file
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -181,8 +182,3 @@ class _OpenFileResponse(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._file.close()
-
-
-def _chunks(file: BinaryIO) -> Iterator[bytes]:
-    while chunk := file.read(_CHUNK_BYTES):
-        yield chunk

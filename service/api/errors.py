@@ -35,12 +35,13 @@ class _ProblemType:
     advice: str
     retry_after: int | None = None
 
+    def document(self, detail: str) -> dict[str, Any]:
+        """Return the RFC 9457 document of an occurrence."""
+        kind = f"/problems/{self.name}"
+        return {"type": kind, "title": self.title, "status": self.status, "detail": detail}
 
-def _table(*rows: _ProblemType) -> Mapping[str, _ProblemType]:
-    return {row.name: row for row in rows}
 
-
-PROBLEMS: Final = _table(
+_PROBLEM_TYPES: Final = (
     _ProblemType("malformed", 400, "Malformed request", "Correct the request's form."),
     _ProblemType("unauthorized", 401, "No valid key", "Send a key: Authorization: Bearer KEY."),
     _ProblemType("not-found", 404, "Not found", "See /docs for the calls."),
@@ -81,6 +82,7 @@ PROBLEMS: Final = _table(
     _ProblemType("storage-unavailable", 503, "Storage unavailable", "Try again.", 5),
     _ProblemType("not-ready", 503, "Not ready", "Try again when a worker is up.", 2),
 )
+PROBLEMS: Final[Mapping[str, _ProblemType]] = {each.name: each for each in _PROBLEM_TYPES}
 
 _IMAGES: Final[Mapping[ImageErrorKind, str]] = {
     "unsupported": "unsupported-image",
@@ -115,14 +117,7 @@ class ProblemDocument(BaseModel):
 
 
 class ProblemError(Exception):
-    """An error response.
-
-    Args:
-        name: a key of PROBLEMS.
-        detail: one sentence on this occurrence, for a person.
-        headers: extra response headers.
-        members: this type's own members of the document.
-    """
+    """An error response: a key of PROBLEMS, one sentence on this occurrence, and the type's own members."""
 
     def __init__(
         self, name: str, detail: str, *, headers: Mapping[str, str] | None = None, **members: Any
@@ -162,13 +157,7 @@ def problem_response(error: Exception) -> JSONResponse:
     kind, headers = problem.kind, dict(problem.headers)
     if kind.retry_after is not None:
         headers.setdefault("Retry-After", str(kind.retry_after))
-    content = {
-        "type": f"/problems/{kind.name}",
-        "title": kind.title,
-        "status": kind.status,
-        "detail": problem.detail,
-        **problem.members,
-    }
+    content = kind.document(problem.detail) | problem.members
     return JSONResponse(content, kind.status, headers, MEDIA_TYPE)
 
 

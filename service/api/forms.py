@@ -111,12 +111,9 @@ class CheckedRequest:
 def build_request(
     form: ImageForm, data: bytes, model: ModelInfo, *, max_pixels: int
 ) -> CheckedRequest:
-    """Check a form and its image's bytes against a model that can do the task, and return the job's request.
+    """Check a form and its image against a model that can do the task, and return the job's request.
 
-    Raises:
-        ProblemError: if labels or an option are invalid, or the model has no open vocabulary.
-        UnknownLabelError: if the model does not know a label.
-        ImageError: if the image is not accepted.
+    Raises ProblemError, UnknownLabelError or ImageError.
     """
     labels: tuple[str, ...] = ()
     vocabulary: Vocabulary = "closed"
@@ -143,11 +140,7 @@ def build_request(
 def pseudo_mask_options(
     form: PseudoMaskForm | BatchForm, model: ModelInfo, labels: tuple[str, ...]
 ) -> MaskOptions:
-    """Return a form's options, filled with the model's defaults for these class names.
-
-    Raises:
-        ProblemError: if an option is out of range, or two background rules are given.
-    """
+    """Return a form's options, filled with the model's defaults for these class names; ProblemError if invalid."""
     threshold, power = form.background_threshold, form.background_power
     if threshold is not None and power is not None:
         raise invalid_field(
@@ -193,7 +186,7 @@ def _resolve_labels(form: PseudoMaskForm, model: ModelInfo) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class ResponsePreferences:
-    """How a client wants its post answered: seconds to wait for the result, and whether by the mask itself."""
+    """Seconds that a post waits for its result, and whether the mask itself is the response."""
 
     wait: float
     png: bool
@@ -245,17 +238,14 @@ def require_multipart(content_type: Annotated[str, Header()] = "") -> None:
 class CallbackRules:
     """Which callbacks are accepted."""
 
-    offered: bool  # whether webhooks are sent at all, for which a secret is needed
-    allow_private: bool = False  # whether to addresses that are not on the internet, too
+    offered: bool  # whether webhooks are sent, which needs a secret
+    allow_private: bool = False  # whether to addresses outside the internet, too
     resolve: Resolve = resolve_host
 
     async def check(self, url: str | None, *, root: str) -> Recipient | None:
-        """Return the subscription of a form's ``callback_url``, or None without one.
+        """Return the subscription of a form's ``callback_url``, None without one; ProblemError if not accepted.
 
         The janitor checks the URL again before it sends. ``root`` is the prefix of the API's paths that a client sees.
-
-        Raises:
-            ProblemError: if the URL is not accepted.
         """
         if not url:
             return None

@@ -69,17 +69,7 @@ def _describe_problems(responses: dict[str, Any]) -> None:
         if not code.isdecimal() or int(code) < 400:
             continue
         kinds = [kind for kind in PROBLEMS.values() if kind.status == int(code)]
-        examples = {
-            kind.name: {
-                "value": {
-                    "type": f"/problems/{kind.name}",
-                    "title": kind.title,
-                    "status": kind.status,
-                    "detail": kind.advice,
-                }
-            }
-            for kind in kinds
-        }
+        examples = {kind.name: {"value": kind.document(kind.advice)} for kind in kinds}
         reference = {"$ref": "#/components/schemas/ProblemDocument"}
         response["content"] = {MEDIA_TYPE: {"schema": reference, "examples": examples}}
         response["description"] = " · ".join(kind.title for kind in kinds)

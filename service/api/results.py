@@ -29,12 +29,8 @@ from worker.queue.schema import RESULT_SECONDS
 router = APIRouter(tags=["results"])
 
 _CACHE_CONTROL: Final = f"private, max-age={RESULT_SECONDS}, immutable"
-_PNG, _JSON, _XML, _NPZ = (
-    "image/png",
-    "application/json",
-    "application/xml",
-    "application/octet-stream",
-)
+_PNG, _JSON = "image/png", "application/json"
+_XML, _NPZ = "application/xml", "application/octet-stream"
 _BYTES: Final = {"type": "string", "format": "binary"}
 _TASKS: Final = {"type": "array", "items": {"type": "object", "required": ["data", "predictions"]}}
 _COCO: Final = {
@@ -80,8 +76,8 @@ class _FileResponder:
     ) -> None:
         self.job_id = job_id
         self._state = state
-        known = [each.strip().removeprefix("W/") for each in (if_none_match or "").split(",")]
-        self._known = known
+        known = (if_none_match or "").split(",")
+        self._known = [each.strip().removeprefix("W/") for each in known]
 
     async def answer(
         self,
@@ -91,7 +87,7 @@ class _FileResponder:
         name: str,
         media_type: str = _PNG,
     ) -> Response:
-        """Make a file, unless the client has it; ``make`` blocks, ``name`` tells the files of a job apart."""
+        """Make a file, unless the client has it; ``make`` blocks, ``name`` is the file's within the job."""
         job = await run_sync(self._state.jobs.finished, self.job_id)
         options = overrides.apply(job.request)
         tag = self._entity_tag(job, asdict(options), name, overrides)
@@ -123,15 +119,9 @@ class _FileResponder:
     ) -> str:
         """Hash what decides a file's content; blobs are named by theirs, so nothing is read or drawn for it."""
         stored = [job.request.image, job.result.blobs.model_dump(), options]
-        decides = (
-            self.job_id,
-            name,
-            software_version(),
-            stored,
-            overrides.model_dump(include={"image"}),
-        )
-        content = json.dumps(decides, sort_keys=True).encode()
-        return f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+        image = overrides.model_dump(include={"image"})
+        content = json.dumps((self.job_id, name, software_version(), stored, image), sort_keys=True)
+        return f'"{hashlib.sha256(content.encode()).hexdigest()[:32]}"'
 
 
 _Files = Annotated[_FileResponder, Depends()]

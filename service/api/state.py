@@ -20,13 +20,7 @@ from service.store_probe import StoreProbe
 
 @dataclass(frozen=True)
 class AppState:
-    """What routes work with.
-
-    Attributes:
-        decoders: bounds images that are decoded or drawn at once.
-        unpackers: bounds zips that are read at once.
-        packers: bounds archives that are made at once.
-    """
+    """What routes work with."""
 
     jobs: JobService
     batches: BatchService
@@ -36,9 +30,9 @@ class AppState:
     label_studio: LabelStudioBackend
     store_probe: StoreProbe
     metrics: CollectorRegistry
-    decoders: CapacityLimiter
-    unpackers: CapacityLimiter
-    packers: CapacityLimiter
+    decoders: CapacityLimiter  # images decoded or drawn at once
+    unpackers: CapacityLimiter  # zips read at once
+    packers: CapacityLimiter  # archives made at once
 
 
 async def _state(request: Request) -> AppState:

@@ -19,13 +19,9 @@ from worker.queue.schema import Task
 
 
 class ModelRegistry:
-    """Models and live workers, read from Redis with each call.
+    """Models and live workers, read from Redis with each call; all methods raise RedisError.
 
-    Args:
-        redis: where workers announce them.
-        default: name of the model for requests that name none; empty for one with a live worker.
-
-    All methods raise RedisError if Redis cannot be reached.
+    ``default`` names the model for requests that name none; empty for one with a live worker.
     """
 
     def __init__(self, redis: Redis, *, default: str = "") -> None:
@@ -66,11 +62,7 @@ class ModelRegistry:
         return self._default_of([model for model in self.models() if model.can(task)])
 
     def choose(self, name: str | None, task: Task) -> ModelInfo:
-        """Return the model for a request.
-
-        Raises:
-            ProblemError: if there is none of that name, it cannot do the task, or there is none at all.
-        """
+        """Return the model for a request; ProblemError if there is none, or it cannot do the task."""
         models = self._announced()
         if name is not None and name not in models:
             raise invalid_field("model", f"expected one of {', '.join(models)}, got {name[:80]!r}")

@@ -59,13 +59,7 @@ class FinishedJob:
 
 
 class JobResults:
-    """Files of a finished job.
-
-    Args:
-        job: the job.
-        options: the job's own, or others: then all files are as a run with those would give.
-        blobs: where its files are.
-        max_pixels: largest image, width times height.
+    """Files of a finished job, as a run with these options would give them.
 
     All methods raise BlobError if a blob cannot be read, BlobMissingError if it has expired.
     """

@@ -41,22 +41,12 @@ from worker.storage import BlobStore
 from worker.webhooks.store import Recipient, register
 
 _MAX_RETRY_SECONDS: Final = 600
-_RACE_MARGIN: Final = (
-    500  # more posts than can run at once in one API process, which has 40 threads
-)
+_RACE_MARGIN: Final = 500  # posts at once; one API process has 40 threads
 _CHUNK: Final = 500  # jobs that are read in one round trip
 
 
 class JobService:
-    """The queue and the blob store, as the API uses them.
-
-    Args:
-        redis: where jobs are.
-        blobs: where images and results are.
-        limits: of the queue and of each job.
-
-    All methods raise RedisError if Redis cannot be reached and BlobError if the store cannot.
-    """
+    """The queue and the blob store, as the API uses them; all methods raise RedisError and BlobError."""
 
     def __init__(self, redis: Redis, blobs: BlobStore, limits: Limits) -> None:
         self.limits = limits
@@ -69,17 +59,8 @@ class JobService:
     ) -> Job:
         """Return the job of a request: a new one, or the existing one of the same content.
 
-        A job that failed for a transient reason, was canceled, or has lost its files runs again.
-
-        Args:
-            request: checked.
-            data: the image's bytes.
-            pixels: the image's width times height, for the job's timeout.
-            callback: of this job's end, even if it has ended already.
-
-        Raises:
-            ProblemError: if the queue is full.
-            CallbacksFullError: if too many callbacks are waiting.
+        A job that failed for a transient reason, was canceled, or has lost its files runs again. ``pixels`` decides
+        the timeout. Raises ProblemError if the queue is full, CallbacksFullError if too many callbacks are waiting.
         """
         queue, limit, waiting = self._queue(request.model.name), self.limits.max_queue, 0
         new = make_job(self._redis, request, timeout=self.limits.timeout(pixels))
@@ -109,10 +90,7 @@ class JobService:
         return job
 
     def cancel(self, job: Job) -> Job:
-        """Cancel a job and return its new state.
-
-        A queued one is canceled at once, a running one when its worker next checks; one that has ended stays as it is.
-        """
+        """Cancel a job and return its new state; one that runs is canceled when its worker next checks."""
         if status_of(job) not in ("queued", "running"):
             return job
         self._queue(request_of(job).model.name).request_cancel(job)
@@ -122,10 +100,8 @@ class JobService:
         """Delete a job that has ended, with its events and files; an unknown one is no error.
 
         Files that a batch, or another job that waits, runs or is finished, names as well are kept: blobs are named by
-        their content. A job that comes to name one at this very moment runs again when it is posted again.
-
-        Raises:
-            BlobError: if a blob cannot be deleted; the job's record is kept then.
+        their content. A job that comes to name one at this very moment runs again when it is posted again. After a
+        BlobError the job's record is kept.
         """
         job = fetch_job(self._redis, job_id)
         if job is None:

@@ -24,9 +24,7 @@ END: Final = "end"
 """Id of the last event; a client that has it has all of them."""
 
 _START: Final = "0-0"
-_SLICE_SECONDS: Final = (
-    1.0  # canceled or deleted jobs have no result: their status is read this often
-)
+_SLICE_SECONDS: Final = 1.0  # between reads of the status: a canceled job has no result
 _ID: Final = re.compile(r"\d{1,15}-\d{1,15}")
 _RETRIED: Final = str(Result.Type.RETRIED.value).encode()
 
@@ -69,13 +67,7 @@ def batch_source(batch_id: str) -> EventSource:
 
 
 class EventStream:
-    """Reads events and awaits results.
-
-    Args:
-        url: of Redis.
-        max_listening: clients that may read events at once, each with a connection.
-        max_waiting: clients that may wait for results at once, each with a connection; others do not wait.
-    """
+    """Reads events and awaits results, for bounded numbers of clients, each of which takes a connection."""
 
     def __init__(self, url: str, *, max_listening: int, max_waiting: int) -> None:
         # A blocking read takes up to a slice, so the socket's timeout must be longer.
@@ -103,11 +95,7 @@ class EventStream:
                 _log.warning("events of %s cut off: %s", source.name, error)
 
     async def wait_for_job(self, job_id: str, seconds: float) -> None:
-        """Return when a job has ended or is gone, or when the time is over.
-
-        Raises:
-            RedisError: if Redis cannot be reached.
-        """
+        """Return when a job has ended or is gone, the time is over, or too many clients wait; RedisError."""
         if seconds <= 0 or self._waiting.locked():
             return
         source = job_source(job_id)

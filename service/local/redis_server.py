@@ -32,10 +32,7 @@ def socket_path(data: Path) -> Path:
     """Return the socket of a data directory's server.
 
     In the directory itself, or, if that path is too long for a socket, in a private directory of this user under the
-    system's temporary one, named by the data directory's path.
-
-    Raises:
-        EmbeddedError: if that directory is not this user's alone.
+    system's temporary one, named by the data directory's path; EmbeddedError if others may use that.
     """
     path = data / "redis" / "valkey.sock"
     if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
@@ -67,12 +64,9 @@ def answers(path: Path) -> bool:
 
 
 def end_orphan(path: Path, *, seconds: float = 10.0) -> None:
-    """End a server that an earlier, killed parent left on the socket; its data stays.
+    """End a server that an earlier, killed parent left on the socket; EmbeddedError if it does not end.
 
     The caller holds the data directory's lock, so the server belongs to no other stack.
-
-    Raises:
-        EmbeddedError: if it does not end.
     """
     if not _accepts(path):
         return
@@ -107,10 +101,7 @@ def server_command(data: Path, path: Path, *, log: Path) -> Command:
     """Write the server's configuration and return its command.
 
     It keeps an append-only file, synced every second, evicts nothing, and listens on a socket of this user alone.
-
-    Raises:
-        EmbeddedError: if there is no server for this platform.
-        OSError: if the configuration cannot be written.
+    EmbeddedError if there is no server for this platform.
     """
     folder = data / "redis"
     folder.mkdir(mode=0o700, exist_ok=True)

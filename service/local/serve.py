@@ -33,9 +33,7 @@ _EXIT_CANNOT_START: Final = 3
 _READY_SECONDS: Final = 1.0
 _REDIS_SECONDS: Final = 60.0
 _WORKER_SECONDS: Final = 600.0
-_WORKER_GRACE_SECONDS: Final = (
-    30.0  # on top of the longest job: a stopping worker finishes its jobs
-)
+_WORKER_GRACE_SECONDS: Final = 30.0  # on top of the longest job, which it finishes
 _JANITOR_GRACE_SECONDS: Final = 20.0
 
 

@@ -48,11 +48,7 @@ class Command:
 
 
 class Child:
-    """A running command. Start it from the main thread: see service.local.parent_death.
-
-    Raises:
-        OSError: if it cannot be started or its log not written.
-    """
+    """A running command. Start it from the main thread: see service.local.parent_death."""
 
     def __init__(self, command: Command) -> None:
         self.command = command
@@ -148,9 +144,6 @@ class Supervisor:
 
     Inside the context SIGINT, SIGTERM and SIGHUP raise StopRequestedError at the next wait; at its end every child is
     stopped, the first one started last.
-
-    Args:
-        log: called with one line for each event.
     """
 
     def __init__(self, log: Callable[[str], None]) -> None:
@@ -181,12 +174,7 @@ class Supervisor:
             raise SupervisorError(f"cannot start a process: {error}") from error
 
     def wait_until(self, condition: Callable[[], bool], *, what: str, seconds: float) -> None:
-        """Wait for a condition; ``what`` names it in errors.
-
-        Raises:
-            SupervisorError: if a child ends, or the time is over.
-            StopRequestedError: on a signal.
-        """
+        """Wait for a condition, named ``what``; SupervisorError if a child ends first or the time is over."""
         deadline = time.monotonic() + seconds
         while not condition():
             self._tick()

@@ -40,11 +40,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ApiKey:
-    """The name of a key's owner, and the SHA-256 of the key in hex.
-
-    A slow hash with salt protects passwords, which can be guessed. Our keys are 256 random bits, so a fast hash is as
-    safe.
-    """
+    """The name of a key's owner, and the SHA-256 of the key in hex: 256 random bits need no slow hash."""
 
     name: str
     digest: str
@@ -56,11 +52,7 @@ class ApiKey:
 
 
 def make_key(name: str) -> tuple[str, ApiKey]:
-    """Return a new key, and its record, which alone is stored.
-
-    Raises:
-        ValueError: if the name holds anything but letters, digits, dots, dashes and underscores.
-    """
+    """Return a new key, and its record, which alone is stored; ValueError if the name is malformed."""
     if not _NAME.fullmatch(name):
         raise ValueError(
             f"expected a name of at most 64 letters, digits, '.', '-' and '_', got {name[:80]!r}"
@@ -72,10 +64,8 @@ def make_key(name: str) -> tuple[str, ApiKey]:
 def parse_keys(text: str, *, source: str) -> tuple[ApiKey, ...]:
     """Read names and hashes, with commas or line breaks between them; a # begins a comment.
 
-    A name may occur twice, while its key is being replaced. ``source`` is named in errors.
-
-    Raises:
-        ValueError: if a line is malformed; it is not quoted, for it may hold a key by mistake.
+    A name may occur twice, while its key is being replaced. A ValueError names ``source`` and the malformed line's
+    number; it does not quote the line, which may hold a key by mistake.
     """
     keys = []
     for number, line in enumerate(text.replace(",", "\n").splitlines(), 1):
@@ -89,17 +79,10 @@ def parse_keys(text: str, *, source: str) -> tuple[ApiKey, ...]:
 
 
 class ApiKeys:
-    """The valid keys.
+    """The valid keys: those of a file, and of lines as ``parse_keys`` takes them; ValueError if there are none.
 
     The file is read again when it has changed. If it cannot be read then, its earlier keys stay valid, which is logged;
     a file without keys makes none valid.
-
-    Args:
-        file: of keys.
-        lines: more keys, as ``parse_keys`` takes them.
-
-    Raises:
-        ValueError: if the file cannot be read, a line is malformed, or there is no key at all.
     """
 
     def __init__(self, *, file: Path | None, lines: str) -> None:

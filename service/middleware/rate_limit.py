@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from typing import Final
 
@@ -22,15 +21,6 @@ from service.middleware.auth import key_name, route_path
 
 _COUNTED_PATHS: Final = frozenset({"/pseudo-mask", "/segment", "/batches"})
 _PREFIX: Final = "semples:rate"
-
-
-@dataclass(frozen=True)
-class _RateLimitState:
-    """A client's state after a post."""
-
-    allowed: bool
-    remaining: int  # further posts that are allowed now
-    seconds: int  # until the oldest counted post expires, at least 1
 
 
 class RateLimit:
@@ -55,36 +45,33 @@ class RateLimit:
             await self.app(scope, receive, send)
             return
         try:
-            state = await run_sync(self._count, client_of(scope))
+            allowed, seconds, headers = await run_sync(self._count, client_of(scope))
         except RedisError as error:
             await problem_response(error)(scope, receive, send)
             return
-        headers = self._headers(state)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(headers)
             await send(message)
 
-        if state.allowed:
+        if allowed:
             await self.app(scope, receive, send_with_headers)
             return
-        retry = {"Retry-After": str(state.seconds)}
+        retry = {"Retry-After": str(seconds)}
         refusal = ProblemError("rate-limited", f"expected at most {self._rate}", headers=retry)
         await problem_response(refusal)(scope, receive, send_with_headers)
 
-    def _count(self, client: str) -> _RateLimitState:
+    def _count(self, client: str) -> tuple[bool, int, dict[str, str]]:
+        """Count a post: whether it is allowed, seconds to the oldest one's expiry, and the response's headers."""
         allowed = self._limiter.hit(self._rate, client)
         stats = self._limiter.get_window_stats(self._rate, client)
         seconds = max(1, math.ceil(stats.reset_time - time.time()))
-        return _RateLimitState(allowed, max(0, stats.remaining), seconds)
-
-    def _headers(self, state: _RateLimitState) -> dict[str, str]:
-        """Return the headers of draft-ietf-httpapi-ratelimit-headers."""
-        return {
+        headers = {  # of draft-ietf-httpapi-ratelimit-headers
             "RateLimit-Policy": f'"posts";q={self._rate.amount};w={self._rate.get_expiry()}',
-            "RateLimit": f'"posts";r={state.remaining};t={state.seconds}',
+            "RateLimit": f'"posts";r={max(0, stats.remaining)};t={seconds}',
         }
+        return allowed, seconds, headers
 
 
 def parse_rate(text: str) -> RateLimitItem:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -24,7 +23,7 @@ from worker.queue.schema import JobResult
 if TYPE_CHECKING:
     from models.inference.forward import ForwardOutput
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -51,21 +50,13 @@ class ThreadsStuckError(Exception):
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """Bounds of batches and threads.
+    """Bounds of batches and threads."""
 
-    Attributes:
-        max_batch_size: most images that go through the networks together.
-        prefetch: most preprocessed images that wait for the networks, and about as many for postprocessing.
-        max_pixels: most pixels in a batch, at the networks' own size; one image always may.
-        max_pixels_in_memory: of uploads that are decoded, beyond which no more jobs are taken.
-        threads: that preprocess and postprocess.
-    """
-
-    max_batch_size: int = 8
-    prefetch: int = 16
-    max_pixels: int = 4_000_000
-    max_pixels_in_memory: int = 200_000_000
-    threads: int = 2
+    max_batch_size: int = 8  # images that go through the networks together
+    prefetch: int = 16  # preprocessed images that wait, and about as many for postprocessing
+    max_pixels: int = 4_000_000  # of a batch, at the networks' own size; one image always may
+    max_pixels_in_memory: int = 200_000_000  # of decoded uploads, beyond which none is prefetched
+    threads: int = 2  # that preprocess and postprocess
 
     def batch_size(self, size: tuple[int, int]) -> int:
         """Return how many images of a size, (H, W), go through the networks together."""
@@ -74,11 +65,7 @@ class BatchLimits:
 
 
 def default_batch_size(device: str) -> int:
-    """Return how many images are best sent through the networks together.
-
-    A GPU is filled by several; on a CPU one fills the caches, and eight took longer than one after the other
-    (``docs/results.md``).
-    """
+    """Return the best batch size: on a CPU eight images took longer than one by one (``docs/results.md``)."""
     return 1 if device == "cpu" else BatchLimits.max_batch_size
 
 
@@ -99,12 +86,8 @@ def run_with_split(
 ) -> list[_R | Exception]:
     """Call for a batch; where that fails, for smaller ones, so that each member gets its own result or exception.
 
-    Args:
-        batch: not empty.
-        call: returns one result a member, or raises an exception.
-        is_memory: whether an exception means out of memory: the batch is halved. After any other one its members are
-            tried one by one.
-        on_halved: called with the members that were too many.
+    Out of memory (``is_memory``) halves the batch and calls ``on_halved`` with it; after any other exception its
+    members are tried one by one.
     """
     try:
         made = call(batch)
@@ -144,7 +127,7 @@ def is_device_lost(error: BaseException) -> bool:
 
 
 class Batcher:
-    """Works on jobs until there are none; ``stall`` gets the deadlines of this thread."""
+    """Works on jobs until there are none; ``stall`` gets the deadlines of the main thread."""
 
     def __init__(
         self, context: WorkerContext, *, limits: BatchLimits, stall: StallDetector
@@ -169,12 +152,7 @@ class Batcher:
         return len(self._late)
 
     def work(self, first: Sequence[InFlightJob], consumer: JobConsumer, *, alone: bool) -> None:
-        """Work on some jobs and, unless they are to be alone, on all that come meanwhile.
-
-        Raises:
-            DeviceLostError: if the model's device does not work any more.
-            ThreadsStuckError: if no thread is left.
-        """
+        """Work on some jobs and, unless ``alone``, on all that come meanwhile; DeviceLostError, ThreadsStuckError."""
         self._waiting += first
         while self._waiting or self._ending:
             # The consumer may wait for Redis. Only the networks have this thread to themselves.
@@ -282,7 +260,8 @@ class Batcher:
         limit = min(max(each.timeout for each in batch), _LONGEST_SECONDS)
         self._stall.deadline(limit)
         try:
-            with _time_limit(limit):
+            # Raises in this thread, the main one, though not while C code runs.
+            with UnixSignalDeathPenalty(int(limit), JobTimeoutException):  # type: ignore[no-untyped-call]
                 report = consumer.progress_reporter(batch)
                 outputs, seconds = forward(images, self._context, report)
             self._context.metrics.batch(size=len(batch), seconds=seconds)
@@ -301,14 +280,7 @@ class Batcher:
         self._limits = replace(self._limits, max_pixels=len(batch) * height * width // 2)
         self._context.predictor.release_memory()
         self._context.metrics.halved()
-        log.warning(
-            "out of memory with %d images at once: no more than half from now on", len(batch)
-        )
-
-
-def _time_limit(seconds: float) -> AbstractContextManager[None]:
-    """Raise JobTimeoutException in this thread, the main one, when the time is over; C code is not interrupted."""
-    return UnixSignalDeathPenalty(int(seconds), JobTimeoutException)  # type: ignore[no-untyped-call]
+        _log.warning("out of memory with %d images: at most half from now on", len(batch))
 
 
 def _batch_key(flying: InFlightJob) -> Hashable:

@@ -22,7 +22,7 @@ from worker.queue.rq import Attempt, JobCanceledError, JobQueue, Lease, State, c
 from worker.queue.schema import JobRequest, JobResult, Progress
 from worker.telemetry import Outcome, log_finished
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -35,26 +35,15 @@ _PROGRESS_STEP: Final = 0.1
 
 @dataclass(eq=False)
 class InFlightJob:
-    """A leased job: being preprocessed, then in the networks, then being postprocessed.
-
-    Attributes:
-        job: with a lease.
-        lease: of the job.
-        waited: seconds in the queue.
-        behind: whether interactive jobs go before it.
-        image: the future of preprocessing.
-        result: the future of postprocessing, None until the image has been through the networks.
-        retried: whether it goes through the networks for the second time.
-        clock: seconds that never go back.
-    """
+    """A leased job: being preprocessed, then in the networks, then being postprocessed."""
 
     job: Job
     lease: Lease
-    waited: float
-    behind: bool = False
+    waited: float  # seconds in the queue
+    behind: bool = False  # whether interactive jobs go before it
     image: Future[PreprocessedImage] = field(default_factory=Future)
-    result: Future[JobResult] | None = None
-    retried: bool = False
+    result: Future[JobResult] | None = None  # None until the image has been through the networks
+    retried: bool = False  # whether it goes through the networks for the second time
     clock: Callable[[], float] = time.monotonic
     _began: float | None = None
 
@@ -109,13 +98,7 @@ class InFlightJob:
 class JobConsumer:
     """Prefetches and leases jobs of one queue, and writes their ends.
 
-    Args:
-        queue: of the model.
-        context: of the worker.
-        pool: the threads that preprocess.
-        is_stopping: whether no more jobs are to be taken.
-        workers: how many workers share the queue.
-        on_success: called after each finished job.
+    ``pool`` preprocesses; ``workers`` counts those that share the queue; ``on_success`` follows each finished job.
     """
 
     def __init__(
@@ -165,7 +148,7 @@ class JobConsumer:
         flying = InFlightJob(job, lease, waited, behind=self._queue.is_batch(job))
         flying.image = self._pool.submit(flying.timed(partial(_preprocess, job, self._context)))
         self._context.metrics.started(waited=waited)
-        log.info("job taken", extra={"job": job.id, "request": job.meta.get("request")})
+        _log.info("job taken", extra={"job": job.id, "request": job.meta.get("request")})
         return flying
 
     def prefetch(self, count: int) -> list[InFlightJob]:
@@ -204,11 +187,10 @@ class JobConsumer:
             first = not written.stage
             written = Progress(stage=stage, fraction=round(fraction, 3))
             try:
-                wanted = self._queue.save_progress(
-                    [each.job for each in jobs], written, first=first
-                )
+                of_jobs = [each.job for each in jobs]
+                wanted = self._queue.save_progress(of_jobs, written, first=first)
             except RedisError as error:
-                log.warning("progress of %d jobs not written: %s", len(jobs), error)
+                _log.warning("progress of %d jobs not written: %s", len(jobs), error)
                 return
             if not wanted:
                 raise JobCanceledError("expected a job that is not canceled, got canceled ones")
@@ -235,7 +217,7 @@ class JobConsumer:
         try:
             left = self._write(jobs)
         except RedisError as error:
-            log.warning("the end of %d jobs not written: %s", len(jobs), error)
+            _log.warning("the end of %d jobs not written: %s", len(jobs), error)
             left = list(jobs)
         for each in left:
             # It may have been written for all that: its state is read before each try.
@@ -245,7 +227,7 @@ class JobConsumer:
         state = self._state(flying)
         if state == "lost":
             # The lease expired while Redis did not answer, and another worker has the job; or its end was written.
-            log.warning("job %s: another worker's, or written already", flying.job.id)
+            _log.warning("job %s: another worker's, or written already", flying.job.id)
             self._queue.drop_lease(flying.lease)
         elif state == "canceled":
             self._cancel(flying)
@@ -295,7 +277,7 @@ def log_failed(
     telemetry.trace_job(job.meta, job.id, error=code)
     ids = {"job": job.id, "request": job.meta.get("request")}
     extra = {**ids, "outcome": outcome, "code": code}
-    log.warning("job %s: %s", outcome, code, extra=extra, exc_info=error)
+    _log.warning("job %s: %s", outcome, code, extra=extra, exc_info=error)
 
 
 def _preprocess(job: Job, context: WorkerContext) -> PreprocessedImage:

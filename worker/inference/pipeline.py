@@ -24,13 +24,7 @@ from models.inference.masks import (
 )
 from worker.queue.failures import is_transient, retry
 from worker.queue.registry import ModelInfo
-from worker.queue.schema import (
-    ImageRecord,
-    JobRequest,
-    JobResult,
-    ResultBlobs,
-    Timings,
-)
+from worker.queue.schema import ImageRecord, JobRequest, JobResult, ResultBlobs, Timings
 from worker.storage import BlobStore
 from worker.telemetry import WorkerMetrics
 
@@ -48,42 +42,25 @@ _STORE_PATIENCE: Final = 30.0
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """What all jobs of a worker process share.
-
-    Attributes:
-        predictor: warm.
-        model: the predictor's description.
-        blobs: shared with the service.
-        worker: this worker's name.
-        max_pixels: largest image.
-        metrics: of this worker.
-    """
+    """What all jobs of a worker process share."""
 
     predictor: Predictor
     model: ModelInfo
     blobs: BlobStore
-    worker: str
-    max_pixels: int = MAX_PIXELS
+    worker: str  # its name
+    max_pixels: int = MAX_PIXELS  # of an image
     metrics: WorkerMetrics = field(default_factory=WorkerMetrics)
 
 
 @dataclass(frozen=True)
 class PreprocessedImage:
-    """A decoded upload with what to do.
-
-    Attributes:
-        request: of the job.
-        image: upright.
-        sample: the same as the predictor takes it.
-        size: (H, W) at which it goes through the networks.
-        seconds: that preprocessing took.
-    """
+    """A decoded upload and its job's request."""
 
     request: JobRequest
     image: UprightImage
-    sample: LabeledImage | UnlabeledImage
-    size: tuple[int, int]
-    seconds: float
+    sample: LabeledImage | UnlabeledImage  # the image as the predictor takes it
+    size: tuple[int, int]  # (H, W) in the networks
+    seconds: float  # of preprocessing
 
     @property
     def pixels(self) -> int:
@@ -98,14 +75,7 @@ class PreprocessedImage:
 
 
 def preprocess(request: JobRequest, context: WorkerContext) -> PreprocessedImage:
-    """Fetch and decode an upload.
-
-    Raises:
-        BlobError: if the upload cannot be read.
-        ImageError: if it is no readable image.
-        CannotSegmentError: if this worker's model has no segmenter and needs one.
-        UnknownLabelError: if this worker's model does not know a label.
-    """
+    """Fetch and decode an upload; BlobError, ImageError, CannotSegmentError or UnknownLabelError."""
     started = time.perf_counter()
     predictor, options = context.predictor, request.options
     # The API has checked labels and segmenter, but perhaps against another version of the bundle.
@@ -160,17 +130,9 @@ def postprocess(
     waited: float,
     forward_seconds: float,
 ) -> JobResult:
-    """Refine what came out of the networks, decide the mask, store the files and return the result.
+    """Refine the networks' output, decide the mask, store the files and return the result; BlobError.
 
-    Args:
-        image: from ``preprocess``.
-        output: from ``forward``.
-        context: of the worker.
-        waited: seconds in the queue.
-        forward_seconds: seconds in the networks.
-
-    Raises:
-        BlobError: if the files cannot be stored.
+    ``waited`` is the seconds in the queue, ``forward_seconds`` those in the networks.
     """
     started = time.perf_counter()
     segmentation = context.predictor.postprocess(output)
@@ -199,12 +161,9 @@ def postprocess(
 
 
 def upload(segmentation: Segmentation, context: WorkerContext, options: MaskOptions) -> ResultBlobs:
-    """Encode and store the mask, with provenance as its text chunks, and the scores.
+    """Encode and store the mask, with provenance as its text chunks, and the scores; BlobError.
 
     No overlay: encoding it takes longer than all the rest, and few requests need it.
-
-    Raises:
-        BlobError: if they cannot be stored.
     """
 
     def put(data: bytes) -> str:

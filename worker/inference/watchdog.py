@@ -28,7 +28,6 @@ class StallDetector:
     """When the main thread last made progress, how long its next step may take, and whether the worker is broken.
 
     The main thread writes; the heartbeat thread reads, since a lease alone proves no more than that a process lives.
-    The clock gives seconds from anywhere, never backwards.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -74,11 +73,7 @@ class SelfTestError(Exception):
 
 
 def self_test(predictor: Predictor) -> None:
-    """Send a small gray image through all that the model can do, which also warms it up.
-
-    Raises:
-        RuntimeError: if what comes out has another size.
-    """
+    """Send a small gray image through all that the model can do, which also warms it up; RuntimeError if wrong."""
     image = np.full((64, 96, 3), 128, dtype=np.uint8)
     classes = predictor.info.classes
     labels = [classes.names[0]]
@@ -96,16 +91,9 @@ def self_test(predictor: Predictor) -> None:
 
 
 class PeriodicSelfTest:
-    """Runs a self-test when no job has proved for a while that the model works.
+    """Runs a self-test when no job has proved for ``interval`` seconds that the model works; 0 turns it off.
 
-    Not thread-safe: one thread alone touches the model, and so it alone calls this.
-
-    Args:
-        test: raises an exception if the model does not work.
-        stall: gets the test's deadline, and its failure.
-        interval: seconds between two proofs; 0 turns the test off.
-        patience: seconds that the test may take.
-        clock: seconds from anywhere, never backwards.
+    ``stall`` gets the test's deadline (``patience``) and its failure. Not thread-safe, as the model is not.
     """
 
     def __init__(
@@ -129,11 +117,7 @@ class PeriodicSelfTest:
         self._proved = self._clock()
 
     def run_if_due(self) -> None:
-        """Run the test if it is due; call this when there is nothing else to do.
-
-        Raises:
-            SelfTestError: if it fails; this worker should take no more jobs.
-        """
+        """Run the test if it is due; after a SelfTestError this worker should take no more jobs."""
         if not self._interval or self._clock() - self._proved < self._interval:
             return
         self.stall.deadline(self._patience)

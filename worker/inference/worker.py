@@ -14,7 +14,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from redis import Redis
@@ -60,13 +59,11 @@ from worker.telemetry import Outcome, WorkerMetrics, about_job, scrub
 if TYPE_CHECKING:
     from models.inference.predictor import Predictor
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _HEARTBEATS_PER_LEASE: Final = 5
 STUCK_GRACE_SECONDS: Final = 10.0
 STUCK_EXIT_CODE: Final = 70
-
-_Load = Callable[[WorkerSettings], "Predictor"]
 
 
 class WorkerStartError(Exception):
@@ -76,10 +73,7 @@ class WorkerStartError(Exception):
 class HeartbeatGap:
     """Heartbeat gap detector: after an outage of Redis an expired lease does not mean a dead worker.
 
-    Args:
-        lease: seconds within which every living worker renews its leases once Redis answers.
-        pause: seconds between two heartbeats that mean an outage.
-        clock: seconds that never go back.
+    Two heartbeats more than ``pause`` seconds apart mean an outage.
     """
 
     def __init__(
@@ -103,17 +97,7 @@ class HeartbeatGap:
 
 
 class GpuWorker(SimpleWorker):
-    """Works on one model's queue.
-
-    Args:
-        redis: where the jobs are.
-        context: with this worker's name, unique among workers.
-        limits: of batches.
-        test: of the model, while there are no jobs; with the stall detector.
-        explanation: of the model, announced with it.
-        lease: seconds that this worker and its jobs count as alive after a heartbeat.
-        exit_process: how to end a process whose main thread is stuck.
-    """
+    """Works on one model's queue; ``exit_process`` ends a process whose main thread is stuck."""
 
     queue_class = LeasedQueue
     job_class = AllowedJob
@@ -174,11 +158,7 @@ class GpuWorker(SimpleWorker):
         return self._shutdown_requested_date is not None
 
     def serve(self) -> bool:
-        """Work until asked to stop; return whether that was why.
-
-        Raises:
-            RedisError: if Redis does not answer at the end.
-        """
+        """Work until asked to stop; return whether that was why. RedisError if Redis does not answer at the end."""
         try:
             self.work(logging_level=None)
         finally:
@@ -190,7 +170,7 @@ class GpuWorker(SimpleWorker):
             self._batcher.close()
         if self._batcher.stuck_threads:
             # Python would wait for these threads before it ends.
-            log.critical("leaving %d threads that do not end", self._batcher.stuck_threads)
+            _log.critical("leaving %d threads that do not end", self._batcher.stuck_threads)
             self._exit_process(STUCK_EXIT_CODE)
         return self.stopped_on_request and not self._device_lost
 
@@ -203,7 +183,7 @@ class GpuWorker(SimpleWorker):
             self._batcher.work(first, self.consumer, alone=is_poison_suspect(job))
         except ThreadsStuckError as error:
             # No exit in order: it would wait for the very threads.
-            log.critical("leaving all jobs to another worker: %s", error)
+            _log.critical("leaving all jobs to another worker: %s", error)
             self._exit_process(STUCK_EXIT_CODE)
         except DeviceLostError:
             self._device_lost = True
@@ -224,7 +204,7 @@ class GpuWorker(SimpleWorker):
             self._queue.maintain(self._on_abandoned)
             # Not after an outage: the main thread may have waited for Redis.
             if self.stall.overdue() > STUCK_GRACE_SECONDS:
-                log.critical("stuck: leaving all jobs to another worker")
+                _log.critical("stuck: leaving all jobs to another worker")
                 sys.stderr.flush()
                 self._exit_process(STUCK_EXIT_CODE)
 
@@ -246,27 +226,16 @@ class GpuWorker(SimpleWorker):
         snapshot = context.metrics.exposition()
         publish_metrics(self.connection, context.worker, snapshot, lease=info.lease)
 
-    def _on_abandoned(
-        self,
-        job: Job,
-        kind: type[BaseException],
-        error: BaseException,
-        traceback: TracebackType | None,
-    ) -> None:
+    def _on_abandoned(self, job: Job, kind: Any, error: BaseException, traceback: Any) -> None:
         with about_job(job.id, request=job.meta.get("request", "")):
             note_abandoned(job, kind, error, traceback)
             outcome: Outcome = "retried" if job.should_retry else "failed"
-            code = describe_failure(error).code
-            log_failed(job, outcome, code, self._context.metrics)
+            log_failed(job, outcome, describe_failure(error).code, self._context.metrics)
 
     # What RQ's work loop calls.
 
     def run_maintenance_tasks(self) -> None:
-        """Test the model if that is due; the heartbeat thread maintains the queue, which no long job delays.
-
-        Raises:
-            SelfTestError: if the model does not work any more.
-        """
+        """Test the model if that is due; the heartbeat thread maintains the queue, which no long job delays."""
         self.stall.idle()
         self._test.run_if_due()
         self.stall.idle()
@@ -294,14 +263,8 @@ class GpuWorker(SimpleWorker):
         self._heartbeat_thread.start()
 
 
-def run(settings: WorkerSettings, *, load: _Load) -> bool:
-    """Load the model, prove that it works, then work until asked to stop; return whether that was why.
-
-    The worker is announced as ready only after the self-test.
-
-    Args:
-        settings: of the worker.
-        load: makes the predictor, the slow part.
+def run(settings: WorkerSettings, *, load: Callable[[WorkerSettings], Predictor]) -> bool:
+    """Load the model, test it, then work until asked to stop; return whether that was why.
 
     Raises:
         WorkerStartError: if Redis, the blob store or the model does not work.
@@ -330,7 +293,7 @@ def run(settings: WorkerSettings, *, load: _Load) -> bool:
     try:
         return worker.serve()
     except RedisError as error:
-        log.error("lost Redis: %s", error)
+        _log.error("lost Redis: %s", error)
         return False
 
 

@@ -37,7 +37,7 @@ from worker.queue.schema import (
 )
 from worker.storage import BlobError, BlobMissingError, BlobStore, BlobStoreFullError
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -112,7 +112,7 @@ def note_abandoned(
     """Write into a job's meta that its worker died; RQ's exception handler, called before it retries or fails it."""
     del kind, traceback
     if job.retries_left:
-        log.warning("its worker died; %d attempts left", job.retries_left, extra={"job": job.id})
+        _log.warning("its worker died; %d attempts left", job.retries_left, extra={"job": job.id})
         job.meta[_DEATHS] = job.meta.get(_DEATHS, 0) + 1
     else:
         dead_letter(job, now=datetime.now(UTC))
@@ -150,12 +150,7 @@ def drop_expired_letters(redis: Redis) -> int:
 
 
 def requeue(redis: Redis, blobs: BlobStore, job_id: str) -> Job:
-    """Queue a dead letter again, with as many attempts as a new job, and return it.
-
-    Raises:
-        DeadLetterError: if it is none.
-        BlobError: if its image is no longer stored, or the store cannot be written.
-    """
+    """Queue a dead letter again, with as many attempts as a new job; DeadLetterError, or BlobError of its image."""
     keys = [key for key, each, _died in _entries(redis) if each == job_id]
     job = fetch_job(redis, job_id)
     if not keys or job is None:
@@ -193,7 +188,7 @@ def ignore_redis_errors(what: str) -> Iterator[None]:
     try:
         yield
     except RedisError as error:
-        log.warning("%s: %s", what, error)
+        _log.warning("%s: %s", what, error)
 
 
 def retry(
@@ -202,14 +197,9 @@ def retry(
     retryable: Callable[[Exception], bool] = lambda error: isinstance(error, RedisError),
     patience: float = _PATIENCE_SECONDS,
 ) -> _T:
-    """Return what an action returns, tried again with growing pauses after retryable errors.
+    """Return what an action returns, tried again with growing pauses after retryable errors for ``patience`` seconds.
 
     Not tenacity: it takes 46 µs for an action that succeeds at once, several of which each job does.
-
-    Args:
-        action: may be done more than once.
-        retryable: whether an exception may pass by itself; those of Redis.
-        patience: seconds after which to give up and raise the last exception.
     """
     end, pause = time.monotonic() + patience, _FIRST_PAUSE
     while True:
@@ -218,6 +208,6 @@ def retry(
         except Exception as error:
             if not retryable(error) or time.monotonic() + pause > end:
                 raise
-            log.warning("trying again in %.2g s: %s", pause, error)
+            _log.warning("trying again in %.2g s: %s", pause, error)
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE)

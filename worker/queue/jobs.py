@@ -102,9 +102,6 @@ def _should_rerun(job: Job, blobs: BlobStore) -> bool:
     """Return whether posting the same request runs an existing job again.
 
     That is so if it was canceled, failed for a reason that may have passed, or lost a file that its answers need.
-
-    Raises:
-        BlobError: if the store does not say what it has.
     """
     status = status_of(job)
     if status == "failed":
@@ -126,14 +123,10 @@ def submit(
     *,
     batch: bool = False,
 ) -> tuple[Job, bool]:
-    """Queue a job unless the same one exists and need not run again; return the job and whether it was queued.
+    """Queue a new job unless the same one exists and need not run again; return the job and whether it was queued.
 
-    Args:
-        queue: of its model.
-        blobs: where its files are.
-        job: new.
-        prepare: called before it is queued; stores its image, and may raise.
-        batch: whether an item of a batch: it waits behind interactive jobs.
+    ``prepare`` is called before it is queued: it stores the image, and may raise. An item of a ``batch`` waits behind
+    interactive jobs.
     """
     # The cancel flag goes first: a worker may be about to drop the job.
     if batch:

@@ -15,9 +15,7 @@ from worker.queue.schema import LEASE_SECONDS, ModelRef, Record, Task
 _WORKERS_KEY: Final = "semples:workers"
 _MODELS_KEY: Final = "semples:models"
 _MODEL_PREFIX: Final = "semples:model:"
-_MODEL_SECONDS: Final = (
-    600  # that a model outlives its last worker: a restart must not turn jobs away
-)
+_MODEL_SECONDS: Final = 600  # that a model outlives its last worker, for a restart
 
 _R = TypeVar("_R", bound=BaseModel)
 
@@ -60,13 +58,7 @@ class Explanation(Record):
 
 
 class WorkerInfo(Record):
-    """A live worker with a warm model; its key expires when the lease does.
-
-    Attributes:
-        lease: seconds that this announcement holds.
-        silent: seconds since the main thread's last progress, when this was announced.
-        trouble: why the worker does not work, though its process lives; empty if it does.
-    """
+    """A live worker with a warm model; its key expires when the lease does."""
 
     name: str
     model: ModelRef
@@ -74,9 +66,9 @@ class WorkerInfo(Record):
     host: str
     pid: int
     jobs_in_hand: int = 0
-    lease: int = LEASE_SECONDS
-    silent: float = 0.0
-    trouble: str = ""
+    lease: int = LEASE_SECONDS  # seconds that this announcement holds
+    silent: float = 0.0  # seconds since the main thread's last progress, when this was announced
+    trouble: str = ""  # why the worker does not work, though its process lives; empty if it does
 
 
 def announce(

@@ -134,8 +134,8 @@ class JobCanceledError(Exception):
 class AllowedJob(Job):
     """A job that names one of our tasks and nothing else.
 
-    With JSON alone, whoever can write to Redis could still have a worker call any importable function, and have it
-    post to any address: callbacks and RQ's own webhooks are dropped.
+    A client that can write to Redis could otherwise have a worker call any importable function, or post to any address:
+    callbacks and RQ's own webhooks are dropped.
     """
 
     def restore(self, raw_data: Any) -> Any:
@@ -188,21 +188,13 @@ class LeasedQueue(Queue):
 
 @dataclass(frozen=True)
 class Attempt:
-    """A leased job's attempt that has ended, with a value or a failure; with neither, it is not to be written.
-
-    Attributes:
-        lease: of the job.
-        value: the result in JSON's types.
-        failure: why there is none.
-        error: the exception behind it.
-        retry: whether the job is queued again after the failure.
-    """
+    """A leased job's attempt that has ended, with a value or a failure; with neither, it is not to be written."""
 
     lease: Lease
-    value: dict[str, Any] | None = None
+    value: dict[str, Any] | None = None  # the result in JSON's types
     failure: JobFailure | None = None
-    error: BaseException | None = None
-    retry: bool = False
+    error: BaseException | None = None  # behind the failure
+    retry: bool = False  # whether the job is queued again after the failure
 
 
 @dataclass(frozen=True)
@@ -216,10 +208,7 @@ class QueueStats:
 def open_redis(url: str, *, timeout: float = 5.0, retries: int = 2) -> Redis:
     """Return a client that gives up soon; raise ValueError unless the URL is redis://, rediss:// or unix://.
 
-    Args:
-        url: of the server.
-        timeout: of connecting and of one answer, in seconds.
-        retries: of a command whose answer did not come, which may have been carried out.
+    ``retries`` are of a command without an answer, which may have been carried out.
     """
     return Redis.from_url(
         url,
@@ -338,21 +327,15 @@ class JobQueue:
 
     ``interactive`` holds the jobs that somebody posts; ``batch`` the items of batches, which workers take only while
     ``interactive`` is empty. All methods raise RedisError if Redis does not answer; those that write do all or nothing.
-
-    Args:
-        redis: where the jobs are.
-        model: the model's name.
-        lease: seconds after which a taken or leased job without a sign of life is lost.
+    A taken or leased job is lost ``lease`` seconds after its last heartbeat.
     """
 
     def __init__(self, redis: Redis, model: str, *, lease: int = LEASE_SECONDS) -> None:
         self.redis = redis
         self.lease_seconds = lease
-        self.interactive = LeasedQueue(
-            queue_name(model), connection=redis, serializer=JSONSerializer
-        )
-        self.batch = LeasedQueue(
-            batch_queue_name(model), connection=redis, serializer=JSONSerializer
+        self.interactive, self.batch = (
+            LeasedQueue(name, connection=redis, serializer=JSONSerializer)
+            for name in (queue_name(model), batch_queue_name(model))
         )
 
     @property
@@ -565,8 +548,7 @@ class JobQueue:
     def ack(self, attempts: Sequence[Attempt]) -> list[bool]:
         """Write the end of attempts whose job is this worker's and not canceled; return which were written.
 
-        Raises:
-            RedisError: if Redis does not answer, or a job was taken from this worker meanwhile.
+        RedisError if Redis does not answer, or this worker lost a job meanwhile.
         """
         ended = [each for each in attempts if each.value is not None or each.failure is not None]
         if not ended:
@@ -640,11 +622,7 @@ class JobQueue:
             pipeline.execute()
 
     def cancel_leased(self, lease: Lease) -> None:
-        """Give up a lease and write that the job is canceled.
-
-        Raises:
-            WatchError: if its cancel flag was cleared just now.
-        """
+        """Give up a lease and write that the job is canceled; WatchError if its cancel flag was cleared just now."""
         flag = cancel_key(lease.job_id)
         with self.redis.pipeline() as pipeline:
             pipeline.watch(flag)  # type: ignore[no-untyped-call]
@@ -689,9 +667,7 @@ class JobQueue:
         passage would look like a stay.
         """
         list_key = queue.intermediate_queue_key
-        for job_id in [
-            each.decode() for each in cast("list[bytes]", self.redis.lrange(list_key, 0, -1))
-        ]:
+        for job_id in map(bytes.decode, cast("list[bytes]", self.redis.lrange(list_key, 0, -1))):
             seen_key, moment = f"{list_key}:first_seen:{job_id}", now().timestamp()
             if not self.redis.exists(Job.key_for(job_id)):  # expired while it waited
                 self.redis.lrem(list_key, 0, job_id)

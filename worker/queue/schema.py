@@ -97,23 +97,14 @@ class ModelRef(Record):
 
 
 class JobRequest(Record):
-    """The argument of a job: references and choices, never pixels.
+    """The argument of a job: references and choices, never pixels."""
 
-    Attributes:
-        task: what to do; the default is that of jobs from before there were two.
-        image: blob key of the upload, which holds the hash of its content.
-        labels: class names in canonical order; none for the segmenter, which finds the classes itself.
-        options: complete, with no default left.
-        model: that does it.
-        vocabulary: "open" where a label is none of the model's classes.
-    """
-
-    task: Task = "pseudo_mask"
-    image: str
-    labels: tuple[str, ...]
-    options: MaskOptions
+    task: Task = "pseudo_mask"  # the default is that of jobs from before there were two
+    image: str  # blob key of the upload, which holds the hash of its content
+    labels: tuple[str, ...]  # class names in canonical order; none for the segmenter
+    options: MaskOptions  # complete, with no default left
     model: ModelRef
-    vocabulary: Vocabulary = "closed"
+    vocabulary: Vocabulary = "closed"  # "open" where a label is none of the model's classes
 
     @model_serializer(mode="wrap")
     def _omit_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -175,13 +166,7 @@ class Progress(Record):
 
 
 class JobFailure(Record):
-    """Why a job failed.
-
-    Attributes:
-        code: one of a few words.
-        detail: a sentence for a person.
-        repeatable: whether posting the same again runs it again.
-    """
+    """Why a job failed, in a sentence for a person; ``repeatable`` if posting the same again runs it again."""
 
     code: FailureCode
     detail: str
