@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from models.clip import FrozenClip, load_clip
 from models.config import Config, parse_config
-from models.data.classes import ClassInfo, ClassList, write_class_list
+from models.data.classes import ClassInfo, ClassList, Sample, write_class_list
 from models.data.labels import read_folder
 from models.data.mask_folder import read_mask_folder
 from models.training import generator, prompts
@@ -34,9 +34,8 @@ pytest_plugins = [
     "tests.helpers.webhooks",
 ]
 
-torch.set_num_threads(
-    1
-)  # tests run beside servers and workers: more threads only wait for each other
+# Tests run beside servers and workers: more threads only wait for each other.
+torch.set_num_threads(1)
 
 CLASSES = ClassList(
     (
@@ -157,13 +156,18 @@ def tiny_masks(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tiny_config: Config, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def tiny_samples(tiny_data: Path) -> list[Sample]:
+    return read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(
+    tiny_config: Config, tiny_samples: list[Sample], tmp_path_factory: pytest.TempPathFactory
+) -> Run:
     """A run through all three stages."""
-    work = tmp_path_factory.mktemp("work")
-    run = start_run(tiny_config, CLASSES, work, device=CPU)
-    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
+    run = start_run(tiny_config, CLASSES, tmp_path_factory.mktemp("work"), device=CPU)
     for stage in (generator.train_generator, prompts.learn_prompts, generator.refine_generator):
-        stage(run, samples, lambda step: None)
+        stage(run, tiny_samples, lambda step: None)
     return run
 
 

@@ -137,7 +137,7 @@ def run_stage(
     samples: Sequence[object],
     name: str,
     *,
-    epochs: int,
+    epochs: int | None = None,
     images_first: int = 0,
 ) -> None:
     """Run a training stage with a progress bar, in the main process only.
@@ -147,15 +147,16 @@ def run_stage(
     if not run.processes.is_main_process:
         stage(run, samples, lambda _: None)
         return
-    batch = min(getattr(run.config, name.replace("-", "_")).batch_size, len(samples))
+    settings = getattr(run.config, name.replace("-", "_"))
+    batch, last_epoch = min(settings.batch_size, len(samples)), epochs or settings.epochs
     with progress(name, None) as (bar, task):
 
         def on_step(step: Step) -> None:
             done = step.epoch * step.steps + step.step + 1
             terms = "  ".join(f"{key} {value:.4f}" for key, value in step.losses.items())
             speed = f"{(bar.tasks[task].speed or 0) * batch:.0f}/s"
-            note = f"epoch {step.epoch + 1}/{epochs}  {speed}  {terms}"
-            bar.update(task, total=epochs * step.steps, completed=done, note=note)
+            note = f"epoch {step.epoch + 1}/{last_epoch}  {speed}  {terms}"
+            bar.update(task, total=last_epoch * step.steps, completed=done, note=note)
 
         if images_first:
             first = bar.add_task("embed regions", total=images_first, note="")

@@ -59,8 +59,8 @@ def pretrain_generator(
         run = start_run(
             settings, class_list, work, device=chosen, workers=workers, processes=processes
         )
-        epochs = generator.pretrain_settings(run).epochs
-        run_stage(generator.pretrain_generator, run, samples, PRETRAIN_STAGE, epochs=epochs)
+        generator.pretrain_settings(run)
+        run_stage(generator.pretrain_generator, run, samples, PRETRAIN_STAGE)
 
 
 def train_generator(
@@ -82,8 +82,7 @@ def train_generator(
         run = start_run(
             settings, class_list, work, device=chosen, workers=workers, processes=processes
         )
-        epochs = run.config.train_generator.epochs
-        run_stage(generator.train_generator, run, samples, "train-generator", epochs=epochs)
+        run_stage(generator.train_generator, run, samples, "train-generator")
 
 
 def learn_prompts(
@@ -100,15 +99,8 @@ def learn_prompts(
 
     require_single_process("learn-prompts")
     run, samples = _open(work, images, labels, pick_device(device, threads), workers)
-    settings = run.config.learn_prompts
-    run_stage(
-        prompts.learn_prompts,
-        run,
-        samples,
-        "learn-prompts",
-        epochs=settings.epochs,
-        images_first=settings.views * len(labeled_samples(samples)),
-    )
+    count = run.config.learn_prompts.views * len(labeled_samples(samples))
+    run_stage(prompts.learn_prompts, run, samples, "learn-prompts", images_first=count)
 
 
 def refine_generator(
@@ -124,8 +116,7 @@ def refine_generator(
 
     with training_processes(device, threads) as (chosen, processes):
         run, samples = _open(work, images, labels, chosen, workers, processes)
-        epochs = run.config.refine_generator.epochs
-        run_stage(generator.refine_generator, run, samples, "refine-generator", epochs=epochs)
+        run_stage(generator.refine_generator, run, samples, "refine-generator")
 
 
 def train_segmenter(

@@ -25,7 +25,7 @@ from models.losses import (
     semantic_refinement,
 )
 from models.training.distributed import data_parallel
-from models.training.loop import LossesOf, MicroBatch, ParameterGroup, fit, micro_batches
+from models.training.loop import LossesOf, ParameterGroup, Split, fit, micro_batches
 from models.training.prompts import learned_prompts
 from models.training.run import GENERATOR_WEIGHTS, PRETRAIN_STAGE, OnStep, Run, supervision
 
@@ -168,7 +168,7 @@ def _fit(
     losses_of: LossesOf[Batch],
     *,
     stage: str,
-    split: Callable[[Batch], Sequence[MicroBatch[Batch]]] | None = None,
+    split: Split[Batch] | None = None,
 ) -> Path:
     """Fit the trainable parameters to augmented crops of the labeled photos."""
     settings: GeneratorStageConfig | PretrainConfig = getattr(run.config, stage.replace("-", "_"))

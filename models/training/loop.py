@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
+from typing import Literal, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from models.training.distributed import Processes
 BatchT = TypeVar("BatchT")
 BatchT_co = TypeVar("BatchT_co", covariant=True)
 LossesOf: TypeAlias = Callable[[BatchT], Mapping[str, Tensor]]  # batch → loss terms by name
+# batch → micro-batches, each with the factor of its loss in the whole batch's loss
+Split: TypeAlias = Callable[[BatchT], Sequence[tuple[BatchT, float]]]
 _Pair: TypeAlias = tuple[Tensor, Tensor]  # images and targets
 
 _POLY_POWER = 0.9
@@ -29,14 +31,6 @@ class Batches(Sized, Protocol[BatchT_co]):
     def epoch(self, number: int, *, skip: int = 0) -> Iterator[BatchT_co]:
         """Iterate over an epoch's batches, without the first ``skip``."""
         ...
-
-
-@dataclass(frozen=True)
-class MicroBatch(Generic[BatchT]):
-    """A slice of a batch, and the factor of its loss in the whole batch's loss."""
-
-    batch: BatchT
-    weight: float
 
 
 @dataclass(frozen=True)
@@ -97,7 +91,7 @@ def fit(
     *,
     on_step: Callable[[Step], None],
     checkpoint: Checkpoint | None = None,
-    split: Callable[[BatchT], Sequence[MicroBatch[BatchT]]] | None = None,
+    split: Split[BatchT] | None = None,
 ) -> None:
     """Minimize the sum of the losses over the parameters of the groups; the caller freezes all others.
 
@@ -125,7 +119,7 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * group["share"]
         optimizer.zero_grad(set_to_none=True)
-        micro = split(batch) if split else [MicroBatch(batch, 1.0)]
+        micro = split(batch) if split else [(batch, 1.0)]
         losses = _accumulate_gradients(micro, losses_of, scaler, autocast, at)
         if optimization.max_gradient_norm is not None:
             scaler.unscale_(optimizer)
@@ -143,7 +137,7 @@ def micro_batches(
     size: int | None,
     processes: Processes,
     device: torch.device,
-) -> Callable[[_Pair], list[MicroBatch[_Pair]]]:
+) -> Split[_Pair]:
     """Return a function that splits batches of images and targets into at most ``size`` images for ``fit``.
 
     A loss that is a mean over items (image and class pairs, labeled pixels) of a whole batch equals the mean of its
@@ -151,7 +145,7 @@ def micro_batches(
     holds for the average over processes.
     """
 
-    def split(batch: _Pair) -> list[MicroBatch[_Pair]]:
+    def split(batch: _Pair) -> list[tuple[_Pair, float]]:
         images, targets = batch
         length = size or max(len(images), 1)
         pieces = list(zip(torch.split(images, length), torch.split(targets, length), strict=True))
@@ -159,10 +153,7 @@ def micro_batches(
         total = processes.sum(counts.sum())
         # Without any item all losses are 0, whatever their weight.
         weights = counts * (processes.count / total if total else 1.0)
-        return [
-            MicroBatch(piece, weight)
-            for piece, weight in zip(pieces, weights.tolist(), strict=True)
-        ]
+        return list(zip(pieces, weights.tolist(), strict=True))
 
     return split
 
@@ -177,7 +168,7 @@ def _remaining(
 
 
 def _accumulate_gradients(
-    micro: Sequence[MicroBatch[BatchT]],
+    micro: Sequence[tuple[BatchT, float]],
     losses_of: LossesOf[BatchT],
     scaler: torch.amp.GradScaler,
     autocast: AbstractContextManager[object],
@@ -185,17 +176,17 @@ def _accumulate_gradients(
 ) -> dict[str, float]:
     """Add up the gradients of the micro-batches; returns the loss terms of the whole batch."""
     total: dict[str, float] = {}
-    for each in micro:
+    for batch, weight in micro:
         with autocast:
-            terms = losses_of(each.batch)
+            terms = losses_of(batch)
         loss = torch.stack([term.float() for term in terms.values()]).sum()
-        values = {name: term.item() * each.weight for name, term in {**terms, "loss": loss}.items()}
+        values = {name: term.item() * weight for name, term in {**terms, "loss": loss}.items()}
         if not math.isfinite(values["loss"]):
             raise FloatingPointError(
                 f"expected a finite loss in epoch {at.epoch}, step {at.step}, got {values}"
             )
         total = {name: total.get(name, 0) + value for name, value in values.items()}
-        scaler.scale(loss * each.weight).backward()  # type: ignore[no-untyped-call]
+        scaler.scale(loss * weight).backward()  # type: ignore[no-untyped-call]
     return total
 
 

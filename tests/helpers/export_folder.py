@@ -17,6 +17,7 @@ from models.data.mask_files import label_map_png
 from models.data.mask_folder import MaskedImage
 
 CLASSES = ClassList((ClassInfo(3, "bowl"), ClassInfo(4, "cat"), ClassInfo(9, "dining table")))
+INDICES = {"background": 0, "ignored": 255, **{each.name: each.index for each in CLASSES.classes}}
 SIZES = {"flat.jpg": (40, 50), "große Katze.jpg": (33, 47), "picture.png": (20, 30)}
 TURNED = "turned.jpg"  # lies on its side: 24 x 36 pixels with EXIF orientation 6
 

@@ -8,10 +8,7 @@ from typing import Any
 
 import pytest
 
-from models.data.classes import (
-    ClassInfo,
-    ClassList,
-)
+from models.data.classes import ClassInfo, ClassList
 from models.data.coco import read_instances
 from models.data.labels import classes_of, label_rows_csv, read_folder, read_label_rows, read_labels
 from models.data.voc import parse_xml, read_annotation

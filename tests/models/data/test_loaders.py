@@ -8,9 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.data.classes import (
-    Sample,
-)
+from models.data.classes import Sample
 from models.data.labels import read_folder
 from models.data.loaders import (
     Crops,
@@ -21,14 +19,7 @@ from models.data.loaders import (
     seeded,
     strong_augmentation,
 )
-from tests.conftest import CLASSES as UNNAMED
-
-CLASSES = UNNAMED.with_synonyms({"cup": ["mug"]})
-
-
-def write(path: Path, text: str) -> Path:
-    path.write_text(text)
-    return path
+from tests.conftest import CLASSES
 
 
 @pytest.mark.parametrize("augment", [light_augmentation, strong_augmentation])
@@ -68,9 +59,8 @@ def test_augmentation_at_its_strongest(monkeypatch: pytest.MonkeyPatch) -> None:
         assert all(transform(pixels).isfinite().all() for _ in range(100))
 
 
-def test_batches(tiny_data: Path) -> None:
-    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
-    crops = Crops(samples, classes=4, transform=light_augmentation(32, min_area=1.0), seed=0)
+def test_batches(tiny_samples: list[Sample]) -> None:
+    crops = Crops(tiny_samples, classes=4, transform=light_augmentation(32, min_area=1.0), seed=0)
     ordered = list(ordered_batches(crops, batch_size=3, workers=0))
     assert [len(images) for images, _ in ordered] == [3, 3, 2]
     assert ordered[0][1].argmax(dim=1).tolist() == [0, 1, 2]
@@ -90,16 +80,15 @@ def crop_batches(
     )
 
 
-def test_random_batches_depend_on_seed_and_epoch_alone(tiny_data: Path) -> None:
-    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
-    batches = crop_batches(samples)
+def test_random_batches_depend_on_seed_and_epoch_alone(tiny_samples: list[Sample]) -> None:
+    batches = crop_batches(tiny_samples)
     first = list(batches.epoch(0))
     assert [len(images) for images, _ in first] == [3, 3]
-    assert [len(images) for images, _ in crop_batches(samples, batch_size=64).epoch(0)] == [8]
+    assert [len(images) for images, _ in crop_batches(tiny_samples, batch_size=64).epoch(0)] == [8]
     torch.rand(3)  # whatever else the process draws
     np.random.rand(3)
     random.random()
-    for other in (batches, crop_batches(samples, workers=2)):
+    for other in (batches, crop_batches(tiny_samples, workers=2)):
         for (images, labels), (same, known) in zip(other.epoch(0), first, strict=True):
             assert torch.equal(images, same)
             assert torch.equal(labels, known)
@@ -108,10 +97,10 @@ def test_random_batches_depend_on_seed_and_epoch_alone(tiny_data: Path) -> None:
     assert not torch.equal(next(batches.epoch(1))[0], first[0][0])
 
 
-def test_processes_share_random_batches(tiny_data: Path) -> None:
-    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
-    whole = next(crop_batches(samples, batch_size=4).epoch(0))[0]
-    parts = [next(crop_batches(samples, batch_size=4, share=(rank, 2)).epoch(0))[0] for rank in (0, 1)]  # fmt: skip
+def test_processes_share_random_batches(tiny_samples: list[Sample]) -> None:
+    whole = next(crop_batches(tiny_samples, batch_size=4).epoch(0))[0]
+    sharing = [crop_batches(tiny_samples, batch_size=4, share=(rank, 2)) for rank in (0, 1)]
+    parts = [next(batches.epoch(0))[0] for batches in sharing]
     assert torch.equal(torch.stack(parts, dim=1).flatten(0, 1), whole)
 
 
@@ -138,8 +127,9 @@ def test_seeding_for_a_while_leaves_no_trace() -> None:
 
 
 def test_a_broken_photo_is_named(tmp_path: Path) -> None:
-    write(tmp_path / "a.jpg", "not a photo")
-    labels = write(tmp_path / "labels.csv", "image,labels\na.jpg,cat\n")
+    (tmp_path / "a.jpg").write_text("not a photo")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("image,labels\na.jpg,cat\n")
     crops = Crops(
         read_folder(tmp_path, labels, CLASSES),
         classes=4,

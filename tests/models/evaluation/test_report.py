@@ -17,7 +17,6 @@ from PIL import Image
 from models.bundle.bundle import load_bundle
 from models.config import Config
 from models.data.classes import ClassInfo, ClassList, Sample
-from models.data.labels import read_folder
 from models.evaluation.report import (
     Sources,
     _describe_options,
@@ -193,20 +192,15 @@ SCRIPT = "<script>alert('1')</script>"
 
 
 @pytest.fixture(scope="module")
-def samples(tiny_data: Path) -> list[Sample]:
-    return read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
-
-
-@pytest.fixture(scope="module")
 def made(
-    tiny_bundle: Path, samples: list[Sample], tmp_path_factory: pytest.TempPathFactory
+    tiny_bundle: Path, tiny_samples: list[Sample], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """Pseudo masks with their scores."""
     output = tmp_path_factory.mktemp("made")
     predictor = Predictor(load_bundle(tiny_bundle, device=CPU))
     job = MaskJob(output, predictor.options(), save_scores=True)
     make = partial(make_here, predictor, job)
-    make_pseudo_masks(predictor.info, samples, job, make, on_image=lambda: None)
+    make_pseudo_masks(predictor.info, tiny_samples, job, make, on_image=lambda: None)
     return output
 
 
@@ -223,11 +217,11 @@ def test_a_whole_page(
     tiny_run: Run,
     tiny_bundle: Path,
     tiny_data: Path,
-    samples: list[Sample],
+    tiny_samples: list[Sample],
     made: Path,
     page: Callable[..., Page],
 ) -> None:
-    whole = page(tiny_run, Sources(samples, made, tiny_bundle, tiny_data / "masks"))
+    whole = page(tiny_run, Sources(tiny_samples, made, tiny_bundle, tiny_data / "masks"))
     assert whole.all("h1")[0].text == "tiny"
     assert "seed 0" in whole.section("run")
     assert "8 labeled, 0 without a label" in whole.section("run")
@@ -256,9 +250,13 @@ def test_a_whole_page(
 
 
 def test_nothing_comes_from_elsewhere_and_all_can_read_it(
-    tiny_run: Run, tiny_bundle: Path, samples: list[Sample], made: Path, page: Callable[..., Page]
+    tiny_run: Run,
+    tiny_bundle: Path,
+    tiny_samples: list[Sample],
+    made: Path,
+    page: Callable[..., Page],
 ) -> None:
-    whole = page(tiny_run, Sources(samples, made, tiny_bundle), photos=2)
+    whole = page(tiny_run, Sources(tiny_samples, made, tiny_bundle), photos=2)
     assert not {"script", "link", "iframe", "object", "embed"} & {e.tag for e in whole.elements}
     ids = [e.attributes["id"] for e in whole.elements if "id" in e.attributes]
     assert len(set(ids)) == len(ids)
@@ -296,12 +294,14 @@ def test_pictures_are_bounded_however_large_the_photo(
 
 
 def test_equal_runs_give_equal_pages(
-    tiny_run: Run, tiny_bundle: Path, samples: list[Sample], made: Path, tmp_path: Path
+    tiny_run: Run, tiny_bundle: Path, tiny_samples: list[Sample], made: Path, tmp_path: Path
 ) -> None:
-    sources = Sources(samples, made, tiny_bundle)
+    sources = Sources(tiny_samples, made, tiny_bundle)
     shares: list[float] = []
     write_report(tiny_run, sources, tmp_path / "a.html", photos=3, on_fraction=shares.append)
-    write_report(tiny_run, replace(sources, samples=samples[::-1]), tmp_path / "b.html", photos=3)
+    write_report(
+        tiny_run, replace(sources, samples=tiny_samples[::-1]), tmp_path / "b.html", photos=3
+    )
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
     assert shares == [1 / 3, 2 / 3, 1]
 
@@ -309,7 +309,7 @@ def test_equal_runs_give_equal_pages(
 def test_names_are_text_and_never_markup(
     tiny_run: Run,
     tiny_bundle: Path,
-    samples: list[Sample],
+    tiny_samples: list[Sample],
     tmp_path: Path,
     page: Callable[..., Page],
 ) -> None:
@@ -323,7 +323,7 @@ def test_names_are_text_and_never_markup(
         tuple(ClassInfo(c.index, SCRIPT) if c.name == "cat" else c for c in CLASSES.classes)
     )
     photo = tmp_path / '"><img src=x onerror=alert(2)>&.jpg'
-    photo.write_bytes(samples[0].path.read_bytes())
+    photo.write_bytes(tiny_samples[0].path.read_bytes())
     run = replace(tiny_run, classes=classes)
     predictor = Predictor(load_bundle(bundle, device=CPU))
     job = MaskJob(tmp_path / "masks", predictor.options(), save_scores=False)
@@ -358,7 +358,7 @@ def test_parts_that_a_stage_left_out(
     tiny_run: Run,
     tiny_bundle: Path,
     tiny_data: Path,
-    samples: list[Sample],
+    tiny_samples: list[Sample],
     made: Path,
     tmp_path: Path,
     page: Callable[..., Page],
@@ -372,7 +372,7 @@ def test_parts_that_a_stage_left_out(
     shutil.rmtree(masks / "scores")
     (masks / "summary.json").unlink()  # killed before the end
     (masks / "masks" / "photo0.png").unlink()
-    part = page(tiny_run, Sources(samples, masks, bundle, tiny_data / "masks"), photos=0)
+    part = page(tiny_run, Sources(tiny_samples, masks, bundle, tiny_data / "masks"), photos=0)
     assert "the folder has no stored scores" in part.section("truth")
     assert "in 7 photos; 1 ground truths have no mask" in part.section("truth")
     assert "last epoch, at" not in part.section("truth")
@@ -384,20 +384,24 @@ def test_parts_that_a_stage_left_out(
 def test_a_photo_that_cannot_be_read_is_told(
     tiny_run: Run,
     tiny_bundle: Path,
-    samples: list[Sample],
+    tiny_samples: list[Sample],
     tmp_path: Path,
     page: Callable[..., Page],
 ) -> None:
-    (tmp_path / "bad.jpg").write_bytes(samples[0].path.read_bytes()[:200])
-    photos = [Sample(tmp_path / "bad.jpg", (0,)), Sample(tmp_path / "gone.jpg", (1,)), samples[2]]
+    (tmp_path / "bad.jpg").write_bytes(tiny_samples[0].path.read_bytes()[:200])
+    photos = [
+        Sample(tmp_path / "bad.jpg", (0,)),
+        Sample(tmp_path / "gone.jpg", (1,)),
+        tiny_samples[2],
+    ]
     told = page(tiny_run, Sources(photos, bundle=tiny_bundle)).section("pictures")
     assert told.count("It could not be read") == 2
     assert "pseudo mask" in told
 
 
 def test_another_runs_bundle_is_refused(
-    tiny_run: Run, tiny_bundle: Path, samples: list[Sample], page: Callable[..., Page]
+    tiny_run: Run, tiny_bundle: Path, tiny_samples: list[Sample], page: Callable[..., Page]
 ) -> None:
     other = replace(tiny_run, classes=ClassList(CLASSES.classes[:3]))
     with pytest.raises(ValueError, match=r"expected a bundle with the run's classes, got .*tiny"):
-        page(other, Sources(samples, bundle=tiny_bundle))
+        page(other, Sources(tiny_samples, bundle=tiny_bundle))

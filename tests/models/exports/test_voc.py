@@ -11,7 +11,15 @@ from models.data.classes import ClassInfo, ClassList, read_class_list
 from models.data.images import read_image
 from models.data.mask_folder import open_mask_folder
 from models.exports.voc import write_voc
-from tests.helpers.export_folder import CLASSES, TURNED, label_maps, make_folder, photo, reader
+from tests.helpers.export_folder import (
+    CLASSES,
+    INDICES,
+    TURNED,
+    label_maps,
+    make_folder,
+    photo,
+    reader,
+)
 
 
 @pytest.fixture
@@ -40,18 +48,13 @@ def test_datumaro_reads_the_same_pixels(exported: Path) -> None:
     datumaro = reader("datumaro")
     dataset = datumaro.Dataset.import_from(str(exported), "voc_segmentation")
     names = [each.name for each in dataset.categories()[datumaro.AnnotationType.label]]
-    indices = {
-        "background": 0,
-        "ignored": 255,
-        **{each.name: each.index for each in CLASSES.classes},
-    }
     assert names == ["background", *CLASSES.names, "ignored"]
     kept = {Path(name).stem: found for name, found in label_maps().items()}
     assert len(dataset) == 2 * len(kept)  # train and trainval
     for item in dataset:
         rebuilt = np.full(kept[item.id].shape, 1, dtype=np.uint8)
         for annotation in item.annotations:
-            rebuilt[annotation.image.astype(bool)] = indices[names[annotation.label]]
+            rebuilt[annotation.image.astype(bool)] = INDICES[names[annotation.label]]
         assert np.array_equal(rebuilt, kept[item.id])
 
 

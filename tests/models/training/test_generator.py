@@ -16,12 +16,11 @@ from models.build import build_generator
 from models.clip import FrozenClip
 from models.config import CnnConfig, Config, PretrainConfig
 from models.data.classes import Sample
-from models.data.labels import read_folder
 from models.training import generator, prompts
 from models.training import run as run_module
 from models.training.loop import Step
 from models.training.pipeline import build_stages
-from models.training.prompts import RegionBatches, RegionEmbeddings, embed_backgrounds
+from models.training.prompts import RegionBatches, embed_backgrounds
 from models.training.run import MissingStageError, OnStep, Run, open_run, start_run, supervision
 from tests.conftest import CLASSES, CPU
 
@@ -85,7 +84,6 @@ def test_region_batches_cover_each_region_once() -> None:
     assert epoch != [batch.tolist() for batch in batches.epoch(1)]  # a new order each epoch
     assert epoch[2:] == [batch.tolist() for batch in batches.epoch(0, skip=2)]
     assert len(RegionBatches(2, batch_size=3, seed=0)) == 1
-    assert RegionEmbeddings(torch.zeros(1, 2), torch.zeros(1)).background.shape == (1, 2)
 
 
 def test_each_epoch_of_regions_is_of_another_view() -> None:
@@ -94,8 +92,6 @@ def test_each_epoch_of_regions_is_of_another_view() -> None:
     assert [sorted(epoch[0]) for epoch in epochs] == [
         [0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [0, 1, 2, 3]
     ]  # fmt: skip
-
-    assert RegionEmbeddings(torch.zeros(1, 2), torch.zeros(1)).background.shape == (1, 2)
 
 
 def test_only_the_head_learns_if_so_configured(tiny_config: Config, tiny_clip: FrozenClip) -> None:
@@ -107,11 +103,10 @@ def test_only_the_head_learns_if_so_configured(tiny_config: Config, tiny_clip: F
 
 
 def test_each_stage_changes_its_own_parameters_only(
-    tiny_run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_data: Path
+    tiny_run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_samples: list[Sample]
 ) -> None:
     """Hash everything before and after each stage: (b) changes prompts only, (a) and (c) the generator only."""
     run = start_run(tiny_run.config, CLASSES, tmp_path, device=CPU)
-    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
     watched: dict[str, nn.Module] = {}
 
     before: dict[str, str] = {}
@@ -135,34 +130,26 @@ def test_each_stage_changes_its_own_parameters_only(
         """Return what a stage changed and what it built."""
         watched.clear()
         before.clear()
-        stage(run, samples, lambda step: None)
+        stage(run, tiny_samples, lambda step: None)
         differing = {name for name, module in watched.items() if digest(module) != before[name]}
         return differing, set(watched)
 
-    assert changed(generator.train_generator) == (
-        {"build_generator"},
-        {"build_clip", "build_generator"},
-    )
-    assert changed(prompts.learn_prompts) == (
-        {"build_prompts"},
-        {"build_clip", "load_generator", "build_prompts"},
-    )
-    assert changed(generator.refine_generator) == (
-        {"build_generator"},
-        {"build_clip", "build_generator"},
-    )
+    of_generator = {"build_generator"}, {"build_clip", "build_generator"}
+    of_prompts = {"build_prompts"}, {"build_clip", "load_generator", "build_prompts"}
+    assert changed(generator.train_generator) == of_generator
+    assert changed(prompts.learn_prompts) == of_prompts
+    assert changed(generator.refine_generator) == of_generator
 
 
 @pytest.mark.parametrize("mask", ["minmax", "sigmoid"])
 def test_any_backbone_trains_with_either_mask(
-    tiny_config: Config, tmp_path: Path, tiny_data: Path, mask: str
+    tiny_config: Config, tmp_path: Path, tiny_samples: list[Sample], mask: str
 ) -> None:
     stage = tiny_config.train_generator.model_copy(update={"mask": mask, "learning_rate": 0.01})
     plain = CnnConfig(backbone="test_resnet", pretrained=False)
     config = tiny_config.model_copy(update={"generator": plain, "train_generator": stage})
     run = start_run(config, CLASSES, tmp_path, device=CPU)
-    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
-    trained = load_file(generator.train_generator(run, samples, lambda step: None))
+    trained = load_file(generator.train_generator(run, tiny_samples, lambda step: None))
     clip, text = supervision(run)
     initial = build_generator(config, clip, text, device=CPU).state_dict()
     moved = {name for name, tensor in trained.items() if not torch.equal(tensor, initial[name])}
@@ -190,19 +177,18 @@ def test_a_stage_leaves_its_log_and_files(tiny_run: Run) -> None:
 
 
 def test_a_killed_stage_goes_on_as_if_nothing_had_been(
-    tiny_run: Run, tmp_path: Path, tiny_data: Path
+    tiny_run: Run, tmp_path: Path, tiny_samples: list[Sample]
 ) -> None:
     run = start_run(tiny_run.config, CLASSES, tmp_path, device=CPU)
     shutil.copytree(tiny_run.work / "train-generator", tmp_path / "train-generator")
-    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
 
     def kill(step: Step) -> None:
         if (step.epoch, step.step) == (1, 1):
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        prompts.learn_prompts(run, samples, kill)
-    resumed = load_file(prompts.learn_prompts(run, samples, lambda step: None))
+        prompts.learn_prompts(run, tiny_samples, kill)
+    resumed = load_file(prompts.learn_prompts(run, tiny_samples, lambda step: None))
     whole = load_file(tiny_run.existing("learn-prompts", "prompts.safetensors"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     logs = [
@@ -213,24 +199,24 @@ def test_a_killed_stage_goes_on_as_if_nothing_had_been(
 
 
 def test_the_same_seed_gives_the_same_weights(
-    tiny_run: Run, tmp_path: Path, tiny_data: Path
+    tiny_run: Run, tmp_path: Path, tiny_samples: list[Sample]
 ) -> None:
     run = start_run(tiny_run.config, CLASSES, tmp_path, device=CPU)
-    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
-    again = load_file(generator.train_generator(run, samples, lambda step: None))
+    again = load_file(generator.train_generator(run, tiny_samples, lambda step: None))
     first = load_file(tiny_run.existing("train-generator", "generator.safetensors"))
     assert all(torch.equal(first[name], tensor) for name, tensor in again.items())
 
 
-def test_stages_in_the_wrong_order(tiny_config: Config, tmp_path: Path, tiny_data: Path) -> None:
+def test_stages_in_the_wrong_order(
+    tiny_config: Config, tmp_path: Path, tiny_samples: list[Sample]
+) -> None:
     with pytest.raises(MissingStageError, match="expected a work directory"):
         open_run(tmp_path, device=CPU)
     run = start_run(tiny_config, CLASSES, tmp_path, device=CPU)
-    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
     with pytest.raises(MissingStageError, match="from 'semples train-generator', got no such file"):
-        prompts.learn_prompts(run, samples, lambda step: None)
+        prompts.learn_prompts(run, tiny_samples, lambda step: None)
     with pytest.raises(MissingStageError, match="from 'semples learn-prompts', got no such file"):
-        generator.refine_generator(run, samples, lambda step: None)
+        generator.refine_generator(run, tiny_samples, lambda step: None)
 
 
 @pytest.fixture
@@ -240,11 +226,6 @@ def config(tiny_config: Config) -> Config:
     )
     cnn = CnnConfig(backbone="test_resnet", pretrained=False)
     return tiny_config.model_copy(update={"generator": cnn, "pretrain_generator": pretrain})
-
-
-@pytest.fixture
-def samples(tiny_data: Path) -> list[Sample]:
-    return read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
 
 
 def test_the_loss_is_the_soft_margin_of_each_reading() -> None:
@@ -264,13 +245,13 @@ def test_evidence_is_the_mean_of_the_signed_maps(config: Config) -> None:
 
 
 def test_the_stages_start_from_what_it_leaves(
-    config: Config, samples: list[Sample], tmp_path: Path
+    config: Config, tiny_samples: list[Sample], tmp_path: Path
 ) -> None:
     run = start_run(config, CLASSES, tmp_path, device=CPU)
     with pytest.raises(MissingStageError, match="from 'semples pretrain-generator'"):
-        generator.train_generator(run, samples, lambda step: None)
+        generator.train_generator(run, tiny_samples, lambda step: None)
     steps = []
-    left = load_file(generator.pretrain_generator(run, samples, steps.append))
+    left = load_file(generator.pretrain_generator(run, tiny_samples, steps.append))
     assert len(steps) == 4
     clip, text = supervision(run)
     fresh = build_generator(config, clip, text, device=CPU).state_dict()
@@ -284,10 +265,10 @@ def test_the_stages_start_from_what_it_leaves(
 
 
 def test_another_run_may_start_from_its_weights(
-    config: Config, samples: list[Sample], tmp_path: Path
+    config: Config, tiny_samples: list[Sample], tmp_path: Path
 ) -> None:
     first = start_run(config, CLASSES, tmp_path / "first", device=CPU)
-    path = generator.pretrain_generator(first, samples, lambda step: None)
+    path = generator.pretrain_generator(first, tiny_samples, lambda step: None)
     cnn = CnnConfig(backbone="test_resnet", pretrained=False, weights=str(path))
     second = config.model_copy(update={"generator": cnn, "pretrain_generator": None})
     run = start_run(second, CLASSES, tmp_path / "second", device=CPU)
@@ -302,11 +283,11 @@ def test_another_run_may_start_from_its_weights(
 
 
 def test_all_stages_begin_with_it_if_so_configured(
-    config: Config, tiny_run: Run, samples: list[Sample], tmp_path: Path
+    config: Config, tiny_run: Run, tiny_samples: list[Sample], tmp_path: Path
 ) -> None:
     def names(run: Run) -> list[str]:
         stages_of = build_stages(
-            run, samples, tmp_path, tmp_path, licence="CC0", trained_on="squares"
+            run, tiny_samples, tmp_path, tmp_path, licence="CC0", trained_on="squares"
         )
         return [stage.name for stage in stages_of]
 
@@ -314,6 +295,8 @@ def test_all_stages_begin_with_it_if_so_configured(
     assert names(run) == ["pretrain-generator", *names(tiny_run)]
 
 
-def test_a_run_without_the_section_does_not_pretrain(tiny_run: Run, samples: list[Sample]) -> None:
+def test_a_run_without_the_section_does_not_pretrain(
+    tiny_run: Run, tiny_samples: list[Sample]
+) -> None:
     with pytest.raises(ValueError, match="expected a section pretrain_generator"):
-        generator.pretrain_generator(tiny_run, samples, lambda step: None)
+        generator.pretrain_generator(tiny_run, tiny_samples, lambda step: None)

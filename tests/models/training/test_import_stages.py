@@ -12,7 +12,6 @@ from models.bundle.import_checkpoint import weaktr_weights
 from models.clip import FrozenClip
 from models.config import Config, WeakTrConfig, parse_config
 from models.data.classes import Sample
-from models.data.labels import read_folder
 from models.inference.predictor import Predictor
 from models.tensors import write_tensors
 from models.training.export import export_bundle
@@ -62,14 +61,13 @@ def test_an_imported_weaktr_goes_into_a_bundle(weaktr_config: Config, tmp_path: 
 
 
 def test_stages_teach_an_imported_weaktr_its_head_and_fusion(
-    weaktr_config: Config, tiny_data: Path, tmp_path: Path
+    weaktr_config: Config, tiny_samples: list[Sample], tmp_path: Path
 ) -> None:
     run = start_run(weaktr_config, CLASSES, tmp_path / "work", device=CPU)
-    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
     clip, text = supervision(run)
     initial = build_generator(run.config, clip, text, device=CPU).state_dict()
     for stage in (train_generator, learn_prompts, refine_generator):
-        stage(run, samples, lambda step: None)
+        stage(run, tiny_samples, lambda step: None)
     (tmp_path / "weaktr.safetensors").unlink()  # trained weights stand alone
     export_bundle(run, tmp_path / "out", stage="refine-generator", licence="", trained_on="squares")
     trained = load_bundle(tmp_path / "out", device=CPU).generator.state_dict()
@@ -99,14 +97,13 @@ def test_weights_of_other_sizes_are_refused(
 
 
 def test_a_weaktr_has_no_logits_for_sigmoid_masks(
-    weaktr_config: Config, tiny_data: Path, tmp_path: Path
+    weaktr_config: Config, tiny_samples: list[Sample], tmp_path: Path
 ) -> None:
     stage = weaktr_config.train_generator.model_copy(update={"mask": "sigmoid"})
     config = weaktr_config.model_copy(update={"train_generator": stage})
     run = start_run(config, CLASSES, tmp_path / "work", device=CPU)
-    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
     with pytest.raises(ValueError, match="expected mask 'minmax' for a WeakTrGenerator"):
-        train_generator(run, samples, lambda step: None)
+        train_generator(run, tiny_samples, lambda step: None)
 
 
 def test_adopted_prompts_stand_for_stage_b(tiny_config: Config, tmp_path: Path) -> None:
@@ -140,25 +137,23 @@ def test_run_all_leaves_imported_prompts_alone(tiny_config: Config, tmp_path: Pa
 
 
 def test_what_was_made_of_other_prompts_is_not_done(
-    tiny_config: Config, tiny_data: Path, tmp_path: Path
+    tiny_config: Config, tiny_samples: list[Sample], tmp_path: Path
 ) -> None:
     run = start_run(tiny_config, CLASSES, tmp_path, device=CPU)
-    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
     adopt_prompts(run, torch.rand(4, 4, 16))
-    refine_generator(run, samples, lambda step: None)
-    assert stages_of(run, samples)["refine-generator"]
+    refine_generator(run, tiny_samples, lambda step: None)
+    assert stages_of(run, tiny_samples)["refine-generator"]
     (tmp_path / "learn-prompts" / "prompts.safetensors").unlink()
     adopt_prompts(run, torch.rand(4, 4, 16))
-    assert not stages_of(run, samples)["refine-generator"]
+    assert not stages_of(run, tiny_samples)["refine-generator"]
 
 
 def test_a_checkpoint_of_other_prompts_is_refused(
-    tiny_config: Config, tiny_data: Path, tmp_path: Path
+    tiny_config: Config, tiny_samples: list[Sample], tmp_path: Path
 ) -> None:
     stage = tiny_config.refine_generator.model_copy(update={"epochs": 2})
     config = tiny_config.model_copy(update={"refine_generator": stage})
     run = start_run(config, CLASSES, tmp_path, device=CPU)
-    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
 
     def kill(step: Step) -> None:
         if step.epoch:
@@ -166,22 +161,21 @@ def test_a_checkpoint_of_other_prompts_is_refused(
 
     adopt_prompts(run, torch.rand(4, 4, 16))
     with pytest.raises(InterruptedError):
-        refine_generator(run, samples, kill)
+        refine_generator(run, tiny_samples, kill)
     (tmp_path / "learn-prompts" / "prompts.safetensors").unlink()
     adopt_prompts(run, torch.rand(4, 4, 16))
     with pytest.raises(ValueError, match="of this configuration, these photos and earlier stages"):
-        refine_generator(run, samples, kill)
+        refine_generator(run, tiny_samples, kill)
 
 
 def test_a_weaktr_from_nothing_is_refused(
-    weaktr_config: Config, tiny_data: Path, tmp_path: Path
+    weaktr_config: Config, tiny_samples: list[Sample], tmp_path: Path
 ) -> None:
     generator = weaktr_config.generator.model_copy(update={"weights": None})
     config = weaktr_config.model_copy(update={"generator": generator})
     run = start_run(config, CLASSES, tmp_path / "work", device=CPU)
-    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
     with pytest.raises(ValueError, match=r"expected generator.weights .* its masks would mean"):
-        train_generator(run, samples, lambda step: None)
+        train_generator(run, tiny_samples, lambda step: None)
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 16), (4, 5, 16), (4, 4, 512)])

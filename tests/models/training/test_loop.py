@@ -249,5 +249,5 @@ def test_parts_of_a_batch_teach_what_the_whole_would() -> None:
 def test_parts_without_anything_to_learn_keep_their_weight() -> None:
     cut = micro_batches(lambda each: each > 0, size=2, processes=Processes(), device=CPU)
     parts = cut((torch.zeros(3, 1), torch.zeros(3, 1)))
-    assert [len(part.batch[0]) for part in parts] == [2, 1]
-    assert all(part.weight == 0 for part in parts)
+    assert [len(images) for (images, _), _ in parts] == [2, 1]
+    assert all(weight == 0 for _, weight in parts)
