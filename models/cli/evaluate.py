@@ -144,7 +144,7 @@ def _table(reports: dict[str, IouReport], classes: ClassList, images: int) -> Ta
     protocols = [f"IoU %, {protocol}" for protocol in reports]
     table = Table("class", *protocols, "pixels", title=f"{images} images")
     pixels = next(iter(reports.values())).pixels
-    for index, name in [(0, "background"), *((each.index, each.name) for each in classes.classes)]:
+    for index, name in classes.names_by_index.items():
         if pixels[index]:
             found = [f"{100 * float(report.iou[index]):.1f}" for report in reports.values()]
             table.add_row(escape(name), *found, f"{int(pixels[index]):,}")

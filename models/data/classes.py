@@ -85,6 +85,11 @@ class ClassList:
         """Names in channel order."""
         return tuple(info.name for info in self.classes)
 
+    @property
+    def names_by_index(self) -> dict[int, str]:
+        """Names by index in label maps, the background first."""
+        return {BACKGROUND_INDEX: "background"} | {info.index: info.name for info in self.classes}
+
     def channel(self, label: str) -> int:
         """Return the channel of a class by its name or a synonym, in any case.
 
@@ -157,11 +162,8 @@ def read_class_list(path: Path) -> ClassList:
 
 def write_class_list(path: Path, classes: ClassList) -> None:
     """Write ``classes.txt`` with the background first, as VOC-style tools expect."""
-    lines = [
-        f"{BACKGROUND_INDEX} background",
-        *(f"{info.index} {info.name}" for info in classes.classes),
-    ]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines = [f"{index} {name}\n" for index, name in classes.names_by_index.items()]
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def open_name(label: str) -> str:

@@ -227,7 +227,6 @@ def measured_to_json(
 
 def _report_to_json(report: IouReport, classes: ClassList, *, images: int) -> dict[str, Any]:
     """Return a report in JSON types; IoU in [0, 1], null where a class does not occur."""
-    names = {BACKGROUND_INDEX: "background"} | {each.index: each.name for each in classes.classes}
     return {
         "images": images,
         "mean_iou": nan_to_none(report.mean_iou),
@@ -238,7 +237,7 @@ def _report_to_json(report: IouReport, classes: ClassList, *, images: int) -> di
                 "iou": nan_to_none(float(report.iou[index])),
                 "pixels": int(report.pixels[index]),
             }
-            for index, name in names.items()
+            for index, name in classes.names_by_index.items()
         ],
     }
 

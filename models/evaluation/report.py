@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from models.bundle.bundle import load_bundle
 from models.bundle.manifest import BundleInfo
 from models.config import dump_config
-from models.data.classes import BACKGROUND_INDEX, Sample, labeled_samples, read_class_list
+from models.data.classes import Sample, labeled_samples, read_class_list
 from models.data.mask_files import software_version
 from models.data.mask_folder import SUMMARY
 from models.evaluation import plots
@@ -335,7 +335,6 @@ def _truth_part(masks: Path, ground_truth: Path) -> dict[str, Any] | None:
     if measured.fixed is None:
         return None
     threshold, best = measured.oracle.best if measured.oracle else (None, None)
-    names = {BACKGROUND_INDEX: "background"} | {each.index: each.name for each in classes.classes}
     fixed, pixels = measured.fixed, measured.fixed.pixels
     return {
         "images": measured.images,
@@ -350,7 +349,7 @@ def _truth_part(masks: Path, ground_truth: Path) -> dict[str, Any] | None:
                 "fixed": nan_to_none(float(fixed.iou[index])),
                 "oracle": best and nan_to_none(float(best.iou[index])),
             }
-            for index, name in names.items()
+            for index, name in classes.names_by_index.items()
             if pixels[index]
         ],
         "plot": _threshold_curve(measured.oracle, fixed) if measured.oracle else None,

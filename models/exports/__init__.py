@@ -14,7 +14,7 @@ from pathlib import Path
 from models.data.classes import BACKGROUND_INDEX, IGNORE_INDEX, ClassList, normalize
 from models.data.mask_files import voc_palette
 
-_BACKGROUND, _IGNORED = "background", "ignored"
+_IGNORED = "ignored"
 _SEPARATORS = ":,#"
 
 
@@ -35,15 +35,11 @@ class Label:
 def all_labels(classes: ClassList) -> tuple[Label, ...]:
     """Return background, the classes and "ignored" (VOC's 255), in this order."""
     for name in classes.names:
-        if normalize(name) in (_BACKGROUND, _IGNORED):
+        if normalize(name) in ("background", _IGNORED):
             raise ValueError(f"expected no class to be called {name!r}: the format needs the name")
     colors = voc_palette().tolist()
-    named = [
-        (BACKGROUND_INDEX, _BACKGROUND),
-        *((each.index, each.name) for each in classes.classes),
-        (IGNORE_INDEX, _IGNORED),
-    ]
-    return tuple(Label(index, name, tuple(colors[index])) for index, name in named)
+    named = classes.names_by_index | {IGNORE_INDEX: _IGNORED}
+    return tuple(Label(index, name, tuple(colors[index])) for index, name in named.items())
 
 
 def with_ignored(names: Mapping[int, str]) -> dict[int, str]:

@@ -100,13 +100,12 @@ def test_the_sweep_is_what_each_threshold_gives(folder: Path) -> None:
         matching_files(folder / "scores", folder / "truth", ".npz"),
         CLASSES,
         thresholds=SOME,
-        min_pixels=0,
         on_image=lambda: done.append(1),
     )
     assert len(done) == 3
     for threshold, report in zip(SOME, sweep.reports, strict=True):
         pairs = matching_files(folder / str(threshold), folder / "truth", ".png")
-        single = evaluate_label_maps(pairs, CLASSES, min_pixels=0, on_image=lambda: None)
+        single = evaluate_label_maps(pairs, CLASSES)
         torch.testing.assert_close(report.iou, single.iou, equal_nan=True, rtol=0, atol=0)
         assert report.mean_iou == single.mean_iou
     best, report = sweep.best
@@ -117,7 +116,7 @@ def test_the_sweep_is_what_each_threshold_gives(folder: Path) -> None:
 def test_json_has_names_and_no_nan(folder: Path) -> None:
     more = ClassList((*CLASSES.classes, ClassInfo(9, "dog")))
     pairs = matching_files(folder / "0.5", folder / "truth", ".png")
-    report = evaluate_label_maps(pairs, more, min_pixels=0, on_image=lambda: None)
+    report = evaluate_label_maps(pairs, more)
     result = _report_to_json(report, more, images=len(pairs))
     assert [each["name"] for each in result["classes"]] == ["background", "bowl", "cat", "dog"]
     assert result["classes"][3]["iou"] is None
@@ -143,7 +142,7 @@ def test_files_must_match(folder: Path) -> None:
 def test_wrong_files_are_named(folder: Path) -> None:
     def run() -> None:
         pairs = matching_files(folder / "0.5", folder / "truth", ".png")
-        evaluate_label_maps(pairs, CLASSES, min_pixels=0, on_image=lambda: None)
+        evaluate_label_maps(pairs, CLASSES)
 
     Image.new("L", (5, 5)).save(folder / "0.5" / "b.png")
     with pytest.raises(ValueError, match=r"0.5/b.png and .*truth/b.png: expected a prediction"):
@@ -160,9 +159,7 @@ KEYS = {"images", "mean_iou", "classes", "rule", "missing_predictions", "missing
 
 
 def test_both_rules_in_one_call(folder: Path) -> None:
-    files = find_files(
-        folder / "truth", masks=folder / "masks", scores=folder / "scores", allow_missing=False
-    )
+    files = find_files(folder / "truth", masks=folder / "masks", scores=folder / "scores")
     assert (len(files.masks), len(files.scores), files.unpaired, files.missing) == (3, 3, 0, 0)
     done: list[int] = []
     measured = measure(files, CLASSES, on_image=lambda: done.append(1))
@@ -170,7 +167,7 @@ def test_both_rules_in_one_call(folder: Path) -> None:
     assert measured.fixed is not None
     assert measured.oracle is not None
     pairs = matching_files(folder / "masks", folder / "truth", ".png")
-    alone = evaluate_label_maps(pairs, CLASSES, min_pixels=0, on_image=lambda: None)
+    alone = evaluate_label_maps(pairs, CLASSES)
     torch.testing.assert_close(measured.fixed.iou, alone.iou, rtol=0, atol=0, equal_nan=True)
     at_theirs = measured.oracle.reports[THRESHOLDS.index(0.4)]
     assert at_theirs.mean_iou == measured.fixed.mean_iou

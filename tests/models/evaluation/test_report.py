@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -114,19 +115,22 @@ def write_log(run: Run, stage: str, steps: list[Step]) -> Path:
     return run.work / stage / "log.jsonl"
 
 
+def logged_part(run: Run, stage: str, steps: list[Step]) -> Any:
+    write_log(run, stage, steps)
+    return {each.name: each for each in _stage_parts(run.work)}[stage]
+
+
 @pytest.fixture
 def run(tiny_run: Run, tmp_path: Path) -> Run:
     return Run(tiny_run.config, tiny_run.classes, tmp_path, tiny_run.device)
 
 
+def step_of(epoch: int, step: int, steps: int = 4, **losses: float) -> Step:
+    return Step(epoch, step, steps, 0.1, losses)
+
+
 STEPS = [
-    Step(
-        epoch,
-        step,
-        4,
-        0.1,
-        {"match": 2.0 - epoch, "refine": step / 10, "loss": 2.0 - epoch + step / 10},
-    )
+    step_of(epoch, step, match=2.0 - epoch, refine=step / 10, loss=2.0 - epoch + step / 10)
     for epoch in range(2)
     for step in range(4)
 ]
@@ -144,8 +148,7 @@ def test_a_log_comes_back_but_for_a_line_that_a_kill_cut(run: Run) -> None:
 
 
 def test_terms_and_plots(run: Run) -> None:
-    write_log(run, "refine-generator", STEPS)
-    part = {each.name: each for each in _stage_parts(run.work)}["refine-generator"]
+    part = logged_part(run, "refine-generator", STEPS)
     assert (part.state, part.epochs, part.steps) == ("unfinished", 2, 8)
     assert [(t.name, t.first, t.last) for t in part.terms] == [
         ("match", 2.0, 1.0),
@@ -159,15 +162,13 @@ def test_terms_and_plots(run: Run) -> None:
 
 
 def test_an_epoch_of_one_step_is_an_epoch_wide(run: Run) -> None:
-    write_log(run, "train-generator", [Step(0, 0, 1, 0.1, {"match": 1.0})])
-    part = {each.name: each for each in _stage_parts(run.work)}["train-generator"]
+    part = logged_part(run, "train-generator", [step_of(0, 0, 1, match=1.0)])
     for plot in part.plots:
         assert (plot.x_ticks[0].label, plot.x_ticks[-1].label) == ("0.0", "1.0")
 
 
 def test_the_sum_of_one_term_is_not_shown_twice(run: Run) -> None:
-    write_log(run, "learn-prompts", [Step(0, 0, 1, 0.1, {"prompt": 1.0, "loss": 1.0})])
-    part = {each.name: each for each in _stage_parts(run.work)}["learn-prompts"]
+    part = logged_part(run, "learn-prompts", [step_of(0, 0, 1, prompt=1.0, loss=1.0)])
     assert [term.name for term in part.terms] == ["prompt"]
 
 

@@ -28,6 +28,7 @@ from models.training.segmenter import (
 from tests.conftest import CLASSES, CPU
 from tests.models.segmenters.test_segmenters import TINY_MASK2FORMER
 from tests.models.training.test_distributed import distance_of_updates, run_together
+from tests.models.training.test_loop import Killed
 
 
 def train(run: Run, tiny_data: Path, masks: Path) -> dict[str, Tensor]:
@@ -74,10 +75,6 @@ def test_squares_are_found(tiny_config: Config, tiny_data: Path, tiny_masks: Pat
     train_segmenter(run, samples, steps.append)
     losses = [step.losses["loss"] for step in steps]
     assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
-
-
-class Killed(Exception):  # noqa: N818 (not an error: what a kill looks like from inside)
-    pass
 
 
 def test_a_killed_stage_goes_on(
