@@ -14,7 +14,6 @@ from models import clip
 from models.bundle.bundle import load_bundle
 from models.bundle.manifest import MANIFEST, TEXT_TOWER_FILE, BundleError
 from models.clip import (
-    CLASS_TEMPLATE,
     FrozenClip,
     build_image_tower,
     load_clip,
@@ -46,9 +45,7 @@ def test_a_soft_prompt_of_hard_tokens_is_the_text(tiny_clip: FrozenClip) -> None
     tokens = tiny_clip.tokenizer([words])[0]
     inner = tokens[1 : int(tokens.argmax())]
     context = tiny_clip.model.token_embedding(inner)[None]
-    torch.testing.assert_close(
-        tiny_clip.embed_prompts(context), tiny_clip.embed_texts([CLASS_TEMPLATE.format(words)])
-    )
+    torch.testing.assert_close(tiny_clip.embed_prompts(context), tiny_clip.embed_classes([words]))
 
 
 def test_gradient_reaches_prompts_and_images_but_not_clip(tiny_clip: FrozenClip) -> None:
@@ -113,13 +110,10 @@ def test_openais_weights_get_their_activation(monkeypatch: pytest.MonkeyPatch) -
     assert plain["quick_gelu"] is False
 
 
-def test_a_folder_without_weights_is_refused(tiny_clip_folder: Path, tmp_path: Path) -> None:
+def test_no_weights_and_no_model_are_refused(tiny_clip_folder: Path, tmp_path: Path) -> None:
     shutil.copy(tiny_clip_folder / "open_clip_config.json", tmp_path)
     with pytest.raises(ValueError, match="expected a CLIP that open_clip loads"):
         load_clip(f"local-dir:{tmp_path}", None)
-
-
-def test_an_unknown_model_is_refused() -> None:
     with pytest.raises(ValueError, match=r"expected a CLIP that open_clip loads .* got 'ViT-Z'"):
         load_clip("ViT-Z", None)
 
@@ -128,10 +122,8 @@ def test_a_named_model_takes_the_same_path() -> None:
     clip = load_clip("ViT-B-32", None)
     assert clip.input_size == (224, 224)
     assert clip.prompt_width == 512
-    torch.testing.assert_close(
-        clip.embed_prompts(clip.model.token_embedding(torch.tensor([[2368]]))),
-        clip.embed_texts([CLASS_TEMPLATE.format(clip.tokenizer.decode([2368]))]),
-    )
+    prompt = clip.embed_prompts(clip.model.token_embedding(torch.tensor([[2368]])))
+    torch.testing.assert_close(prompt, clip.embed_classes([clip.tokenizer.decode([2368])]))
 
 
 def test_the_image_tower_alone_embeds_as_the_whole(
@@ -205,9 +197,8 @@ def test_a_generator_that_is_not_clips_gets_no_text_tower(
 def test_a_tokenizer_of_others_is_refused(tmp_path: Path, tiny_clip_folder: Path) -> None:
     copy = Path(shutil.copytree(tiny_clip_folder, tmp_path / "clip"))
     config = copy / "open_clip_config.json"
-    config.write_text(
-        config.read_text().replace('"context_length"', '"hf_tokenizer_name": "x", "context_length"')
-    )
+    changed = '"hf_tokenizer_name": "x", "context_length"'
+    config.write_text(config.read_text().replace('"context_length"', changed))
     with pytest.raises(ValueError, match="expected a CLIP with open_clip's own tokenizer"):
         text_config(f"local-dir:{copy}", None)
 

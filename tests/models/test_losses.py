@@ -1,6 +1,7 @@
 """The losses, masked images and noisy means."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -75,15 +76,12 @@ def unit(seed: int) -> Tensor:
 
 def test_gradcheck() -> None:
     f, b, t, p = unit(0), unit(1), unit(2), unit(3)
-    assert torch.autograd.gradcheck(
-        lambda *x: segment_label_matching(*x, background_weight=2.4), (f, b, t)
-    )
-    assert torch.autograd.gradcheck(
-        lambda *x: contrastive_prompt_learning(*x, text_weight=0.02), (b, p, t)
-    )
-    assert torch.autograd.gradcheck(
-        lambda *x: semantic_refinement(*x, refinement_weight=0.2), (f, p)
-    )
+    for loss, inputs in (
+        (partial(segment_label_matching, background_weight=2.4), (f, b, t)),
+        (partial(contrastive_prompt_learning, text_weight=0.02), (b, p, t)),
+        (partial(semantic_refinement, refinement_weight=0.2), (f, p)),
+    ):
+        assert torch.autograd.gradcheck(loss, inputs)
 
 
 def test_no_region_gives_zero_with_a_gradient() -> None:

@@ -84,13 +84,10 @@ def test_images_below_a_patch_are_refused() -> None:
 
 
 def test_sizes_that_do_not_divide_are_refused() -> None:
-    for changes, got in (
-        ({"heads": 5}, "48 and 5, 16 and 64"),
-        ({"width": 6}, "6 and 3, 16 and 64"),
-    ):
-        with pytest.raises(
-            ValueError, match=f"a width that 4 and the heads divide, (?s:.*) got {got}"
-        ):
+    cases = (({"heads": 5}, "48 and 5, 16 and 64"), ({"width": 6}, "6 and 3, 16 and 64"))
+    for changes, got in cases:
+        told = f"a width that 4 and the heads divide, (?s:.*) got {got}"
+        with pytest.raises(ValueError, match=told):
             WeakTrSizes(**TINY.model_dump() | changes)
     with pytest.raises(ValueError, match="'max' or 'avg'"):
         WeakTrSizes(pooling="mean")
@@ -130,11 +127,8 @@ def test_masks_teach_the_head_and_the_fusion_alone(trainable: str) -> None:
     generator.let_learn(trainable)
     # Random attention is nearly even; a square tells its places apart.
     generator(torch.rand(2, 3, 64, 64)).square().sum().backward()
-    learns = {
-        name
-        for name, _ in generator.named_parameters()
-        if name.startswith(("head.", "adaptive_attention_fusion."))
-    }
+    names = [name for name, _ in generator.named_parameters()]
+    learns = {name for name in names if name.startswith(("head.", "adaptive_attention_fusion."))}
     assert len(learns) == 8
     assert gradients(generator) == learns
     assert {name for name, each in generator.named_parameters() if each.requires_grad} == learns
@@ -143,9 +137,8 @@ def test_masks_teach_the_head_and_the_fusion_alone(trainable: str) -> None:
 def test_the_trunk_gets_no_gradient_even_if_it_asks_for_one() -> None:
     generator = tiny_weaktr()
     generator(torch.rand(1, 3, 64, 64)).square().sum().backward()
-    assert not any(
-        name.startswith(("blocks", "pos", "cls", "patch")) for name in gradients(generator)
-    )
+    trunk = ("blocks", "pos", "cls", "patch")
+    assert not any(name.startswith(trunk) for name in gradients(generator))
 
 
 def test_labels_teach_everything() -> None:
@@ -157,10 +150,8 @@ def test_labels_teach_everything() -> None:
     generator.let_all_learn()
     learns = {name for name, each in generator.named_parameters() if each.requires_grad}
     assert gradients(generator) == learns
-    assert {name for name, _ in generator.named_parameters()} - learns == {
-        "norm.weight",
-        "norm.bias",
-    }
+    others = {name for name, _ in generator.named_parameters()} - learns
+    assert others == {"norm.weight", "norm.bias"}
 
 
 def test_the_fine_cams_opinion_teaches_the_fusion_alone() -> None:
@@ -184,9 +175,8 @@ def peak_of_a_step(depth: int, *, learn: bool) -> int:
         each for each in watched.profiler.kineto_results.events() if each.name() == "[memory]"
     ]
     events.sort(key=lambda each: each.start_ns())
-    return max(
-        accumulate(each.nbytes() for each in events)
-    )  # allocations count up, what is freed down
+    # Allocations count up, what is freed down.
+    return max(accumulate(each.nbytes() for each in events))
 
 
 @pytest.mark.parametrize("learn", [False, True])

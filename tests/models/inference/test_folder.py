@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,24 @@ def load(bundle: Path) -> Predictor:
     return Predictor(load_bundle(bundle, device=CPU))
 
 
+def make_all(predictor: Predictor, samples: Sequence[Sample], job: MaskJob) -> Outcome:
+    make = partial(make_here, predictor, job)
+    return make_pseudo_masks(predictor.info, samples, job, make, on_image=lambda: None)
+
+
+def redecide_all(predictor: Predictor, folder: Path, job: MaskJob) -> Outcome:
+    stored = stored_samples(folder, predictor.info)
+    make = partial(redecide, folder, predictor.info, job)
+    return make_pseudo_masks(predictor.info, stored, job, make, on_image=lambda: None)
+
+
+def succeed(*arguments: object) -> str:
+    """Run a command that succeeds; return its output."""
+    done = semples(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def folder(tiny_bundle: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pseudo masks of the tiny data with stored scores, made in two processes, in which a damaged image fails alone."""
@@ -73,12 +92,9 @@ def test_stored_scores_give_a_fresh_runs_files(
     predictor = load(tiny_bundle)
     fresh = MaskJob(tmp_path / "fresh", options, save_scores=False)
     samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
-    make = partial(make_here, predictor, fresh)
-    make_pseudo_masks(predictor.info, samples, fresh, make, on_image=lambda: None)
+    make_all(predictor, samples, fresh)
     again = MaskJob(tmp_path / "again", options, save_scores=False)
-    stored = stored_samples(folder, predictor.info)
-    make_again = partial(redecide, folder, predictor.info, again)
-    make_pseudo_masks(predictor.info, stored, again, make_again, on_image=lambda: None)
+    redecide_all(predictor, folder, again)
     for sample in samples:
         name = f"masks/{sample.stem}.png"
         assert (again.output / name).read_bytes() == (fresh.output / name).read_bytes()
@@ -123,8 +139,7 @@ def test_a_photo_that_moved_is_made_anew(
         shutil.copy(tiny_data / "images" / photo, tmp_path / "images" / folder / "x.jpg")
         (tmp_path / "labels.csv").write_text(f"image,labels\n{folder}/x.jpg,cat\n")
         samples = read_folder(tmp_path / "images", tmp_path / "labels.csv", CLASSES)
-        making = partial(make_here, predictor, job)
-        return make_pseudo_masks(predictor.info, samples, job, making, on_image=lambda: None)
+        return make_all(predictor, samples, job)
 
     assert make("a", "photo1.jpg").made == 1
     assert make("b", "photo2.jpg").made == 1
@@ -163,13 +178,9 @@ def test_photos_of_folders_keep_their_names(
     rows.write_text("image,labels\nz/photo0.jpg,cat\na/photo1.jpg,bowl\n")
     predictor = load(tiny_bundle)
     job = MaskJob(tmp_path / "out", predictor.options(refine="none"), save_scores=True)
-    samples = read_folder(images, rows, CLASSES)
-    make = partial(make_here, predictor, job)
-    make_pseudo_masks(predictor.info, samples, job, make, on_image=lambda: None)
+    make_all(predictor, read_folder(images, rows, CLASSES), job)
     again = replace(job, output=tmp_path / "again", save_scores=False)
-    stored = stored_samples(job.output, predictor.info)
-    make_again = partial(redecide, job.output, predictor.info, again)
-    make_pseudo_masks(predictor.info, stored, again, make_again, on_image=lambda: None)
+    redecide_all(predictor, job.output, again)
     for output in (job.output, again.output):
         made = read_results(output / RESULTS).values()
         assert [each["image"] for each in made] == ["z/photo0.jpg", "a/photo1.jpg"]
@@ -195,11 +206,8 @@ def test_per_class_keeps_the_bundles_thresholds_of_rare_classes(
     record = {"stem": "extra", **read_results(results)["photo0"], "image": "extra.jpg"}
     results.write_text(results.read_text() + json.dumps(record) + "\n")
     shutil.copy(source / "scores" / "photo0.npz", source / "scores" / "extra.npz")
-    done = semples(
-        "rethreshold", source, "--output", tmp_path / "own", "--bundle", work, "--per-class"
-    )
-    assert done.returncode == 0, done.stderr
-    assert "thresholds estimated for 1 of 4 classes" in done.stdout
+    own = ("--output", tmp_path / "own", "--bundle", work, "--per-class")
+    assert "thresholds estimated for 1 of 4 classes" in succeed("rethreshold", source, *own)
     thresholds = json.loads((tmp_path / "own" / "thresholds.json").read_text())
     assert thresholds.keys() == {"bowl", "cat"}
     assert thresholds["cat"] == 0.66
@@ -223,6 +231,10 @@ def test_a_process_that_dies_is_said_in_one_line(tiny_bundle: Path, tmp_path: Pa
         list(make_in_processes(dies, job, [sample], processes=1))
 
 
+OPEN_OPTIONS = (
+    *("--vocabulary", "open", "--refine", "none"),
+    *("--save-scores", "--background-threshold", 0.3),
+)
 OPEN_ROWS = "image,labels\nphoto0.jpg,zebra;bowl\nphoto1.jpg,mug\nphoto2.jpg,Fire-Truck;zebra\n"
 
 
@@ -243,23 +255,18 @@ def open_folder(
     """Masks of three photos, with scores."""
     output = tmp_path_factory.mktemp("open") / "out"
     arguments = ("--images", tiny_data / "images", "--labels", open_labels, "--output", output)
-    made = semples(
-        "make-pseudo-masks", *arguments, "--bundle", tiny_open_bundle, "--vocabulary", "open",
-        "--refine", "none", "--save-scores", "--background-threshold", 0.3,
-    )  # fmt: skip
-    assert made.returncode == 0, made.stderr
-    assert "3 masks made, 0 kept, 0 failed" in made.stdout
+    made = succeed("make-pseudo-masks", *arguments, "--bundle", tiny_open_bundle, *OPEN_OPTIONS)
+    assert "3 masks made, 0 kept, 0 failed" in made
     return output
 
 
 def test_a_photo_with_open_labels(tiny_data: Path, tiny_open_bundle: Path, tmp_path: Path) -> None:
     photo = tiny_data / "images" / "photo1.jpg"
-    done = semples(
+    done = succeed(
         "predict", photo, "--labels", "zebra,mug", "--output", tmp_path, "--vocabulary", "open",
         "--bundle", tiny_open_bundle, "--refine", "none",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "zebra (zero-shot): " in done.stdout
+    assert "zebra (zero-shot): " in done
     record = json.loads((tmp_path / "photo1.json").read_text())
     shown = [(each["index"], each["name"], each["zero_shot"]) for each in record["classes"]]
     assert shown == [(7, "cup", False), (10, "zebra", True)]
@@ -276,14 +283,8 @@ def test_closed_bundles_and_closed_vocabularies_refuse_at_once(
     assert "expected a bundle with an open vocabulary, got 'tiny': it holds no" in closed.stderr
     unasked = semples("predict", *photo, "--bundle", tiny_open_bundle)
     assert "expected a known label, got 'zebra'" in unasked.stderr
-    arguments = (
-        "--images",
-        tiny_data / "images",
-        "--labels",
-        open_labels,
-        "--output",
-        tmp_path / "out",
-    )
+    arguments = ("--images", tiny_data / "images", "--labels", open_labels)
+    arguments += ("--output", tmp_path / "out")
     many = semples("make-pseudo-masks", *arguments, "--bundle", tiny_bundle, "--vocabulary", "open")
     assert "expected a bundle with an open vocabulary" in many.stderr
     assert not (tmp_path / "out").exists()
@@ -300,10 +301,8 @@ def test_a_folder_has_one_list_of_classes(open_folder: Path) -> None:
     assert found["photo0"] <= {0, 3, 11}
     assert found["photo2"] <= {0, 10, 11}
     assert 11 in found["photo0"] | found["photo2"]
-    assert json.loads((open_folder / "settings.json").read_text())["zero_shot"] == [
-        "fire truck",
-        "zebra",
-    ]
+    settings = json.loads((open_folder / "settings.json").read_text())
+    assert settings["zero_shot"] == ["fire truck", "zebra"]
 
 
 def test_other_open_labels_would_change_the_numbers(
@@ -312,10 +311,7 @@ def test_other_open_labels_would_change_the_numbers(
     other = tmp_path / "labels.csv"
     other.write_text(OPEN_ROWS + "photo3.jpg,giraffe\n")
     arguments = ("--images", tiny_data / "images", "--labels", other, "--output", open_folder)
-    again = semples(
-        "make-pseudo-masks", *arguments, "--bundle", tiny_open_bundle, "--vocabulary", "open",
-        "--refine", "none", "--save-scores", "--background-threshold", 0.3,
-    )  # fmt: skip
+    again = semples("make-pseudo-masks", *arguments, "--bundle", tiny_open_bundle, *OPEN_OPTIONS)
     assert "got zero_shot.1: 'zebra' before, 'giraffe' now" in again.stderr
 
 
@@ -323,27 +319,19 @@ def test_masks_are_decided_anew_byte_for_byte(
     open_folder: Path, open_labels: Path, tiny_data: Path, tiny_open_bundle: Path, tmp_path: Path
 ) -> None:
     options = ("--bundle", tiny_open_bundle, "--background-threshold", 0.5)
-    anew = semples("rethreshold", open_folder, "--output", tmp_path / "anew", *options)
-    assert anew.returncode == 0, anew.stderr
+    succeed("rethreshold", open_folder, "--output", tmp_path / "anew", *options)
     arguments = ("--images", tiny_data / "images", "--labels", open_labels, "--refine", "none")
-    fresh = semples(
-        "make-pseudo-masks", *arguments, "--output", tmp_path / "fresh", *options,
-        "--vocabulary", "open",
-    )  # fmt: skip
-    assert fresh.returncode == 0, fresh.stderr
+    arguments += ("--output", tmp_path / "fresh", "--vocabulary", "open")
+    succeed("make-pseudo-masks", *arguments, *options)
     for name in ("classes.txt", *(f"masks/photo{number}.png" for number in range(3))):
         assert (tmp_path / "anew" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
-    assert (tmp_path / "anew" / "masks" / "photo0.png").read_bytes() != (
-        open_folder / "masks" / "photo0.png"
-    ).read_bytes()
+    anew, before = (each / "masks" / "photo0.png" for each in (tmp_path / "anew", open_folder))
+    assert anew.read_bytes() != before.read_bytes()
 
 
 def test_exports_name_open_classes(open_folder: Path, tiny_data: Path, tmp_path: Path) -> None:
-    done = semples(
-        "export", open_folder, "--images", tiny_data / "images", "--format", "coco",
-        "--output", tmp_path / "coco",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    images = ("--images", tiny_data / "images")
+    succeed("export", open_folder, *images, "--format", "coco", "--output", tmp_path / "coco")
     content = json.loads((tmp_path / "coco" / RLE_FILE).read_text())
     names = {each["id"]: each["name"] for each in content["categories"]}
     assert (names[10], names[11]) == ("fire truck", "zebra")

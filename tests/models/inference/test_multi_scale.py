@@ -138,14 +138,9 @@ def test_a_class_that_another_tops_everywhere_cannot_win() -> None:
     assert _candidate_classes(coarse).tolist() == [0]
 
 
-def test_no_scale_is_refused(images: Tensor) -> None:
-    with pytest.raises(ValueError, match="expected at least one scale"):
-        segment_images(local, images, scales=(), flip=True, window=None)
-
-
 def blocks(images: Tensor) -> Tensor:
     """A stand-in generator: channel averages of 16×16 blocks."""
-    return torch.nn.functional.avg_pool2d(images, 16)
+    return F.avg_pool2d(images, 16)
 
 
 CHANNELS = (0, 2)
@@ -190,18 +185,17 @@ def test_an_image_is_the_same_alone_and_in_a_batch() -> None:
 def test_scales_report_and_can_stop() -> None:
     seen: list[float] = []
     images = torch.rand(1, 3, 64, 64)
-    multi_scale_cams(
-        blocks, images, every(images), scales=(1.0, 0.5), flip=False, on_scale=seen.append
-    )
+    scales = (1.0, 0.5)
+    multi_scale_cams(blocks, images, every(images), scales=scales, flip=False, on_scale=seen.append)
     assert seen == [0, 0.5]
     with pytest.raises(ValueError, match="expected at least one scale, got none"):
         cams(images, ())
+    with pytest.raises(ValueError, match="expected at least one scale"):
+        segment_images(local, images, scales=(), flip=True, window=None)
 
 
 def test_constant_maps_become_zero() -> None:
-    flat = torch.nn.functional.interpolate(
-        torch.full((1, 1, 3, 3), 5.0), size=(64, 64), mode="bilinear"
-    )
+    flat = F.interpolate(torch.full((1, 1, 3, 3), 5.0), size=(64, 64), mode="bilinear")
     assert normalize_cams(flat).abs().max() == 0
     assert cams(torch.zeros(1, 3, 64, 64)).abs().max() == 0
 

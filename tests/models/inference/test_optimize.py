@@ -154,9 +154,8 @@ def test_masks_of_lower_precision_are_alike(full: Predictor, lower: Predictor, r
         assert two.scores.dtype == two.confidence.dtype == np.float16
         assert not np.array_equal(one.cams, two.cams)
         np.testing.assert_allclose(two.cams, one.cams, atol=0.1)
-        assert (
-            one.label_map == two.label_map
-        ).mean() >= 0.9  # a weak network, whose CAMs are stretched
+        # A weak network, whose CAMs are stretched.
+        assert (one.label_map == two.label_map).mean() >= 0.9
 
 
 @pytest.mark.parametrize("refine", ["none", CHAIN])
@@ -165,9 +164,7 @@ def test_segments_of_lower_precision_are_alike(
 ) -> None:
     batch = [UnlabeledImage(each, full.segment_options(refine=refine)) for each in photos()]
     for one, two in zip(full.segments(batch), lower.segments(batch), strict=True):
-        assert (
-            one.label_map == two.label_map
-        ).mean() >= 0.9  # a weak network, whose CAMs are stretched
+        assert (one.label_map == two.label_map).mean() >= 0.9
 
 
 def test_networks_give_lower_precision_and_refiners_get_single(lower: Predictor) -> None:
@@ -217,8 +214,6 @@ def test_a_worker_takes_the_precision(tiny_bundle: Path) -> None:
     )
     predictor = load_predictor(settings)
     single = Predictor(load_bundle(tiny_bundle, device=CPU))
-    made = [
-        each.pseudo_mask(photos()[0], ["cat"], single.options(refine="none"))
-        for each in (predictor, single)
-    ]
-    assert not np.array_equal(made[0].cams, made[1].cams)
+    image = LabeledImage(photos()[0], ["cat"], single.options(refine="none"))
+    one, two = (each.pseudo_masks([image])[0] for each in (predictor, single))
+    assert not np.array_equal(one.cams, two.cams)

@@ -23,8 +23,7 @@ def index_for(height: int, width: int, dilations: tuple[int, ...]) -> torch.Tens
 
 
 @pytest.mark.parametrize(
-    ("name", "dilations"),
-    [("refined_default", (1, 2, 4, 8, 12, 24)), ("refined_small", (1, 2, 4))],
+    ("name", "dilations"), [("refined_default", (1, 2, 4, 8, 12, 24)), ("refined_small", (1, 2, 4))]
 )
 def test_equals_the_public_implementation(
     shared: Path, name: str, dilations: tuple[int, ...]

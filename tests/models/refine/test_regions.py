@@ -210,7 +210,7 @@ def test_a_bundle_whose_sam_is_missing_gives_no_predictor(
         Predictor(wanting(bundle, str(tmp_path)))
 
 
-TENSOR = "mask_decoder.mask_tokens.weight"
+TENSOR, TENSORS = "mask_decoder.mask_tokens.weight", r"of its \d+ tensors"
 
 
 def configure(folder: Path, content: object) -> None:
@@ -218,11 +218,8 @@ def configure(folder: Path, content: object) -> None:
 
 
 def put_in_place(folder: Path, changed: dict[str, Tensor]) -> None:
-    rest = {
-        key: value
-        for key, value in load_file(folder / "model.safetensors").items()
-        if key != TENSOR
-    }
+    rest = load_file(folder / "model.safetensors")
+    del rest[TENSOR]
     save_file({**rest, **changed}, folder / "model.safetensors")
 
 
@@ -234,15 +231,9 @@ def put_in_place(folder: Path, changed: dict[str, Tensor]) -> None:
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "preprocessor_config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON"),
         (lambda folder: configure(folder, {"vision_config": {"hidden_size": "a"}}), "hidden_size"),
-        (
-            lambda folder: configure(folder, {"model_type": "swin"}),
-            r"without \d+ of its \d+ tensors",
-        ),
-        (lambda folder: put_in_place(folder, {}), r"without 1 of its \d+ tensors"),
-        (
-            lambda folder: put_in_place(folder, {TENSOR: torch.ones(2)}),
-            r"without 1 of its \d+ tensors",
-        ),
+        (lambda folder: configure(folder, {"model_type": "swin"}), rf"without \d+ {TENSORS}"),
+        (lambda folder: put_in_place(folder, {}), f"without 1 {TENSORS}"),
+        (lambda folder: put_in_place(folder, {TENSOR: torch.ones(2)}), f"without 1 {TENSORS}"),
     ],
 )
 def test_what_is_no_sam_is_refused_in_one_line(

@@ -77,17 +77,12 @@ def test_a_folder(url: str, tmp_path: Path) -> None:
     assert said.endswith(f" s: {tmp_path / 'out'}")
     assert passed_over == "1 photos have a row without a label and were passed over"
     assert "semples submit: bad.png: expected a JPEG, PNG or WebP image" in errors
-    assert sorted(path.name for path in (tmp_path / "out" / "masks").iterdir()) == [
-        "a.png",
-        "b.png",
-    ]
+    assert {path.name for path in (tmp_path / "out" / "masks").iterdir()} == {"a.png", "b.png"}
 
     (tmp_path / "images" / "bad.png").write_bytes(png(color=(121, 0, 9)))
     code, output, _ = outcome(submit(*command))
-    assert (code, output.partition(" in ")[0]) == (
-        0,
-        "1 masks made, 2 kept (0 of all empty), 0 failed",
-    )
+    assert code == 0
+    assert output.startswith("1 masks made, 2 kept (0 of all empty), 0 failed in ")
     labels.write_text("image,labels\na.png,cat\n")  # the others' masks are of an earlier call
     code, output, _ = outcome(submit(*command))
     said, others = output.splitlines()
@@ -136,10 +131,9 @@ def test_one_photo(url: str, tmp_path: Path) -> None:
     )
     assert code == 0
     assert output.splitlines()[0].startswith("cat: 33.3% of the image, confidence 0.")
-    assert (
-        output.splitlines()[-1]
-        == f"written to {out / 'cat'}.png, {out / 'cat'}_overlay.png and {out / 'cat'}.json"
-    )
+    stem = out / "cat"
+    written = f"written to {stem}.png, {stem}_overlay.png and {stem}.json"
+    assert output.splitlines()[-1] == written
     record = json.loads((out / "cat.json").read_text())
     assert (record["image"], record["exif_orientation"]) == ("cat.png", 1)
     assert record["options"]["min_confidence"] == 0.1
@@ -156,7 +150,7 @@ def test_one_photo(url: str, tmp_path: Path) -> None:
 
 APP = typer.Typer()
 APP.command()(main)
-WRONG = make_key("bob")[0]
+WRONG, NOBODY = make_key("bob")[0], "http://127.0.0.1:1"
 
 
 @pytest.mark.parametrize(
@@ -172,11 +166,7 @@ WRONG = make_key("bob")[0]
         (("cat", "--to", "URL"), WRONG, "unknown key"),
         (("cat", "--to", "URL"), "two words", "expected a key of printable ASCII"),
         (("cat", "--to", "host"), KEY, "expected the service's URL"),
-        (
-            ("cat", "--to", "http://127.0.0.1:1", "--retries", "0"),
-            KEY,
-            "http://127.0.0.1:1: cannot reach the service: ",
-        ),
+        (("cat", "--to", NOBODY, "--retries", "0"), KEY, f"{NOBODY}: cannot reach the service: "),
         (("cat", "--to", "URL", "--refine", "nonsense"), KEY, "refine: "),
         (
             ("cat", "--to", "URL", "--key-file", "/no/key"),
@@ -201,13 +191,8 @@ def test_refusals_are_one_line(
 ) -> None:
     photo = tmp_path / "cat.png"
     photo.write_bytes(png(color=(125, 0, 0)))
-    assert_refused(
-        photo,
-        "--labels",
-        *(url if each == "URL" else each for each in arguments),
-        key=key,
-        message=message,
-    )
+    given = (url if each == "URL" else each for each in arguments)
+    assert_refused(photo, "--labels", *given, key=key, message=message)
     assert list(tmp_path.iterdir()) == [photo]
 
 

@@ -30,11 +30,8 @@ from tests.service.local.test_bundle import serving_bundle
 pytestmark = pytest.mark.usefixtures("worker")  # each test finds a live worker
 
 LABELS = {
-    "a.png": "cat",
-    "sub/b.png": "kitty;bowl",
-    "c.png": "",
-    "d.png": "dining table",
-    "e.png": "bowl",
+    **{"a.png": "cat", "sub/b.png": "kitty;bowl", "c.png": ""},
+    **{"d.png": "dining table", "e.png": "bowl"},
 }
 
 
@@ -78,9 +75,8 @@ def test_a_folder_as_the_command_line_lays_it_out(
         tmp_path / "images" / "sub" / "b.png", ["cat", "bowl"], min_confidence=0.3
     )
     assert (output / "masks" / "b.png").read_bytes() == same.png
-    assert (output / "scores" / "b.npz").read_bytes() == api.get(
-        f"/jobs/{same.job_id}/scores.npz"
-    ).content
+    scores = api.get(f"/jobs/{same.job_id}/scores.npz").content
+    assert (output / "scores" / "b.npz").read_bytes() == scores
     record = read_results(output / "results.jsonl")["b"]
     assert record["image"] == "sub/b.png"
     assert record["size"] == {"width": 30, "height": 20}
@@ -149,22 +145,16 @@ def test_other_settings_are_refused(
     where = (tmp_path / "images", labels, tmp_path / "out")
     client.batch(*where)
     whole = files(tmp_path / "out")
-    with pytest.raises(
-        ValueError, match=f"expected .*out to be new or made with .* got {difference}"
-    ):
+    told = f"expected .*out to be new or made with .* got {difference}"
+    with pytest.raises(ValueError, match=told):
         client.batch(*where, **change)
     assert files(tmp_path / "out") == whole
     assert client.batch(*where, model="double").kept == 1
 
 
 def test_bad_photos_are_noted(client: Client, tmp_path: Path) -> None:
-    labels = {
-        "a.png": "cat",
-        "bad.png": "cat",
-        "broken.png": "bowl",
-        "fails.png": "raises",
-        "z.png": "cat",
-    }
+    labels = {"broken.png": "bowl", "fails.png": "raises"}
+    labels |= dict.fromkeys(("a.png", "bad.png", "z.png"), "cat")
     table = make_photos(tmp_path, labels, shade=105)
     images = tmp_path / "images"
     (images / "bad.png").write_bytes(b"no image")
@@ -256,23 +246,15 @@ def test_cancellation_leaves_what_can_be_continued(api: httpx.Client, tmp_path: 
     anyio.run(run)
 
 
+DEFAULTS = {"refine": "none", "min_confidence": 0.0, "background_threshold": 0.4}
+MODEL = {"name": "double", "version": "1", "classes": [{"index": 1, "name": "cat"}], **DEFAULTS}
 MODELS = {
-    "default": "double",
-    "default_segment": None,
-    "models": [
-        {
-            "ready": True,
-            "model": {
-                "name": "double",
-                "version": "1",
-                "classes": [{"index": 1, "name": "cat"}],
-                "refine": "none",
-                "min_confidence": 0.0,
-                "background_threshold": 0.4,
-            },
-        }
-    ],
+    **{"default": "double", "default_segment": None},
+    "models": [{"ready": True, "model": MODEL}],
 }
+
+
+MASK = httpx.Response(200, content=label_map_png(np.zeros((2, 3), np.uint8)))
 
 
 def finished(version: str) -> httpx.Response:
@@ -281,12 +263,7 @@ def finished(version: str) -> httpx.Response:
         json={
             **{"id": "0" * 32, "task": "pseudo_mask", "status": "finished", "labels": ["cat"]},
             "model": {"name": "double", "version": version},
-            "options": {
-                "refine": "none",
-                "min_confidence": 0.0,
-                "background_threshold": 0.4,
-                "of_tomorrow": 1,
-            },
+            "options": {**DEFAULTS, "of_tomorrow": 1},
             "image": {"width": 3, "height": 2, "exif_orientation": 1},
             "classes": [{"index": 1, "name": "cat", "area": 0.0}],
         },
@@ -305,20 +282,15 @@ def batch_of_one(tmp_path: Path, *answers: httpx.Response, **options: Any) -> An
 
 
 def test_masks_of_another_model_are_not_mixed(tmp_path: Path) -> None:
-    mask = httpx.Response(200, content=label_map_png(np.zeros((2, 3), np.uint8)))
-    with pytest.raises(
-        ValueError,
-        match="expected masks of double 1, got double 2: the service has another model now",
-    ):
-        batch_of_one(tmp_path, finished("1"), mask, finished("2"), mask, concurrency=1)
+    told = "expected masks of double 1, got double 2: the service has another model now"
+    with pytest.raises(ValueError, match=told):
+        batch_of_one(tmp_path, finished("1"), MASK, finished("2"), MASK, concurrency=1)
     assert list(read_results(tmp_path / "out" / "results.jsonl")) == ["a"]
 
 
 def test_an_error_of_our_service_is_one_photos_but_a_wrong_option_is_not(tmp_path: Path) -> None:
-    mask = httpx.Response(200, content=label_map_png(np.zeros((2, 3), np.uint8)))
-    outcome = batch_of_one(
-        tmp_path, problem(500, "internal-error", "a bug"), finished("1"), mask, concurrency=1
-    )
+    answers = (problem(500, "internal-error", "a bug"), finished("1"), MASK)
+    outcome = batch_of_one(tmp_path, *answers, concurrency=1)
     assert (outcome.made, outcome.empty, outcome.failed) == (1, 1, (("a.png", "a bug"),))
     with pytest.raises(InvalidRequest, match="no"):
         batch_of_one(tmp_path, problem(422, "invalid-request"), concurrency=1)
@@ -367,17 +339,13 @@ def test_a_folder_through_a_service_is_the_command_lines(
         send = partial(client.batch, *where, save_scores=True, refine="pamr", min_confidence=0.1)
         assert send().made == len(samples)
         # The command line goes on with what the service made, and the other way round.
-        outcome = make_pseudo_masks(
-            predictor.info,
-            samples,
-            MaskJob(there, job.options, save_scores=True),
-            lambda rest: iter(()),
-            on_image=lambda: None,
-        )
+        job = MaskJob(there, job.options, save_scores=True)
+        nothing = partial(make_pseudo_masks, make=lambda _: iter(()), on_image=lambda: None)
+        outcome = nothing(predictor.info, samples, job)
         assert (outcome.made, outcome.kept) == (0, len(samples))
-        assert client.batch(
-            *where[:2], here, save_scores=True, refine="pamr", min_confidence=0.1
-        ).kept == len(samples)
+        where = (*where[:2], here)
+        send = partial(client.batch, *where, save_scores=True, refine="pamr", min_confidence=0.1)
+        assert send().kept == len(samples)
 
     for name in ("settings.json", "classes.txt"):
         assert (there / name).read_bytes() == (here / name).read_bytes()

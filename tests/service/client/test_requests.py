@@ -79,9 +79,9 @@ def test_retry_after_is_honored() -> None:
     for pause, told in zip(pauses, (7, 120, 5), strict=True):
         assert told <= pause <= 1.25 * told
     assert [request.method for request in script.requests] == ["POST"] * 3 + ["GET"] * 2
-    assert len({request.content for request in script.requests[:3]}) <= 3
-    assert all(b"photo" in request.content for request in script.requests[:3])
-    assert all(b"cat" in request.content for request in script.requests[:3])
+    for request in script.requests[:3]:
+        assert b"photo" in request.content
+        assert b"cat" in request.content
 
 
 @pytest.mark.parametrize(
@@ -100,10 +100,8 @@ def test_what_passes_is_tried_again_and_not_for_ever(trouble: Answer) -> None:
     assert len(post(Script(trouble, trouble, job(), trouble, mask()), retries=2)) == 3
     pauses: list[float] = []
     script = Script(then=lambda _: trouble)
-    with (
-        Client("http://host", transport=script, retries=3, sleep=pauses.append) as client,
-        pytest.raises(Unavailable),
-    ):
+    client = Client("http://host", transport=script, retries=3, sleep=pauses.append)
+    with client, pytest.raises(Unavailable):
         client.models()
     assert len(script.requests) == 4
     assert len(pauses) == 3
@@ -190,11 +188,8 @@ def test_another_file_is_no_mask() -> None:
 
 def test_an_error_without_words_has_its_name() -> None:
     script = Script(httpx.ReadTimeout(""))
-    told = "cannot reach the service: ReadTimeout"
-    with (
-        Client("http://host", transport=script, retries=0) as client,
-        pytest.raises(Unavailable, match=told),
-    ):
+    client = Client("http://host", transport=script, retries=0)
+    with client, pytest.raises(Unavailable, match="cannot reach the service: ReadTimeout"):
         client.models()
 
 
@@ -224,9 +219,8 @@ def test_events_that_break_off() -> None:
     assert [each.headers.get("Last-Event-ID") for each in asked] == [None, "1-0", "1-0", "1-0"]
     assert "wait" not in str(script.requests[0].url)
     first, second, third = pauses
-    assert first < 1
+    assert first < 1 <= third
     assert second >= 5
-    assert third >= 1
 
 
 def test_events_in_pieces() -> None:
@@ -285,20 +279,13 @@ class Batches:
             return httpx.Response(204)
         if not self.there:
             return problem(404, "unknown-batch", "no such batch")
-        parts = {
-            "": self._look,
-            "/items": self._items,
-            "/report": self._report,
-            "/archive.zip": self._archive,
-        }
+        parts = {"": self._look, "/items": self._items, "/archive.zip": self._archive}
+        parts["/report"] = lambda _: httpx.Response(200, json={"photos": 5})
         return parts[path](request.url.params)
 
     def _look(self, _: httpx.QueryParams) -> httpx.Response:
         self.done = min(5, self.done + 2)
         return httpx.Response(200, json=self._batch())
-
-    def _report(self, _: httpx.QueryParams) -> httpx.Response:
-        return httpx.Response(200, json={"photos": 5})
 
     def _batch(self) -> dict[str, Any]:
         status = "finished" if self.done == 5 else "running" if self.done else "queued"
