@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from models.evaluation.plots import (
     TOP,
     WIDTH,
     Line,
+    Plot,
     _nice_step,
     choose_samples,
     draw,
@@ -21,9 +23,14 @@ from models.evaluation.plots import (
 )
 
 
-def test_a_line_lies_where_its_values_say() -> None:
-    plot = draw([Line("loss", [(0, 2.0), (1, 1.0), (2, 0.0)])], title="t", x_name="epoch")
+def drawn(lines: list[Line], **options: Any) -> Plot:
+    plot = draw(lines, title="t", x_name="x", **options)
     assert plot is not None
+    return plot
+
+
+def test_a_line_lies_where_its_values_say() -> None:
+    plot = drawn([Line("loss", [(0, 2.0), (1, 1.0), (2, 0.0)])])
     [line] = plot.lines
     left, right, top, bottom = LEFT, WIDTH - RIGHT, TOP, HEIGHT - BOTTOM
     middle, half = (left + right) / 2, (top + bottom) / 2
@@ -34,8 +41,7 @@ def test_a_line_lies_where_its_values_say() -> None:
 
 def test_axes_end_at_ticks_around_all_lines() -> None:
     lines = [Line("a", [(0.05, 3.4), (0.95, 19.6)]), Line("b", [(0.5, 23.2)])]
-    plot = draw(lines, title="t", x_name="threshold", marks=[(0.5, 23.2)])
-    assert plot is not None
+    plot = drawn(lines, marks=[(0.5, 23.2)])
     assert [tick.label for tick in plot.x_ticks] == ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
     assert [tick.label for tick in plot.y_ticks] == ["0", "5", "10", "15", "20", "25"]
     x, y = plot.marks[0]
@@ -49,8 +55,7 @@ def test_ticks_are_few_and_told_apart(low: float, high: float) -> None:
     step = _nice_step(low, high)
     assert (high - low) / step <= 5.01
     assert f"{step:.0e}"[0] in "125"
-    plot = draw([Line("a", [(0, low), (1, high)])], title="t", x_name="x")
-    assert plot is not None
+    plot = drawn([Line("a", [(0, low), (1, high)])])
     labels = [tick.label for tick in plot.y_ticks]
     assert 2 <= len(set(labels)) == len(labels) <= 8
     assert all(len(label) <= 8 for label in labels)
@@ -58,16 +63,14 @@ def test_ticks_are_few_and_told_apart(low: float, high: float) -> None:
 
 @pytest.mark.parametrize("value", [0.0, 5.0, -3e-7])
 def test_a_constant_has_room(value: float) -> None:
-    plot = draw([Line("a", [(0, value), (1, value)])], title="t", x_name="x")
-    assert plot is not None
+    plot = drawn([Line("a", [(0, value), (1, value)])])
     heights = {float(place.split(",")[1]) for place in plot.lines[0].points.split()}
     assert len(heights) == 1
     assert all(TOP < height < HEIGHT - BOTTOM for height in heights)
 
 
 def test_what_is_not_finite_is_left_out() -> None:
-    plot = draw([Line("a", [(0, math.nan), (1, 2.0), (2, math.inf)])], title="t", x_name="x")
-    assert plot is not None
+    plot = drawn([Line("a", [(0, math.nan), (1, 2.0), (2, math.inf)])])
     assert len(plot.lines[0].points.split()) == 2  # the one point, twice
     assert draw([Line("a", [(0, math.nan)])], title="t", x_name="x") is None
     assert draw([], title="t", x_name="x") is None

@@ -189,6 +189,7 @@ def test_stages_come_in_order_and_others_last(run: Run) -> None:
     assert parts[1].plots == ()
 
 
+WritePage = Callable[..., Page]
 SCRIPT = "<script>alert('1')</script>"
 
 
@@ -206,23 +207,22 @@ def made(
 
 
 @pytest.fixture
-def page(tmp_path: Path) -> Callable[..., Page]:
-    def write(run: Run, sources: Sources, **options: int) -> Page:
-        path = write_report(run, sources, tmp_path / "new" / "report.html", **options)
-        return Page(path.read_text(encoding="utf-8"))
+def page(tiny_run: Run, tiny_bundle: Path, tmp_path: Path) -> WritePage:
+    def write(
+        *sources: Any, run: Run = tiny_run, bundle: Path | None = tiny_bundle, photos: int = 6
+    ) -> Page:
+        samples, masks, truth = (*sources, None, None)[:3]
+        output = tmp_path / "new" / "report.html"
+        write_report(run, Sources(samples, masks, bundle, truth), output, photos=photos)
+        return Page(output.read_text(encoding="utf-8"))
 
     return write
 
 
 def test_a_whole_page(
-    tiny_run: Run,
-    tiny_bundle: Path,
-    tiny_data: Path,
-    tiny_samples: list[Sample],
-    made: Path,
-    page: Callable[..., Page],
+    tiny_data: Path, tiny_samples: list[Sample], made: Path, page: WritePage
 ) -> None:
-    whole = page(tiny_run, Sources(tiny_samples, made, tiny_bundle, tiny_data / "masks"))
+    whole = page(tiny_samples, made, tiny_data / "masks")
     assert whole.all("h1")[0].text == "tiny"
     assert "seed 0" in whole.section("run")
     assert "8 labeled, 0 without a label" in whole.section("run")
@@ -251,13 +251,9 @@ def test_a_whole_page(
 
 
 def test_nothing_comes_from_elsewhere_and_all_can_read_it(
-    tiny_run: Run,
-    tiny_bundle: Path,
-    tiny_samples: list[Sample],
-    made: Path,
-    page: Callable[..., Page],
+    tiny_samples: list[Sample], made: Path, page: WritePage
 ) -> None:
-    whole = page(tiny_run, Sources(tiny_samples, made, tiny_bundle), photos=2)
+    whole = page(tiny_samples, made, photos=2)
     assert not {"script", "link", "iframe", "object", "embed"} & {e.tag for e in whole.elements}
     ids = [e.attributes["id"] for e in whole.elements if "id" in e.attributes]
     assert len(set(ids)) == len(ids)
@@ -283,11 +279,9 @@ def test_nothing_comes_from_elsewhere_and_all_can_read_it(
     assert "how good the masks are was not measured" in whole.section("truth")
 
 
-def test_pictures_are_bounded_however_large_the_photo(
-    tiny_run: Run, tiny_bundle: Path, tmp_path: Path, page: Callable[..., Page]
-) -> None:
+def test_pictures_are_bounded_however_large_the_photo(tmp_path: Path, page: WritePage) -> None:
     Image.effect_noise((3000, 2000), 90).convert("RGB").save(tmp_path / "large.jpg")
-    whole = page(tiny_run, Sources([Sample(tmp_path / "large.jpg", (1,))], bundle=tiny_bundle))
+    whole = page([Sample(tmp_path / "large.jpg", (1,))])
     for image in whole.all("img"):
         data = base64.b64decode(str(image.attributes["src"]).partition(",")[2])
         with Image.open(io.BytesIO(data)) as picture:
@@ -308,11 +302,7 @@ def test_equal_runs_give_equal_pages(
 
 
 def test_names_are_text_and_never_markup(
-    tiny_run: Run,
-    tiny_bundle: Path,
-    tiny_samples: list[Sample],
-    tmp_path: Path,
-    page: Callable[..., Page],
+    tiny_run: Run, tiny_bundle: Path, tiny_samples: list[Sample], tmp_path: Path, page: WritePage
 ) -> None:
     bundle = tmp_path / "bundle"
     shutil.copytree(tiny_bundle, bundle)
@@ -333,7 +323,7 @@ def test_names_are_text_and_never_markup(
         predictor.info, odd, job, partial(make_here, predictor, job), on_image=lambda: None
     )
     Image.new("L", (80, 60), 4).save(tmp_path / f"{photo.stem}.png")
-    whole = page(run, Sources(odd, job.output, bundle, tmp_path))
+    whole = page(odd, job.output, tmp_path, run=run, bundle=bundle)
     assert not whole.all("script")
     assert all("onerror" not in e.attributes for e in whole.elements)
     for name in ("run", "truth", "pictures", "masks", "prompts"):
@@ -342,11 +332,9 @@ def test_names_are_text_and_never_markup(
     assert whole.all("img")[1].attributes["alt"] == f"{photo.name}, CAM of {SCRIPT}"
 
 
-def test_a_run_that_has_only_begun(
-    tiny_config: Config, tmp_path: Path, page: Callable[..., Page]
-) -> None:
+def test_a_run_that_has_only_begun(tiny_config: Config, tmp_path: Path, page: WritePage) -> None:
     run = start_run(tiny_config, CLASSES, tmp_path / "work", device=CPU)
-    bare = page(run, Sources([], masks=tmp_path / "none", ground_truth=tmp_path))
+    bare = page([], tmp_path / "none", tmp_path, run=run, bundle=None)
     assert "no pseudo masks yet to compare" in bare.section("truth")
     assert "no bundle yet to make them with" in bare.section("pictures")
     assert "Not made yet" in bare.section("masks")
@@ -356,13 +344,12 @@ def test_a_run_that_has_only_begun(
 
 
 def test_parts_that_a_stage_left_out(
-    tiny_run: Run,
     tiny_bundle: Path,
     tiny_data: Path,
     tiny_samples: list[Sample],
     made: Path,
     tmp_path: Path,
-    page: Callable[..., Page],
+    page: WritePage,
 ) -> None:
     bundle, masks = tmp_path / "bundle", tmp_path / "masks"
     shutil.copytree(tiny_bundle, bundle)
@@ -373,7 +360,7 @@ def test_parts_that_a_stage_left_out(
     shutil.rmtree(masks / "scores")
     (masks / "summary.json").unlink()  # killed before the end
     (masks / "masks" / "photo0.png").unlink()
-    part = page(tiny_run, Sources(tiny_samples, masks, bundle, tiny_data / "masks"), photos=0)
+    part = page(tiny_samples, masks, tiny_data / "masks", bundle=bundle, photos=0)
     assert "the folder has no stored scores" in part.section("truth")
     assert "in 7 photos; 1 ground truths have no mask" in part.section("truth")
     assert "last epoch, at" not in part.section("truth")
@@ -382,27 +369,19 @@ def test_parts_that_a_stage_left_out(
     assert "The bundle has no learned prompts" in part.section("prompts")
 
 
-def test_a_photo_that_cannot_be_read_is_told(
-    tiny_run: Run,
-    tiny_bundle: Path,
-    tiny_samples: list[Sample],
-    tmp_path: Path,
-    page: Callable[..., Page],
+def test_a_photo_that_cannot_be_read_is_reported(
+    tiny_samples: list[Sample], tmp_path: Path, page: WritePage
 ) -> None:
     (tmp_path / "bad.jpg").write_bytes(tiny_samples[0].path.read_bytes()[:200])
-    photos = [
-        Sample(tmp_path / "bad.jpg", (0,)),
-        Sample(tmp_path / "gone.jpg", (1,)),
-        tiny_samples[2],
-    ]
-    told = page(tiny_run, Sources(photos, bundle=tiny_bundle)).section("pictures")
-    assert told.count("It could not be read") == 2
-    assert "pseudo mask" in told
+    unreadable = [Sample(tmp_path / name, (0,)) for name in ("bad.jpg", "gone.jpg")]
+    pictures = page([*unreadable, tiny_samples[2]]).section("pictures")
+    assert pictures.count("It could not be read") == 2
+    assert "pseudo mask" in pictures
 
 
 def test_another_runs_bundle_is_refused(
-    tiny_run: Run, tiny_bundle: Path, tiny_samples: list[Sample], page: Callable[..., Page]
+    tiny_run: Run, tiny_samples: list[Sample], page: WritePage
 ) -> None:
     other = replace(tiny_run, classes=ClassList(CLASSES.classes[:3]))
     with pytest.raises(ValueError, match=r"expected a bundle with the run's classes, got .*tiny"):
-        page(other, Sources(tiny_samples, bundle=tiny_bundle))
+        page(tiny_samples, run=other)
