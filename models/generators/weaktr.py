@@ -130,7 +130,7 @@ class WeakTrGenerator(ClassTokenTransformer, MaskGenerator):
         self.set_normalization(mean=mean, std=std)
 
     def let_learn(self, trainable: str) -> None:
-        """Make head and fusion trainable, whatever the argument: nothing else learns from masks."""
+        """Make head and fusion trainable; the argument is ignored, for nothing else learns from masks."""
         super().let_learn("head")
         self.adaptive_attention_fusion.requires_grad_(True)
 

@@ -117,7 +117,7 @@ class _SamProposals:
         with torch.autocast(image.device.type, enabled=False):
             found = self.find_masks(
                 to_pil_image((image.float() * 255).round().byte().cpu()),
-                points_per_crop=self.points_per_side,  # a crop's points per side, whatever the name says
+                points_per_crop=self.points_per_side,  # transformers' name: per side of a crop
                 points_per_batch=self.points_at_once,
                 pred_iou_thresh=self.min_quality,
                 stability_score_thresh=self.min_stability,

@@ -282,6 +282,6 @@ def _from_pixels(pixels: NDArray[np.uint8]) -> Image.Image:
 def _encode_png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     fits = picture.mode in _PNG_MODES
-    # Without EXIF: its orientation would turn the mask away from these pixels. Speed before size.
+    # Without EXIF: its orientation would rotate the mask. Speed before size.
     (picture if fits else picture.convert("RGB")).save(buffer, "PNG", compress_level=1, exif=b"")
     return buffer.getvalue()
