@@ -172,14 +172,12 @@ def test_prompts_of_chosen_classes() -> None:
 
 
 def test_other_prompts_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"expected prompts \(classes, tokens, width\) .* \(4, 16\)"
+    for content, message in (
+        (torch.rand(4, 16), r"expected prompts \(classes, tokens, width\) .* \(4, 16\)"),
+        ({"model": {}}, "a dictionary with 'prompts' in f.pth, got the keys model"),
     ):
-        prompts_context(torch.rand(4, 16), CLASSES, channels=None, source="f.pth")
-    with pytest.raises(
-        ValueError, match=r"a dictionary with 'prompts' in f.pth, got the keys model"
-    ):
-        prompts_context({"model": {}}, CLASSES, channels=None, source="f.pth")
+        with pytest.raises(ValueError, match=message):
+            prompts_context(content, CLASSES, channels=None, source="f.pth")
 
 
 @pytest.mark.parametrize("archive", [True, False])
