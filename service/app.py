@@ -100,9 +100,7 @@ def _state(
     job_service = JobService(redis, blobs, limits)
     models = ModelRegistry(redis, default=settings.model)
     events = EventStream(
-        settings.redis_url,
-        max_listening=settings.max_listening,
-        max_waiting=settings.max_waiting,
+        settings.redis_url, max_listening=settings.max_listening, max_waiting=settings.max_waiting
     )
     decoders = CapacityLimiter(settings.decoders)
     images = TaskImages(

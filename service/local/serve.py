@@ -78,11 +78,7 @@ def worker_command(stack: Stack, environment: Mapping[str, str]) -> Command:
 
 
 def _run(stack: Stack) -> None:
-    with (
-        exclusive_lock(stack.data),
-        _listening(stack) as listener,
-        Supervisor(_say) as supervisor,
-    ):
+    with exclusive_lock(stack.data), _listening(stack) as listener, Supervisor(_say) as supervisor:
         try:
             require_auth_for_public_bind(Settings(), listener.getsockname()[0])
         except ValueError as error:

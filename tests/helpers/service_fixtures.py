@@ -28,7 +28,8 @@ from service.app import create_app
 from service.local import redis_server
 from service.local.supervisor import Child, Command
 from service.settings import Settings
-from worker.queue.registry import live_workers
+from tests.helpers.service_doubles import Info
+from worker.queue.registry import ModelInfo, WorkerInfo, announce, live_workers, withdraw
 from worker.queue.rq import JobQueue, LeasedQueue, make_job, open_redis
 from worker.queue.schema import JobRequest, ModelRef
 from worker.storage import BlobStore
@@ -74,17 +75,11 @@ class Place:
     def leftovers(self) -> dict[str, list[bytes]]:
         """What must be empty when all work is done: queues, intermediate lists, leased jobs."""
         queues, lrange = self.jobs.rq_queues, self.redis.lrange
-        return {
-            "queue": [job for each in queues for job in lrange(each.key, 0, -1)],
-            "intermediate": [
-                job for each in queues for job in lrange(each.intermediate_queue_key, 0, -1)
-            ],
-            "wip": [
-                job
-                for each in queues
-                for job in self.redis.zrange(each.started_job_registry.key, 0, -1)
-            ],
-        }
+        waiting = [lrange(each.key, 0, -1) for each in queues]
+        taken = [lrange(each.intermediate_queue_key, 0, -1) for each in queues]
+        leased = [self.redis.zrange(each.started_job_registry.key, 0, -1) for each in queues]
+        found = {"queue": waiting, "intermediate": taken, "wip": leased}
+        return {name: [job for part in parts for job in part] for name, parts in found.items()}
 
     def request(self, *labels: str, finds: int = 0) -> JobRequest:
         """A request for an image that no other is about; without labels, to segment it.
@@ -104,6 +99,14 @@ class Place:
         """Queue a job without the API."""
         job = make_job(self.redis, self.request(*labels, finds=finds), timeout=timeout)
         return self.queue.enqueue_job(job, unique=True)
+
+    def announce(self, info: Any = None, *, alive: bool = True) -> None:
+        """Announce a model as a live worker does, or as one that has stopped."""
+        model = ModelInfo.model_validate((info or Info()).to_json())
+        worker = WorkerInfo(name="w", model=model.ref, device="cpu", host="h", pid=1)
+        announce(self.redis, worker, model)
+        if not alive:
+            withdraw(self.redis, worker.name)
 
     def wait_done(self, job: Any, *, seconds: float = 60.0) -> Any:
         wait_for(
@@ -212,6 +215,22 @@ def http_api(
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     with valkey(tmp_path_factory.mktemp("place")) as there:
         yield there
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Place]:
+    """A place of the test's own."""
+    with valkey(tmp_path) as there:
+        yield there
+
+
+@pytest.fixture
+def idle(place: Place) -> Iterator[Place]:
+    """A place with an announced model, an empty queue and no worker."""
+    place.redis.flushdb()
+    place.announce(alive=False)
+    yield place
+    place.redis.flushdb()
 
 
 @pytest.fixture(scope="module")

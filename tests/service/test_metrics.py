@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from service.metrics import RedisCollector, merge_worker_metrics
 from tests.helpers.exposition import Scrape
-from tests.helpers.service_doubles import Info
 from tests.helpers.service_fixtures import (
     LEASE,
     Place,
@@ -24,9 +22,6 @@ from tests.helpers.service_fixtures import (
 )
 from worker.queue.failures import dead_letter
 from worker.queue.registry import (
-    ModelInfo,
-    WorkerInfo,
-    announce,
     live_workers,
     metrics_key,
     publish_metrics,
@@ -38,12 +33,6 @@ from worker.webhooks.store import Recipient, register
 
 def post(api: httpx.Client, label: str, *, wait: float = 0) -> httpx.Response:
     return api.post(f"/pseudo-mask?wait={wait}", files={"image": png()}, data={"labels": label})
-
-
-@pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Place]:
-    with valkey(tmp_path) as place:
-        yield place
 
 
 def test_jobs_are_counted_by_the_worker_and_read_at_the_api(fresh: Place) -> None:
@@ -88,10 +77,7 @@ def test_jobs_are_counted_by_the_worker_and_read_at_the_api(fresh: Place) -> Non
 
 
 def test_what_somebody_must_see_to_is_counted(fresh: Place) -> None:
-    model = ModelInfo.model_validate(Info().to_json())
-    announce(
-        fresh.redis, WorkerInfo(name="w", model=model.ref, device="cpu", host="h", pid=1), model
-    )
+    fresh.announce()
     for number in range(3):
         register(fresh.redis, f"{number:032x}", Recipient(url="https://example.org/"), now=1.0)
     dead_letter(fresh.post("cat"), now=datetime.now(UTC))
@@ -102,9 +88,7 @@ def test_what_somebody_must_see_to_is_counted(fresh: Place) -> None:
 
 
 def test_waiting_jobs_have_an_age(fresh: Place) -> None:
-    model = ModelInfo.model_validate(Info().to_json())
-    info = WorkerInfo(name="w", model=model.ref, device="cpu", host="h", pid=1)
-    announce(fresh.redis, info, model)
+    fresh.announce()
     first = fresh.post("cat")
     fresh.post("cat")
     registry = CollectorRegistry()

@@ -14,9 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from service.store_probe import StoreProbe
 from tests.helpers.full_disk import FullDisk, files_below
-from tests.helpers.service_doubles import Info
 from tests.helpers.service_fixtures import Place, http_api, wait_for
-from worker.queue.registry import ModelInfo, WorkerInfo, announce
 from worker.storage import BlobError, BlobStore, BlobStoreFullError
 
 
@@ -44,10 +42,7 @@ class CountingStore(MemoryFileSystem):  # type: ignore[misc]
 @pytest.fixture
 def attended(place: Place) -> Iterator[Place]:
     """A place where a worker is ready."""
-    model = ModelInfo.model_validate(Info().to_json())
-    announce(
-        place.redis, WorkerInfo(name="w", model=model.ref, device="cpu", host="h", pid=1), model
-    )
+    place.announce()
     yield place
     place.redis.flushdb()
 

@@ -77,7 +77,7 @@ def test_wants_png(accept: str, wanted: bool) -> None:
         # Of the model's class thresholds, those of the labels alone.
         ({}, {"background_threshold": 0.4, "class_thresholds": {"bowl": 0.6}}),
         ({"labels": ["cat"]}, {"background_threshold": 0.4}),
-        # Who names a rule means it for every class.
+        # A rule in the request is for every class.
         ({"background_threshold": 0.4}, {"background_threshold": 0.4}),
         ({"background_power": 2}, {"background_power": 2.0}),
     ],
@@ -276,7 +276,7 @@ def test_refused(
     assert problem["detail"]
     assert "Traceback" not in response.text
     assert "site-packages" not in response.text
-    # Nothing is left behind: no job, and no upload that nobody works on.
+    # Nothing is left behind: no job and no upload.
     assert place.leftovers() == NOTHING
     assert place.redis.keys("rq:job:*") == []
     assert place.blobs.keys("uploads") == []
@@ -306,34 +306,15 @@ def test_what_belongs_to_pseudo_masks_is_sent_there(small_api: httpx.Client) -> 
     }
 
 
-ODD_BUT_RIGHT: list[tuple[str, Callable[[], bytes], dict[str, int]]] = [
-    ("1 x 1", lambda: png(width=1, height=1), {"width": 1, "height": 1, "exif_orientation": 1}),
-    (
-        "16-bit gray",
-        pictures.sixteen_bit_gray,
-        {"width": 5, "height": 1, "exif_orientation": 1},
-    ),
-    (
-        "palette with transparency",
-        lambda: pictures.palette(transparent=True),
-        {"width": 2, "height": 1, "exif_orientation": 1},
-    ),
-    (
-        "cmyk",
-        lambda: pictures.encode(pictures.photo().convert("CMYK"), "JPEG"),
-        {"width": 40, "height": 30, "exif_orientation": 1},
-    ),
-    (
-        "turned by EXIF",
-        lambda: pictures.encode(pictures.photo(), "JPEG", exif=turned()),
-        {"width": 30, "height": 40, "exif_orientation": 6},
-    ),
-    (
-        "a thin line",
-        lambda: png(width=3000, height=1),
-        {"width": 3000, "height": 1, "exif_orientation": 1},
-    ),
-]
+# image → width, height, EXIF orientation
+ODD_BUT_RIGHT: dict[str, tuple[Callable[[], bytes], tuple[int, int, int]]] = {
+    "1 x 1": (lambda: png(width=1, height=1), (1, 1, 1)),
+    "16-bit gray": (pictures.sixteen_bit_gray, (5, 1, 1)),
+    "palette with transparency": (lambda: pictures.palette(transparent=True), (2, 1, 1)),
+    "cmyk": (lambda: pictures.encode(pictures.photo().convert("CMYK"), "JPEG"), (40, 30, 1)),
+    "turned": (lambda: pictures.encode(pictures.photo(), "JPEG", exif=turned()), (30, 40, 6)),
+    "a thin line": (lambda: png(width=3000, height=1), (3000, 1, 1)),
+}
 
 
 def turned() -> Any:
@@ -342,15 +323,13 @@ def turned() -> Any:
     return exif
 
 
-@pytest.mark.parametrize(
-    ("image", "record"), [row[1:] for row in ODD_BUT_RIGHT], ids=[row[0] for row in ODD_BUT_RIGHT]
-)
+@pytest.mark.parametrize(("image", "record"), ODD_BUT_RIGHT.values(), ids=ODD_BUT_RIGHT)
 def test_odd_but_right(
     place: Place,
     api: httpx.Client,
     worker: WorkerProcess,
     image: Callable[[], bytes],
-    record: dict[str, int],
+    record: tuple[int, int, int],
 ) -> None:
     del worker
     response = api.post(
@@ -361,5 +340,6 @@ def test_odd_but_right(
     )
     assert response.status_code == 200
     assert response.json()["status"] == "finished"
-    assert response.json()["image"] == record
+    keys = ("width", "height", "exif_orientation")
+    assert response.json()["image"] == dict(zip(keys, record, strict=True))
     wait_for(lambda: place.leftovers() == NOTHING)

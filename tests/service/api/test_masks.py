@@ -24,7 +24,6 @@ from tests.helpers.service_fixtures import (
     valkey,
     wait_for,
 )
-from worker.queue.registry import ModelInfo, WorkerInfo, announce
 from worker.queue.rq import JobQueue, make_job
 from worker.queue.schema import JobRequest, ModelRef
 from worker.storage import blob_key
@@ -395,9 +394,7 @@ def test_no_model_has_a_segmenter(tmp_path: Path) -> None:
     with valkey(tmp_path) as place, http_api(place) as api:
         unready = segment(api, found_photo())
         assert (unready.status_code, unready.json()["type"]) == (503, "/problems/not-ready")
-        model = ModelInfo.model_validate(PlainPredictor.info.to_json())
-        worker = WorkerInfo(name="w", model=model.ref, device="cpu", host="here", pid=1)
-        announce(place.redis, worker, model)
+        place.announce(PlainPredictor.info)
         problem = segment(api, found_photo()).json()
         assert (problem["status"], problem["type"]) == (409, "/problems/cannot-segment")
         assert problem["detail"] == "no segmenter is served"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import errno
 import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -17,7 +16,6 @@ from service.local.supervisor import Child
 from tests.helpers.exposition import Scrape
 from tests.helpers.full_disk import FullDisk, files_below
 from tests.helpers.s3_server import answering, aws_environment, nobody, refusal, silent
-from tests.helpers.service_doubles import Info
 from tests.helpers.service_fixtures import (
     NOTHING,
     Place,
@@ -44,25 +42,11 @@ def assert_outage(response: httpx.Response, name: str) -> None:
     assert response.headers["content-type"] == "application/problem+json"
 
 
-@pytest.fixture
-def idle(place: Place) -> Iterator[Place]:
-    """A place with an announced model and an idle queue, whose worker is gone."""
-    worker = WorkerProcess(place)
-    worker.start()
-    worker.stop()
-    yield place
-    place.redis.flushdb()
-
-
 def test_no_model_was_ever_announced(place: Place, api: httpx.Client) -> None:
     place.redis.flushdb()
     assert_outage(post(api), "not-ready")
     assert_outage(api.get("/ready"), "not-ready")
-    assert api.get("/models").json() == {
-        "default": None,
-        "default_segment": None,
-        "models": [],
-    }
+    assert api.get("/models").json() == {"default": None, "default_segment": None, "models": []}
 
 
 def test_the_queue_is_full(idle: Place) -> None:
@@ -125,8 +109,7 @@ def test_redis_goes_away_and_comes_back_with_all_jobs(tmp_path: Path) -> None:
     data.mkdir()
     with valkey(data) as place:
         worker = WorkerProcess(place)
-        worker.start()
-        worker.stop()
+        place.announce(alive=False)
         with http_api(place) as api:
             location = post(api).headers["Location"]
             place.redis.shutdown(nosave=True)
@@ -141,31 +124,25 @@ def test_redis_goes_away_and_comes_back_with_all_jobs(tmp_path: Path) -> None:
                 assert place.leftovers() == NOTHING
 
 
-class again:  # noqa: N801 - reads as a statement
+@contextmanager
+def again(data: Path, place: Place) -> Iterator[None]:
     """The same data directory's server, started once more."""
-
-    def __init__(self, data: Path, place: Place) -> None:
-        path = redis_server.socket_path(data)
-        self.child = Child(redis_server.server_command(data, path, log=data / "redis.log"))
+    path = redis_server.socket_path(data)
+    child = Child(redis_server.server_command(data, path, log=data / "redis.log"))
+    try:
         wait_for(lambda: redis_server.answers(path), what="valkey")
         place.redis.ping()
-
-    def __enter__(self) -> None:
-        """Nothing more to do."""
-
-    def __exit__(self, *_: Any) -> None:
-        """Stop it."""
-        self.child.ask_to_stop()
-        self.child.wait()
+        yield
+    finally:
+        child.ask_to_stop()
+        child.wait()
 
 
 def test_a_wait_ends_with_redis(tmp_path: Path) -> None:
     with valkey(tmp_path) as place:
-        worker = WorkerProcess(place)
-        worker.start()
-        worker.stop()
+        place.announce(alive=False)
         with http_api(place) as api:
-            # Nobody works: the wait is over before the job is done.
+            # No worker: the wait is over before the job is done.
             assert post(api, query="?wait=0.5").status_code == 202
             with http_api(place, max_waiting=0) as busy:
                 # No place to wait: answered at once.
@@ -215,10 +192,7 @@ def test_no_model_yet(tmp_path: Path) -> None:
         answer = api.get("/models/double")
         assert (answer.status_code, answer.json()["type"]) == (503, "/problems/not-ready")
         # A worker of an older version, which explains nothing.
-        model = ModelInfo.model_validate(Info().to_json())
-        announce(
-            place.redis, WorkerInfo(name="w", model=model.ref, device="cpu", host="h", pid=1), model
-        )
+        place.announce()
         document = api.get("/models/double").json()
         assert (document["ready"], document["nearest_nouns"]) == (True, {})
 
@@ -280,12 +254,6 @@ def test_the_documentation_names_all_fields_and_answers(
     refusals = {"400", "401", "408", "409", "413", "415", "422", "429", "503"}
     assert set(post["responses"]) == {"200", "202"} | refusals
     assert set(post["responses"]["200"]["content"]) == {"application/json", "image/png"}
-
-
-@pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Place]:
-    with valkey(tmp_path) as place:
-        yield place
 
 
 def reason(api: httpx.Client) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,14 +17,9 @@ from worker.storage import blob_key
 
 
 @pytest.fixture
-def idle(place: Place, running_worker: WorkerProcess) -> Iterator[Place]:
-    """A place with an announced model, an idle queue, and nobody who works."""
-    place.redis.flushdb()
+def idle(idle: Place, running_worker: WorkerProcess) -> Place:
     running_worker.stop()
-    running_worker.start()
-    running_worker.stop()
-    yield place
-    place.redis.flushdb()
+    return idle
 
 
 def segment(api: httpx.Client, number: int) -> httpx.Response:
@@ -34,14 +28,7 @@ def segment(api: httpx.Client, number: int) -> httpx.Response:
 
 @pytest.mark.parametrize(
     ("waiting", "done", "seconds"),
-    [
-        (1000, 600, 100),
-        (1, 600, 1),
-        (0, 5, 1),
-        (100, 1, 600),
-        (7, 3, 140),
-        (1000, 0, 60),
-    ],
+    [(1000, 600, 100), (1, 600, 1), (0, 5, 1), (100, 1, 600), (7, 3, 140), (1000, 0, 60)],
 )
 def test_seconds_to_wait(waiting: int, done: int, seconds: int) -> None:
     assert seconds_to_wait(waiting, done) == seconds
@@ -119,15 +106,9 @@ def test_the_timeout_is_no_part_of_the_jobs_id(idle: Place) -> None:
             timeouts += [fetch_job(idle.redis, each).timeout for each in ids]
         idle.redis.flushdb()
         idle.redis.delete(idle.queue.key)
-        announce_again(idle)
+        idle.announce(alive=False)
     assert len(ids) == 1
     assert timeouts == [120, 170]
-
-
-def announce_again(idle: Place) -> None:
-    worker = WorkerProcess(idle)
-    worker.start()
-    worker.stop()
 
 
 RED = iter(range(1, 256))

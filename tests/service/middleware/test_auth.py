@@ -70,14 +70,8 @@ def test_a_malformed_line_is_not_quoted(line: str) -> None:
 
 def test_owners() -> None:
     ring = ApiKeys(file=None, lines=f"{ALICES.line},{BOBS.line}")
-    assert [ring.owner(key) for key in (ALICE, BOB, "", ALICE[:-1], "ü", ALICES.digest)] == [
-        "alice",
-        "bob",
-        None,
-        None,
-        None,
-        None,
-    ]
+    assert [ring.owner(key) for key in (ALICE, BOB)] == ["alice", "bob"]
+    assert not any(ring.owner(key) for key in ("", ALICE[:-1], "ü", ALICES.digest))
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -123,17 +117,13 @@ def test_no_keys_at_all(tmp_path: Path) -> None:
 
 
 def test_the_command_prints_a_line_that_is_good() -> None:
-    program = "from models.cli import main; main()"
-    command = [sys.executable, "-c", program, "api-key", "dave"]
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=True
-    )
+    command = ("-c", "from models.cli import main; main()", "api-key")
+    done = run(*command, "dave")
     (line,) = done.stdout.splitlines()
     key = done.stderr.split()[-1]
+    assert done.returncode == 0
     assert ApiKeys(file=None, lines=line).owner(key) == "dave"
-    bad = subprocess.run(
-        [*command[:-1], "da/ve"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    bad = run(*command, "da/ve")
     assert bad.returncode == 2
     assert bad.stderr.startswith("semples api-key: expected a name")
     assert bad.stdout == ""
@@ -295,7 +285,7 @@ def test_a_public_address_needs_keys(host: str, settings: dict[str, Any], starts
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", *arguments],
+        [sys.executable, *arguments],
         cwd=ROOT,
         env=os.environ | environment,
         capture_output=True,
@@ -332,8 +322,8 @@ def test_the_api_says_in_one_line_why_it_does_not_start(
 def test_serve_refuses_before_anything_is_started(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = str(probe.getsockname()[1])
-    serve = ("service.local.serve", "--host", "0.0.0.0", "--port", port, "--data", str(tmp_path))
-    done = run(*serve, SEMPLES_KEYS="", SEMPLES_KEYS_FILE="")
+    serve = ("-m", "service.local.serve", "--host", "0.0.0.0", "--port", port)
+    done = run(*serve, "--data", str(tmp_path), SEMPLES_KEYS="", SEMPLES_KEYS_FILE="")
     assert done.returncode == 3
     assert done.stderr.startswith("semples serve: expected API keys")
     assert done.stderr.count("\n") == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,22 +13,11 @@ import pytest
 
 from service.middleware.auth import make_key
 from service.middleware.rate_limit import client_of, parse_rate
-from tests.helpers.service_fixtures import Place, WorkerProcess, http_api, png, valkey, wait_for
+from tests.helpers.service_fixtures import Place, http_api, png, valkey, wait_for
 
 ALICE, ALICES = make_key("alice")
 BOB, BOBS = make_key("bob")
 KEYS = f"{ALICES.line},{BOBS.line}"
-
-
-@pytest.fixture
-def idle(place: Place) -> Iterator[Place]:
-    """A place with an announced model, and nobody who works or has posted."""
-    place.redis.flushdb()
-    worker = WorkerProcess(place)
-    worker.start()
-    worker.stop()
-    yield place
-    place.redis.flushdb()
 
 
 def post(

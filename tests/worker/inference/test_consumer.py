@@ -88,23 +88,19 @@ def work(worker: GpuWorker, place: Place, job: Any) -> Any:
 
 
 @pytest.mark.parametrize("arrives", [True, False])
-def test_a_success_is_written_once(place: Place, worker: GpuWorker, *, arrives: bool) -> None:
-    job = place.post("cat")
+@pytest.mark.parametrize(
+    ("label", "result", "failure"),
+    [("cat", "SUCCESSFUL", None), ("raises", "FAILED", "model_error")],
+)
+def test_an_end_is_written_once(
+    place: Place, worker: GpuWorker, label: str, result: str, failure: str | None, *, arrives: bool
+) -> None:
+    job = place.post(label)
     break_at(b"XADD", arrives=arrives)
     work(worker, place, job)
-    assert [each.type.name for each in job.results()] == ["SUCCESSFUL"]
-    assert job.get_status() == "finished"
-    assert place.leftovers() == NOTHING
-    assert worker.consumer.leases == {}
-
-
-@pytest.mark.parametrize("arrives", [True, False])
-def test_a_failure_is_written_once(place: Place, worker: GpuWorker, *, arrives: bool) -> None:
-    job = place.post("raises")
-    break_at(b"XADD", arrives=arrives)
-    work(worker, place, job)
-    assert [each.type.name for each in job.results()] == ["FAILED"]
-    assert job.meta["failure"]["code"] == "model_error"
+    assert [each.type.name for each in job.results()] == [result]
+    assert job.get_status() == ("failed" if failure else "finished")
+    assert job.meta.get("failure", {}).get("code") == failure
     assert place.leftovers() == NOTHING
     assert worker.consumer.leases == {}
 

@@ -62,9 +62,8 @@ def test_a_killed_workers_job_is_finished_by_the_next(
 def test_a_job_that_kills_workers_is_failed_after_three(
     place: Place, worker: WorkerProcess
 ) -> None:
-    pids = {
-        worker.ensure().pid
-    }  # before the job: on a busy machine it may die before the first look
+    # Before the job: on a busy machine it may die before the first look.
+    pids = {worker.ensure().pid}
     job = place.post("kills")
     other = place.post("cat")
     deadline = time.monotonic() + 60

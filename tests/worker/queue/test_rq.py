@@ -90,23 +90,15 @@ def test_our_tasks_are_allowed_but_never_imported(place: Place, path: str) -> No
 
 def test_callbacks_and_webhooks_are_dropped(place: Place) -> None:
     callback = Callback("os.getcwd")
-    job = Job.create(
-        PSEUDO_MASK,
-        id="0" * 32,
-        connection=place.redis,
-        serializer=JSONSerializer,
-        on_success=callback,
-        on_failure=callback,
-        on_stopped=callback,
-        webhooks=[Webhook("http://127.0.0.1:9/", job_status="failed")],
-    )
+    options: dict[str, Any] = dict.fromkeys(("on_success", "on_failure", "on_stopped"), callback)
+    options["webhooks"] = [Webhook("http://127.0.0.1:9/", job_status="failed")]
+    redis, json = place.redis, JSONSerializer
+    job = Job.create(PSEUDO_MASK, id="0" * 32, connection=redis, serializer=json, **options)
     job.save()
     fetched = fetch_job(place.redis, job.id)
     assert fetched is not None
-    assert fetched.success_callback is None
-    assert fetched.failure_callback is None
-    assert fetched.stopped_callback is None
-    assert fetched.webhooks == []
+    assert (fetched.success_callback, fetched.failure_callback) == (None, None)
+    assert (fetched.stopped_callback, fetched.webhooks) == (None, [])
     job.delete()
 
 
