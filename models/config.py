@@ -295,27 +295,23 @@ class Config(Frozen):
         return {place: name for place, name in names.items() if name is not None}
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message says where and why."""
-
-
 def load_config(name_or_path: str) -> Config:
     """Read a configuration: one of the project's own by name, or a YAML file.
 
     Raises:
-        ConfigError: if there is no such configuration, or a key or value in it is wrong (with its location).
+        ValueError: if there is no such configuration, or a key or value in it is wrong (with its location).
     """
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         shipped = files("models").joinpath("configs", f"{name_or_path}.yaml")
         if not shipped.is_file():
             known = ", ".join(config_names())
-            raise ConfigError(f"expected a YAML file or one of {known}, got {name_or_path!r}")
+            raise ValueError(f"expected a YAML file or one of {known}, got {name_or_path!r}")
         return parse_config(shipped.read_text(encoding="utf-8"), source=name_or_path)
     try:
         return parse_config(path.read_text(encoding="utf-8"), source=str(path))
     except OSError as error:
-        raise ConfigError(
+        raise ValueError(
             f"expected a readable YAML file, got {name_or_path!r} ({error})"
         ) from error
 
@@ -324,7 +320,7 @@ def parse_config(text: str, *, source: str) -> Config:
     """Parse YAML into a configuration; messages begin with ``source``.
 
     Raises:
-        ConfigError: if it is not YAML, or a key or value is wrong.
+        ValueError: if it is not YAML, or a key or value is wrong.
     """
     try:
         config = Config.model_validate(yaml.safe_load(text))
@@ -333,11 +329,11 @@ def parse_config(text: str, *, source: str) -> Config:
         place = "segment.refine"
         parse_chain(config.segment.refine)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: expected YAML, got {error}") from error
+        raise ValueError(f"{source}: expected YAML, got {error}") from error
     except ValidationError as error:
-        raise ConfigError(f"{source}: {_explain(error.errors()[0])}") from error
+        raise ValueError(f"{source}: {_explain(error.errors()[0])}") from error
     except ValueError as error:
-        raise ConfigError(f"{source}: {place}: {error}") from error
+        raise ValueError(f"{source}: {place}: {error}") from error
     return config
 
 

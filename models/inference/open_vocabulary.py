@@ -18,10 +18,6 @@ from models.generators.cnn import text_initialized_head
 _CACHE_SIZE = 1024  # labels; each takes a few KB
 
 
-class ClosedVocabularyError(ValueError):
-    """A bundle without a text tower was given a label that it was not trained on."""
-
-
 @dataclass(frozen=True)
 class _ZeroShotClass:
     """A label as CLIP reads it."""
@@ -38,14 +34,14 @@ class OpenVocabulary:
         self._cached = lru_cache(maxsize=_CACHE_SIZE)(self._compute)
 
     def zero_shot_class(self, name: str) -> _ZeroShotClass:
-        """Return the class of a name from ``open_name``; ClosedVocabularyError if the bundle has no text tower."""
+        """Return the class of a name from ``open_name``; ValueError if the bundle has no text tower."""
         return self._cached(name)
 
     def _compute(self, name: str) -> _ZeroShotClass:
         text_tower, image_tower = self._bundle.text_tower, self._bundle.image_tower
         if text_tower is None or image_tower is None:
             info = self._bundle.info
-            raise ClosedVocabularyError(
+            raise ValueError(
                 f"expected a bundle with an open vocabulary for {name!r}, got {info.name!r}: {why_closed(info.kind)}"
             )
         with torch.autocast(self._bundle.class_text.device.type, enabled=False):

@@ -120,7 +120,7 @@ class Predictor:
 
         Raises:
             UnknownLabelError: if a label is not known.
-            ClosedVocabularyError: if it names a zero-shot class and the bundle has no text tower.
+            ValueError: if it names a zero-shot class and the bundle has no text tower.
             ValueError: if an image has another form or no labels, or their working sizes differ.
         """
         with self._autocast():

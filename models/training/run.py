@@ -58,10 +58,6 @@ _STAGE_INPUTS = {
 _SEGMENTER_SECTIONS = {"segmenter", "train_segmenter", "segment"}
 
 
-class MissingStageError(ValueError):
-    """The result of an earlier stage is missing."""
-
-
 @dataclass(frozen=True)
 class Run:
     """What all stages of a run share. Only the main process writes files."""
@@ -77,11 +73,11 @@ class Run:
         """Return the path of a stage's file.
 
         Raises:
-            MissingStageError: if there is no such file.
+            ValueError: if there is no such file.
         """
         path = self.work / stage / name
         if not path.is_file():
-            raise MissingStageError(f"expected {path} from 'semples {stage}', got no such file")
+            raise ValueError(f"expected {path} from 'semples {stage}', got no such file")
         return path
 
     def save(self, stage: str, name: str, tensors: Mapping[str, Tensor]) -> Path:
@@ -215,13 +211,11 @@ def open_run(
     """Open an existing work directory.
 
     Raises:
-        MissingStageError: if it is not a work directory.
+        ValueError: if it is not a work directory.
         ValueError: if its files are malformed.
     """
     if not (work / "config.yaml").is_file():
-        raise MissingStageError(
-            f"expected a work directory of 'semples train-generator', got {work}"
-        )
+        raise ValueError(f"expected a work directory of 'semples train-generator', got {work}")
     config = load_config(str(work / "config.yaml"))
     classes = read_class_list(work / "classes.txt")
     return Run(config, classes, work, device, workers, processes or Processes())
