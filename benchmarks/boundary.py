@@ -41,15 +41,10 @@ def boundary_scores(
     reach = max(1.0, tolerance * math.hypot(*ground_truth.shape))
     counted = ground_truth != IGNORE_INDEX
     present = set(np.unique(ground_truth).tolist()) - {BACKGROUND_INDEX, IGNORE_INDEX}
-    return {
-        index: _f_score(ground_truth == index, prediction == index, counted, reach)
-        for index in sorted(present)
-    }
+    return {index: _f_score(ground_truth == index, prediction == index, counted, reach) for index in sorted(present)}
 
 
-def _f_score(
-    truth: NDArray[np.bool_], guess: NDArray[np.bool_], counted: NDArray[np.bool_], reach: float
-) -> float:
+def _f_score(truth: NDArray[np.bool_], guess: NDArray[np.bool_], counted: NDArray[np.bool_], reach: float) -> float:
     true_line, guessed_line = _outline(truth), _outline(guess)
     if not guessed_line.any():
         return 0.0

@@ -67,18 +67,14 @@ class Client(threading.Thread):
             self._post(number, Asked(labels, self._random.choice(SIZES)))
             if self.accepted and self._random.random() < CANCELED:
                 with suppress(RedisError):
-                    self._jobs.cancel(
-                        self._jobs.find(self._random.choice(list(self.accepted)[-10:]))
-                    )
+                    self._jobs.cancel(self._jobs.find(self._random.choice(list(self.accepted)[-10:])))
             time.sleep(self._pause)
 
     def _post(self, number: int, asked: Asked) -> None:
         """Post until it is accepted: the answer decides, so a job may be there before."""
         while True:
             try:
-                job = self._jobs.submit(
-                    *asked.request(number), pixels=asked.size[0] * asked.size[1]
-                )
+                job = self._jobs.submit(*asked.request(number), pixels=asked.size[0] * asked.size[1])
             except RedisError:
                 time.sleep(0.2)
             else:
@@ -103,9 +99,7 @@ def storm(there: Scene, client: Client, *, random: Random, seconds: float) -> Co
     return done
 
 
-def _strike(
-    what: str, there: Scene, workers: list[WorkerProcess], *, random: Random, done: Counter[str]
-) -> None:
+def _strike(what: str, there: Scene, workers: list[WorkerProcess], *, random: Random, done: Counter[str]) -> None:
     victim = random.choice(workers).child
     if what in ("worker", "both") and victim is not None and victim.exit_code is None:
         victim.kill()

@@ -30,10 +30,7 @@ def voc_lists(folder: Path) -> bytes:
     labels = read_rows(folder / "image_labels.txt")
     return pack_lists(
         {
-            split: [
-                (int(stem.replace("_", "")), labels[stem])
-                for stem in read_rows(folder / f"{split}_id.txt")
-            ]
+            split: [(int(stem.replace("_", "")), labels[stem]) for stem in read_rows(folder / f"{split}_id.txt")]
             for split in ("train_aug", "train", "val")
         }
     )

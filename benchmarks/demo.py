@@ -71,9 +71,7 @@ def post(client: httpx.Client, call: str, stem: str, fields: dict[str, Any]) -> 
         data=fields,
     )
     if answer.status_code != 200 or answer.json()["status"] != "finished":
-        sys.exit(
-            f"expected a finished job for {photo.name}, got {answer.status_code}: {answer.text}"
-        )
+        sys.exit(f"expected a finished job for {photo.name}, got {answer.status_code}: {answer.text}")
     job: dict[str, Any] = answer.json()
     return job
 

@@ -64,9 +64,7 @@ def main() -> None:
     scores: dict[tuple[str, str], Score] = {}
     for stage, title in GENERATORS.items():
         bundle = work / "bundles" / stage
-        semples(
-            "export-bundle", run, "--output", bundle, "--stage", stage, "--no-segmenter", *notes
-        )
+        semples("export-bundle", run, "--output", bundle, "--stage", stage, "--no-segmenter", *notes)
         for step, extra in (("CAM", ["--refine", "none"]), ("pseudo mask", [])):
             masks = work / "masks" / f"{stage}-{step.replace(' ', '-')}"
             options = ["--bundle", bundle, "--output", masks, "--save-scores", *extra, *computer]
@@ -74,13 +72,9 @@ def main() -> None:
             scores[title, step] = measure(data, masks / "masks", masks / "scores")
     stored, decided = masks, work / "masks" / "per-class"
     semples("rethreshold", stored, "--output", decided, "--bundle", bundle, "--per-class")
-    scores["stage (c)", "pseudo mask, a threshold for each class"] = measure(
-        data, decided / "masks"
-    )
+    scores["stage (c)", "pseudo mask, a threshold for each class"] = measure(data, decided / "masks")
     segmented = work / "segmented"
-    semples(
-        "segment", data / "images", "--output", segmented, "--bundle", work / "bundle", *computer
-    )
+    semples("segment", data / "images", "--output", segmented, "--bundle", work / "bundle", *computer)
     scores["segmenter", "no labels given"] = measure(data, segmented)
     print(as_markdown(scores))
     (work / "metrics.json").write_text(json.dumps(as_metrics(scores), indent=2))
@@ -102,9 +96,7 @@ def measure(data: Path, masks: Path, scores: Path | None = None) -> Score:
     soft = ["--scores", scores] if scores else []
     large = evaluate("--predictions", masks, *soft, "--min-pixels", MIN_PIXELS)
     every, oracle = evaluate("--predictions", masks), large.get("oracle", {})
-    return Score(
-        large["mean_iou"], every["mean_iou"], oracle.get("mean_iou"), oracle.get("threshold")
-    )
+    return Score(large["mean_iou"], every["mean_iou"], oracle.get("mean_iou"), oracle.get("threshold"))
 
 
 def as_metrics(scores: dict[tuple[str, str], Score]) -> list[dict[str, Any]]:

@@ -36,17 +36,13 @@ CHANNELS = (4, 21)
 
 def main() -> None:
     """Print the machine's load and a Markdown table of medians and ratios."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[2])
     parser.add_argument("--turns", type=int, default=11)
     arguments = parser.parse_args()
     if DenseCRF2D is None:
         print("The C++ extension is not installed (pip install pydensecrf2): ours alone.\n")
-    print(
-        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, medians of {arguments.turns} turns\n"
-    )
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, medians of {arguments.turns} turns\n")
     print(
         "| channels | our threads | C++ s | ours, new size, s | ours, same size, s "
         "| C++ ÷ new size | C++ ÷ same size | mean difference |\n|" + "---|" * 8
@@ -89,9 +85,7 @@ def _row(channels: int, threads: int, turns: int) -> str:
         _median([a / b for a, b in zip(seconds["C++"], seconds[name], strict=False)][1:], "{:.2f}")
         for name in ("new", "same")
     ]
-    return (
-        f"| {' | '.join([str(channels), str(threads), *medians, *ratios, _difference(results)])} |"
-    )
+    return f"| {' | '.join([str(channels), str(threads), *medians, *ratios, _difference(results)])} |"
 
 
 def _median(values: list[float], form: str = "{:.3f}") -> str:
@@ -114,9 +108,7 @@ def _extension(pixels: np.ndarray, probabilities: Tensor) -> Tensor:
         if kernel.colors is None:
             field.addPairwiseGaussian(sxy=kernel.spread, compat=kernel.compatibility)
         else:
-            field.addPairwiseBilateral(
-                sxy=kernel.spread, srgb=kernel.colors, rgbim=pixels, compat=kernel.compatibility
-            )
+            field.addPairwiseBilateral(sxy=kernel.spread, srgb=kernel.colors, rgbim=pixels, compat=kernel.compatibility)
     return torch.from_numpy(np.array(field.inference(ITERATIONS))).view(channels, height, width)
 
 

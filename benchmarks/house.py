@@ -100,11 +100,7 @@ def request_files(bundle: str) -> list[str]:
 
 def _calls(folder: Path, window: str) -> set[tuple[str, int]]:
     """Read what all processes called: files relative to the repository, and lines."""
-    calls = [
-        tuple(call)
-        for path in folder.glob(f"{window}-*.json")
-        for call in json.loads(path.read_text())
-    ]
+    calls = [tuple(call) for path in folder.glob(f"{window}-*.json") for call in json.loads(path.read_text())]
     relative = ((str(Path(file).relative_to(ROOT)), line) for file, line in calls)
     return {call for call in relative if call[0].split("/")[0] in PACKAGES}
 

@@ -52,15 +52,11 @@ def main() -> None:
 
 def forgetful(bundle: Bundle) -> Bundle:
     """Return the bundle with other names for its classes, so that their own mean nothing to it."""
-    renamed = ClassList(
-        tuple(ClassInfo(info.index, f"class {info.index}") for info in bundle.info.classes.classes)
-    )
+    renamed = ClassList(tuple(ClassInfo(info.index, f"class {info.index}") for info in bundle.info.classes.classes))
     return replace(bundle, info=bundle.info.model_copy(update={"classes": renamed}))
 
 
-def measure(
-    predictor: Predictor, photos: Sequence[Photo], classes: ClassList, refine: str
-) -> torch.Tensor:
+def measure(predictor: Predictor, photos: Sequence[Photo], classes: ClassList, refine: str) -> torch.Tensor:
     """Segment all photos at the bundle's one threshold; return the confusion matrix of the classes' own indices."""
     default = predictor.info.inference.background_threshold
     options = predictor.options(refine=refine, background_threshold=default)

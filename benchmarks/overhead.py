@@ -71,9 +71,7 @@ def seconds(action: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - started, value
 
 
-def measure(
-    predictor: Predictor, port: int, photos: list[bytes], label: str, refine: str
-) -> dict[str, list[float]]:
+def measure(predictor: Predictor, port: int, photos: list[bytes], label: str, refine: str) -> dict[str, list[float]]:
     """Take turns between the bare predictor and the service; return seconds by name."""
     options = predictor.options(refine=refine)
     rows: dict[str, list[float]] = {}

@@ -41,9 +41,7 @@ def plain_cams(generator: WeakTrGenerator, images: Tensor) -> Tensor:
     for block in generator.blocks:
         tokens, attended = block(tokens)
         width = attended.queries.shape[-1]
-        maps.append(
-            (attended.queries @ attended.keys.transpose(-2, -1) / width**0.5).softmax(dim=-1)
-        )
+        maps.append((attended.queries @ attended.keys.transpose(-2, -1) / width**0.5).softmax(dim=-1))
         pooled.append(generator.adaptive_attention_fusion.pool(attended.output))
     weights = generator.adaptive_attention_fusion(torch.stack(pooled, dim=1).detach())
     # (B, depth, heads, N, N), as large as all of them together
@@ -89,9 +87,7 @@ class PlainStages:
     clip: FrozenClip
     names: Sequence[str]
 
-    def generator_step(
-        self, images: Tensor, labels: Tensor, prompts: BackgroundPrompts | None
-    ) -> None:
+    def generator_step(self, images: Tensor, labels: Tensor, prompts: BackgroundPrompts | None) -> None:
         """Stage (a), or (c) where there are prompts: texts anew, all classes masked, the present ones chosen."""
         text = plain_texts(self.clip, self.names)
         present = present_pairs(labels)
@@ -101,9 +97,7 @@ class PlainStages:
         loss = segment_label_matching(f, b, text[chosen], background_weight=BACKGROUND_WEIGHT)
         if prompts is not None:
             learned = plain_prompts(self.clip, prompts.context).detach()
-            loss = loss + semantic_refinement(
-                f, learned[chosen], refinement_weight=REFINEMENT_WEIGHT
-            )
+            loss = loss + semantic_refinement(f, learned[chosen], refinement_weight=REFINEMENT_WEIGHT)
         loss.backward()
 
     def prompt_step(self, images: Tensor, labels: Tensor, prompts: BackgroundPrompts) -> None:
@@ -115,9 +109,7 @@ class PlainStages:
             b = self.clip.embed_images(background)
         embedded = plain_prompts(self.clip, prompts.context)
         chosen = present[:, 1]
-        loss = contrastive_prompt_learning(
-            b, embedded[chosen], text[chosen], text_weight=TEXT_WEIGHT
-        )
+        loss = contrastive_prompt_learning(b, embedded[chosen], text[chosen], text_weight=TEXT_WEIGHT)
         loss.backward()
 
     def cams(self, image: Tensor, channels: Tensor, *, scales: Sequence[float]) -> Tensor:

@@ -71,9 +71,7 @@ def main() -> None:
         print(measured(row, predictor, turns=arguments.turns, count=len(photos)), flush=True)
 
 
-def rows(
-    bundle: Bundle, predictor: Predictor, photos: Sequence[LabeledImage], *, precision: str
-) -> Iterator[Row]:
+def rows(bundle: Bundle, predictor: Predictor, photos: Sequence[LabeledImage], *, precision: str) -> Iterator[Row]:
     """Give what is compared."""
     unfused = Predictor(bundle)
     unfused.bundle = bundle
@@ -100,9 +98,7 @@ def rows(
     yield Row(f"segment: batch of 1 → {len(photos)}", segments, partial(predictor.segments, unlabeled))  # fmt: skip
 
 
-def one_by_one(
-    segment: Callable[[Sequence[Photo]], list[Segmentation]], photos: Sequence[Photo]
-) -> list[Segmentation]:
+def one_by_one(segment: Callable[[Sequence[Photo]], list[Segmentation]], photos: Sequence[Photo]) -> list[Segmentation]:
     """Segment each photo alone."""
     return [made for photo in photos for made in segment([photo])]
 
@@ -116,9 +112,7 @@ def overlapping(predictor: Predictor, photos: Sequence[LabeledImage]) -> list[Se
     """Run the networks on photos in pairs, and postprocess each pair meanwhile."""
     with ThreadPoolExecutor(2) as pool:
         futures = [
-            pool.submit(predictor.postprocess, each)
-            for pair in pairs(photos)
-            for each in predictor.forward_cam(pair)
+            pool.submit(predictor.postprocess, each) for pair in pairs(photos) for each in predictor.forward_cam(pair)
         ]
         return [future.result() for future in futures]
 

@@ -81,9 +81,7 @@ def main() -> None:
     classes = predictor.info.classes
     photos = list(read_photos(arguments.data, classes, arguments.split))
     chosen = [tuple(map(float, each.split(","))) for each in arguments.scales or ()] or SCALES
-    print(
-        "| scales | refine | fixed | oracle (t) | boundary F | s per photo |\n|---|---|---|---|---|---|"
-    )
+    print("| scales | refine | fixed | oracle (t) | boundary F | s per photo |\n|---|---|---|---|---|---|")
     for scales in chosen:
         scaled = with_scales(predictor, scales)
         for chain in arguments.chains:
@@ -116,9 +114,7 @@ def with_scales(predictor: Predictor, scales: tuple[float, ...]) -> Predictor:
     """Return the same predictor at other scales."""
     info = predictor.info
     inference = info.inference.model_copy(update={"scales": scales})
-    return Predictor(
-        replace(predictor.bundle, info=info.model_copy(update={"inference": inference}))
-    )
+    return Predictor(replace(predictor.bundle, info=info.model_copy(update={"inference": inference})))
 
 
 def measure(predictor: Predictor, photos: list[Photo], chain: str, *, min_pixels: int) -> Row:
@@ -157,9 +153,7 @@ def soft_maps(made: Segmentation) -> SoftMaps:
     )
 
 
-def mean_boundary(
-    photos: list[Photo], made: list[Segmentation], counts: Callable[[int], bool | torch.Tensor]
-) -> float:
+def mean_boundary(photos: list[Photo], made: list[Segmentation], counts: Callable[[int], bool | torch.Tensor]) -> float:
     """Return the boundary F-score, mean over photos and then over classes."""
     found: dict[int, list[float]] = defaultdict(list)
     for photo, each in zip(photos, made, strict=True):

@@ -26,9 +26,7 @@ def main() -> None:
     arguments = parser.parse_args()
     load = partial(load_predictor, arguments.bundle)
     predictor = load(threads=2)
-    samples = read_folder(
-        arguments.data / "images", arguments.data / "labels.csv", predictor.info.classes
-    )
+    samples = read_folder(arguments.data / "images", arguments.data / "labels.csv", predictor.info.classes)
     labeled = sum(bool(sample.channels) for sample in samples)
     print("| refine | processes × threads | s per photo | photos/s |\n|---|---|---|---|")
     for refine in (predictor.info.mask_options.refine, "none"):
@@ -38,9 +36,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 job = MaskJob(Path(folder), options, save_scores=False)
                 alone = partial(make_here, predictor, job)
-                spread = partial(
-                    make_in_processes, partial(load, threads=threads), job, processes=processes
-                )
+                spread = partial(make_in_processes, partial(load, threads=threads), job, processes=processes)
                 for _ in alone(samples[:WARM]):
                     pass
                 started = time.perf_counter()

@@ -100,9 +100,7 @@ def _facts(arguments: argparse.Namespace) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", default="coco-demo", help="name or folder")
     parser.add_argument("--data", type=Path, help="folder of images/ and labels.csv [the demo's]")
     parser.add_argument("--refine", default="none", help="refiner chain")

@@ -110,18 +110,14 @@ def build(stage: str, side: str, batch: int) -> Work:
     clip = load_clip("ViT-B-32", None)
     images, labels = torch.rand(batch, 3, 224, 224), torch.zeros(batch, len(NAMES))
     labels.scatter_(1, torch.rand(batch, len(NAMES)).topk(PRESENT).indices, 1.0)
-    prompts = BackgroundPrompts(
-        len(NAMES), 30, clip.prompt_width, initialization="normal", generator=torch.Generator()
-    )
+    prompts = BackgroundPrompts(len(NAMES), 30, clip.prompt_width, initialization="normal", generator=torch.Generator())
     if stage == "cam":
         photo, channels = torch.rand(1, 3, *PHOTO), torch.arange(PRESENT)
         present = torch.stack([torch.zeros_like(channels), channels], dim=1)
         plain = PlainStages(generator, clip, NAMES)
         if side == "plain":
             return torch.no_grad()(lambda: plain.cams(photo, channels, scales=SCALES))
-        return torch.inference_mode()(
-            lambda: multi_scale_cams(generator, photo, present, scales=SCALES, flip=True)
-        )
+        return torch.inference_mode()(lambda: multi_scale_cams(generator, photo, present, scales=SCALES, flip=True))
     if side == "plain":
         plain = PlainStages(generator, clip, NAMES)
         if stage == "b":
@@ -161,9 +157,7 @@ def ours(
     if stage == "c":
         with torch.no_grad():
             refinement = Refinement(clip.embed_prompts(prompts.context), REFINEMENT_WEIGHT)
-    losses_of = generator_losses(
-        masks_of, clip, text, background_weight=BACKGROUND_WEIGHT, refinement=refinement
-    )
+    losses_of = generator_losses(masks_of, clip, text, background_weight=BACKGROUND_WEIGHT, refinement=refinement)
     return lambda: backward(losses_of(batch))
 
 

@@ -71,7 +71,7 @@ class _Start:
 
 
 @dataclass(frozen=True)
-class GeneratorKind(Generic[_Config, _Spec]):
+class _GeneratorKind(Generic[_Config, _Spec]):
     """A kind of mask generator: how its configuration becomes a network, a specification in a bundle, and a network
     again.
     """
@@ -92,9 +92,7 @@ def _create_cnn(settings: CnnConfig, start: _Start) -> CnnGenerator:
     )
 
 
-def _describe_cnn(
-    settings: CnnConfig, _clip: FrozenClip, normalization: Mapping[str, Channels]
-) -> CnnSpec:
+def _describe_cnn(settings: CnnConfig, _clip: FrozenClip, normalization: Mapping[str, Channels]) -> CnnSpec:
     fields = settings.model_dump(include={"kind", "backbone", "output_stride", "level"})
     return CnnSpec(**fields, **normalization)
 
@@ -114,9 +112,7 @@ def _create_zero_shot(settings: ZeroShotConfig, start: _Start) -> CnnGenerator:
     return zero_shot_generator(start.clip, start.class_text, output_stride=settings.output_stride)
 
 
-def _describe_zero_shot(
-    settings: ZeroShotConfig, clip: FrozenClip, normalization: Mapping[str, Channels]
-) -> CnnSpec:
+def _describe_zero_shot(settings: ZeroShotConfig, clip: FrozenClip, normalization: Mapping[str, Channels]) -> CnnSpec:
     return CnnSpec(**settings.model_dump(), backbone=trunk_name(clip), **normalization)
 
 
@@ -133,9 +129,7 @@ def _create_weaktr(settings: WeakTrConfig, start: _Start) -> WeakTrGenerator:
     return generator
 
 
-def _describe_weaktr(
-    settings: WeakTrConfig, _clip: FrozenClip, normalization: Mapping[str, Channels]
-) -> WeakTrSpec:
+def _describe_weaktr(settings: WeakTrConfig, _clip: FrozenClip, normalization: Mapping[str, Channels]) -> WeakTrSpec:
     return WeakTrSpec(**settings.model_dump(exclude={"weights"}), **normalization)
 
 
@@ -144,11 +138,11 @@ def _rebuild_weaktr(spec: WeakTrSpec, classes: int) -> WeakTrGenerator:
 
 
 # By the ``kind`` of the configuration and of the manifest.
-GENERATOR_KINDS: Final[Mapping[str, GeneratorKind[Any, Any]]] = MappingProxyType(
+GENERATOR_KINDS: Final[Mapping[str, _GeneratorKind[Any, Any]]] = MappingProxyType(
     {
-        "cnn": GeneratorKind(_create_cnn, _describe_cnn, _rebuild_cnn),
-        "zero_shot": GeneratorKind(_create_zero_shot, _describe_zero_shot, _rebuild_zero_shot),
-        "weaktr": GeneratorKind(_create_weaktr, _describe_weaktr, _rebuild_weaktr),
+        "cnn": _GeneratorKind(_create_cnn, _describe_cnn, _rebuild_cnn),
+        "zero_shot": _GeneratorKind(_create_zero_shot, _describe_zero_shot, _rebuild_zero_shot),
+        "weaktr": _GeneratorKind(_create_weaktr, _describe_weaktr, _rebuild_weaktr),
     }
 )
 
@@ -166,9 +160,7 @@ def class_captions(config: Config, classes: ClassList) -> tuple[str, ...]:
     return tuple(config.clip_names.get(name, name) for name in classes.names)
 
 
-def build_generator(
-    config: Config, clip: FrozenClip, class_text: Tensor, *, device: torch.device
-) -> MaskGenerator:
+def build_generator(config: Config, clip: FrozenClip, class_text: Tensor, *, device: torch.device) -> MaskGenerator:
     """Build the mask generator with its initial weights, the same for stages (a) and (c).
 
     It stays in evaluation mode when it learns: batches are small, and the statistics of its pre-training are better.
@@ -197,22 +189,16 @@ def load_generator(
     return built.to(device).eval()
 
 
-def _create_generator(
-    config: Config, clip: FrozenClip, class_text: Tensor, *, pretrained: bool
-) -> MaskGenerator:
+def _create_generator(config: Config, clip: FrozenClip, class_text: Tensor, *, pretrained: bool) -> MaskGenerator:
     start = _Start(clip, class_text, seed=config.seed, pretrained=pretrained)
     return GENERATOR_KINDS[config.generator.kind].create(config.generator, start)
 
 
-def build_masks(
-    generator: MaskGenerator, clip: FrozenClip, *, mask: str, epsilon: float
-) -> MasksOf:
+def build_masks(generator: MaskGenerator, clip: FrozenClip, *, mask: str, epsilon: float) -> MasksOf:
     """Return the function from a batch to soft masks of its present classes at CLIP's input size."""
     size = clip.input_size
     if mask == "minmax":
-        return lambda images, present: soft_masks(
-            generator(images).float(), present, size=size, epsilon=epsilon
-        )
+        return lambda images, present: soft_masks(generator(images).float(), present, size=size, epsilon=epsilon)
     if not isinstance(generator, CnnGenerator):
         raise ValueError(f"expected mask 'minmax' for a {type(generator).__name__}, got {mask!r}")
 
@@ -258,19 +244,13 @@ def build_segmenter(config: Config, *, classes: int, device: torch.device) -> Se
         return build_mask2former(architecture, classes=classes, weights=settings.weights).to(device)
 
 
-def _build_encoder_decoder(
-    settings: EncoderDecoderConfig, clip: ClipConfig, *, classes: int
-) -> Segmenter:
+def _build_encoder_decoder(settings: EncoderDecoderConfig, clip: ClipConfig, *, classes: int) -> Segmenter:
     if settings.weights != "clip":
         pretrained = settings.weights == "pretrained"
-        return build_encoder_decoder(
-            settings.decoder, settings.backbone, classes=classes, pretrained=pretrained
-        )
+        return build_encoder_decoder(settings.decoder, settings.backbone, classes=classes, pretrained=pretrained)
     clip_model = build_clip(clip, device=torch.device("cpu"))
     if trunk_name(clip_model) != settings.backbone:
-        raise ValueError(
-            f"expected the backbone of CLIP's trunk, {trunk_name(clip_model)}, got {settings.backbone!r}"
-        )
+        raise ValueError(f"expected the backbone of CLIP's trunk, {trunk_name(clip_model)}, got {settings.backbone!r}")
     return build_encoder_decoder(
         settings.decoder,
         settings.backbone,

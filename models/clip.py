@@ -57,9 +57,7 @@ class _TextEmbeddings:
     def embed_prompts(self, contexts: Tensor) -> Tensor:
         """Embed soft prompts [start] a photo of P_1 … P_M . [end], (N, M, width) → (N, D), with gradient."""
         if contexts.ndim != 3 or contexts.shape[-1] != self.prompt_width:
-            raise ValueError(
-                f"expected contexts (N, M, {self.prompt_width}), got {tuple(contexts.shape)}"
-            )
+            raise ValueError(f"expected contexts (N, M, {self.prompt_width}), got {tuple(contexts.shape)}")
         # The period is the ordinary one, with the end-of-word mark; the released experiments have the one without.
         fixed = self.tokenizer([CLASS_TEMPLATE.format("")])[0].to(contexts.device)
         fixed = fixed[: int(fixed.argmax()) + 1]
@@ -81,9 +79,7 @@ class _TextEmbeddings:
         )
         end = text.ln_final(hidden)[torch.arange(len(hidden), device=ends.device), ends]
         projection = text.text_projection
-        embedding: Tensor = (
-            projection(end) if isinstance(projection, nn.Module) else end @ projection
-        )
+        embedding: Tensor = projection(end) if isinstance(projection, nn.Module) else end @ projection
         return embedding
 
 
@@ -117,19 +113,13 @@ def build_text_tower(config: Mapping[str, Any]) -> FrozenTextTower:
     # open_clip builds towers only in pairs; the smallest image tower costs nothing and is dropped.
     vision = {"layers": 1, "width": 8, "head_width": 8, "patch_size": 8, "image_size": 8}
     described = config["text_cfg"]
-    if described.get(
-        "hf_model_name"
-    ):  # it would be downloaded, and a bundle's author chose the name
+    if described.get("hf_model_name"):  # it would be downloaded, and a bundle's author chose the name
         raise ValueError("expected a text tower of open_clip's own, got one of a model hub")
-    model = open_clip.CLIP(
-        config["embed_dim"], vision, described, quick_gelu=config.get("quick_gelu", False)
-    )
+    model = open_clip.CLIP(config["embed_dim"], vision, described, quick_gelu=config.get("quick_gelu", False))
     if model.attn_mask is None:
         raise ValueError("expected a causal text transformer, got another")
     del model.visual, model.logit_scale
-    tokenizer = open_clip.SimpleTokenizer(
-        context_length=model.context_length, **described.get("tokenizer_kwargs", {})
-    )
+    tokenizer = open_clip.SimpleTokenizer(context_length=model.context_length, **described.get("tokenizer_kwargs", {}))
     return FrozenTextTower(model, _bounded(tokenizer))
 
 
@@ -181,9 +171,7 @@ class FrozenImageTower(NormalizedModule):
 class FrozenClip(_TextEmbeddings, FrozenImageTower):
     """Both towers of a CLIP; gradients flow through to images and to soft prompts."""
 
-    def __init__(
-        self, model: nn.Module, tokenizer: Tokenizer, *, mean: Sequence[float], std: Sequence[float]
-    ) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer, *, mean: Sequence[float], std: Sequence[float]) -> None:
         network: Any = model.eval().requires_grad_(False)
         super().__init__(network.visual, mean=mean, std=std)
         self.model: Any = network
@@ -252,9 +240,7 @@ def text_config(model: str, pretrained: str | None) -> dict[str, Any]:
     return _tower_config(config, "text_cfg", model, pretrained)
 
 
-def _tower_config(
-    config: Mapping[str, Any], tower: str, model: str, pretrained: str | None
-) -> dict[str, Any]:
+def _tower_config(config: Mapping[str, Any], tower: str, model: str, pretrained: str | None) -> dict[str, Any]:
     quick_gelu = config.get("quick_gelu", False) or _needs_quick_gelu(model, pretrained)
     return {"embed_dim": config["embed_dim"], tower: config[tower], "quick_gelu": quick_gelu}
 
@@ -271,14 +257,10 @@ def _model_config(model: str) -> dict[str, Any]:
     return config
 
 
-def build_image_tower(
-    config: Mapping[str, Any], *, mean: Sequence[float], std: Sequence[float]
-) -> FrozenImageTower:
+def build_image_tower(config: Mapping[str, Any], *, mean: Sequence[float], std: Sequence[float]) -> FrozenImageTower:
     """Build an image tower with random weights from a ``vision_config``."""
     # open_clip builds towers only in pairs; the smallest text tower costs nothing and is dropped.
     text = {"context_length": 8, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
     vision = {**config["vision_cfg"], "timm_model_pretrained": False}
-    model = open_clip.CLIP(
-        config["embed_dim"], vision, text, quick_gelu=config.get("quick_gelu", False)
-    )
+    model = open_clip.CLIP(config["embed_dim"], vision, text, quick_gelu=config.get("quick_gelu", False))
     return FrozenImageTower(model.visual, mean=mean, std=std)

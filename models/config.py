@@ -115,7 +115,7 @@ class EncoderDecoderConfig(Frozen):
     weights: Literal["pretrained", "clip", "none"] = "pretrained"
 
 
-class Mask2FormerConfig(Frozen):
+class _Mask2FormerConfig(Frozen):
     """Mask2Former of the transformers library; by default the paper's."""
 
     kind: Literal["mask2former"]
@@ -126,7 +126,7 @@ class Mask2FormerConfig(Frozen):
     architecture: dict[str, Any] = {}
 
 
-SegmenterConfig = Annotated[EncoderDecoderConfig | Mask2FormerConfig, Field(discriminator="kind")]
+SegmenterConfig = Annotated[EncoderDecoderConfig | _Mask2FormerConfig, Field(discriminator="kind")]
 
 
 class SegmenterStageConfig(Frozen):
@@ -199,7 +199,7 @@ class ClipConfig(Frozen):
     normalization: Literal["clip", "imagenet"] = "clip"
 
 
-class PromptsConfig(Frozen):
+class _PromptsConfig(Frozen):
     """The learnable background prompts."""
 
     tokens: Annotated[int, Field(ge=1, le=70)] = 30
@@ -270,7 +270,7 @@ class Config(Frozen):
     seed: int = 0
     clip: ClipConfig = ClipConfig()
     generator: GeneratorConfig = CnnConfig()
-    prompts: PromptsConfig = PromptsConfig()
+    prompts: _PromptsConfig = _PromptsConfig()
     # With this section stages (a) and (c) start from the weights of `semples pretrain-generator`.
     pretrain_generator: PretrainConfig | None = None
     train_generator: GeneratorStageConfig = GeneratorStageConfig()
@@ -289,9 +289,7 @@ class Config(Frozen):
     def backbones(self) -> dict[str, str]:
         """Names of timm backbones, by their place in the configuration."""
         sections = {"generator": self.generator, "segmenter": self.segmenter}
-        names = {
-            f"{key}.backbone": getattr(each, "backbone", None) for key, each in sections.items()
-        }
+        names = {f"{key}.backbone": getattr(each, "backbone", None) for key, each in sections.items()}
         return {place: name for place, name in names.items() if name is not None}
 
 
@@ -305,15 +303,13 @@ def load_config(name_or_path: str) -> Config:
     if path.suffix not in (".yaml", ".yml"):
         shipped = files("models").joinpath("configs", f"{name_or_path}.yaml")
         if not shipped.is_file():
-            known = ", ".join(config_names())
+            known = ", ".join(_config_names())
             raise ValueError(f"expected a YAML file or one of {known}, got {name_or_path!r}")
         return parse_config(shipped.read_text(encoding="utf-8"), source=name_or_path)
     try:
         return parse_config(path.read_text(encoding="utf-8"), source=str(path))
     except OSError as error:
-        raise ValueError(
-            f"expected a readable YAML file, got {name_or_path!r} ({error})"
-        ) from error
+        raise ValueError(f"expected a readable YAML file, got {name_or_path!r} ({error})") from error
 
 
 def parse_config(text: str, *, source: str) -> Config:
@@ -355,7 +351,7 @@ def _explain(error: Mapping[str, Any]) -> str:
     return f"{place}: expected a known key{f', perhaps {near[0]}' if near else ''}, got {key!r}"
 
 
-def config_names() -> tuple[str, ...]:
+def _config_names() -> tuple[str, ...]:
     """Return the names of the project's own configurations, sorted."""
     folder = files("models").joinpath("configs")
     return tuple(sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".yaml")))

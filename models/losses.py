@@ -57,15 +57,11 @@ def semantic_refinement(foreground: Tensor, prompt: Tensor, *, refinement_weight
 def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
     """Return the mean of the valid values, both (B, H, W); none valid gives 0 with a gradient."""
     if values.shape != valid.shape or values.ndim != 3:
-        raise ValueError(
-            f"expected equal shapes (B, H, W), got {tuple(values.shape)} and {tuple(valid.shape)}"
-        )
+        raise ValueError(f"expected equal shapes (B, H, W), got {tuple(values.shape)} and {tuple(valid.shape)}")
     return (values * valid).sum() / valid.sum().clamp(min=1)
 
 
-def noise_aware_mean(
-    values: Tensor, valid: Tensor, *, trusted_below: float = 1.2, tile: int = 120
-) -> Tensor:
+def noise_aware_mean(values: Tensor, valid: Tensor, *, trusted_below: float = 1.2, tile: int = 120) -> Tensor:
     """Return the mean of pixel losses, (B, H, W), each clipped at the usual loss around it.
 
     WeakTr's gradient clipping: pixels whose loss exceeds the mean of their tile and the mean of the batch probably have

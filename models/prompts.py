@@ -31,9 +31,7 @@ class BackgroundPrompts(nn.Module):
     ) -> None:
         super().__init__()
         if initialization not in _INITIALIZATIONS:
-            raise ValueError(
-                f"expected initialization in {_INITIALIZATIONS}, got {initialization!r}"
-            )
+            raise ValueError(f"expected initialization in {_INITIALIZATIONS}, got {initialization!r}")
         context = torch.empty(classes, tokens, width)
         if initialization == "uniform":
             context.uniform_(0, 1, generator=generator)

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from models.io import write_atomically
 
 
-def read_tensors(
-    path: Path, *required: str, device: torch.device | None = None
-) -> dict[str, Tensor]:
+def read_tensors(path: Path, *required: str, device: torch.device | None = None) -> dict[str, Tensor]:
     """Read a safetensors file that must have the required tensors; to the CPU unless a device is given.
 
     Raises:
@@ -53,18 +51,13 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], *, source: st
     module.load_state_dict(tensors)
 
 
-def check_shapes(
-    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: str
-) -> None:
+def check_shapes(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, source: str) -> None:
     """Check that two state dicts have the same names and shapes.
 
     Raises:
         ValueError: if a tensor is missing, too many, or of another shape, with the first such one.
     """
     for name in dict.fromkeys([*expected, *found]):
-        shapes = [
-            tuple(each[name].shape) if name in each else "no such tensor"
-            for each in (expected, found)
-        ]
+        shapes = [tuple(each[name].shape) if name in each else "no such tensor" for each in (expected, found)]
         if shapes[0] != shapes[1]:
             raise ValueError(f"expected {name} {shapes[0]} in {source}, got {shapes[1]}")

@@ -24,9 +24,7 @@ _EXIT_CANNOT_START = 3
 _REDIS_TIMEOUT = 3.0  # seconds: a client should soon get an error if Redis cannot be reached
 
 
-def server_config(
-    app: FastAPI, settings: Settings, *, host: str = "127.0.0.1", port: int = 0
-) -> uvicorn.Config:
+def _server_config(app: FastAPI, settings: Settings, *, host: str = "127.0.0.1", port: int = 0) -> uvicorn.Config:
     """Return uvicorn's configuration, which trusts X-Forwarded-For from the proxies in the settings alone."""
     proxies = settings.trusted_proxies
     return uvicorn.Config(
@@ -45,12 +43,8 @@ def server_config(
 def main(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
-    fd: Annotated[
-        int | None, typer.Option(hidden=True, help="A listening socket, instead of an address.")
-    ] = None,
-    log: Annotated[
-        telemetry.LogFormat, typer.Option(envvar="SEMPLES_LOG", help="Log as text or JSON lines.")
-    ] = "text",
+    fd: Annotated[int | None, typer.Option(hidden=True, help="A listening socket, instead of an address.")] = None,
+    log: Annotated[telemetry.LogFormat, typer.Option(envvar="SEMPLES_LOG", help="Log as text or JSON lines.")] = "text",
 ) -> None:
     """Serve the HTTP API; REDIS_URL and SEMPLES_BLOBS say where the rest is."""
     telemetry.configure_logging(log)
@@ -69,7 +63,7 @@ def main(
     except (ValidationError, BlobError, ValueError, OSError) as error:
         typer.echo(f"semples api: {str(error).replace(chr(10), ' ')}", err=True)
         raise typer.Exit(_EXIT_CANNOT_START) from error
-    config = server_config(app, settings, host=host, port=port)
+    config = _server_config(app, settings, host=host, port=port)
     uvicorn.Server(config).run(sockets=None if listener is None else [listener])
 
 

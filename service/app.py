@@ -42,9 +42,7 @@ Errors are `application/problem+json`; their types are explained under `/problem
 """
 
 
-def create_app(
-    settings: Settings, redis: Redis, blobs: BlobStore, *, resolve: Resolve = resolve_host
-) -> FastAPI:
+def create_app(settings: Settings, redis: Redis, blobs: BlobStore, *, resolve: Resolve = resolve_host) -> FastAPI:
     """Return the API; ``resolve`` finds the addresses of a callback's host.
 
     Raises:
@@ -82,9 +80,7 @@ def create_app(
     return app
 
 
-def _state(
-    settings: Settings, redis: Redis, blobs: BlobStore, metrics: HttpMetrics, resolve: Resolve
-) -> AppState:
+def _state(settings: Settings, redis: Redis, blobs: BlobStore, metrics: HttpMetrics, resolve: Resolve) -> AppState:
     limits = Limits(
         max_queue=settings.max_queue,
         job_timeout=settings.job_timeout,
@@ -99,13 +95,9 @@ def _state(
     )
     job_service = JobService(redis, blobs, limits)
     models = ModelRegistry(redis, default=settings.model)
-    events = EventStream(
-        settings.redis_url, max_listening=settings.max_listening, max_waiting=settings.max_waiting
-    )
+    events = EventStream(settings.redis_url, max_listening=settings.max_listening, max_waiting=settings.max_waiting)
     decoders = CapacityLimiter(settings.decoders)
-    images = TaskImages(
-        settings.label_studio_url, settings.label_studio_token, settings.max_body_bytes
-    )
+    images = TaskImages(settings.label_studio_url, settings.label_studio_token, settings.max_body_bytes)
     return AppState(
         jobs=job_service,
         batches=BatchService(redis, blobs, limits, zips),
@@ -121,9 +113,7 @@ def _state(
     )
 
 
-def _add_middleware(
-    app: FastAPI, settings: Settings, redis: Redis, keys: ApiKeys | None, metrics: HttpMetrics
-) -> None:
+def _add_middleware(app: FastAPI, settings: Settings, redis: Redis, keys: ApiKeys | None, metrics: HttpMetrics) -> None:
     """Add the middleware, the innermost first: the outer ones see what the inner ones refuse."""
     app.add_middleware(UploadSlots, slots=settings.max_zips)
     if settings.rate:

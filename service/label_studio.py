@@ -67,9 +67,7 @@ class LabelStudioBackend:
         self.redis.set(_project_key(project), _labels_field(extra_params), ex=_PROJECT_SECONDS)
         return _version(model)
 
-    async def predict(
-        self, tasks: Sequence[Mapping[str, Any]], *, project: str, config: str
-    ) -> list[_Prediction]:
+    async def predict(self, tasks: Sequence[Mapping[str, Any]], *, project: str, config: str) -> list[_Prediction]:
         """Return a prediction for each task; an empty one with an ``error`` where that is not possible.
 
         A task that takes longer than a minute has an empty one as well; asked again, it is there. Raises ProblemError
@@ -82,8 +80,7 @@ class LabelStudioBackend:
         submitted = [await self._submit(task, interface, field) for task in tasks]
         deadline = time.monotonic() + _WAIT_SECONDS
         return [
-            each if isinstance(each, dict) else await self._prediction(*each, interface, deadline)
-            for each in submitted
+            each if isinstance(each, dict) else await self._prediction(*each, interface, deadline) for each in submitted
         ]
 
     async def _submit(
@@ -103,9 +100,7 @@ class LabelStudioBackend:
         submit = partial(self.jobs.submit, checked.request, content, pixels=checked.pixels)
         return await run_sync(submit), model
 
-    def _check(
-        self, task: Mapping[str, Any], content: bytes, field: str
-    ) -> tuple[CheckedRequest, ModelInfo]:
+    def _check(self, task: Mapping[str, Any], content: bytes, field: str) -> tuple[CheckedRequest, ModelInfo]:
         model = self.models.choose(None, "pseudo_mask")
         labels = _image_labels(task, model.class_list(), field=field)
         image = UploadFile(io.BytesIO(content))
@@ -117,9 +112,7 @@ class LabelStudioBackend:
         limit = self.jobs.limits.max_pixels
         return build_request(form, content, model, max_pixels=limit), model
 
-    async def _prediction(
-        self, job: Job, model: ModelInfo, interface: _Interface, deadline: float
-    ) -> _Prediction:
+    async def _prediction(self, job: Job, model: ModelInfo, interface: _Interface, deadline: float) -> _Prediction:
         await self.events.wait_for_job(job.id, deadline - time.monotonic())
         empty = {"model_version": _version(model), "result": []}
         try:
@@ -158,9 +151,7 @@ class TaskImages:
 
     def _address(self, source: str) -> str:
         if not self.url:
-            raise _unreadable(
-                "expected a data: URL; SEMPLES_LABEL_STUDIO_URL names no Label Studio"
-            )
+            raise _unreadable("expected a data: URL; SEMPLES_LABEL_STUDIO_URL names no Label Studio")
         try:
             address = urlsplit(urljoin(self.url.rstrip("/") + "/", source))
             same = _origin(address.geturl()) == _origin(self.url)

@@ -112,9 +112,7 @@ class RedisCollector(Collector):
         return jobs, oldest
 
     def _left_over(self, models: Sequence[str]) -> Sequence[Metric]:
-        webhooks = _gauge(
-            "semples_webhooks_waiting", "Webhooks not delivered and not given up, due or not."
-        )
+        webhooks = _gauge("semples_webhooks_waiting", "Webhooks not delivered and not given up, due or not.")
         dead = _gauge("semples_dead_letters", "Jobs that took every worker down.", "model")
         with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.zcard(DUE_KEY)
@@ -155,7 +153,7 @@ class RedisCollector(Collector):
             lease.add_metric((worker.name, worker.model.name), age)
             silent.add_metric((worker.name, worker.model.name), worker.silent)
         texts = published_metrics(self._redis, [worker.name for worker in workers])
-        return count, lease, silent, *merge_worker_metrics(texts)
+        return count, lease, silent, *_merge_worker_metrics(texts)
 
     def _lease_ages(self, workers: Sequence[WorkerInfo]) -> list[float]:
         # From the time that is left, so that no two hosts' clocks are compared.
@@ -173,12 +171,8 @@ def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
     return GaugeMetricFamily(name, text, labels=labels)
 
 
-def merge_worker_metrics(texts: Mapping[str, str]) -> list[Metric]:
-    """Merge the Prometheus texts of workers, by name: each family once, its samples with a ``worker`` label.
-
-    Malformed text, a family that is not named like a worker's, or has another type than that of an earlier worker, is
-    left out: one worker must not spoil the scrape.
-    """
+def _merge_worker_metrics(texts: Mapping[str, str]) -> list[Metric]:
+    """Merge the Prometheus texts of workers, by name: each family once, its samples with a ``worker`` label."""
     families: dict[str, Metric] = {}
     for worker, text in texts.items():
         try:

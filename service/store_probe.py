@@ -49,9 +49,7 @@ class StoreProbe:
                 self._outcome = outcome = Future()
                 self._started = self._clock()
                 # A daemon thread: a store that hangs must not keep the process from ending.
-                threading.Thread(
-                    target=self._write, args=(outcome,), name="store probe", daemon=True
-                ).start()
+                threading.Thread(target=self._write, args=(outcome,), name="store probe", daemon=True).start()
             return outcome
 
     def _write(self, outcome: Future[None]) -> None:

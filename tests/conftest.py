@@ -161,9 +161,7 @@ def tiny_samples(tiny_data: Path) -> list[Sample]:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(
-    tiny_config: Config, tiny_samples: list[Sample], tmp_path_factory: pytest.TempPathFactory
-) -> Run:
+def tiny_run(tiny_config: Config, tiny_samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run through all three stages."""
     run = start_run(tiny_config, CLASSES, tmp_path_factory.mktemp("work"), device=CPU)
     for stage in (generator.train_generator, prompts.learn_prompts, generator.refine_generator):
@@ -175,9 +173,7 @@ def tiny_run(
 def tiny_bundle(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with classes bowl, cat, cup (mug) and dining table, of random weights barely trained."""
     folder = tmp_path_factory.mktemp("bundle") / "tiny"
-    export_bundle(
-        tiny_run, folder, stage="refine-generator", licence="Apache-2.0", trained_on="squares"
-    )
+    export_bundle(tiny_run, folder, stage="refine-generator", licence="Apache-2.0", trained_on="squares")
     return folder
 
 

@@ -47,7 +47,7 @@ class _Program(StrEnum):
 @app.command("run", context_settings=_OWN_OPTIONS)
 def _run(context: typer.Context) -> None:
     """Take jobs from Redis and make masks; see run --help."""
-    run_worker(context.args, load=load_predictor)
+    run_worker(context.args, load=_load_predictor)
 
 
 @app.command("janitor", context_settings=_OWN_OPTIONS)
@@ -124,7 +124,7 @@ def run_worker(arguments: list[str], *, load: Callable[[WorkerSettings], Predict
         raise typer.Exit(_EXIT_LOST)
 
 
-def load_predictor(settings: WorkerSettings) -> Predictor:
+def _load_predictor(settings: WorkerSettings) -> Predictor:
     """Load the bundle onto its device; BundleError, RuntimeError or ValueError if it, or the device, is unusable."""
     # torch takes seconds to import, which --help and a wrong option should not.
     import torch  # noqa: PLC0415

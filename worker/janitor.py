@@ -65,9 +65,7 @@ def run(settings: JanitorSettings, *, stop: threading.Event | None = None) -> bo
     return not errors
 
 
-def expire_blobs(
-    blobs: BlobStore, redis: Redis, *, now: datetime, lifetime: timedelta, interval: float
-) -> None:
+def _expire_blobs(blobs: BlobStore, redis: Redis, *, now: datetime, lifetime: timedelta, interval: float) -> None:
     """Delete expired blobs that no batch keeps, unless another janitor did within ``interval`` seconds."""
     # A little less than the interval, so that a single janitor does not skip every second walk.
     if not redis.set(EXPIRY_KEY, 1, px=max(1, int(900 * interval)), nx=True):
@@ -90,7 +88,7 @@ def _tasks(
 
     def expire() -> None:
         lifetime = timedelta(seconds=settings.blob_lifetime)
-        expire_blobs(blobs, redis, now=_now(), lifetime=lifetime, interval=settings.sweep_interval)
+        _expire_blobs(blobs, redis, now=_now(), lifetime=lifetime, interval=settings.sweep_interval)
 
     tasks: dict[str, tuple[Callable[[], object], float]] = {
         "maintenance": (maintain, settings.interval),

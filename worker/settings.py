@@ -66,31 +66,17 @@ class WorkerSettings(_Settings):
     bundle: Annotated[str, Field(description="Name or folder of the bundle.")] = "coco-demo"
     device: Annotated[str, Field(description="cpu, cuda, cuda:1 or auto.")] = "auto"
     precision: Annotated[str, Field(description="float32, bfloat16 or float16.")] = "float32"
-    threads: Annotated[
-        int, Field(ge=0, description="CPU threads of the model; 0: torch decides.")
-    ] = 0
+    threads: Annotated[int, Field(ge=0, description="CPU threads of the model; 0: torch decides.")] = 0
     max_pixels: Annotated[int, Field(ge=1, description="Largest image.")] = MAX_PIXELS
-    name: Annotated[
-        str, Field(default_factory=_unique_worker_name, description="Unique among workers.")
-    ]
-    lease: Annotated[
-        int, Field(ge=2, description="Seconds of silence after which others take its jobs.")
-    ] = LEASE_SECONDS
-    batch: Annotated[
-        int, Field(ge=0, description="Most images at once; 0: eight on a GPU, one on a CPU.")
-    ] = 0
-    job_threads: Annotated[
-        int, Field(ge=1, description="Threads that decode, refine and store.")
-    ] = 2
-    canary: Annotated[
-        float, Field(ge=0, description="Seconds between two self-tests of the model; 0: none.")
-    ] = 300.0
-    canary_patience: Annotated[
-        float, Field(ge=1, description="Seconds that a self-test may take.")
-    ] = 60.0
-    log: Annotated[Literal["text", "json"], Field(description="Log as text or JSON lines.")] = (
-        "text"
+    name: Annotated[str, Field(default_factory=_unique_worker_name, description="Unique among workers.")]
+    lease: Annotated[int, Field(ge=2, description="Seconds of silence after which others take its jobs.")] = (
+        LEASE_SECONDS
     )
+    batch: Annotated[int, Field(ge=0, description="Most images at once; 0: eight on a GPU, one on a CPU.")] = 0
+    job_threads: Annotated[int, Field(ge=1, description="Threads that decode, refine and store.")] = 2
+    canary: Annotated[float, Field(ge=0, description="Seconds between two self-tests of the model; 0: none.")] = 300.0
+    canary_patience: Annotated[float, Field(ge=1, description="Seconds that a self-test may take.")] = 60.0
+    log: Annotated[Literal["text", "json"], Field(description="Log as text or JSON lines.")] = "text"
 
 
 class JanitorSettings(_Settings):
@@ -101,24 +87,18 @@ class JanitorSettings(_Settings):
 
     model_config = SettingsConfigDict(cli_prog_name="semples janitor")
 
-    webhook_secret: Annotated[
-        SecretStr | None, Field(description="whsec_…; without it no webhooks are sent.")
-    ] = None
+    webhook_secret: Annotated[SecretStr | None, Field(description="whsec_…; without it no webhooks are sent.")] = None
     webhook_private: Annotated[
         bool, Field(description="Webhooks may go to addresses that are not on the internet.")
     ] = False
-    interval: Annotated[
-        float, Field(ge=0.1, description="Seconds between two looks at the queues.")
-    ] = 2.0
-    sweep_interval: Annotated[
-        float, Field(gt=0, description="Seconds between two walks through the blob store.")
-    ] = 600.0
-    blob_lifetime: Annotated[
-        float, Field(gt=0, description="Seconds after which a blob is deleted.")
-    ] = BLOB_SECONDS
-    lease: Annotated[
-        int, Field(ge=2, description="Seconds of silence after which a job counts as lost.")
-    ] = LEASE_SECONDS
+    interval: Annotated[float, Field(ge=0.1, description="Seconds between two looks at the queues.")] = 2.0
+    sweep_interval: Annotated[float, Field(gt=0, description="Seconds between two walks through the blob store.")] = (
+        600.0
+    )
+    blob_lifetime: Annotated[float, Field(gt=0, description="Seconds after which a blob is deleted.")] = BLOB_SECONDS
+    lease: Annotated[int, Field(ge=2, description="Seconds of silence after which a job counts as lost.")] = (
+        LEASE_SECONDS
+    )
 
 
 def _option(location: tuple[int | str, ...]) -> str:

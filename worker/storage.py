@@ -134,12 +134,12 @@ class BlobStore:
         with self._failing("store a file"):
             self._writer.copy(path, file)
 
-    def open_file(self, key: str) -> BlobFile:
+    def open_file(self, key: str) -> _BlobFile:
         """Open a blob that is too large for memory; the caller closes it. Reading it raises BlobError."""
         path = self._path(key)
         failing = partial(self._failing, f"read the blob {key!r}", absent=BlobMissingError)
         with failing():
-            return BlobFile(self._files.open(path, "rb", block_size=_PART_BYTES), failing)
+            return _BlobFile(self._files.open(path, "rb", block_size=_PART_BYTES), failing)
 
     def get(self, key: str) -> bytes:
         """Return a blob's bytes."""
@@ -168,9 +168,7 @@ class BlobStore:
         """Return the keys of one kind, sorted."""
         return sorted(map(_key_in, self._list(kind)))
 
-    def delete_older(
-        self, *, now: datetime, lifetime: timedelta, pinned: Pinned = lambda _keys: frozenset()
-    ) -> int:
+    def delete_older(self, *, now: datetime, lifetime: timedelta, pinned: Pinned = lambda _keys: frozenset()) -> int:
         """Delete files older than ``lifetime`` at ``now`` and not pinned, incomplete ones too; return how many."""
         deleted, moment = 0, now - lifetime
         for folder in (*_KINDS, _INCOMING):
@@ -246,7 +244,7 @@ def _key_in(path: str) -> str:
     return "/".join(path.split("/")[-3:])
 
 
-class BlobFile(io.RawIOBase):
+class _BlobFile(io.RawIOBase):
     """A blob that can be read at any position, as zip files need; its errors are BlobErrors."""
 
     def __init__(self, file: BinaryIO, failing: Callable[[], AbstractContextManager[None]]) -> None:

@@ -109,9 +109,7 @@ class _JsonLines(JsonFormatter):
             json_ensure_ascii=False,
         )
 
-    def add_fields(
-        self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]
-    ) -> None:
+    def add_fields(self, log_data: dict[str, Any], record: logging.LogRecord, message_dict: dict[str, Any]) -> None:
         """Fill in a line's fields; see pythonjsonlogger."""
         super().add_fields(log_data, record, message_dict)
         log_data.update(_ids(record))
@@ -119,9 +117,7 @@ class _JsonLines(JsonFormatter):
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
         """Keep the known fields, scrubbed and in one order."""
         known = {name: log_data[name] for name in _FIELDS if log_data.get(name) is not None}
-        return {
-            name: scrub(value) if isinstance(value, str) else value for name, value in known.items()
-        }
+        return {name: scrub(value) if isinstance(value, str) else value for name, value in known.items()}
 
 
 Outcome = Literal["finished", "failed", "canceled", "retried"]
@@ -149,9 +145,7 @@ class WorkerMetrics:
         self._model = self._histogram("batch_model", "Seconds of the model for a batch.", _SECONDS)
         self._decode = self._histogram("decode", "Seconds to read and decode an image.", _SECONDS)
         self._encode = self._histogram("encode", "Seconds to encode and store a result.", _SECONDS)
-        self._sizes = Histogram(
-            f"{_PREFIX}_batch_size", "Images in a batch.", registry=self.registry, buckets=_SIZES
-        )
+        self._sizes = Histogram(f"{_PREFIX}_batch_size", "Images in a batch.", registry=self.registry, buckets=_SIZES)
         self._ended = Counter(
             f"{_PREFIX}_jobs_ended_total",
             "Attempts at jobs by outcome; code says why one failed or is tried again.",
@@ -163,9 +157,7 @@ class WorkerMetrics:
             "Batches that were halved because they did not fit into memory.",
             registry=self.registry,
         )
-        self._in_flight = Gauge(
-            f"{_PREFIX}_jobs_in_hand", "Jobs leased and not ended.", registry=self.registry
-        )
+        self._in_flight = Gauge(f"{_PREFIX}_jobs_in_hand", "Jobs leased and not ended.", registry=self.registry)
         # Exists from the start: a rate needs a first sample.
         self._ended.labels("finished", "")
 
@@ -283,9 +275,7 @@ def log_finished(job: Job, timings: Timings, metrics: WorkerMetrics) -> None:
     _log.info("job finished", extra={**ids, "outcome": "finished"})
 
 
-def trace_job(
-    meta: Mapping[str, Any], job: str, stages: Sequence[_Stage] = (), *, error: str = ""
-) -> None:
+def trace_job(meta: Mapping[str, Any], job: str, stages: Sequence[_Stage] = (), *, error: str = "") -> None:
     """Trace a job that has ended, with its stages, which overlap within a batch, and its FailureCode."""
     begin = _nanoseconds(stages[0].begin) if stages else time.time_ns()
     span = _tracer.start_span(

@@ -113,9 +113,7 @@ def nearest(clip: FrozenClip, prompts: Tensor) -> list[str]:
 
 def contexts_found(clip: FrozenClip, prompts: Tensor) -> int:
     """Count the classes whose nearest noun is their own context."""
-    return sum(
-        noun == context for noun, context in zip(nearest(clip, prompts), CONTEXTS, strict=True)
-    )
+    return sum(noun == context for noun, context in zip(nearest(clip, prompts), CONTEXTS, strict=True))
 
 
 BASE, MATCHED, REFINED = "pretrain-generator", "train-generator", "refine-generator"
@@ -222,9 +220,7 @@ class Experiment:
             stored = json.loads(path.read_text(encoding="utf-8"))
             return {split: Score(**values) for split, values in stored.items()}
         generator = self.generator(run, stage)
-        found = {
-            split: measure(generator, self.data, split, run.config.inference) for split in HELD_OUT
-        }
+        found = {split: measure(generator, self.data, split, run.config.inference) for split in HELD_OUT}
         content = to_json({split: asdict(score) for split, score in found.items()})
         write_atomically(path, content.encode())
         return found
@@ -301,9 +297,7 @@ class Row:
 def ablate(experiment: Experiment) -> list[Row]:
     """Train and measure every variant of one seed."""
     base = experiment.pretrain("base")
-    learned, random, written = (
-        experiment.run(name, base=base) for name in ("learned", "random", "written")
-    )
+    learned, random, written = (experiment.run(name, base=base) for name in ("learned", "random", "written"))
     experiment.match(learned)
     experiment.refine(learned)
     experiment.refine(random, random_prompts)

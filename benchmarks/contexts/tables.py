@@ -43,9 +43,7 @@ def generator_table(seeds: Sequence[Sequence[tuple[str, Sequence[Row]]]]) -> str
     lines = _head("mask generator", *titles)
     for same in zip(*seeds, strict=True):
         columns = [
-            [rows[at].scores[split].fixed for _, rows in same]
-            for split in HELD_OUT
-            for at in range(len(stages))
+            [rows[at].scores[split].fixed for _, rows in same] for split in HELD_OUT for at in range(len(stages))
         ]
         lines.append(_line(same[0][0], *map(spread, columns)))
     return "\n".join(lines)
@@ -58,11 +56,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def _cells(same: Sequence[Row]) -> list[str]:
-    return [
-        spread([getattr(row.scores[split], rule) for row in same])
-        for split in HELD_OUT
-        for rule in RULES
-    ]
+    return [spread([getattr(row.scores[split], rule) for row in same]) for split in HELD_OUT for rule in RULES]
 
 
 def _head(*titles: str) -> list[str]:
@@ -85,11 +79,7 @@ def write_sheet(experiment: Experiment, path: Path) -> None:
     The first object's CAM is red, the second's green. The first half of the columns are usual scenes, the other half
     scenes with swapped contexts.
     """
-    samples = [
-        sample
-        for split in ("usual", "shuffled")
-        for sample in read_samples(experiment.data, split)[:COLUMNS]
-    ]
+    samples = [sample for split in ("usual", "shuffled") for sample in read_samples(experiment.data, split)[:COLUMNS]]
     scenes = [read_image(sample.path.read_bytes()).pixels for sample in samples]
     rows = [scenes]
     base = experiment.run("base")

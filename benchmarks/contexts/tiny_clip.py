@@ -88,9 +88,7 @@ def soft_holes(count: int, *, generator: torch.Generator) -> Tensor:
     return F.interpolate(coarse.clamp(max=1), size=size, mode="bilinear", align_corners=True)
 
 
-def contrastive_losses(
-    model: CLIP, data: Captioned, tokens: Tensor
-) -> Callable[[Tensor], Mapping[str, Tensor]]:
+def contrastive_losses(model: CLIP, data: Captioned, tokens: Tensor) -> Callable[[Tensor], Mapping[str, Tensor]]:
     """Return CLIP's loss of a batch, in which pictures may share a sentence.
 
     Each picture must find its sentence among the distinct ones of the batch, and each sentence its pictures.
@@ -163,6 +161,4 @@ def train_clip(
 def typical_norms(model: CLIP, data: Captioned, tokens: Tensor) -> tuple[float, float]:
     """Return the mean norms of text and image embeddings before normalization."""
     images = (data.images[:256].float() / 255 - MEAN) / STD
-    return float(model.encode_text(tokens).norm(dim=1).mean()), float(
-        model.encode_image(images).norm(dim=1).mean()
-    )
+    return float(model.encode_text(tokens).norm(dim=1).mean()), float(model.encode_image(images).norm(dim=1).mean())

@@ -190,9 +190,7 @@ def draw(
     return small.clip(0, 1)
 
 
-def _pose(
-    random: np.random.Generator, center: NDArray[np.float64], size: float
-) -> NDArray[np.float64]:
+def _pose(random: np.random.Generator, center: NDArray[np.float64], size: float) -> NDArray[np.float64]:
     """Return a 2×2 map and a shift below it, from [-1, 1]² to oversampled pixels, (3, 2)."""
     angle, aspect = random.uniform(-0.2, 0.2), random.uniform(0.85, 1.15)
     mirror = random.choice((-1, 1))
@@ -314,8 +312,7 @@ def wall(random: np.random.Generator, side: int) -> Pixels:
 
 
 TEXTURES: dict[str, Texture] = {
-    texture.__name__: texture
-    for texture in (rails, water, clouds, grass, road, fence, table, beach, fog, paper, wall)
+    texture.__name__: texture for texture in (rails, water, clouds, grass, road, fence, table, beach, fog, paper, wall)
 }
 
 
@@ -359,18 +356,14 @@ class Scene:
         return tuple(sorted({place.thing for place in self.places if place.thing}))
 
 
-def usual_places(
-    random: np.random.Generator, count: int, *, own_share: float = OWN_SHARE
-) -> tuple[Place, ...]:
+def usual_places(random: np.random.Generator, count: int, *, own_share: float = OWN_SHARE) -> tuple[Place, ...]:
     """Return distinct objects, each with its own context in a share of all cases, else with another or none.
 
     The second place may be a context alone.
     """
     things = random.permutation(THINGS)[:count].tolist()
     places = [
-        Place(thing, own_context(thing))
-        if random.random() < own_share
-        else Place(thing, _foreign(random, thing))
+        Place(thing, own_context(thing)) if random.random() < own_share else Place(thing, _foreign(random, thing))
         for thing in things
     ]
     if count == 2 and random.random() < LONE_SHARE:
@@ -585,6 +578,4 @@ def read_truth(folder: Path, stem: str) -> np.ndarray:
 def read_captions(folder: Path, split: str) -> list[tuple[Path, str]]:
     """Return a split's pictures with their sentences."""
     with (folder / f"captions_{split}.csv").open(encoding="utf-8", newline="") as file:
-        return [
-            (folder / "JPEGImages" / row["image"], row["caption"]) for row in csv.DictReader(file)
-        ]
+        return [(folder / "JPEGImages" / row["image"], row["caption"]) for row in csv.DictReader(file)]

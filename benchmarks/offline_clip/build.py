@@ -157,9 +157,7 @@ def set_image_tower(model: CLIP, class_embeddings: Tensor) -> None:
         model.visual.head.proj.weight.copy_(projection(head, class_embeddings).T)
 
 
-def make_lessons(
-    vocabulary: Vocabulary, embed: Embed, mean: Tensor
-) -> tuple[Lessons, list[Examination]]:
+def make_lessons(vocabulary: Vocabulary, embed: Embed, mean: Tensor) -> tuple[Lessons, list[Examination]]:
     """Embed all that is to be taught, and what is to be examined."""
 
     def targets(kind: str, nouns: list[str]) -> Tensor:
@@ -189,12 +187,8 @@ def make_lessons(
 
 def main(  # noqa: PLR0913, PLR0917 - a command's options
     output: Annotated[Path, typer.Option(help="Folder to write.")],
-    cache: Annotated[Path, typer.Option(help="Folder for sentence embeddings.")] = Path(
-        "build/offline-clip-cache"
-    ),
-    wordnet: Annotated[Path, typer.Option(help="Folder of WordNet's database files.")] = Path(
-        "/usr/share/wordnet"
-    ),
+    cache: Annotated[Path, typer.Option(help="Folder for sentence embeddings.")] = Path("build/offline-clip-cache"),
+    wordnet: Annotated[Path, typer.Option(help="Folder of WordNet's database files.")] = Path("/usr/share/wordnet"),
     steps: Annotated[int, typer.Option(help="Training steps of the text tower.")] = 2000,
     batch_size: Annotated[int, typer.Option(help="Texts a step.")] = 256,
     width: Annotated[int, typer.Option(help="Width of the text tower, a multiple of 32.")] = 160,

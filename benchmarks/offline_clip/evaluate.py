@@ -102,9 +102,7 @@ def class_map(scores: Tensor, labels: Tensor) -> float:
 def chance_map(labels: Tensor, *, trials: int, seed: int) -> float:
     """Estimate the class mAP of random scores."""
     generator = torch.Generator().manual_seed(seed)
-    values = [
-        class_map(torch.rand(labels.shape, generator=generator), labels) for _ in range(trials)
-    ]
+    values = [class_map(torch.rand(labels.shape, generator=generator), labels) for _ in range(trials)]
     return sum(values) / trials
 
 
@@ -140,9 +138,7 @@ def without(direction: Tensor | None, encode: Encoder) -> Encoder:
 def main(
     clip: Annotated[Path, typer.Option(help="Folder of the offline CLIP.")],
     data: Annotated[Path, typer.Option(help="Folder of labeled photos.")],
-    wordnet: Annotated[Path, typer.Option(help="Folder of WordNet's database files.")] = Path(
-        "/usr/share/wordnet"
-    ),
+    wordnet: Annotated[Path, typer.Option(help="Folder of WordNet's database files.")] = Path("/usr/share/wordnet"),
     seed: Annotated[int, typer.Option(help="The seed of the build.")] = 0,
     threads: Annotated[int, typer.Option(help="Processor threads.")] = 2,
 ) -> None:
@@ -151,9 +147,7 @@ def main(
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{clip}")
     encode_text = full_length_encoder(model.eval(), open_clip.get_tokenizer(f"local-dir:{clip}"))
     photos = read_photos(data)
-    texts = functional.normalize(
-        encode_text([CLASS_TEXT.format(name) for name in photos.classes]), dim=-1
-    )
+    texts = functional.normalize(encode_text([CLASS_TEXT.format(name) for name in photos.classes]), dim=-1)
     embeddings = []
     with torch.inference_mode():
         for path in track(photos.paths, description="photos"):

@@ -116,8 +116,5 @@ def projection(classifier: Tensor, class_embeddings: Tensor) -> Tensor:
         ValueError: if the two disagree on the number of classes.
     """
     if len(classifier) != len(class_embeddings):
-        raise ValueError(
-            f"expected as many embeddings as classes, got {len(class_embeddings)} "
-            f"for {len(classifier)}"
-        )
+        raise ValueError(f"expected as many embeddings as classes, got {len(class_embeddings)} for {len(classifier)}")
     return (classifier - classifier.mean(dim=0, keepdim=True)).T @ class_embeddings

@@ -84,9 +84,7 @@ def parse_synsets(lines: Iterable[str]) -> dict[str, Synset]:
 
 def parse_index(lines: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Parse ``index.noun``: lower-case lemma to the offsets of its senses, most frequent first."""
-    return {
-        fields[0].replace("_", " "): tuple(fields[-int(fields[2]) :]) for fields in _entries(lines)
-    }
+    return {fields[0].replace("_", " "): tuple(fields[-int(fields[2]) :]) for fields in _entries(lines)}
 
 
 @dataclass(frozen=True)
@@ -136,26 +134,20 @@ def english_frequency(word: str) -> float:
     return float(zipf_frequency(word, "en"))
 
 
-def known_nouns(
-    wordnet: WordNet, *, frequency: Frequency = english_frequency, least: float = 2.9
-) -> list[str]:
+def known_nouns(wordnet: WordNet, *, frequency: Frequency = english_frequency, least: float = 2.9) -> list[str]:
     """Choose the nouns and noun phrases that are common enough, sorted.
 
     A phrase's frequency is derived from that of its words. Anything with a digit is left out.
     """
     return sorted(
-        noun
-        for noun in wordnet.senses
-        if not any(letter.isdigit() for letter in noun) and frequency(noun) >= least
+        noun for noun in wordnet.senses if not any(letter.isdigit() for letter in noun) and frequency(noun) >= least
     )
 
 
 def is_plural(noun: str, wordnet: WordNet) -> bool:
     """Tell whether a noun is listed beside its own singular (arms, arm)."""
     stems = (noun[:-1], noun[:-2]) if noun.endswith("es") else (noun[:-1],)
-    return (
-        noun.endswith("s") and not noun.endswith("ss") and any(s in wordnet.senses for s in stems)
-    )
+    return noun.endswith("s") and not noun.endswith("ss") and any(s in wordnet.senses for s in stems)
 
 
 def is_offensive(noun: str, wordnet: WordNet) -> bool:
@@ -196,14 +188,12 @@ def visible_nouns(
 
 
 def main(
-    wordnet: Annotated[
-        Path, typer.Option(help="Folder of WordNet's index.noun and data.noun.")
-    ] = Path("/usr/share/wordnet"),
+    wordnet: Annotated[Path, typer.Option(help="Folder of WordNet's index.noun and data.noun.")] = Path(
+        "/usr/share/wordnet"
+    ),
 ) -> None:
     """Print the noun list, one noun a line."""
-    nouns = visible_nouns(
-        read_wordnet(wordnet), least=LEAST_FREQUENCY, excluded=read_words("excluded")
-    )
+    nouns = visible_nouns(read_wordnet(wordnet), least=LEAST_FREQUENCY, excluded=read_words("excluded"))
     for noun in sorted({*nouns, *SCENERY, *read_words("phrases")}):
         print(noun)
 

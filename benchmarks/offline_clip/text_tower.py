@@ -171,9 +171,7 @@ def shifted_positions(length: int, source: random.Random) -> Tensor:
     return torch.tensor([0, *range(1 + gap, length + gap)])
 
 
-def split_by_length(
-    sequences: Sequence[Sequence[int]], targets: Tensor, *, size: int
-) -> list[tuple[Tensor, Tensor]]:
+def split_by_length(sequences: Sequence[Sequence[int]], targets: Tensor, *, size: int) -> list[tuple[Tensor, Tensor]]:
     """Split sequences into padded batches of similar lengths, which wastes little on padding.
 
     Returns:
@@ -184,9 +182,7 @@ def split_by_length(
     return [(pad([sequences[index] for index in part]), targets[part]) for part in chosen]
 
 
-def batches(
-    lessons: Lessons, tokenizer: SimpleTokenizer, *, size: int, seed: int
-) -> Iterator[Batch]:
+def batches(lessons: Lessons, tokenizer: SimpleTokenizer, *, size: int, seed: int) -> Iterator[Batch]:
     """Draw batches without end, eight at a time and in random order.
 
     Of eight, four hold nouns in templates, two the same with shifted positions, and two, of half
@@ -207,18 +203,10 @@ def batches(
             sequences.append([start, *before, *nouns[index], *after, stop])
         short = split_by_length(sequences, lessons.noun_targets[chosen], size=size)
         chosen = source.choices(range(len(long)), k=size)
-        late = split_by_length(
-            [long[index] for index in chosen], lessons.long_targets[chosen], size=size // 2
-        )
+        late = split_by_length([long[index] for index in chosen], lessons.long_targets[chosen], size=size // 2)
         source.shuffle(short)
-        drawn = [
-            Batch(tokens, shifted_positions(tokens.shape[1], source), targets)
-            for tokens, targets in short[:2]
-        ]
-        drawn += [
-            Batch(tokens, torch.arange(tokens.shape[1]), targets)
-            for tokens, targets in short[2:] + late
-        ]
+        drawn = [Batch(tokens, shifted_positions(tokens.shape[1], source), targets) for tokens, targets in short[:2]]
+        drawn += [Batch(tokens, torch.arange(tokens.shape[1]), targets) for tokens, targets in short[2:] + late]
         source.shuffle(drawn)
         yield from drawn
 
@@ -231,11 +219,7 @@ def learning_rate(step: int, *, steps: int, peak: float, warmup: int = 100) -> f
 
 def text_parameters(model: CLIP) -> list[torch.nn.Parameter]:
     """List the text tower's parameters; the image tower's and the logit scale are not among them."""
-    return [
-        parameter
-        for name, parameter in model.named_parameters()
-        if not name.startswith(("visual.", "logit_"))
-    ]
+    return [parameter for name, parameter in model.named_parameters() if not name.startswith(("visual.", "logit_"))]
 
 
 def distill(

@@ -44,13 +44,9 @@ class MaskMaker:
         """Segment one photo, (H, W, 3)."""
         return self._predictor.pseudo_mask(pixels, labels, self._options)
 
-    def together(
-        self, batch: Sequence[tuple[NDArray[np.uint8], Sequence[str]]]
-    ) -> list[Segmentation]:
+    def together(self, batch: Sequence[tuple[NDArray[np.uint8], Sequence[str]]]) -> list[Segmentation]:
         """Segment photos of one ``size``."""
-        return self._predictor.pseudo_masks(
-            [LabeledImage(pixels, labels, self._options) for pixels, labels in batch]
-        )
+        return self._predictor.pseudo_masks([LabeledImage(pixels, labels, self._options) for pixels, labels in batch])
 
     def size(self, pixels: NDArray[np.uint8]) -> tuple[int, int]:
         """Return the (H, W) at which a photo goes through the networks."""
@@ -62,11 +58,7 @@ def grouped(keys: Sequence[Hashable], *, most: int) -> list[list[int]]:
     groups: dict[Hashable, list[int]] = {}
     for position, key in enumerate(keys):
         groups.setdefault(key, []).append(position)
-    chunks = [
-        group[start : start + most]
-        for group in groups.values()
-        for start in range(0, len(group), most)
-    ]
+    chunks = [group[start : start + most] for group in groups.values() for start in range(0, len(group), most)]
     return sorted(chunks)
 
 
@@ -86,9 +78,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, required=True)
     arguments = parser.parse_args()
     maker = MaskMaker(arguments.bundle, refine=arguments.refine, threads=arguments.threads)
-    photos = [
-        (read_image(photo.data).pixels, photo.labels) for photo in read_photos(arguments.data)
-    ]
+    photos = [(read_image(photo.data).pixels, photo.labels) for photo in read_photos(arguments.data)]
     bounds = Bounds(arguments.requests, arguments.seconds)
     for number in range(arguments.warm_up):
         maker.one(*photos[number % len(photos)])
@@ -107,9 +97,7 @@ def alone(maker: MaskMaker, photos: Sequence[Photo], bounds: Bounds) -> dict[str
     return _timed([[photos[i % len(photos)]] for i in range(bounds.requests)], maker, bounds)
 
 
-def batches(
-    maker: MaskMaker, photos: Sequence[Photo], bounds: Bounds, *, most: int
-) -> dict[str, Any]:
+def batches(maker: MaskMaker, photos: Sequence[Photo], bounds: Bounds, *, most: int) -> dict[str, Any]:
     """Segment the same photos in batches of equal size, sorted beforehand, which no service can; the same return.
 
     A photo takes as long as its batch does.

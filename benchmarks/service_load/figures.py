@@ -73,10 +73,7 @@ def load_table(loads: Mapping[str, Load], *, bare: str | None) -> str:
     """
     header = ("", "requests", "a second", "p50 ms", "p95 ms", "errors", "client's share of a core")
     beside = ("÷ bare", "p50 − bare, ms") if bare is not None else ()
-    rows = [
-        (*_row(name, load), *_beside(load, loads[bare] if bare else None))
-        for name, load in loads.items()
-    ]
+    rows = [(*_row(name, load), *_beside(load, loads[bare] if bare else None)) for name, load in loads.items()]
     return markdown((*header, *beside), rows)
 
 
@@ -95,9 +92,7 @@ def _beside(load: Load, bare: Load | None) -> tuple[str, ...]:
     return f"{ratio:.2f}", f"{quantile(load.seconds, 0.5) - quantile(bare.seconds, 0.5):.1f}"
 
 
-def jobs_table(
-    seconds: Mapping[str, Sequence[float]], *, jobs: int, against: Mapping[str, str]
-) -> str:
+def jobs_table(seconds: Mapping[str, Sequence[float]], *, jobs: int, against: Mapping[str, str]) -> str:
     """Return the table of jobs that do nothing.
 
     Args:

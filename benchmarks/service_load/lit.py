@@ -83,9 +83,7 @@ def main() -> None:
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1, timeout=120)
     # It stops in order on Ctrl-C alone; SIGTERM would leave its processes behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    server.run(
-        host="127.0.0.1", port=arguments.port, log_level="warning", generate_client_file=False
-    )
+    server.run(host="127.0.0.1", port=arguments.port, log_level="warning", generate_client_file=False)
 
 
 if __name__ == "__main__":

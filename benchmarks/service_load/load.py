@@ -134,9 +134,7 @@ def press(
 
     def work() -> None:
         connection = http.client.HTTPConnection("127.0.0.1", target.port, timeout=ANSWER_SECONDS)
-        while (
-            turn := next(turns)
-        ) < bounds.requests and time.perf_counter() - started < bounds.seconds:
+        while (turn := next(turns)) < bounds.requests and time.perf_counter() - started < bounds.seconds:
             photo = photos[turn % len(photos)]
             body = form(photo.copy(next(numbers)), photo.labels, target.fields)
             posted = time.perf_counter()

@@ -132,9 +132,7 @@ def durable(bounds: Bounds) -> Load:
         return press_one(target, bounds=bounds)
 
 
-def _levels(
-    run: Run, name: str, start: Start, path: str, fields: Mapping[str, str]
-) -> dict[str, Load]:
+def _levels(run: Run, name: str, start: Start, path: str, fields: Mapping[str, str]) -> dict[str, Load]:
     """Start a server and measure it at each concurrency."""
     numbers = itertools.count()
     with (
@@ -143,10 +141,7 @@ def _levels(
     ):
         press_it = partial(press, Target(port, path, fields), run.photos, numbers=numbers)
         press_it(concurrency=1, bounds=Bounds(WARM_UP, run.bounds.seconds))
-        return {
-            f"{name}, {level} at once": press_it(concurrency=level, bounds=run.bounds)
-            for level in run.levels
-        }
+        return {f"{name}, {level} at once": press_it(concurrency=level, bounds=run.bounds) for level in run.levels}
 
 
 def _load(measured: Mapping[str, Any]) -> Load:
@@ -186,9 +181,7 @@ def measure(data: Path, *, jobs: int, turns: int) -> dict[str, list[float]]:
     with ExitStack() as stack:
         url, redis = stack.enter_context(valkey(data))
         stack.enter_context(our_worker(data, url, redis))
-        stack.enter_context(
-            our_worker(data, url, redis, program="benchmarks.service_load.idle", bundle=idle.IDLE)
-        )
+        stack.enter_context(our_worker(data, url, redis, program="benchmarks.service_load.idle", bundle=idle.IDLE))
         for queue in _QUEUES.values():
             stack.enter_context(_simple_worker(data, url, redis, queue=queue))
         makers = _makers(redis, BlobStore.open(str(data / "blobs")))
@@ -203,10 +196,7 @@ def measure(data: Path, *, jobs: int, turns: int) -> dict[str, list[float]]:
 def _makers(redis: Redis, blobs: BlobStore) -> dict[str, tuple[Queue, Callable[[], Job]]]:
     """Return each worker's queue, and what makes its next job."""
     requests = _requests(blobs)
-    same, nothing = (
-        Queue(_QUEUES[name], connection=redis, serializer=JSONSerializer)
-        for name in (SAME, NOTHING)
-    )
+    same, nothing = (Queue(_QUEUES[name], connection=redis, serializer=JSONSerializer) for name in (SAME, NOTHING))
 
     def ours() -> Job:
         return make_job(redis, next(requests), timeout=60)

@@ -43,9 +43,7 @@ def main() -> None:
     parser.add_argument("--bundle", required=True)
     parser.add_argument("--queue", required=True)
     arguments = parser.parse_args()
-    settings = WorkerSettings(
-        redis_url=arguments.redis_url, blobs=arguments.blobs, bundle=arguments.bundle
-    )
+    settings = WorkerSettings(redis_url=arguments.redis_url, blobs=arguments.blobs, bundle=arguments.bundle)
     predictor = load(settings)
     model = ModelInfo.model_validate(predictor.info.to_json())
     blobs = BlobStore.open(settings.blobs)

@@ -101,9 +101,7 @@ def valkey(data: Path) -> Iterator[tuple[str, Redis]]:
 
 
 @contextmanager
-def our_worker(
-    data: Path, url: str, redis: Redis, *, program: str = INSTANT, bundle: str = DOUBLE
-) -> Iterator[None]:
+def our_worker(data: Path, url: str, redis: Redis, *, program: str = INSTANT, bundle: str = DOUBLE) -> Iterator[None]:
     """Run our worker: with a predictor that answers at once, or another program's."""
     where = ["--redis-url", url, "--blobs", str(data / "blobs"), "--bundle", bundle]
     with running(bundle, [sys.executable, "-m", program, *where], data, environment()) as child:
@@ -117,9 +115,7 @@ def _serves(redis: Redis, model: str) -> bool:
 
 
 @contextmanager
-def running(
-    name: str, arguments: Sequence[str], data: Path, variables: Mapping[str, str]
-) -> Iterator[Child]:
+def running(name: str, arguments: Sequence[str], data: Path, variables: Mapping[str, str]) -> Iterator[Child]:
     """Run a command until the block ends; if this process is killed, the command is asked to stop."""
     log = data / f"{name}.log"
     child = Child(Command(name, arguments, log, variables, death_signal=signal.SIGTERM, grace=60.0))

@@ -73,9 +73,7 @@ def load_bundle(folder: Path, *, device: torch.device) -> Bundle:
         segmenter = _load_segmenter(info, folder)
         texts = _load(folder / PROMPTS_FILE, "class_text", device=device)
         if len(texts["class_text"]) != len(info.classes):
-            raise ValueError(
-                f"{len(texts['class_text'])} class texts for {len(info.classes)} classes"
-            )
+            raise ValueError(f"{len(texts['class_text'])} class texts for {len(info.classes)} classes")
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise BundleError(f"expected weights that fit {folder / MANIFEST}, got {error}") from error
     # Embeddings are stored in half precision, in which their length is not quite 1.
@@ -122,15 +120,11 @@ def write_bundle(
         write_tensors(folder / name, tensors)
     hashes = {name: _hash(folder / name) for name in parts}
     content = manifest.model_copy(update={"files": hashes}).model_dump(mode="json")
-    (folder / MANIFEST).write_text(
-        yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
+    (folder / MANIFEST).write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return read_info(folder)
 
 
-def _load_image_tower(
-    info: BundleInfo, folder: Path, generator: Mapping[str, Tensor]
-) -> FrozenImageTower | None:
+def _load_image_tower(info: BundleInfo, folder: Path, generator: Mapping[str, Tensor]) -> FrozenImageTower | None:
     if info.image_tower is None:
         return None
     spec: ImageTowerSpec = info.image_tower
@@ -138,11 +132,7 @@ def _load_image_tower(
     if info.text_tower is not None:
         _check_trunk(stored)
     tower = build_image_tower(spec.config, mean=spec.mean, std=spec.std)
-    shared = {
-        key: generator[_generator_key(key)]
-        for key in tower.visual.state_dict()
-        if key not in stored
-    }
+    shared = {key: generator[_generator_key(key)] for key in tower.visual.state_dict() if key not in stored}
     tower.visual.load_state_dict({**stored, **shared})
     return tower
 
@@ -162,17 +152,13 @@ def _load_segmenter(info: BundleInfo, folder: Path) -> Segmenter | None:
     segmenter = (
         build_mask2former(spec.architecture, classes=classes)
         if spec.kind == "mask2former"
-        else build_encoder_decoder(
-            spec.decoder, spec.backbone, classes=classes, normalization=(spec.mean, spec.std)
-        )
+        else build_encoder_decoder(spec.decoder, spec.backbone, classes=classes, normalization=(spec.mean, spec.std))
     )
     segmenter.load_state_dict(_load(folder / SEGMENTER_FILE))
     return segmenter.eval().requires_grad_(False)
 
 
-def _without_shared(
-    tower: Mapping[str, Tensor], generator: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def _without_shared(tower: Mapping[str, Tensor], generator: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The image tower's tensors that the generator's backbone does not have."""
     return {
         key: value
@@ -196,18 +182,14 @@ def _generator_key(tower_key: str) -> str:
 def _to_half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     # Vectors (biases, batch statistics) are small, and some exceed half precision's range.
     return {
-        key: (value.half() if value.ndim > 1 and value.is_floating_point() else value)
-        .detach()
-        .cpu()
+        key: (value.half() if value.ndim > 1 and value.is_floating_point() else value).detach().cpu()
         for key, value in tensors.items()
     }
 
 
 def _load(path: Path, *required: str, device: torch.device | None = None) -> dict[str, Tensor]:
     tensors = read_tensors(path, *required, device=device)
-    return {
-        key: value.float() if value.is_floating_point() else value for key, value in tensors.items()
-    }
+    return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
 
 
 def _hash(path: Path) -> str:

@@ -74,9 +74,7 @@ def read_torch_file(path: Path) -> Any:
             raise ValueError(
                 f"expected tensors and plain values, got {foreign[1]}, which was not executed: {path}"
             ) from error
-        raise ValueError(
-            f"expected a file that torch.save wrote, got a damaged or foreign one: {path}"
-        ) from error
+        raise ValueError(f"expected a file that torch.save wrote, got a damaged or foreign one: {path}") from error
 
 
 @dataclass(frozen=True)
@@ -106,27 +104,19 @@ def weaktr_weights(
         "head.weight": tensors["head.weight"][chosen],
         "head.bias": tensors["head.bias"][chosen],
     }
-    return _ImportedWeakTr(
-        {**tensors, **sliced}, sizes.model_copy(update={"spare_tokens": len(spare)})
-    )
+    return _ImportedWeakTr({**tensors, **sliced}, sizes.model_copy(update={"spare_tokens": len(spare)}))
 
 
-def prompts_context(
-    content: object, classes: ClassList, *, channels: Mapping[int, int] | None, source: str
-) -> Tensor:
+def prompts_context(content: object, classes: ClassList, *, channels: Mapping[int, int] | None, source: str) -> Tensor:
     """Return the background prompts, (K, M, width), of a released file: ``{"prompts": tensor}`` or the tensor alone."""
     prompts = content if isinstance(content, Tensor) else _entry(content, "prompts", source=source)
     context = _floats({"prompts": prompts}, source=source)["prompts"]
     if context.ndim != 3:
-        raise ValueError(
-            f"expected prompts (classes, tokens, width) in {source}, got {tuple(context.shape)}"
-        )
+        raise ValueError(f"expected prompts (classes, tokens, width) in {source}, got {tuple(context.shape)}")
     return context[_choose_channels(classes, len(context), channels)]
 
 
-def _choose_channels(
-    classes: ClassList, available: int, channels: Mapping[int, int] | None
-) -> list[int]:
+def _choose_channels(classes: ClassList, available: int, channels: Mapping[int, int] | None) -> list[int]:
     """Return each class's channel in a foreign network; without ``channels`` it has exactly these classes."""
     if channels is None:
         if available != len(classes):

@@ -47,15 +47,10 @@ def _to_class_list(value: Any) -> Any:
 
 
 def _from_class_list(value: ClassList) -> list[dict[str, Any]]:
-    return [
-        {"index": info.index, "name": info.name, "synonyms": list(info.synonyms)}
-        for info in value.classes
-    ]
+    return [{"index": info.index, "name": info.name, "synonyms": list(info.synonyms)} for info in value.classes]
 
 
-_Classes = Annotated[
-    ClassList, BeforeValidator(_to_class_list), PlainSerializer(_from_class_list, return_type=list)
-]
+_Classes = Annotated[ClassList, BeforeValidator(_to_class_list), PlainSerializer(_from_class_list, return_type=list)]
 
 
 class ImageTowerSpec(Frozen):
@@ -168,9 +163,7 @@ class BundleInfo(Manifest):
             CannotSegmentError: if there is no segmenter.
         """
         if self.segment is None:
-            raise CannotSegmentError(
-                f"expected a bundle with a segmenter, got {self.name!r} without one"
-            )
+            raise CannotSegmentError(f"expected a bundle with a segmenter, got {self.name!r} without one")
         return MaskOptions(self.segment.refine, self.segment.min_confidence)
 
     @property
@@ -197,12 +190,11 @@ class BundleInfo(Manifest):
             "refine": options.refine,
             "can_segment": self.can_segment,
             "open_vocabulary": self.open_vocabulary,
-            "segment": segment
-            and {"refine": segment.refine, "min_confidence": segment.min_confidence},
+            "segment": segment and {"refine": segment.refine, "min_confidence": segment.min_confidence},
         }
 
 
-class SegmentDefaults(BaseModel):
+class _SegmentDefaults(BaseModel):
     """Default options of a model's segmenter."""
 
     model_config = ConfigDict(frozen=True)
@@ -228,7 +220,7 @@ class ModelDescription(BaseModel):
     background_threshold: float
     class_thresholds: dict[str, float] = {}
     can_segment: bool = False
-    segment: SegmentDefaults | None = None
+    segment: _SegmentDefaults | None = None
     open_vocabulary: bool = False
     stage: str = ""
     licence: str = ""
@@ -252,7 +244,7 @@ class ModelDescription(BaseModel):
     @property
     def segment_options(self) -> MaskOptions:
         """Default options of the segmenter's masks."""
-        segment = self.segment or SegmentDefaults()
+        segment = self.segment or _SegmentDefaults()
         return MaskOptions(segment.refine, segment.min_confidence)
 
 

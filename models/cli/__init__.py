@@ -16,37 +16,35 @@ from models.cli.options import print_error
 __all__ = ["main"]
 
 
-def serve(context: typer.Context) -> None:
+def _serve(context: typer.Context) -> None:
     """Serve over HTTP: queue, worker, janitor and API in one process tree (see serve --help)."""
     _exec("service.local.serve", context.args, needs="semples[all]")
 
 
-def worker(context: typer.Context) -> None:
+def _worker(context: typer.Context) -> None:
     """Work for a queue: load a bundle once, then take jobs (see worker --help)."""
     _exec("worker", ["run", *context.args], needs="semples[worker]")
 
 
-def api_key(context: typer.Context) -> None:
+def _api_key(context: typer.Context) -> None:
     """Make a key for the HTTP API (see api-key --help)."""
     _exec("service.middleware.auth", context.args, needs="semples[api]")
 
 
-def janitor(context: typer.Context) -> None:
+def _janitor(context: typer.Context) -> None:
     """Keep a service clean and deliver its webhooks (see janitor --help)."""
     arguments = ["janitor", *context.args]
     _exec("worker", arguments, needs="semples[janitor]", packages=("rq", "httpx"))
 
 
-def dead(context: typer.Context) -> None:
+def _dead(context: typer.Context) -> None:
     """List the jobs that crashed every worker, or queue one again (see dead --help)."""
     _exec("worker", ["dead", *context.args], needs="semples[queue]")
 
 
-def submit(context: typer.Context) -> None:
+def _submit(context: typer.Context) -> None:
     """Send a photo or a folder to a running service and fetch the masks (see submit --help)."""
-    _exec(
-        "service.client.cli", context.args, needs="semples[client]", packages=("httpx", "httpx_sse")
-    )
+    _exec("service.client.cli", context.args, needs="semples[client]", packages=("httpx", "httpx_sse"))
 
 
 app = typer.Typer(
@@ -72,7 +70,7 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "predict": predict.predict,
         "make-pseudo-masks": predict.make_masks,
         "segment": predict.segment,
-        "submit": submit,
+        "submit": _submit,
         "rethreshold": predict.rethreshold,
         "export": data.export,
     },
@@ -91,11 +89,11 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "evaluate": evaluate.evaluate,
         "report": evaluate.report,
     },
-    "Serve": {"serve": serve, "api-key": api_key},
-    "Operate": {"worker": worker, "janitor": janitor, "dead": dead},
+    "Serve": {"serve": _serve, "api-key": _api_key},
+    "Operate": {"worker": _worker, "janitor": _janitor, "dead": _dead},
 }
 # Commands of the service and the worker parse their own options; this package imports neither.
-_FORWARDED = (submit, serve, api_key, worker, janitor, dead)
+_FORWARDED = (_submit, _serve, _api_key, _worker, _janitor, _dead)
 _FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 for _panel, _commands in _PANELS.items():
@@ -125,9 +123,7 @@ def main() -> None:
         sys.exit(code)
 
 
-def _exec(
-    module: str, arguments: list[str], *, needs: str, packages: Sequence[str] = ("rq",)
-) -> None:
+def _exec(module: str, arguments: list[str], *, needs: str, packages: Sequence[str] = ("rq",)) -> None:
     """Replace this process by ``python -m module``, so that signals reach the program itself."""
     if any(find_spec(name) is None for name in (module, *packages)):
         raise ValueError(f"expected the packages of {needs}, got an installation without them")

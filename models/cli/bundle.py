@@ -33,9 +33,7 @@ def export(
         Path | None,
         typer.Option(help="thresholds.json of 'semples rethreshold --per-class', as defaults."),
     ] = None,
-    segmenter: Annotated[
-        bool, typer.Option(help="Include the segmenter, if the run has one.")
-    ] = True,
+    segmenter: Annotated[bool, typer.Option(help="Include the segmenter, if the run has one.")] = True,
     open_vocabulary: Annotated[
         bool,
         typer.Option(

@@ -32,17 +32,11 @@ if TYPE_CHECKING:
     Writer = Callable[[Iterable[MaskedImage], ClassList, Path], str]
 
 _RootArgument = Annotated[Path, typer.Argument(help="Folder that the archives were unpacked in.")]
-_OutputOption = Annotated[
-    Path, typer.Option("--output", help="Folder for labels.csv, classes.txt, ground_truth/.")
-]
-_PhotosOption = Annotated[
-    int | None, typer.Option(min=1, help="Take so many photos of each list only, for a trial.")
-]
+_OutputOption = Annotated[Path, typer.Option("--output", help="Folder for labels.csv, classes.txt, ground_truth/.")]
+_PhotosOption = Annotated[int | None, typer.Option(min=1, help="Take so many photos of each list only, for a trial.")]
 _ThoroughOption = Annotated[
     bool,
-    typer.Option(
-        "--thorough", help="Read every photo, not a hundred, and archives that are still there."
-    ),
+    typer.Option("--thorough", help="Read every photo, not a hundred, and archives that are still there."),
 ]
 
 _IN_ORDER, _BY_INDEX = "in-order", "by-index"
@@ -111,13 +105,9 @@ def import_checkpoint(
     ] = None,
     work: Annotated[
         Path | None,
-        typer.Option(
-            "--work", help="prompts: work directory of the run, begun or, with --config, new."
-        ),
+        typer.Option("--work", help="prompts: work directory of the run, begun or, with --config, new."),
     ] = None,
-    config: Annotated[
-        str | None, typer.Option(help="prompts: configuration of a new work directory.")
-    ] = None,
+    config: Annotated[str | None, typer.Option(help="prompts: configuration of a new work directory.")] = None,
     channels: Annotated[
         str,
         typer.Option(
@@ -138,9 +128,7 @@ def import_checkpoint(
         raise ValueError("expected --work with prompts, --config and --classes if it is new")
     chosen = pick_device(device, threads)
     print(f"written to {_import_prompts(file, channels, work, config, classes, chosen)}")
-    print(
-        "They are read with CLIP's ordinary '.'; the released ones were learned with the one inside words."
-    )
+    print("They are read with CLIP's ordinary '.'; the released ones were learned with the one inside words.")
 
 
 def export(
@@ -151,8 +139,7 @@ def export(
     image_prefix: Annotated[
         str | None,
         typer.Option(
-            help="label-studio: what a photo's name is put behind to become its URL. "
-            "Default: /data/local-files/?d="
+            help="label-studio: what a photo's name is put behind to become its URL. Default: /data/local-files/?d="
         ),
     ] = None,
 ) -> None:
@@ -202,9 +189,7 @@ def _import_weaktr(file: Path, classes: Path, channels: str, output: Path) -> No
     write_tensors(output, imported.tensors)
     print(f"written to {output}: {len(class_list)} classes; in the configuration")
     print(f"  generator: {_settings(output, imported.sizes)}")
-    print(
-        "with 'pooling: avg' if it was trained so, which the file does not tell (older public ones for COCO)."
-    )
+    print("with 'pooling: avg' if it was trained so, which the file does not tell (older public ones for COCO).")
 
 
 def _settings(weights: Path, sizes: WeakTrSizes) -> str:

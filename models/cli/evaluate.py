@@ -33,28 +33,18 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    ground_truth: Annotated[
-        Path, typer.Option("--ground-truth", help="Folder of STEM.png label maps.")
-    ],
+    ground_truth: Annotated[Path, typer.Option("--ground-truth", help="Folder of STEM.png label maps.")],
     classes: Annotated[Path, typer.Option("--classes", help="File of 'index name' lines.")],
     predictions: Annotated[
         Path | None,
-        typer.Option(
-            "--predictions", help="Folder of STEM.png label maps, taken as they are (fixed)."
-        ),
+        typer.Option("--predictions", help="Folder of STEM.png label maps, taken as they are (fixed)."),
     ] = None,
     scores: Annotated[
         Path | None,
-        typer.Option(
-            "--scores", help="Folder of STEM.npz: sweep the background threshold (oracle)."
-        ),
+        typer.Option("--scores", help="Folder of STEM.npz: sweep the background threshold (oracle)."),
     ] = None,
-    curve: Annotated[
-        Path | None, typer.Option("--curve", help="CSV file for the mean IoU at each threshold.")
-    ] = None,
-    min_pixels: Annotated[
-        int, typer.Option(min=0, help="Classes with fewer true pixels stay out of the mean.")
-    ] = 0,
+    curve: Annotated[Path | None, typer.Option("--curve", help="CSV file for the mean IoU at each threshold.")] = None,
+    min_pixels: Annotated[int, typer.Option(min=0, help="Classes with fewer true pixels stay out of the mean.")] = 0,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Leave out photos without a ground truth.")
     ] = False,
@@ -72,9 +62,7 @@ def evaluate(
     class_list = read_class_list(classes)
     files = find_files(ground_truth, masks=predictions, scores=scores, allow_missing=allow_missing)
     with progress("evaluate", len(files.masks) + len(files.scores)) as (bar, task):
-        measured = measure(
-            files, class_list, min_pixels=min_pixels, on_image=lambda: bar.advance(task)
-        )
+        measured = measure(files, class_list, min_pixels=min_pixels, on_image=lambda: bar.advance(task))
     for count, what in (
         (files.missing, "ground truths have no prediction"),
         (files.left_out, "predictions have no ground truth"),
@@ -103,12 +91,8 @@ def report(
         str | None,
         typer.Option("--bundle", help="Of this run. Default: WORK/bundle, else packed anew."),
     ] = None,
-    ground_truth: Annotated[
-        Path | None, typer.Option("--ground-truth", help="Folder of STEM.png label maps.")
-    ] = None,
-    photos: Annotated[
-        int, typer.Option(min=0, max=100, help="Of how many photos to show pictures.")
-    ] = 6,
+    ground_truth: Annotated[Path | None, typer.Option("--ground-truth", help="Folder of STEM.png label maps.")] = None,
+    photos: Annotated[int, typer.Option(min=0, max=100, help="Of how many photos to show pictures.")] = 6,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:

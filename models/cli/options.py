@@ -34,9 +34,7 @@ if TYPE_CHECKING:
     from models.training.run import Run
 
 
-BundleOption = Annotated[
-    str, typer.Option("--bundle", help="Name of a shipped bundle, or a bundle's folder.")
-]
+BundleOption = Annotated[str, typer.Option("--bundle", help="Name of a shipped bundle, or a bundle's folder.")]
 RefineOption = Annotated[
     str | None,
     typer.Option(
@@ -63,9 +61,7 @@ VocabularyOption = Annotated[
         help="open: labels may be others than the bundle's classes, if it has CLIP's text tower.",
     ),
 ]
-DeviceOption = Annotated[
-    str, typer.Option("--device", help="cpu, cuda, cuda:1, …; auto takes a GPU if there is one.")
-]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, …; auto takes a GPU if there is one.")]
 ThreadsOption = Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves torch's choice.")]
 ImagesOption = Annotated[Path, typer.Option("--images", help="Folder of photos.")]
 LabelsFileOption = Annotated[
@@ -75,9 +71,7 @@ LabelsFileOption = Annotated[
         help=f"Image-level labels. {FORMS_HELP}.",
     ),
 ]
-WorkersOption = Annotated[
-    int, typer.Option(min=0, help="Processes that load photos; 0 loads in this one.")
-]
+WorkersOption = Annotated[int, typer.Option(min=0, help="Processes that load photos; 0 loads in this one.")]
 WorkArgument = Annotated[Path, typer.Argument(help="Work directory of the run.")]
 
 
@@ -102,9 +96,7 @@ def pick_device(name: str, threads: int) -> torch.device:
 def require_export_packages() -> None:
     """Raise ValueError unless the packages for COCO's and SBD's masks are installed."""
     if find_spec("pycocotools") is None or find_spec("scipy") is None:
-        raise ValueError(
-            "expected the packages of semples[export], got an installation without them"
-        )
+        raise ValueError("expected the packages of semples[export], got an installation without them")
 
 
 @contextmanager

@@ -190,9 +190,7 @@ def rethreshold(
 
 
 def segment(
-    images: Annotated[
-        list[Path], typer.Argument(help="JPEG, PNG or WebP photos, or folders of them.")
-    ],
+    images: Annotated[list[Path], typer.Argument(help="JPEG, PNG or WebP photos, or folders of them.")],
     output: Annotated[Path, typer.Option("--output", help="Folder for the results.")],
     bundle: BundleOption = _DEFAULT_BUNDLE,
     refine: RefineOption = None,
@@ -221,9 +219,7 @@ def segment(
                 continue
             result = predictor.segment(upright.pixels, options)
             _write_results(output, photo, upright, result, options, info=predictor.info)
-            found = ", ".join(
-                f"{each.name} {each.area:.1%}" for each in result.classes if each.area
-            )
+            found = ", ".join(f"{each.name} {each.area:.1%}" for each in result.classes if each.area)
             print(f"{photo.name}: {found or 'nothing found'}")
     print(f"{len(photos) - failed} photos segmented, {failed} failed: {output}")
     if failed:
@@ -295,9 +291,7 @@ def _estimate_thresholds(folder: Path, samples: Sequence[Sample]) -> dict[str, f
     files = (scores_path(folder, sample.stem) for sample in samples)
     estimated = estimate_thresholds(map(read_soft_maps, files))
     if not estimated:
-        raise ValueError(
-            f"expected a class with at least {MIN_PHOTOS} photos for --per-class, got none"
-        )
+        raise ValueError(f"expected a class with at least {MIN_PHOTOS} photos for --per-class, got none")
     present = {channel for sample in samples for channel in sample.channels}
     print(f"thresholds estimated for {len(estimated)} of {len(present)} classes")
     return dict(estimated)
@@ -307,9 +301,7 @@ def _require_open_vocabulary(info: BundleInfo) -> None:
     from models.data.classes import why_closed
 
     if not info.open_vocabulary:
-        raise ValueError(
-            f"expected a bundle with an open vocabulary, got {info.name!r}: {why_closed(info.kind)}"
-        )
+        raise ValueError(f"expected a bundle with an open vocabulary, got {info.name!r}: {why_closed(info.kind)}")
 
 
 def _load_predictor(bundle: str, device: str, threads: int) -> Predictor:

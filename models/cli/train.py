@@ -29,14 +29,10 @@ if TYPE_CHECKING:
     from models.training.distributed import Processes
     from models.training.run import Run
 
-_ConfigOption = Annotated[
-    str, typer.Option("--config", help="A YAML file, or the name of one of the project's own.")
-]
+_ConfigOption = Annotated[str, typer.Option("--config", help="A YAML file, or the name of one of the project's own.")]
 _ClassesOption = Annotated[
     Path | None,
-    typer.Option(
-        "--classes", help="File of 'index name' lines. Default: the labels' names, from 1."
-    ),
+    typer.Option("--classes", help="File of 'index name' lines. Default: the labels' names, from 1."),
 ]
 
 
@@ -56,9 +52,7 @@ def pretrain_generator(
 
     settings, class_list, samples = _read(images, labels, config, classes)
     with training_processes(device, threads) as (chosen, processes):
-        run = start_run(
-            settings, class_list, work, device=chosen, workers=workers, processes=processes
-        )
+        run = start_run(settings, class_list, work, device=chosen, workers=workers, processes=processes)
         generator.pretrain_settings(run)
         run_stage(generator.pretrain_generator, run, samples, PRETRAIN_STAGE)
 
@@ -79,9 +73,7 @@ def train_generator(
 
     settings, class_list, samples = _read(images, labels, config, classes)
     with training_processes(device, threads) as (chosen, processes):
-        run = start_run(
-            settings, class_list, work, device=chosen, workers=workers, processes=processes
-        )
+        run = start_run(settings, class_list, work, device=chosen, workers=workers, processes=processes)
         run_stage(generator.train_generator, run, samples, "train-generator")
 
 
@@ -125,9 +117,7 @@ def train_segmenter(
     masks: Annotated[Path, typer.Option("--masks", help="Output folder of make-pseudo-masks.")],
     min_alignment: Annotated[
         float | None,
-        typer.Option(
-            help="Ignore masks less aligned: cosine to the class minus cosine to its background."
-        ),
+        typer.Option(help="Ignore masks less aligned: cosine to the class minus cosine to its background."),
     ] = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
@@ -151,15 +141,9 @@ def run_all(
     labels: LabelsFileOption,
     config: _ConfigOption,
     classes: _ClassesOption = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", help="The bundle's folder. Default: WORK/bundle.")
-    ] = None,
-    licence: Annotated[
-        str, typer.Option(help="Under which others may use the weights.")
-    ] = "unspecified",
-    trained_on: Annotated[
-        str, typer.Option(help="What it was trained on, in words.")
-    ] = "unspecified",
+    output: Annotated[Path | None, typer.Option("--output", help="The bundle's folder. Default: WORK/bundle.")] = None,
+    licence: Annotated[str, typer.Option(help="Under which others may use the weights.")] = "unspecified",
+    trained_on: Annotated[str, typer.Option(help="What it was trained on, in words.")] = "unspecified",
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
     workers: WorkersOption = 0,
@@ -173,9 +157,7 @@ def run_all(
 
     require_single_process("run-all")
     settings, class_list, samples = _read(images, labels, config, classes)
-    run = start_run(
-        settings, class_list, work, device=pick_device(device, threads), workers=workers
-    )
+    run = start_run(settings, class_list, work, device=pick_device(device, threads), workers=workers)
     bundle = output or work / "bundle"
     stages = build_stages(run, samples, images, bundle, licence=licence, trained_on=trained_on)
     if not all(stage.done or stage.always for stage in stages):
@@ -195,9 +177,7 @@ def run_all(
         print(f"pseudo masks: {describe_masks(part)}; see {work / REPORT}")
 
 
-def _read(
-    images: Path, labels: Path, config: str, classes: Path | None
-) -> tuple[Config, ClassList, list[Sample]]:
+def _read(images: Path, labels: Path, config: str, classes: Path | None) -> tuple[Config, ClassList, list[Sample]]:
     from models.config import load_config
     from models.data.classes import read_class_list
     from models.data.labels import classes_of, read_folder

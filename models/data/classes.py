@@ -60,9 +60,7 @@ class ClassList:
             raise ValueError("expected at least one class, got none")
         for info in self.classes:
             if not BACKGROUND_INDEX < info.index < IGNORE_INDEX:
-                raise ValueError(
-                    f"expected a class index from 1 to 254, got {info.index} for {info.name!r}"
-                )
+                raise ValueError(f"expected a class index from 1 to 254, got {info.index} for {info.name!r}")
         indices = [info.index for info in self.classes]
         if len(set(indices)) != len(indices):
             raise ValueError("expected distinct class indices, got a repeated one")
@@ -116,9 +114,7 @@ class ClassList:
             raise ValueError("expected at least one label, got none")
         if len(labels) > MAX_LABELS:
             raise ValueError(f"expected at most {MAX_LABELS} labels, got {len(labels)}")
-        return tuple(
-            self.classes[channel] for channel in sorted({self.channel(label) for label in labels})
-        )
+        return tuple(self.classes[channel] for channel in sorted({self.channel(label) for label in labels}))
 
     def with_synonyms(self, synonyms: Mapping[str, Sequence[str]]) -> ClassList:
         """Return the same classes with additional synonyms, by class name."""
@@ -166,26 +162,17 @@ def write_class_list(path: Path, classes: ClassList) -> None:
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def open_name(label: str) -> str:
-    """Return the class name of a label that is not in a class list: the label, normalized.
-
-    Raises:
-        ValueError: if the label is empty, longer than 64 bytes, reserved, or has other characters than letters, digits,
-            spaces and some punctuation.
-    """
+def _open_name(label: str) -> str:
+    """Return the class name of a label that is not in a class list: the label, normalized."""
     size = len(label.encode(errors="replace"))
     name = normalize(label) if size <= _MAX_BYTES else ""
     if not 0 < len(name.encode(errors="replace")) <= _MAX_BYTES:
         raise ValueError(f"expected a label of 1 to {_MAX_BYTES} bytes, got {label[:_MAX_BYTES]!r}")
     if not all(map(_is_allowed, name)) or not any(map(str.isalnum, name)):
         allowed = " ".join(sorted(_PUNCTUATION - {" "}))
-        raise ValueError(
-            f"expected a label of letters, digits, spaces and {allowed}, got {label!r}"
-        )
+        raise ValueError(f"expected a label of letters, digits, spaces and {allowed}, got {label!r}")
     if name in _RESERVED:
-        raise ValueError(
-            f"expected no label to be called {name!r}: masks mean something else by it"
-        )
+        raise ValueError(f"expected no label to be called {name!r}: masks mean something else by it")
     return name
 
 
@@ -193,9 +180,7 @@ def why_closed(generator_kind: str) -> str:
     """Say why a bundle has no open vocabulary, by the kind of its mask generator."""
     if generator_kind != "zero_shot":
         return f"its mask generator ({generator_kind}) is not on CLIP's own image tower"
-    return (
-        "it holds no text tower of CLIP's, which 'semples export-bundle --open-vocabulary' includes"
-    )
+    return "it holds no text tower of CLIP's, which 'semples export-bundle --open-vocabulary' includes"
 
 
 def with_open_labels(classes: ClassList, labels: Iterable[str]) -> ClassList:
@@ -204,16 +189,14 @@ def with_open_labels(classes: ClassList, labels: Iterable[str]) -> ClassList:
     New classes are sorted by name and get the free indices after the largest one, then those below, so equal sets of
     labels give equal lists.
     """
-    names = sorted({open_name(label) for label in labels if not classes.knows(label)})
+    names = sorted({_open_name(label) for label in labels if not classes.knows(label)})
     if not names:
         return classes
     taken = {info.index for info in classes.classes}
     order = (*range(max(taken) + 1, IGNORE_INDEX), *range(1, max(taken)))
     free = [index for index in order if index not in taken]
     if len(names) > len(free):
-        raise ValueError(
-            f"expected at most {len(free)} labels beside the {len(classes)} classes, got {len(names)}"
-        )
+        raise ValueError(f"expected at most {len(free)} labels beside the {len(classes)} classes, got {len(names)}")
     added = (ClassInfo(index, name) for index, name in zip(free, names, strict=False))
     return ClassList((*classes.classes, *added))
 
@@ -232,9 +215,7 @@ class Sample:
     @property
     def name(self) -> str:
         """The image's file name, with its folders below ``folder``."""
-        return (
-            self.path.name if self.folder is None else self.path.relative_to(self.folder).as_posix()
-        )
+        return self.path.name if self.folder is None else self.path.relative_to(self.folder).as_posix()
 
     @property
     def stem(self) -> str:

@@ -32,9 +32,7 @@ def coco_photos(root: Path, split: str) -> Path:
     """Return the folder of a split's photos."""
     folder = root / f"{split}2014"
     if not folder.is_dir():
-        raise ValueError(
-            f"expected {folder.name} in {root}, got none; {COCO_PHOTOS[split].hint(root)}"
-        )
+        raise ValueError(f"expected {folder.name} in {root}, got none; {COCO_PHOTOS[split].hint(root)}")
     return folder
 
 
@@ -44,14 +42,14 @@ def coco_instances(root: Path, split: str) -> Path:
 
 
 @cache
-def coco_list(split: str) -> tuple[Listed, ...]:
+def _coco_list(split: str) -> tuple[Listed, ...]:
     """Return the list "train" (82,081 photos) or "val" (40,137): all photos that have an annotation."""
     return official_list("coco2014", split, lambda number: f"COCO_{split}2014_{number:012d}")
 
 
 def read_coco(root: Path, split: str, *, photos: int | None = None) -> list[Sample]:
     """Return the photos of a split, at most ``photos``, with their labels as channels of ``COCO_CLASSES``."""
-    listed = evenly_spaced(coco_list(split), photos)
+    listed = evenly_spaced(_coco_list(split), photos)
     return listed_samples(coco_photos(root, split), listed, COCO_PHOTOS[split])
 
 
@@ -69,10 +67,7 @@ class Instances:
     def labels(self) -> dict[str, tuple[str, ...]]:
         """Return each photo's class names, each once, crowds included, by index."""
         names = {info.index: info.name for info in self.classes.classes}
-        return {
-            image: tuple(names[index] for index in sorted(self.indices(image)))
-            for image in self.sizes
-        }
+        return {image: tuple(names[index] for index in sorted(self.indices(image))) for image in self.sizes}
 
     def indices(self, image: str) -> set[int]:
         """Return the class indices of a photo."""
@@ -87,9 +82,7 @@ def read_instances(path: Path) -> Instances:
         raise ValueError(f"expected JSON in {path}, got {error}") from error
     if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= set(content):
         got = sorted(content)[:5] if isinstance(content, dict) else type(content).__name__
-        raise ValueError(
-            f"expected COCO's instances (images, annotations, categories) in {path}, got {got}"
-        )
+        raise ValueError(f"expected COCO's instances (images, annotations, categories) in {path}, got {got}")
     try:
         return _instances(content)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -99,14 +92,10 @@ def read_instances(path: Path) -> Instances:
 
 def _instances(content: Mapping[str, Any]) -> Instances:
     names = {each["id"]: str(each["file_name"]) for each in content["images"]}
-    sizes = {
-        names[each["id"]]: (int(each["height"]), int(each["width"])) for each in content["images"]
-    }
+    sizes = {names[each["id"]]: (int(each["height"]), int(each["width"])) for each in content["images"]}
     if len(sizes) != len(content["images"]):
         raise ValueError("a photo twice")
-    classes = ClassList(
-        tuple(ClassInfo(each["id"], each["name"]) for each in content["categories"])
-    )
+    classes = ClassList(tuple(ClassInfo(each["id"], each["name"]) for each in content["categories"]))
     known = {info.index for info in classes.classes}
     annotations: dict[str, list[Mapping[str, Any]]] = {name: [] for name in sizes}
     for each in content["annotations"]:

@@ -127,9 +127,7 @@ def check_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageHeader:
         raise ImageError("unreadable", f"cannot read the image: {error}") from error
     if orientation >= 5:  # a quarter turn
         width, height = height, width
-    return ImageHeader(
-        width, height, orientation, "JPEG" if image.format == "MPO" else str(image.format)
-    )
+    return ImageHeader(width, height, orientation, "JPEG" if image.format == "MPO" else str(image.format))
 
 
 def _open(data: bytes, *, max_pixels: int) -> Image.Image:
@@ -138,9 +136,7 @@ def _open(data: bytes, *, max_pixels: int) -> Image.Image:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         frames = getattr(image, "n_frames", 1)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(
-            "too_large", f"expected at most {max_pixels} pixels, got far more"
-        ) from error
+        raise ImageError("too_large", f"expected at most {max_pixels} pixels, got far more") from error
     except UnidentifiedImageError as error:
         raise _unidentified(data) from error
     except _DECODER_ERRORS as error:
@@ -155,18 +151,14 @@ def _open(data: bytes, *, max_pixels: int) -> Image.Image:
         )
     # Phones write a second image (a preview, a gain map) into a JPEG: the first one is the photo.
     if frames > 1 and image.format != "MPO":
-        raise ImageError(
-            "unsupported", f"expected a still image, got an animation of {frames} frames"
-        )
+        raise ImageError("unsupported", f"expected a still image, got an animation of {frames} frames")
     return image
 
 
 def _unidentified(data: bytes) -> ImageError:
     known = data.startswith(_SIGNATURES) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
     if known or not data:
-        return ImageError(
-            "unreadable", "cannot read the image: its header is damaged or incomplete"
-        )
+        return ImageError("unreadable", "cannot read the image: its header is damaged or incomplete")
     return ImageError("unsupported", "expected a JPEG, PNG or WebP image, got something else")
 
 

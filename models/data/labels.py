@@ -84,17 +84,13 @@ def read_folder(images: Path, labels: Path, classes: ClassList) -> list[Sample]:
             got = "none" if images.is_dir() else "no such folder"
             raise ValueError(f"{labels}: expected an image {name!r} in {images}, got {got}")
         if stems.setdefault(path.stem, name) != name:
-            raise ValueError(
-                f"{labels}: expected distinct stems, got {stems[path.stem]!r} and {name!r}"
-            )
+            raise ValueError(f"{labels}: expected distinct stems, got {stems[path.stem]!r} and {name!r}")
         try:
             channels = tuple(sorted({classes.channel(label) for label in names}))
         except UnknownLabelError as error:
             raise ValueError(f"{labels}: {name}: {error}") from error
         if len(channels) > MAX_LABELS:
-            raise ValueError(
-                f"{labels}: {name}: expected at most {MAX_LABELS} labels, got {len(channels)}"
-            )
+            raise ValueError(f"{labels}: {name}: expected at most {MAX_LABELS} labels, got {len(channels)}")
         samples.append(Sample(path, channels, images))
     if not labeled_samples(samples):
         raise ValueError(f"{labels}: expected at least one labeled image, got none")
@@ -107,9 +103,7 @@ def read_label_rows(path: Path) -> _Rows:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(_decoded(file, path))
         if reader.fieldnames is None or list(reader.fieldnames)[:2] != _COLUMNS:
-            raise ValueError(
-                f"{path}:1: expected the header 'image,labels', got {reader.fieldnames}"
-            )
+            raise ValueError(f"{path}:1: expected the header 'image,labels', got {reader.fieldnames}")
         for row in _csv_rows(reader, path):
             name, labels = (row["image"] or "").strip(), row["labels"]
             if not name or labels is None or None in row:
@@ -118,9 +112,7 @@ def read_label_rows(path: Path) -> _Rows:
                     f"{path}:{reader.line_num}: expected 'image,label;label', labels apart by semicolons, got {got!r}"
                 )
             if name in rows:
-                raise ValueError(
-                    f"{path}:{reader.line_num}: expected each image once, got {name!r} again"
-                )
+                raise ValueError(f"{path}:{reader.line_num}: expected each image once, got {name!r} again")
             rows[name] = tuple(label.strip() for label in labels.split(_SEPARATOR) if label.strip())
     return rows
 
@@ -184,9 +176,7 @@ _FORMS: Final[Mapping[str, _Form]] = MappingProxyType(
             "CSV: a header 'image,labels', then 'photo.jpg,cat;bowl'",
             lambda path, _: read_label_rows(path),
         ),
-        ".txt": _Form(
-            ".txt: lines 'photo 3 7', numbers of classes, from 0", _read_numbers, _no_classes
-        ),
+        ".txt": _Form(".txt: lines 'photo 3 7', numbers of classes, from 0", _read_numbers, _no_classes),
         ".json": _Form(
             ".json: COCO's instances",
             lambda path, _: read_instances(path).labels(),

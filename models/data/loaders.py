@@ -64,9 +64,7 @@ def strong_augmentation(size: int, *, min_area: float) -> Transform:
     return transform
 
 
-def mask_augmentation(
-    size: int, *, scale: tuple[float, float], color_jitter: float
-) -> MaskTransform:
+def mask_augmentation(size: int, *, scale: tuple[float, float], color_jitter: float) -> MaskTransform:
     """Return random scale, crop to size × size, flip and color jitter; beyond the photo a crop is gray and ignored.
 
     A scale of 1 is the size at which the photo just fits into the crop. The hue varies by a quarter of
@@ -108,7 +106,7 @@ class Crops(Dataset[tuple[Tensor, Tensor]]):
         pixels = _read_pixels(sample.path)
         labels = torch.zeros(self.classes)
         labels[list(sample.channels)] = 1
-        with seeded(derive_seed(self.seed, index)):
+        with _seeded(derive_seed(self.seed, index)):
             return self.transform(pixels), labels
 
 
@@ -130,18 +128,12 @@ class MaskCrops(Dataset[tuple[Tensor, Tensor]]):
         pixels = _read_pixels(sample.image)
         mask = sample.read_mask()
         if mask.shape != pixels.shape[:2]:
-            raise ValueError(
-                f"expected a mask of {sample.image.name}'s size {pixels.shape[:2]}, got {mask.shape}"
-            )
+            raise ValueError(f"expected a mask of {sample.image.name}'s size {pixels.shape[:2]}, got {mask.shape}")
         try:
-            with seeded(derive_seed(self.seed, index)):
-                return self.transform(
-                    torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(mask)
-                )
+            with _seeded(derive_seed(self.seed, index)):
+                return self.transform(torch.from_numpy(pixels).permute(2, 0, 1), torch.from_numpy(mask))
         except RuntimeError as error:  # the short side of a thin strip rounds to 0
-            raise ValueError(
-                f"expected a photo that a crop can show, got {sample.image} ({error})"
-            ) from error
+            raise ValueError(f"expected a photo that a crop can show, got {sample.image} ({error})") from error
 
 
 @dataclass
@@ -163,9 +155,7 @@ class RandomBatches(Generic[BatchT]):
     def __post_init__(self) -> None:
         self.batch_size = min(self.batch_size, self.count)
         if self.batch_size % self.share[1]:
-            raise ValueError(
-                f"expected a batch that {self.share[1]} processes can share, got {self.batch_size} photos"
-            )
+            raise ValueError(f"expected a batch that {self.share[1]} processes can share, got {self.batch_size} photos")
 
     def __len__(self) -> int:
         return self.count // self.batch_size if self.batch_size else 0
@@ -178,9 +168,7 @@ class RandomBatches(Generic[BatchT]):
         batches = [order[at : at + self.batch_size][rank::processes] for at in starts]
         items = self.items(derive_seed(self.seed, number, 1))
         # With its own generator, as the loader would draw its workers' seeds from the global one.
-        loader = DataLoader(
-            items, batch_sampler=batches, num_workers=self.workers, generator=torch.Generator()
-        )
+        loader = DataLoader(items, batch_sampler=batches, num_workers=self.workers, generator=torch.Generator())
         with _plain_errors():
             yield from loader
 
@@ -204,7 +192,7 @@ def derive_seed(*numbers: int) -> int:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def _seeded(seed: int) -> Iterator[None]:
     """Seed random, NumPy and torch on the CPU, which augmentation draws from, for the duration of the block."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):

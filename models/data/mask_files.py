@@ -55,9 +55,7 @@ def mask_png(segmentation: Segmentation, model: _Model, options: MaskOptions) ->
     return label_map_png(segmentation.label_map, text=text)
 
 
-def describe(
-    segmentation: Segmentation, model: _Model, options: MaskOptions, *, image: str
-) -> dict[str, Any]:
+def describe(segmentation: Segmentation, model: _Model, options: MaskOptions, *, image: str) -> dict[str, Any]:
     """Return a mask's record, in JSON's types."""
     height, width = segmentation.label_map.shape
     return mask_record(
@@ -175,13 +173,9 @@ def read_mask(source: Path | bytes) -> tuple[NDArray[np.uint8], dict[str, str]]:
 
 
 @contextmanager
-def _opened_picture(
-    source: Path | bytes, formats: tuple[str, ...] | None = None
-) -> Iterator[Image.Image]:
+def _opened_picture(source: Path | bytes, formats: tuple[str, ...] | None = None) -> Iterator[Image.Image]:
     try:
-        with Image.open(
-            source if isinstance(source, Path) else io.BytesIO(source), formats=formats
-        ) as picture:
+        with Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=formats) as picture:
             yield picture
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"expected a label map in {_name(source)}, got {error}") from error
@@ -204,9 +198,7 @@ def voc_palette() -> NDArray[np.uint8]:
     colors = np.zeros((256, 3), dtype=np.uint8)
     for bit in range(8):
         for channel in range(3):
-            colors[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(
-                np.uint8
-            )
+            colors[:, channel] |= (((index >> (3 * bit + channel)) & 1) << (7 - bit)).astype(np.uint8)
     return colors
 
 
@@ -239,9 +231,7 @@ def overlay(image: NDArray[np.uint8], label_map: NDArray[np.uint8]) -> NDArray[n
     return mixed
 
 
-def soft_overlay(
-    image: NDArray[np.uint8], maps: NDArray[np.float32], indices: Sequence[int]
-) -> NDArray[np.uint8]:
+def soft_overlay(image: NDArray[np.uint8], maps: NDArray[np.float32], indices: Sequence[int]) -> NDArray[np.uint8]:
     """Lay each pixel's best class over a gray image, (H, W, 3), in its color and as strongly as its map says.
 
     ``maps`` are in [0, 1], (n, H, W); ``indices`` are the classes' values in label maps, n of them, which may be none.
@@ -283,11 +273,7 @@ def soft_map_png(values: NDArray[np.floating]) -> bytes:
 
 @cache
 def _cubehelix() -> NDArray[np.uint8]:
-    """Return 256 colors from black to white, (256, 3), whose perceived brightness grows evenly.
-
-    Green 2011, "A colour scheme for the display of astronomical intensity images", equation 2, start 0.5, rotations
-    -1.5, hue 1, gamma 1.
-    """
+    """Return 256 colors from black to white, (256, 3), whose perceived brightness grows evenly."""
     gray = np.linspace(0, 1, 256)
     angle = 2 * np.pi * (0.5 / 3 + 1 - 1.5 * gray)
     amplitude = gray * (1 - gray) / 2

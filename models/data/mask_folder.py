@@ -68,9 +68,7 @@ class MaskFolderWriter:
     ) -> None:
         masks = (folder / "masks").resolve()
         if any(sample.path.parent.resolve() == masks for sample in samples):
-            raise ValueError(
-                f"expected an output folder that keeps the images, got theirs: {folder}"
-            )
+            raise ValueError(f"expected an output folder that keeps the images, got theirs: {folder}")
         _check_settings(folder, settings)
         (folder / SUMMARY).unlink(missing_ok=True)  # it says that the folder is complete
         write_class_list(folder / "classes.txt", classes)
@@ -208,9 +206,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """Read ``settings.json``; ValueError if it holds something else."""
     settings = read_json(folder / SETTINGS)
     if not settings.keys() >= {"model", "options"} or "version" not in settings["model"]:
-        raise ValueError(
-            f"expected the settings of make-pseudo-masks in {folder / SETTINGS}, got others"
-        )
+        raise ValueError(f"expected the settings of make-pseudo-masks in {folder / SETTINGS}, got others")
     return settings
 
 
@@ -222,9 +218,7 @@ def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     # Compared as JSON has them: a tuple comes back as a list.
     difference = first_difference(read_settings(folder), json.loads(to_json(settings)))
     if difference:
-        raise ValueError(
-            f"expected {folder} to be new or made with the same model and options, got {difference}"
-        )
+        raise ValueError(f"expected {folder} to be new or made with the same model and options, got {difference}")
 
 
 @dataclass
@@ -246,8 +240,7 @@ class _ClassTotals:
 
     def to_json(self) -> dict[str, Any]:
         means = {
-            f"mean_{name}": self.sums[name] / self.counts[name] if name in self.counts else None
-            for name in _AVERAGED
+            f"mean_{name}": self.sums[name] / self.counts[name] if name in self.counts else None for name in _AVERAGED
         }
         return {"images": self.images, **means, "empty": self.empty}
 
@@ -264,9 +257,7 @@ class MaskSample:
     def digest(self) -> str:
         """Return a line that differs wherever names, the mask's content, channels or distrusted indices do."""
         content = hashlib.sha256(self.mask.read_bytes()).hexdigest()
-        return (
-            f"{self.image.name} {content} {sorted(self.channels.items())} {sorted(self.distrusted)}"
-        )
+        return f"{self.image.name} {content} {sorted(self.channels.items())} {sorted(self.distrusted)}"
 
     def read_mask(self) -> NDArray[np.uint8]:
         """Read the mask as channel numbers: 0 background, k + 1 for class k, 255 ignored; (H, W)."""
@@ -298,10 +289,7 @@ def read_mask_folder(
     if not files:
         raise ValueError(f"expected the output of make-pseudo-masks in {masks}, got no masks/*.png")
     try:
-        channels = {
-            info.index: classes.channel(info.name)
-            for info in read_class_list(masks / "classes.txt").classes
-        }
+        channels = {info.index: classes.channel(info.name) for info in read_class_list(masks / "classes.txt").classes}
     except UnknownLabelError as error:
         raise ValueError(f"{masks / 'classes.txt'}: {error}") from error
     found = _find_images(images.resolve(), {file.stem for file in files}, files[0].parent.resolve())
@@ -309,10 +297,7 @@ def read_mask_folder(
     if lost:
         raise ValueError(f"expected a photo in {images} for each mask, got none for {lost[0]}")
     records = {} if min_alignment is None else read_results(masks / RESULTS)
-    return [
-        MaskSample(found[file.stem], file, channels, _distrusted(file, records, min_alignment))
-        for file in files
-    ]
+    return [MaskSample(found[file.stem], file, channels, _distrusted(file, records, min_alignment)) for file in files]
 
 
 def _find_images(folder: Path, stems: set[str], masks: Path) -> dict[str, Path]:
@@ -326,9 +311,7 @@ def _find_images(folder: Path, stems: set[str], masks: Path) -> dict[str, Path]:
     return found
 
 
-def _distrusted(
-    mask: Path, records: Mapping[str, dict[str, Any]], min_alignment: float | None
-) -> frozenset[int]:
+def _distrusted(mask: Path, records: Mapping[str, dict[str, Any]], min_alignment: float | None) -> frozenset[int]:
     if min_alignment is None:
         return frozenset()
     if mask.stem not in records:
@@ -336,9 +319,7 @@ def _distrusted(
     shown = [each for each in records[mask.stem]["classes"] if each["box"] is not None]
     for each in shown:
         if each["alignment_class"] is None or each["alignment_background"] is None:
-            raise ValueError(
-                f"expected masks with alignment scores, got none for {each['name']!r} in {mask.name}"
-            )
+            raise ValueError(f"expected masks with alignment scores, got none for {each['name']!r} in {mask.name}")
     gaps = {each["index"]: each["alignment_class"] - each["alignment_background"] for each in shown}
     return frozenset(index for index, gap in gaps.items() if gap < min_alignment)
 
@@ -407,9 +388,7 @@ class MaskFolder:
             unknown = set(occurring(label_map)) - known
             if unknown:
                 raise ValueError(f"expected indices of classes.txt, got {min(unknown)} in {mask}")
-            yield MaskedImage(
-                image, record.image, header, label_map, text, record.model, record.confidence
-            )
+            yield MaskedImage(image, record.image, header, label_map, text, record.model, record.confidence)
 
 
 def open_mask_folder(folder: Path, images: Path) -> MaskFolder:
@@ -432,9 +411,7 @@ def open_mask_folder(folder: Path, images: Path) -> MaskFolder:
     found = {path.name for path in (folder / "masks").iterdir()}
     expected = {f"{stem}.png" for stem in records}
     _refuse(found - expected, f"expected only masks that {RESULTS} lists in {folder / 'masks'}")
-    _refuse(
-        expected - found, f"expected in {folder / 'masks'} every mask that {RESULTS} lists", "no "
-    )
+    _refuse(expected - found, f"expected in {folder / 'masks'} every mask that {RESULTS} lists", "no ")
     missing = {each.image for each in records.values() if not (images / each.image).is_file()}
     _refuse(missing, f"expected in {images} every photo that has a mask", "no ")
     return MaskFolder(folder, images, read_class_list(folder / "classes.txt"), records)

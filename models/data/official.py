@@ -52,9 +52,7 @@ COCO_PHOTOS = {
     "train": Archive("train2014.zip", f"{_COCO}/zips", "0da8c0bd3d6becc4dcb32757491aca88"),
     "val": Archive("val2014.zip", f"{_COCO}/zips", "a3d79f5ed8d289b7a7554ce06a5782b3"),
 }
-COCO_ANNOTATIONS = Archive(
-    "annotations_trainval2014.zip", f"{_COCO}/annotations", "0a379cfc70b0e71301e0f377548639bd"
-)
+COCO_ANNOTATIONS = Archive("annotations_trainval2014.zip", f"{_COCO}/annotations", "0a379cfc70b0e71301e0f377548639bd")
 
 
 @dataclass(frozen=True)
@@ -79,9 +77,7 @@ def official_list(name: str, split: str, stem: Callable[[int], str]) -> tuple[Li
         raise ValueError(f"expected one of {', '.join(splits)}, got {split!r}")
     rows = [[int(number) for number in line.split()] for line in splits[split]]
     numbers = accumulate(gap for gap, *_ in rows)
-    return tuple(
-        Listed(stem(number), tuple(row[1:])) for number, row in zip(numbers, rows, strict=True)
-    )
+    return tuple(Listed(stem(number), tuple(row[1:])) for number, row in zip(numbers, rows, strict=True))
 
 
 def evenly_spaced(items: Sequence[_T], count: int | None) -> list[_T]:

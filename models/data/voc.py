@@ -20,9 +20,7 @@ _NAMES = (
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep "
     "sofa train tvmonitor"
 )
-VOC_CLASSES = ClassList(
-    tuple(ClassInfo(index, name) for index, name in enumerate(_NAMES.split(" "), start=1))
-)
+VOC_CLASSES = ClassList(tuple(ClassInfo(index, name) for index, name in enumerate(_NAMES.split(" "), start=1)))
 VOC_SPLITS = ("train_aug", "train", "val")
 
 
@@ -60,14 +58,10 @@ def find_voc(root: Path) -> VocFolder:
         if (folder / "JPEGImages").is_dir():
             break
     else:
-        raise ValueError(
-            f"expected VOCdevkit/VOC2012/JPEGImages in {root}, got none; {VOC_ARCHIVE.hint(root)}"
-        )
+        raise ValueError(f"expected VOCdevkit/VOC2012/JPEGImages in {root}, got none; {VOC_ARCHIVE.hint(root)}")
     parents = dict.fromkeys((root, folder, *folder.resolve().parents[:2]))
     candidates = [
-        parent / name
-        for parent in parents
-        for name in ("SegmentationClassAug", "benchmark_RELEASE/dataset/cls")
+        parent / name for parent in parents for name in ("SegmentationClassAug", "benchmark_RELEASE/dataset/cls")
     ]
     return VocFolder(folder, next((path for path in candidates if path.is_dir()), None))
 
@@ -81,9 +75,7 @@ def voc_list(split: str) -> tuple[Listed, ...]:
 
 def read_voc(root: Path, split: str, *, photos: int | None = None) -> list[Sample]:
     """Return the photos of a split, at most ``photos``, with their labels as channels of ``VOC_CLASSES``."""
-    return listed_samples(
-        find_voc(root).photos, evenly_spaced(voc_list(split), photos), VOC_ARCHIVE
-    )
+    return listed_samples(find_voc(root).photos, evenly_spaced(voc_list(split), photos), VOC_ARCHIVE)
 
 
 def parse_xml(content: str | bytes) -> Element:

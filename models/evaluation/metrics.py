@@ -56,7 +56,7 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class EvaluationFiles:
+class _EvaluationFiles:
     """Label maps, for ``fixed``, and soft scores, for ``oracle``, of the same photos; either may be empty."""
 
     masks: _Pairs
@@ -100,14 +100,14 @@ def iou_report(matrix: Tensor, *, min_pixels: int = 0) -> IouReport:
 
 def find_files(
     ground_truth: Path, *, masks: Path | None, scores: Path | None, allow_missing: bool = False
-) -> EvaluationFiles:
+) -> _EvaluationFiles:
     """Pair label maps (``STEM.png``) and scores (``STEM.npz``) with their ground truth."""
     sides: list[dict[str, tuple[Path, Path]]] = []
     left_out = 0
     for folder, suffix in ((masks, ".png"), (scores, ".npz")):
         pairs: _Pairs = ()
         if folder is not None:
-            pairs = matching_files(folder, ground_truth, suffix, allow_missing=allow_missing)
+            pairs = _matching_files(folder, ground_truth, suffix, allow_missing=allow_missing)
             left_out = max(left_out, len(_predictions(folder, suffix)) - len(pairs))
         sides.append({path.stem: (path, truth) for path, truth in pairs})
     given = [side for side in sides if side]
@@ -117,7 +117,7 @@ def find_files(
     if not stems:
         raise ValueError(f"expected masks and scores of the same photos, got {masks} and {scores}")
     of_masks, of_scores = (tuple(side[stem] for stem in stems if side) for side in sides)
-    return EvaluationFiles(
+    return _EvaluationFiles(
         masks=of_masks,
         scores=of_scores,
         unpaired=len(set.union(*map(set, given))) - len(stems),
@@ -126,27 +126,23 @@ def find_files(
     )
 
 
-def matching_files(
+def _matching_files(
     predictions: Path, ground_truth: Path, suffix: str, *, allow_missing: bool = False
 ) -> list[tuple[Path, Path]]:
     """Pair predictions, STEM + suffix without overlays, with ground truth, STEM.png."""
     if not predictions.is_dir():
         raise ValueError(f"expected a folder, got no such one: {predictions}")
-    pairs = [
-        (path, ground_truth / f"{path.stem}.png") for path in _predictions(predictions, suffix)
-    ]
+    pairs = [(path, ground_truth / f"{path.stem}.png") for path in _predictions(predictions, suffix)]
     if not pairs:
         raise ValueError(f"expected *{suffix} files in {predictions}, got none")
     missing = [truth.name for _, truth in pairs if not truth.is_file()]
     if missing and not (allow_missing and len(missing) < len(pairs)):
-        raise ValueError(
-            f"expected {missing[0]} in {ground_truth}, got no such file ({len(missing)} missing)"
-        )
+        raise ValueError(f"expected {missing[0]} in {ground_truth}, got no such file ({len(missing)} missing)")
     return [pair for pair in pairs if pair[1].is_file()]
 
 
 def measure(
-    files: EvaluationFiles,
+    files: _EvaluationFiles,
     classes: ClassList,
     *,
     min_pixels: int = 0,
@@ -155,15 +151,13 @@ def measure(
     """Compare files with their ground truth under each protocol that they allow."""
     fixed = oracle = None
     if files.masks:
-        fixed = evaluate_label_maps(files.masks, classes, min_pixels=min_pixels, on_image=on_image)
+        fixed = _evaluate_label_maps(files.masks, classes, min_pixels=min_pixels, on_image=on_image)
     if files.scores:
-        oracle = _sweep_scores(
-            files.scores, classes, thresholds=THRESHOLDS, min_pixels=min_pixels, on_image=on_image
-        )
+        oracle = _sweep_scores(files.scores, classes, thresholds=THRESHOLDS, min_pixels=min_pixels, on_image=on_image)
     return Measured(len(files.masks or files.scores), fixed, oracle)
 
 
-def evaluate_label_maps(
+def _evaluate_label_maps(
     pairs: _Pairs,
     classes: ClassList,
     *,
@@ -213,9 +207,7 @@ def sweep_soft_maps(
     return _to_sweep(counts, thresholds, min_pixels=min_pixels)
 
 
-def measured_to_json(
-    measured: Measured, classes: ClassList, files: EvaluationFiles
-) -> dict[str, Any]:
+def measured_to_json(measured: Measured, classes: ClassList, files: _EvaluationFiles) -> dict[str, Any]:
     """Return results in JSON types: those of ``fixed`` with ``oracle`` inside, or those of ``oracle`` alone."""
     missing = {"missing_predictions": files.missing, "missing_ground_truths": files.left_out}
     oracle = _oracle_to_json(measured.oracle, classes, measured.images) if measured.oracle else {}
@@ -244,9 +236,7 @@ def _report_to_json(report: IouReport, classes: ClassList, *, images: int) -> di
 
 def curve_csv(sweep: Sweep) -> str:
     """Return the mean IoU, in [0, 1], at each threshold as CSV; an empty field where it is undefined."""
-    rows = (
-        f"{threshold},{'' if mean is None else mean}" for threshold, mean in _curve(sweep).items()
-    )
+    rows = (f"{threshold},{'' if mean is None else mean}" for threshold, mean in _curve(sweep).items())
     return "\n".join(["threshold,mean_iou", *rows]) + "\n"
 
 
@@ -285,9 +275,7 @@ def _count_pairs(ground_truth: Tensor, prediction: Tensor, rows: int, columns: i
     return torch.bincount(truth * columns + guess, minlength=rows * columns).view(rows, columns)
 
 
-def _count_levels(
-    truth: Tensor, maps: SoftMaps, indices: int, thresholds: Sequence[float]
-) -> Tensor:
+def _count_levels(truth: Tensor, maps: SoftMaps, indices: int, thresholds: Sequence[float]) -> Tensor:
     """Count, at [i, j, b], the pixels of class i whose best class is j, with a score above exactly b thresholds."""
     levels = torch.tensor(thresholds)
     winner, best = _best_class(maps, indices)
@@ -299,10 +287,7 @@ def _count_levels(
 
 def _to_sweep(counts: Iterable[Tensor], thresholds: Sequence[float], *, min_pixels: int) -> Sweep:
     total = reduce(operator.add, counts)
-    reports = (
-        iou_report(_matrix_at(total, level), min_pixels=min_pixels)
-        for level in range(len(thresholds))
-    )
+    reports = (iou_report(_matrix_at(total, level), min_pixels=min_pixels) for level in range(len(thresholds)))
     return Sweep(tuple(thresholds), tuple(reports))
 
 

@@ -100,10 +100,7 @@ def draw(
     x_span: Sequence[float] = (),
 ) -> Plot | None:
     """Return a plot of lines and marked points, whose x axis includes ``x_span``; None without any point."""
-    kept = [
-        Line(line.name, [point for point in line.points if all(map(math.isfinite, point))])
-        for line in lines
-    ]
+    kept = [Line(line.name, [point for point in line.points if all(map(math.isfinite, point))]) for line in lines]
     known = [point for line in kept for point in line.points]
     if not known:
         return None
@@ -244,24 +241,19 @@ def _thumbnail(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.array(picture)
 
 
-def _soft(
-    small: NDArray[np.uint8], maps: NDArray[np.float16], colors: Mapping[int, int]
-) -> NDArray[np.uint8]:
+def _soft(small: NDArray[np.uint8], maps: NDArray[np.float16], colors: Mapping[int, int]) -> NDArray[np.uint8]:
     height, width = small.shape[:2]
     upsampled = upsample_bilinear(upsample_bilinear(maps, width, axis=2), height, axis=1)
     return soft_overlay(small, upsampled, list(colors.values()))
 
 
-def _hard(
-    small: NDArray[np.uint8], label_map: NDArray[np.uint8], colors: Mapping[int, int]
-) -> NDArray[np.uint8]:
+def _hard(small: NDArray[np.uint8], label_map: NDArray[np.uint8], colors: Mapping[int, int]) -> NDArray[np.uint8]:
     """Lay a label map over a thumbnail; classes without a label look like ignored pixels."""
     table = np.full(256, IGNORE_INDEX, dtype=np.uint8)
     table[BACKGROUND_INDEX] = BACKGROUND_INDEX
     table[list(colors)] = list(colors.values())
     rows, columns = (
-        np.arange(length) * whole // length
-        for length, whole in zip(small.shape[:2], label_map.shape, strict=True)
+        np.arange(length) * whole // length for length, whole in zip(small.shape[:2], label_map.shape, strict=True)
     )
     return overlay(small, table[label_map[np.ix_(rows, columns)]])
 

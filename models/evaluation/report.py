@@ -129,9 +129,7 @@ def write_report(
     if sources.bundle:
         bundle = load_bundle(sources.bundle, device=run.device)
         if bundle.info.classes.names != run.classes.names:
-            raise ValueError(
-                f"expected a bundle with the run's classes, got {sources.bundle} with others"
-            )
+            raise ValueError(f"expected a bundle with the run's classes, got {sources.bundle} with others")
         predictor = Predictor(bundle)
         chosen = choose_samples(samples, photos)
         content |= {
@@ -159,9 +157,7 @@ def masks_part(folder: Path) -> _MasksPart | None:
             rows=tuple(_class_row(name, found) for name, found in summary["classes"].items()),
         )
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"expected a summary of make-pseudo-masks in {path}, got {error}"
-        ) from error
+        raise ValueError(f"expected a summary of make-pseudo-masks in {path}, got {error}") from error
 
 
 def describe_masks(part: _MasksPart) -> str:
@@ -176,14 +172,10 @@ def describe_masks(part: _MasksPart) -> str:
 
 def _describe_options(options: Mapping[str, Any]) -> str:
     """Describe mask options: refiner chain, background, minimum confidence."""
-    power, thresholds, least = (
-        options[key] for key in ("background_power", "class_thresholds", "min_confidence")
-    )
+    power, thresholds, least = (options[key] for key in ("background_power", "class_thresholds", "min_confidence"))
     words = [
         "not refined" if options["refine"] == NO_REFINER else f"refined by {options['refine']}",
-        f"background threshold {options['background_threshold']}"
-        if power is None
-        else f"background power {power}",
+        f"background threshold {options['background_threshold']}" if power is None else f"background power {power}",
         f"thresholds of their own for {len(thresholds)} classes" if thresholds else "",
         f"least confidence {least}" if least else "",
     ]
@@ -280,10 +272,7 @@ def _stage_part(folder: Path) -> _StagePart:
 
 
 def _plots(stage: str, steps: Sequence[Step]) -> tuple[Plot, ...]:
-    losses = [
-        Line(name, _curve(steps, [step.losses.get(name) for step in steps]))
-        for name in _term_names(steps)
-    ]
+    losses = [Line(name, _curve(steps, [step.losses.get(name) for step in steps])) for name in _term_names(steps)]
     rate = Line("learning rate", _curve(steps, [step.learning_rate for step in steps]))
     # Whole epochs, so that a single step is not drawn in the middle of an arbitrary range.
     span = (0, 1 + max((step.epoch for step in steps), default=0))
@@ -304,9 +293,7 @@ def _curve(steps: Sequence[Step], values: Sequence[float | None]) -> list[Point]
     """Points (epoch, value); step s of n in epoch e is at e + s / n."""
     length = 1 + max((step.step for step in steps), default=0)
     points = [
-        (step.epoch + step.step / length, value)
-        for step, value in zip(steps, values, strict=True)
-        if value is not None
+        (step.epoch + step.step / length, value) for step, value in zip(steps, values, strict=True) if value is not None
     ]
     return thin(points, most=_MAX_POINTS)
 
@@ -358,8 +345,7 @@ def _truth_part(masks: Path, ground_truth: Path) -> dict[str, Any] | None:
 
 def _threshold_curve(sweep: Sweep, fixed: IouReport) -> Plot | None:
     points = [
-        (threshold, 100 * report.mean_iou)
-        for threshold, report in zip(sweep.thresholds, sweep.reports, strict=True)
+        (threshold, 100 * report.mean_iou) for threshold, report in zip(sweep.thresholds, sweep.reports, strict=True)
     ]
     level = [(x, 100 * fixed.mean_iou) for x in (sweep.thresholds[0], sweep.thresholds[-1])]
     threshold, best = sweep.best

@@ -52,9 +52,7 @@ def label_map_txt(labels: Sequence[Label]) -> str:
     """Return ``labelmap.txt`` of CVAT and related tools: a line "name:r,g,b:parts:actions" for each label."""
     for label in labels:
         if any(each in label.name for each in _SEPARATORS):
-            raise ValueError(
-                f"expected class names without {' '.join(_SEPARATORS)}, got {label.name!r}"
-            )
+            raise ValueError(f"expected class names without {' '.join(_SEPARATORS)}, got {label.name!r}")
     lines = [f"{each.name}:{','.join(map(str, each.color))}::" for each in labels]
     return "\n".join(["# label:color_rgb:parts:actions", *lines]) + "\n"
 
@@ -63,8 +61,7 @@ def list_line(stem: str) -> str:
     """Return an image's line in an ``ImageSets`` file. Readers strip lines and skip those that begin with #."""
     if stem.splitlines() != [stem.strip()] or stem.startswith("#"):
         raise ValueError(
-            "expected file names of one line that neither begin with # nor have spaces at the ends, "
-            f"got {stem!r}"
+            f"expected file names of one line that neither begin with # nor have spaces at the ends, got {stem!r}"
         )
     return f"{stem}\n"
 
@@ -76,9 +73,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise ValueError(f"expected a new or empty folder for the export, got {path}")
     partial = path.with_name(path.name + ".partial")
     if partial.exists():
-        raise ValueError(
-            f"expected no export under way or cut off; if none is running, remove {partial}"
-        )
+        raise ValueError(f"expected no export under way or cut off; if none is running, remove {partial}")
     partial.mkdir(parents=True)
     try:
         yield partial

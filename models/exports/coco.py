@@ -53,9 +53,7 @@ def write_coco(images: Iterable[MaskedImage], classes: ClassList, folder: Path) 
     return f"{number} photos, {count} annotations in {RLE_FILE} and again in {POLYGON_FILE}"
 
 
-def coco_document(
-    image: MaskedImage, classes: Sequence[ClassInfo], *, polygons: bool
-) -> dict[str, Any]:
+def coco_document(image: MaskedImage, classes: Sequence[ClassInfo], *, polygons: bool) -> dict[str, Any]:
     """Return the content of one image's annotation file, with polygons or run lengths; ``classes`` may be none."""
     annotations = []
     for number, (annotation, outlines) in enumerate(_annotations(image, 1), start=1):
@@ -77,9 +75,7 @@ def _image(image: MaskedImage, image_id: int) -> dict[str, Any]:
     return record | ({"ignored": _run_lengths(ignored)} if ignored.any() else {})
 
 
-def _annotations(
-    image: MaskedImage, image_id: int
-) -> Iterator[tuple[dict[str, Any], list[list[int]]]]:
+def _annotations(image: MaskedImage, image_id: int) -> Iterator[tuple[dict[str, Any], list[list[int]]]]:
     for index in image.regions:
         if index == IGNORE_INDEX:
             continue
@@ -102,9 +98,7 @@ def _head(classes: Sequence[ClassInfo]) -> dict[str, Any]:
     return {
         "info": {"description": f"pseudo masks by semples {software_version()}"},
         "licenses": [],
-        "categories": [
-            {"id": each.index, "name": each.name, "supercategory": ""} for each in classes
-        ],
+        "categories": [{"id": each.index, "name": each.name, "supercategory": ""} for each in classes],
     }
 
 
@@ -148,11 +142,7 @@ def _column_through_hole(part: NDArray[np.bool_]) -> int | None:
 
 
 def _walk(part: NDArray[np.bool_], left: int, top: int) -> list[int]:
-    """Return the one outline of a connected part without holes.
-
-    A corner is where an odd number of the four pixels around belongs to the part. Each is joined to one other corner in
-    its row and to one in its column: sorted, they come in pairs.
-    """
+    """Return the one outline of a connected part without holes."""
     inside = np.pad(part, 1).astype(np.uint8)
     around = inside[1:, 1:] + inside[1:, :-1] + inside[:-1, 1:] + inside[:-1, :-1]
     y, x = np.nonzero(around % 2)

@@ -63,9 +63,7 @@ def _colored(indices: NDArray[np.uint8]) -> bytes:
 
 def _raw_labels(labels: Sequence[Label]) -> str:
     rows = [
-        {"name": each.name, "color": each.hex, "attributes": []}
-        for each in labels
-        if each.index != BACKGROUND_INDEX
+        {"name": each.name, "color": each.hex, "attributes": []} for each in labels if each.index != BACKGROUND_INDEX
     ]
     return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
 

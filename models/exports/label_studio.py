@@ -28,9 +28,7 @@ _WIDTHS = (3, 4, 8, 16)
 _LONGEST = 1 << _WIDTHS[-1]
 
 
-def write_label_studio(
-    images: Iterable[MaskedImage], classes: ClassList, folder: Path, *, image_prefix: str
-) -> str:
+def write_label_studio(images: Iterable[MaskedImage], classes: ClassList, folder: Path, *, image_prefix: str) -> str:
     """Write ``tasks_0001.json``, … of a thousand images each, and ``interface.xml``; returns a line for the user.
 
     Every class of an image is one brush region of its prediction; ignored pixels are a region "ignored". A prediction's
@@ -58,10 +56,7 @@ def label_studio_task(image: MaskedImage, names: Mapping[int, str], *, url: str)
     """Return an image's task with its prediction; names are ``with_ignored``."""
     prediction: dict[str, Any] = {
         "model_version": image.model,
-        "result": [
-            brush_region(image.label_map, index, names[index], Tags(_MASK, _IMAGE))
-            for index in image.regions
-        ],
+        "result": [brush_region(image.label_map, index, names[index], Tags(_MASK, _IMAGE)) for index in image.regions],
     }
     if image.confidence:
         prediction["score"] = min(image.confidence.values())
@@ -76,17 +71,13 @@ class Tags:
     image: str
 
 
-def brush_region(
-    label_map: NDArray[np.uint8], index: int, label: str, tags: Tags
-) -> dict[str, Any]:
+def brush_region(label_map: NDArray[np.uint8], index: int, label: str, tags: Tags) -> dict[str, Any]:
     """Return the pixels of an index as a brush region."""
     value = {"format": "rle", "rle": _brush_rle(label_map == index), "brushlabels": [label]}
     return _region(label_map, f"class{index}", tags, "brushlabels", value)
 
 
-def polygon_regions(
-    label_map: NDArray[np.uint8], index: int, label: str, tags: Tags
-) -> list[dict[str, Any]]:
+def polygon_regions(label_map: NDArray[np.uint8], index: int, label: str, tags: Tags) -> list[dict[str, Any]]:
     """Return the pixels of an index as polygons along their edges, in percent of the image."""
     height, width = label_map.shape
     regions = []
@@ -116,11 +107,7 @@ def _region(
 
 
 def _brush_rle(mask: NDArray[np.bool_]) -> list[int]:
-    """Encode a mask, (H, W), as the bytes of a ``brushlabels`` region's ``rle``.
-
-    The format is rle-pack's: 32 bits of how many values there are, 5 of their width - 1, four times 4 of the lengths'
-    widths - 1; then runs: a 1, which width (2 bits), length - 1, the value (8 bits).
-    """
+    """Encode a mask, (H, W), as the bytes of a ``brushlabels`` region's ``rle``."""
     values = mask.ravel()
     starts = np.concatenate(([0], np.flatnonzero(values[1:] != values[:-1]) + 1))
     lengths = np.diff(starts, append=values.size) * _CHANNELS
@@ -142,10 +129,7 @@ def _run(length: int, value: bool) -> str:
 
 
 def _interface(labels: Sequence[Label]) -> str:
-    rows = [
-        f"    <Label value={quoteattr(each.name)} background={quoteattr(each.hex)}/>"
-        for each in labels
-    ]
+    rows = [f"    <Label value={quoteattr(each.name)} background={quoteattr(each.hex)}/>" for each in labels]
     lines = [
         "<View>",
         f'  <Image name="{_IMAGE}" value="${_IMAGE}" zoom="true" zoomControl="true"/>',

@@ -27,9 +27,7 @@ def write_voc(images: Iterable[MaskedImage], classes: ClassList, folder: Path) -
     orientations are encoded anew, upright. ``train.txt`` and ``trainval.txt`` list all images.
     """
     label_map = label_map_txt(all_labels(classes))
-    pictures, masks, lists = (
-        folder / each for each in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
-    )
+    pictures, masks, lists = (folder / each for each in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"))
     for each in (pictures, masks, lists):
         each.mkdir(parents=True)
     lines, encoded = [], 0

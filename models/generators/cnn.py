@@ -21,7 +21,7 @@ _EVIDENCE_SCALE = 10.0
 _SHARPNESS = 4
 
 
-def cosine_affinity(features: Tensor) -> Tensor:
+def _cosine_affinity(features: Tensor) -> Tensor:
     """Return the positive cosines between all places of a feature map, (B, C, h, w) → (B, h, w, h, w)."""
     unit = F.normalize(features.flatten(2), dim=1)
     grid = features.shape[-2:]
@@ -31,9 +31,7 @@ def cosine_affinity(features: Tensor) -> Tensor:
 class CnnGenerator(MaskGenerator):
     """The CAM network of CLIMS-like methods: a backbone (B, 3, H, W) → (B, C, h, w) and a 1×1 head, (K, C)."""
 
-    def __init__(
-        self, backbone: nn.Module, head: Tensor, *, mean: Sequence[float], std: Sequence[float]
-    ) -> None:
+    def __init__(self, backbone: nn.Module, head: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         classes, channels = head.shape
         self.backbone = backbone.to(memory_format=torch.channels_last)  # as in models.clip
@@ -63,7 +61,7 @@ class CnnGenerator(MaskGenerator):
 
     def affinity(self, features: Tensor) -> Tensor:
         """Return a power of the positive cosines between the places of the backbone's map, (B, h, w, h, w)."""
-        return cosine_affinity(features) ** _SHARPNESS
+        return _cosine_affinity(features) ** _SHARPNESS
 
 
 class _LastStage(nn.Module):
@@ -88,9 +86,7 @@ def _create_features(name: str, output_stride: int, *, pretrained: bool, level: 
         {"dynamic_img_size": True},
         {"strict_img_size": False},
     )
-    create = partial(
-        timm.create_model, name, pretrained=pretrained, features_only=True, out_indices=(level,)
-    )
+    create = partial(timm.create_model, name, pretrained=pretrained, features_only=True, out_indices=(level,))
     for option in options:
         try:
             return create(**option)
@@ -119,13 +115,9 @@ def cnn_generator(
     try:
         features = _create_features(name, output_stride, pretrained=pretrained, level=level)
     except OSError as error:
-        raise ValueError(
-            f"expected the weights of {name!r} from the model hub or its cache, got: {error}"
-        ) from error
+        raise ValueError(f"expected the weights of {name!r} from the model hub or its cache, got: {error}") from error
     except (AssertionError, RuntimeError) as error:
-        raise ValueError(
-            f"expected a backbone that timm can build, got {name!r} ({error})"
-        ) from error
+        raise ValueError(f"expected a backbone that timm can build, got {name!r} ({error})") from error
     channels = int(features.feature_info.channels()[-1])
     head = torch.empty(classes, channels).normal_(0, 0.01, generator=generator)
     data = timm.data.resolve_data_config({}, model=features)
@@ -165,9 +157,7 @@ def text_initialized_head(tower: FrozenImageTower, class_text: Tensor) -> Tensor
         return rows * scale
 
 
-def zero_shot_generator(
-    clip: FrozenClip, class_text: Tensor, *, output_stride: int
-) -> CnnGenerator:
+def zero_shot_generator(clip: FrozenClip, class_text: Tensor, *, output_stride: int) -> CnnGenerator:
     """Build a mask generator from a CLIP that ``trunk_name`` accepts and class texts, (K, D), alone.
 
     The backbone is a copy of CLIP's trunk with dilated strides, so training it does not change CLIP.

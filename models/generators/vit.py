@@ -20,12 +20,7 @@ _TOWARDS_KEYS, _FROM_VALUES = 0.7, 0.4  # strengths in the paper, of the identit
 
 @torch.no_grad()
 def _draw_attention(qkv: nn.Linear, proj: nn.Linear, *, heads: int) -> None:
-    """Draw an attention's weights so that tokens attend to similar tokens (mimetic, arXiv 2305.09828).
-
-    A transformer that starts from plain noise attends everywhere alike, and few images do not teach it otherwise;
-    WeakTr's CAMs depend on its attention. Of each head, ``queries' weightᵀ @ keys' weight`` is close to a positive
-    multiple of the identity plus noise; ``projection @ values' weight`` is a negative one plus noise. Biases are zero.
-    """
+    """Draw an attention's weights so that tokens attend to similar tokens (mimetic, arXiv 2305.09828)."""
     width = qkv.in_features
     queries, keys, values = qkv.weight.chunk(3)
     for query, key in zip(queries.chunk(heads), keys.chunk(heads), strict=True):
@@ -150,9 +145,7 @@ class ClassTokenTransformer(nn.Module):
         patch = self.sizes.patch
         grid = images.shape[-2] // patch, images.shape[-1] // patch
         if not min(grid):
-            raise ValueError(
-                f"expected images of at least {patch} × {patch}, got {tuple(images.shape[-2:])}"
-            )
+            raise ValueError(f"expected images of at least {patch} × {patch}, got {tuple(images.shape[-2:])}")
         patches = self.patch_embed(images).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.cls_token.expand(len(images), -1, -1), patches], dim=1)
         tokens = tokens + self._positions(grid)
@@ -170,9 +163,7 @@ class ClassTokenTransformer(nn.Module):
         of_classes, of_places = torch.tensor_split(self.pos_embed, [self.class_tokens], dim=1)
         plane = torch.unflatten(of_places.transpose(1, 2), 2, self.sizes.native_grid)
         # The tenth shifts the places a little, as in DINO and in WeakTr's public checkpoints.
-        scale = [
-            (side + 0.1) / native for side, native in zip(grid, self.sizes.native_grid, strict=True)
-        ]
+        scale = [(side + 0.1) / native for side, native in zip(grid, self.sizes.native_grid, strict=True)]
         resized = F.interpolate(plane, scale_factor=scale, mode="bicubic", align_corners=False)
         return torch.cat([of_classes, resized.flatten(2).transpose(1, 2)], dim=1)
 

@@ -36,25 +36,14 @@ class _AdaptiveAttentionFusion(nn.Module):
         return outputs.amax(dim=1) if self.pooling == "max" else outputs.mean(dim=1)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Return the weights of the heads in (0, 1), (B, depth, heads), of pooled outputs, (B, depth, C).
-
-        Channel c counts as feature c // heads of head c % heads, as in the public checkpoints, though the attention
-        itself lays heads out the other way round. In the MLPs' rows and columns heads come before blocks.
-        """
-        features = torch.unflatten(pooled, 2, (-1, self.heads)).movedim(
-            3, 1
-        )  # (B, heads, depth, d)
+        """Return the weights of the heads in (0, 1), (B, depth, heads), of pooled outputs, (B, depth, C)."""
+        features = torch.unflatten(pooled, 2, (-1, self.heads)).movedim(3, 1)  # (B, heads, depth, d)
         weights = self.attn_head_ffn(self.attn_feat_ffn(features).flatten(1))
         return torch.unflatten(weights, 1, (self.heads, -1)).transpose(1, 2)
 
 
 def _mean_attention(queries: Sequence[Tensor], keys: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """Return the mean of all attention maps, (B, N, N), each times its weight, (B, depth, heads).
-
-    The weights depend on the last block, so no map can be added when its block computes it. All maps would take depth ×
-    heads × N² numbers; instead queries and keys, (B, heads, N, d) of each block, are kept, and each map is computed
-    again in a small buffer: about a fifth of the trunk's time. The backward pass does the same.
-    """
+    """Return the mean of all attention maps, (B, N, N), each times its weight, (B, depth, heads)."""
     with torch.autocast(weights.device.type, enabled=False):  # it would lose small attention
         mean: Tensor = _MeanAttention.apply(weights.float(), *queries, *keys)
     return mean

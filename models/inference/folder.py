@@ -134,9 +134,7 @@ def _make_mask(predictor: Predictor, job: MaskJob, sample: Sample) -> Made:
     return _write(segmentation, predictor.info, job, sample)
 
 
-def _write(
-    segmentation: Segmentation, info: BundleInfo, job: MaskJob, sample: Sample
-) -> dict[str, Any]:
+def _write(segmentation: Segmentation, info: BundleInfo, job: MaskJob, sample: Sample) -> dict[str, Any]:
     scores = scores_npz(segmentation) if job.save_scores else None
     write_mask(job.output, sample.stem, mask_png(segmentation, info, job.options), scores)
     return describe(segmentation, info, job.options, image=sample.name)
@@ -164,9 +162,7 @@ def stored_samples(folder: Path, info: BundleInfo) -> list[Sample]:
     for stem, record in records.items():
         if record["model"] != {"name": info.name, "version": info.version}:
             made_by = f"{record['model']['name']} {record['model']['version']}"
-            raise ValueError(
-                f"expected masks of {info.name} {info.version} in {folder}, got {made_by}"
-            )
+            raise ValueError(f"expected masks of {info.name} {info.version} in {folder}, got {made_by}")
         if not scores_path(folder, stem).is_file():
             raise ValueError(
                 f"expected {scores_path(folder, stem)} from 'make-pseudo-masks --save-scores', got no such file"
@@ -184,9 +180,7 @@ def stored_samples(folder: Path, info: BundleInfo) -> list[Sample]:
     ]
 
 
-def redecide(
-    folder: Path, info: BundleInfo, job: MaskJob, samples: Iterable[Sample]
-) -> Iterator[Made]:
+def redecide(folder: Path, info: BundleInfo, job: MaskJob, samples: Iterable[Sample]) -> Iterator[Made]:
     """Write masks that equal a fresh run's with the job's options, byte by byte, from a folder's stored scores.
 
     ``samples`` are from ``stored_samples``; the refiner must be the same. Records have no alignment, which needs CLIP.

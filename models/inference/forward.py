@@ -67,9 +67,7 @@ def forward_cam(
     names = sorted({one.name for classes in chosen for one in classes if not known.knows(one.name)})
     zero_shot = {name: vocabulary.zero_shot_class(name) for name in names}
     inference = bundle.info.inference
-    working = _resize_to_grid(
-        [each.image for each in batch], inference.image_size, device=bundle.class_text.device
-    )
+    working = _resize_to_grid([each.image for each in batch], inference.image_size, device=bundle.class_text.device)
     widened: MaskGenerator | WidenedGenerator = bundle.generator
     if zero_shot:
         widened = WidenedGenerator(bundle.generator, [*zero_shot.values()])
@@ -92,9 +90,7 @@ def forward_cam(
             maps=maps[number],
             total=None,
             refiner_inputs=inputs[number],
-            zero_shot={
-                each.name: zero_shot[each.name].text for each in classes if each.name in zero_shot
-            },
+            zero_shot={each.name: zero_shot[each.name].text for each in classes if each.name in zero_shot},
         )
         for number, classes in enumerate(chosen)
     ]
@@ -129,21 +125,13 @@ def forward_segmenter(
         shares, total = renormalize(kept)
         classes = tuple(bundle.info.classes.classes[channel] for channel in channels.tolist())
         outputs.append(
-            ForwardOutput(
-                source, working[number, None], classes, shares[0, 1:], total[0, 0], inputs[number]
-            )
+            ForwardOutput(source, working[number, None], classes, shares[0, 1:], total[0, 0], inputs[number])
         )
     return outputs
 
 
-def _resize_to_grid(
-    images: Sequence[NDArray[np.uint8]], longer_side: int, *, device: torch.device
-) -> Tensor:
-    """Resize RGB images, (H, W, 3) each, to the size that networks work on, (B, 3, H, W) in [0, 1].
-
-    Raises:
-        ValueError: if there are none, one has another form, or their sizes differ.
-    """
+def _resize_to_grid(images: Sequence[NDArray[np.uint8]], longer_side: int, *, device: torch.device) -> Tensor:
+    """Resize RGB images, (H, W, 3) each, to the size that networks work on, (B, 3, H, W) in [0, 1]."""
     small = [_resize(image, longer_side) for image in images]
     sizes = {pixels.shape[:2] for pixels in small}
     if len(sizes) != 1:
@@ -155,9 +143,7 @@ def _resize_to_grid(
 class _CachingGenerator:
     """A mask generator that keeps one batch's features of images of a size, which an affinity would compute again."""
 
-    def __init__(
-        self, generator: MaskGenerator | WidenedGenerator, *, size: tuple[int, int]
-    ) -> None:
+    def __init__(self, generator: MaskGenerator | WidenedGenerator, *, size: tuple[int, int]) -> None:
         self._generator, self._size = generator, size
         self._features: Tensor | None = None
 
@@ -201,9 +187,7 @@ def _resize(image: NDArray[np.uint8], longer_side: int) -> NDArray[np.uint8]:
     return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _present(
-    known: ClassList, zero_shot: Sequence[str], chosen: Sequence[Sequence[ClassInfo]]
-) -> Tensor:
+def _present(known: ClassList, zero_shot: Sequence[str], chosen: Sequence[Sequence[ClassInfo]]) -> Tensor:
     """The (image, channel) index pairs of the images' classes, (N, 2); zero-shot channels follow the known ones."""
     added = {name: len(known) + number for number, name in enumerate(zero_shot)}
     pairs = [

@@ -56,8 +56,7 @@ class MaskOptions:
         threshold, power = self.background_threshold, self.background_power
         if threshold is not None and power is not None:
             raise ValueError(
-                "expected background_threshold or background_power, got both of them: "
-                f"{threshold} and {power}"
+                f"expected background_threshold or background_power, got both of them: {threshold} and {power}"
             )
         if power is not None and not 0 < power <= 10:
             raise ValueError(f"expected background_power in (0, 10], got {power}")
@@ -88,9 +87,7 @@ def fill_defaults(
     return MaskOptions(
         refine=defaults.refine if refine is None else refine,
         min_confidence=defaults.min_confidence if min_confidence is None else min_confidence,
-        background_threshold=background_threshold
-        if own_background
-        else defaults.background_threshold,
+        background_threshold=background_threshold if own_background else defaults.background_threshold,
         background_power=background_power if own_background else defaults.background_power,
         class_thresholds={} if own_background else defaults.class_thresholds,
     )
@@ -267,14 +264,10 @@ def class_result(
     if rows.size:
         confidence = float(decision.confidence[region].mean(dtype=np.float64))
         box = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-    return ClassResult(
-        index, name, float(region.mean()), confidence, *alignment, box=box, zero_shot=zero_shot
-    )
+    return ClassResult(index, name, float(region.mean()), confidence, *alignment, box=box, zero_shot=zero_shot)
 
 
-def estimate_thresholds(
-    items: Iterable[SoftMaps], *, min_photos: int = MIN_PHOTOS
-) -> dict[str, float]:
+def estimate_thresholds(items: Iterable[SoftMaps], *, min_photos: int = MIN_PHOTOS) -> dict[str, float]:
     """Split each class's scores over all its photos into low and high ones (Otsu 1979); no label map is needed.
 
     Returns thresholds by class name, sorted, in [0.1, 0.9]; classes with fewer photos are left out.
@@ -293,10 +286,7 @@ def estimate_thresholds(
 
 
 def _otsu(histogram: NDArray[np.int64]) -> float:
-    """Return the value in (0, 1) that splits a histogram over [0, 1] with the largest variance between both sides.
-
-    Several equally good values give their mean; a histogram with one filled bin gives its upper edge.
-    """
+    """Return the value in (0, 1) that splits a histogram over [0, 1] with the largest variance between both sides."""
     edges = np.linspace(0, 1, len(histogram) + 1)
     centers = (edges[:-1] + edges[1:]) / 2
     weight = histogram.cumsum()

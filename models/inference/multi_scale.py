@@ -57,9 +57,7 @@ def multi_scale_cams(
         chosen = cams[image, channel].float()
         if flip:
             chosen = chosen + cams[image + len(images), channel].flip(-1)
-        total += F.interpolate(
-            chosen[:, None], size=(height, width), mode="bilinear", align_corners=False
-        )
+        total += F.interpolate(chosen[:, None], size=(height, width), mode="bilinear", align_corners=False)
     return normalize_cams(total[:, 0])
 
 
@@ -177,10 +175,7 @@ def upsampled_argmax_classes(probabilities: Tensor, size: tuple[int, int]) -> tu
 
 
 def _candidate_classes(probabilities: Tensor) -> Tensor:
-    """The class channels that can be the best somewhere once upsampled, (1, K + 1, h, w) → (n,).
-
-    A value interpolated between four places is no higher than the class's highest there, and no lower than its lowest.
-    """
+    """The class channels that can be the best somewhere once upsampled, (1, K + 1, h, w) → (n,)."""
     kernel = [min(2, side) for side in probabilities.shape[-2:]]
     highest = F.max_pool2d(probabilities, kernel, stride=1)
     lowest = -F.max_pool2d(-probabilities, kernel, stride=1)

@@ -15,9 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from models.bundle.bundle import Bundle
 
-PRECISIONS: Final = MappingProxyType(
-    {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-)
+PRECISIONS: Final = MappingProxyType({"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16})
 
 _Network = TypeVar("_Network", bound=nn.Module)
 _TOLERANCE = 1e-4  # of the highest output; rounding is far below
@@ -29,9 +27,7 @@ def autocast(precision: str, *, device: torch.device) -> torch.autocast:
     if precision not in PRECISIONS:
         raise ValueError(f"expected a precision of {', '.join(PRECISIONS)}, got {precision!r}")
     lower = precision != "float32"
-    return torch.autocast(
-        device.type, dtype=PRECISIONS[precision] if lower else torch.bfloat16, enabled=lower
-    )
+    return torch.autocast(device.type, dtype=PRECISIONS[precision] if lower else torch.bfloat16, enabled=lower)
 
 
 def fuse_batch_norms(bundle: Bundle) -> Bundle:
@@ -50,13 +46,7 @@ def fuse_batch_norms(bundle: Bundle) -> Bundle:
 
 @torch.no_grad()
 def _fuse_network(network: _Network, run: Callable[[_Network], Tensor]) -> _Network:
-    """Return a copy with the same output but for rounding, and with batch norms fused into convolutions.
-
-    In evaluation mode a batch norm scales and shifts each channel by constants, as a convolution's weights can. A batch
-    norm is fused if ``run``, which sends an image through a network, shows that it is the only module that reads a
-    convolution's output. Returns the network itself if nothing can be fused or the copy's output differs. (torch.fx's
-    ``fuse`` cannot trace timm's networks with "same" padding or ``features_only``.)
-    """
+    """Return a copy with the same output but for rounding, and with batch norms fused into convolutions."""
     if not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
         return network
     fused = copy.deepcopy(network)
@@ -67,9 +57,7 @@ def _fuse_network(network: _Network, run: Callable[[_Network], Tensor]) -> _Netw
     return fused if same else network
 
 
-def _fusible_pairs(
-    network: _Network, run: Callable[[_Network], Tensor]
-) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+def _fusible_pairs(network: _Network, run: Callable[[_Network], Tensor]) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     """Yield each convolution whose output is read by a batch norm and by no other module."""
     # Outputs are kept, so that each has an identity of its own until the run is over.
     outputs: list[tuple[nn.Conv2d, Tensor]] = []
@@ -77,13 +65,9 @@ def _fusible_pairs(
     handles = []
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            handles.append(
-                module.register_forward_hook(lambda this, _, output: outputs.append((this, output)))
-            )
+            handles.append(module.register_forward_hook(lambda this, _, output: outputs.append((this, output))))
         handles.append(
-            module.register_forward_pre_hook(
-                lambda this, given: inputs.extend((this, each) for each in given)
-            )
+            module.register_forward_pre_hook(lambda this, given: inputs.extend((this, each) for each in given))
         )
     try:
         run(network)

@@ -30,12 +30,12 @@ def postprocess(bundle: Bundle, output: ForwardOutput) -> Segmentation:
     return _postprocess_probabilities(bundle, output, output.total)
 
 
-def one_minus_sum(scores: Tensor) -> Tensor:
+def _one_minus_sum(scores: Tensor) -> Tensor:
     """Return the background's score beside probabilities, (C, H, W) → (H, W)."""
     return (1 - scores.sum(dim=0)).clamp(min=0)
 
 
-def power_background(threshold: float) -> Callable[[Tensor], Tensor]:
+def _power_background(threshold: float) -> Callable[[Tensor], Tensor]:
     """Return the background (1 - max)^p, whose score equals a class's at the threshold, in (0, 1)."""
     power = math.log(threshold) / math.log(1 - threshold)
 
@@ -46,11 +46,8 @@ def power_background(threshold: float) -> Callable[[Tensor], Tensor]:
     return background
 
 
-def match_range(maps: Tensor, original: Tensor) -> Tensor:
-    """Stretch each map, (C, H, W), to the minimum and maximum of the original; a flat one becomes the original.
-
-    For CAMs, whose range has no meaning: they were stretched to [0, 1] themselves.
-    """
+def _match_range(maps: Tensor, original: Tensor) -> Tensor:
+    """Stretch each map, (C, H, W), to the minimum and maximum of the original; a flat one becomes the original."""
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
     floor, top = original.amin(dim=(1, 2), keepdim=True), original.amax(dim=(1, 2), keepdim=True)
     flat = (high - low) <= 1e-5 * high.abs()
@@ -58,27 +55,25 @@ def match_range(maps: Tensor, original: Tensor) -> Tensor:
     return torch.where(flat | (top <= floor), original, stretched)
 
 
-def identity(maps: Tensor, original: Tensor) -> Tensor:
+def _identity(maps: Tensor, original: Tensor) -> Tensor:
     """Return the maps unchanged: probabilities keep their range."""
     del original
     return maps
 
 
 def _postprocess_cams(bundle: Bundle, output: ForwardOutput) -> Segmentation:
-    background = power_background(bundle.info.inference.background_threshold)
-    scores = _refine(bundle, output, background, match_range)[0].half()
+    background = _power_background(bundle.info.inference.background_threshold)
+    scores = _refine(bundle, output, background, _match_range)[0].half()
     stride = bundle.info.generator.output_stride
     grid = (output.working.shape[-2] // stride, output.working.shape[-1] // stride)
     coarse = F.interpolate(output.maps[None], size=grid, mode="area")[0]
     return _segmentation(bundle, output, _soft_maps(output, scores, output.classes), cams=coarse)
 
 
-def _postprocess_probabilities(
-    bundle: Bundle, output: ForwardOutput, total: Tensor
-) -> Segmentation:
-    refined = _refine(bundle, output, one_minus_sum, identity).clamp(min=0)
+def _postprocess_probabilities(bundle: Bundle, output: ForwardOutput, total: Tensor) -> Segmentation:
+    refined = _refine(bundle, output, _one_minus_sum, _identity).clamp(min=0)
     # Classes that win nowhere keep their share: dropping them must not raise the confidence of others.
-    decided = torch.cat([one_minus_sum(refined[0])[None, None], refined], dim=1) * total
+    decided = torch.cat([_one_minus_sum(refined[0])[None, None], refined], dim=1) * total
     kept = argmax_classes(decided)
     classes = [output.classes[number] for number in kept.tolist()]
     maps = _soft_maps(output, decided[0, kept + 1].half(), classes, background=decided[0, 0])
@@ -122,9 +117,7 @@ def _soft_maps(
     )
 
 
-def _segmentation(
-    bundle: Bundle, output: ForwardOutput, maps: SoftMaps, *, cams: Tensor | None
-) -> Segmentation:
+def _segmentation(bundle: Bundle, output: ForwardOutput, maps: SoftMaps, *, cams: Tensor | None) -> Segmentation:
     """Decide the label map and describe each class in it."""
     decision = decide(maps, output.source.options)
     indices = maps.indices.tolist()
@@ -162,9 +155,7 @@ def _score_alignment(
     masks = torch.stack([_area(regions[number], size) for number in filled])
     normalized = tower.normalize(resize_images(image, size))
     embeddings = tower.embed_images(masks.to(image.device)[:, None] * normalized)
-    texts, prompts = zip(
-        *(_class_embeddings(bundle, names[number], zero_shot) for number in filled), strict=True
-    )
+    texts, prompts = zip(*(_class_embeddings(bundle, names[number], zero_shot) for number in filled), strict=True)
     to_text = _cosines(embeddings, texts)
     # The text stands in for a missing prompt, so that all cosines are computed at once.
     to_prompt = _cosines(
@@ -176,9 +167,7 @@ def _score_alignment(
     return scores
 
 
-def _class_embeddings(
-    bundle: Bundle, name: str, zero_shot: Mapping[str, Tensor]
-) -> tuple[Tensor, Tensor | None]:
+def _class_embeddings(bundle: Bundle, name: str, zero_shot: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
     """A class's text and background prompt, (D,) each; a prompt is None if none was learned."""
     if name in zero_shot:
         return zero_shot[name], None

@@ -76,13 +76,9 @@ class Predictor:
             min_confidence=min_confidence,
         )
 
-    def segment_options(
-        self, *, refine: str | None = None, min_confidence: float | None = None
-    ) -> MaskOptions:
+    def segment_options(self, *, refine: str | None = None, min_confidence: float | None = None) -> MaskOptions:
         """Fill in the bundle's defaults for segmenting; CannotSegmentError if it has no segmenter."""
-        return fill_defaults(
-            self.info.segment_options, refine=refine, min_confidence=min_confidence
-        )
+        return fill_defaults(self.info.segment_options, refine=refine, min_confidence=min_confidence)
 
     def working_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the (H, W) at which the mask generator sees an image; only equal ones share a batch."""
@@ -187,9 +183,7 @@ class Predictor:
         """Return the bytes of the device's memory that this process holds for tensors; None on a CPU."""
         return torch.cuda.memory_reserved(self.device) if self.device.type == "cuda" else None
 
-    def _postprocess_all(
-        self, outputs: Sequence[ForwardOutput], on_progress: OnProgress
-    ) -> list[Segmentation]:
+    def _postprocess_all(self, outputs: Sequence[ForwardOutput], on_progress: OnProgress) -> list[Segmentation]:
         made = []
         for number, output in enumerate(outputs):
             on_progress("refine", 0.7 + 0.3 * number / len(outputs))
@@ -199,7 +193,5 @@ class Predictor:
     def _segmenter(self) -> tuple[Segmenter, SegmentConfig]:
         segmenter, settings = self.bundle.segmenter, self.info.segment
         if segmenter is None or settings is None:
-            raise CannotSegmentError(
-                f"expected a bundle with a segmenter, got {self.info.name!r} without one"
-            )
+            raise CannotSegmentError(f"expected a bundle with a segmenter, got {self.info.name!r} without one")
         return segmenter, settings

@@ -99,19 +99,14 @@ def check_archives(root: Path, archives: Iterable[Archive], *, watch: Watch) -> 
     return f"{root}: {len(found)} archives, with the published MD5"
 
 
-def write_labels(
-    output: Path, splits: Mapping[str, Sequence[Sample]], classes: ClassList
-) -> list[str]:
+def write_labels(output: Path, splits: Mapping[str, Sequence[Sample]], classes: ClassList) -> list[str]:
     """Write the class list and a label file for each split, ``labels.csv`` for the first; returns what to print."""
     output.mkdir(parents=True, exist_ok=True)
     write_class_list(output / "classes.txt", classes)
     lines = [f"{output / 'classes.txt'}: {len(classes)} classes"]
     for number, (split, samples) in enumerate(splits.items()):
         path = output / (f"labels_{split}.csv" if number else "labels.csv")
-        rows = {
-            sample.path.name: [classes.names[channel] for channel in sample.channels]
-            for sample in samples
-        }
+        rows = {sample.path.name: [classes.names[channel] for channel in sample.channels] for sample in samples}
         write_atomically(path, label_rows_csv(rows))
         lines.append(f"{path}: {len(rows)} photos of {split}")
     return lines
@@ -141,9 +136,7 @@ def write_maps(
     return f"{folder}: {len(rest)} label maps written, {len(stems) - len(rest)} kept"
 
 
-def draw_instances(
-    annotations: Sequence[Mapping[str, Any]], size: tuple[int, int]
-) -> NDArray[np.uint8]:
+def draw_instances(annotations: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Draw COCO's instances of a photo into a label map, (H, W), of category ids.
 
     COCO has no depth order: crowds are drawn first, then instances from large to small, so that small ones stay
@@ -155,9 +148,7 @@ def draw_instances(
         for each in annotations
         if (lengths := _run_lengths(each, size)) is not None
     ]
-    for _, lengths, category in sorted(
-        drawn, key=lambda item: (item[0], -int(coco_mask.area(item[1])))
-    ):
+    for _, lengths, category in sorted(drawn, key=lambda item: (item[0], -int(coco_mask.area(item[1])))):
         np.copyto(label_map, category, where=coco_mask.decode(lengths).view(bool))
     return np.ascontiguousarray(label_map)
 

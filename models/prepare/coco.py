@@ -38,9 +38,7 @@ _SUSPECTS = {
 }
 
 
-def prepare_coco(
-    root: Path, output: Path, *, photos: int | None, thorough: bool, watch: Watch
-) -> Prepared:
+def prepare_coco(root: Path, output: Path, *, photos: int | None, thorough: bool, watch: Watch) -> Prepared:
     """Check a download in ``root`` and write labels, classes and the ground truth that ``output`` lacks.
 
     At most ``photos`` of each list are taken; ``thorough`` decodes all photos, and checks archives in ``root``.
@@ -102,9 +100,7 @@ def _finish(
     return checked, write_maps(truth, stems, draw, watch=watch)
 
 
-def _compare(
-    found: Instances, samples: Sequence[Sample], path: Path, note: Callable[[str], None]
-) -> None:
+def _compare(found: Instances, samples: Sequence[Sample], path: Path, note: Callable[[str], None]) -> None:
     """Check categories and photos of the annotations; note labels that differ from the official list's."""
     if set(found.classes.classes) != set(COCO_CLASSES.classes):
         raise ValueError(
@@ -113,9 +109,7 @@ def _compare(
         )
     unknown = [each.path.name for each in samples if each.path.name not in found.sizes]
     if unknown:
-        raise ValueError(
-            f"expected the listed photos in {path}, got no {unknown[0]} ({len(unknown)} in all)"
-        )
+        raise ValueError(f"expected the listed photos in {path}, got no {unknown[0]} ({len(unknown)} in all)")
     classes = COCO_CLASSES.classes
     other = [
         each.path.name

@@ -41,9 +41,7 @@ _KNOWN_PHOTO = "657b36fed1ea84a44fde2ad641d52726947e9ff23652836273730f7b1ee0d7d8
 _KNOWN_MAP = "cfcbdf78655f98db73f03031aa11efe37a24dd8d03e96d016af2b9bbd8bf517c"
 
 
-def prepare_voc(
-    root: Path, output: Path, *, photos: int | None, thorough: bool, watch: Watch
-) -> Prepared:
+def prepare_voc(root: Path, output: Path, *, photos: int | None, thorough: bool, watch: Watch) -> Prepared:
     """Check a download and write labels, classes and the ground truth that ``output`` lacks.
 
     ``root`` is the folder that the archives were unpacked in, or ``VOC2012`` itself. At most ``photos`` of each list
@@ -83,9 +81,7 @@ def _read_ground_truth(path: Path, *, size: tuple[int, int]) -> NDArray[np.uint8
     label_map = _read_mat(path) if path.suffix == ".mat" else read_label_map(path)
     if label_map.shape != size:
         got = " x ".join(map(str, label_map.shape[::-1]))
-        raise ValueError(
-            f"expected a label map of the photo's {size[1]} x {size[0]} pixels in {path}, got {got}"
-        )
+        raise ValueError(f"expected a label map of the photo's {size[1]} x {size[0]} pixels in {path}, got {got}")
     unknown = np.setdiff1d(np.flatnonzero(np.bincount(label_map.ravel())), _INDICES)
     if len(unknown):
         raise ValueError(f"expected indices from 0 to 20 and 255 in {path}, got {unknown[0]}")
@@ -123,9 +119,7 @@ def _size_in_xml(folder: VocFolder, stem: str) -> tuple[int, int]:
     return size
 
 
-def _write_truth(
-    folder: VocFolder, split: str, samples: Sequence[Sample], output: Path, *, watch: Watch
-) -> str:
+def _write_truth(folder: VocFolder, split: str, samples: Sequence[Sample], output: Path, *, watch: Watch) -> str:
     stems = [sample.stem for sample in samples]
     sources = {stem: found for stem in stems if (found := folder.label_map(stem))}
     if len(sources) < len(stems):

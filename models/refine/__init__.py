@@ -75,7 +75,7 @@ class RefinerContext:
 
 
 @dataclass(frozen=True)
-class Chain:
+class _Chain:
     """Refiners in sequence; without any, scores are returned unchanged."""
 
     refiners: tuple[Refiner, ...]
@@ -89,7 +89,7 @@ class Chain:
 
 def build_refiner(chain: str, context: RefinerContext) -> Refiner:
     """Build the refiner that a chain such as ``"pamr"``, ``"a+b"`` or ``"none"`` names."""
-    return Chain(tuple(_load(REFINERS[name])(context) for name in parse_chain(chain)))
+    return _Chain(tuple(_load(REFINERS[name])(context) for name in parse_chain(chain)))
 
 
 def _load(path: str) -> Callable[[RefinerContext], Refiner]:
@@ -104,8 +104,7 @@ def check_pair(image: Tensor, scores: Tensor) -> None:
     batch, _, height, width = image.shape
     if scores.dim() != 4 or (len(scores), *scores.shape[2:]) != (batch, height, width):
         raise ValueError(
-            f"expected scores of shape ({batch}, C, {height}, {width}), as the image's, "
-            f"got {tuple(scores.shape)}"
+            f"expected scores of shape ({batch}, C, {height}, {width}), as the image's, got {tuple(scores.shape)}"
         )
     if not (image.is_floating_point() and scores.is_floating_point()):
         raise ValueError(f"expected floating point tensors, got {image.dtype} and {scores.dtype}")

@@ -23,45 +23,31 @@ from torch.nn import functional
 from models.refine import RefinerContext, check_pair
 
 _EPSILON: Final = 1e-8
-_LARGEST_EXPONENT: Final = (
-    80.0  # exp of it is finite in single precision, and so is the sum over classes
-)
+_LARGEST_EXPONENT: Final = 80.0  # exp of it is finite in single precision, and so is the sum over classes
 _FARTHEST: Final = 1e5  # in deviations; beyond it single precision no longer separates pixels
 _CACHED_PIXELS: Final = 1 << 19  # a lattice of place takes about 52 bytes a pixel
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """A Gaussian kernel between pixels.
-
-    Attributes:
-        spread: standard deviation in place, in pixels.
-        colors: standard deviation in color, of 255; None if color does not count.
-        compatibility: weight of the kernel: what two pixels pay for different classes.
-    """
+class _Kernel:
+    """A Gaussian kernel between pixels."""
 
     spread: float
     colors: float | None
     compatibility: float
 
 
-VOC_KERNELS: Final = (Kernel(4, None, 3), Kernel(83, 5, 3))
-COCO_KERNELS: Final = (Kernel(3, None, 3), Kernel(50, 5, 10))
+VOC_KERNELS: Final = (_Kernel(4, None, 3), _Kernel(83, 5, 3))
+COCO_KERNELS: Final = (_Kernel(3, None, 3), _Kernel(50, 5, 10))
 ITERATIONS: Final = 10
 
 
 @dataclass(frozen=True)
-class DenseCrf:
-    """`dense_crf` as a `models.refine.Refiner`.
-
-    Attributes:
-        background: scores (C, H, W) → the background's score (H, W), which takes part and is dropped again.
-        kernels: between pixels.
-        iterations: of mean field inference.
-    """
+class _DenseCrf:
+    """`dense_crf` as a `models.refine.Refiner`."""
 
     background: Callable[[Tensor], Tensor]
-    kernels: tuple[Kernel, ...] = VOC_KERNELS
+    kernels: tuple[_Kernel, ...] = VOC_KERNELS
     iterations: int = ITERATIONS
 
     def __call__(self, image: Tensor, scores: Tensor) -> Tensor:
@@ -73,25 +59,27 @@ class DenseCrf:
         for item, (photo, maps) in enumerate(zip(image.float(), scores.float(), strict=True)):
             all_scores = torch.cat([self.background(maps)[None], maps]).clamp(min=_EPSILON)
             probabilities = all_scores / all_scores.sum(dim=0)
-            refined[item] = dense_crf(
-                photo, probabilities, kernels=self.kernels, iterations=self.iterations
-            )[1:]
+            refined[item] = dense_crf(photo, probabilities, kernels=self.kernels, iterations=self.iterations)[1:]
         return refined
 
 
-def build(context: RefinerContext) -> DenseCrf:
+def build(context: RefinerContext) -> _DenseCrf:
     """Build the refiner with VOC's kernels and the context's background."""
-    return DenseCrf(context.background)
+    return _DenseCrf(context.background)
 
 
-def build_coco(context: RefinerContext) -> DenseCrf:
+def build_coco(context: RefinerContext) -> _DenseCrf:
     """Build the refiner with COCO's kernels: `dense_crf_coco`."""
-    return DenseCrf(context.background, COCO_KERNELS)
+    return _DenseCrf(context.background, COCO_KERNELS)
 
 
 @torch.no_grad()
 def dense_crf(
-    image: Tensor, probabilities: Tensor, *, kernels: Sequence[Kernel], iterations: int = ITERATIONS
+    image: Tensor,
+    probabilities: Tensor,
+    *,
+    kernels: Sequence[_Kernel],
+    iterations: int = ITERATIONS,
 ) -> Tensor:
     """Run mean field inference with Gaussian kernels and a Potts model.
 
@@ -121,7 +109,7 @@ def dense_crf(
     return beliefs.t().contiguous().view(channels, height, width)
 
 
-def _kernel_lattice(image: Tensor, kernel: Kernel) -> _Lattice:
+def _kernel_lattice(image: Tensor, kernel: _Kernel) -> _Lattice:
     """Return the lattice that filters by w n K n."""
     _, height, width = image.shape
     if kernel.colors is None:
@@ -134,9 +122,7 @@ def _kernel_lattice(image: Tensor, kernel: Kernel) -> _Lattice:
 
 
 @lru_cache(maxsize=4)
-def _place_lattice(
-    height: int, width: int, spread: float, strength: float, device: torch.device
-) -> _Lattice:
+def _place_lattice(height: int, width: int, spread: float, strength: float, device: torch.device) -> _Lattice:
     """Return the lattice of place alone, which is the same for all images of a size and is kept for the next one."""
     return _build_lattice(_place(height, width, spread, device)).normalized(strength=strength)
 
@@ -150,13 +136,7 @@ def _place(height: int, width: int, spread: float, device: torch.device) -> Tens
 
 @dataclass(frozen=True)
 class _RowSums:
-    """Weighted sums of table rows: a sparse matrix, stored row by row.
-
-    Attributes:
-        rows: the table rows that each sum takes, sum by sum, int32.
-        weights: of these rows.
-        starts: where each sum begins in `rows`, int32.
-    """
+    """Weighted sums of table rows: a sparse matrix, stored row by row."""
 
     rows: Tensor
     weights: Tensor
@@ -164,9 +144,7 @@ class _RowSums:
 
     def __call__(self, table: Tensor) -> Tensor:
         """Return the sums of rows of a (V, C) table, one row each."""
-        return functional.embedding_bag(
-            self.rows, table, self.starts, mode="sum", per_sample_weights=self.weights
-        )
+        return functional.embedding_bag(self.rows, table, self.starts, mode="sum", per_sample_weights=self.weights)
 
 
 def _equal_sums(rows: Tensor, weights: Tensor) -> _RowSums:
@@ -178,13 +156,7 @@ def _equal_sums(rows: Tensor, weights: Tensor) -> _RowSums:
 
 @dataclass(frozen=True)
 class _Lattice:
-    """A permutohedral lattice around N pixels with V lattice points.
-
-    Attributes:
-        splat: from pixels to lattice points.
-        blurs: from lattice points to lattice points, one for each direction.
-        slice: from lattice points to pixels.
-    """
+    """A permutohedral lattice around N pixels with V lattice points."""
 
     splat: _RowSums
     blurs: tuple[_RowSums, ...]
@@ -218,28 +190,13 @@ def _joined_slices(lattices: Sequence[_Lattice]) -> _RowSums:
     """Return the sum of all lattices' slices, for their blurred tables one below the other."""
     count = len(lattices[0].slice.starts)
     above = accumulate((len(lattice.splat.starts) for lattice in lattices[:-1]), initial=0)
-    rows = [
-        (lattice.slice.rows + offset).view(count, -1)
-        for lattice, offset in zip(lattices, above, strict=True)
-    ]
+    rows = [(lattice.slice.rows + offset).view(count, -1) for lattice, offset in zip(lattices, above, strict=True)]
     weights = [lattice.slice.weights.view(count, -1) for lattice in lattices]
     return _equal_sums(torch.cat(rows, dim=1), torch.cat(weights, dim=1))
 
 
 def _build_lattice(features: Tensor) -> _Lattice:
-    """Build the lattice around pixels.
-
-    In the coordinates of `_grid_coordinates` the lattice points are the points with integer coordinates. The corners
-    of the simplex around a pixel are found by sorting the fractions of its coordinates from high to low: start at the
-    lower corner of its cell and go one step along each axis in that order. The differences between successive
-    fractions, from 1 to 0, are the barycentric weights of these corners.
-
-    Args:
-        features: (d, N) float32, in standard deviations; d at most 8, N at least 1.
-
-    Raises:
-        ValueError: if features are not finite, or too far apart.
-    """
+    """Build the lattice around pixels."""
     dimensions, count = features.shape
     farthest = float(features.abs().max())
     if not farthest < _FARTHEST:
@@ -272,9 +229,7 @@ def _build_lattice(features: Tensor) -> _Lattice:
     )
     # What the blur makes of a single pixel is too high by this factor (Adams et al.).
     excess = 1 + 2.0**-dimensions
-    return _Lattice(
-        splat, _blurs(points, radix), _equal_sums(index.view(count, -1), weights / excess)
-    )
+    return _Lattice(splat, _blurs(points, radix), _equal_sums(index.view(count, -1), weights / excess))
 
 
 def _grid_coordinates(features: Tensor) -> Tensor:

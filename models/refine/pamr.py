@@ -67,7 +67,7 @@ def pamr(
     refined = torch.empty_like(scores)
     index = _neighbor_index(*scores.shape[2:], dilations=dilations, device=scores.device)
     for item in range(len(scores)):
-        weights = affinities(image[item].float(), index)
+        weights = _affinities(image[item].float(), index)
         table = scores[item].float().flatten(1).t().contiguous()
         for _ in range(iterations):
             table = functional.embedding_bag(index, table, mode="sum", per_sample_weights=weights)
@@ -75,14 +75,8 @@ def pamr(
     return refined
 
 
-def _neighbor_index(
-    height: int, width: int, *, dilations: Sequence[int], device: torch.device
-) -> Tensor:
-    """Number each pixel's neighbors, row by row; outside the image the border is repeated.
-
-    Returns:
-        (height * width, 8 * len(dilations)) int32, in [0, height * width).
-    """
+def _neighbor_index(height: int, width: int, *, dilations: Sequence[int], device: torch.device) -> Tensor:
+    """Number each pixel's neighbors, row by row; outside the image the border is repeated."""
     steps = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1) if down or right]
     offsets = torch.tensor([(d * y, d * x) for d in dilations for y, x in steps], device=device)
     rows = torch.arange(height, device=device)[:, None] + offsets[:, 0]
@@ -93,15 +87,8 @@ def _neighbor_index(
 
 
 @torch.no_grad()
-def affinities(image: Tensor, index: Tensor, *, chunk: int = _CHUNK) -> Tensor:
-    """Weigh each pixel's neighbors, (H * W, J) of ``_neighbor_index``, by the similarity of their color; rows sum to 1.
-
-    The variance is computed in one pass, the softmax without a shift. Each 3x3 window holds the pixel's own difference,
-    which is 0, so that (by Cauchy and Schwarz) at least a ninth of the sum of squares is left when the squared sum is
-    subtracted: nothing cancels, even where the photo is nearly flat. The mean difference is for the same reason at most
-    3.2 deviations: some neighbor's logit is above -32, and the exponentials need no shift. ``chunk`` is the number of
-    pixels at once.
-    """
+def _affinities(image: Tensor, index: Tensor, *, chunk: int = _CHUNK) -> Tensor:
+    """Weigh each pixel's neighbors, (H * W, J) of ``_neighbor_index``, by their likeness in color; rows sum to 1."""
     colors = image.flatten(1)
     neighbors = index.shape[1]
     window = neighbors // 8 * 9

@@ -20,13 +20,11 @@ _BOX_SHARE: Final = 0.4
 
 @dataclass(frozen=True)
 class _RandomWalk:
-    """``walk`` on each image's affinity, as a refiner."""
+    """``_walk`` on each image's affinity, as a refiner."""
 
     affinity: Callable[[Tensor], Tensor]  # images (B, 3, H, W) → (B, h, w, h, w), not negative
     rescale: Callable[[Tensor, Tensor], Tensor]  # see RefinerContext
-    box_share: float = (
-        _BOX_SHARE  # of a map's maximum; evidence stays in boxes around higher values
-    )
+    box_share: float = _BOX_SHARE  # of a map's maximum; evidence stays in boxes around higher values
 
     def __call__(self, image: Tensor, scores: Tensor) -> Tensor:
         """Refine (B, C, H, W) scores by (B, 3, H, W) images in [0, 1]."""
@@ -36,7 +34,7 @@ class _RandomWalk:
             return refined
         affinities = self.affinity(image.float())
         for item, (maps, affinity) in enumerate(zip(scores.float(), affinities, strict=True)):
-            walked = walk(maps, affinity, box_share=self.box_share)
+            walked = _walk(maps, affinity, box_share=self.box_share)
             refined[item] = self.rescale(walked, maps)
         return refined
 
@@ -47,27 +45,19 @@ def build(context: RefinerContext) -> _RandomWalk:
 
 
 @torch.no_grad()
-def walk(scores: Tensor, affinity: Tensor, *, box_share: float = _BOX_SHARE) -> Tensor:
-    """Spread scores, (C, H, W), over the affinity's grid, (h, w, h, w), inside the boxes of the high scores.
-
-    Neither is negative. The result is flatter than the scores; sums over the classes do not grow.
-    """
+def _walk(scores: Tensor, affinity: Tensor, *, box_share: float = _BOX_SHARE) -> Tensor:
+    """Spread scores, (C, H, W), over the affinity's grid, (h, w, h, w), inside the boxes of the high scores."""
     height, width = affinity.shape[:2]
     coarse = F.interpolate(scores[None], size=(height, width), mode="area")[0]
     spread = coarse.flatten(1) @ _transition(affinity.flatten(2).flatten(0, 1)).t()
-    kept = spread.view_as(coarse) * boxes(coarse, share=box_share)
+    kept = spread.view_as(coarse) * _boxes(coarse, share=box_share)
     size = (scores.shape[1], scores.shape[2])
     fine: Tensor = F.interpolate(kept[None], size=size, mode="bilinear", align_corners=False)
     return fine[0]
 
 
 def _transition(affinity: Tensor, *, rounds: int = _ROUNDS) -> Tensor:
-    """Turn an affinity, (N, N), not negative, into two steps of a random walk without preferred places; rows sum to 1.
-
-    Sinkhorn's normalization of columns, then rows, some rounds; symmetrized; squared. (Lin et al., *CLIP is Also an
-    Efficient Segmenter*, CVPR 2023.) Rows are normalized once more, so that a constant map stays constant. A place
-    without affinity, even to itself, keeps its score.
-    """
+    """Turn a nonnegative affinity (N, N) into two steps of a random walk without preferred places; rows sum to 1."""
     lonely = (affinity.sum(dim=1) <= 0) | (affinity.sum(dim=0) <= 0)
     matrix = affinity + torch.diag(lonely.to(affinity.dtype))
     for _ in range(rounds):
@@ -78,7 +68,7 @@ def _transition(affinity: Tensor, *, rounds: int = _ROUNDS) -> Tensor:
     return matrix / matrix.sum(dim=1, keepdim=True)
 
 
-def boxes(maps: Tensor, *, share: float) -> Tensor:
+def _boxes(maps: Tensor, *, share: float) -> Tensor:
     """Mark the bounding boxes of the parts that reach a share of each map's maximum, (C, h, w) → bool."""
     peaks = maps.amax(dim=(1, 2), keepdim=True)
     high = (maps >= share * peaks).cpu().numpy()

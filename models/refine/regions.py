@@ -32,7 +32,7 @@ class Regions:
         return regions.repeat_interleave(ends - self.offsets)
 
 
-def partition(labels: Tensor) -> Regions:
+def _partition(labels: Tensor) -> Regions:
     """Return the regions of a map, (H, W), of region numbers."""
     ordered, pixels = labels.flatten().sort(stable=True)
     first = torch.cat([ordered.new_ones(1, dtype=torch.bool), ordered[1:] != ordered[:-1]])
@@ -43,23 +43,19 @@ def _from_masks(masks: Tensor) -> Regions:
     """Return the regions that masks, (R, H, W) bool, cover; empty ones are left out."""
     filled = masks.flatten(1)[masks.flatten(1).any(dim=1)]
     region, pixels = filled.nonzero(as_tuple=True)
-    return Regions(
-        pixels, torch.searchsorted(region, torch.arange(len(filled), device=region.device))
-    )
+    return Regions(pixels, torch.searchsorted(region, torch.arange(len(filled), device=region.device)))
 
 
-def superpixels(
-    image: Tensor, *, scale: float = 200, blur: float = 0.8, min_pixels: int = 150
-) -> Regions:
+def superpixels(image: Tensor, *, scale: float = 200, blur: float = 0.8, min_pixels: int = 150) -> Regions:
     """Cut an image, (3, H, W) in [0, 1], into superpixels by color on the CPU (Felzenszwalb and Huttenlocher, 2004)."""
     pixels = image.permute(1, 2, 0).float().cpu().numpy().astype(np.float64)
     labels = felzenszwalb(pixels, scale=scale, sigma=blur, min_size=min_pixels)
-    return partition(torch.from_numpy(labels).to(image.device))
+    return _partition(torch.from_numpy(labels).to(image.device))
 
 
 @dataclass(frozen=True)
 class _RegionVote:
-    """``vote`` with the proposals of each image, (3, H, W) in [0, 1], as a refiner."""
+    """``_vote`` with the proposals of each image, (3, H, W) in [0, 1], as a refiner."""
 
     proposals: Callable[[Tensor], Regions]
 
@@ -70,7 +66,7 @@ class _RegionVote:
         if not scores.numel():
             return refined
         for item, (photo, maps) in enumerate(zip(image, scores, strict=True)):
-            refined[item] = vote(maps.float(), self.proposals(photo))
+            refined[item] = _vote(maps.float(), self.proposals(photo))
         return refined
 
 
@@ -80,13 +76,8 @@ def build(context: RefinerContext) -> _RegionVote:
 
 
 @torch.no_grad()
-def vote(scores: Tensor, regions: Regions) -> Tensor:
-    """Give each pixel of (C, H, W) scores the mean scores of the most confident region over it.
-
-    A region's confidence is its best class's mean. Pixels without a region keep their scores. SemPLeS decides a label
-    for each region here, after stretching each class; we keep soft scores, so that the background can enter last, and
-    measured no gain from stretching.
-    """
+def _vote(scores: Tensor, regions: Regions) -> Tensor:
+    """Give each pixel of (C, H, W) scores the mean scores of the most confident region over it."""
     table = scores.flatten(1).t().contiguous()
     if not len(regions.offsets):
         return scores.clone()
@@ -164,9 +155,6 @@ def load_sam(name: str, *, device: torch.device) -> _SamProposals:
     random = len(report["missing_keys"]) + len(report["mismatched_keys"])
     if random:
         raise ValueError(
-            f"expected a SAM in {name!r}, got weights without {random} of its "
-            f"{len(model.state_dict())} tensors"
+            f"expected a SAM in {name!r}, got weights without {random} of its {len(model.state_dict())} tensors"
         )
-    return _SamProposals(
-        library.pipeline("mask-generation", model=model, image_processor=processor, device=device)
-    )
+    return _SamProposals(library.pipeline("mask-generation", model=model, image_processor=processor, device=device))

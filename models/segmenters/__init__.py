@@ -30,9 +30,7 @@ class Segmenter(NormalizedModule, ABC):
         """Return probabilities (B, K + 1, h, w) on a coarser grid, which sum to 1 over the channels."""
 
     @abstractmethod
-    def loss(
-        self, images: Tensor, label_maps: Tensor, *, noise_aware: bool = False
-    ) -> Mapping[str, Tensor]:
+    def loss(self, images: Tensor, label_maps: Tensor, *, noise_aware: bool = False) -> Mapping[str, Tensor]:
         """Return the loss terms by name, whose sum training minimizes; label maps hold channels, (B, H, W), and 255.
 
         ``noise_aware`` clips the loss of unusually hard pixels, since pseudo masks are partly wrong.

@@ -15,11 +15,8 @@ from models.losses import masked_mean, noise_aware_mean
 from models.segmenters import Segmenter
 
 
-class EncoderDecoder(Segmenter):
-    """A network of segmentation-models-pytorch that returns logits.
-
-    ``frozen_statistics`` keeps the encoder's batch statistics, as suits a pre-trained one: batches are small.
-    """
+class _EncoderDecoder(Segmenter):
+    """A network of segmentation-models-pytorch that returns logits."""
 
     def __init__(
         self,
@@ -51,16 +48,10 @@ class EncoderDecoder(Segmenter):
         """Return probabilities, (B, K + 1, h, w); see Segmenter."""
         return self._logits(images).float().softmax(dim=1)
 
-    def loss(
-        self, images: Tensor, label_maps: Tensor, *, noise_aware: bool = False
-    ) -> Mapping[str, Tensor]:
+    def loss(self, images: Tensor, label_maps: Tensor, *, noise_aware: bool = False) -> Mapping[str, Tensor]:
         """Return the cross-entropy of the pixels that are not 255; see Segmenter."""
-        logits = F.interpolate(
-            self._logits(images), size=label_maps.shape[-2:], mode="bilinear", align_corners=False
-        )
-        pixels = F.cross_entropy(
-            logits.float(), label_maps, ignore_index=IGNORE_INDEX, reduction="none"
-        )
+        logits = F.interpolate(self._logits(images), size=label_maps.shape[-2:], mode="bilinear", align_corners=False)
+        pixels = F.cross_entropy(logits.float(), label_maps, ignore_index=IGNORE_INDEX, reduction="none")
         mean = noise_aware_mean if noise_aware else masked_mean
         return {"cross_entropy": mean(pixels, label_maps != IGNORE_INDEX)}
 
@@ -77,7 +68,7 @@ def build_encoder_decoder(
     pretrained: bool = False,
     trunk: nn.Module | None = None,
     normalization: tuple[Sequence[float], Sequence[float]] | None = None,
-) -> EncoderDecoder:
+) -> _EncoderDecoder:
     """Build a decoder of segmentation-models-pytorch, with random weights, on a timm backbone.
 
     The backbone starts from timm's weights (``pretrained``) or those of ``trunk``, a timm classifier of the same name.
@@ -89,9 +80,7 @@ def build_encoder_decoder(
     try:
         import segmentation_models_pytorch as smp  # noqa: PLC0415 (seconds to import, and only segmenters need it)
     except ImportError as error:
-        raise ValueError(
-            "expected the package segmentation-models-pytorch for a light segmenter, got none"
-        ) from error
+        raise ValueError("expected the package segmentation-models-pytorch for a light segmenter, got none") from error
     try:
         network = smp.create_model(
             decoder,
@@ -104,18 +93,14 @@ def build_encoder_decoder(
             f"expected the weights of {backbone!r} from the model hub or its cache, got: {error}"
         ) from error
     except (KeyError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"expected a timm backbone that {decoder} can stand on, got {backbone!r} ({error})"
-        ) from error
+        raise ValueError(f"expected a timm backbone that {decoder} can stand on, got {backbone!r} ({error})") from error
     # Its head upsamples logits to the image's size: the decoder's grid is enough for probabilities.
     network.segmentation_head[1] = nn.Identity()
     if trunk is not None:
         _copy_weights(network.encoder.model, trunk, name=backbone)
     data = timm.data.resolve_data_config({}, model=network.encoder.model)
     mean, std = normalization or (data["mean"], data["std"])
-    return EncoderDecoder(
-        network, mean=mean, std=std, frozen_statistics=pretrained or trunk is not None
-    )
+    return _EncoderDecoder(network, mean=mean, std=std, frozen_statistics=pretrained or trunk is not None)
 
 
 def _copy_weights(features: nn.Module, trunk: nn.Module, *, name: str) -> None:

@@ -59,9 +59,7 @@ class Mask2FormerSegmenter(Segmenter):
         claims = torch.einsum("bqk,bqhw->bkhw", classes, masks) + 1e-6
         return claims / claims.sum(dim=1, keepdim=True)
 
-    def loss(
-        self, images: Tensor, label_maps: Tensor, *, noise_aware: bool = False
-    ) -> Mapping[str, Tensor]:
+    def loss(self, images: Tensor, label_maps: Tensor, *, noise_aware: bool = False) -> Mapping[str, Tensor]:
         """Return the set loss over all decoder layers: classes, masks, dice; ValueError if ``noise_aware``.
 
         The library's loss counts every pixel outside a mask as "not this class". Ignored pixels therefore get constant
@@ -69,16 +67,12 @@ class Mask2FormerSegmenter(Segmenter):
         remains: a query for a class in ignored pixels alone learns "no object", at that class's small weight.
         """
         if noise_aware:
-            raise ValueError(
-                "expected an encoder-decoder segmenter for the noise-aware loss, got mask2former"
-            )
+            raise ValueError("expected an encoder-decoder segmenter for the noise-aware loss, got mask2former")
         taught = (label_maps != IGNORE_INDEX).flatten(1).any(dim=1)
         if not taught.any():
             nothing = torch.stack([each.sum() for each in self.parameters()]).sum() * 0
             return dict.fromkeys(_TERMS, nothing)
-        output = self.network(
-            pixel_values=self.normalize(images[taught]), output_auxiliary_logits=True
-        )
+        output = self.network(pixel_values=self.normalize(images[taught]), output_auxiliary_logits=True)
         # SciPy's matching does not take bfloat16.
         with torch.autocast(images.device.type, enabled=False):
             terms = self._set_loss(output, label_maps[taught])
@@ -114,10 +108,7 @@ class Mask2FormerSegmenter(Segmenter):
 
 
 def _mask_targets(label_map: Tensor, *, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Return a set loss's targets for a label map, (H, W): masks (n, h, w) on a grid of the given size, channels (n,).
-
-    A mask is the channel's share of each cell's pixels that are not ignored; 0 in a cell without any.
-    """
+    """Return a set loss's targets for a label map (H, W): masks (n, h, w) on a grid, channels (n,)."""
     channels = torch.unique(label_map)
     channels = channels[channels != IGNORE_INDEX]
     regions = (label_map == channels[:, None, None]).float()
@@ -145,9 +136,7 @@ def build_mask2former(
     except ImportError as error:
         raise ValueError("expected the package transformers for Mask2Former, got none") from error
     network_class = library.Mask2FormerForUniversalSegmentation
-    fields = {
-        key: value for key, value in architecture.items() if key not in ("id2label", "label2id")
-    }
+    fields = {key: value for key, value in architecture.items() if key not in ("id2label", "label2id")}
     fields["num_labels"] = classes + 1
     from huggingface_hub.errors import StrictDataclassError  # noqa: PLC0415 (comes with transformers)
 

@@ -62,9 +62,7 @@ class Checkpoint:
         )
         write_atomically(self.path, buffer.getvalue())
 
-    def restore(
-        self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-    ) -> TrainingPosition:
+    def restore(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> TrainingPosition:
         """Load the file's state if there is a file, and return where to continue."""
         if not self.path.is_file():
             return TrainingPosition()

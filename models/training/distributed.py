@@ -76,9 +76,7 @@ def data_parallel(
 class _LossModule(nn.Module, Generic[BatchT]):
     """The module and its losses as one module, as DistributedDataParallel expects."""
 
-    def __init__(
-        self, module: nn.Module, losses_of: Callable[[BatchT], Mapping[str, Tensor]]
-    ) -> None:
+    def __init__(self, module: nn.Module, losses_of: Callable[[BatchT], Mapping[str, Tensor]]) -> None:
         super().__init__()
         self.module = module
         self.losses_of = losses_of

@@ -100,9 +100,7 @@ def with_class_thresholds(run: Run, thresholds: Mapping[str, float]) -> Run:
     return replace(run, config=config)
 
 
-def prompt_neighbors(
-    run: Run, clip: FrozenClip, prompts: Tensor
-) -> dict[str, tuple[NearNoun, ...]]:
+def prompt_neighbors(run: Run, clip: FrozenClip, prompts: Tensor) -> dict[str, tuple[NearNoun, ...]]:
     """Return the nouns nearest to each class's background prompt, (K, D), nearest first, by class name."""
     nouns = read_nouns()
     near = nearest_nouns(prompts, nouns, clip.embed_classes(nouns), count=_NOUNS)

@@ -46,7 +46,7 @@ def pretrain_generator(run: Run, samples: Sequence[Sample], on_step: OnStep) -> 
     pretrain_settings(run)
     generator = build_generator(run.config, *supervision(run), device=run.device)
     generator.let_all_learn()
-    losses_of = classification_losses(generator.evidence, device=run.device)
+    losses_of = _classification_losses(generator.evidence, device=run.device)
     return _fit(run, samples, on_step, generator, losses_of, stage=PRETRAIN_STAGE)
 
 
@@ -118,27 +118,19 @@ def generator_losses(
     return losses_of
 
 
-def classification_losses(
+def _classification_losses(
     evidence_of: Callable[[Tensor], Mapping[str, Tensor]], *, device: torch.device
 ) -> LossesOf[Batch]:
-    """Return the losses of a batch: the multi-label soft margin of each output of the network.
-
-    ``evidence_of`` maps images in [0, 1], (B, 3, H, W), to class evidence by name, (B, K) each, with gradient.
-    """
+    """Return the losses of a batch: the multi-label soft margin of each output of the network."""
 
     def losses_of(batch: Batch) -> Mapping[str, Tensor]:
         images, labels = (tensor.to(device) for tensor in batch)
-        return {
-            name: F.multilabel_soft_margin_loss(evidence, labels)
-            for name, evidence in evidence_of(images).items()
-        }
+        return {name: F.multilabel_soft_margin_loss(evidence, labels) for name, evidence in evidence_of(images).items()}
 
     return losses_of
 
 
-def _fit_to_clip(
-    run: Run, samples: Sequence[Sample], on_step: OnStep, *, stage: str, prompts: Tensor | None
-) -> Path:
+def _fit_to_clip(run: Run, samples: Sequence[Sample], on_step: OnStep, *, stage: str, prompts: Tensor | None) -> Path:
     settings: GeneratorStageConfig = getattr(run.config, stage.replace("-", "_"))
     clip, class_text = supervision(run)
     generator = initial_generator(run, clip, class_text)

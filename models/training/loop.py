@@ -25,7 +25,7 @@ _Pair: TypeAlias = tuple[Tensor, Tensor]  # images and targets
 _POLY_POWER = 0.9
 
 
-class Batches(Sized, Protocol[BatchT_co]):
+class _Batches(Sized, Protocol[BatchT_co]):
     """The batches of an epoch, the same each time that the epoch is asked for."""
 
     def epoch(self, number: int, *, skip: int = 0) -> Iterator[BatchT_co]:
@@ -85,7 +85,7 @@ class Step:
 
 def fit(
     groups: Sequence[ParameterGroup],
-    batches: Batches[BatchT],
+    batches: _Batches[BatchT],
     losses_of: LossesOf[BatchT],
     optimization: Optimization,
     *,
@@ -159,7 +159,7 @@ def micro_batches(
 
 
 def _remaining(
-    batches: Batches[BatchT], start: TrainingPosition, *, epochs: int
+    batches: _Batches[BatchT], start: TrainingPosition, *, epochs: int
 ) -> Iterator[tuple[TrainingPosition, BatchT]]:
     for epoch in range(start.epoch, epochs):
         first = start.step if epoch == start.epoch else 0
@@ -182,28 +182,19 @@ def _accumulate_gradients(
         loss = torch.stack([term.float() for term in terms.values()]).sum()
         values = {name: term.item() * weight for name, term in {**terms, "loss": loss}.items()}
         if not math.isfinite(values["loss"]):
-            raise FloatingPointError(
-                f"expected a finite loss in epoch {at.epoch}, step {at.step}, got {values}"
-            )
+            raise FloatingPointError(f"expected a finite loss in epoch {at.epoch}, step {at.step}, got {values}")
         total = {name: total.get(name, 0) + value for name, value in values.items()}
         scaler.scale(loss * weight).backward()  # type: ignore[no-untyped-call]
     return total
 
 
-def _optimizer(
-    groups: Sequence[ParameterGroup], optimization: Optimization, *, batches: int
-) -> torch.optim.AdamW:
+def _optimizer(groups: Sequence[ParameterGroup], optimization: Optimization, *, batches: int) -> torch.optim.AdamW:
     trainable = [[each for each in group.parameters if each.requires_grad] for group in groups]
     count = sum(map(len, trainable))
     if not count or not batches:
-        raise ValueError(
-            f"expected parameters and batches, got {count} parameters, {batches} batches"
-        )
+        raise ValueError(f"expected parameters and batches, got {count} parameters, {batches} batches")
     return torch.optim.AdamW(
-        [
-            {"params": parameters, "share": group.rate}
-            for parameters, group in zip(trainable, groups, strict=True)
-        ],
+        [{"params": parameters, "share": group.rate} for parameters, group in zip(trainable, groups, strict=True)],
         lr=optimization.learning_rate,
         weight_decay=optimization.weight_decay,
         eps=1e-8,

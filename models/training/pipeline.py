@@ -46,9 +46,7 @@ class Stage:
 
 def check_samples(run: Run, samples: Sequence[Sample]) -> None:
     """Write the photos and labels to ``photos.txt``, or check that existing results were made from the same ones."""
-    content = "".join(
-        f"{each.name} {each.path.stat().st_size} {each.channels}\n" for each in samples
-    )
+    content = "".join(f"{each.name} {each.path.stat().st_size} {each.channels}\n" for each in samples)
     path = run.work / "photos.txt"
     has_results = any(run.work.glob("*/*.safetensors"))
     if has_results and path.is_file() and path.read_text(encoding="utf-8") != content:
@@ -98,9 +96,7 @@ def _generator_stages(run: Run, samples: Sequence[Sample]) -> list[Stage]:
     """Pre-training if it is configured, and stages (a) to (c)."""
     config = run.config
 
-    def fitting(
-        name: str, stage: Callable[..., Path], epochs: int, weights: str = GENERATOR_WEIGHTS
-    ) -> Stage:
+    def fitting(name: str, stage: Callable[..., Path], epochs: int, weights: str = GENERATOR_WEIGHTS) -> Stage:
         def start(on_fraction: _OnFraction) -> Path:
             return stage(run, samples, lambda step: on_fraction(step.epochs_done / epochs))
 
@@ -113,17 +109,13 @@ def _generator_stages(run: Run, samples: Sequence[Sample]) -> list[Stage]:
     if not has_adopted_prompts(run):  # imported prompts replace (b), and only (b) needs (a)
         stages += [
             fitting("train-generator", train_generator, config.train_generator.epochs),
-            fitting(
-                "learn-prompts", learn_prompts, config.learn_prompts.epochs, "prompts.safetensors"
-            ),
+            fitting("learn-prompts", learn_prompts, config.learn_prompts.epochs, "prompts.safetensors"),
         ]
     stages.append(fitting(_GENERATOR_STAGE, refine_generator, config.refine_generator.epochs))
     return stages
 
 
-def _make_masks(
-    run: Run, samples: Sequence[Sample], output: Path, on_fraction: _OnFraction
-) -> None:
+def _make_masks(run: Run, samples: Sequence[Sample], output: Path, on_fraction: _OnFraction) -> None:
     """Make the pseudo masks from a bundle, with the same code as serving."""
     bundle = run.work / "generator-bundle"
     export_bundle(

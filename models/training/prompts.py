@@ -199,12 +199,8 @@ def _background_regions(
         Crops(photos, classes=len(run.classes), transform=transform, seed=derive_seed(seed, view))
         for view in range(settings.views)
     )
-    views = (
-        ordered_batches(each, batch_size=_EMBEDDING_BATCH, workers=run.workers) for each in crops
-    )
-    return embed_backgrounds(
-        chain.from_iterable(views), masks_of, clip, device=run.device, on_images=on_images
-    )
+    views = (ordered_batches(each, batch_size=_EMBEDDING_BATCH, workers=run.workers) for each in crops)
+    return embed_backgrounds(chain.from_iterable(views), masks_of, clip, device=run.device, on_images=on_images)
 
 
 @torch.no_grad()

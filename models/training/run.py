@@ -36,9 +36,7 @@ from models.training.distributed import Processes
 from models.training.loop import Optimization, Step
 
 OnStep = Callable[[Step], None]
-_StageConfig: TypeAlias = (
-    GeneratorStageConfig | PretrainConfig | PromptStageConfig | SegmenterStageConfig
-)
+_StageConfig: TypeAlias = GeneratorStageConfig | PretrainConfig | PromptStageConfig | SegmenterStageConfig
 BatchT = TypeVar("BatchT")
 
 PRETRAIN_STAGE = "pretrain-generator"
@@ -107,9 +105,7 @@ class Run:
             seed=derive_seed(self.config.seed, self.processes.rank),  # each process its own dropout
         )
 
-    def batches(
-        self, items: Callable[[int], Dataset[BatchT]], count: int, *, batch_size: int
-    ) -> RandomBatches[BatchT]:
+    def batches(self, items: Callable[[int], Dataset[BatchT]], count: int, *, batch_size: int) -> RandomBatches[BatchT]:
         """Return random batches of items, this process's share of each; see RandomBatches."""
         return RandomBatches(
             items,
@@ -257,11 +253,7 @@ def _input_hashes(work: Path, config: Config, stage: str) -> dict[str, str]:
     paths = {name: work / name for name in _STAGE_INPUTS.get(stage, ())}
     if config.generator.weights:
         paths["generator.weights"] = Path(config.generator.weights)
-    return {
-        name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for name, path in paths.items()
-        if path.is_file()
-    }
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items() if path.is_file()}
 
 
 def _config_fingerprint(config: Config, stages: Collection[str]) -> dict[str, Any]:
@@ -275,9 +267,7 @@ def _check_space(work: Path, module: nn.Module) -> None:
     size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
     needed, free = 6 * size, shutil.disk_usage(work).free
     if free < needed:
-        raise ValueError(
-            f"expected {needed / 1e6:.0f} MB free in {work} for checkpoints, got {free / 1e6:.0f} MB"
-        )
+        raise ValueError(f"expected {needed / 1e6:.0f} MB free in {work} for checkpoints, got {free / 1e6:.0f} MB")
 
 
 def _steps_before(path: Path, step: Step) -> list[str]:
@@ -288,6 +278,4 @@ def _steps_before(path: Path, step: Step) -> list[str]:
         return content["epoch"], content["step"]
 
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [
-        line for line in lines if line.endswith("\n") and position(line) < (step.epoch, step.step)
-    ]
+    return [line for line in lines if line.endswith("\n") and position(line) < (step.epoch, step.step)]

@@ -60,9 +60,7 @@ def train_segmenter(run: Run, samples: Sequence[MaskSample], on_step: OnStep) ->
             data_parallel(losses_of, segmenter, run.processes, device=run.device),
             optimization,
             on_step=report,
-            checkpoint=run.checkpoint(
-                SEGMENTER_STAGE, segmenter, [each.digest() for each in samples]
-            ),
+            checkpoint=run.checkpoint(SEGMENTER_STAGE, segmenter, [each.digest() for each in samples]),
             split=split,
         )
     if run.processes.is_main_process:
@@ -105,9 +103,7 @@ def trained_segmenter(run: Run) -> tuple[SegmenterSpec, dict[str, Tensor]] | Non
     return spec, read_tensors(weights)
 
 
-def _losses(
-    segmenter: Segmenter, *, noise_aware: bool, device: torch.device
-) -> LossesOf[MaskBatch]:
+def _losses(segmenter: Segmenter, *, noise_aware: bool, device: torch.device) -> LossesOf[MaskBatch]:
     def losses_of(batch: MaskBatch) -> Mapping[str, Tensor]:
         images, label_maps = (tensor.to(device, non_blocking=True) for tensor in batch)
         return segmenter.loss(images, label_maps, noise_aware=noise_aware)

@@ -109,9 +109,7 @@ def get_items(
         [{"id": "1764045380000-0", "event": "counts", "data": _COUNTS}],
     ),
 )
-async def get_batch_events(
-    batch_id: _BatchId, state: State, last_event_id: LastEventId = None
-) -> Response:
+async def get_batch_events(batch_id: _BatchId, state: State, last_event_id: LastEventId = None) -> Response:
     """Follow a batch by server-sent events: `counts` when they change and, as the last one, `end`.
 
     They are replayed from the start, or from the earliest of the last 256. Comments keep the connection open.

@@ -66,14 +66,10 @@ _PROBLEM_TYPES: Final = (
     _ProblemType("cannot-export", 422, "Cannot export", "Take another format."),
     _ProblemType("unreadable-image", 422, "Unreadable image", "Check that the file is complete."),
     _ProblemType("unknown-label", 422, "Unknown label", "Take one of GET /models."),
-    _ProblemType(
-        "closed-vocabulary", 422, "Closed vocabulary", "Take a model whose open_vocabulary is true."
-    ),
+    _ProblemType("closed-vocabulary", 422, "Closed vocabulary", "Take a model whose open_vocabulary is true."),
     _ProblemType("invalid-request", 422, "Invalid request", "Correct the fields named in errors."),
     _ProblemType("rate-limited", 429, "Too many requests", "Wait as long as Retry-After says.", 1),
-    _ProblemType(
-        "internal-error", 500, "Internal error", "A bug of the service; please report it."
-    ),
+    _ProblemType("internal-error", 500, "Internal error", "A bug of the service; please report it."),
     _ProblemType("queue-unreachable", 503, "Queue unreachable", "Try again.", 2),
     _ProblemType("queue-full", 503, "Queue full", "Try again when others are done.", 10),
     _ProblemType("too-many-listeners", 503, "Too many listeners", "Ask for the job instead.", 5),
@@ -119,9 +115,7 @@ class ProblemDocument(BaseModel):
 class ProblemError(Exception):
     """An error response: a key of PROBLEMS, one sentence on this occurrence, and the type's own members."""
 
-    def __init__(
-        self, name: str, detail: str, *, headers: Mapping[str, str] | None = None, **members: Any
-    ) -> None:
+    def __init__(self, name: str, detail: str, *, headers: Mapping[str, str] | None = None, **members: Any) -> None:
         super().__init__(detail)
         self.kind = PROBLEMS[name]
         self.detail = detail

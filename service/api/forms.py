@@ -108,9 +108,7 @@ class CheckedRequest:
     pixels: int
 
 
-def build_request(
-    form: ImageForm, data: bytes, model: ModelInfo, *, max_pixels: int
-) -> CheckedRequest:
+def build_request(form: ImageForm, data: bytes, model: ModelInfo, *, max_pixels: int) -> CheckedRequest:
     """Check a form and its image against a model that can do the task, and return the job's request.
 
     Raises ProblemError, UnknownLabelError or ImageError.
@@ -137,32 +135,20 @@ def build_request(
     return CheckedRequest(request, header.width * header.height)
 
 
-def pseudo_mask_options(
-    form: PseudoMaskForm | BatchForm, model: ModelInfo, labels: tuple[str, ...]
-) -> MaskOptions:
+def pseudo_mask_options(form: PseudoMaskForm | BatchForm, model: ModelInfo, labels: tuple[str, ...]) -> MaskOptions:
     """Return a form's options, filled with the model's defaults for these class names; ProblemError if invalid."""
     threshold, power = form.background_threshold, form.background_power
     if threshold is not None and power is not None:
-        raise invalid_field(
-            "background_power", "expected background_threshold or background_power, got both"
-        )
-    options = _fill_defaults(
-        form, model.mask_options, background_threshold=threshold, background_power=power
-    )
+        raise invalid_field("background_power", "expected background_threshold or background_power, got both")
+    options = _fill_defaults(form, model.mask_options, background_threshold=threshold, background_power=power)
     # Of these labels alone: the thresholds of others have no part in the result or the job's id.
     known = options.class_thresholds
-    return replace(
-        options, class_thresholds={name: known[name] for name in labels if name in known}
-    )
+    return replace(options, class_thresholds={name: known[name] for name in labels if name in known})
 
 
-def _fill_defaults(
-    form: _MaskForm, defaults: MaskOptions, **background: float | None
-) -> MaskOptions:
+def _fill_defaults(form: _MaskForm, defaults: MaskOptions, **background: float | None) -> MaskOptions:
     try:
-        return fill_defaults(
-            defaults, refine=form.refine or None, min_confidence=form.min_confidence, **background
-        )
+        return fill_defaults(defaults, refine=form.refine or None, min_confidence=form.min_confidence, **background)
     except ValueError as error:
         raise invalid_field("refine", str(error)) from error
 
@@ -210,10 +196,10 @@ def response_preferences(
 ) -> ResponsePreferences:
     """Return what a post's query and headers ask for."""
     del idempotency_key
-    return ResponsePreferences(parse_wait(wait, prefer), wants_png(accept))
+    return ResponsePreferences(_parse_wait(wait, prefer), _wants_png(accept))
 
 
-def parse_wait(query: float | None, prefer: str | None) -> float:
+def _parse_wait(query: float | None, prefer: str | None) -> float:
     """Return the seconds to wait: of the query, or of a ``Prefer: wait=N`` header up to the longest wait."""
     if query is not None:
         return query
@@ -221,7 +207,7 @@ def parse_wait(query: float | None, prefer: str | None) -> float:
     return min(float(match[1]), _MAX_WAIT_SECONDS) if match else 0.0
 
 
-def wants_png(accept: str) -> bool:
+def _wants_png(accept: str) -> bool:
     """Return whether an Accept header names PNG and not JSON."""
     kinds = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
     return "image/png" in kinds and "application/json" not in kinds
@@ -250,9 +236,7 @@ class CallbackRules:
         if not url:
             return None
         if not self.offered:
-            raise invalid_field(
-                "callback_url", "this service sends no webhooks: it has no webhook secret"
-            )
+            raise invalid_field("callback_url", "this service sends no webhooks: it has no webhook secret")
         try:
             await find_target(url, allow_private=self.allow_private, resolve=self.resolve)
         except CallbackRefusedError as error:
@@ -265,15 +249,11 @@ class ThresholdOverrides(_Thresholds, _Background):
 
     def apply(self, request: JobRequest) -> MaskOptions:
         """Return a job's options with these overrides; ProblemError if they do not go together."""
-        background = self.model_dump(
-            include={"background_threshold", "background_power"}, exclude_none=True
-        )
+        background = self.model_dump(include={"background_threshold", "background_power"}, exclude_none=True)
         if len(background) == 2:
             raise invalid_field("background_power", "expected one rule for the background, got two")
         if background and request.task == "segment":
-            raise invalid_field(
-                next(iter(background)), "a segmenter decides itself what is background"
-            )
+            raise invalid_field(next(iter(background)), "a segmenter decides itself what is background")
         return fill_defaults(request.options, **background, min_confidence=self.min_confidence)
 
 

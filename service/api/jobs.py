@@ -34,9 +34,7 @@ def describe_job(request: Request, job: Job, jobs: JobService) -> JobDocument:
     return job_document(job, position=jobs.position(job), path=job_path(request, job.id))
 
 
-@router.get(
-    "/jobs/{job_id}", response_model_exclude_none=True, responses=problem_responses(404, 503)
-)
+@router.get("/jobs/{job_id}", response_model_exclude_none=True, responses=problem_responses(404, 503))
 def get_job(request: Request, job_id: JobId, state: State) -> JobDocument:
     """Return a job's status and, once it is finished, its result."""
     return describe_job(request, state.jobs.find(job_id), state.jobs)
@@ -68,9 +66,7 @@ def delete_job(request: Request, job_id: JobId, state: State) -> Response | JobD
     return describe_job(request, state.jobs.cancel(job), state.jobs)
 
 
-def event_route(
-    description: str, names: list[str], examples: list[dict[str, str]]
-) -> dict[str, Any]:
+def event_route(description: str, names: list[str], examples: list[dict[str, str]]) -> dict[str, Any]:
     """Return the arguments of a route that answers with server-sent events of these names."""
     schema = {
         "type": "object",
@@ -93,9 +89,7 @@ def event_route(
     }
 
 
-def event_response(
-    events: EventStream, source: EventSource, *, last_event_id: str | None, ended: bool
-) -> Response:
+def event_response(events: EventStream, source: EventSource, *, last_event_id: str | None, ended: bool) -> Response:
     """Answer with the events of a job or a batch; ProblemError if too many clients listen already."""
     if last_event_id == END and ended:
         return Response(status_code=204)  # a browser reconnects until it gets this
@@ -128,6 +122,4 @@ async def get_events(job_id: JobId, state: State, last_event_id: LastEventId = N
     """
     job = await run_sync(state.jobs.find, job_id)
     ended = status_of(job) in FINISHED_STATUSES
-    return event_response(
-        state.events, job_source(job.id), last_event_id=last_event_id, ended=ended
-    )
+    return event_response(state.events, job_source(job.id), last_event_id=last_event_id, ended=ended)

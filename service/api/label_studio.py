@@ -22,9 +22,7 @@ _CONFIG: Final = (
 class Setup(BaseModel):
     """Label Studio's message when a project is connected or its interface changes."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"project": "1.1764045380", "schema": _CONFIG}]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{"project": "1.1764045380", "schema": _CONFIG}]})
 
     project: str = Field(default="", max_length=200)
     config: str = Field(alias="schema", max_length=2**20)
@@ -44,9 +42,7 @@ class Predict(BaseModel):
         json_schema_extra={
             "examples": [
                 {
-                    "tasks": [
-                        {"id": 1, "data": {"image": "/data/upload/1/a.jpg", "labels": "cat"}}
-                    ],
+                    "tasks": [{"id": 1, "data": {"image": "/data/upload/1/a.jpg", "labels": "cat"}}],
                     "project": "1.1764045380",
                     "label_config": _CONFIG,
                 }
@@ -93,7 +89,5 @@ async def post_predict(asked: Predict, state: State) -> Predictions:
     without labels. Images are `data:` URLs, or lie on the Label Studio that this service is configured for. A task that
     cannot be predicted has an empty result, and says why in `error`.
     """
-    results = await state.label_studio.predict(
-        asked.tasks, project=asked.project, config=asked.label_config
-    )
+    results = await state.label_studio.predict(asked.tasks, project=asked.project, config=asked.label_config)
     return Predictions(results=results)

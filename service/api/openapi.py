@@ -38,7 +38,7 @@ def install(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def schema_text() -> str:
+def _schema_text() -> str:
     """Return the document as it is committed: of an API without keys."""
     # The app imports this module.
     from service.app import create_app  # noqa: PLC0415
@@ -79,7 +79,7 @@ def main(
     path: Annotated[Path, typer.Argument(help="File to write.")] = Path("docs/openapi.json"),
 ) -> None:
     """Write the OpenAPI document."""
-    path.write_text(schema_text(), encoding="utf-8")
+    path.write_text(_schema_text(), encoding="utf-8")
 
 
 if __name__ == "__main__":

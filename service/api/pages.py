@@ -27,10 +27,7 @@ _TYPES: Final = {
 
 
 class _WebFiles(StaticFiles):
-    """Static files that browsers keep and revalidate each time, which costs a 304.
-
-    The ETag is a hash of the content, because installed files may all have the same time.
-    """
+    """Static files that browsers keep and revalidate each time, which costs a 304."""
 
     def file_response(
         self,

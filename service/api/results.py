@@ -70,9 +70,7 @@ class _FileResponder:
         self,
         job_id: JobId,
         state: State,
-        if_none_match: Annotated[
-            str | None, Header(description="An ETag: 304 if it still holds.")
-        ] = None,
+        if_none_match: Annotated[str | None, Header(description="An ETag: 304 if it still holds.")] = None,
     ) -> None:
         self.job_id = job_id
         self._state = state
@@ -114,9 +112,7 @@ class _FileResponder:
 
         return await self.answer(choices, make, name=name, media_type=media_type)
 
-    def _entity_tag(
-        self, job: FinishedJob, options: dict[str, Any], name: str, overrides: ThresholdOverrides
-    ) -> str:
+    def _entity_tag(self, job: FinishedJob, options: dict[str, Any], name: str, overrides: ThresholdOverrides) -> str:
         """Hash what decides a file's content; blobs are named by theirs, so nothing is read or drawn for it."""
         stored = [job.request.image, job.result.blobs.model_dump(), options]
         image = overrides.model_dump(include={"image"})
@@ -213,9 +209,7 @@ async def get_cvat(choices: _Named, files: _Files) -> Response:
 @router.get("/jobs/{job_id}/scores.npz", **_file(_NPZ))
 async def get_scores(files: _Files) -> Response:
     """Return the soft maps: scores, class_index, class_name, image_size; cams of a pseudo mask."""
-    return await files.answer(
-        ThresholdOverrides(), lambda _, results: results.scores(), name="scores", media_type=_NPZ
-    )
+    return await files.answer(ThresholdOverrides(), lambda _, results: results.scores(), name="scores", media_type=_NPZ)
 
 
 def _coco(photo: MaskedImage, names: _Names, *, polygons: bool) -> bytes:

@@ -314,9 +314,7 @@ def batch_document(batch: BatchState, counts: dict[ItemStatus, int], *, path: st
     )
 
 
-def item_document(
-    number: int, item: BatchItem, status: ItemStatus, outcome: ItemOutcome
-) -> ItemDocument:
+def item_document(number: int, item: BatchItem, status: ItemStatus, outcome: ItemOutcome) -> ItemDocument:
     """Describe a photo of a batch."""
     return ItemDocument(
         number=number,

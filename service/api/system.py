@@ -45,9 +45,7 @@ async def get_problem(name: str) -> ProblemDescription:
     kind = PROBLEMS.get(name)
     if kind is None:
         raise ProblemError("not-found", "no such type of problem")
-    return ProblemDescription(
-        type=f"/problems/{kind.name}", status=kind.status, title=kind.title, advice=kind.advice
-    )
+    return ProblemDescription(type=f"/problems/{kind.name}", status=kind.status, title=kind.title, advice=kind.advice)
 
 
 @router.get("/models", tags=["models"], responses=problem_responses(503))
@@ -63,9 +61,7 @@ def get_models(state: State) -> ModelList:
     return ModelList(
         default=default.name if default else None,
         default_segment=segment.name if segment else None,
-        models=tuple(
-            ModelSummary(ready=model.ref in alive, model=model) for model in registry.models()
-        ),
+        models=tuple(ModelSummary(ready=model.ref in alive, model=model) for model in registry.models()),
     )
 
 

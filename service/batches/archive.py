@@ -40,9 +40,7 @@ _FILES_MISSING: Final = JobFailure(
 )
 
 
-def pack_archive(
-    store: BatchStore, blobs: BlobStore, batch: BatchState, form: ArchiveFormat
-) -> BinaryIO:
+def pack_archive(store: BatchStore, blobs: BlobStore, batch: BatchState, form: ArchiveFormat) -> BinaryIO:
     """Return the archive of a batch that has ended, a temporary file that is deleted once it is closed.
 
     Beside the format's files it holds ``batch.json``, which says what made the masks, and ``failed.json``, which lists
@@ -83,10 +81,7 @@ def _masks(
     folder: Path | None,
     failed: list[dict[str, Any]],
 ) -> Iterator[MaskedImage]:
-    """Yield masks, and add those whose files are no longer stored to ``failed``.
-
-    With a folder, each photo lies there until the next one is asked for.
-    """
+    """Yield masks, and add those whose files are no longer stored to ``failed``."""
     zips = Zips(blobs)
     try:
         for number, item, outcome in rows:
@@ -110,9 +105,7 @@ def _masks(
         zips.close_others(set())
 
 
-def _mask(
-    blobs: BlobStore, record: BatchRecord, item: BatchItem, result: ItemResult
-) -> MaskedImage:
+def _mask(blobs: BlobStore, record: BatchRecord, item: BatchItem, result: ItemResult) -> MaskedImage:
     label_map, text = read_mask(blobs.get(result.mask))
     model = record.request.model
     return MaskedImage(
@@ -122,9 +115,7 @@ def _mask(
         label_map=label_map,
         text=text,
         model=f"{model.name} {model.version}",
-        confidence={
-            each.index: each.confidence for each in result.classes if each.confidence is not None
-        },
+        confidence={each.index: each.confidence for each in result.classes if each.confidence is not None},
     )
 
 

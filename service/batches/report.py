@@ -16,9 +16,7 @@ _EXAMPLE: Final[dict[str, Any]] = {
     "photos": 38180,
     "coverage": 0.31,
     "ignored": 0.04,
-    "classes": [
-        {"index": 1, "name": "cat", "photos": 20100, "area": 0.21, "confidence": 0.83, "empty": 37}
-    ],
+    "classes": [{"index": 1, "name": "cat", "photos": 20100, "area": 0.21, "confidence": 0.83, "empty": 37}],
     "empty": {
         "total": 37,
         "first": [{"number": 5, "image": "street/tram.png", "label": "cat"}],

@@ -33,9 +33,7 @@ from worker.storage import BlobError, BlobMissingError, BlobStore, file_key
 
 MAX_OPEN_BATCHES: Final = 100
 _STORE_ATTEMPTS: Final = 3
-_NO_LABELS: Final = JobFailure(
-    code="no_labels", detail="the zip's labels do not say what it shows", repeatable=False
-)
+_NO_LABELS: Final = JobFailure(code="no_labels", detail="the zip's labels do not say what it shows", repeatable=False)
 
 
 class BatchService:
@@ -92,9 +90,7 @@ class BatchService:
         """
         batch = self._store.find(batch_id)
         if batch is None:
-            raise ProblemError(
-                "unknown-batch", "no such batch; they are kept for a day after their end"
-            )
+            raise ProblemError("unknown-batch", "no such batch; they are kept for a day after their end")
         return batch
 
     def ended(self, batch_id: str) -> BatchState:
@@ -112,9 +108,7 @@ class BatchService:
         """Return a batch's document; ``path`` is the batch's own."""
         return batch_document(batch, self._store.counts(batch.record.id), path=path)
 
-    def page(
-        self, batch: BatchState, status: ItemStatus | None, *, after: int, limit: int
-    ) -> ItemList:
+    def page(self, batch: BatchState, status: ItemStatus | None, *, after: int, limit: int) -> ItemList:
         """Return up to ``limit`` items after a number, in any state or in one."""
         batch_id, total = batch.record.id, batch.record.total
         if status is not None:
@@ -199,15 +193,11 @@ class BatchService:
             self._store.reopen(batch)
             return
         unlabeled = {
-            number: ItemOutcome(failure=_NO_LABELS)
-            for number, item in enumerate(items, start=1)
-            if not item.labels
+            number: ItemOutcome(failure=_NO_LABELS) for number, item in enumerate(items, start=1) if not item.labels
         }
         self._store.create(record, items, unlabeled)
 
-    def _delete_if(
-        self, record: BatchRecord, condition: Callable[[BatchState | None], bool]
-    ) -> bool:
+    def _delete_if(self, record: BatchRecord, condition: Callable[[BatchState | None], bool]) -> bool:
         """Delete a batch and its zip if a condition holds while no one else can open it; return whether it does."""
         archive = record.request.archive
         with self._store.archive_lock(archive):

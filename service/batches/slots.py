@@ -65,9 +65,7 @@ class UploadSlots:
         own = self._used[slot]
         if used >= self._slots or own >= max(1, self._slots // 2):
             state = "received" if direction == "upload" else "made or sent"
-            problem = ProblemError(
-                "too-many-zips", f"{used} zips are being {state} already, {own} of them yours"
-            )
+            problem = ProblemError("too-many-zips", f"{used} zips are being {state} already, {own} of them yours")
             await problem_response(problem)(scope, receive, send)
             return
         self._used[slot] += 1
@@ -116,11 +114,11 @@ def set_temp_directory(folder: str) -> None:
 async def clean_periodically(folder: str) -> None:
     """Delete what processes that died left in the temporary directory, every hour; others may do the same."""
     while folder:
-        await run_sync(delete_abandoned, Path(folder))
+        await run_sync(_delete_abandoned, Path(folder))
         await asyncio.sleep(_CLEANUP_SECONDS)
 
 
-def delete_abandoned(folder: Path) -> None:
+def _delete_abandoned(folder: Path) -> None:
     """Delete the temporary directories in a folder that are older than a day."""
     for path in folder.glob(f"{TEMP_PREFIX}*"):
         with suppress(OSError):

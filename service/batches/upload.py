@@ -29,9 +29,7 @@ _ENTRIES_PER_PHOTO: Final = 4  # a photo, its XML file, and what macOS adds to e
 _DIRECTORY_SIGNATURE: Final = b"PK\x01\x02"
 _ENCRYPTED: Final = 0x1 | 0x40
 _BOMB_BYTES: Final = 2**20  # a smaller entry is no bomb, however well it was packed
-_MAX_NAME_BYTES: Final = (
-    240  # without folders, so that file systems can hold it with another ending
-)
+_MAX_NAME_BYTES: Final = 240  # without folders, so that file systems can hold it with another ending
 _FORBIDDEN: Final = re.compile(r"[\x00-\x1f\x7f\\]|^[A-Za-z]:")
 _CSV, _NUMBERS, _CLASSES = "labels.csv", "image_labels.txt", "classes.txt"
 _MAX_NAMED: Final = 10  # photos that a problem names
@@ -57,14 +55,8 @@ class ZipLimits:
 
 
 @dataclass(frozen=True)
-class ArchiveListing:
-    """The entries of a zip that are used.
-
-    Attributes:
-        photos: in the zip's order.
-        others: files that may be labels.
-        root: folder that holds everything, with a slash at its end; empty if there is none.
-    """
+class _ArchiveListing:
+    """The entries of a zip that are used."""
 
     photos: Sequence[ZipInfo]
     others: Sequence[ZipInfo]
@@ -87,7 +79,7 @@ def open_zip(file: BinaryIO, limits: ZipLimits) -> ZipFile:
         raise ProblemError("invalid-archive", detail) from error
 
 
-def validate_entries(archive: ZipFile, limits: ZipLimits) -> ArchiveListing:
+def validate_entries(archive: ZipFile, limits: ZipLimits) -> _ArchiveListing:
     """Return the entries that are used; folders, dot files and ``__MACOSX`` are ignored.
 
     Raises:
@@ -107,10 +99,10 @@ def validate_entries(archive: ZipFile, limits: ZipLimits) -> ArchiveListing:
     photos = [entry for entry in used if entry.filename.lower().endswith(PHOTO_SUFFIXES)]
     others = [entry for entry in used if not entry.filename.lower().endswith(PHOTO_SUFFIXES)]
     _check_photos(photos, limits)
-    return ArchiveListing(photos, others, _common_folder(used))
+    return _ArchiveListing(photos, others, _common_folder(used))
 
 
-def read_items(archive: ZipFile, listing: ArchiveListing, classes: ClassList) -> list[BatchItem]:
+def read_items(archive: ZipFile, listing: _ArchiveListing, classes: ClassList) -> list[BatchItem]:
     """Return a zip's photos with their labels; those without labels have none.
 
     Raises:
@@ -131,9 +123,7 @@ def read_items(archive: ZipFile, listing: ArchiveListing, classes: ClassList) ->
             detail = str(error).replace(f"{folder}/labels/", "")
             detail = detail.replace(f"{folder}/labels", "the zip").replace(f"{folder}/", "")
             raise ProblemError("invalid-labels", _to_valid_utf8(detail[:1000])) from error
-    clean = {
-        _to_valid_utf8(image): tuple(map(_to_valid_utf8, names)) for image, names in rows.items()
-    }
+    clean = {_to_valid_utf8(image): tuple(map(_to_valid_utf8, names)) for image, names in rows.items()}
     return _match_labels(listing, clean, classes)
 
 
@@ -142,14 +132,8 @@ def _to_valid_utf8(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def _match_labels(
-    listing: ArchiveListing, rows: Mapping[str, Sequence[str]], classes: ClassList
-) -> list[BatchItem]:
-    """Return the photos of a zip with their labels, which name them by path or by file name.
-
-    Raises:
-        ProblemError: if labels are unknown, of no photo, or of one photo twice, or there are none.
-    """
+def _match_labels(listing: _ArchiveListing, rows: Mapping[str, Sequence[str]], classes: ClassList) -> list[BatchItem]:
+    """Return the photos of a zip with their labels, which name them by path or by file name."""
     photos = [entry.filename for entry in listing.photos]
     by_path = {each: name for name in photos for each in (name.removeprefix(listing.root), name)}
     by_name = {PurePosixPath(name).name: name for name in photos}  # no two share a stem
@@ -243,13 +227,11 @@ def _common_folder(entries: Sequence[ZipInfo]) -> str:
     return f"{first.pop()}/" if len(first) == 1 and inside else ""
 
 
-def _label_files(listing: ArchiveListing) -> list[ZipInfo]:
+def _label_files(listing: _ArchiveListing) -> list[ZipInfo]:
     """Return the one file, or the XML files, with the labels."""
     at_root = {entry.filename.removeprefix(listing.root): entry for entry in listing.others}
     found = [[at_root[name]] for name in (_CSV, _NUMBERS) if name in at_root]
-    found += [
-        [entry] for name, entry in at_root.items() if "/" not in name and _ends(entry, ".json")
-    ]
+    found += [[entry] for name, entry in at_root.items() if "/" not in name and _ends(entry, ".json")]
     if xml := [entry for entry in listing.others if _ends(entry, ".xml")]:
         found.append(xml)
     if len(found) != 1:
@@ -288,7 +270,7 @@ def _unpack_labels(archive: ZipFile, source: Sequence[ZipInfo], folder: Path) ->
     return target if is_xml else path
 
 
-def _unpack_classes(archive: ZipFile, listing: ArchiveListing, folder: Path) -> Path | None:
+def _unpack_classes(archive: ZipFile, listing: _ArchiveListing, folder: Path) -> Path | None:
     """Unpack the list of classes that ``image_labels.txt`` numbers, if there is one."""
     for entry in listing.others:
         is_it = entry.filename.removeprefix(listing.root) == _CLASSES

@@ -57,14 +57,10 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("out"),
     key_file: Annotated[
         Path | None,
-        typer.Option(
-            help=f"File with the API key alone. Without it: the variable {_KEY_VARIABLE}."
-        ),
+        typer.Option(help=f"File with the API key alone. Without it: the variable {_KEY_VARIABLE}."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Default: the service's.")] = None,
-    refine: Annotated[
-        str | None, typer.Option(help="Chain of refiners. Default: the model's.")
-    ] = None,
+    refine: Annotated[str | None, typer.Option(help="Chain of refiners. Default: the model's.")] = None,
     background_threshold: Annotated[
         float | None, typer.Option(help="Score that a class must exceed. Default: the model's.")
     ] = None,
@@ -74,14 +70,10 @@ def main(
     min_confidence: Annotated[
         float | None, typer.Option(help="Pixels less sure become 255. Default: the model's.")
     ] = None,
-    save_scores: Annotated[
-        bool, typer.Option("--save-scores", help="Of a folder: keep soft scores too.")
-    ] = False,
+    save_scores: Annotated[bool, typer.Option("--save-scores", help="Of a folder: keep soft scores too.")] = False,
     concurrency: Annotated[int, typer.Option(min=1, help="Photos in flight.")] = 4,
     retries: Annotated[int, typer.Option(min=0, help="Retries of a request.")] = RETRIES,
-    timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds that the service may stay silent.")
-    ] = TIMEOUT_SECONDS,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that the service may stay silent.")] = TIMEOUT_SECONDS,
 ) -> None:
     """Send a photo or a folder of photos to a service, and write the masks that it makes.
 
@@ -170,9 +162,7 @@ def _report(outcome: Outcome, output: Path, seconds: float) -> None:
         raise typer.Exit(_EXIT_FAILED)
 
 
-def _submit_photo(
-    client: Client, photo: Path, labels: list[str], output: Path, options: dict[str, Any]
-) -> None:
+def _submit_photo(client: Client, photo: Path, labels: list[str], output: Path, options: dict[str, Any]) -> None:
     if (output / f"{photo.stem}.png").resolve() == photo.resolve():
         raise ValueError(f"expected an output folder that keeps {photo}, got its own")
     names = split_labels(labels)

@@ -302,9 +302,7 @@ class AsyncClient:
             polls += 1
         return batch
 
-    async def batch_items(
-        self, batch_id: str, *, status: str | None = None
-    ) -> AsyncIterator[dict[str, Any]]:
+    async def batch_items(self, batch_id: str, *, status: str | None = None) -> AsyncIterator[dict[str, Any]]:
         """Yield a batch's images, or those of a status: number, image, labels, status, job, problem."""
         after = None
         while True:
@@ -314,9 +312,7 @@ class AsyncClient:
             if after is None:
                 return
 
-    async def _batch_page(
-        self, batch_id: str, status: str | None, after: object
-    ) -> tuple[list[dict[str, Any]], Any]:
+    async def _batch_page(self, batch_id: str, status: str | None, after: object) -> tuple[list[dict[str, Any]], Any]:
         """Return some of a batch's images, and the cursor of the next page; None after the last."""
         return await self._json(
             "GET",
@@ -329,9 +325,7 @@ class AsyncClient:
         """Return a batch's report, in JSON's types."""
         return await self._json("GET", f"/batches/{_quoted(batch_id)}/report", dict[str, Any])
 
-    async def save_archive(
-        self, batch_id: str, path: str | Path, *, format: ArchiveFormat = "voc"
-    ) -> Path:
+    async def save_archive(self, batch_id: str, path: str | Path, *, format: ArchiveFormat = "voc") -> Path:
         """Write the masks of a batch that has ended as a zip, whole or not at all; returns its path."""
         target = Path(path)
         partial_file = target.with_name(target.name + ".partial")
@@ -359,9 +353,7 @@ class AsyncClient:
         found = [each for each in known if (each.default if name is None else each.name == name)]
         if not found:
             names = ", ".join(each.name for each in known) or "none"
-            raise ValueError(
-                f"expected a model of the service ({names}), got {name or 'no default'}"
-            )
+            raise ValueError(f"expected a model of the service ({names}), got {name or 'no default'}")
         return found[0]
 
     async def _post_image(
@@ -425,9 +417,7 @@ class AsyncClient:
                             last_id = last_id if name == _END else event.id
                             yield event
             except SemplesError as lost:
-                error = (
-                    lost  # not raised: the job's own state says more, and its retries are limited
-                )
+                error = lost  # not raised: the job's own state says more, and its retries are limited
             if name != _END:
                 silent = 0 if name else silent + 1
                 await self._sleep(_pause_seconds(silent, error, random.random()))
@@ -452,10 +442,7 @@ class AsyncClient:
         into: BinaryIO | None = None,
         **content: Any,
     ) -> httpx.Response:
-        """Send a request until it is answered; ``into`` is a file for the body, ``patience`` extra seconds of silence.
-
-        tenacity is no simpler here: the answer decides how long to wait, and whether a retry is used up.
-        """
+        """Send a request until it is answered; ``into`` takes the body, ``patience`` are extra seconds of silence."""
         tried = 0
         while True:
             try:
@@ -479,9 +466,7 @@ class AsyncClient:
             tried += counts
 
     @asynccontextmanager
-    async def _open(
-        self, method: str, path: str, patience: float, **content: Any
-    ) -> AsyncIterator[httpx.Response]:
+    async def _open(self, method: str, path: str, patience: float, **content: Any) -> AsyncIterator[httpx.Response]:
         """Send a request once and yield its answer, unread; raise a problem or a lost connection as SemplesError."""
         timeout = httpx.Timeout(self._timeout, read=self._timeout + patience, pool=None)
         try:
@@ -510,9 +495,7 @@ def _blocking_result(
     @wraps(method)
     def run(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Result:
         made = self._run(partial(method, self._client, *args, **kwargs))
-        return Result(
-            made.job_id, made.png, made.job, lambda name: self._run(partial(made._fetch, name))
-        )
+        return Result(made.job_id, made.png, made.job, lambda name: self._run(partial(made._fetch, name)))
 
     return run
 
@@ -603,10 +586,7 @@ class Client:
 
 
 def _pause_seconds(tried: int, error: SemplesError | None, share: float) -> float:
-    """Return the pause before the next try: at least Retry-After, or growing from half a second to 30 with each retry.
-
-    ``share`` is random, in [0, 1), so that many clients do not come back at the same moment.
-    """
+    """Return the pause before the next try: at least Retry-After, or half a second, growing to 30 with each retry."""
     if isinstance(error, Unavailable) and error.retry_after is not None:
         return min(error.retry_after, _LONGEST_RETRY_AFTER) * (1 + share / 4)
     return min(_LONGEST_BACKOFF, 0.5 * 2.0 ** min(tried, 10)) * (1 + share) / 2
@@ -671,9 +651,7 @@ def _base_url(url: str) -> httpx.URL:
     except httpx.InvalidURL as error:
         raise ValueError(f"expected the service's URL, got {error}") from error
     if parsed.userinfo:  # it would be shown in messages
-        raise ValueError(
-            "expected a URL without user and password; a key goes into its own argument"
-        )
+        raise ValueError("expected a URL without user and password; a key goes into its own argument")
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ValueError(f"expected the service's URL, http:// or https://, got {url!r}")
     return parsed

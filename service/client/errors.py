@@ -110,9 +110,7 @@ def error_of(answer: httpx.Response, *, now: datetime) -> SemplesError:
     detail = str(members.pop("detail", "")) or _unexpected(answer)
     status = answer.status_code
     own = InvalidRequest if 400 <= status < 500 else SemplesError
-    error = (_BY_KIND.get(kind) or _BY_STATUS.get(status, own))(
-        detail, kind=kind, status=status, members=members
-    )
+    error = (_BY_KIND.get(kind) or _BY_STATUS.get(status, own))(detail, kind=kind, status=status, members=members)
     if isinstance(error, Unavailable):
         error.retry_after = _retry_after(answer, now)
     return error
@@ -129,9 +127,7 @@ def _members(answer: httpx.Response) -> dict[str, Any]:
 def _unexpected(answer: httpx.Response) -> str:
     where = answer.headers.get("location", "")
     more = f", which leads to {where[:200]}" if where else ""
-    return (
-        f"expected an answer of the service, got {answer.status_code} {answer.reason_phrase}{more}"
-    )
+    return f"expected an answer of the service, got {answer.status_code} {answer.reason_phrase}{more}"
 
 
 def _retry_after(answer: httpx.Response, now: datetime) -> float | None:

@@ -265,17 +265,13 @@ def image_bytes(image: ImageLike) -> bytes:
         return _encode_png(_from_pixels(image))
     if isinstance(image, Image.Image):
         return _encode_png(image)
-    raise TypeError(
-        f"expected a path, bytes, a Pillow image or an array, got {type(image).__name__}"
-    )
+    raise TypeError(f"expected a path, bytes, a Pillow image or an array, got {type(image).__name__}")
 
 
 def _from_pixels(pixels: NDArray[np.uint8]) -> Image.Image:
     fits = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
     if pixels.dtype != np.uint8 or not fits or not pixels.size:
-        raise ValueError(
-            f"expected uint8 pixels (H, W, 3), (H, W, 4) or (H, W), got {pixels.dtype} {pixels.shape}"
-        )
+        raise ValueError(f"expected uint8 pixels (H, W, 3), (H, W, 4) or (H, W), got {pixels.dtype} {pixels.shape}")
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 

@@ -64,9 +64,7 @@ class JobResults:
     All methods raise BlobError if a blob cannot be read, BlobMissingError if it has expired.
     """
 
-    def __init__(
-        self, job: FinishedJob, options: MaskOptions, blobs: BlobStore, *, max_pixels: int
-    ) -> None:
+    def __init__(self, job: FinishedJob, options: MaskOptions, blobs: BlobStore, *, max_pixels: int) -> None:
         self._job = job
         self._options = options
         self._changed = options != job.result.options
@@ -133,10 +131,7 @@ class JobResults:
         classes = self._job.result.classes
         if not self._changed:
             return list(classes)
-        return [
-            class_result(each.index, each.name, self._decision, zero_shot=each.zero_shot)
-            for each in classes
-        ]
+        return [class_result(each.index, each.name, self._decision, zero_shot=each.zero_shot) for each in classes]
 
     @cached_property
     def _maps(self) -> SoftMaps:

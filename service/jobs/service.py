@@ -54,9 +54,7 @@ class JobService:
         self._blobs = blobs
         self._queues: dict[str, JobQueue] = {}
 
-    def submit(
-        self, request: JobRequest, data: bytes, *, pixels: int, callback: Recipient | None = None
-    ) -> Job:
+    def submit(self, request: JobRequest, data: bytes, *, pixels: int, callback: Recipient | None = None) -> Job:
         """Return the job of a request: a new one, or the existing one of the same content.
 
         A job that failed for a transient reason, was canceled, or has lost its files runs again. ``pixels`` decides
@@ -78,7 +76,7 @@ class JobService:
         job, is_new = submit(queue, self._blobs, new, prepare)
         if not is_new:
             self._register(job.id, callback)
-        elif waiting + _RACE_MARGIN >= limit and not enforce_queue_limit(queue, job, limit=limit):
+        elif waiting + _RACE_MARGIN >= limit and not _enforce_queue_limit(queue, job, limit=limit):
             raise _queue_full(queue, limit)
         return job
 
@@ -165,23 +163,20 @@ class JobService:
         return images | {key for each in results for key in each.blobs.model_dump().values()}
 
 
-def seconds_to_wait(waiting: int, done_lately: int) -> int:
+def _seconds_to_wait(waiting: int, done_lately: int) -> int:
     """Return when the waiting jobs will be done at the last minute's rate: 1 to 600 seconds, 60 without a rate."""
     if not done_lately:
         return RATE_SECONDS
     return min(max(1, math.ceil(waiting * RATE_SECONDS / done_lately)), _MAX_RETRY_SECONDS)
 
 
-def enforce_queue_limit(queue: JobQueue, job: Job, *, limit: int) -> bool:
-    """Remove a job that was just queued if it is beyond the queue's limit; return whether it stays.
-
-    Posts at the same moment all see the same last free place. Positions only fall, so only those beyond are removed.
-    """
+def _enforce_queue_limit(queue: JobQueue, job: Job, *, limit: int) -> bool:
+    """Remove a job that was just queued if it is beyond the queue's limit; return whether it stays."""
     position = queue.position(job)
     return position is None or position < limit or not queue.withdraw(job)
 
 
 def _queue_full(queue: JobQueue, waiting: int) -> ProblemError:
-    seconds = seconds_to_wait(waiting, queue.ended_lately(now=time.time()))
+    seconds = _seconds_to_wait(waiting, queue.ended_lately(now=time.time()))
     detail = f"{waiting} jobs are waiting already, for about {seconds} s"
     return ProblemError("queue-full", detail, headers={"Retry-After": str(seconds)})

@@ -80,9 +80,7 @@ class EventStream:
         """Whether no more clients may read events."""
         return self._listening.locked()
 
-    async def listen(
-        self, source: EventSource, *, last_event_id: str | None
-    ) -> AsyncIterator[ServerSentEvent]:
+    async def listen(self, source: EventSource, *, last_event_id: str | None) -> AsyncIterator[ServerSentEvent]:
         """Yield the events after one until the end, or until the source or Redis is gone; all if the id is unknown."""
         known = last_event_id is not None and _ID.fullmatch(last_event_id)
         after = last_event_id if known and last_event_id else _START
@@ -120,9 +118,7 @@ class EventStream:
         while True:
             # Status first: all that is written before the end is in the stream once the end is seen.
             status = await source.status(self._redis)
-            for identity, fields in (await self._read({source.stream: after})).get(
-                source.stream, []
-            ):
+            for identity, fields in (await self._read({source.stream: after})).get(source.stream, []):
                 after, name = identity.decode(), fields[b"event"].decode()
                 data = fields[b"data"].decode()
                 if name == "status" and data == last_status:

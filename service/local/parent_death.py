@@ -16,7 +16,7 @@ import sys
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent(arguments: list[str]) -> None:
+def _die_with_parent(arguments: list[str]) -> None:
     """Ask for a signal at the parent's death, then become the command."""
     death_signal, parent, *command = arguments
     if sys.platform == "linux":
@@ -29,4 +29,4 @@ def die_with_parent(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    die_with_parent(sys.argv[1:])
+    _die_with_parent(sys.argv[1:])

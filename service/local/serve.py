@@ -38,7 +38,7 @@ _JANITOR_GRACE_SECONDS: Final = 20.0
 
 
 @dataclass(frozen=True)
-class Stack:
+class _Stack:
     """What to run."""
 
     host: str
@@ -58,7 +58,7 @@ class Stack:
         return self.data / "logs" / f"{name}.log"
 
 
-def serve(stack: Stack) -> None:
+def serve(stack: _Stack) -> None:
     """Run a stack until a signal comes; typer.Exit after one line if it cannot run."""
     try:
         _run(stack)
@@ -70,14 +70,14 @@ def serve(stack: Stack) -> None:
     _say("stopped")
 
 
-def worker_command(stack: Stack, environment: Mapping[str, str]) -> Command:
+def _worker_command(stack: _Stack, environment: Mapping[str, str]) -> Command:
     """Return the worker's command, with a new name; it may finish its jobs before it is killed."""
     arguments = [*stack.worker, "--name", f"serve-{uuid.uuid4().hex[:12]}"]
     grace = Settings().job_timeout_max + _WORKER_GRACE_SECONDS
     return Command("worker", arguments, stack.log("worker"), environment, grace=grace)
 
 
-def _run(stack: Stack) -> None:
+def _run(stack: _Stack) -> None:
     with exclusive_lock(stack.data), _listening(stack) as listener, Supervisor(_say) as supervisor:
         try:
             require_auth_for_public_bind(Settings(), listener.getsockname()[0])
@@ -89,14 +89,12 @@ def _run(stack: Stack) -> None:
             # Idle OpenMP threads of the worker that spin would slow down the others on a small machine.
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive"),
         }
-        supervisor.start(lambda: worker_command(stack, environment))
+        supervisor.start(lambda: _worker_command(stack, environment))
         supervisor.start(lambda: _janitor_command(stack, environment))
         supervisor.start(lambda: _api_command(stack, environment, listener.fileno()))
         _say(f"starting; the API is at {stack.url}, data and logs in {stack.data}")
         try:
-            supervisor.wait_until(
-                lambda: _is_ready(stack), what="loading the model", seconds=_WORKER_SECONDS
-            )
+            supervisor.wait_until(lambda: _is_ready(stack), what="loading the model", seconds=_WORKER_SECONDS)
             _say(f"ready: {stack.url} (Ctrl-C stops everything)")
             supervisor.watch()
         except StopRequestedError:
@@ -104,7 +102,7 @@ def _run(stack: Stack) -> None:
             _say("stopping when the jobs in flight are done; once more, and it is at once")
 
 
-def _start_redis(stack: Stack, supervisor: Supervisor) -> str:
+def _start_redis(stack: _Stack, supervisor: Supervisor) -> str:
     """Start the embedded server, or check that the operator's answers; return its URL."""
     if stack.redis_url is not None:
         try:
@@ -119,13 +117,11 @@ def _start_redis(stack: Stack, supervisor: Supervisor) -> str:
     except (redis_server.EmbeddedError, OSError) as error:
         raise SupervisorError(str(error)) from error
     supervisor.start(lambda: command)
-    supervisor.wait_until(
-        lambda: redis_server.answers(path), what="starting the queue", seconds=_REDIS_SECONDS
-    )
+    supervisor.wait_until(lambda: redis_server.answers(path), what="starting the queue", seconds=_REDIS_SECONDS)
     return redis_server.socket_url(path)
 
 
-def _is_ready(stack: Stack) -> bool:
+def _is_ready(stack: _Stack) -> bool:
     connection = http.client.HTTPConnection(stack.host, stack.port, timeout=_READY_SECONDS)
     try:
         connection.request("GET", "/ready")
@@ -136,20 +132,20 @@ def _is_ready(stack: Stack) -> bool:
         connection.close()
 
 
-def _janitor_command(stack: Stack, environment: Mapping[str, str]) -> Command:
+def _janitor_command(stack: _Stack, environment: Mapping[str, str]) -> Command:
     arguments = [sys.executable, "-P", "-m", "worker", "janitor"]
     grace = _JANITOR_GRACE_SECONDS
     return Command("janitor", arguments, stack.log("janitor"), environment, grace=grace)
 
 
-def _api_command(stack: Stack, environment: Mapping[str, str], fd: int) -> Command:
+def _api_command(stack: _Stack, environment: Mapping[str, str], fd: int) -> Command:
     arguments = [sys.executable, "-P", "-m", "service", "--fd", str(fd)]
     spool = {"SEMPLES_SPOOL": os.environ.get("SEMPLES_SPOOL") or str(stack.data / "spool")}
     return Command("api", arguments, stack.log("api"), {**environment, **spool}, pass_fds=(fd,))
 
 
 @contextmanager
-def _listening(stack: Stack) -> Iterator[socket.socket]:
+def _listening(stack: _Stack) -> Iterator[socket.socket]:
     """Listen on the API's address before anything is started, and keep it while the API restarts."""
     family = socket.AF_INET6 if ":" in stack.host else socket.AF_INET
     try:
@@ -172,15 +168,9 @@ def _say(message: str) -> None:
 def main(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
-    data: Annotated[
-        Path | None, typer.Option(help="Queue, images, results, logs. [default: the user's data]")
-    ] = None,
-    bundle: Annotated[
-        str, typer.Option(envvar="SEMPLES_BUNDLE", help="Name or folder of the bundle.")
-    ] = "coco-demo",
-    device: Annotated[
-        str, typer.Option(envvar="SEMPLES_DEVICE", help="cpu, cuda, cuda:1 or auto.")
-    ] = "auto",
+    data: Annotated[Path | None, typer.Option(help="Queue, images, results, logs. [default: the user's data]")] = None,
+    bundle: Annotated[str, typer.Option(envvar="SEMPLES_BUNDLE", help="Name or folder of the bundle.")] = "coco-demo",
+    device: Annotated[str, typer.Option(envvar="SEMPLES_DEVICE", help="cpu, cuda, cuda:1 or auto.")] = "auto",
 ) -> None:
     """Serve pseudo masks: a queue, one worker, a janitor and the HTTP API, until Ctrl-C.
 
@@ -188,7 +178,7 @@ def main(
     """
     worker = [sys.executable, "-P", "-m", "worker", "run", "--bundle", bundle, "--device", device]
     serve(
-        Stack(
+        _Stack(
             host=host,
             port=port,
             data=(data or user_data_path("semples", appauthor=False)).absolute(),

@@ -51,22 +51,16 @@ class ApiKey:
         return f"{self.name} sha256:{self.digest}"
 
 
-def make_key(name: str) -> tuple[str, ApiKey]:
+def _make_key(name: str) -> tuple[str, ApiKey]:
     """Return a new key, and its record, which alone is stored; ValueError if the name is malformed."""
     if not _NAME.fullmatch(name):
-        raise ValueError(
-            f"expected a name of at most 64 letters, digits, '.', '-' and '_', got {name[:80]!r}"
-        )
+        raise ValueError(f"expected a name of at most 64 letters, digits, '.', '-' and '_', got {name[:80]!r}")
     key = f"semples_{secrets.token_urlsafe(_KEY_BYTES)}"
     return key, ApiKey(name, _digest(key))
 
 
-def parse_keys(text: str, *, source: str) -> tuple[ApiKey, ...]:
-    """Read names and hashes, with commas or line breaks between them; a # begins a comment.
-
-    A name may occur twice, while its key is being replaced. A ValueError names ``source`` and the malformed line's
-    number; it does not quote the line, which may hold a key by mistake.
-    """
+def _parse_keys(text: str, *, source: str) -> tuple[ApiKey, ...]:
+    """Read names and hashes, with commas or line breaks between them; a # begins a comment."""
     keys = []
     for number, line in enumerate(text.replace(",", "\n").splitlines(), 1):
         content = line.partition("#")[0].strip()
@@ -79,7 +73,7 @@ def parse_keys(text: str, *, source: str) -> tuple[ApiKey, ...]:
 
 
 class ApiKeys:
-    """The valid keys: those of a file, and of lines as ``parse_keys`` takes them; ValueError if there are none.
+    """The valid keys: those of a file, and of lines as ``_parse_keys`` takes them; ValueError if there are none.
 
     The file is read again when it has changed. If it cannot be read then, its earlier keys stay valid, which is logged;
     a file without keys makes none valid.
@@ -87,7 +81,7 @@ class ApiKeys:
 
     def __init__(self, *, file: Path | None, lines: str) -> None:
         self._file = file
-        self._fixed = parse_keys(lines, source="SEMPLES_KEYS")
+        self._fixed = _parse_keys(lines, source="SEMPLES_KEYS")
         self._stamp = _stamp(file)
         self._from_file = _read(file)
         if not (self._fixed or self._from_file):
@@ -127,7 +121,7 @@ def load_keys(settings: Settings) -> ApiKeys | None:
 def require_auth_for_public_bind(settings: Settings, host: str) -> None:
     """Raise ValueError if there are no keys and other hosts can reach the API."""
     address = settings.published or host
-    if settings.open or load_keys(settings) is not None or is_loopback(address):
+    if settings.open or load_keys(settings) is not None or _is_loopback(address):
         return
     raise ValueError(
         f"expected API keys (SEMPLES_KEYS_FILE) to listen on {address or 'all addresses'}, got none; "
@@ -135,7 +129,7 @@ def require_auth_for_public_bind(settings: Settings, host: str) -> None:
     )
 
 
-def is_loopback(host: str) -> bool:
+def _is_loopback(host: str) -> bool:
     """Return whether every address of a host is this host's own loopback."""
     if not host:  # all interfaces
         return False
@@ -192,7 +186,7 @@ def main(name: Annotated[str, typer.Argument(help="Name of its owner.")]) -> Non
     The key is shown this once and kept nowhere.
     """
     try:
-        key, record = make_key(name)
+        key, record = _make_key(name)
     except ValueError as error:
         typer.echo(f"semples api-key: {error}", err=True)
         raise typer.Exit(2) from error
@@ -225,7 +219,7 @@ def _read(file: Path | None) -> tuple[ApiKey, ...]:
         raise ValueError(f"cannot read the API keys in {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"cannot read the API keys in {file}: expected UTF-8") from error
-    return parse_keys(text, source=str(file))
+    return _parse_keys(text, source=str(file))
 
 
 def _stamp(file: Path | None) -> tuple[int, int, int] | None:

@@ -35,9 +35,7 @@ class BodyLimit:
     Uvicorn waits for a body without end.
     """
 
-    def __init__(
-        self, app: ASGIApp, *, bounds: BodyBounds, by_path: Mapping[str, BodyBounds]
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, bounds: BodyBounds, by_path: Mapping[str, BodyBounds]) -> None:
         self.app = app
         self._bounds = bounds
         self._by_path = by_path
@@ -94,11 +92,7 @@ class _Body:
         return message
 
     async def drain(self) -> None:
-        """Read and discard the rest, up to a size and for a while.
-
-        A server that closes a connection on unread data resets it, and the client never sees the response. A client
-        that asks before it sends (``Expect``) need not send at all.
-        """
+        """Read and discard the rest, up to a size and for a while."""
         most = _DRAIN_FACTOR * self._bounds.max_bytes
         not_sent = self._sent_on_request and not self._received
         if self._late or not_sent or self.declared > most:

@@ -89,9 +89,7 @@ class RequestLogger:
 
     def _count(self, record: _RequestLog) -> None:
         seconds = time.perf_counter() - record.began
-        self._metrics.count(
-            route=record.route, method=record.method, status=record.status, seconds=seconds
-        )
+        self._metrics.count(route=record.route, method=record.method, status=record.status, seconds=seconds)
         facts = {"method": record.method, "route": record.route, "status": record.status}
         extra = {**facts, "seconds": round(seconds, 6), "job": record.job}
         _log.info("%s %s %d %.3f s", *facts.values(), seconds, extra=extra)

@@ -162,9 +162,7 @@ def test_half_of_a_thousand_are_canceled_while_a_worker_works(there: Scene, seed
 
     def cancel(job_id: str) -> None:
         if not hasattr(local, "jobs"):
-            local.jobs = JobService(
-                open_redis(there.place.url), there.place.blobs, there.jobs().limits
-            )
+            local.jobs = JobService(open_redis(there.place.url), there.place.blobs, there.jobs().limits)
         local.jobs.cancel(local.jobs.find(job_id))
 
     with ThreadPoolExecutor(4) as pool:

@@ -64,9 +64,7 @@ def test_every_variant_is_made_once_and_measured(experiment: Experiment) -> None
     assert [row.found is None for row in rows] == [True] * 4 + [False]
     weights = {path: path.stat().st_mtime_ns for path in experiment.folder.rglob("*.safetensors")}
     said: list[str] = []
-    again = ablate(
-        Experiment(experiment.folder, experiment.config, experiment.sizes, 2, said.append)
-    )
+    again = ablate(Experiment(experiment.folder, experiment.config, experiment.sizes, 2, said.append))
     assert again == rows
     assert not said
     assert {path: path.stat().st_mtime_ns for path in weights} == weights
@@ -83,9 +81,7 @@ def test_the_sheet_shows_scenes_and_four_variants(experiment: Experiment, tmp_pa
 
 def test_other_generators_start_from_their_own_base(experiment: Experiment) -> None:
     table = compare(experiment)
-    assert [[row.name for row in rows] for _, rows in table] == [["base", "(a)", "(c)"]] * len(
-        table
-    )
+    assert [[row.name for row in rows] for _, rows in table] == [["base", "(a)", "(c)"]] * len(table)
     for number, changes in enumerate(GENERATORS.values()):
         config, base = (
             load_config(str(experiment.folder / f"{name}{number or ''}" / "config.yaml"))

@@ -89,9 +89,7 @@ def test_a_context_touches_its_object_and_leaves_most_of_the_scene() -> None:
         context, thing = scene.contexts > 0, scene.truth > 0
         assert 0.03 < context.mean() < 0.6
         rows, columns = np.nonzero(thing)
-        box = np.s_[
-            max(rows.min() - 3, 0) : rows.max() + 4, max(columns.min() - 3, 0) : columns.max() + 4
-        ]
+        box = np.s_[max(rows.min() - 3, 0) : rows.max() + 4, max(columns.min() - 3, 0) : columns.max() + 4]
         near.append(context[box].any())
     assert np.mean(near) > 0.9
 

@@ -28,9 +28,7 @@ def test_every_weight_finds_its_place_in_timm() -> None:
         )
     ]
     state = timm.create_model(image_tower.BACKBONE, pretrained=False).state_dict()
-    wanted = {
-        key for key in state if key.startswith("blocks.") and key.endswith(("weight", "_var"))
-    }
+    wanted = {key for key in state if key.startswith("blocks.") and key.endswith(("weight", "_var"))}
     assert {image_tower.timm_key(key) for key in blocks} == wanted
 
 
@@ -49,9 +47,7 @@ def test_timm_key(key: str, expected: str) -> None:
     assert image_tower.timm_key(key) == expected
 
 
-@pytest.mark.parametrize(
-    "key", ["fc.weight", "_blocks.16._bn1.bias", "_blocks.0._expand_conv.weight"]
-)
+@pytest.mark.parametrize("key", ["fc.weight", "_blocks.16._bn1.bias", "_blocks.0._expand_conv.weight"])
 def test_foreign_weight_is_refused(key: str) -> None:
     with pytest.raises(ValueError, match="expected a weight of EfficientNet-Lite0, got"):
         image_tower.timm_key(key)
@@ -100,9 +96,7 @@ def test_installed_classifier_knows_a_zebra(shared: Path) -> None:
 
 
 def test_half_precision_for_matrices_only() -> None:
-    stored = build.compact_state(
-        {"matrix": torch.ones(2, 2), "vector": torch.ones(2), "count": torch.tensor(3)}
-    )
+    stored = build.compact_state({"matrix": torch.ones(2, 2), "vector": torch.ones(2), "count": torch.tensor(3)})
     assert stored["matrix"].dtype == torch.float16
     assert stored["vector"].dtype == torch.float32
     assert stored["count"].dtype == torch.int64
@@ -144,9 +138,7 @@ def test_weakest_direction_by_hand() -> None:
 
 
 def test_anchor_adds_one_constant_to_all_embeddings() -> None:
-    config = build.model_config(
-        text_tower.text_config(width=32, heads=2, layers=2), embedding_width=48
-    )
+    config = build.model_config(text_tower.text_config(width=32, heads=2, layers=2), embedding_width=48)
     torch.manual_seed(0)
     plain = open_clip.CLIP(**config).eval()
     wider_config, anchored = anchor.with_projection_bias(config, plain)
@@ -170,9 +162,7 @@ def test_anchor_adds_one_constant_to_all_embeddings() -> None:
 
 
 def test_anchor_is_given_once() -> None:
-    config = build.model_config(
-        text_tower.text_config(width=32, heads=2, layers=1), embedding_width=48
-    )
+    config = build.model_config(text_tower.text_config(width=32, heads=2, layers=1), embedding_width=48)
     config, anchored = anchor.with_projection_bias(config, open_clip.CLIP(**config))
     with pytest.raises(ValueError, match="expected a CLIP without an anchor"):
         anchor.with_projection_bias(config, anchored)

@@ -95,9 +95,7 @@ def test_shipped_noun_list_is_sorted_lowercase_and_clean() -> None:
 
 def test_vocabulary_holds_out_no_class_name(small_wordnet: nouns.WordNet) -> None:
     def make() -> text_tower.Vocabulary:
-        return text_tower.make_vocabulary(
-            small_wordnet, held_out=2, seed=0, frequency=lambda noun: 4.0
-        )
+        return text_tower.make_vocabulary(small_wordnet, held_out=2, seed=0, frequency=lambda noun: 4.0)
 
     made = make()
     assert len(made.held_out) == 2

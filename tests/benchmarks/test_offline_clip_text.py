@@ -55,13 +55,9 @@ def test_embeddings_are_cached_by_text(tmp_path: Path) -> None:
     assert nouns.embed_cached(["ab"], tmp_path, load=Teacher).tolist() == [[2.0]]
 
 
-def test_cropped_encoding_equals_full_length(
-    small_clip: open_clip.CLIP, tokenizer: SimpleTokenizer
-) -> None:
+def test_cropped_encoding_equals_full_length(small_clip: open_clip.CLIP, tokenizer: SimpleTokenizer) -> None:
     texts = ["a photo of a cat.", "a photo of a very big red potted plant.", "sky"]
-    cropped = text_tower.pad(
-        [text_tower.token_sequence(tokenizer, text, most=20) for text in texts]
-    )
+    cropped = text_tower.pad([text_tower.token_sequence(tokenizer, text, most=20) for text in texts])
     assert cropped.shape[1] < text_tower.CONTEXT_LENGTH
     with torch.no_grad():
         short = text_tower.encode_cropped(small_clip, cropped)
@@ -120,17 +116,12 @@ def lessons() -> text_tower.Lessons:
     )
 
 
-def test_batches_pair_texts_with_their_targets(
-    lessons: text_tower.Lessons, tokenizer: SimpleTokenizer
-) -> None:
+def test_batches_pair_texts_with_their_targets(lessons: text_tower.Lessons, tokenizer: SimpleTokenizer) -> None:
     wanted = {
         tuple(tokenizer.encode(template.format(noun))): target
         for noun, target in zip(lessons.nouns, lessons.noun_targets, strict=True)
         for template in lessons.templates
-    } | {
-        tuple(tokenizer.encode(text)): target
-        for text, target in zip(lessons.long, lessons.long_targets, strict=True)
-    }
+    } | {tuple(tokenizer.encode(text)): target for text, target in zip(lessons.long, lessons.long_targets, strict=True)}
     drawn = list(itertools.islice(text_tower.batches(lessons, tokenizer, size=6, seed=0), 8))
     assert sorted(len(batch.tokens) for batch in drawn) == [3, 3, 6, 6, 6, 6, 6, 6]
     for batch in drawn:

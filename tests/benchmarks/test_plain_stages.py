@@ -28,9 +28,7 @@ NAMES = ("cat", "bowl", "cup")
 def test_plain_and_library_agree(tiny_clip: FrozenClip) -> None:
     sizes = WeakTrSizes(native_size=64, width=48, depth=3, heads=3)
     generator = WeakTrGenerator(sizes, classes=3).eval()
-    prompts = BackgroundPrompts(
-        3, 4, tiny_clip.prompt_width, initialization="normal", generator=torch.Generator()
-    )
+    prompts = BackgroundPrompts(3, 4, tiny_clip.prompt_width, initialization="normal", generator=torch.Generator())
     images = torch.rand(2, 3, 64, 64)
     labels = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
     text = tiny_clip.embed_classes(NAMES)

@@ -19,7 +19,7 @@ from jsonschema import ValidationError
 from jsonschema.protocols import Validator
 from jsonschema.validators import validator_for
 
-from service.middleware.auth import make_key, require_auth_for_public_bind
+from service.middleware.auth import _make_key, require_auth_for_public_bind
 from service.settings import Settings
 from tests.helpers.paths import ROOT
 from tests.helpers.redis_users import USERS, Deployment
@@ -102,7 +102,7 @@ def test_keys_are_needed_as_soon_as_the_port_is_open_to_others(
     monkeypatch.setenv("SEMPLES_PUBLISHED", "0.0.0.0")
     with pytest.raises(ValueError, match="expected API keys"):
         require_auth_for_public_bind(Settings(), "0.0.0.0")
-    monkeypatch.setenv("SEMPLES_KEYS", make_key("alice")[1].line)
+    monkeypatch.setenv("SEMPLES_KEYS", _make_key("alice")[1].line)
     require_auth_for_public_bind(Settings(), "0.0.0.0")
 
 
@@ -222,9 +222,7 @@ def health_command(service: str) -> list[str]:
 
 def check_health(command: list[str], **environment: str) -> int:
     """Run a health check as in a container; Python and from-files are on its path."""
-    path = os.pathsep.join(
-        (str(Path(sys.executable).parent), str(ROOT / "deploy"), os.environ["PATH"])
-    )
+    path = os.pathsep.join((str(Path(sys.executable).parent), str(ROOT / "deploy"), os.environ["PATH"]))
     process = subprocess.run(
         command,
         cwd=ROOT,

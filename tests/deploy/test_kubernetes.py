@@ -61,14 +61,8 @@ def test_every_file_is_applied_and_every_secret_is_made(tmp_path: Path) -> None:
     files = {path.name for path in FOLDER.glob("*.yaml")} - {"kustomization.yaml"}
     assert set(KUSTOMIZATION["resources"]) == files
     make_secrets(tmp_path)
-    made = {
-        f"secrets/{path.relative_to(tmp_path)}" for path in tmp_path.rglob("*") if path.is_file()
-    }
-    wanted = [
-        file.partition("=")[2]
-        for each in KUSTOMIZATION["secretGenerator"]
-        for file in each["files"]
-    ]
+    made = {f"secrets/{path.relative_to(tmp_path)}" for path in tmp_path.rglob("*") if path.is_file()}
+    wanted = [file.partition("=")[2] for each in KUSTOMIZATION["secretGenerator"] for file in each["files"]]
     assert sorted(wanted) == sorted({*made, "secrets/keys"})  # these a person makes
     assert "deploy/kubernetes/secrets/" in (ROOT / ".gitignore").read_text().split()
 
@@ -86,18 +80,12 @@ def test_every_pod_is_confined(name: str) -> None:
     }
     assert only["resources"]["limits"]["memory"]
     assert only["resources"]["requests"].keys() >= {"cpu", "memory"}
-    assert {each["name"] for each in pod["volumes"]} <= {
-        each["name"] for each in only["volumeMounts"]
-    }
+    assert {each["name"] for each in pod["volumes"]} <= {each["name"] for each in only["volumeMounts"]}
 
 
 @pytest.mark.parametrize("user", USERS)
 def test_each_program_has_its_own_secret_and_no_other(user: str) -> None:
-    secrets = {
-        each["name"]: each["secret"]["secretName"]
-        for each in PODS[user]["volumes"]
-        if "secret" in each
-    }
+    secrets = {each["name"]: each["secret"]["secretName"] for each in PODS[user]["volumes"] if "secret" in each}
     assert secrets.pop("redis-url") == f"redis-url-{user}"
     assert set(secrets.values()) <= {"api-keys"}
     mounts = {each["name"]: each["mountPath"] for each in container(user)["volumeMounts"]}
@@ -147,18 +135,14 @@ def test_selectors_select_what_is_there() -> None:
         assert labels.keys() <= {NAME}, name
         assert set(labels.values()) <= PODS.keys(), name
         if "template" in spec:
-            assert (
-                spec["template"]["metadata"]["labels"] == labels == {NAME: each["metadata"]["name"]}
-            )
+            assert spec["template"]["metadata"]["labels"] == labels == {NAME: each["metadata"]["name"]}
     ports = {each["name"]: each["containerPort"] for each in container("api")["ports"]}
     assert DOCUMENTS["Service/api"]["spec"]["ports"][0]["targetPort"] in ports
 
 
 def test_nothing_is_let_through_but_what_is_named() -> None:
     policies = {
-        each["metadata"]["name"]: each["spec"]
-        for each in DOCUMENTS.values()
-        if each["kind"] == "NetworkPolicy"
+        each["metadata"]["name"]: each["spec"] for each in DOCUMENTS.values() if each["kind"] == "NetworkPolicy"
     }
     assert policies["nothing"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     [rule] = policies["redis"]["ingress"]

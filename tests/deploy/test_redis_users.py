@@ -77,9 +77,7 @@ OTHERS = {
     "health": ("GET rq:queues", "INFO", "TIME", "EVAL return(1) 0", "SUBSCRIBE rq:pubsub:w"),
 }
 
-REFUSAL = (
-    "has no permissions to|No permissions to access|can't run this command|ACL failure in script"
-)
+REFUSAL = "has no permissions to|No permissions to access|can't run this command|ACL failure in script"
 
 
 @pytest.fixture(scope="module")

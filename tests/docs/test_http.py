@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from service.api.errors import PROBLEMS
-from service.middleware.auth import make_key
+from service.middleware.auth import _make_key
 from service.settings import Settings
 from tests.helpers.markdown import DOCS, Block, blocks
 from tests.helpers.paths import ROOT
@@ -30,7 +30,7 @@ from tests.helpers.service_fixtures import (
 from tests.helpers.shell import Shell, require_curl
 
 PAGE = "http.md"
-KEY, REMEMBERED = make_key("alice")
+KEY, REMEMBERED = _make_key("alice")
 # The servers of blocks with a word after their language: what is said of them in the block.
 SETTINGS: dict[str, dict[str, Any]] = {
     "": {"webhook_secret": "whsec_" + "A" * 32},
@@ -99,9 +99,7 @@ class Reader:
 
     def _keep_busy(self) -> None:
         """Have the one worker at a job that takes its time."""
-        posted = httpx.post(
-            f"{self.urls['']}/pseudo-mask", files={"image": png()}, data={"labels": "slow"}
-        )
+        posted = httpx.post(f"{self.urls['']}/pseudo-mask", files={"image": png()}, data={"labels": "slow"})
         path = posted.json()["links"]["self"]
         wait_for(lambda: httpx.get(f"{self.urls['']}{path}").json()["status"] == "running")
 
@@ -159,9 +157,7 @@ def _has_the_files(folder: Path) -> None:
 
 def operations() -> list[tuple[str, str]]:
     schema = json.loads((DOCS / "openapi.json").read_text(encoding="utf-8"))
-    return [
-        (method.upper(), path) for path, methods in schema["paths"].items() for method in methods
-    ]
+    return [(method.upper(), path) for path, methods in schema["paths"].items() for method in methods]
 
 
 @pytest.mark.parametrize(("method", "path"), operations())
@@ -173,18 +169,12 @@ def test_every_call_is_on_the_page(method: str, path: str) -> None:
 def test_every_problem_is_in_the_table_with_its_status() -> None:
     text = (DOCS / PAGE).read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\d{3}) \| (.*?) \| .*? \|$", text, re.MULTILINE)
-    listed = {
-        name: int(status) for status, names in rows for name in re.findall(r"`([a-z-]+)`", names)
-    }
+    listed = {name: int(status) for status, names in rows for name in re.findall(r"`([a-z-]+)`", names)}
     assert listed == {kind.name: kind.status for kind in PROBLEMS.values()}
 
 
 def test_each_status_has_an_example_that_runs() -> None:
-    shown = [
-        json.loads(after.text)
-        for _, after in blocks_with_output()
-        if after and after.language == "json"
-    ]
+    shown = [json.loads(after.text) for _, after in blocks_with_output() if after and after.language == "json"]
     examples = {each["status"] for each in shown if isinstance(each.get("status"), int)}
     assert examples >= {kind.status for kind in PROBLEMS.values()} - {500}  # no request makes it
 

@@ -75,8 +75,7 @@ def test_every_metric_of_a_rule_exists(scrape: Scrape) -> None:
 def test_every_metric_of_a_panel_exists(scrape: Scrape) -> None:
     known = {family + suffix for family in scrape.families for suffix in SUFFIXES}
     named = {
-        panel["title"]: set().union(*(metrics_of(each["expr"]) for each in panel["targets"]))
-        for panel in panels()
+        panel["title"]: set().union(*(metrics_of(each["expr"]) for each in panel["targets"])) for panel in panels()
     }
     assert len(named) == len(panels()) >= 20
     assert all(named.values())
@@ -89,11 +88,7 @@ def test_panels_stand_side_by_side_and_ask_one_source() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in panels():
         place = panel["gridPos"]
-        cells = {
-            (place["x"] + right, place["y"] + down)
-            for right in range(place["w"])
-            for down in range(place["h"])
-        }
+        cells = {(place["x"] + right, place["y"] + down) for right in range(place["w"]) for down in range(place["h"])}
         assert not cells & taken, panel["title"]
         assert max(cell[0] for cell in cells) < 24
         taken |= cells
@@ -110,14 +105,8 @@ def test_every_label_value_of_a_rule_exists() -> None:
 
 def test_the_table_names_all_metrics_and_no_others(scrape: Scrape) -> None:
     page = (ROOT / "docs" / "operations.md").read_text()
-    documented = {
-        name.removesuffix("_total") for name in re.findall(r"^\| `(semples_\w+)`", page, re.M)
-    }
-    ours = {
-        family
-        for family in scrape.families
-        if not family.startswith(("process_", "semples_worker_process_"))
-    }
+    documented = {name.removesuffix("_total") for name in re.findall(r"^\| `(semples_\w+)`", page, re.M)}
+    ours = {family for family in scrape.families if not family.startswith(("process_", "semples_worker_process_"))}
     assert documented == ours
     for state in STATES:
         assert f"`{state}`" in page

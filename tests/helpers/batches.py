@@ -21,7 +21,7 @@ from service.local.supervisor import Child, Command
 from tests.helpers.service_doubles import Info
 from tests.helpers.service_fixtures import LEASE, NOTHING, Place, WorkerProcess, png, wait_for
 from worker.batches.scheduler import BatchScheduler
-from worker.janitor import EXPIRY_KEY, expire_blobs
+from worker.janitor import EXPIRY_KEY, _expire_blobs
 from worker.queue.registry import ModelInfo, WorkerInfo, announce
 from worker.queue.rq import fetch_job
 from worker.queue.schema import BLOB_SECONDS
@@ -75,9 +75,7 @@ def ended(api: httpx.Client, path: str, *, seconds: float = 60) -> dict[str, Any
         what="the end of the batch",
     )
     document: dict[str, Any] = api.get(path).json()
-    assert document["counts"]["total"] == sum(
-        each for name, each in document["counts"].items() if name != "total"
-    )
+    assert document["counts"]["total"] == sum(each for name, each in document["counts"].items() if name != "total")
     return document
 
 
@@ -119,9 +117,7 @@ def running_janitor(place: Place) -> Iterator[Child]:
 
 
 @pytest.fixture
-def nothing_left_behind(
-    place: Place, worker: WorkerProcess, running_janitor: Child
-) -> Iterator[None]:
+def nothing_left_behind(place: Place, worker: WorkerProcess, running_janitor: Child) -> Iterator[None]:
     del worker, running_janitor
     yield
     wait_for(lambda: place.leftovers() == NOTHING, what="an empty queue")
@@ -159,7 +155,7 @@ def batch_of(path: str) -> str:
 def expire(place: Place) -> None:
     place.redis.delete(EXPIRY_KEY)
     life = timedelta(seconds=BLOB_SECONDS)
-    expire_blobs(place.blobs, place.redis, now=datetime.now(UTC), lifetime=life, interval=600)
+    _expire_blobs(place.blobs, place.redis, now=datetime.now(UTC), lifetime=life, interval=600)
 
 
 def make_old(place: Place) -> None:

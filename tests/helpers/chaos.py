@@ -76,18 +76,13 @@ class Scene:
 
     def submit(self, asked: Asked, number: int, *, timeout: int = 30) -> str:
         """Have a job accepted, be it the first time or not, and return its id."""
-        job = self.jobs(timeout=timeout).submit(
-            *asked.request(number), pixels=asked.size[0] * asked.size[1]
-        )
+        job = self.jobs(timeout=timeout).submit(*asked.request(number), pixels=asked.size[0] * asked.size[1])
         self.accepted[job.id] = asked
         return str(job.id)
 
     def post_mixed(self, count: int, *extra: str) -> list[str]:
         """Have jobs accepted whose results differ, so that a mix-up shows."""
-        return [
-            self.post(*LABELS[n % len(LABELS)], *extra, size=SIZES[n % len(SIZES)])
-            for n in range(count)
-        ]
+        return [self.post(*LABELS[n % len(LABELS)], *extra, size=SIZES[n % len(SIZES)]) for n in range(count)]
 
     def job(self, job_id: str) -> Any:
         return fetch_job(self.place.redis, job_id)
@@ -103,10 +98,7 @@ class Scene:
     def wait_batch(self, *, least: int = 2) -> set[str]:
         """Wait for a worker in the middle of a forward pass, and return the leased jobs."""
         wait_for(
-            lambda: (
-                any(self.stage(each) == "cam" for each in self.leased())
-                and len(self.leased()) >= least
-            ),
+            lambda: any(self.stage(each) == "cam" for each in self.leased()) and len(self.leased()) >= least,
             what="a batch in the networks",
         )
         return self.leased()
@@ -118,9 +110,7 @@ class Scene:
                 pipeline.hget(f"rq:job:{job_id}", "status")
             return Counter(each.decode() if each else "lost" for each in pipeline.execute())
 
-    def wait_all(
-        self, *, seconds: float = 90.0, meanwhile: Callable[[], object] = lambda: None
-    ) -> Counter[str]:
+    def wait_all(self, *, seconds: float = 90.0, meanwhile: Callable[[], object] = lambda: None) -> Counter[str]:
         """Wait until every job has a terminal state and no lease is left; return the states."""
 
         def settled() -> bool:

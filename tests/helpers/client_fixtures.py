@@ -46,9 +46,7 @@ Answer = httpx.Response | Exception
 class Script(httpx.MockTransport):
     """A service that gives some answers in their order, then what a function gives; notes what it was asked."""
 
-    def __init__(
-        self, *answers: Answer, then: Callable[[httpx.Request], Answer] | None = None
-    ) -> None:
+    def __init__(self, *answers: Answer, then: Callable[[httpx.Request], Answer] | None = None) -> None:
         self.requests: list[httpx.Request] = []
         self._answers = list(answers)
         self.then = then

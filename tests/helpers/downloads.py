@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from scipy.io import savemat
 
-from models.data.coco import COCO_CLASSES, COCO_SPLITS, coco_list
+from models.data.coco import COCO_CLASSES, COCO_SPLITS, _coco_list
 from models.data.mask_files import label_map_png
 from models.data.official import Listed, evenly_spaced
 from models.data.voc import VOC_CLASSES, VOC_SPLITS, voc_list
@@ -95,7 +95,7 @@ def make_coco(root: Path, *, photos: int) -> Path:
     """Make a download that holds so many photos of each list; returns its folder."""
     (root / "annotations").mkdir(parents=True)
     for split in COCO_SPLITS:
-        listed = evenly_spaced(coco_list(split), photos)
+        listed = evenly_spaced(_coco_list(split), photos)
         for each in listed:
             photo(root / f"{split}2014" / each.file_name)
         write_json(root / "annotations" / f"instances_{split}2014.json", instances(listed))
@@ -106,16 +106,12 @@ def instances(listed: list[Listed]) -> dict[str, Any]:
     """The content of an annotation file: a square of each class, one beside the other."""
     images, annotations = [], []
     for number, each in enumerate(listed):
-        images.append(
-            {"id": number, "file_name": each.file_name, "height": SIZE[0], "width": SIZE[1]}
-        )
+        images.append({"id": number, "file_name": each.file_name, "height": SIZE[0], "width": SIZE[1]})
         for place, channel in enumerate(each.channels):
             category = COCO_CLASSES.classes[channel].index
             corners = [square(2 * place, 5, 2 * place + 2, 15)]
             annotations.append(annotation(len(annotations) + 1, number, category, corners))
-    categories = [
-        {"id": each.index, "name": each.name, "supercategory": ""} for each in COCO_CLASSES.classes
-    ]
+    categories = [{"id": each.index, "name": each.name, "supercategory": ""} for each in COCO_CLASSES.classes]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 

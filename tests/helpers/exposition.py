@@ -14,9 +14,7 @@ class Scrape:
         names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE ")]
         if len(names) != len(set(names)):
             raise ValueError(f"expected each family once, got {sorted(names)}")
-        self.families: dict[str, Metric] = {
-            family.name: family for family in text_string_to_metric_families(text)
-        }
+        self.families: dict[str, Metric] = {family.name: family for family in text_string_to_metric_families(text)}
 
     @classmethod
     def of(cls, api: httpx.Client) -> Scrape:

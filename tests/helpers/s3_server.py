@@ -51,9 +51,7 @@ def answering(answer: Answer) -> Iterator[str]:
     """A server that answers every request in one way; yields its endpoint."""
 
     class Handler(BaseHTTPRequestHandler):
-        protocol_version = (
-            "HTTP/1.1"  # older ones do not know the "100 Continue" that S3's clients wait for
-        )
+        protocol_version = "HTTP/1.1"  # older ones do not know the "100 Continue" that S3's clients wait for
 
         def handle_any(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))

@@ -62,9 +62,7 @@ class Info:
     @property
     def classes(self) -> ClassList:
         synonyms = {"cat": ("kitty",)}
-        return ClassList(
-            tuple(ClassInfo(i, name, synonyms.get(name, ())) for i, name in enumerate(NAMES, 1))
-        )
+        return ClassList(tuple(ClassInfo(i, name, synonyms.get(name, ())) for i, name in enumerate(NAMES, 1)))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -174,9 +172,7 @@ class CrookedSegmenter(CrookedPredictor):
         return DoublePredictor.postprocess(self, half_done)
 
 
-def _stripes(
-    photo: LabeledImage | UnlabeledImage, classes: Sequence[ClassInfo], known: ClassList
-) -> Segmentation:
+def _stripes(photo: LabeledImage | UnlabeledImage, classes: Sequence[ClassInfo], known: ClassList) -> Segmentation:
     """Scores fall from 1 in the top row to 0.7 in the bottom row of each class's stripe; the last stripe has none."""
     height, width = photo.image.shape[:2]
     scores = np.zeros((len(classes), height, width), dtype=np.float16)
@@ -193,8 +189,7 @@ def _stripes(
         scores=scores,
         cams=scores[:, ::2, ::2] if isinstance(photo, LabeledImage) else None,
         classes=tuple(
-            class_result(each.index, each.name, decision, zero_shot=not known.knows(each.name))
-            for each in classes
+            class_result(each.index, each.name, decision, zero_shot=not known.knows(each.name)) for each in classes
         ),
         ignored=decision.ignored,
     )

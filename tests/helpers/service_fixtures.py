@@ -23,7 +23,7 @@ from PIL import Image
 from redis import Redis
 
 from models.inference.masks import MaskOptions
-from service.__main__ import server_config
+from service.__main__ import _server_config
 from service.app import create_app
 from service.local import redis_server
 from service.local.supervisor import Child, Command
@@ -109,9 +109,7 @@ class Place:
             withdraw(self.redis, worker.name)
 
     def wait_done(self, job: Any, *, seconds: float = 60.0) -> Any:
-        wait_for(
-            lambda: job.get_status() in ("finished", "failed"), seconds=seconds, what="the job"
-        )
+        wait_for(lambda: job.get_status() in ("finished", "failed"), seconds=seconds, what="the job")
         job.refresh()
         return job
 
@@ -137,9 +135,7 @@ def valkey(data: Path) -> Iterator[Place]:
 class WorkerProcess:
     """A worker of the misbehaving predictor, in a process of its own."""
 
-    def __init__(
-        self, place: Place, *, bundle: str = "double", options: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, place: Place, *, bundle: str = "double", options: Sequence[str] = ()) -> None:
         self.place = place
         self.bundle = bundle
         self.options = options
@@ -188,13 +184,11 @@ class WorkerProcess:
 
 
 @contextmanager
-def http_api(
-    place: Place, *, resolve: Resolve = resolve_host, **settings: Any
-) -> Iterator[httpx.Client]:
+def http_api(place: Place, *, resolve: Resolve = resolve_host, **settings: Any) -> Iterator[httpx.Client]:
     """The API on a real socket, with settings of the test's choice; yields a client."""
     chosen = Settings(redis_url=place.url, blobs=str(place.data / "blobs"), **settings)
     app = create_app(chosen, place.redis, place.blobs, resolve=resolve)
-    config = server_config(app, chosen)
+    config = _server_config(app, chosen)
     config.timeout_graceful_shutdown = 2
     server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from service.local.serve import Stack, serve
+from service.local.serve import _Stack, serve
 
 
 def main(data: Path, port: int, bundle: str = "double") -> None:
@@ -22,7 +22,7 @@ def main(data: Path, port: int, bundle: str = "double") -> None:
         bundle,
     ]
     redis_url = os.environ.get("REDIS_URL") or None
-    serve(Stack(host="127.0.0.1", port=port, data=data, redis_url=redis_url, worker=worker))
+    serve(_Stack(host="127.0.0.1", port=port, data=data, redis_url=redis_url, worker=worker))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from redis import Redis
 
 from tests.helpers.service_fixtures import Place
 from worker.webhooks import store
-from worker.webhooks.sender import DeliveryResult, Sender, deliver_due, parse_secret
+from worker.webhooks.sender import Sender, _DeliveryResult, deliver_due, parse_secret
 from worker.webhooks.store import Recipient, Subscription
 from worker.webhooks.urls import Resolve
 
@@ -120,7 +120,7 @@ def subscription(url: str, *, job: str = "0" * 32, root: str = "") -> Subscripti
     return Subscription(message="msg_1", job=job, to=Recipient(url=url, root=root), since=0)
 
 
-def send(url: str, *, now: datetime | None = None, **options: Any) -> DeliveryResult:
+def send(url: str, *, now: datetime | None = None, **options: Any) -> _DeliveryResult:
     sender = Sender(parse_secret(SECRET), **{"allow_private": True, **options})
     body = '{"type": "job.finished", "name": "bücher"}'
     return asyncio.run(sender.send(subscription(url), body, now=now or datetime.now(UTC)))

@@ -5,14 +5,12 @@ import pytest
 import torch
 
 from models.build import require_backbone
-from models.config import config_names, load_config, parse_config
+from models.config import _config_names, load_config, parse_config
 from models.training.run import start_run
 from tests.conftest import CLASSES
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet50", "test_resnet", "resnet50.a1_in1k", "hf-hub:timm/resnet50.a1_in1k"]
-)
+@pytest.mark.parametrize("name", ["resnet50", "test_resnet", "resnet50.a1_in1k", "hf-hub:timm/resnet50.a1_in1k"])
 def test_what_timm_has_is_taken(name: str) -> None:
     require_backbone(name, place="here")
 
@@ -42,7 +40,7 @@ def test_a_run_does_not_begin_with_one(section: str, tmp_path: Path) -> None:
     assert not (tmp_path / "work").exists()
 
 
-@pytest.mark.parametrize("name", config_names())
+@pytest.mark.parametrize("name", _config_names())
 def test_the_projects_own_are_known(name: str) -> None:
     for place, backbone in load_config(name).backbones.items():
         require_backbone(backbone, place=place)

@@ -126,9 +126,7 @@ def test_a_named_model_takes_the_same_path() -> None:
     torch.testing.assert_close(prompt, clip.embed_classes([clip.tokenizer.decode([2368])]))
 
 
-def test_the_image_tower_alone_embeds_as_the_whole(
-    tiny_clip: FrozenClip, tiny_clip_folder: Path
-) -> None:
+def test_the_image_tower_alone_embeds_as_the_whole(tiny_clip: FrozenClip, tiny_clip_folder: Path) -> None:
     config = vision_config(f"local-dir:{tiny_clip_folder}", None)
     tower = build_image_tower(config, mean=[0.5] * 3, std=[0.25] * 3)
     tower.visual.load_state_dict(tiny_clip.visual.state_dict())
@@ -170,9 +168,7 @@ def test_a_changed_text_tower_is_refused(tiny_open_bundle: Path, tmp_path: Path)
         load_bundle(copy, device=CPU)
 
 
-def test_a_text_tower_without_its_image_tower_is_refused(
-    tiny_open_bundle: Path, tmp_path: Path
-) -> None:
+def test_a_text_tower_without_its_image_tower_is_refused(tiny_open_bundle: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(tiny_open_bundle, tmp_path / "copy"))
     text = (copy / MANIFEST).read_text().replace("kind: zero_shot", "kind: cnn")
     (copy / MANIFEST).write_text(text)
@@ -180,9 +176,7 @@ def test_a_text_tower_without_its_image_tower_is_refused(
         load_bundle(copy, device=CPU)
 
 
-def test_a_generator_that_is_not_clips_gets_no_text_tower(
-    tiny_config: Config, tiny_run: Run, tmp_path: Path
-) -> None:
+def test_a_generator_that_is_not_clips_gets_no_text_tower(tiny_config: Config, tiny_run: Run, tmp_path: Path) -> None:
     plain = CnnConfig(backbone="test_resnet", pretrained=False)
     config = tiny_config.model_copy(update={"generator": plain})
     run = start_run(config, CLASSES, tmp_path / "cnn", device=CPU)
@@ -210,24 +204,18 @@ def test_a_tokenizer_of_others_is_refused(tmp_path: Path, tiny_clip_folder: Path
         ({"no_causal_mask": True}, "expected a causal text transformer"),
     ],
 )
-def test_other_text_towers_are_refused(
-    tiny_clip_folder: Path, change: dict[str, object], message: str
-) -> None:
+def test_other_text_towers_are_refused(tiny_clip_folder: Path, change: dict[str, object], message: str) -> None:
     config = text_config(f"local-dir:{tiny_clip_folder}", None)
     changed = {**config, "text_cfg": {**config["text_cfg"], **change}}
     with pytest.raises(ValueError, match=message):
         clip.build_text_tower(changed)
 
 
-def test_words_from_outside_do_not_fill_the_memory(
-    tiny_clip_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_words_from_outside_do_not_fill_the_memory(tiny_clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clip, "_CACHED_WORDS", 20)
     made: list[Any] = []
     plain = open_clip.SimpleTokenizer
-    monkeypatch.setattr(
-        open_clip, "SimpleTokenizer", lambda **options: made.append(plain(**options)) or made[-1]
-    )
+    monkeypatch.setattr(open_clip, "SimpleTokenizer", lambda **options: made.append(plain(**options)) or made[-1])
     tower = clip.build_text_tower(text_config(f"local-dir:{tiny_clip_folder}", None))
     for number in range(30):
         words = f"{chr(97 + number % 26)}qx word{chr(97 + number // 26)}{chr(97 + number % 26)}z"

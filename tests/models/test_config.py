@@ -5,7 +5,7 @@ import pytest
 from models.build import class_captions
 from models.config import (
     EncoderDecoderConfig,
-    config_names,
+    _config_names,
     dump_config,
     load_config,
     parse_config,
@@ -61,9 +61,7 @@ def test_mistakes_have_a_place(text: str, message: str) -> None:
 
 
 def test_unknown_configurations_name_the_known() -> None:
-    with pytest.raises(
-        ValueError, match=r"expected a YAML file or one of .*coco-demo.*, got 'vog'"
-    ):
+    with pytest.raises(ValueError, match=r"expected a YAML file or one of .*coco-demo.*, got 'vog'"):
         load_config("vog")
     with pytest.raises(ValueError, match=r"expected a readable YAML file, got 'no.yaml'"):
         load_config("no.yaml")
@@ -76,7 +74,7 @@ def test_the_tutorials_configuration_loads() -> None:
     assert isinstance(config.segmenter, EncoderDecoderConfig)
 
 
-@pytest.mark.parametrize("name", config_names())
+@pytest.mark.parametrize("name", _config_names())
 def test_shipped_configurations_load(name: str) -> None:
     assert load_config(name).name == name
 

@@ -17,7 +17,5 @@ from models.io import first_difference
         ({"a": ("x",)}, {"a": ("x", "w")}, "a.1: nothing before, 'w' now"),
     ],
 )
-def test_the_first_place_is_named(
-    before: dict[str, object], now: dict[str, object], expected: str | None
-) -> None:
+def test_the_first_place_is_named(before: dict[str, object], now: dict[str, object], expected: str | None) -> None:
     assert first_difference(before, now) == expected

@@ -15,10 +15,6 @@ HEAVY = ("torch", "torchvision", "timm", "open_clip", "models.inference.predicto
 
 
 def test_no_torch() -> None:
-    code = (
-        f"import sys, {', '.join(LIGHT)}; print([name for name in {HEAVY} if name in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    code = f"import sys, {', '.join(LIGHT)}; print([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

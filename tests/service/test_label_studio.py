@@ -46,9 +46,7 @@ def predict(api: httpx.Client, *tasks: dict[str, Any], config: str = BRUSH, **mo
 
 def mask_of(api: httpx.Client, image: bytes, labels: str) -> Any:
     headers = {"Accept": "image/png"}
-    answer = api.post(
-        "/pseudo-mask?wait=30", files={"image": image}, data={"labels": labels}, headers=headers
-    )
+    answer = api.post("/pseudo-mask?wait=30", files={"image": image}, data={"labels": labels}, headers=headers)
     return np.asarray(Image.open(io.BytesIO(answer.content)))
 
 
@@ -74,9 +72,7 @@ def test_brush_regions_are_the_masks_pixels(api: httpx.Client) -> None:
     rebuilt = np.zeros((20, 30), dtype=np.uint8)
     for region in prediction["result"]:
         assert (region["from_name"], region["to_name"]) == ("brush", "photo")
-        ((name, found),) = brush.decode_from_annotation(
-            "brush", [{**region, **region["value"]}]
-        ).items()
+        ((name, found),) = brush.decode_from_annotation("brush", [{**region, **region["value"]}]).items()
         rebuilt[found > 0] = {name: index for index, name in CAT_AND_BOWL}[name.split("-")[1]]
     assert np.array_equal(rebuilt, mask_of(api, image, "cat, bowl"))
 
@@ -154,9 +150,7 @@ def test_interfaces_without_regions(api: httpx.Client, config: str) -> None:
         assert answer.json()["errors"][0]["field"] == field
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"[]", b"null", b'{"tasks": 1}', b"\xff", b'{"a":' * 5000, b"[" * 100_000]
-)
+@pytest.mark.parametrize("body", [b"", b"[]", b"null", b'{"tasks": 1}', b"\xff", b'{"a":' * 5000, b"[" * 100_000])
 def test_bodies_that_are_no_tasks(api: httpx.Client, body: bytes) -> None:
     headers = {"Content-Type": "application/json"}
     for path in ("setup", "predict"):
@@ -199,9 +193,7 @@ def studio() -> Iterator[tuple[str, type[Studio]]]:
         thread.join()
 
 
-def test_images_of_the_configured_label_studio_alone(
-    place: Place, studio: tuple[str, type[Studio]]
-) -> None:
+def test_images_of_the_configured_label_studio_alone(place: Place, studio: tuple[str, type[Studio]]) -> None:
     url, handler = studio
     host = url.removesuffix("/ls")
     good = ["/data/a.png", "data/a.png", f"{url}/data/a.png"]

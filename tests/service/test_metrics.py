@@ -9,7 +9,7 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from service.metrics import RedisCollector, merge_worker_metrics
+from service.metrics import RedisCollector, _merge_worker_metrics
 from tests.helpers.exposition import Scrape
 from tests.helpers.service_fixtures import (
     LEASE,
@@ -20,10 +20,10 @@ from tests.helpers.service_fixtures import (
     valkey,
     wait_for,
 )
-from worker.queue.failures import dead_letter
+from worker.queue.failures import _dead_letter
 from worker.queue.registry import (
+    _metrics_key,
     live_workers,
-    metrics_key,
     publish_metrics,
     published_metrics,
 )
@@ -80,7 +80,7 @@ def test_what_somebody_must_see_to_is_counted(fresh: Place) -> None:
     fresh.announce()
     for number in range(3):
         register(fresh.redis, f"{number:032x}", Recipient(url="https://example.org/"), now=1.0)
-    dead_letter(fresh.post("cat"), now=datetime.now(UTC))
+    _dead_letter(fresh.post("cat"), now=datetime.now(UTC))
     with http_api(fresh) as api:
         seen = Scrape.of(api)
     assert seen.value("semples_webhooks_waiting") == 3
@@ -135,7 +135,7 @@ def exposed(texts: dict[str, str]) -> Scrape:
 
     class Merged:
         def collect(self) -> list[object]:
-            return list(merge_worker_metrics(texts))
+            return list(_merge_worker_metrics(texts))
 
     registry = CollectorRegistry()
     registry.register(Merged())  # type: ignore[arg-type]
@@ -176,6 +176,6 @@ def test_one_worker_cannot_spoil_the_scrape(text: str) -> None:
 
 def test_samples_live_as_long_as_the_lease(place: Place) -> None:
     publish_metrics(place.redis, "w", b"x 1\n", lease=LEASE)
-    assert 0 < place.redis.ttl(metrics_key("w")) <= LEASE
+    assert 0 < place.redis.ttl(_metrics_key("w")) <= LEASE
     assert published_metrics(place.redis, ["nobody", "w"]) == {"w": "x 1\n"}
     assert published_metrics(place.redis, []) == {}

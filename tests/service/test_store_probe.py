@@ -58,14 +58,10 @@ def answer(api: httpx.Client) -> tuple[int, str]:
     return response.status_code, document.get("type", document.get("status"))
 
 
-def test_ready_with_a_store_that_takes_a_file_and_keeps_one(
-    attended: Place, tmp_path: Path
-) -> None:
+def test_ready_with_a_store_that_takes_a_file_and_keeps_one(attended: Place, tmp_path: Path) -> None:
     with http_api(with_store(attended, BlobStore.open(str(tmp_path / "new")))) as api:
         assert answer(api) == (200, "ready")
-    assert [path.relative_to(tmp_path).as_posix() for path in files_below(tmp_path)] == [
-        "new/incoming/trial"
-    ]
+    assert [path.relative_to(tmp_path).as_posix() for path in files_below(tmp_path)] == ["new/incoming/trial"]
 
 
 @pytest.mark.parametrize(
@@ -76,9 +72,7 @@ def test_ready_with_a_store_that_takes_a_file_and_keeps_one(
         (errno.EACCES, "storage-unavailable"),
     ],
 )
-def test_a_store_that_cannot_be_written(
-    attended: Place, tmp_path: Path, code: int, problem: str
-) -> None:
+def test_a_store_that_cannot_be_written(attended: Place, tmp_path: Path, code: int, problem: str) -> None:
     disk = FullDisk()
     disk.error = code
     with http_api(with_store(attended, BlobStore(disk, str(tmp_path)))) as api:

@@ -45,9 +45,7 @@ try:
 except BlobStoreFullError as error:
     print(error)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "cannot store a blob of 11 bytes: File too large\n"
     assert [path.read_bytes() for path in files_below(tmp_path)] == [b"ten bytes."]
 

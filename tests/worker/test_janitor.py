@@ -31,7 +31,7 @@ from tests.helpers.service_fixtures import (
 from tests.helpers.webhooks import SECRET, receiving
 from tests.service.api.test_system import again
 from worker import janitor
-from worker.janitor import EXPIRY_KEY, expire_blobs, run
+from worker.janitor import EXPIRY_KEY, _expire_blobs, run
 from worker.queue.failures import note_abandoned
 from worker.queue.registry import janitor_key
 from worker.queue.rq import job_queues
@@ -79,9 +79,7 @@ def dead_workers_job(place: Place) -> Any:
     return job
 
 
-def test_a_dead_workers_job_is_queued_again_with_no_worker_alive(
-    place: Place, dead_workers_job: Any
-) -> None:
+def test_a_dead_workers_job_is_queued_again_with_no_worker_alive(place: Place, dead_workers_job: Any) -> None:
     with janitor_process(place) as child:
         wait_for(lambda: dead_workers_job.get_status() == "queued", what="the janitor")
         assert place.leftovers() == {**NOTHING, "queue": [dead_workers_job.id.encode()]}
@@ -97,9 +95,7 @@ def maintain_all(place: Place) -> None:
 
 
 @pytest.mark.parametrize("retries", [2, 0])
-def test_a_job_between_queue_and_hand_waits_again_with_no_worker_alive(
-    place: Place, retries: int
-) -> None:
+def test_a_job_between_queue_and_hand_waits_again_with_no_worker_alive(place: Place, retries: int) -> None:
     job = place.post("cat")
     job.retries_left = retries
     job.save()
@@ -247,7 +243,7 @@ def put_long_ago(place: Place) -> Path:
 
 def sweep(place: Place) -> None:
     lifetime = timedelta(seconds=BLOB_SECONDS)
-    expire_blobs(place.blobs, place.redis, now=datetime.now(UTC), lifetime=lifetime, interval=600)
+    _expire_blobs(place.blobs, place.redis, now=datetime.now(UTC), lifetime=lifetime, interval=600)
 
 
 def test_of_many_janitors_one_sweeps_at_a_time(place: Place) -> None:

@@ -81,9 +81,7 @@ def test_the_same_bytes_are_one_blob_also_none(store: BlobStore) -> None:
     assert len(store.keys("results")) == 2
 
 
-def test_files_are_stored_and_read_in_parts(
-    store: BlobStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_files_are_stored_and_read_in_parts(store: BlobStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("worker.storage._PART_BYTES", 5 * 2**20)  # S3 takes no smaller parts
     content = bytes(range(256)) * (12 * 2**12)
     (tmp_path / "file").write_bytes(content)

@@ -26,7 +26,7 @@ from tests.helpers.service_doubles import DoublePredictor
 from tests.helpers.service_fixtures import Place, http_api, png, valkey, wait_for
 from worker import telemetry
 from worker.inference.pipeline import WorkerContext
-from worker.inference.worker import make_worker
+from worker.inference.worker import _make_worker
 from worker.queue.registry import ModelInfo, WorkerInfo, announce
 from worker.queue.rq import fetch_job
 from worker.queue.schema import JobRequest
@@ -83,9 +83,7 @@ def test_an_exception_is_one_line(stream: io.StringIO) -> None:
 def test_what_others_attach_stays_out(stream: io.StringIO) -> None:
     configure_logging("json", stream=stream)
     arguments = {"labels": ["cat"], "callback_url": "https://a/b?key=1"}
-    logging.getLogger("rq.worker").error(
-        "failed", extra={"arguments": arguments, "kwargs": {}, "outcome": "failed"}
-    )
+    logging.getLogger("rq.worker").error("failed", extra={"arguments": arguments, "kwargs": {}, "outcome": "failed"})
     [line] = lines(stream)
     assert set(line) == {"time", "level", "logger", "message", "outcome"}
 
@@ -138,9 +136,7 @@ def values(meters: WorkerMetrics) -> dict[tuple[str, tuple[str, ...]], float]:
     """Sample name and label values → value, as Prometheus reads them."""
     families = text_string_to_metric_families(meters.exposition().decode())
     return {
-        (sample.name, tuple(sample.labels.values())): sample.value
-        for family in families
-        for sample in family.samples
+        (sample.name, tuple(sample.labels.values())): sample.value for family in families for sample in family.samples
     }
 
 
@@ -160,11 +156,7 @@ def test_every_call_is_counted() -> None:
         **{"out_of_memory_halvings_total": 1, "jobs_in_hand": 4},
     }
     assert {name: seen[f"semples_worker_{name}", ()] for name in expected} == expected
-    ended = {
-        labels: value
-        for (name, labels), value in seen.items()
-        if name == "semples_worker_jobs_ended_total"
-    }
+    ended = {labels: value for (name, labels), value in seen.items() if name == "semples_worker_jobs_ended_total"}
     assert ended == {("", "finished"): 1, ("out_of_memory", "failed"): 1, ("", "canceled"): 1}
 
 
@@ -206,9 +198,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
     predictor = DoublePredictor()
     model = ModelInfo.model_validate(predictor.info.to_json())
     with valkey(tmp_path) as there:
-        announce(
-            there.redis, WorkerInfo(name="w", model=model.ref, device="", host="", pid=1), model
-        )
+        announce(there.redis, WorkerInfo(name="w", model=model.ref, device="", host="", pid=1), model)
         yield there
 
 
@@ -222,7 +212,7 @@ def post(place: Place, label: str, headers: Mapping[str, str]) -> str:
     model = ModelInfo.model_validate(predictor.info.to_json())
     context = WorkerContext(predictor, model, place.blobs, "w")
     settings = WorkerSettings(redis_url=place.url, blobs="blobs")
-    worker = make_worker(place.redis, context, settings)
+    worker = _make_worker(place.redis, context, settings)
     worker.register_birth()
     job = fetch_job(place.redis, answer.json()["id"])
     assert job is not None
@@ -245,9 +235,7 @@ def identity(span: ReadableSpan) -> int:
     return context.span_id
 
 
-def test_one_trace_from_the_clients_request_to_the_models_work(
-    place: Place, exporter: InMemorySpanExporter
-) -> None:
+def test_one_trace_from_the_clients_request_to_the_models_work(place: Place, exporter: InMemorySpanExporter) -> None:
     trace, client = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
     job = post(place, "cat", {"traceparent": f"00-{trace}-{client}-01"})
     spans = by_name(exporter, 5)
@@ -294,9 +282,7 @@ class Collector(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.received.append(
-            (self.path, gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body)
-        )
+        self.received.append((self.path, gzip.decompress(body) if body[:2] == b"\x1f\x8b" else body))
         self.send_response(200)
         self.end_headers()
 
@@ -347,7 +333,5 @@ def test_an_endpoint_without_the_extra_is_a_warning() -> None:
 
 def test_off_means_that_the_exporter_is_not_even_imported() -> None:
     code = "import sys, service.app, worker.inference.worker; print('opentelemetry.exporter' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -81,7 +81,7 @@ class BatchItem(Record):
     labels: tuple[str, ...] = ()
 
 
-class ItemClass(Record):
+class _ItemClass(Record):
     """One class of an item's result; see ClassResult."""
 
     index: int
@@ -96,7 +96,7 @@ class ItemResult(Record):
     height: int
     exif_orientation: int
     ignored: float
-    classes: tuple[ItemClass, ...]
+    classes: tuple[_ItemClass, ...]
     mask: str
 
     @classmethod
@@ -109,8 +109,7 @@ class ItemResult(Record):
             exif_orientation=image.exif_orientation,
             ignored=result.ignored,
             classes=tuple(
-                ItemClass(index=each.index, area=each.area, confidence=each.confidence)
-                for each in result.classes
+                _ItemClass(index=each.index, area=each.area, confidence=each.confidence) for each in result.classes
             ),
             mask=result.blobs.mask,
         )

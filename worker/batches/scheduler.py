@@ -51,9 +51,7 @@ INTERVAL_SECONDS: Final = 0.5
 """Between two runs of ``BatchScheduler.dispatch``."""
 LOCK_KEY: Final = "semples:batches:turn"
 _LOCK_SECONDS: Final = 5.0  # after which another janitor takes over from one that is dead
-_BATCH_SECONDS: Final = (
-    2.0  # of dispatching in one round, so that other batches and a stop need not wait
-)
+_BATCH_SECONDS: Final = 2.0  # of dispatching in one round, so that other batches and a stop need not wait
 
 log = logging.getLogger(__name__)
 
@@ -83,9 +81,7 @@ class BatchScheduler:
             RedisError: if Redis does not answer.
             BlobError: if the blob store does not, or is full.
         """
-        lock = Lock(
-            self._redis, LOCK_KEY, timeout=_LOCK_SECONDS, blocking=False, thread_local=False
-        )
+        lock = Lock(self._redis, LOCK_KEY, timeout=_LOCK_SECONDS, blocking=False, thread_local=False)
         if not lock.acquire():
             return
         try:
@@ -213,6 +209,4 @@ class BatchScheduler:
 def _failure(error: Exception) -> JobFailure:
     if isinstance(error, ImageError | BlobMissingError):
         return describe_failure(error)
-    return JobFailure(
-        code="image_unreadable", detail="damaged in the zip: unpacking fails", repeatable=False
-    )
+    return JobFailure(code="image_unreadable", detail="damaged in the zip: unpacking fails", repeatable=False)

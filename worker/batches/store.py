@@ -109,7 +109,7 @@ class Move(NamedTuple):
     outcome: ItemOutcome | None = None
 
 
-class ItemInFlight(NamedTuple):
+class _ItemInFlight(NamedTuple):
     """An item whose job is queued or running, as far as it is recorded."""
 
     number: int
@@ -152,9 +152,7 @@ class BatchStore:
             pipeline.zadd(KNOWN_KEY, {record.id: record.created_at.timestamp()})
             pipeline.execute()
 
-    def create(
-        self, record: BatchRecord, items: Sequence[BatchItem], failed: Mapping[int, ItemOutcome]
-    ) -> bool:
+    def create(self, record: BatchRecord, items: Sequence[BatchItem], failed: Mapping[int, ItemOutcome]) -> bool:
         """Create a batch; return False if there is one already. ``failed`` are items without a job, by number."""
         names = {each: f"{batch_key(record.id)}:{uuid.uuid4().hex}:{each}" for each in _NEW}
         for start in range(0, len(items), _CHUNK):
@@ -208,9 +206,7 @@ class BatchStore:
         record, status, ended = cast("list[bytes | None]", stored)
         if record is None or status is None:
             return None
-        end = (
-            None if status == b"open" else cast('Literal["finished", "canceled"]', status.decode())
-        )
+        end = None if status == b"open" else cast('Literal["finished", "canceled"]', status.decode())
         ended_at = None if ended is None else datetime.fromisoformat(ended.decode())
         return BatchState(BatchRecord.model_validate_json(record), end, ended_at)
 
@@ -308,9 +304,7 @@ class BatchStore:
                 pipeline.zcard(key)
             return dict(zip(ITEM_STATUSES, pipeline.execute(), strict=True))
 
-    def numbers(
-        self, batch_id: str, status: ItemStatus, *, after: int = 0, limit: int
-    ) -> list[int]:
+    def numbers(self, batch_id: str, status: ItemStatus, *, after: int = 0, limit: int) -> list[int]:
         """Return the numbers of items in a state, ascending, from the one after ``after``."""
         [key] = _status_keys(batch_id, (status,))
         found = self._redis.zrangebyscore(key, f"({after}", "+inf", start=0, num=limit)
@@ -320,12 +314,12 @@ class BatchStore:
         """Return the states of the items from one number to another."""
         return self._statuses(batch_id, ITEM_STATUSES, first, last)
 
-    def in_flight(self, batch_id: str) -> list[ItemInFlight]:
+    def in_flight(self, batch_id: str) -> list[_ItemInFlight]:
         """Return the items whose jobs are queued or running."""
         statuses = self._statuses(batch_id, ("queued", "running"), "-inf", "+inf")
         outcomes = self.outcomes(batch_id, list(statuses))
         return [
-            ItemInFlight(number, status, outcome.job or "")
+            _ItemInFlight(number, status, outcome.job or "")
             for (number, status), outcome in zip(statuses.items(), outcomes, strict=True)
         ]
 

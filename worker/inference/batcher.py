@@ -69,26 +69,20 @@ def default_batch_size(device: str) -> int:
     return 1 if device == "cpu" else BatchLimits.max_batch_size
 
 
-def select_compatible(
-    waiting: Sequence[_T], *, key: Callable[[_T], Hashable], most: int
-) -> list[_T]:
+def _select_compatible(waiting: Sequence[_T], *, key: Callable[[_T], Hashable], most: int) -> list[_T]:
     """Return the first element, and those after it whose key is the same: at most ``most``, in their order."""
     wanted = key(waiting[0])
     return [each for each in waiting if key(each) == wanted][:most]
 
 
-def run_with_split(
+def _run_with_split(
     batch: Sequence[_T],
     call: Callable[[Sequence[_T]], Sequence[_R]],
     *,
     is_memory: Callable[[Exception], bool],
     on_halved: Callable[[Sequence[_T]], None],
 ) -> list[_R | Exception]:
-    """Call for a batch; where that fails, for smaller ones, so that each member gets its own result or exception.
-
-    Out of memory (``is_memory``) halves the batch and calls ``on_halved`` with it; after any other exception its
-    members are tried one by one.
-    """
+    """Call for a batch; where that fails, for smaller ones, so that each member gets its own result or exception."""
     try:
         made = call(batch)
     except Exception as error:
@@ -103,25 +97,20 @@ def run_with_split(
         return list(made)
     # Out here, for an exception's frames would keep the failed batch's tensors in memory.
     return [
-        outcome
-        for part in parts
-        for outcome in run_with_split(part, call, is_memory=is_memory, on_halved=on_halved)
+        outcome for part in parts for outcome in _run_with_split(part, call, is_memory=is_memory, on_halved=on_halved)
     ]
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether memory did not suffice: fewer images at once may do.
-
-    torch is not imported here: its errors are known by name, those of the libraries below it by their words.
-    """
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory did not suffice: fewer images at once may do."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
-def is_device_lost(error: BaseException) -> bool:
+def _is_device_lost(error: BaseException) -> bool:
     """Return whether every further call would fail: CUDA keeps its first error until the process ends."""
-    if is_out_of_memory(error):
+    if _is_out_of_memory(error):
         return False
     return type(error).__name__ == "AcceleratorError" or str(error).startswith("CUDA error")
 
@@ -129,9 +118,7 @@ def is_device_lost(error: BaseException) -> bool:
 class Batcher:
     """Works on jobs until there are none; ``stall`` gets the deadlines of the main thread."""
 
-    def __init__(
-        self, context: WorkerContext, *, limits: BatchLimits, stall: StallDetector
-    ) -> None:
+    def __init__(self, context: WorkerContext, *, limits: BatchLimits, stall: StallDetector) -> None:
         self._context = context
         self._stall = stall
         self._limits = limits
@@ -204,9 +191,9 @@ class Batcher:
         error = flying.error
         if error is None:
             return
-        if is_device_lost(error):
+        if _is_device_lost(error):
             raise DeviceLostError(str(error)) from error
-        if is_out_of_memory(error) and flying.image.exception() is None and not flying.retried:
+        if _is_out_of_memory(error) and flying.image.exception() is None and not flying.retried:
             # Others had the memory: once more, when they are done.
             self._context.predictor.release_memory()
             flying.retried, flying.result = True, None
@@ -221,9 +208,7 @@ class Batcher:
         self._ending += [each for each in self._waiting if each in late]
         self._waiting = [each for each in self._waiting if each not in late]
         if self.stuck_threads >= self._limits.threads:
-            raise ThreadsStuckError(
-                f"expected threads that end, got {self.stuck_threads} that do not"
-            )
+            raise ThreadsStuckError(f"expected threads that end, got {self.stuck_threads} that do not")
 
     def _run_batch(self, ready: Sequence[InFlightJob], consumer: JobConsumer) -> None:
         """Send the first preprocessed job, and those that may share its batch, through the networks."""
@@ -233,16 +218,16 @@ class Batcher:
             batch = [first]
         else:
             most = self._limits.batch_size(first.image.result().size)
-            batch = select_compatible(ready, key=_batch_key, most=most)
+            batch = _select_compatible(ready, key=_batch_key, most=most)
         self._waiting = [each for each in self._waiting if each not in batch]
         self._ending += batch
         if error is not None:
             first.fail(error)
             return
-        outcomes = run_with_split(
+        outcomes = _run_with_split(
             batch,
             partial(self._forward, consumer=consumer),
-            is_memory=is_out_of_memory,
+            is_memory=_is_out_of_memory,
             on_halved=self._halve,
         )
         for flying, outcome in zip(batch, outcomes, strict=True):
@@ -253,9 +238,7 @@ class Batcher:
                 work = partial(self._postprocess, flying, *outcome)
                 flying.result = self._pool.submit(flying.timed(work))
 
-    def _forward(
-        self, batch: Sequence[InFlightJob], *, consumer: JobConsumer
-    ) -> list[tuple[ForwardOutput, float]]:
+    def _forward(self, batch: Sequence[InFlightJob], *, consumer: JobConsumer) -> list[tuple[ForwardOutput, float]]:
         images = [each.image.result() for each in batch]
         limit = min(max(each.timeout for each in batch), _LONGEST_SECONDS)
         self._stall.deadline(limit)
@@ -266,7 +249,7 @@ class Batcher:
                 outputs, seconds = forward(images, self._context, report)
             self._context.metrics.batch(size=len(batch), seconds=seconds)
         except Exception as error:
-            if is_device_lost(error):
+            if _is_device_lost(error):
                 raise DeviceLostError(str(error)) from error
             raise
         return [(each, seconds) for each in outputs]

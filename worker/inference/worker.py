@@ -70,25 +70,17 @@ class WorkerStartError(Exception):
     """The worker cannot start; the message is one line for the operator."""
 
 
-class HeartbeatGap:
-    """Heartbeat gap detector: after an outage of Redis an expired lease does not mean a dead worker.
+class _HeartbeatGap:
+    """Heartbeat gap detector: after an outage of Redis an expired lease does not mean a dead worker."""
 
-    Two heartbeats more than ``pause`` seconds apart mean an outage.
-    """
-
-    def __init__(
-        self, *, lease: float, pause: float, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, *, lease: float, pause: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._lease = lease
         self._pause = pause
         self._clock = clock
         self._last = self._since = float("-inf")
 
     def settled(self) -> bool:
-        """Note a heartbeat that succeeded; return whether there was no gap for a whole lease.
-
-        False for a worker that has just started: it does not know what was before.
-        """
+        """Note a heartbeat that succeeded; return whether there was no gap for a whole lease."""
         now = self._clock()
         if now - self._last > self._pause:
             self._since = now
@@ -119,7 +111,7 @@ class GpuWorker(SimpleWorker):
         exit_process: Callable[[int], object] = os._exit,
     ) -> None:
         self.stall = test.stall
-        self.heartbeat_gap = HeartbeatGap(lease=lease, pause=lease / 2)
+        self.heartbeat_gap = _HeartbeatGap(lease=lease, pause=lease / 2)
         self._context = context
         self._test = test
         self._explanation = explanation
@@ -280,10 +272,8 @@ def run(settings: WorkerSettings, *, load: Callable[[WorkerSettings], Predictor]
         reason = str(error).partition("\n")[0]
         raise WorkerStartError(f"cannot load bundle {settings.bundle!r}: {reason}") from error
     metrics = WorkerMetrics(device_memory=predictor.device_memory)
-    context = WorkerContext(
-        predictor, model, blobs, settings.name, settings.max_pixels, metrics=metrics
-    )
-    worker = make_worker(
+    context = WorkerContext(predictor, model, blobs, settings.name, settings.max_pixels, metrics=metrics)
+    worker = _make_worker(
         # No blind retries: what a lost answer means is found out where the question was asked.
         open_redis(settings.redis_url, retries=0),
         context,
@@ -297,9 +287,7 @@ def run(settings: WorkerSettings, *, load: Callable[[WorkerSettings], Predictor]
         return False
 
 
-def make_worker(
-    redis: Redis, context: WorkerContext, settings: WorkerSettings, **options: Any
-) -> GpuWorker:
+def _make_worker(redis: Redis, context: WorkerContext, settings: WorkerSettings, **options: Any) -> GpuWorker:
     """Return a worker as the settings say; see GpuWorker for other options."""
     test = PeriodicSelfTest(
         lambda: self_test(context.predictor),

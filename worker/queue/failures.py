@@ -106,22 +106,20 @@ def is_poison_suspect(job: Job) -> bool:
     return bool(job.meta.get(_DEATHS))
 
 
-def note_abandoned(
-    job: Job, kind: type[BaseException], error: BaseException, traceback: TracebackType | None
-) -> None:
+def note_abandoned(job: Job, kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
     """Write into a job's meta that its worker died; RQ's exception handler, called before it retries or fails it."""
     del kind, traceback
     if job.retries_left:
         _log.warning("its worker died; %d attempts left", job.retries_left, extra={"job": job.id})
         job.meta[_DEATHS] = job.meta.get(_DEATHS, 0) + 1
     else:
-        dead_letter(job, now=datetime.now(UTC))
+        _dead_letter(job, now=datetime.now(UTC))
         job.meta.pop("progress", None)
         job.meta["failure"] = describe_failure(error).model_dump()
     job.save_meta()  # type: ignore[no-untyped-call]
 
 
-def dead_letter(job: Job, *, now: datetime) -> None:
+def _dead_letter(job: Job, *, now: datetime) -> None:
     """Add a job to the dead letters, for as long as Redis knows it."""
     model = model_of_queue(job.origin) or ""
     key = dead_key(model)

@@ -99,10 +99,7 @@ def failure_of(job: Job) -> JobFailure:
 
 
 def _should_rerun(job: Job, blobs: BlobStore) -> bool:
-    """Return whether posting the same request runs an existing job again.
-
-    That is so if it was canceled, failed for a reason that may have passed, or lost a file that its answers need.
-    """
+    """Return whether posting the same request runs an existing job again."""
     status = status_of(job)
     if status == "failed":
         return failure_of(job).repeatable

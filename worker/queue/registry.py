@@ -30,7 +30,7 @@ def janitor_key(host: str) -> str:
     return f"semples:janitor:{host}"
 
 
-def explanation_key(version: str) -> str:
+def _explanation_key(version: str) -> str:
     """Return the key of a model version's Explanation, which never changes."""
     return f"semples:explanation:{version}"
 
@@ -80,7 +80,7 @@ def announce(
     lease: int = LEASE_SECONDS,
 ) -> None:
     """Renew a worker's lease, in seconds, and its model's description."""
-    explained = explanation_key(model.version)
+    explained = _explanation_key(model.version)
     with redis.pipeline() as pipeline:
         pipeline.set(worker_key(worker.name), worker.model_dump_json(), ex=lease)
         pipeline.sadd(_WORKERS_KEY, worker.name)
@@ -112,7 +112,7 @@ def known_models(redis: Redis) -> tuple[ModelInfo, ...]:
 
 def explanation_of(redis: Redis, model: ModelInfo) -> Explanation:
     """Return a model's Explanation; an empty one if its workers have not announced any."""
-    content = cast("bytes | None", redis.get(explanation_key(model.version)))
+    content = cast("bytes | None", redis.get(_explanation_key(model.version)))
     return Explanation() if content is None else Explanation.model_validate_json(content)
 
 
@@ -133,23 +133,21 @@ def _parse(record: type[_R], content: bytes) -> _R:
     return record.model_validate_json(content)
 
 
-def metrics_key(worker: str) -> str:
+def _metrics_key(worker: str) -> str:
     """Return the key of a worker's metrics, in Prometheus's text format; the API alone is scraped."""
     return f"semples:metrics:{worker}"
 
 
 def publish_metrics(redis: Redis, worker: str, text: bytes, *, lease: int) -> None:
     """Store a worker's metrics until its lease expires."""
-    redis.set(metrics_key(worker), text, ex=lease)
+    redis.set(_metrics_key(worker), text, ex=lease)
 
 
 def published_metrics(redis: Redis, workers: Sequence[str]) -> dict[str, str]:
     """Return the metrics of those workers that have published some, by worker."""
     if not workers:
         return {}
-    texts = cast("list[bytes | None]", redis.mget([metrics_key(worker) for worker in workers]))
+    texts = cast("list[bytes | None]", redis.mget([_metrics_key(worker) for worker in workers]))
     return {
-        worker: text.decode(errors="replace")
-        for worker, text in zip(workers, texts, strict=True)
-        if text is not None
+        worker: text.decode(errors="replace") for worker, text in zip(workers, texts, strict=True) if text is not None
     }

@@ -60,10 +60,8 @@ RATE_SECONDS: Final = 60
 _BY_BATCH: Final = "batch"
 """Value of a cancel flag that a batch has set; a person's is "person"."""
 
-STATES: Final = (
-    *("queued", "taken", "started", "finished", "failed", "canceled", "deferred", "scheduled"),
-)
-"""Of jobs in ``QueueStats``."""
+STATES: Final = (*("queued", "taken", "started", "finished", "failed", "canceled", "deferred", "scheduled"),)
+"""Of jobs in ``_QueueStats``."""
 
 State = Literal["ours", "canceled", "lost"]
 """Of a leased job: ours, ours and canceled, or not this worker's any more."""
@@ -198,7 +196,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class QueueStats:
+class _QueueStats:
     """Jobs of a model by state, and the seconds that its next job has waited, 0 if none waits."""
 
     jobs: dict[str, int]
@@ -264,9 +262,7 @@ def fetch_return_values(redis: Redis, job_ids: Sequence[str]) -> dict[str, Any]:
     found = {}
     for job_id, entries in zip(job_ids, answers, strict=True):
         for identity, payload in entries:
-            stored = Result.restore(
-                job_id, identity.decode(), payload, connection=redis, serializer=JSONSerializer
-            )
+            stored = Result.restore(job_id, identity.decode(), payload, connection=redis, serializer=JSONSerializer)
             if stored.return_value is not None:
                 found[job_id] = stored.return_value
     return found
@@ -296,7 +292,7 @@ def job_queues(redis: Redis, *, lease: int = LEASE_SECONDS) -> list[JobQueue]:
     return [JobQueue(redis, each, lease=lease) for each in sorted(models - {None})]  # type: ignore[type-var,arg-type]
 
 
-def queue_stats(queues: Sequence[JobQueue], *, moment: datetime) -> list[QueueStats]:
+def queue_stats(queues: Sequence[JobQueue], *, moment: datetime) -> list[_QueueStats]:
     """Return each model's numbers of jobs and the age of its oldest one at a moment, in two round trips."""
     if not queues:
         return []
@@ -318,7 +314,7 @@ def queue_stats(queues: Sequence[JobQueue], *, moment: datetime) -> list[QueueSt
         jobs = {state: a + b for state, a, b in zip(STATES, first, second, strict=True)}
         # Not below 0 where two hosts' clocks differ.
         oldest = max(0.0, (moment - min(queued_at[number : number + 2])).total_seconds())
-        stats.append(QueueStats(jobs, oldest))
+        stats.append(_QueueStats(jobs, oldest))
     return stats
 
 
@@ -661,11 +657,7 @@ class JobQueue:
                 queue.release_maintenance_lock()  # type: ignore[no-untyped-call]
 
     def _put_back_stranded(self, queue: LeasedQueue) -> None:
-        """Put back jobs that stay in the intermediate list for longer than a lease: a worker died there.
-
-        RQ would wait a minute, count it as an attempt, and remember for a day that it saw the job, so that a later
-        passage would look like a stay.
-        """
+        """Put back jobs that stay in the intermediate list for longer than a lease: a worker died there."""
         list_key = queue.intermediate_queue_key
         for job_id in map(bytes.decode, cast("list[bytes]", self.redis.lrange(list_key, 0, -1))):
             seen_key, moment = f"{list_key}:first_seen:{job_id}", now().timestamp()

@@ -50,7 +50,7 @@ GRACE_SECONDS: Final = 60.0
 """How long a subscription's job may be unknown: it is written before the job is queued."""
 
 MAX_ATTEMPTS: Final = 8
-"""All of them take about 27 hours; see ``retry_delay``."""
+"""All of them take about 27 hours; see ``_retry_delay``."""
 JITTER: Final = 0.2
 _FIRST_DELAY, _DELAY_FACTOR = 5.0, 5.0
 
@@ -65,10 +65,7 @@ log = logging.getLogger(__name__)
 
 
 class _JobPayload(Record):
-    """How a job ended; its whole document is at the link ``self``.
-
-    Of a job that was deleted or expired before its end could be sent only the id is known: ``gone``.
-    """
+    """How a job ended; its whole document is at the link ``self``."""
 
     id: str
     status: Status | Literal["gone"]
@@ -91,7 +88,7 @@ class _Payload(Record):
 
 
 @dataclass(frozen=True)
-class DeliveryResult:
+class _DeliveryResult:
     """Result of one attempt: delivered, to be retried or rejected for good, and the reason for the log."""
 
     outcome: Literal["delivered", "retry", "rejected"]
@@ -114,7 +111,7 @@ class Sender:
     resolve: Resolve = resolve_host
     trust: ssl.SSLContext = field(default_factory=httpx.create_ssl_context)
 
-    async def send(self, subscription: Subscription, body: str, *, now: datetime) -> DeliveryResult:
+    async def send(self, subscription: Subscription, body: str, *, now: datetime) -> _DeliveryResult:
         """Make one attempt of at most ``SEND_SECONDS``; an error of the network or the recipient is a result.
 
         The URL is checked again, and the connection goes to an address that was checked.
@@ -122,27 +119,25 @@ class Sender:
         headers = {
             "Content-Type": "application/json",
             "User-Agent": "semples",
-            **sign(self.secret, subscription.message, body, now=now),
+            **_sign(self.secret, subscription.message, body, now=now),
         }
         try:
             # httpx's timeouts bound single steps only, and a recipient could take many short ones.
             async with asyncio.timeout(SEND_SECONDS):
-                target = await find_target(
-                    subscription.to.url, allow_private=self.allow_private, resolve=self.resolve
-                )
+                target = await find_target(subscription.to.url, allow_private=self.allow_private, resolve=self.resolve)
                 status = await self._post(target, body, headers)
         except HostUnknownError as error:
-            return DeliveryResult("retry", str(error))
+            return _DeliveryResult("retry", str(error))
         except CallbackRefusedError as error:
-            return DeliveryResult("rejected", str(error))
+            return _DeliveryResult("rejected", str(error))
         except TimeoutError:
-            return DeliveryResult("retry", f"no answer within {SEND_SECONDS:.0f} s")
+            return _DeliveryResult("retry", f"no answer within {SEND_SECONDS:.0f} s")
         except (httpx.HTTPError, OSError) as error:
-            return DeliveryResult("retry", str(error) or type(error).__name__)
+            return _DeliveryResult("retry", str(error) or type(error).__name__)
         reason = f"answered {status}"
         if 200 <= status < 300:
-            return DeliveryResult("delivered", reason)
-        return DeliveryResult("rejected" if status == _HTTP_GONE else "retry", reason)
+            return _DeliveryResult("delivered", reason)
+        return _DeliveryResult("rejected" if status == _HTTP_GONE else "retry", reason)
 
     async def _post(self, target: Target, body: str, headers: Mapping[str, str]) -> int:
         """Return the status of the answer; its body is not read."""
@@ -199,15 +194,8 @@ def parse_secret(text: str) -> bytes:
     return secret
 
 
-def sign(secret: bytes, message: str, body: str, *, now: datetime) -> dict[str, str]:
-    """Return the headers that prove a body's origin.
-
-    Args:
-        secret: shared with the recipient.
-        message: the webhook's id, the same in all attempts.
-        body: of the request.
-        now: time of this attempt, with a time zone.
-    """
+def _sign(secret: bytes, message: str, body: str, *, now: datetime) -> dict[str, str]:
+    """Return the headers that prove a body's origin."""
     seconds = datetime.fromtimestamp(int(now.timestamp()), tz=now.tzinfo)
     return {
         "webhook-id": message,
@@ -216,7 +204,7 @@ def sign(secret: bytes, message: str, body: str, *, now: datetime) -> dict[str, 
     }
 
 
-def build_payload(subscription: Subscription, job: Job | None, *, now: datetime) -> str:
+def _build_payload(subscription: Subscription, job: Job | None, *, now: datetime) -> str:
     """Return the body of the webhook on a job that has ended, or is gone (None)."""
     link = f"{subscription.to.root}/jobs/{subscription.job}"
     data = _JobPayload(id=subscription.job, status="gone", links={"self": link})
@@ -238,9 +226,7 @@ def build_payload(subscription: Subscription, job: Job | None, *, now: datetime)
     return payload.model_dump_json(exclude_none=True)
 
 
-def deliver_due(
-    redis: Redis, sender: Sender, *, clock: Callable[[], datetime], random: Random
-) -> int:
+def deliver_due(redis: Redis, sender: Sender, *, clock: Callable[[], datetime], random: Random) -> int:
     """Send the webhooks that are due and record the results; return the number of attempts.
 
     Args:
@@ -262,7 +248,7 @@ def deliver_due(
     for (subscription, body), result in zip(ready, results, strict=True):
         attempts = subscription.attempts + 1
         if result.outcome == "retry" and attempts < MAX_ATTEMPTS:
-            due_at = clock().timestamp() + retry_delay(attempts, random)
+            due_at = clock().timestamp() + _retry_delay(attempts, random)
             reschedule(redis, subscription, body=body, due_at=due_at)
             continue
         delete(redis, subscription)
@@ -273,15 +259,13 @@ def deliver_due(
     return len(ready)
 
 
-def retry_delay(attempts: int, random: Random) -> float:
+def _retry_delay(attempts: int, random: Random) -> float:
     """Return the seconds until the next attempt: 5 s, 25 s, 2 min, …, 22 h, each ± 20 %."""
     jitter = random.uniform(1 - JITTER, 1 + JITTER)
     return float(_FIRST_DELAY * _DELAY_FACTOR ** (attempts - 1) * jitter)
 
 
-async def _send_all(
-    sender: Sender, ready: Sequence[tuple[Subscription, str]], now: datetime
-) -> list[DeliveryResult]:
+async def _send_all(sender: Sender, ready: Sequence[tuple[Subscription, str]], now: datetime) -> list[_DeliveryResult]:
     return await asyncio.gather(*(sender.send(each, body, now=now) for each, body in ready))
 
 
@@ -299,15 +283,13 @@ def _ready(redis: Redis, now: datetime) -> Iterator[tuple[Subscription, str]]:
             yield each, body
 
 
-def _body(
-    redis: Redis, subscription: Subscription, status: Status | None, now: datetime
-) -> str | None:
+def _body(redis: Redis, subscription: Subscription, status: Status | None, now: datetime) -> str | None:
     """Return a new body, or None if the job has not ended."""
     if status in FINISHED_STATUSES:
         job = fetch_job(redis, subscription.job)
         # It may have been posted again since.
         if job is not None and status_of(job) in FINISHED_STATUSES:
-            return build_payload(subscription, job, now=now)
+            return _build_payload(subscription, job, now=now)
     elif status is None and now.timestamp() - subscription.since > GRACE_SECONDS:
-        return build_payload(subscription, None, now=now)
+        return _build_payload(subscription, None, now=now)
     return None

@@ -88,17 +88,17 @@ async def find_target(text: str, *, allow_private: bool, resolve: Resolve = reso
         raise HostUnknownError(message) from error
     if not addresses:
         raise HostUnknownError(message)
-    if not allow_private and not all(map(is_public, addresses)):
+    if not allow_private and not all(map(_is_public, addresses)):
         raise CallbackRefusedError(message)
     return Target(url, addresses)
 
 
-def is_public(text: str) -> bool:
+def _is_public(text: str) -> bool:
     """Return whether an address is a single host's on the internet."""
     address = ip_address(text)
     if isinstance(address, IPv6Address):
         if address.ipv4_mapped is not None:
-            return is_public(str(address.ipv4_mapped))
+            return _is_public(str(address.ipv4_mapped))
         if address not in _UNICAST:
             return False
     special = any(address in network for network in _NOT_GLOBAL)

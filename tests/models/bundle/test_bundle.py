@@ -49,9 +49,7 @@ def test_what_is_shared_is_stored_once(tiny_run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("level", [-1, -2])
-def test_any_timm_backbone_goes_into_a_bundle(
-    tiny_config: Config, tmp_path: Path, level: int
-) -> None:
+def test_any_timm_backbone_goes_into_a_bundle(tiny_config: Config, tmp_path: Path, level: int) -> None:
     """The CNN generator shares nothing with CLIP's tower, and comes back as it went in."""
     plain = CnnConfig(backbone="test_resnet", pretrained=False, level=level)
     config = tiny_config.model_copy(update={"generator": plain})

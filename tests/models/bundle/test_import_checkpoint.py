@@ -28,9 +28,7 @@ from models.generators.weaktr import WeakTrGenerator
 from models.weaktr_sizes import WeakTrSizes
 from tests.conftest import CLASSES
 
-SIZES = WeakTrSizes(
-    native_size=64, width=48, depth=3, heads=3, mlp_ratio=2, reduction=4, feature_reduction=4
-)
+SIZES = WeakTrSizes(native_size=64, width=48, depth=3, heads=3, mlp_ratio=2, reduction=4, feature_reduction=4)
 Spoil = Callable[[dict[str, Any]], Any]
 
 
@@ -227,9 +225,7 @@ class Poisoned(argparse.Namespace):
     ],
 )
 @pytest.mark.parametrize("wrapped", ["archive", "old", "pickle"])
-def test_nothing_is_executed(
-    attack: Callable[[Path], object], named: str, wrapped: str, tmp_path: Path
-) -> None:
+def test_nothing_is_executed(attack: Callable[[Path], object], named: str, wrapped: str, tmp_path: Path) -> None:
     mark, path = tmp_path / "executed", tmp_path / "evil.pth"
     content = {"model": {"weight": torch.zeros(1)}, "args": attack(mark)}
     if wrapped == "pickle":

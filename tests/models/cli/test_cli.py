@@ -62,9 +62,7 @@ def test_predict(tiny_bundle: Path, tmp_path: Path) -> None:
         "background_power": None, "class_thresholds": {},
     }  # fmt: skip
     assert record["exif_orientation"] == 6
-    assert {"area", "confidence", "alignment_class", "alignment_background"} <= set(
-        record["classes"][0]
-    )
+    assert {"area", "confidence", "alignment_class", "alignment_background"} <= set(record["classes"][0])
 
 
 @pytest.mark.parametrize(
@@ -93,9 +91,7 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert not (tmp_path / "out").exists()
 
 
-def test_folder_of_masks_resumes_and_is_measured(
-    tiny_bundle: Path, tiny_data: Path, tmp_path: Path
-) -> None:
+def test_folder_of_masks_resumes_and_is_measured(tiny_bundle: Path, tiny_data: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
 
     def make(*extra: object) -> Done:

@@ -31,9 +31,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_from_released_files_to_a_prediction(
-    place: Path, tiny_config: Config, tiny_data: Path
-) -> None:
+def test_from_released_files_to_a_prediction(place: Path, tiny_config: Config, tiny_data: Path) -> None:
     arguments = [place / "weaktr.pth", "--kind", "weaktr", "--classes", place / "classes.txt"]
     taken = ["--channels", "by-index", "--output", place / "ours.safetensors"]
     printed = semples_ok("import-checkpoint", *arguments, *taken)

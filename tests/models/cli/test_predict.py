@@ -107,9 +107,7 @@ def test_a_folder_is_not_a_photo(tiny_bundle: Path, tmp_path: Path) -> None:
     semples_refuses("predict", tmp_path, *options)
 
 
-def test_segment_photos_and_folders(
-    tiny_segmenter_bundle: Path, tiny_data: Path, tmp_path: Path
-) -> None:
+def test_segment_photos_and_folders(tiny_segmenter_bundle: Path, tiny_data: Path, tmp_path: Path) -> None:
     options = ["--output", tmp_path, "--bundle", tiny_segmenter_bundle, "--threads", 1]
     printed = semples_ok("segment", PHOTO, tiny_data / "images", *options)
     assert "9 photos segmented, 0 failed" in printed
@@ -163,14 +161,10 @@ def test_mistakes_of_segment_are_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_run_all_misses_the_segmenter_first(
-    tiny_config: Config, tiny_data: Path, tmp_path: Path
-) -> None:
+def test_run_all_misses_the_segmenter_first(tiny_config: Config, tiny_data: Path, tmp_path: Path) -> None:
     config = tmp_path / "tiny.yaml"
     config.write_text(
-        dump_config(
-            tiny_config.model_copy(update={"segmenter": EncoderDecoderConfig(backbone="resnot5")})
-        )
+        dump_config(tiny_config.model_copy(update={"segmenter": EncoderDecoderConfig(backbone="resnot5")}))
     )
     done = semples(
         "run-all", tmp_path / "work", "--images", tiny_data / "images", "--labels",

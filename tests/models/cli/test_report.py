@@ -39,21 +39,15 @@ def test_the_bundle_is_packed_where_there_is_none(work: Path, given: list[object
     assert "stage train-generator" in page_of(work).section("run")
 
 
-def test_the_runs_own_bundle_comes_before(
-    work: Path, given: list[object], tiny_segmenter_bundle: Path
-) -> None:
+def test_the_runs_own_bundle_comes_before(work: Path, given: list[object], tiny_segmenter_bundle: Path) -> None:
     shutil.copytree(tiny_segmenter_bundle, work / "bundle")
-    (work / "config.yaml").write_text(
-        (work / "config.yaml").read_text().replace("local-dir:", "local-dir:/nowhere")
-    )
+    (work / "config.yaml").write_text((work / "config.yaml").read_text().replace("local-dir:", "local-dir:/nowhere"))
     semples_ok("report", *given, "--photos", 1)  # and CLIP is not needed
     assert len(page_of(work).all("img")) == 4
 
 
 def test_without_clip_there_is_a_page_without_pictures(work: Path, given: list[object]) -> None:
-    (work / "config.yaml").write_text(
-        (work / "config.yaml").read_text().replace("local-dir:", "local-dir:/nowhere")
-    )
+    (work / "config.yaml").write_text((work / "config.yaml").read_text().replace("local-dir:", "local-dir:/nowhere"))
     done = semples("report", *given)
     assert done.returncode == 0
     assert "no pictures, for the bundle cannot be packed: " in done.stderr
@@ -71,9 +65,7 @@ def test_without_clip_there_is_a_page_without_pictures(work: Path, given: list[o
         (["--photos", "101"], "less than or equal to 100"),
     ],
 )
-def test_mistakes_are_refused(
-    work: Path, given: list[object], more: list[str], message: str
-) -> None:
+def test_mistakes_are_refused(work: Path, given: list[object], more: list[str], message: str) -> None:
     options = (each.format(none=work / "none") for each in more)
     assert message in semples_refuses("report", *given, *options)
     assert not (work / "report.html").exists()

@@ -10,7 +10,7 @@ from models.data.classes import (
     ClassInfo,
     ClassList,
     UnknownLabelError,
-    open_name,
+    _open_name,
     read_class_list,
     why_closed,
     with_open_labels,
@@ -34,27 +34,25 @@ KNOWN = CLASSES.with_synonyms({"cup": ["mug"]})
     ],
 )
 def test_names_are_labels_as_classes_are_compared(label: str, name: str) -> None:
-    assert open_name(label) == open_name(name) == name
+    assert _open_name(label) == _open_name(name) == name
 
 
 @pytest.mark.parametrize("label", ["", " -_ ", "x" * 65, "é" * 33, "İ" * 30])
 def test_labels_have_a_length(label: str) -> None:
     with pytest.raises(ValueError, match="expected a label of 1 to 64 bytes, got"):
-        open_name(label)
+        _open_name(label)
 
 
-@pytest.mark.parametrize(
-    "label", ["a\x00b", "a;b", "<b>", "a:b", "&'.", "🦊", "a\ud800", "a\u200bb"]
-)
+@pytest.mark.parametrize("label", ["a\x00b", "a;b", "<b>", "a:b", "&'.", "🦊", "a\ud800", "a\u200bb"])
 def test_labels_are_words(label: str) -> None:
     with pytest.raises(ValueError, match=r"expected a label of letters, digits, spaces and & ' \("):
-        open_name(label)
+        _open_name(label)
 
 
 def test_what_masks_mean_otherwise_is_no_label() -> None:
     for label in ("Background", "ignored"):
         with pytest.raises(ValueError, match="expected no label to be called"):
-            open_name(label)
+            _open_name(label)
 
 
 def test_open_classes_come_after_the_known_ones() -> None:
@@ -77,9 +75,7 @@ def test_indices_never_meet_others() -> None:
     names = [f"label {number:03}" for number in range(252)]
     opened = with_open_labels(high, names)
     assert [each.index for each in opened.classes[2:]] == [254, 1, 2, *range(4, 253)]
-    with pytest.raises(
-        ValueError, match="expected at most 252 labels beside the 2 classes, got 253"
-    ):
+    with pytest.raises(ValueError, match="expected at most 252 labels beside the 2 classes, got 253"):
         with_open_labels(high, [*names, "one more"])
 
 

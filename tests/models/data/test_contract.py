@@ -76,9 +76,7 @@ def test_reading_is_repeatable(data_set: DataSet) -> None:
 
 def test_training_takes_them(data_set: DataSet) -> None:
     samples = data_set.read()
-    crops = Crops(
-        samples, classes=len(data_set.classes), transform=light_augmentation(32, min_area=1), seed=0
-    )
+    crops = Crops(samples, classes=len(data_set.classes), transform=light_augmentation(32, min_area=1), seed=0)
     image, labels = crops[0]
     assert image.shape == (3, 32, 32)
     assert torch.nonzero(labels)[:, 0].tolist() == list(samples[0].channels)

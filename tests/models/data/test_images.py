@@ -89,9 +89,7 @@ TAKEN: list[tuple[str, Callable[[], bytes], list[tuple[int, ...]]]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("data", "expected"), [row[1:] for row in TAKEN], ids=[r[0] for r in TAKEN]
-)
+@pytest.mark.parametrize(("data", "expected"), [row[1:] for row in TAKEN], ids=[r[0] for r in TAKEN])
 def test_pixels(data: Callable[[], bytes], expected: list[tuple[int, ...]]) -> None:
     image = read_image(data())
     assert image.pixels.dtype == np.uint8
@@ -105,9 +103,7 @@ def test_pixels(data: Callable[[], bytes], expected: list[tuple[int, ...]]) -> N
     [((255, 0, 0, 0), (0, 255, 255)), ((0, 0, 0, 255), (0, 0, 0)), ((0, 0, 0, 0), (255, 255, 255))],
     ids=["cyan", "black", "paper"],
 )
-def test_cmyk_jpeg_has_the_colors_a_person_sees(
-    ink: tuple[int, ...], color: tuple[int, ...]
-) -> None:
+def test_cmyk_jpeg_has_the_colors_a_person_sees(ink: tuple[int, ...], color: tuple[int, ...]) -> None:
     image = read_image(encode(Image.new("CMYK", (8, 8), ink), "JPEG", quality=95))
     assert np.abs(image.pixels.astype(int) - np.array(color)).max() <= 2
 
@@ -201,9 +197,7 @@ def half(data: bytes) -> bytes:
 # Both ways must end in the same refusal.
 @pytest.mark.parametrize("action", ["error", "ignore"])
 @pytest.mark.parametrize("function", [read_image, check_image])
-@pytest.mark.parametrize(
-    ("data", "kind"), [row[1:] for row in REFUSED], ids=[r[0] for r in REFUSED]
-)
+@pytest.mark.parametrize(("data", "kind"), [row[1:] for row in REFUSED], ids=[r[0] for r in REFUSED])
 def test_refused(
     data: Callable[[], bytes],
     kind: str,

@@ -13,10 +13,10 @@ from models.data.labels import read_folder
 from models.data.loaders import (
     Crops,
     RandomBatches,
+    _seeded,
     derive_seed,
     light_augmentation,
     ordered_batches,
-    seeded,
     strong_augmentation,
 )
 from tests.conftest import CLASSES
@@ -55,7 +55,7 @@ def test_augmentation_at_its_strongest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random, "gauss", lambda mean, deviation: mean + 10 * deviation)
     transform = strong_augmentation(32, min_area=0.5)
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    with seeded(0):
+    with _seeded(0):
         assert all(transform(pixels).isfinite().all() for _ in range(100))
 
 
@@ -117,10 +117,10 @@ def test_seeding_for_a_while_leaves_no_trace() -> None:
     undisturbed = draw(), draw()
     seed_all()
     before = draw()
-    with seeded(5):
+    with _seeded(5):
         inside = draw()
     assert (before, draw()) == undisturbed
-    with seeded(5):
+    with _seeded(5):
         assert draw() == inside
     assert derive_seed(1, 2) != derive_seed(2, 1)
     assert derive_seed(-1, 0) >= 0

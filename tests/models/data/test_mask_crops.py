@@ -48,9 +48,7 @@ def test_masks_become_channel_numbers_by_class_name(tiny_data: Path, masks: Path
     names = tuple(reversed(CLASSES.names))
     classes = ClassList(tuple(ClassInfo(50 + at, name) for at, name in enumerate(names)))
     samples = read_mask_folder(tiny_data / "images", masks, classes)
-    assert [sample.image.name for sample in samples] == [
-        f"photo{number}.jpg" for number in range(8)
-    ]
+    assert [sample.image.name for sample in samples] == [f"photo{number}.jpg" for number in range(8)]
     for number, sample in enumerate(samples):
         wanted = 1 + names.index(CLASSES.names[number % 4])
         label_map = sample.read_mask()
@@ -74,19 +72,13 @@ def test_badly_aligned_masks_are_ignored(tiny_data: Path, masks: Path) -> None:
 
 def test_what_does_not_fit_is_refused(tiny_data: Path, masks: Path, tmp_path: Path) -> None:
     images = tiny_data / "images"
-    with pytest.raises(
-        ValueError, match=r"expected the output of make-pseudo-masks .* got no masks"
-    ):
+    with pytest.raises(ValueError, match=r"expected the output of make-pseudo-masks .* got no masks"):
         read_mask_folder(images, tmp_path, CLASSES)
-    with pytest.raises(
-        ValueError, match=r"classes.txt: expected a known label, got 'dining table'"
-    ):
+    with pytest.raises(ValueError, match=r"classes.txt: expected a known label, got 'dining table'"):
         read_mask_folder(images, masks, ClassList(CLASSES.classes[:3]))
     Image.new("L", (4, 4), 77).save(masks / "masks" / "photo0.png")
     sample = read_mask_folder(images, masks, CLASSES)[0]
-    with pytest.raises(
-        ValueError, match=r"expected indices of classes in .*photo0.png, got \[77\]"
-    ):
+    with pytest.raises(ValueError, match=r"expected indices of classes in .*photo0.png, got \[77\]"):
         sample.read_mask()
     Image.new("RGB", (4, 4)).save(masks / "masks" / "photo0.png")
     with pytest.raises(ValueError, match="in mode L or P"):

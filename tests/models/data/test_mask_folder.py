@@ -158,9 +158,7 @@ def other_name(run: Path, images: Path) -> None:
         (cut_record, r"lists in .*masks, got turned\.png \(1 in all\)"),
     ],
 )
-def test_names_that_do_not_match(
-    spoil: Callable[[Path, Path], None], message: str, tmp_path: Path
-) -> None:
+def test_names_that_do_not_match(spoil: Callable[[Path, Path], None], message: str, tmp_path: Path) -> None:
     run, images = make_folder(tmp_path)
     spoil(run, images)
     with pytest.raises(ValueError, match=message):
@@ -205,9 +203,7 @@ def unknown_index(run: Path, images: Path) -> None:
         (unknown_index, r"expected indices of classes\.txt, got 77 in .*flat\.png"),
     ],
 )
-def test_pixels_that_do_not_match(
-    spoil: Callable[[Path, Path], None], message: str, tmp_path: Path
-) -> None:
+def test_pixels_that_do_not_match(spoil: Callable[[Path, Path], None], message: str, tmp_path: Path) -> None:
     run, images = make_folder(tmp_path)
     spoil(run, images)
     with pytest.raises(ValueError, match=message):

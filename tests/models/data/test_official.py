@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.data_lists import coco_lists, read_rows, voc_lists
 from models.data.classes import read_class_list
-from models.data.coco import COCO_CLASSES, COCO_SPLITS, coco_list
+from models.data.coco import COCO_CLASSES, COCO_SPLITS, _coco_list
 from models.data.labels import read_label_rows
 from models.data.official import VOC_ARCHIVE, Listed, evenly_spaced, listed_samples, official_list
 from models.data.voc import VOC_CLASSES, VOC_SPLITS, voc_list
@@ -26,7 +26,7 @@ def test_voc_is_the_official_list(shared: Path, split: str) -> None:
 @pytest.mark.parametrize("split", COCO_SPLITS)
 def test_coco_is_the_official_list(shared: Path, split: str) -> None:
     rows = read_rows(shared / "data" / "coco2014" / f"{split}.txt.gz")
-    assert coco_list(split) == tuple(Listed(stem, tuple(each)) for stem, each in rows.items())
+    assert _coco_list(split) == tuple(Listed(stem, tuple(each)) for stem, each in rows.items())
 
 
 def test_the_shipped_files_are_what_the_program_makes(shared: Path) -> None:
@@ -44,7 +44,7 @@ def test_classes_are_the_official_ones(shared: Path) -> None:
     listed = {
         f"{each.stem[-12:]}.jpg": {COCO_CLASSES.names[channel] for channel in each.channels}
         for split in COCO_SPLITS
-        for each in coco_list(split)
+        for each in _coco_list(split)
     }
     rows = read_label_rows(folder / "labels.csv")
     alike = [name for name, labels in rows.items() if labels and set(labels) == listed[name]]
@@ -57,10 +57,10 @@ def test_lists_hang_together() -> None:
     assert train < aug
     assert not aug & val
     assert len(VOC_CLASSES) == 20
-    assert [len(coco_list(split)) for split in COCO_SPLITS] == [82_081, 40_137]
-    assert {channel for each in coco_list("val") for channel in each.channels} == set(range(80))
+    assert [len(_coco_list(split)) for split in COCO_SPLITS] == [82_081, 40_137]
+    assert {channel for each in _coco_list("val") for channel in each.channels} == set(range(80))
     assert {channel for each in val for channel in each.channels} == set(range(20))
-    assert coco_list("train")[0].file_name == "COCO_train2014_000000000009.jpg"
+    assert _coco_list("train")[0].file_name == "COCO_train2014_000000000009.jpg"
 
 
 def test_unknown_splits_name_the_known() -> None:

@@ -12,14 +12,14 @@ from PIL import Image
 from models.data.classes import ClassInfo, ClassList, write_class_list
 from models.evaluation.metrics import (
     THRESHOLDS,
+    _evaluate_label_maps,
+    _matching_files,
     _report_to_json,
     _sweep_scores,
     confusion_matrix,
     curve_csv,
-    evaluate_label_maps,
     find_files,
     iou_report,
-    matching_files,
     measure,
     measured_to_json,
 )
@@ -97,15 +97,15 @@ def folder(tmp_path: Path) -> Path:
 def test_the_sweep_is_what_each_threshold_gives(folder: Path) -> None:
     done: list[int] = []
     sweep = _sweep_scores(
-        matching_files(folder / "scores", folder / "truth", ".npz"),
+        _matching_files(folder / "scores", folder / "truth", ".npz"),
         CLASSES,
         thresholds=SOME,
         on_image=lambda: done.append(1),
     )
     assert len(done) == 3
     for threshold, report in zip(SOME, sweep.reports, strict=True):
-        pairs = matching_files(folder / str(threshold), folder / "truth", ".png")
-        single = evaluate_label_maps(pairs, CLASSES)
+        pairs = _matching_files(folder / str(threshold), folder / "truth", ".png")
+        single = _evaluate_label_maps(pairs, CLASSES)
         torch.testing.assert_close(report.iou, single.iou, equal_nan=True, rtol=0, atol=0)
         assert report.mean_iou == single.mean_iou
     best, report = sweep.best
@@ -115,8 +115,8 @@ def test_the_sweep_is_what_each_threshold_gives(folder: Path) -> None:
 
 def test_json_has_names_and_no_nan(folder: Path) -> None:
     more = ClassList((*CLASSES.classes, ClassInfo(9, "dog")))
-    pairs = matching_files(folder / "0.5", folder / "truth", ".png")
-    report = evaluate_label_maps(pairs, more)
+    pairs = _matching_files(folder / "0.5", folder / "truth", ".png")
+    report = _evaluate_label_maps(pairs, more)
     result = _report_to_json(report, more, images=len(pairs))
     assert [each["name"] for each in result["classes"]] == ["background", "bowl", "cat", "dog"]
     assert result["classes"][3]["iou"] is None
@@ -127,22 +127,22 @@ def test_json_has_names_and_no_nan(folder: Path) -> None:
 
 def test_files_must_match(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"expected \*.npz files in .*truth, got none"):
-        matching_files(folder / "truth", folder / "truth", ".npz")
+        _matching_files(folder / "truth", folder / "truth", ".npz")
     (folder / "truth" / "b.png").unlink()
     with pytest.raises(ValueError, match=r"expected b.png in .*\(1 missing\)"):
-        matching_files(folder / "scores", folder / "truth", ".npz")
-    some = matching_files(folder / "scores", folder / "truth", ".npz", allow_missing=True)
+        _matching_files(folder / "scores", folder / "truth", ".npz")
+    some = _matching_files(folder / "scores", folder / "truth", ".npz", allow_missing=True)
     assert [truth.name for _, truth in some] == ["a.png", "c.png"]
     for name in ("a.png", "c.png"):
         (folder / "truth" / name).unlink()
     with pytest.raises(ValueError, match=r"expected a.png in .*\(3 missing\)"):
-        matching_files(folder / "scores", folder / "truth", ".npz", allow_missing=True)
+        _matching_files(folder / "scores", folder / "truth", ".npz", allow_missing=True)
 
 
 def test_wrong_files_are_named(folder: Path) -> None:
     def run() -> None:
-        pairs = matching_files(folder / "0.5", folder / "truth", ".png")
-        evaluate_label_maps(pairs, CLASSES)
+        pairs = _matching_files(folder / "0.5", folder / "truth", ".png")
+        _evaluate_label_maps(pairs, CLASSES)
 
     Image.new("L", (5, 5)).save(folder / "0.5" / "b.png")
     with pytest.raises(ValueError, match=r"0.5/b.png and .*truth/b.png: expected a prediction"):
@@ -166,8 +166,8 @@ def test_both_rules_in_one_call(folder: Path) -> None:
     assert len(done) == 6
     assert measured.fixed is not None
     assert measured.oracle is not None
-    pairs = matching_files(folder / "masks", folder / "truth", ".png")
-    alone = evaluate_label_maps(pairs, CLASSES)
+    pairs = _matching_files(folder / "masks", folder / "truth", ".png")
+    alone = _evaluate_label_maps(pairs, CLASSES)
     torch.testing.assert_close(measured.fixed.iou, alone.iou, rtol=0, atol=0, equal_nan=True)
     at_theirs = measured.oracle.reports[THRESHOLDS.index(0.4)]
     assert at_theirs.mean_iou == measured.fixed.mean_iou
@@ -261,7 +261,5 @@ def test_wrong_options_are_refused(folder: Path, truth: list[object]) -> None:
     neither = semples_refuses("evaluate", *truth)
     assert "expected --predictions and --scores, or one of them" in neither
     more = ["--predictions", folder / "masks", "--curve", folder / "curve.csv"]
-    assert "expected --scores beside --curve, got none" in semples_refuses(
-        "evaluate", *truth, *more
-    )
+    assert "expected --scores beside --curve, got none" in semples_refuses("evaluate", *truth, *more)
     assert not (folder / "curve.csv").exists()

@@ -48,9 +48,7 @@ def test_axes_end_at_ticks_around_all_lines() -> None:
     assert plot.lines[1].points == f"{x:g},{y:g} {x:g},{y:g}"  # one point is a dot
 
 
-@pytest.mark.parametrize(
-    ("low", "high"), [(0, 3), (1e-8, 6.4e-5), (-1.5, 2), (1e6, 3e6), (1.23401, 1.23409)]
-)
+@pytest.mark.parametrize(("low", "high"), [(0, 3), (1e-8, 6.4e-5), (-1.5, 2), (1e6, 3e6), (1.23401, 1.23409)])
 def test_ticks_are_few_and_told_apart(low: float, high: float) -> None:
     step = _nice_step(low, high)
     assert (high - low) / step <= 5.01

@@ -99,8 +99,7 @@ def test_another_json_is_refused(tmp_path: Path, key: str) -> None:
         ),
         (
             {"class_thresholds": {"cat": 0.3}, "min_confidence": 0.2},
-            "refined by pamr, background threshold 0.4, thresholds of their own for 1 classes, "
-            "least confidence 0.2",
+            "refined by pamr, background threshold 0.4, thresholds of their own for 1 classes, least confidence 0.2",
         ),
     ],
 )
@@ -194,9 +193,7 @@ SCRIPT = "<script>alert('1')</script>"
 
 
 @pytest.fixture(scope="module")
-def made(
-    tiny_bundle: Path, tiny_samples: list[Sample], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def made(tiny_bundle: Path, tiny_samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pseudo masks with their scores."""
     output = tmp_path_factory.mktemp("made")
     predictor = Predictor(load_bundle(tiny_bundle, device=CPU))
@@ -208,9 +205,7 @@ def made(
 
 @pytest.fixture
 def page(tiny_run: Run, tiny_bundle: Path, tmp_path: Path) -> WritePage:
-    def write(
-        *sources: Any, run: Run = tiny_run, bundle: Path | None = tiny_bundle, photos: int = 6
-    ) -> Page:
+    def write(*sources: Any, run: Run = tiny_run, bundle: Path | None = tiny_bundle, photos: int = 6) -> Page:
         samples, masks, truth = (*sources, None, None)[:3]
         output = tmp_path / "new" / "report.html"
         write_report(run, Sources(samples, masks, bundle, truth), output, photos=photos)
@@ -219,9 +214,7 @@ def page(tiny_run: Run, tiny_bundle: Path, tmp_path: Path) -> WritePage:
     return write
 
 
-def test_a_whole_page(
-    tiny_data: Path, tiny_samples: list[Sample], made: Path, page: WritePage
-) -> None:
+def test_a_whole_page(tiny_data: Path, tiny_samples: list[Sample], made: Path, page: WritePage) -> None:
     whole = page(tiny_samples, made, tiny_data / "masks")
     assert whole.all("h1")[0].text == "tiny"
     assert "seed 0" in whole.section("run")
@@ -294,9 +287,7 @@ def test_equal_runs_give_equal_pages(
     sources = Sources(tiny_samples, made, tiny_bundle)
     shares: list[float] = []
     write_report(tiny_run, sources, tmp_path / "a.html", photos=3, on_fraction=shares.append)
-    write_report(
-        tiny_run, replace(sources, samples=tiny_samples[::-1]), tmp_path / "b.html", photos=3
-    )
+    write_report(tiny_run, replace(sources, samples=tiny_samples[::-1]), tmp_path / "b.html", photos=3)
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
     assert shares == [1 / 3, 2 / 3, 1]
 
@@ -310,18 +301,14 @@ def test_names_are_text_and_never_markup(
     (bundle / "bundle.yaml").write_text(
         manifest.replace("name: cat", f'name: "{SCRIPT}"').replace("  cat:", f'  "{SCRIPT}":')
     )
-    classes = ClassList(
-        tuple(ClassInfo(c.index, SCRIPT) if c.name == "cat" else c for c in CLASSES.classes)
-    )
+    classes = ClassList(tuple(ClassInfo(c.index, SCRIPT) if c.name == "cat" else c for c in CLASSES.classes))
     photo = tmp_path / '"><img src=x onerror=alert(2)>&.jpg'
     photo.write_bytes(tiny_samples[0].path.read_bytes())
     run = replace(tiny_run, classes=classes)
     predictor = Predictor(load_bundle(bundle, device=CPU))
     job = MaskJob(tmp_path / "masks", predictor.options(), save_scores=False)
     odd = [Sample(photo, (1,), tmp_path)]
-    make_pseudo_masks(
-        predictor.info, odd, job, partial(make_here, predictor, job), on_image=lambda: None
-    )
+    make_pseudo_masks(predictor.info, odd, job, partial(make_here, predictor, job), on_image=lambda: None)
     Image.new("L", (80, 60), 4).save(tmp_path / f"{photo.stem}.png")
     whole = page(odd, job.output, tmp_path, run=run, bundle=bundle)
     assert not whole.all("script")
@@ -369,9 +356,7 @@ def test_parts_that_a_stage_left_out(
     assert "The bundle has no learned prompts" in part.section("prompts")
 
 
-def test_a_photo_that_cannot_be_read_is_reported(
-    tiny_samples: list[Sample], tmp_path: Path, page: WritePage
-) -> None:
+def test_a_photo_that_cannot_be_read_is_reported(tiny_samples: list[Sample], tmp_path: Path, page: WritePage) -> None:
     (tmp_path / "bad.jpg").write_bytes(tiny_samples[0].path.read_bytes()[:200])
     unreadable = [Sample(tmp_path / name, (0,)) for name in ("bad.jpg", "gone.jpg")]
     pictures = page([*unreadable, tiny_samples[2]]).section("pictures")
@@ -379,9 +364,7 @@ def test_a_photo_that_cannot_be_read_is_reported(
     assert "pseudo mask" in pictures
 
 
-def test_another_runs_bundle_is_refused(
-    tiny_run: Run, tiny_samples: list[Sample], page: WritePage
-) -> None:
+def test_another_runs_bundle_is_refused(tiny_run: Run, tiny_samples: list[Sample], page: WritePage) -> None:
     other = replace(tiny_run, classes=ClassList(CLASSES.classes[:3]))
     with pytest.raises(ValueError, match=r"expected a bundle with the run's classes, got .*tiny"):
         page(tiny_samples, run=other)

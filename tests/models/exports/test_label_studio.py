@@ -23,9 +23,7 @@ def brush() -> ModuleType:
 def exported(tmp_path: Path) -> Path:
     masks = open_mask_folder(*make_folder(tmp_path))
     (tmp_path / "tasks").mkdir()
-    write_label_studio(
-        masks.masked_images(), masks.classes, tmp_path / "tasks", image_prefix="s3://b/"
-    )
+    write_label_studio(masks.masked_images(), masks.classes, tmp_path / "tasks", image_prefix="s3://b/")
     return tmp_path / "tasks"
 
 
@@ -41,9 +39,7 @@ def test_the_converter_reads_the_same_pixels(brush: ModuleType, exported: Path) 
             ((name, mask),) = brush.decode_from_annotation("mask", [flat]).items()
             assert set(np.unique(mask)) <= {0, 255}
             label = name.removeprefix("mask-").removesuffix("-0")
-            rebuilt[mask > 0] = (
-                255 if label == "ignored" else CLASSES.classes[CLASSES.channel(label)].index
-            )
+            rebuilt[mask > 0] = 255 if label == "ignored" else CLASSES.classes[CLASSES.channel(label)].index
         assert np.array_equal(rebuilt, found)
 
 
@@ -75,9 +71,7 @@ def test_the_interface_has_every_label_and_the_regions_names(exported: Path) -> 
     brushes = view.find("BrushLabels")
     assert brushes is not None
     assert [each.get("value") for each in brushes] == [*CLASSES.names, "ignored"]
-    region = json.loads((exported / "tasks_0001.json").read_text())[0]["predictions"][0]["result"][
-        0
-    ]
+    region = json.loads((exported / "tasks_0001.json").read_text())[0]["predictions"][0]["result"][0]
     assert region["from_name"] == brushes.get("name")
     image = view.find("Image")
     assert image is not None

@@ -81,7 +81,5 @@ def test_stems_that_a_list_cannot_hold(name: str, tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / name)
     found = photo(str(tmp_path / name), np.zeros((4, 4), dtype=np.uint8))
     (tmp_path / "out").mkdir()
-    with pytest.raises(
-        ValueError, match="expected file names of one line that neither begin with #"
-    ):
+    with pytest.raises(ValueError, match="expected file names of one line that neither begin with #"):
         write_voc([found], CLASSES, tmp_path / "out")

@@ -62,9 +62,7 @@ def test_features_are_all_that_cams_and_affinity_need(mask_generator: MaskGenera
     torch.testing.assert_close(mask_generator.affinity(features[1:]), affinity[1:])
 
 
-@pytest.mark.parametrize(
-    "name", ["swin_tiny_patch4_window7_224", "deit_tiny_patch16_224", "vgg11_bn"]
-)
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "deit_tiny_patch16_224", "vgg11_bn"])
 def test_families_that_dislike_other_sizes_or_dilation(name: str) -> None:
     with torch.no_grad():
         cams = random_cnn(name)(torch.rand(1, 3, 96, 128))

@@ -9,13 +9,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from models.generators.weaktr import WeakTrGenerator, _mean_attention
-from models.training.generator import classification_losses
+from models.training.generator import _classification_losses
 from models.weaktr_sizes import WeakTrSizes
 from tests.conftest import CPU
 
-TINY = WeakTrSizes(
-    native_size=64, width=48, depth=3, heads=3, mlp_ratio=2, reduction=4, feature_reduction=4
-)
+TINY = WeakTrSizes(native_size=64, width=48, depth=3, heads=3, mlp_ratio=2, reduction=4, feature_reduction=4)
 REFERENCE = {"max_64x64": TINY, "avg_96x64": TINY.model_copy(update={"pooling": "avg"})}
 
 
@@ -31,11 +29,7 @@ def test_it_is_the_public_implementation(shared: Path, name: str) -> None:
     """The first at its native size, the second at another."""
     stored = np.load(shared / "reference" / f"weaktr_{name}.npz")
     generator = WeakTrGenerator(REFERENCE[name], classes=4, mean=(0, 0, 0), std=(1, 1, 1))
-    state = {
-        key.removeprefix("state."): torch.from_numpy(stored[key])
-        for key in stored
-        if key.startswith("state.")
-    }
+    state = {key.removeprefix("state."): torch.from_numpy(stored[key]) for key in stored if key.startswith("state.")}
     generator.load_state_dict(state)
     images = torch.from_numpy(stored["image"])
     with torch.no_grad():
@@ -143,7 +137,7 @@ def test_the_trunk_gets_no_gradient_even_if_it_asks_for_one() -> None:
 
 def test_labels_teach_everything() -> None:
     generator = tiny_weaktr()
-    losses = classification_losses(generator.evidence, device=CPU)
+    losses = _classification_losses(generator.evidence, device=CPU)
     terms = losses((torch.rand(2, 3, 64, 64), torch.eye(4)[:2]))
     assert terms.keys() == {"class_token", "coarse", "fine"}
     torch.stack([*terms.values()]).sum().backward()
@@ -171,9 +165,7 @@ def peak_of_a_step(depth: int, *, learn: bool) -> int:
         cams = generator(images)
         if learn:
             cams.sum().backward()
-    events = [
-        each for each in watched.profiler.kineto_results.events() if each.name() == "[memory]"
-    ]
+    events = [each for each in watched.profiler.kineto_results.events() if each.name() == "[memory]"]
     events.sort(key=lambda each: each.start_ns())
     # Allocations count up, what is freed down.
     return max(accumulate(each.nbytes() for each in events))

@@ -103,9 +103,7 @@ def test_stored_scores_give_a_fresh_runs_files(
     assert {stem: [row[key] for key in keys] for stem, row in old.items()} == {
         stem: [row[key] for key in keys] for stem, row in new.items()
     }
-    assert [each["area"] for each in new["photo1"]["classes"]] == [
-        each["area"] for each in old["photo1"]["classes"]
-    ]
+    assert [each["area"] for each in new["photo1"]["classes"]] == [each["area"] for each in old["photo1"]["classes"]]
     # Of the classes' own thresholds, a photo's record and mask name those of its classes.
     named = {"photo1": ("cat", options.class_thresholds), "photo0": ("bowl", {})}
     for stem, (name, thresholds) in named.items():
@@ -128,9 +126,7 @@ def test_scores_are_needed(folder: Path, tiny_bundle: Path, tmp_path: Path) -> N
         stored_samples(folder, info.model_copy(update={"version": "0" * 12}))
 
 
-def test_a_photo_that_moved_is_made_anew(
-    tiny_bundle: Path, tiny_data: Path, tmp_path: Path
-) -> None:
+def test_a_photo_that_moved_is_made_anew(tiny_bundle: Path, tiny_data: Path, tmp_path: Path) -> None:
     predictor = load(tiny_bundle)
     job = MaskJob(tmp_path / "out", predictor.options(refine="none"), save_scores=False)
 
@@ -168,9 +164,7 @@ def test_thresholds_are_of_each_class() -> None:
     assert 0.55 < found["cup"] < 0.85
 
 
-def test_photos_of_folders_keep_their_names(
-    tiny_bundle: Path, tiny_data: Path, tmp_path: Path
-) -> None:
+def test_photos_of_folders_keep_their_names(tiny_bundle: Path, tiny_data: Path, tmp_path: Path) -> None:
     images, rows = tmp_path / "images", tmp_path / "labels.csv"
     for name in ("z/photo0.jpg", "a/photo1.jpg"):
         (images / name).parent.mkdir(parents=True)
@@ -215,9 +209,7 @@ def test_per_class_keeps_the_bundles_thresholds_of_rare_classes(
 
 
 def test_per_class_needs_photos(folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:
-    done = semples(
-        "rethreshold", folder, "--output", tmp_path / "own", "--bundle", tiny_bundle, "--per-class"
-    )
+    done = semples("rethreshold", folder, "--output", tmp_path / "own", "--bundle", tiny_bundle, "--per-class")
     assert done.returncode == 2
     assert "expected a class with at least 3 photos for --per-class, got none" in done.stderr
     assert not (tmp_path / "own").exists()
@@ -295,8 +287,7 @@ def test_a_folder_has_one_list_of_classes(open_folder: Path) -> None:
     assert classes.names == ("bowl", "cat", "cup", "dining table", "fire truck", "zebra")
     assert [each.index for each in classes.classes] == [3, 4, 7, 9, 10, 11]
     found = {
-        path.stem: set(np.unique(np.asarray(Image.open(path))).tolist())
-        for path in (open_folder / "masks").iterdir()
+        path.stem: set(np.unique(np.asarray(Image.open(path))).tolist()) for path in (open_folder / "masks").iterdir()
     }
     assert found["photo0"] <= {0, 3, 11}
     assert found["photo2"] <= {0, 10, 11}

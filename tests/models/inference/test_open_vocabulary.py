@@ -57,9 +57,7 @@ def maps(predictor: Predictor, *labels: str, seed: int = 0) -> torch.Tensor:
     return output.maps
 
 
-def test_the_head_is_the_zero_shot_generators(
-    predictor: Predictor, tiny_run: Run, untrained: Path
-) -> None:
+def test_the_head_is_the_zero_shot_generators(predictor: Predictor, tiny_run: Run, untrained: Path) -> None:
     clip, _ = supervision(tiny_run)
     names = ["fire truck", "zebra"]
     expected = zero_shot_generator(clip, clip.embed_classes(names), output_stride=16).head.weight

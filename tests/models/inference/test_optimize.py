@@ -16,7 +16,7 @@ from models.inference.predictor import LabeledImage, Predictor, UnlabeledImage
 from models.refine import REFINERS
 from models.segmenters.encoder_decoder import build_encoder_decoder
 from tests.conftest import CPU
-from worker.__main__ import load_predictor
+from worker.__main__ import _load_predictor
 from worker.settings import WorkerSettings
 
 
@@ -42,9 +42,7 @@ def trained(network: nn.Module) -> nn.Module:
 
 
 def generator(backbone: str) -> nn.Module:
-    return cnn_generator(
-        backbone, classes=3, pretrained=False, output_stride=16, generator=torch.Generator()
-    )
+    return cnn_generator(backbone, classes=3, pretrained=False, output_stride=16, generator=torch.Generator())
 
 
 @pytest.mark.parametrize(
@@ -159,9 +157,7 @@ def test_masks_of_lower_precision_are_alike(full: Predictor, lower: Predictor, r
 
 
 @pytest.mark.parametrize("refine", ["none", CHAIN])
-def test_segments_of_lower_precision_are_alike(
-    full: Predictor, lower: Predictor, refine: str
-) -> None:
+def test_segments_of_lower_precision_are_alike(full: Predictor, lower: Predictor, refine: str) -> None:
     batch = [UnlabeledImage(each, full.segment_options(refine=refine)) for each in photos()]
     for one, two in zip(full.segments(batch), lower.segments(batch), strict=True):
         assert (one.label_map == two.label_map).mean() >= 0.9
@@ -212,7 +208,7 @@ def test_a_worker_takes_the_precision(tiny_bundle: Path) -> None:
         device="cpu",
         precision="bfloat16",
     )
-    predictor = load_predictor(settings)
+    predictor = _load_predictor(settings)
     single = Predictor(load_bundle(tiny_bundle, device=CPU))
     image = LabeledImage(photos()[0], ["cat"], single.options(refine="none"))
     one, two = (each.pseudo_masks([image])[0] for each in (predictor, single))

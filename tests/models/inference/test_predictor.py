@@ -161,9 +161,7 @@ def photos(count: int) -> NDArray[np.uint8]:
 def labeled(full: Predictor, count: int, *refiners: str) -> list[LabeledImage]:
     options = partial(full.options, background_threshold=0.3, min_confidence=0.4)
     names, chains = cycle([["cat"], ["cup", "cat"], ["bowl"]]), cycle(refiners)
-    return [
-        LabeledImage(pixels, next(names), options(refine=next(chains))) for pixels in photos(count)
-    ]
+    return [LabeledImage(pixels, next(names), options(refine=next(chains))) for pixels in photos(count)]
 
 
 def unlabeled(full: Predictor, count: int, *refiners: str) -> list[UnlabeledImage]:
@@ -322,9 +320,7 @@ def answering(full: Predictor, *distributions: list[float]) -> Predictor:
 
 def test_a_segmentation_is_complete_without_labels(full: Predictor) -> None:
     stages: list[tuple[str, float]] = []
-    result = full.segment(
-        photo(), full.segment_options(), on_progress=lambda *done: stages.append(done)
-    )
+    result = full.segment(photo(), full.segment_options(), on_progress=lambda *done: stages.append(done))
     assert result.label_map.shape == result.confidence.shape == (60, 80)
     names = [each.name for each in result.classes]
     assert names == [each for each in full.info.classes.names if each in names]
@@ -425,9 +421,7 @@ def test_its_segmenter_is_what_was_trained(tiny_segmenter_bundle: Path) -> None:
         torch.testing.assert_close(tensor, stored[name].to(tensor.dtype))
 
 
-def test_changed_or_missing_segmenters_are_refused(
-    tiny_segmenter_bundle: Path, tmp_path: Path
-) -> None:
+def test_changed_or_missing_segmenters_are_refused(tiny_segmenter_bundle: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(tiny_segmenter_bundle, tmp_path / "copy"))
     weights = copy / "segmenter.safetensors"
     content = bytearray(weights.read_bytes())
@@ -449,9 +443,7 @@ def test_changed_or_missing_segmenters_are_refused(
         read_info(copy)
 
 
-def test_a_bundle_can_leave_it_out(
-    tiny_run: Run, tiny_segmenter_bundle: Path, tmp_path: Path
-) -> None:
+def test_a_bundle_can_leave_it_out(tiny_run: Run, tiny_segmenter_bundle: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     shutil.copytree(tiny_run.work, work)
     (work / "train-segmenter").mkdir()

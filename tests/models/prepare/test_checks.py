@@ -52,7 +52,5 @@ def test_archives(tmp_path: Path) -> None:
     absent = replace(VOC_ARCHIVE, name="other.tar")
     line = check_archives(tmp_path, (right, absent), watch=watch)
     assert line == f"{tmp_path}: 1 archives, with the published MD5"
-    with pytest.raises(
-        ValueError, match=f"expected the MD5 {VOC_ARCHIVE.md5} of .*download it again"
-    ):
+    with pytest.raises(ValueError, match=f"expected the MD5 {VOC_ARCHIVE.md5} of .*download it again"):
         check_archives(tmp_path, (VOC_ARCHIVE,), watch=watch)

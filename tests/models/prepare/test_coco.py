@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from models.data.classes import read_class_list
-from models.data.coco import COCO_CLASSES, coco_list, read_coco
+from models.data.coco import COCO_CLASSES, _coco_list, read_coco
 from models.data.labels import read_folder
 from models.data.official import evenly_spaced
 from models.prepare import draw_instances
@@ -100,7 +100,7 @@ def grow(path: Path) -> None:
     Image.new("RGB", (50, 60)).save(path)
 
 
-VAL = evenly_spaced(coco_list("val"), PHOTOS)[1].file_name
+VAL = evenly_spaced(_coco_list("val"), PHOTOS)[1].file_name
 JSON = "annotations/instances_val2014.json"
 CAPTIONS = {"info": {}, "images": [], "licenses": [], "annotations": []}
 DAMAGE = {

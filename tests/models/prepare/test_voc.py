@@ -22,11 +22,7 @@ PHOTOS = 3  # of each list: some with VOC's own label map, some with SBD's
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def prepare(folder: Path, *more: object, code: int = 0) -> Done:
@@ -62,15 +58,11 @@ def test_end_to_end(tmp_path: Path) -> None:
     assert contents(out) == before
 
 
-def test_the_commands_take_what_it_wrote(
-    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_commands_take_what_it_wrote(tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_voc(tmp_path / "voc", photos=PHOTOS)
     *command, config, name = prepare(tmp_path).stdout.splitlines()[-1].split()[1:]
     assert (config, name) == ("--config", "my.yaml")
-    (tmp_path / "tiny.yaml").write_text(
-        dump_config(tiny_config.model_copy(update={"synonyms": {}}))
-    )
+    (tmp_path / "tiny.yaml").write_text(dump_config(tiny_config.model_copy(update={"synonyms": {}})))
     monkeypatch.chdir(tmp_path)
     assert semples(*command, "--config", "tiny.yaml", "--device", "cpu").returncode == 0
     assert (tmp_path / "work" / "train-generator" / "generator.safetensors").is_file()

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.inference.postprocess import identity, match_range, one_minus_sum, power_background
-from models.refine import REFINERS, Chain, Refiner, RefinerContext, build_refiner, parse_chain
+from models.inference.postprocess import _identity, _match_range, _one_minus_sum, _power_background
+from models.refine import REFINERS, Refiner, RefinerContext, _Chain, build_refiner, parse_chain
 from models.refine.regions import superpixels
 
 
@@ -18,7 +18,7 @@ def color_affinity(images: Tensor) -> Tensor:
     return (-torch.cdist(colors.transpose(1, 2), colors.transpose(1, 2))).exp().view(-1, 4, 4, 4, 4)
 
 
-CONTEXT = RefinerContext(color_affinity, power_background(0.4), superpixels, match_range)
+CONTEXT = RefinerContext(color_affinity, _power_background(0.4), superpixels, _match_range)
 
 
 @pytest.fixture(params=sorted(REFINERS))
@@ -26,9 +26,7 @@ def refiner(request: pytest.FixtureRequest) -> Refiner:
     return build_refiner(request.param, CONTEXT)
 
 
-def example(
-    batch: int = 2, channels: int = 3, height: int = 9, width: int = 13
-) -> tuple[Tensor, Tensor]:
+def example(batch: int = 2, channels: int = 3, height: int = 9, width: int = 13) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(7)
     image = torch.rand(batch, 3, height, width, generator=generator)
     return image, torch.rand(batch, channels, height, width, generator=generator)
@@ -73,9 +71,7 @@ def test_arguments_are_left_alone(refiner: Refiner) -> None:
 
 def test_memory_layout_does_not_matter(refiner: Refiner) -> None:
     image, scores = example()
-    strided = refiner(
-        image.to(memory_format=torch.channels_last), scores.to(memory_format=torch.channels_last)
-    )
+    strided = refiner(image.to(memory_format=torch.channels_last), scores.to(memory_format=torch.channels_last))
     torch.testing.assert_close(strided, refiner(image, scores))
 
 
@@ -121,7 +117,7 @@ def test_none_returns_the_scores() -> None:
 
 def test_a_chain_runs_first_to_last() -> None:
     image, scores = example()
-    chain = Chain((lambda image, scores: scores + 1, lambda image, scores: scores * 2))
+    chain = _Chain((lambda image, scores: scores + 1, lambda image, scores: scores * 2))
     assert torch.equal(chain(image, scores), (scores + 1) * 2)
 
 
@@ -130,9 +126,7 @@ def test_probabilities_stay_probabilities(name: str) -> None:
     image = torch.rand(1, 3, 32, 48)
     smooth = torch.nn.functional.interpolate(torch.randn(1, 4, 4, 6), size=(32, 48), mode="bicubic")
     shares = (3 * smooth).softmax(dim=1)[:, 1:]
-    refiner = build_refiner(
-        name, RefinerContext(color_affinity, one_minus_sum, superpixels, identity)
-    )
+    refiner = build_refiner(name, RefinerContext(color_affinity, _one_minus_sum, superpixels, _identity))
     refined = refiner(image, shares)
     assert refined.min() >= -1e-6
     assert refined.sum(dim=1).max() <= 1 + 1e-5

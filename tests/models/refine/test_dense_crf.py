@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.inference.postprocess import one_minus_sum, power_background
+from models.inference.postprocess import _one_minus_sum, _power_background
 from models.refine.dense_crf import (
     COCO_KERNELS,
     VOC_KERNELS,
-    DenseCrf,
-    Kernel,
     _build_lattice,
+    _DenseCrf,
+    _Kernel,
     _place_lattice,
     dense_crf,
 )
@@ -19,7 +19,7 @@ from models.refine.dense_crf import (
 REFERENCE = {
     "voc_gaussian4x3_bilateral83x5x3": VOC_KERNELS,
     "coco_gaussian3x3_bilateral50x5x10": COCO_KERNELS,
-    "clip_es_gaussian1x3_bilateral67x3x4": (Kernel(1, None, 3), Kernel(67, 3, 4)),
+    "clip_es_gaussian1x3_bilateral67x3x4": (_Kernel(1, None, 3), _Kernel(67, 3, 4)),
 }
 
 
@@ -67,9 +67,7 @@ def test_a_point_alone_gets_itself_back() -> None:
 
 
 def test_points_too_far_apart_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"expected points within 100000 deviations of 0, got 1e\+06"
-    ):
+    with pytest.raises(ValueError, match=r"expected points within 100000 deviations of 0, got 1e\+06"):
         _build_lattice(torch.tensor([[0.0] * 2, [1e6] * 2]).t())
     with pytest.raises(ValueError, match="expected points that 64 bits can number"):
         _build_lattice(torch.tensor([[0.0] * 5, [9e4] * 5]).t())
@@ -94,16 +92,14 @@ def test_another_image_of_the_size_reuses_the_lattice_of_place() -> None:
     assert _place_lattice.cache_info().hits == 1
     assert torch.equal(again, first)
     # Nothing of one size is left for another.
-    turned = dense_crf(
-        two_halves().transpose(1, 2), probabilities.transpose(1, 2), kernels=VOC_KERNELS
-    )
+    turned = dense_crf(two_halves().transpose(1, 2), probabilities.transpose(1, 2), kernels=VOC_KERNELS)
     assert turned.shape == (3, 16, 12)
     assert _place_lattice.cache_info().misses == 2
 
 
 def test_high_compatibilities_stay_finite() -> None:
     probabilities = torch.rand(3, 12, 16).softmax(dim=0)
-    found = dense_crf(two_halves(), probabilities, kernels=(Kernel(4, None, 1e4),))
+    found = dense_crf(two_halves(), probabilities, kernels=(_Kernel(4, None, 1e4),))
     torch.testing.assert_close(found.sum(dim=0), torch.ones(12, 16))
 
 
@@ -135,14 +131,14 @@ def test_the_probabilities_given_are_left_alone(channels: int) -> None:
 
 def test_the_background_takes_part() -> None:
     image, low = two_halves()[None], torch.full((1, 1, 12, 16), 0.2)
-    refiner = DenseCrf(power_background(0.4))
+    refiner = _DenseCrf(_power_background(0.4))
     assert refiner(image, low).max() < 0.05
     assert refiner(image, 1 - low).min() > 0.95
 
 
 def test_backgrounds_by_hand() -> None:
     scores = torch.tensor([[[0.5, 0.0]], [[0.25, 1.0]]])
-    assert one_minus_sum(scores).tolist() == [[0.25, 0.0]]
-    torch.testing.assert_close(power_background(0.5)(scores), torch.tensor([[0.5, 0.0]]))
-    even = power_background(0.4)(torch.full((1, 1, 1), 0.4))
+    assert _one_minus_sum(scores).tolist() == [[0.25, 0.0]]
+    torch.testing.assert_close(_power_background(0.5)(scores), torch.tensor([[0.5, 0.0]]))
+    even = _power_background(0.4)(torch.full((1, 1, 1), 0.4))
     torch.testing.assert_close(even, torch.tensor([[0.4]]))

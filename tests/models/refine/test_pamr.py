@@ -7,12 +7,10 @@ import pytest
 import torch
 
 from benchmarks.pamr import naive_pamr
-from models.refine.pamr import _neighbor_index, affinities, pamr
+from models.refine.pamr import _affinities, _neighbor_index, pamr
 
 
-def random_pair(
-    channels: int, height: int, width: int, batch: int = 1
-) -> tuple[torch.Tensor, torch.Tensor]:
+def random_pair(channels: int, height: int, width: int, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(channels + height + width)
     image = torch.rand(batch, 3, height, width, generator=generator)
     return image, torch.rand(batch, channels, height, width, generator=generator)
@@ -25,9 +23,7 @@ def index_for(height: int, width: int, dilations: tuple[int, ...]) -> torch.Tens
 @pytest.mark.parametrize(
     ("name", "dilations"), [("refined_default", (1, 2, 4, 8, 12, 24)), ("refined_small", (1, 2, 4))]
 )
-def test_equals_the_public_implementation(
-    shared: Path, name: str, dilations: tuple[int, ...]
-) -> None:
+def test_equals_the_public_implementation(shared: Path, name: str, dilations: tuple[int, ...]) -> None:
     with np.load(shared / "reference" / "pamr.npz") as reference:
         image = torch.from_numpy(reference["image"]).permute(2, 0, 1)[None] / 255
         scores, expected = (torch.from_numpy(reference[key]) for key in ("scores", name))
@@ -48,9 +44,7 @@ def test_equals_the_formula_written_out(size: tuple[int, int], dilations: Sequen
 def test_chunks_leave_no_seam(chunk: int) -> None:
     image, _ = random_pair(3, 37, 29)
     index = index_for(37, 29, (1, 8))
-    torch.testing.assert_close(
-        affinities(image[0], index, chunk=chunk), affinities(image[0], index)
-    )
+    torch.testing.assert_close(_affinities(image[0], index, chunk=chunk), _affinities(image[0], index))
 
 
 def test_two_pixels_by_hand() -> None:
@@ -103,14 +97,12 @@ def test_channels_do_not_mix_and_each_is_linear() -> None:
         alone = pamr(image, scores[:, channel : channel + 1])
         torch.testing.assert_close(refined[:, channel : channel + 1], alone, atol=1e-6, rtol=0)
     combined = pamr(image, 2 * scores[:, :1] - 3 * scores[:, 1:2])
-    torch.testing.assert_close(
-        combined, 2 * refined[:, :1] - 3 * refined[:, 1:2], atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(combined, 2 * refined[:, :1] - 3 * refined[:, 1:2], atol=1e-5, rtol=0)
 
 
 def test_each_pixel_s_affinities_sum_to_one() -> None:
     image, _ = random_pair(1, 12, 15)
-    weights = affinities(image[0], index_for(12, 15, (1, 3)))
+    weights = _affinities(image[0], index_for(12, 15, (1, 3)))
     assert weights.shape == (12 * 15, 16)
     assert weights.min() >= 0
     torch.testing.assert_close(weights.sum(1), torch.ones(12 * 15))

@@ -15,17 +15,17 @@ from torch import Tensor
 from transformers import SamConfig, SamImageProcessor, SamModel
 
 from models.bundle.bundle import Bundle, load_bundle
-from models.inference.postprocess import match_range, power_background
+from models.inference.postprocess import _match_range, _power_background
 from models.inference.predictor import Predictor
 from models.refine import RefinerContext, build_refiner
 from models.refine.regions import (
     Regions,
     _from_masks,
+    _partition,
     _SamProposals,
+    _vote,
     load_sam,
-    partition,
     superpixels,
-    vote,
 )
 from tests.conftest import CPU
 
@@ -33,7 +33,7 @@ SCORES = torch.tensor([[[0.9, 0.5, 0.1, 0.0]], [[0.0, 0.2, 0.4, 0.8]]])
 
 
 def test_a_partition_by_hand() -> None:
-    voted = vote(SCORES, partition(torch.tensor([[7, 7, 2, 2]])))
+    voted = _vote(SCORES, _partition(torch.tensor([[7, 7, 2, 2]])))
     expected = torch.tensor([[[0.7, 0.7, 0.05, 0.05]], [[0.1, 0.1, 0.6, 0.6]]])
     torch.testing.assert_close(voted, expected)
 
@@ -41,19 +41,19 @@ def test_a_partition_by_hand() -> None:
 def test_the_more_confident_region_paints_over_the_less() -> None:
     masks = torch.tensor([[[True, True, True, True]], [[True, False, False, False]]])
     expected = torch.tensor([[[0.9, 0.375, 0.375, 0.375]], [[0.0, 0.35, 0.35, 0.35]]])
-    torch.testing.assert_close(vote(SCORES, _from_masks(masks)), expected)
-    torch.testing.assert_close(vote(SCORES, _from_masks(masks.flip(0))), expected)
+    torch.testing.assert_close(_vote(SCORES, _from_masks(masks)), expected)
+    torch.testing.assert_close(_vote(SCORES, _from_masks(masks.flip(0))), expected)
 
 
 def test_pixels_without_a_region_keep_their_scores() -> None:
     masks = torch.tensor([[[False, True, True, False]], [[False] * 4]])
     expected = torch.tensor([[[0.9, 0.3, 0.3, 0.0]], [[0.0, 0.3, 0.3, 0.8]]])
-    torch.testing.assert_close(vote(SCORES, _from_masks(masks)), expected)
+    torch.testing.assert_close(_vote(SCORES, _from_masks(masks)), expected)
 
 
 def test_without_regions_nothing_changes() -> None:
     nothing = Regions(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
-    assert torch.equal(vote(SCORES, nothing), SCORES)
+    assert torch.equal(_vote(SCORES, nothing), SCORES)
 
 
 def test_numbers_say_whose_pixel_it_is() -> None:
@@ -169,7 +169,7 @@ def test_masks_that_sam_doubts_are_left_out(sam: _SamProposals) -> None:
     image, scores = photo(), torch.rand(2, 40, 60)
     doubting = replace(sam, min_quality=2.0)(image)
     assert len(doubting.pixels) == len(doubting.offsets) == 0
-    assert torch.equal(vote(scores, doubting), scores)
+    assert torch.equal(_vote(scores, doubting), scores)
 
 
 def test_overlapping_masks_are_dropped(sam: _SamProposals) -> None:
@@ -179,9 +179,9 @@ def test_overlapping_masks_are_dropped(sam: _SamProposals) -> None:
 
 def test_region_vote_takes_them(sam: _SamProposals) -> None:
     image, scores = photo()[None], torch.rand(1, 2, 40, 60)
-    context = RefinerContext(lambda images: images, power_background(0.4), sam, match_range)
+    context = RefinerContext(lambda images: images, _power_background(0.4), sam, _match_range)
     refined = build_refiner("region_vote", context)(image, scores)
-    assert torch.equal(refined[0], vote(scores[0], sam(image[0])))
+    assert torch.equal(refined[0], _vote(scores[0], sam(image[0])))
     assert not torch.equal(refined, scores)
 
 
@@ -202,9 +202,7 @@ def test_a_bundle_can_ask_for_sam(tiny_bundle: Path, folder: Path, tmp_path: Pat
     assert not np.array_equal(voted.scores, other.scores)
 
 
-def test_a_bundle_whose_sam_is_missing_gives_no_predictor(
-    tiny_bundle: Path, tmp_path: Path
-) -> None:
+def test_a_bundle_whose_sam_is_missing_gives_no_predictor(tiny_bundle: Path, tmp_path: Path) -> None:
     bundle = load_bundle(tiny_bundle, device=CPU)
     with pytest.raises(ValueError, match="expected a SAM in"):
         Predictor(wanting(bundle, str(tmp_path)))
@@ -257,9 +255,7 @@ def test_without_transformers_the_message_says_so(monkeypatch: pytest.MonkeyPatc
         load_sam("anything", device=CPU)
 
 
-def test_without_a_sam_transformers_is_not_needed(
-    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_sam_transformers_is_not_needed(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     predictor = Predictor(load_bundle(tiny_bundle, device=CPU))
     options = predictor.options(refine="region_vote")

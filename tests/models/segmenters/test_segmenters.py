@@ -60,9 +60,7 @@ def test_probabilities(build: Callable[[], Segmenter], images: Tensor) -> None:
 
 
 @every
-def test_it_learns_a_picture(
-    build: Callable[[], Segmenter], images: Tensor, label_maps: Tensor
-) -> None:
+def test_it_learns_a_picture(build: Callable[[], Segmenter], images: Tensor, label_maps: Tensor) -> None:
     segmenter = build().train()
     optimizer = torch.optim.AdamW(segmenter.parameters(), lr=3e-3)
     losses = []
@@ -102,9 +100,7 @@ def test_light_gets_no_gradient_from_ignored_pixels(images: Tensor, label_maps: 
     assert touched.tolist() == [True] * 9 + [False] * 7
 
 
-def test_mask2former_gets_no_gradient_from_ignored_cells(
-    images: Tensor, label_maps: Tensor
-) -> None:
+def test_mask2former_gets_no_gradient_from_ignored_cells(images: Tensor, label_maps: Tensor) -> None:
     segmenter = mask2former().eval()
     seen: list[Tensor] = []
     decide = segmenter.network.get_loss_dict
@@ -152,9 +148,7 @@ def test_backbone_starts_from_a_trunk(tiny_clip: FrozenClip) -> None:
         build_encoder_decoder("fpn", "test_resnet", classes=K, trunk=trunk)
 
 
-def test_a_pretrained_encoder_keeps_its_statistics(
-    tiny_clip: FrozenClip, images: Tensor, label_maps: Tensor
-) -> None:
+def test_a_pretrained_encoder_keeps_its_statistics(tiny_clip: FrozenClip, images: Tensor, label_maps: Tensor) -> None:
     trunk = tiny_clip.visual.trunk
     segmenter = build_encoder_decoder("unet", "test_efficientnet", classes=K, trunk=trunk).train()
     before = {name: tensor.clone() for name, tensor in segmenter.named_buffers()}
@@ -170,9 +164,7 @@ def test_wrong_parts_are_refused() -> None:
     with pytest.raises(ValueError, match="expected a Mask2Former that transformers builds"):
         build_mask2former({**TINY_MASK2FORMER, "hidden_dim": "wide"}, classes=K)
     maps = torch.zeros(1, 64, 64, dtype=torch.int64)
-    with pytest.raises(
-        ValueError, match="expected an encoder-decoder segmenter for the noise-aware loss"
-    ):
+    with pytest.raises(ValueError, match="expected an encoder-decoder segmenter for the noise-aware loss"):
         mask2former().loss(torch.rand(1, 3, 64, 64), maps, noise_aware=True)
 
 

@@ -53,9 +53,7 @@ def run_together(code: str, *arguments: object, processes: int) -> None:
     assert [process.wait(timeout=100) for process in together] == [0] * processes
 
 
-def distance_of_updates(
-    initial: Mapping[str, Tensor], one: Mapping[str, Tensor], other: Mapping[str, Tensor]
-) -> float:
+def distance_of_updates(initial: Mapping[str, Tensor], one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     """How far two trainings from the same weights came apart, as a share of how far the first one came.
 
     Adam turns rounding noise of gradients near 0 into whole steps, so single weights may part ways.
@@ -69,9 +67,7 @@ def distance_of_updates(
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_would(
-    tiny_config: Config, tiny_data: Path, tmp_path: Path
-) -> None:
+def test_two_processes_learn_what_one_would(tiny_config: Config, tiny_data: Path, tmp_path: Path) -> None:
     images, labels = tiny_data / "images", tmp_path / "labels.csv"
     # Processes get different numbers of present classes, and one photo has all: the mean is over pairs, not photos.
     rows = (tiny_data / "labels.csv").read_text().splitlines()

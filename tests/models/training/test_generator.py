@@ -41,9 +41,7 @@ def masks_of_everything(images: torch.Tensor, present: torch.Tensor) -> torch.Te
 def test_stage_c_adds_refinement_to_stage_a(tiny_clip: FrozenClip) -> None:
     text = tiny_clip.embed_classes(CLASSES.names)
     batch = torch.rand(2, 3, 64, 64), torch.tensor([[1.0, 0, 0, 1], [0, 0, 1, 0]])
-    a = generator.generator_losses(masks_of_everything, tiny_clip, text, background_weight=1.0)(
-        batch
-    )
+    a = generator.generator_losses(masks_of_everything, tiny_clip, text, background_weight=1.0)(batch)
     c = generator.generator_losses(
         masks_of_everything, tiny_clip, text, background_weight=1.0,
         refinement=generator.Refinement(text, 0.5),
@@ -191,25 +189,19 @@ def test_a_killed_stage_goes_on_as_if_nothing_had_been(
     resumed = load_file(prompts.learn_prompts(run, tiny_samples, lambda step: None))
     whole = load_file(tiny_run.existing("learn-prompts", "prompts.safetensors"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    logs = [
-        (work / "learn-prompts" / "log.jsonl").read_text() for work in (run.work, tiny_run.work)
-    ]
+    logs = [(work / "learn-prompts" / "log.jsonl").read_text() for work in (run.work, tiny_run.work)]
     assert logs[0] == logs[1]
     assert not (tmp_path / "learn-prompts" / "checkpoint.pt").exists()
 
 
-def test_the_same_seed_gives_the_same_weights(
-    tiny_run: Run, tmp_path: Path, tiny_samples: list[Sample]
-) -> None:
+def test_the_same_seed_gives_the_same_weights(tiny_run: Run, tmp_path: Path, tiny_samples: list[Sample]) -> None:
     run = start_run(tiny_run.config, CLASSES, tmp_path, device=CPU)
     again = load_file(generator.train_generator(run, tiny_samples, lambda step: None))
     first = load_file(tiny_run.existing("train-generator", "generator.safetensors"))
     assert all(torch.equal(first[name], tensor) for name, tensor in again.items())
 
 
-def test_stages_in_the_wrong_order(
-    tiny_config: Config, tmp_path: Path, tiny_samples: list[Sample]
-) -> None:
+def test_stages_in_the_wrong_order(tiny_config: Config, tmp_path: Path, tiny_samples: list[Sample]) -> None:
     with pytest.raises(ValueError, match="expected a work directory"):
         open_run(tmp_path, device=CPU)
     run = start_run(tiny_config, CLASSES, tmp_path, device=CPU)
@@ -221,16 +213,14 @@ def test_stages_in_the_wrong_order(
 
 @pytest.fixture
 def config(tiny_config: Config) -> Config:
-    pretrain = PretrainConfig(
-        epochs=2, batch_size=4, crop_size=64, learning_rate=0.01, augmentation="light"
-    )
+    pretrain = PretrainConfig(epochs=2, batch_size=4, crop_size=64, learning_rate=0.01, augmentation="light")
     cnn = CnnConfig(backbone="test_resnet", pretrained=False)
     return tiny_config.model_copy(update={"generator": cnn, "pretrain_generator": pretrain})
 
 
 def test_the_loss_is_the_soft_margin_of_each_reading() -> None:
     labels = torch.tensor([[1.0, 0.0]])
-    losses = generator.classification_losses(
+    losses = generator._classification_losses(
         lambda images: {"near": images.new_zeros(1, 2), "far": labels * 100 - 50}, device=CPU
     )((torch.zeros(1, 3, 4, 4), labels))
     assert losses["near"].item() == pytest.approx(0.6931, abs=1e-4)
@@ -244,9 +234,7 @@ def test_evidence_is_the_mean_of_the_signed_maps(config: Config) -> None:
     torch.testing.assert_close(evidence, clip_free.logits(images).mean(dim=(2, 3)))
 
 
-def test_the_stages_start_from_what_it_leaves(
-    config: Config, tiny_samples: list[Sample], tmp_path: Path
-) -> None:
+def test_the_stages_start_from_what_it_leaves(config: Config, tiny_samples: list[Sample], tmp_path: Path) -> None:
     run = start_run(config, CLASSES, tmp_path, device=CPU)
     with pytest.raises(ValueError, match="from 'semples pretrain-generator'"):
         generator.train_generator(run, tiny_samples, lambda step: None)
@@ -264,9 +252,7 @@ def test_the_stages_start_from_what_it_leaves(
     torch.testing.assert_close(dict(started.state_dict()), left, rtol=0, atol=0)
 
 
-def test_another_run_may_start_from_its_weights(
-    config: Config, tiny_samples: list[Sample], tmp_path: Path
-) -> None:
+def test_another_run_may_start_from_its_weights(config: Config, tiny_samples: list[Sample], tmp_path: Path) -> None:
     first = start_run(config, CLASSES, tmp_path / "first", device=CPU)
     path = generator.pretrain_generator(first, tiny_samples, lambda step: None)
     cnn = CnnConfig(backbone="test_resnet", pretrained=False, weights=str(path))
@@ -275,9 +261,7 @@ def test_another_run_may_start_from_its_weights(
     clip, text = supervision(run)
     started = generator.initial_generator(run, clip, text)
     torch.testing.assert_close(dict(started.state_dict()), load_file(path), rtol=0, atol=0)
-    foreign = config.model_copy(
-        update={"generator": cnn.model_copy(update={"backbone": "test_efficientnet"})}
-    )
+    foreign = config.model_copy(update={"generator": cnn.model_copy(update={"backbone": "test_efficientnet"})})
     with pytest.raises(ValueError, match=r"expected backbone\..* got no such tensor"):
         build_generator(foreign, clip, text, device=CPU)
 
@@ -286,17 +270,13 @@ def test_all_stages_begin_with_it_if_so_configured(
     config: Config, tiny_run: Run, tiny_samples: list[Sample], tmp_path: Path
 ) -> None:
     def names(run: Run) -> list[str]:
-        stages_of = build_stages(
-            run, tiny_samples, tmp_path, tmp_path, licence="CC0", trained_on="squares"
-        )
+        stages_of = build_stages(run, tiny_samples, tmp_path, tmp_path, licence="CC0", trained_on="squares")
         return [stage.name for stage in stages_of]
 
     run = start_run(config, CLASSES, tmp_path, device=CPU)
     assert names(run) == ["pretrain-generator", *names(tiny_run)]
 
 
-def test_a_run_without_the_section_does_not_pretrain(
-    tiny_run: Run, tiny_samples: list[Sample]
-) -> None:
+def test_a_run_without_the_section_does_not_pretrain(tiny_run: Run, tiny_samples: list[Sample]) -> None:
     with pytest.raises(ValueError, match="expected a section pretrain_generator"):
         generator.pretrain_generator(tiny_run, tiny_samples, lambda step: None)

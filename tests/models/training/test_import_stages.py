@@ -78,9 +78,7 @@ def test_stages_teach_an_imported_weaktr_its_head_and_fusion(
     assert {name.split(".")[0] for name in moved} <= {"head", "adaptive_attention_fusion"}
 
 
-def test_weights_of_other_sizes_are_refused(
-    weaktr_config: Config, tiny_clip: FrozenClip, tmp_path: Path
-) -> None:
+def test_weights_of_other_sizes_are_refused(weaktr_config: Config, tiny_clip: FrozenClip, tmp_path: Path) -> None:
     text = tiny_clip.embed_classes(CLASSES.names)
     assert isinstance(weaktr_config.generator, WeakTrConfig)
     deeper = weaktr_config.generator.model_copy(update={"depth": 4})
@@ -114,18 +112,14 @@ def test_adopted_prompts_stand_for_stage_b(tiny_config: Config, tmp_path: Path) 
     assert torch.equal(learned["context"], context)
     clip, _ = supervision(run)
     torch.testing.assert_close(learned["embeddings"], clip.embed_prompts(context))
-    with pytest.raises(
-        ValueError, match=r"expected a run without prompts, got .*prompts.safetensors"
-    ):
+    with pytest.raises(ValueError, match=r"expected a run without prompts, got .*prompts.safetensors"):
         adopt_prompts(run, context)
 
 
 def stages_of(run: Run, samples: list[Sample]) -> dict[str, bool]:
     """Each stage of run-all and whether it is done."""
     place = run.work
-    found = build_stages(
-        run, samples, place, place / "bundle", licence="none", trained_on="nothing"
-    )
+    found = build_stages(run, samples, place, place / "bundle", licence="none", trained_on="nothing")
     return {stage.name: stage.done for stage in found}
 
 
@@ -168,9 +162,7 @@ def test_a_checkpoint_of_other_prompts_is_refused(
         refine_generator(run, tiny_samples, kill)
 
 
-def test_a_weaktr_from_nothing_is_refused(
-    weaktr_config: Config, tiny_samples: list[Sample], tmp_path: Path
-) -> None:
+def test_a_weaktr_from_nothing_is_refused(weaktr_config: Config, tiny_samples: list[Sample], tmp_path: Path) -> None:
     generator = weaktr_config.generator.model_copy(update={"weights": None})
     config = weaktr_config.model_copy(update={"generator": generator})
     run = start_run(config, CLASSES, tmp_path / "work", device=CPU)
@@ -179,9 +171,7 @@ def test_a_weaktr_from_nothing_is_refused(
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 16), (4, 5, 16), (4, 4, 512)])
-def test_prompts_of_another_form_are_not_adopted(
-    shape: tuple[int, ...], tiny_config: Config, tmp_path: Path
-) -> None:
+def test_prompts_of_another_form_are_not_adopted(shape: tuple[int, ...], tiny_config: Config, tmp_path: Path) -> None:
     run = start_run(tiny_config, CLASSES, tmp_path, device=CPU)
     with pytest.raises(ValueError, match=r"expected prompts \(4, 4, 16\) .* got \("):
         adopt_prompts(run, torch.rand(shape))

@@ -37,9 +37,7 @@ def minimize(
     return steps
 
 
-def quadratic(
-    epochs: int = 3, rate: float = 0.1, factor: float = 1.0, **options: object
-) -> tuple[float, list[Step]]:
+def quadratic(epochs: int = 3, rate: float = 0.1, factor: float = 1.0, **options: object) -> tuple[float, list[Step]]:
     weight = nn.Parameter(torch.tensor(1.0))
     steps = minimize(
         [weight],
@@ -53,9 +51,7 @@ def quadratic(
 def test_loop_minimizes_and_reports() -> None:
     weight, steps = quadratic()
     assert weight < 1
-    assert [(step.epoch, step.step) for step in steps] == [
-        (epoch, number) for epoch in range(3) for number in range(2)
-    ]
+    assert [(step.epoch, step.step) for step in steps] == [(epoch, number) for epoch in range(3) for number in range(2)]
     assert steps[0].losses == {"square": 1.0, "zero": 0.0, "loss": 1.0}
     # Cosine decay, stepped per epoch: 0.1 (1 + cos(π e / 3)) / 2
     assert [step.learning_rate for step in steps[::2]] == pytest.approx([0.1, 0.075, 0.025])
@@ -73,9 +69,7 @@ def test_no_epoch_changes_nothing() -> None:
 
 
 def test_loop_refuses_what_cannot_learn() -> None:
-    with pytest.raises(
-        FloatingPointError, match=r"expected a finite loss in epoch 0, step 0, got .*nan"
-    ):
+    with pytest.raises(FloatingPointError, match=r"expected a finite loss in epoch 0, step 0, got .*nan"):
         quadratic(factor=float("nan"))
     frozen = nn.Parameter(torch.ones(1), requires_grad=False)
     with pytest.raises(ValueError, match="got 0 parameters, 1 batches"):
@@ -138,9 +132,7 @@ class Network(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.layers = nn.Sequential(
-            nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 1)
-        )
+        self.layers = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 1))
 
     def forward(self, rows: Tensor) -> Tensor:
         answer: Tensor = self.layers(rows)
@@ -174,9 +166,7 @@ def train(
 
 @pytest.mark.parametrize("every", [1, 2, 500])
 @pytest.mark.parametrize("kill_at", [1, 2, 3, 8])
-def test_a_killed_run_goes_on_as_if_nothing_had_been(
-    tmp_path: Path, kill_at: int, every: int
-) -> None:
+def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path: Path, kill_at: int, every: int) -> None:
     (tmp_path / "whole").mkdir()
     whole, steps = train(tmp_path / "whole")
     with pytest.raises(Killed):

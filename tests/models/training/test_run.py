@@ -87,9 +87,7 @@ def test_a_full_disk_is_one_line(tiny_config: Config, tiny_data: Path, tmp_path:
     assert {name for name in left if "tfevents" not in name} == {"log.jsonl"}
 
 
-def test_too_little_room_is_told_before_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_little_room_is_told_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _check_space(tmp_path, Network())
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
     with pytest.raises(ValueError, match=r"MB free in .* for checkpoints, got 0 MB"):

@@ -12,8 +12,8 @@ from models.build import build_segmenter
 from models.config import (
     Config,
     EncoderDecoderConfig,
-    Mask2FormerConfig,
     SegmenterStageConfig,
+    _Mask2FormerConfig,
     parse_config,
 )
 from models.data.mask_folder import read_mask_folder
@@ -46,9 +46,7 @@ def run(tiny_config: Config, tmp_path: Path) -> Run:
     return start_run(tiny_config, CLASSES, tmp_path / "work", device=CPU)
 
 
-def test_it_leaves_weights_a_description_and_a_log(
-    run: Run, tiny_data: Path, tiny_masks: Path
-) -> None:
+def test_it_leaves_weights_a_description_and_a_log(run: Run, tiny_data: Path, tiny_masks: Path) -> None:
     assert trained_segmenter(run) is None
     weights = train(run, tiny_data, tiny_masks)
     found = trained_segmenter(run)
@@ -117,7 +115,7 @@ def test_mask2former_trains(
     tiny_config: Config, tiny_data: Path, tiny_masks: Path, tmp_path: Path, precision: str
 ) -> None:
     architecture = {key: value for key, value in TINY_MASK2FORMER.items() if key != "num_queries"}
-    settings = Mask2FormerConfig(kind="mask2former", weights=None, queries=6, architecture=architecture)  # fmt: skip
+    settings = _Mask2FormerConfig(kind="mask2former", weights=None, queries=6, architecture=architecture)  # fmt: skip
     config = changed(tiny_config, precision=precision, max_gradient_norm=0.01, epochs=1)
     config = config.model_copy(update={"segmenter": settings})
     run = start_run(config, CLASSES, tmp_path / "work", device=CPU)

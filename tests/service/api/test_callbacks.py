@@ -56,9 +56,7 @@ def waiting(place: Place) -> int:
         ("/segment", "", "finished"),
     ],
 )
-def test_from_post_to_webhook(
-    place: Place, receiver: Receiver, path: str, labels: str, status: str
-) -> None:
+def test_from_post_to_webhook(place: Place, receiver: Receiver, path: str, labels: str, status: str) -> None:
     private = {**SECRETS, "webhook_private": True}
     environment = {"SEMPLES_WEBHOOK_SECRET": SECRET, "SEMPLES_WEBHOOK_PRIVATE": "1"}
     with http_api(place, **private) as api, janitor_process(place, **environment):
@@ -156,9 +154,7 @@ def test_without_a_secret(place: Place, api: httpx.Client) -> None:
     assert post(api, callback_url="").status_code == 202  # an empty field is none
 
 
-def test_a_name_server_that_is_slow_holds_nobody_up(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_server_that_is_slow_holds_nobody_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.webhooks.urls.RESOLVE_SECONDS", 0.05)
 
     async def slow(host: str, port: int) -> Sequence[str]:

@@ -12,7 +12,7 @@ from fastapi import UploadFile
 
 from models.data.labels import split_labels
 from models.inference.masks import MaskOptions
-from service.api.forms import PseudoMaskForm, build_request, parse_wait, wants_png
+from service.api.forms import PseudoMaskForm, _parse_wait, _wants_png, build_request
 from tests.helpers.service_doubles import Info
 from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, http_api, png, wait_for
 from tests.models.data import test_images as pictures
@@ -52,7 +52,7 @@ def test_split_labels(fields: list[str], labels: tuple[str, ...]) -> None:
     ],
 )
 def test_parse_wait(query: float | None, prefer: str | None, seconds: float) -> None:
-    assert parse_wait(query, prefer) == seconds
+    assert _parse_wait(query, prefer) == seconds
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_parse_wait(query: float | None, prefer: str | None, seconds: float) -> 
     ],
 )
 def test_wants_png(accept: str, wanted: bool) -> None:
-    assert wants_png(accept) is wanted
+    assert _wants_png(accept) is wanted
 
 
 @pytest.mark.parametrize(
@@ -82,9 +82,7 @@ def test_wants_png(accept: str, wanted: bool) -> None:
         ({"background_power": 2}, {"background_power": 2.0}),
     ],
 )
-def test_the_background_is_the_models_unless_named(
-    fields: dict[str, Any], background: dict[str, Any]
-) -> None:
+def test_the_background_is_the_models_unless_named(fields: dict[str, Any], background: dict[str, Any]) -> None:
     model = ModelInfo.model_validate(Info().to_json())
     image = UploadFile(io.BytesIO(png()))
     form = PseudoMaskForm.model_validate({"image": image, "labels": ["bowl,cat"], **fields})
@@ -133,9 +131,7 @@ def posts(path: str = "/pseudo-mask", **request: Any) -> Send:
 
 def bodies(content: Any, content_type: str = MULTIPART) -> Send:
     headers = {"Content-Type": content_type}
-    return lambda api: api.post(
-        "/pseudo-mask", content=content() if callable(content) else content, headers=headers
-    )
+    return lambda api: api.post("/pseudo-mask", content=content() if callable(content) else content, headers=headers)
 
 
 def gets(path: str) -> Send:

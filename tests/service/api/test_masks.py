@@ -48,9 +48,7 @@ def nothing_left_behind(place: Place, worker: WorkerProcess) -> Iterator[None]:
     wait_for(lambda: place.leftovers() == NOTHING, what="an empty queue")
 
 
-def post(
-    api: httpx.Client, photo: bytes, labels: Any = "cat", *, query: str = "", **options: Any
-) -> httpx.Response:
+def post(api: httpx.Client, photo: bytes, labels: Any = "cat", *, query: str = "", **options: Any) -> httpx.Response:
     headers = options.pop("headers", None)
     return api.post(
         f"/pseudo-mask{query}",
@@ -140,9 +138,7 @@ def test_queue_position(api: httpx.Client, worker: WorkerProcess) -> None:
     assert all("position" not in finished(api, location) for location in locations)
 
 
-def test_equal_posts_are_one_job_that_runs_once(
-    api: httpx.Client, place: Place, photo: bytes
-) -> None:
+def test_equal_posts_are_one_job_that_runs_once(api: httpx.Client, place: Place, photo: bytes) -> None:
     with ThreadPoolExecutor(8) as pool:
         posts = list(pool.map(lambda _: post(api, photo, "slow", query="?wait=30"), range(8)))
     assert {response.status_code for response in posts} == {200}
@@ -164,9 +160,7 @@ def test_equal_posts_are_one_job_that_runs_once(
         {"refine": "pamr"},
     ],
 )
-def test_other_options_are_another_job(
-    api: httpx.Client, photo: bytes, change: dict[str, Any]
-) -> None:
+def test_other_options_are_another_job(api: httpx.Client, photo: bytes, change: dict[str, Any]) -> None:
     first = post(api, photo).json()["id"]
     # Spelling out the model's defaults changes nothing.
     spelled = {"refine": "none", "background_threshold": 0.4, "min_confidence": 0}
@@ -207,9 +201,7 @@ def test_a_failed_job_says_why(place: Place, photo: bytes, label: str, code: str
         assert ended > response.json()["ended_at"]
 
 
-def test_a_job_whose_files_have_expired_runs_again(
-    api: httpx.Client, place: Place, photo: bytes
-) -> None:
+def test_a_job_whose_files_have_expired_runs_again(api: httpx.Client, place: Place, photo: bytes) -> None:
     first = post(api, photo, query="?wait=30").json()
     mask = blob_key("results", api.get(first["links"]["mask"]).content)
     (place.data / "blobs" / mask).unlink()
@@ -221,9 +213,7 @@ def test_a_job_whose_files_have_expired_runs_again(
     assert api.get(again["links"]["mask"]).status_code == 200
 
 
-def test_a_job_whose_worker_is_killed_is_run_again(
-    api: httpx.Client, worker: WorkerProcess, photo: bytes
-) -> None:
+def test_a_job_whose_worker_is_killed_is_run_again(api: httpx.Client, worker: WorkerProcess, photo: bytes) -> None:
     location = post(api, photo, "slow").headers["Location"]
     wait_for(lambda: api.get(location).json()["status"] == "running")
     worker.kill()
@@ -236,9 +226,7 @@ def test_a_model_can_be_named(api: httpx.Client, photo: bytes) -> None:
     assert post(api, photo, model="double").status_code == 202
 
 
-def test_jobs_are_taken_while_the_worker_restarts(
-    api: httpx.Client, worker: WorkerProcess, photo: bytes
-) -> None:
+def test_jobs_are_taken_while_the_worker_restarts(api: httpx.Client, worker: WorkerProcess, photo: bytes) -> None:
     worker.stop()
     response = post(api, photo)
     assert response.status_code == 202
@@ -338,9 +326,7 @@ def test_a_failed_segmentation_says_why(api: httpx.Client) -> None:
     assert "secret" not in response.text
 
 
-def test_a_model_without_a_segmenter_is_refused(
-    api: httpx.Client, place: Place, plain_worker: WorkerProcess
-) -> None:
+def test_a_model_without_a_segmenter_is_refused(api: httpx.Client, place: Place, plain_worker: WorkerProcess) -> None:
     del plain_worker
     image, before = found_photo(), place.blobs.keys("uploads")
     response = segment(api, image, model="plain")
@@ -377,9 +363,7 @@ def test_a_job_that_reaches_a_model_without_a_segmenter_fails(
     }
 
 
-def test_the_default_of_segment_is_a_model_with_a_segmenter(
-    place: Place, plain_worker: WorkerProcess
-) -> None:
+def test_the_default_of_segment_is_a_model_with_a_segmenter(place: Place, plain_worker: WorkerProcess) -> None:
     del plain_worker
     with http_api(place, model="plain") as api:
         listed = api.get("/models").json()

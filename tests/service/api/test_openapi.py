@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from service.api.openapi import schema_text
+from service.api.openapi import _schema_text
 from tests.helpers.paths import ROOT
 from tests.helpers.service_fixtures import Place, WorkerProcess, http_api, png, wait_for
 
@@ -34,7 +34,7 @@ def can_be_wrong(label: str) -> bool:
 
 def test_the_committed_schema_is_the_apps() -> None:
     committed = COMMITTED.read_text(encoding="utf-8")
-    assert committed == schema_text(), "run: python -m service.api.openapi"
+    assert committed == _schema_text(), "run: python -m service.api.openapi"
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +91,8 @@ def test_the_app_does_as_its_schema_says(
 
 
 @EXAMPLES
-@pytest.mark.parametrize(
-    "label", [each for each in OPERATIONS if each.startswith("GET /jobs/{job_id}")]
-)
-def test_of_a_finished_job_as_well(
-    label: str, examples: int, impatient: httpx.Client, finished: str
-) -> None:
+@pytest.mark.parametrize("label", [each for each in OPERATIONS if each.startswith("GET /jobs/{job_id}")])
+def test_of_a_finished_job_as_well(label: str, examples: int, impatient: httpx.Client, finished: str) -> None:
     def check(case: Any) -> None:
         case.path_parameters["job_id"] = finished
         case.call_and_validate(

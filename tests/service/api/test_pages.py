@@ -56,9 +56,7 @@ def test_nothing_else_is_served(api: httpx.Client, name: str) -> None:
 def test_every_answer_has_the_headers(api: httpx.Client, path: str) -> None:
     answer = api.get(path)
     assert {name: answer.headers[name] for name in HEADERS} == dict(HEADERS)
-    assert answer.headers.get_list("content-security-policy") == [
-        HEADERS["Content-Security-Policy"]
-    ]
+    assert answer.headers.get_list("content-security-policy") == [HEADERS["Content-Security-Policy"]]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -120,9 +118,7 @@ def test_examples_are_small_and_have_a_text_and_a_label() -> None:
 def luminance(color: str) -> float:
     digits = color if len(color) == 6 else "".join(2 * digit for digit in color)
     parts = [int(digits[at : at + 2], 16) / 255 for at in (0, 2, 4)]
-    linear = [
-        each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in parts
-    ]
+    linear = [each / 12.92 if each <= 0.04045 else ((each + 0.055) / 1.055) ** 2.4 for each in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 

@@ -30,9 +30,7 @@ from worker.storage import BlobStore, Patience
 
 
 def post(api: httpx.Client, *, color: int = 0, query: str = "") -> httpx.Response:
-    return api.post(
-        f"/pseudo-mask{query}", files={"image": png(color=(color, 0, 0))}, data={"labels": "cat"}
-    )
+    return api.post(f"/pseudo-mask{query}", files={"image": png(color=(color, 0, 0))}, data={"labels": "cat"})
 
 
 def assert_outage(response: httpx.Response, name: str) -> None:

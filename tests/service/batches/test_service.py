@@ -37,9 +37,7 @@ LabelMap = NDArray[np.uint8]
 
 def test_all_photos_get_masks(api: httpx.Client) -> None:
     files = {
-        "labels.csv": rows(
-            {"a.png": "cat", "street/b.jpg": "bowl;kitty", "c.webp": "dining_table"}
-        ),
+        "labels.csv": rows({"a.png": "cat", "street/b.jpg": "bowl;kitty", "c.webp": "dining_table"}),
         "a.png": photo(),
         "street/b.jpg": photo(width=40),
         "c.webp": photo(),
@@ -114,9 +112,7 @@ def test_photos_that_fail_say_why_and_the_others_go_on(api: httpx.Client) -> Non
     assert api.get(f"/jobs/{failed['bad.png']['job']}").json()["status"] == "failed"
 
 
-def test_the_same_zip_is_the_same_batch_and_reruns_transient_failures(
-    api: httpx.Client, place: Place
-) -> None:
+def test_the_same_zip_is_the_same_batch_and_reruns_transient_failures(api: httpx.Client, place: Place) -> None:
     files = {
         "labels.csv": rows({"a.png": "cat", "b.png": "raises", "c.png": "cat"}),
         **{"a.png": photo(), "b.png": photo(), "c.png": b"no picture"},
@@ -148,9 +144,7 @@ def test_a_photo_that_is_posted_alone_too_survives_a_canceled_batch(api: httpx.C
     assert api.get(job).json()["status"] == "finished"
 
 
-def test_canceled_in_the_middle_it_goes_on_when_it_is_posted_again(
-    api: httpx.Client, place: Place
-) -> None:
+def test_canceled_in_the_middle_it_goes_on_when_it_is_posted_again(api: httpx.Client, place: Place) -> None:
     quick = {f"{n}.png": photo() for n in range(4)}
     slow = {f"{n}.png": photo(width=40 + n) for n in range(4, 7)}  # one after the other
     labels = {**dict.fromkeys(quick, "cat"), **dict.fromkeys(slow, "slow")}
@@ -192,9 +186,7 @@ def test_events_are_replayed_and_end(api: httpx.Client) -> None:
     assert counts[0]["waiting"] == 10
     assert counts[-2]["finished"] == 10
     assert counts[-1] == {"status": "finished"}
-    assert [value for key, value in events if key == "event"] == ["counts"] * (len(counts) - 1) + [
-        "end"
-    ]
+    assert [value for key, value in events if key == "event"] == ["counts"] * (len(counts) - 1) + ["end"]
     assert events[-3:] == [("id", "end"), ("event", "end"), ("data", '{"status": "finished"}')]
     assert api.get(f"{path}/events", headers={"Last-Event-ID": "end"}).status_code == 204
 
@@ -332,9 +324,7 @@ def by_stem(masks: dict[str, LabelMap]) -> dict[str, LabelMap]:
     return {Path(name).stem: mask for name, mask in masks.items()}
 
 
-def test_voc_archive(
-    api: httpx.Client, batch: str, masks: dict[str, LabelMap], tmp_path: Path
-) -> None:
+def test_voc_archive(api: httpx.Client, batch: str, masks: dict[str, LabelMap], tmp_path: Path) -> None:
     unpack(api, batch, "voc", tmp_path / "VOCdevkit" / "VOC2012")
     dataset = VOCSegmentation(str(tmp_path), image_set="train")
     assert sorted(Path(each).stem for each in dataset.images) == sorted(by_stem(masks))
@@ -345,9 +335,7 @@ def test_voc_archive(
         assert 0x0112 not in image.getexif()
 
 
-def test_coco_archive(
-    api: httpx.Client, batch: str, masks: dict[str, LabelMap], tmp_path: Path
-) -> None:
+def test_coco_archive(api: httpx.Client, batch: str, masks: dict[str, LabelMap], tmp_path: Path) -> None:
     unpack(api, batch, "coco", tmp_path)
     for name in (RLE_FILE, POLYGON_FILE):
         coco = COCO(tmp_path / name)
@@ -364,9 +352,7 @@ def test_coco_archive(
             assert np.array_equal(rebuilt, masks[image["file_name"]])
 
 
-def test_cvat_archive(
-    api: httpx.Client, batch: str, masks: dict[str, LabelMap], tmp_path: Path
-) -> None:
+def test_cvat_archive(api: httpx.Client, batch: str, masks: dict[str, LabelMap], tmp_path: Path) -> None:
     datumaro = reader("datumaro")
     unpack(api, batch, "cvat", tmp_path)
     with zipfile.ZipFile(tmp_path / "annotations.zip") as archive:

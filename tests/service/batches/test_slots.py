@@ -16,7 +16,7 @@ import pytest
 from starlette.responses import StreamingResponse
 
 from service.batches.service import BatchService
-from service.batches.slots import ABANDONED_SECONDS, TEMP_PREFIX, UploadSlots, delete_abandoned
+from service.batches.slots import ABANDONED_SECONDS, TEMP_PREFIX, UploadSlots, _delete_abandoned
 from tests.helpers.batches import accepted, finish, many, packed, post
 from tests.helpers.service_fixtures import Place, http_api, wait_for
 from worker.batches.scheduler import BatchScheduler
@@ -66,9 +66,7 @@ def test_one_zip_is_received_at_a_time(api: httpx.Client) -> None:
     wait_for(lambda: post(api, archive).status_code == 202, what="a slot")
 
 
-def test_one_archive_is_sent_at_a_time(
-    api: httpx.Client, ended: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_archive_is_sent_at_a_time(api: httpx.Client, ended: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def zeros(size: int) -> Any:
         file = tempfile.TemporaryFile()  # noqa: SIM115
         file.truncate(size)
@@ -113,14 +111,12 @@ def test_a_client_that_reads_nothing_loses_its_slot(caplog: pytest.LogCaptureFix
 
 
 def test_what_a_dead_process_left_is_deleted(tmp_path: Path) -> None:
-    left, new, other = (
-        tmp_path / name for name in (f"{TEMP_PREFIX}left", f"{TEMP_PREFIX}new", "mine")
-    )
+    left, new, other = (tmp_path / name for name in (f"{TEMP_PREFIX}left", f"{TEMP_PREFIX}new", "mine"))
     then = time.time() - ABANDONED_SECONDS - 60
     for folder in (left, new, other):
         folder.mkdir()
         (folder / "a.jpg").write_bytes(b"photo")
     for folder in (left, other):
         os.utime(folder, (then, then))
-    delete_abandoned(tmp_path)
+    _delete_abandoned(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted([new, other])

@@ -65,9 +65,7 @@ def lying() -> bytes:
     return bytes(data)
 
 
-Case = tuple[
-    bytes, int, str, str
-]  # a zip, the status of its answer, the problem, words of the detail
+Case = tuple[bytes, int, str, str]  # a zip, the status of its answer, the problem, words of the detail
 
 
 def unsupported(data: bytes, detail: str) -> Case:
@@ -122,28 +120,18 @@ CASES = {
         packed({**GOOD, **{f"{n}.png": png() for n in range(5)}}),
         "expected at most 5 photos, got 6",
     ),
-    "many entries": too_large(
-        packed({**GOOD, **{f"{n}": b"" for n in range(200)}}), "expected at most 120 entries"
-    ),
+    "many entries": too_large(packed({**GOOD, **{f"{n}": b"" for n in range(200)}}), "expected at most 120 entries"),
     "one stem twice": bad_archive(
         packed({**GOOD, "folder/a.jpg": png()}),
         "'folder/a.jpg': expected names that differ without folder and ending, see 'a.png'",
     ),
-    "one name twice": bad_archive(
-        with_entry("b.png").replace(b"b.png", b"a.png"), "'a.png': expected names"
-    ),
+    "one name twice": bad_archive(with_entry("b.png").replace(b"b.png", b"a.png"), "'a.png': expected names"),
     "an odd name": bad_archive(packed({**GOOD, "#a.png": png()}), "'#a.png': expected"),
     "no photo": bad_archive(packed({"labels.csv": rows({})}), "expected photos"),
-    "no labels": bad_labels(
-        {"a.png": png()}, "at the zip's root, or PASCAL VOC's .xml files: one of these, got none"
-    ),
-    "labels below": bad_labels(
-        {"a.png": png(), "b/labels.csv": rows({"a.png": "cat"})}, "got none"
-    ),
+    "no labels": bad_labels({"a.png": png()}, "at the zip's root, or PASCAL VOC's .xml files: one of these, got none"),
+    "labels below": bad_labels({"a.png": png(), "b/labels.csv": rows({"a.png": "cat"})}, "got none"),
     "two kinds": bad_labels({**GOOD, "a.json": "{}"}, "one of these, got 'labels.csv', 'a.json'"),
-    "no header": bad_labels(
-        {**GOOD, "labels.csv": "a.png,cat\n"}, "labels.csv:1: expected the header 'image,labels'"
-    ),
+    "no header": bad_labels({**GOOD, "labels.csv": "a.png,cat\n"}, "labels.csv:1: expected the header 'image,labels'"),
     "not UTF-8": bad_labels({**GOOD, "labels.csv": b"image,labels\n\xff"}, "UTF-8"),
     "no JSON": bad_labels({"a.png": png(), "a.json": "{"}, "expected JSON in a.json"),
     "deep JSON": bad_labels({"a.png": png(), "a.json": "[" * 99_999}, "recursion"),
@@ -178,9 +166,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def api(place: Place) -> Iterator[httpx.Client]:
     """Without a worker: nothing here comes to a queue."""
-    with http_api(
-        place, max_batch_bytes=MOST, max_batch_photos=5, max_body_bytes=100_000
-    ) as client:
+    with http_api(place, max_batch_bytes=MOST, max_batch_photos=5, max_body_bytes=100_000) as client:
         yield client
 
 
@@ -261,9 +247,7 @@ def test_photos_are_not_read_when_the_zip_is_posted(api: httpx.Client) -> None:
     assert api.delete(path).status_code == 204
 
 
-def test_open_batches_and_memory_are_bounded(
-    api: httpx.Client, place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_open_batches_and_memory_are_bounded(api: httpx.Client, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     photos = {"labels.csv": rows({"a.png": "cat"}), "a.png": png()}
     monkeypatch.setattr("service.batches.service.MAX_OPEN_BATCHES", 1)
     first = post(api, packed(photos))
@@ -298,9 +282,7 @@ def test_no_more_is_unpacked_than_an_entry_says(tmp_path: Path) -> None:
     assert peak < 4_000_000
 
 
-def test_no_room_to_receive_a_zip(
-    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_no_room_to_receive_a_zip(place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", None)  # and back to what it was
     set_temp_directory(str(tmp_path / "new" / "spool"))
     assert Path(tempfile.gettempdir()) == tmp_path / "new" / "spool"
@@ -368,16 +350,12 @@ def test_all_kinds(files: dict[str, str], top: str) -> None:
 
 
 def test_numbers_beyond_the_classes() -> None:
-    with pytest.raises(
-        ProblemError, match=r"image_labels\.txt:1: expected 'photo number number', numbers below 3"
-    ):
+    with pytest.raises(ProblemError, match=r"image_labels\.txt:1: expected 'photo number number', numbers below 3"):
         labels({"a.jpg": b"", "image_labels.txt": "a 3\n"})
 
 
 def test_damaged_labels() -> None:
-    data = bytearray(
-        packed({"a.jpg": b"", "labels.csv": rows({"a.jpg": "cat"})}, method=zipfile.ZIP_STORED)
-    )
+    data = bytearray(packed({"a.jpg": b"", "labels.csv": rows({"a.jpg": "cat"})}, method=zipfile.ZIP_STORED))
     at = data.find(b"image,labels")
     data[at] ^= 1
     with (
@@ -412,9 +390,7 @@ def test_long_names() -> None:
 
 def test_damage_anywhere_is_a_problem_and_nothing_else(tmp_path: Path) -> None:
     """What the API accepts, the janitor must survive."""
-    good = packed(
-        {"a.jpg": b"0123456789" * 9, "b/ä.jpg": b"x", "labels.csv": rows({"a.jpg": "cat"})}
-    )
+    good = packed({"a.jpg": b"0123456789" * 9, "b/ä.jpg": b"x", "labels.csv": rows({"a.jpg": "cat"})})
     blobs = BlobStore.open(str(tmp_path))
     random = Random(0)
     accepted = 0

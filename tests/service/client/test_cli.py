@@ -17,12 +17,12 @@ from typer.testing import CliRunner
 
 from models.data.mask_folder import read_results
 from service.client.cli import _read_key, main
-from service.middleware.auth import make_key
+from service.middleware.auth import _make_key
 from tests.helpers.client_fixtures import make_photos
 from tests.helpers.paths import ROOT
 from tests.helpers.service_fixtures import Place, WorkerProcess, http_api, png, wait_for
 
-KEY, KNOWN = make_key("alice")
+KEY, KNOWN = _make_key("alice")
 
 
 @pytest.fixture(autouse=True)
@@ -65,9 +65,7 @@ def results(output: Path) -> int:
 
 
 def test_a_folder(url: str, tmp_path: Path) -> None:
-    labels = make_photos(
-        tmp_path, {"a.png": "cat", "b.png": "bowl", "bad.png": "cat", "c.png": ""}, shade=121
-    )
+    labels = make_photos(tmp_path, {"a.png": "cat", "b.png": "bowl", "bad.png": "cat", "c.png": ""}, shade=121)
     (tmp_path / "images" / "bad.png").write_bytes(b"no image")
     command = (tmp_path / "images", "--labels", labels, "--to", url, "--output", tmp_path / "out")
     code, output, errors = outcome(submit(*command, "--concurrency", 2))
@@ -126,9 +124,7 @@ def test_one_photo(url: str, tmp_path: Path) -> None:
     (tmp_path / "key").write_text(f"{KEY}\n")
     command = (photo, "--to", url, "--key-file", tmp_path / "key", "--min-confidence", 0.1)
     out = tmp_path / "out"
-    code, output, _ = outcome(
-        submit(*command, "--labels", "cat, bowl", "--labels", "kitty", "--output", out, key=None)
-    )
+    code, output, _ = outcome(submit(*command, "--labels", "cat, bowl", "--labels", "kitty", "--output", out, key=None))
     assert code == 0
     assert output.splitlines()[0].startswith("cat: 33.3% of the image, confidence 0.")
     stem = out / "cat"
@@ -139,9 +135,7 @@ def test_one_photo(url: str, tmp_path: Path) -> None:
     assert record["options"]["min_confidence"] == 0.1
     with httpx.Client(base_url=url, headers={"X-API-Key": KEY}) as api:
         form = {"labels": ["cat", "bowl"], "min_confidence": "0.1"}
-        same = api.post(
-            "/pseudo-mask?wait=30", files={"image": photo.read_bytes()}, data=form
-        ).json()
+        same = api.post("/pseudo-mask?wait=30", files={"image": photo.read_bytes()}, data=form).json()
         assert (out / "cat.png").read_bytes() == api.get(same["links"]["mask"]).content
         assert (out / "cat_overlay.png").read_bytes() == api.get(same["links"]["overlay"]).content
     refused = submit(*command, "--labels", "cat", "--output", tmp_path, key=None)
@@ -150,7 +144,7 @@ def test_one_photo(url: str, tmp_path: Path) -> None:
 
 APP = typer.Typer()
 APP.command()(main)
-WRONG, NOBODY = make_key("bob")[0], "http://127.0.0.1:1"
+WRONG, NOBODY = _make_key("bob")[0], "http://127.0.0.1:1"
 
 
 @pytest.mark.parametrize(

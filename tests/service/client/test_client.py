@@ -33,7 +33,7 @@ from service.client import (
     UnknownLabel,
 )
 from service.local.supervisor import Child
-from service.middleware.auth import make_key
+from service.middleware.auth import _make_key
 from tests.helpers.batches import many, packed
 from tests.helpers.client_fixtures import COLORS, make_photos
 from tests.helpers.paths import ROOT
@@ -50,12 +50,8 @@ def test_labels_that_the_model_was_not_trained_on(client: Client, photo: bytes) 
     assert found == [("cat", False), ("zebra", True)]
 
 
-def test_a_mask_is_the_services(
-    client: Client, api: httpx.Client, photo: bytes, tmp_path: Path
-) -> None:
-    result = client.pseudo_mask(
-        photo, ["Kitty", "bowl"], background_threshold=0.6, min_confidence=0.6
-    )
+def test_a_mask_is_the_services(client: Client, api: httpx.Client, photo: bytes, tmp_path: Path) -> None:
+    result = client.pseudo_mask(photo, ["Kitty", "bowl"], background_threshold=0.6, min_confidence=0.6)
     file = api.get(f"/jobs/{result.job_id}/mask.png").content
     assert result.png == file
     np.testing.assert_array_equal(result.label_map, np.asarray(Image.open(io.BytesIO(file))))
@@ -88,9 +84,7 @@ def test_what_is_fetched_later(client: Client, api: httpx.Client, photo: bytes) 
     assert result.scores.scores.dtype == result.cams.dtype == np.float16
     assert (result.scores.names, result.scores.size) == (("cat",), (20, 30))
     overlay = api.get(f"/jobs/{result.job_id}/overlay.png").content
-    np.testing.assert_array_equal(
-        np.asarray(result.overlay), np.asarray(Image.open(io.BytesIO(overlay)))
-    )
+    np.testing.assert_array_equal(np.asarray(result.overlay), np.asarray(Image.open(io.BytesIO(overlay))))
     client.cancel(result.job_id)  # which forgets what is done
     assert result.scores.size == (20, 30)  # fetched once, kept
     with pytest.raises(NotFound):
@@ -208,7 +202,7 @@ def test_problems(client: Client, photo: bytes) -> None:
 
 
 def test_keys(place: Place, photo: bytes) -> None:
-    key, known = make_key("alice")
+    key, known = _make_key("alice")
     with http_api(place, keys=known.line) as api:
         url = str(api.base_url)
         with Client(url, key=key) as client:
@@ -259,9 +253,7 @@ def test_a_client_that_is_not_closed_does_not_block_the_exit() -> None:
         "try: client.models()\n"
         "except Unavailable: print('unavailable')"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "unavailable\n", "")
 
 
@@ -271,9 +263,7 @@ def test_the_client_needs_little() -> None:
         "import sys; before = set(sys.modules); import service.client; "
         "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = {name for name in done.stdout.split() if not name.startswith("_")}
     allowed = "httpx httpx_sse httpcore h11 anyio certifi idna numpy PIL models service"
     allowed += " defusedxml"  # of the label files that semples reads
@@ -346,9 +336,7 @@ def test_what_a_listener_raises_ends_it(client: Client, photo: bytes) -> None:
     assert again.job.status == "finished"
 
 
-def test_jobs_without_a_worker(
-    client: Client, place: Place, worker: WorkerProcess, photo: bytes
-) -> None:
+def test_jobs_without_a_worker(client: Client, place: Place, worker: WorkerProcess, photo: bytes) -> None:
     """A queued job can be canceled; a full queue is waited for until there is room."""
     worker.stop()
     pauses: list[float] = []

@@ -19,7 +19,7 @@ from models.data.classes import read_class_list
 from models.data.labels import read_folder
 from models.data.mask_files import label_map_png
 from models.data.mask_folder import open_mask_folder, read_mask_folder, read_results
-from models.evaluation.metrics import evaluate_label_maps, matching_files
+from models.evaluation.metrics import _evaluate_label_maps, _matching_files
 from models.inference.folder import MaskJob, make_here, make_pseudo_masks
 from models.inference.predictor import Predictor
 from service.client import AsyncClient, Client, InvalidRequest, Unavailable
@@ -52,9 +52,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
-def test_a_folder_as_the_command_line_lays_it_out(
-    client: Client, api: httpx.Client, tmp_path: Path
-) -> None:
+def test_a_folder_as_the_command_line_lays_it_out(client: Client, api: httpx.Client, tmp_path: Path) -> None:
     labels = make_photos(tmp_path, LABELS, shade=101)
     heard: list[tuple[int, int, int]] = []
     output = tmp_path / "out"
@@ -71,9 +69,7 @@ def test_a_folder_as_the_command_line_lays_it_out(
         *(f"scores/{stem}.npz" for stem in "abde"),
         *("classes.txt", "results.jsonl", "settings.json", "summary.json"),
     }
-    same = client.pseudo_mask(
-        tmp_path / "images" / "sub" / "b.png", ["cat", "bowl"], min_confidence=0.3
-    )
+    same = client.pseudo_mask(tmp_path / "images" / "sub" / "b.png", ["cat", "bowl"], min_confidence=0.3)
     assert (output / "masks" / "b.png").read_bytes() == same.png
     scores = api.get(f"/jobs/{same.job_id}/scores.npz").content
     assert (output / "scores" / "b.npz").read_bytes() == scores
@@ -99,8 +95,8 @@ def test_other_commands_take_it(client: Client, tmp_path: Path) -> None:
     images, output = tmp_path / "images", tmp_path / "out"
     client.batch(images, labels, output)
     classes = read_class_list(output / "classes.txt")
-    pairs = matching_files(output / "masks", output / "masks", ".png")
-    report = evaluate_label_maps(pairs, classes, min_pixels=0, on_image=lambda: None)
+    pairs = _matching_files(output / "masks", output / "masks", ".png")
+    report = _evaluate_label_maps(pairs, classes, min_pixels=0, on_image=lambda: None)
     assert report.mean_iou == 1
     assert len(list(open_mask_folder(output, images).masked_images())) == 4
     [first, *_] = read_mask_folder(images, output, classes)
@@ -138,9 +134,7 @@ def test_what_is_done_is_not_sent_again(client: Client, place: Place, tmp_path: 
         ({"save_scores": True}, "scores: False before, True now"),
     ],
 )
-def test_other_settings_are_refused(
-    client: Client, tmp_path: Path, change: dict[str, Any], difference: str
-) -> None:
+def test_other_settings_are_refused(client: Client, tmp_path: Path, change: dict[str, Any], difference: str) -> None:
     labels = make_photos(tmp_path, {"a.png": "cat"}, shade=104)
     where = (tmp_path / "images", labels, tmp_path / "out")
     client.batch(*where)
@@ -184,9 +178,7 @@ def test_it_waits_for_room(place: Place, tmp_path: Path) -> None:
 
         async def run() -> None:
             async with AsyncClient(str(api.base_url), retries=0, sleep=doze) as client:
-                outcomes.append(
-                    await client.batch(tmp_path / "images", labels, tmp_path / "out", concurrency=8)
-                )
+                outcomes.append(await client.batch(tmp_path / "images", labels, tmp_path / "out", concurrency=8))
 
         pauses: list[float] = []
 
@@ -324,9 +316,7 @@ def test_photos_are_not_overwritten(tmp_path: Path) -> None:
         anyio.run(run)
 
 
-def test_a_folder_through_a_service_is_the_command_lines(
-    tiny_bundle: Path, tiny_data: Path, tmp_path: Path
-) -> None:
+def test_a_folder_through_a_service_is_the_command_lines(tiny_bundle: Path, tiny_data: Path, tmp_path: Path) -> None:
     predictor = Predictor(load_bundle(tiny_bundle, device=torch.device("cpu")))
     samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", predictor.info.classes)
     here, there = tmp_path / "here", tmp_path / "there"

@@ -130,9 +130,7 @@ def test_what_stays_is_not_tried_again(answer: httpx.Response, kind: type[Semple
         assert "got 308 Permanent Redirect, which leads to https://host/models" in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "content", [b"<html>", b"[]", b"{}", b'{"models": 3, "default": null}', b"\xff"]
-)
+@pytest.mark.parametrize("content", [b"<html>", b"[]", b"{}", b'{"models": 3, "default": null}', b"\xff"])
 def test_another_page_is_not_the_service(content: bytes) -> None:
     script = Script(httpx.Response(200, content=content, headers={"Content-Type": "text/html"}))
     told = r"expected an answer of the service to /models, got text/html"
@@ -295,9 +293,7 @@ class Batches:
     def _items(self, params: httpx.QueryParams) -> httpx.Response:
         after = int(params.get("after", -1))
         wanted = params.get("status")
-        rest = [
-            each for each in ITEMS if each["number"] > after and wanted in (None, each["status"])
-        ]
+        rest = [each for each in ITEMS if each["number"] > after and wanted in (None, each["status"])]
         more = rest[1]["number"] if len(rest) > 2 else None
         return httpx.Response(200, json={"items": rest[:2], "next": more})
 

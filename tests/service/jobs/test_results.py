@@ -80,9 +80,7 @@ def test_confidence_is_the_winners_share(api: httpx.Client, job: dict[str, Any])
     assert steps[0, -1] == 255  # nothing but background
 
 
-def test_overrides_give_what_a_job_with_these_options_gives(
-    api: httpx.Client, job: dict[str, Any]
-) -> None:
+def test_overrides_give_what_a_job_with_these_options_gives(api: httpx.Client, job: dict[str, Any]) -> None:
     image = png(color=next(COLORS))
     first = finished(api, image=image)
     other = finished(api, image=image, **ANEW)
@@ -91,9 +89,7 @@ def test_overrides_give_what_a_job_with_these_options_gives(
         anew = api.get(first["links"][name], params=ANEW).content
         assert anew == api.get(other["links"][name]).content
         assert anew != api.get(first["links"][name]).content
-    assert set(np.unique(label_map(api.get(first["links"]["mask"], params=ANEW).content))) == {
-        *(0, 1, 2, 255)
-    }
+    assert set(np.unique(label_map(api.get(first["links"]["mask"], params=ANEW).content))) == {*(0, 1, 2, 255)}
     for name in ("coco", "polygons", "label_studio", "cvat"):
         named = {"image": "photo.jpg"}
         anew = api.get(first["links"][name], params=ANEW | named).content
@@ -114,9 +110,7 @@ def test_one_override_keeps_the_other_options(api: httpx.Client) -> None:
 def test_a_segmenters_background_is_its_own(worker: WorkerProcess, api: httpx.Client) -> None:
     image = png(color=(3, 0, 1))
     job = api.post("/segment?wait=30", files={"image": image}).json()
-    other = api.post(
-        "/segment?wait=30", files={"image": image}, data={"min_confidence": 0.9}
-    ).json()
+    other = api.post("/segment?wait=30", files={"image": image}, data={"min_confidence": 0.9}).json()
     anew = api.get(job["links"]["mask"], params={"min_confidence": 0.9})
     assert anew.content == api.get(other["links"]["mask"]).content
     refused = api.get(job["links"]["mask"], params={"background_threshold": 0.5})
@@ -206,9 +200,7 @@ def test_pycocotools_reads_the_same_pixels(api: httpx.Client, job: dict[str, Any
         assert np.array_equal(rebuilt, mask)
 
 
-def test_datumaro_reads_the_same_pixels(
-    api: httpx.Client, job: dict[str, Any], tmp_path: Path
-) -> None:
+def test_datumaro_reads_the_same_pixels(api: httpx.Client, job: dict[str, Any], tmp_path: Path) -> None:
     datumaro = reader("datumaro")
     mask = label_map(api.get(job["links"]["mask"], params=ANEW).content)
     content = api.get(job["links"]["cvat"], params={**ANEW, "image": "große Katze & <co>.jpg"})
@@ -230,9 +222,7 @@ def test_datumaro_reads_the_same_pixels(
     assert [each.get("label") for each in root.iter("mask")] == ["cat", "bowl", "ignored"]
 
 
-def test_the_converter_of_label_studio_reads_the_same_pixels(
-    api: httpx.Client, job: dict[str, Any]
-) -> None:
+def test_the_converter_of_label_studio_reads_the_same_pixels(api: httpx.Client, job: dict[str, Any]) -> None:
     brush = reader("label_studio_converter.brush")
     mask = label_map(api.get(job["links"]["mask"], params=ANEW).content)
     answer = api.get(job["links"]["label_studio"], params={**ANEW, "image": "s3://b/a.jpg"})

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.jobs.service import enforce_queue_limit, seconds_to_wait
+from service.jobs.service import _enforce_queue_limit, _seconds_to_wait
 from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, http_api, png, wait_for
 from worker.queue.jobs import Limits
 from worker.queue.rq import fetch_job
@@ -31,7 +31,7 @@ def segment(api: httpx.Client, number: int) -> httpx.Response:
     [(1000, 600, 100), (1, 600, 1), (0, 5, 1), (100, 1, 600), (7, 3, 140), (1000, 0, 60)],
 )
 def test_seconds_to_wait(waiting: int, done: int, seconds: int) -> None:
-    assert seconds_to_wait(waiting, done) == seconds
+    assert _seconds_to_wait(waiting, done) == seconds
 
 
 def test_what_was_done_in_the_last_minute(idle: Place, worker: WorkerProcess) -> None:
@@ -41,9 +41,7 @@ def test_what_was_done_in_the_last_minute(idle: Place, worker: WorkerProcess) ->
     assert idle.jobs.ended_lately(now=now + 3600) == 0
 
 
-def test_retry_after_is_from_the_queues_own_rate(
-    idle: Place, running_worker: WorkerProcess
-) -> None:
+def test_retry_after_is_from_the_queues_own_rate(idle: Place, running_worker: WorkerProcess) -> None:
     with http_api(idle, max_queue=3) as api:
         for number in range(3):
             assert segment(api, number).status_code == 202
@@ -73,12 +71,12 @@ def test_posts_at_once_do_not_exceed_the_limit(idle: Place) -> None:
 def test_a_job_beyond_the_limit_is_removed(idle: Place) -> None:
     jobs = [idle.post("cat") for _ in range(3)]
     # Now two wait that both saw the second place free.
-    assert [enforce_queue_limit(idle.jobs, job, limit=2) for job in jobs] == [True, True, False]
+    assert [_enforce_queue_limit(idle.jobs, job, limit=2) for job in jobs] == [True, True, False]
     assert idle.queue.job_ids == [job.id for job in jobs[:2]]
     assert fetch_job(idle.redis, jobs[2].id) is None
     # A job that a worker has taken in the meantime stays.
     idle.redis.lpop(idle.queue.key)
-    assert enforce_queue_limit(idle.jobs, jobs[0], limit=0)
+    assert _enforce_queue_limit(idle.jobs, jobs[0], limit=0)
     assert fetch_job(idle.redis, jobs[0].id) is not None
 
 
@@ -125,9 +123,7 @@ def status(api: httpx.Client, path: str) -> Any:
     return api.get(path).json()["status"]
 
 
-def test_a_job_that_waits_is_canceled_at_once(
-    place: Place, worker: WorkerProcess, api: httpx.Client
-) -> None:
+def test_a_job_that_waits_is_canceled_at_once(place: Place, worker: WorkerProcess, api: httpx.Client) -> None:
     worker.stop()
     kept, path = post(api, "cat"), post(api, "cat")
     answer = api.delete(path)
@@ -140,9 +136,7 @@ def test_a_job_that_waits_is_canceled_at_once(
     assert place.leftovers() == NOTHING
 
 
-def test_a_running_job_is_canceled_between_two_steps(
-    place: Place, worker: WorkerProcess, api: httpx.Client
-) -> None:
+def test_a_running_job_is_canceled_between_two_steps(place: Place, worker: WorkerProcess, api: httpx.Client) -> None:
     path = post(api, "slow")
     wait_for(lambda: api.get(path).json().get("progress", {}).get("stage") == "cam")
     assert api.delete(path).json()["status"] == "running"
@@ -166,9 +160,7 @@ def test_a_wait_ends_when_the_job_is_canceled(worker: WorkerProcess, api: httpx.
         assert answer.result().json()["status"] == "canceled"
 
 
-def test_a_canceled_job_runs_when_it_is_posted_again(
-    worker: WorkerProcess, api: httpx.Client
-) -> None:
+def test_a_canceled_job_runs_when_it_is_posted_again(worker: WorkerProcess, api: httpx.Client) -> None:
     worker.stop()
     color = (next(RED), 9, 0)
     path = post(api, "cat", color=color)
@@ -178,9 +170,7 @@ def test_a_canceled_job_runs_when_it_is_posted_again(
     wait_for(lambda: status(api, path) == "finished")
 
 
-def test_a_finished_job_is_deleted_with_its_files(
-    place: Place, worker: WorkerProcess, api: httpx.Client
-) -> None:
+def test_a_finished_job_is_deleted_with_its_files(place: Place, worker: WorkerProcess, api: httpx.Client) -> None:
     path = post(api, "cat")
     wait_for(lambda: status(api, path) == "finished")
     before = {kind: place.blobs.keys(kind) for kind in ("uploads", "results")}
@@ -194,9 +184,7 @@ def test_a_finished_job_is_deleted_with_its_files(
     assert place.redis.keys(f"*{job_id}*") == []
 
 
-def test_files_of_another_job_are_kept(
-    place: Place, worker: WorkerProcess, api: httpx.Client
-) -> None:
+def test_files_of_another_job_are_kept(place: Place, worker: WorkerProcess, api: httpx.Client) -> None:
     color = (next(RED), 9, 0)
     photo = png(color=color)
     paths = [post(api, "cat", color=color), post(api, "bowl", color=color)]  # one upload
@@ -215,9 +203,7 @@ def test_files_of_another_job_are_kept(
     assert not place.blobs.exists(blob_key("uploads", photo))
 
 
-def test_a_deleted_job_runs_when_it_is_posted_again(
-    worker: WorkerProcess, api: httpx.Client
-) -> None:
+def test_a_deleted_job_runs_when_it_is_posted_again(worker: WorkerProcess, api: httpx.Client) -> None:
     color = (next(RED), 9, 0)
     path = post(api, "cat", color=color)
     wait_for(lambda: status(api, path) == "finished")

@@ -115,9 +115,7 @@ def test_a_job_without_events(place: Place, worker: WorkerProcess, api: httpx.Cl
     assert statuses(events)[-1] == "finished"
 
 
-def test_events_are_deleted_with_the_job(
-    place: Place, worker: WorkerProcess, api: httpx.Client
-) -> None:
+def test_events_are_deleted_with_the_job(place: Place, worker: WorkerProcess, api: httpx.Client) -> None:
     del worker
     path = post(api, "cat")
     listen(api, path)

@@ -32,9 +32,7 @@ def serving_bundle(bundle: Path, data: Path) -> Iterator[Serving]:
 
 
 @pytest.fixture(scope="module")
-def stack(
-    tiny_segmenter_bundle: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Serving]:
+def stack(tiny_segmenter_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     """A bundle with both tasks."""
     data = tmp_path_factory.mktemp("stack") / "data"
     with serving_bundle(tiny_segmenter_bundle, data) as running:
@@ -42,9 +40,7 @@ def stack(
 
 
 @pytest.fixture(scope="module")
-def open_stack(
-    tiny_open_bundle: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Serving]:
+def open_stack(tiny_open_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     """A bundle without a segmenter, with an open vocabulary."""
     with serving_bundle(tiny_open_bundle, tmp_path_factory.mktemp("open") / "data") as running:
         yield running
@@ -125,9 +121,7 @@ def anew(url: str, path: str, photo: bytes, form: dict[str, Any], options: dict[
 
 
 @pytest.mark.parametrize("refine", ["none", "pamr"])
-def test_decided_anew_is_what_the_model_would_give(
-    stack: Serving, tiny_data: Path, refine: str
-) -> None:
+def test_decided_anew_is_what_the_model_would_give(stack: Serving, tiny_data: Path, refine: str) -> None:
     photo = (tiny_data / "images" / "photo2.jpg").read_bytes()
     form = {"labels": "mug, cat", "refine": refine}
     for options in ({"background_threshold": 0.35, "min_confidence": 0.6}, {"background_power": 3}):
@@ -149,9 +143,7 @@ def test_the_model_is_listed_with_its_synonyms(stack: Serving) -> None:
     assert {"index": 7, "name": "cup", "synonyms": ["mug"]} in classes
 
 
-def test_open_labels_give_what_the_library_gives(
-    open_stack: Serving, tiny_open_bundle: Path, tiny_data: Path
-) -> None:
+def test_open_labels_give_what_the_library_gives(open_stack: Serving, tiny_open_bundle: Path, tiny_data: Path) -> None:
     content = (tiny_data / "images" / "photo2.jpg").read_bytes()
     predictor = Predictor(load_bundle(tiny_open_bundle, device=torch.device("cpu")))
     labels = ["zebra", "mug", "fire truck"]

@@ -18,9 +18,7 @@ def test_only_this_user_can_reach_it(tmp_path: Path) -> None:
     with valkey(tmp_path) as place:
         path = redis_server.socket_path(tmp_path)
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
-        assert place.redis.config_get("port") == {"port": "0"} or place.redis.config_get(
-            "port"
-        ) == {b"port": b"0"}
+        assert place.redis.config_get("port") == {"port": "0"} or place.redis.config_get("port") == {b"port": b"0"}
 
 
 def test_it_keeps_what_it_was_told(tmp_path: Path) -> None:

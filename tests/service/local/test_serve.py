@@ -14,7 +14,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from service.local import redis_server
-from service.local.serve import Stack, worker_command
+from service.local.serve import _Stack, _worker_command
 from service.local.supervisor import SECOND_SIGNAL_SECONDS
 from service.settings import Settings
 from tests.helpers.service_fixtures import png, valkey, wait_for
@@ -100,9 +100,7 @@ def test_dead_processes_are_replaced_until_it_stops(stack: Serving) -> None:
         lambda: any(b"\0worker\0janitor\0" in cmdline(pid) for pid in stack.children()),
         what="another janitor",
     )
-    wait_for(
-        lambda: stack.is_ready() and stack.worker_pid() not in (0, before), what="a new worker"
-    )
+    wait_for(lambda: stack.is_ready() and stack.worker_pid() not in (0, before), what="a new worker")
     assert post(stack).json()["status"] == "finished"
     output = end_in_order(stack, signal.SIGTERM)
     assert "worker ended (-9)" in output
@@ -124,8 +122,8 @@ def test_killed_it_takes_its_children_along_and_the_next_one_goes_on(tmp_path: P
 
 
 def test_a_job_in_hand_is_waited_for_until_the_second_signal(tmp_path: Path) -> None:
-    settings = Stack("127.0.0.1", 0, tmp_path, None, ["worker"])
-    assert worker_command(settings, {}).grace > Settings().job_timeout_max
+    settings = _Stack("127.0.0.1", 0, tmp_path, None, ["worker"])
+    assert _worker_command(settings, {}).grace > Settings().job_timeout_max
     with serving(tmp_path / "data") as stack:
         stack.wait_ready()
         form: dict[str, Any] = {"files": {"image": png()}, "data": {"labels": "hangs"}}
@@ -199,6 +197,4 @@ def test_a_file_as_data_directory(tmp_path: Path) -> None:
     refused = Serving(tmp_path / "file")
     code, _, errors = refused.outcome()
     assert code == 3
-    assert errors == (
-        f"semples serve: cannot use the data directory {tmp_path / 'file'}: File exists\n"
-    )
+    assert errors == (f"semples serve: cannot use the data directory {tmp_path / 'file'}: File exists\n")

@@ -35,8 +35,7 @@ def test_a_child_that_does_not_listen_is_killed(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-c",
-        "import signal, time; signal.signal(15, signal.SIG_IGN);"
-        "print('deaf', flush=True); time.sleep(600)",
+        "import signal, time; signal.signal(15, signal.SIG_IGN);print('deaf', flush=True); time.sleep(600)",
     ]
     child = Child(Command("deaf", command, log=tmp_path / "log", grace=0.2))
     wait_for(lambda: child.last_log_line() == "deaf")

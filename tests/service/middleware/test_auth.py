@@ -22,10 +22,10 @@ from service.__main__ import main
 from service.middleware.auth import (
     ApiKey,
     ApiKeys,
-    is_loopback,
+    _is_loopback,
+    _make_key,
+    _parse_keys,
     is_open,
-    make_key,
-    parse_keys,
     require_auth_for_public_bind,
 )
 from service.settings import Settings
@@ -33,12 +33,12 @@ from tests.helpers.paths import ROOT
 from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, http_api, png
 from worker import telemetry
 
-ALICE, ALICES = make_key("alice")
-BOB, BOBS = make_key("bob")
+ALICE, ALICES = _make_key("alice")
+BOB, BOBS = _make_key("bob")
 
 
 def test_a_key_is_random_and_only_its_hash_is_remembered() -> None:
-    key, remembered = make_key("alice")
+    key, remembered = _make_key("alice")
     assert key != ALICE
     assert len(key) >= 43  # 256 bits in base 64
     assert remembered.digest == hashlib.sha256(key.encode()).hexdigest()
@@ -48,14 +48,14 @@ def test_a_key_is_random_and_only_its_hash_is_remembered() -> None:
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "a:b", "-a", "x" * 65, "ä", "a\nb"])
 def test_invalid_names(name: str) -> None:
     with pytest.raises(ValueError, match="expected a name of at most 64 letters"):
-        make_key(name)
+        _make_key(name)
 
 
 def test_lines_comments_and_commas() -> None:
     text = f"# who\n\n{ALICES.line}  # until May\n  {BOBS.line}\r\n"
-    assert parse_keys(text, source="x") == (ALICES, BOBS)
-    assert parse_keys(f"{ALICES.line}, {BOBS.line}", source="x") == (ALICES, BOBS)
-    assert parse_keys("# nobody", source="x") == ()
+    assert _parse_keys(text, source="x") == (ALICES, BOBS)
+    assert _parse_keys(f"{ALICES.line}, {BOBS.line}", source="x") == (ALICES, BOBS)
+    assert _parse_keys("# nobody", source="x") == ()
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_lines_comments_and_commas() -> None:
 )
 def test_a_malformed_line_is_not_quoted(line: str) -> None:
     with pytest.raises(ValueError, match=r'^keys, line 2: expected "NAME sha256:HASH"$'):
-        parse_keys(f"{BOBS.line}\n{line}", source="keys")
+        _parse_keys(f"{BOBS.line}\n{line}", source="keys")
 
 
 def test_owners() -> None:
@@ -77,7 +77,7 @@ def test_owners() -> None:
 def test_a_changed_file_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "keys"
     file.write_text(ALICES.line)
-    carol, carols = make_key("carol")
+    carol, carols = _make_key("carol")
     ring = ApiKeys(file=file, lines=carols.line)
     assert [ring.owner(key) for key in (ALICE, BOB, carol)] == ["alice", None, "carol"]
 
@@ -193,9 +193,7 @@ def test_a_request_without_a_valid_key_is_refused(
     assert place.leftovers() == NOTHING
 
 
-@pytest.mark.parametrize(
-    "path", ["/", "/health", "/ready", "/docs", "/openapi.json", "/problems/unauthorized"]
-)
+@pytest.mark.parametrize("path", ["/", "/health", "/ready", "/docs", "/openapi.json", "/problems/unauthorized"])
 def test_open_paths(guarded: httpx.Client, path: str) -> None:
     assert guarded.get(path, follow_redirects=True).status_code == 200
 
@@ -259,7 +257,7 @@ def test_the_document_names_the_schemes(guarded: httpx.Client, api: httpx.Client
     ],
 )
 def test_loopback(host: str, loopback: bool) -> None:
-    assert is_loopback(host) is loopback
+    assert _is_loopback(host) is loopback
 
 
 @pytest.mark.parametrize(

@@ -57,9 +57,7 @@ def talk(api: httpx.Client, head: bytes, drop: bytes, *, pause: float = 0.05) ->
     [(DECLARED, b"x"), (CHUNKED, b"1\r\nx\r\n")],
     ids=["length declared", "chunks"],
 )
-def test_a_slow_body_is_refused(
-    strict: httpx.Client, place: Place, head: bytes, drop: bytes
-) -> None:
+def test_a_slow_body_is_refused(strict: httpx.Client, place: Place, head: bytes, drop: bytes) -> None:
     answer = talk(strict, head, drop)
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b'"/problems/body-too-slow"' in answer

@@ -11,18 +11,16 @@ from typing import Any
 import httpx
 import pytest
 
-from service.middleware.auth import make_key
+from service.middleware.auth import _make_key
 from service.middleware.rate_limit import client_of, parse_rate
 from tests.helpers.service_fixtures import Place, http_api, png, valkey, wait_for
 
-ALICE, ALICES = make_key("alice")
-BOB, BOBS = make_key("bob")
+ALICE, ALICES = _make_key("alice")
+BOB, BOBS = _make_key("bob")
 KEYS = f"{ALICES.line},{BOBS.line}"
 
 
-def post(
-    api: httpx.Client, *, color: int = 0, path: str = "/pseudo-mask", **headers: str
-) -> httpx.Response:
+def post(api: httpx.Client, *, color: int = 0, path: str = "/pseudo-mask", **headers: str) -> httpx.Response:
     data = {"labels": "cat"} if path == "/pseudo-mask" else {}
     return api.post(path, files={"image": png(color=(color, 0, 0))}, data=data, headers=headers)
 

@@ -15,7 +15,7 @@ from playwright.sync_api import FileChooser, expect
 
 from models.refine import REFINERS, parse_chain
 from service.local.supervisor import Child, Command
-from service.middleware.auth import make_key
+from service.middleware.auth import _make_key
 from tests.helpers.browser import Open, photo, read_mask
 from tests.helpers.paths import ROOT
 from tests.helpers.service_fixtures import Place, WorkerProcess, http_api, png, wait_for
@@ -207,9 +207,7 @@ def test_by_keyboard_alone(visit: Open, api: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("options", [PHONE, {}, {"color_scheme": "dark"}])
-def test_every_control_has_a_name_and_fits(
-    visit: Open, api: httpx.Client, options: dict[str, object]
-) -> None:
+def test_every_control_has_a_name_and_fits(visit: Open, api: httpx.Client, options: dict[str, object]) -> None:
     page = visit(api, **options)
     expect(page.page.locator("#examples")).to_be_visible()
     page.page.locator("summary").click()
@@ -245,9 +243,7 @@ def test_progress_is_shown_and_a_job_can_be_canceled(visit: Open, api: httpx.Cli
     job = page.job_id()
     page.page.get_by_role("button", name="Cancel").click()
     page.is_in("ready")
-    wait_for(
-        lambda: api.get(f"/jobs/{job}").json()["status"] == "canceled", what="the cancellation"
-    )
+    wait_for(lambda: api.get(f"/jobs/{job}").json()["status"] == "canceled", what="the cancellation")
 
 
 def test_the_history_is_kept_and_can_be_deleted(visit: Open, api: httpx.Client) -> None:
@@ -361,7 +357,7 @@ def test_a_service_that_is_away(visit: Open, place: Place) -> None:
 
 
 def test_a_key_is_asked_for_and_kept(visit: Open, place: Place) -> None:
-    key, known = make_key("alice")
+    key, known = _make_key("alice")
     with http_api(place, keys=known.line) as guarded:
         page = visit(guarded)
         field = page.page.get_by_label("API key")
@@ -372,9 +368,7 @@ def test_a_key_is_asked_for_and_kept(visit: Open, place: Place) -> None:
         field.press("Enter")
         expect(field).to_be_hidden()
         page.make(photo(), "cat")
-        answer = guarded.get(
-            f"/jobs/{page.job_id()}/mask.png", headers={"Authorization": f"Bearer {key}"}
-        )
+        answer = guarded.get(f"/jobs/{page.job_id()}/mask.png", headers={"Authorization": f"Bearer {key}"})
         page.wait_for_mask(answer.content)
         assert page.download("Mask PNG") == answer.content
         page.page.reload()
@@ -486,9 +480,7 @@ def test_the_real_model_on_a_real_photo(visit: Open, api: httpx.Client) -> None:
     page.wait_for_mask(api.get(job["links"]["mask"]).content)
 
 
-def test_a_photo_larger_than_the_screen_is_decided_in_its_own_size(
-    visit: Open, api: httpx.Client
-) -> None:
+def test_a_photo_larger_than_the_screen_is_decided_in_its_own_size(visit: Open, api: httpx.Client) -> None:
     page = visit(api)
     content = png(width=2000, height=1000, color=(3, 200, 90))
     page.make(content, "cat")
@@ -496,9 +488,7 @@ def test_a_photo_larger_than_the_screen_is_decided_in_its_own_size(
     page.slide("Background threshold", 0.85)
     expect(page.page.locator("#legend td").first).to_have_text("25 %")
     page.view("Mask")
-    wait_for(
-        lambda: page.picture()[:, :790].any(axis=(1, 2)).mean() == pytest.approx(0.5, abs=0.01)
-    )
+    wait_for(lambda: page.picture()[:, :790].any(axis=(1, 2)).mean() == pytest.approx(0.5, abs=0.01))
     page.view("Overlay")
     overlay = read_mask(page.download("Overlay PNG"))
     assert overlay.shape == (1000, 2000, 4)

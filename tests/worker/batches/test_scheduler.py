@@ -42,10 +42,7 @@ def test_a_bound_on_items_ahead_that_takes_no_place_of_posted_images(
     for _ in range(2):
         scheduler.dispatch()
         assert (place.jobs.batch.count, counts(api, path)["queued"]) == (20, 20)
-    posts = [
-        api.post("/pseudo-mask", files={"image": photo()}, data={"labels": "cat"})
-        for _ in range(21)
-    ]
+    posts = [api.post("/pseudo-mask", files={"image": photo()}, data={"labels": "cat"}) for _ in range(21)]
     assert [each.status_code for each in posts] == [202] * 20 + [503]
     for each in place.jobs.batch.get_job_ids()[:5]:
         finish(place, each)
@@ -70,9 +67,7 @@ def test_a_slow_store_does_not_prolong_a_round(
         assert [counts(api, path)["queued"] for path in paths] == [queued, queued]
 
 
-def test_a_full_redis_is_not_filled_up(
-    api: httpx.Client, place: Place, scheduler: BatchScheduler
-) -> None:
+def test_a_full_redis_is_not_filled_up(api: httpx.Client, place: Place, scheduler: BatchScheduler) -> None:
     path = accepted(api, packed(many(1)))
     place.redis.setrange("ballast", 80_000_000, "0")  # in place: no buffer that counts and goes
     used = place.redis.info("memory")["used_memory"]
@@ -87,9 +82,7 @@ def test_a_full_redis_is_not_filled_up(
         place.redis.config_set("maxmemory", 0)
 
 
-def test_what_was_queued_and_not_noted_is_found(
-    api: httpx.Client, place: Place, scheduler: BatchScheduler
-) -> None:
+def test_what_was_queued_and_not_noted_is_found(api: httpx.Client, place: Place, scheduler: BatchScheduler) -> None:
     path = accepted(api, packed(many(3)))
     scheduler.dispatch()
     jobs = [each["job"] for each in items(api, path)]
@@ -103,9 +96,7 @@ def test_what_was_queued_and_not_noted_is_found(
     assert place.jobs.batch.count == 2
 
 
-def test_jobs_that_are_gone_run_again(
-    api: httpx.Client, place: Place, scheduler: BatchScheduler
-) -> None:
+def test_jobs_that_are_gone_run_again(api: httpx.Client, place: Place, scheduler: BatchScheduler) -> None:
     path = accepted(api, packed(many(2)))
     scheduler.dispatch()
     first, second = [each["job"] for each in items(api, path)]
@@ -159,11 +150,7 @@ def test_a_lost_zip_fails_photos_until_it_is_posted_again(
 
 
 def test_a_photo_that_cannot_be_unpacked(api: httpx.Client, scheduler: BatchScheduler) -> None:
-    data = bytearray(
-        packed(
-            {"labels.csv": rows({"a.png": "cat", "b.png": "cat"}), "a.png": png(), "b.png": photo()}
-        )
-    )
+    data = bytearray(packed({"labels.csv": rows({"a.png": "cat", "b.png": "cat"}), "a.png": png(), "b.png": photo()}))
     at = data.find(b"a.png", data.find(b"PK\x03\x04", 10)) + len("a.png") + 10
     data[at : at + 20] = bytes(20)
     path = accepted(api, bytes(data))

@@ -55,9 +55,7 @@ def test_a_canceled_batch_leaves_jobs_that_another_has_in_flight(
     assert counts(api, two)["queued"] == 2
 
 
-def test_what_a_batch_needs_does_not_expire(
-    api: httpx.Client, place: Place, scheduler: BatchScheduler
-) -> None:
+def test_what_a_batch_needs_does_not_expire(api: httpx.Client, place: Place, scheduler: BatchScheduler) -> None:
     path = accepted(api, packed(many(2)))
     scheduler.dispatch()
     first = items(api, path)[0]["job"]
@@ -135,9 +133,7 @@ def test_a_zip_that_is_deleted_while_it_is_posted_again(
     assert place.redis.zscore(KNOWN_KEY, batch_of(path))
 
 
-def test_a_post_that_fails_leaves_nothing(
-    api: httpx.Client, place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_post_that_fails_leaves_nothing(api: httpx.Client, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise BlobError("no room")
 

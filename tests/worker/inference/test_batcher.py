@@ -22,11 +22,11 @@ from worker.inference.batcher import (
     BatchLimits,
     DeviceLostError,
     ThreadsStuckError,
+    _is_device_lost,
+    _is_out_of_memory,
+    _run_with_split,
+    _select_compatible,
     default_batch_size,
-    is_device_lost,
-    is_out_of_memory,
-    run_with_split,
-    select_compatible,
 )
 from worker.inference.consumer import InFlightJob
 from worker.inference.pipeline import WorkerContext, preprocess
@@ -39,14 +39,12 @@ from worker.storage import BlobMissingError, BlobStore
 
 def test_a_batch_has_one_key_and_keeps_the_order() -> None:
     waiting = ["a1", "b1", "a2", "a3", "b2"]
-    assert select_compatible(waiting, key=lambda each: each[0], most=8) == ["a1", "a2", "a3"]
-    assert select_compatible(waiting, key=lambda each: each[0], most=2) == ["a1", "a2"]
-    assert select_compatible(waiting[1:], key=lambda each: each[0], most=8) == ["b1", "b2"]
+    assert _select_compatible(waiting, key=lambda each: each[0], most=8) == ["a1", "a2", "a3"]
+    assert _select_compatible(waiting, key=lambda each: each[0], most=2) == ["a1", "a2"]
+    assert _select_compatible(waiting[1:], key=lambda each: each[0], most=8) == ["b1", "b2"]
 
 
-@pytest.mark.parametrize(
-    ("pixels", "most"), [(100, 1), (599, 1), (1200, 2), (1799, 2), (10_000, 4)]
-)
+@pytest.mark.parametrize(("pixels", "most"), [(100, 1), (599, 1), (1200, 2), (1799, 2), (10_000, 4)])
 def test_batches_are_bounded_by_number_and_pixels(pixels: int, most: int) -> None:
     limits = BatchLimits(max_batch_size=4, max_pixels=pixels, threads=1)
     assert limits.batch_size((20, 30)) == most
@@ -74,8 +72,8 @@ class Model:
 
 def run(model: Model, batch: Sequence[int]) -> tuple[list[int | Exception], list[int]]:
     halved: list[int] = []
-    outcomes = run_with_split(
-        batch, model, is_memory=is_out_of_memory, on_halved=lambda part: halved.append(len(part))
+    outcomes = _run_with_split(
+        batch, model, is_memory=_is_out_of_memory, on_halved=lambda part: halved.append(len(part))
     )
     return outcomes, halved
 
@@ -112,7 +110,7 @@ def test_what_ends_the_process_is_not_tried_again() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_with_split([1, 2], call, is_memory=is_out_of_memory, on_halved=lambda _part: None)
+        _run_with_split([1, 2], call, is_memory=_is_out_of_memory, on_halved=lambda _part: None)
 
 
 def test_what_exceptions_say_of_the_device() -> None:
@@ -123,11 +121,11 @@ def test_what_exceptions_say_of_the_device() -> None:
     class AcceleratorError(RuntimeError):
         pass
 
-    assert is_out_of_memory(OutOfMemoryError("CUDA out of memory"))
-    assert not is_device_lost(OutOfMemoryError("CUDA error: out of memory"))
-    assert is_device_lost(AcceleratorError("device-side assert triggered"))
-    assert is_device_lost(RuntimeError("CUDA error: an illegal memory access was encountered"))
-    assert not is_device_lost(RuntimeError("expected 3 channels"))
+    assert _is_out_of_memory(OutOfMemoryError("CUDA out of memory"))
+    assert not _is_device_lost(OutOfMemoryError("CUDA error: out of memory"))
+    assert _is_device_lost(AcceleratorError("device-side assert triggered"))
+    assert _is_device_lost(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert not _is_device_lost(RuntimeError("expected 3 channels"))
 
 
 class Recorder(DoublePredictor):
@@ -212,9 +210,7 @@ class Works:
         blobs = BlobStore.open(f"memory://{uuid.uuid4().hex}")
         self.context = WorkerContext(predictor, model, blobs, "w")
         self.stall = StallDetector()
-        limits = BatchLimits(
-            max_batch_size=batch, max_pixels=pixels, max_pixels_in_memory=in_memory
-        )
+        limits = BatchLimits(max_batch_size=batch, max_pixels=pixels, max_pixels_in_memory=in_memory)
         self.batcher = Batcher(self.context, limits=limits, stall=self.stall)
 
     def job(
@@ -240,9 +236,7 @@ class Works:
             image.set_result(preprocess(request, self.context))
         return InFlightJob(job, lease, 0.0, behind, image)
 
-    def work(
-        self, jobs: list[InFlightJob], line: Line | None = None, *, alone: bool = False
-    ) -> Line:
+    def work(self, jobs: list[InFlightJob], line: Line | None = None, *, alone: bool = False) -> Line:
         line = line or Line(jobs[1:])
         consumer: Any = line
         self.batcher.work(jobs[:1], consumer, alone=alone)

@@ -15,7 +15,7 @@ from tests.helpers.service_doubles import DoublePredictor
 from tests.helpers.service_fixtures import LEASE, NOTHING, Place
 from worker.inference import consumer
 from worker.inference.pipeline import WorkerContext
-from worker.inference.worker import GpuWorker, make_worker
+from worker.inference.worker import GpuWorker, _make_worker
 from worker.queue.failures import note_abandoned
 from worker.queue.registry import ModelInfo
 from worker.queue.rq import JobQueue, open_redis
@@ -66,7 +66,7 @@ def worker(place: Place, fragile: Redis) -> GpuWorker:
     model = ModelInfo.model_validate(predictor.info.to_json())
     context = WorkerContext(predictor, model, place.blobs, worker="lone")
     settings = WorkerSettings(redis_url=place.url, blobs="", lease=LEASE, batch=8)
-    return make_worker(fragile, context, settings)
+    return _make_worker(fragile, context, settings)
 
 
 def take_and_lease(place: Place, worker: str) -> None:
@@ -162,9 +162,7 @@ def test_what_is_finished_together_is_written_once(place: Place, worker: GpuWork
     assert worker.consumer.leases == {}
 
 
-def test_a_job_taken_away_while_its_end_is_written_stays_the_others(
-    place: Place, worker: GpuWorker
-) -> None:
+def test_a_job_taken_away_while_its_end_is_written_stays_the_others(place: Place, worker: GpuWorker) -> None:
     job = place.post("cat")
 
     def take_away() -> None:
@@ -231,9 +229,7 @@ def test_to_be_lost_between_queue_and_hand_is_no_attempt(place: Place, worker: G
     assert place.leftovers() == NOTHING | {"queue": [job.id.encode()]}
 
 
-def test_what_is_known_before_redis_is_away_is_done_without_it(
-    place: Place, worker: GpuWorker
-) -> None:
+def test_what_is_known_before_redis_is_away_is_done_without_it(place: Place, worker: GpuWorker) -> None:
     break_at(b"suspended", arrives=False)
     worker.check_for_suspension(burst=False)
     break_at(b"shutdown_requested_date", arrives=False)
@@ -243,9 +239,7 @@ def test_what_is_known_before_redis_is_away_is_done_without_it(
 
 
 @pytest.mark.parametrize("label", ["cat", "raises"])
-def test_a_second_signal_is_no_failure_of_the_job(
-    place: Place, worker: GpuWorker, label: str
-) -> None:
+def test_a_second_signal_is_no_failure_of_the_job(place: Place, worker: GpuWorker, label: str) -> None:
     job = place.post(label)
 
     def stop() -> None:
@@ -258,9 +252,7 @@ def test_a_second_signal_is_no_failure_of_the_job(
     assert job.results() == []
 
 
-def test_a_job_taken_while_it_is_canceled_is_its_workers_to_end(
-    place: Place, worker: GpuWorker
-) -> None:
+def test_a_job_taken_while_it_is_canceled_is_its_workers_to_end(place: Place, worker: GpuWorker) -> None:
     job = place.post("cat")
     take_and_lease(place, "lone")
     place.jobs.request_cancel(job)

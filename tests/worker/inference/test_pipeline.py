@@ -134,9 +134,7 @@ def test_the_options_reach_the_model() -> None:
     job = request(context, png(), "cat")
     chosen = MaskOptions(refine="pamr", min_confidence=0.2, background_power=2.0)
     work(context, job.model_copy(update={"options": chosen}))
-    by_class = MaskOptions(
-        refine="none", min_confidence=0, background_threshold=0.4, class_thresholds={"cat": 0.5}
-    )
+    by_class = MaskOptions(refine="none", min_confidence=0, background_threshold=0.4, class_thresholds={"cat": 0.5})
     work(context, job.model_copy(update={"options": by_class}))
     plain = MaskOptions(refine="none", min_confidence=0.3)
     work(context, request(context, png()).model_copy(update={"options": plain}))
@@ -172,9 +170,7 @@ def test_a_lost_upload_and_a_damaged_one(context: WorkerContext) -> None:
         work(context, request(context, b"not an image", "cat"))
 
 
-def test_progress_is_of_the_whole_job_and_never_falls(
-    context: WorkerContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_is_of_the_whole_job_and_never_falls(context: WorkerContext, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doubles, "SLOW_SECONDS", 0.02)
     seen: list[tuple[str, float]] = []
     job = request(context, png(), "slow")

@@ -71,9 +71,7 @@ class Probe:
             raise self.error
 
 
-def self_test_of(
-    probe: Probe, clock: Clock, *, interval: float
-) -> tuple[PeriodicSelfTest, StallDetector]:
+def self_test_of(probe: Probe, clock: Clock, *, interval: float) -> tuple[PeriodicSelfTest, StallDetector]:
     stall = StallDetector(clock)
     test = PeriodicSelfTest(probe, stall, interval=interval, patience=7, clock=clock)
     return test, stall

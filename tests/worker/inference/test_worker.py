@@ -21,14 +21,14 @@ from worker.inference.worker import (
     STUCK_EXIT_CODE,
     STUCK_GRACE_SECONDS,
     GpuWorker,
-    HeartbeatGap,
-    make_worker,
+    _HeartbeatGap,
+    _make_worker,
 )
 from worker.periodic import PeriodicThread
 from worker.queue.registry import (
     Explanation,
     ModelInfo,
-    explanation_key,
+    _explanation_key,
     explanation_of,
     known_models,
     live_workers,
@@ -59,9 +59,7 @@ def test_a_killed_workers_job_is_finished_by_the_next(
     assert place.leftovers() == NOTHING
 
 
-def test_a_job_that_kills_workers_is_failed_after_three(
-    place: Place, worker: WorkerProcess
-) -> None:
+def test_a_job_that_kills_workers_is_failed_after_three(place: Place, worker: WorkerProcess) -> None:
     # Before the job: on a busy machine it may die before the first look.
     pids = {worker.ensure().pid}
     job = place.post("kills")
@@ -87,9 +85,7 @@ def test_a_worker_that_died_between_queue_and_lease(place: Place, worker: Worker
     assert place.leftovers() == NOTHING
 
 
-def test_sigterm_finishes_the_job_in_hand_and_takes_no_other(
-    place: Place, worker: WorkerProcess
-) -> None:
+def test_sigterm_finishes_the_job_in_hand_and_takes_no_other(place: Place, worker: WorkerProcess) -> None:
     job = place.post("slow")
     wait_for(lambda: job.get_meta().get("progress", {}).get("stage") == "cam")
     worker.ensure().ask_to_stop()
@@ -111,9 +107,7 @@ def test_sigterm_while_idle(place: Place, worker: WorkerProcess) -> None:
 @pytest.mark.parametrize(
     ("label", "code"), [("raises", "model_error"), ("huge", "out_of_memory"), ("hangs", "timeout")]
 )
-def test_a_misbehaving_job_fails_alone_and_once(
-    place: Place, worker: WorkerProcess, label: str, code: str
-) -> None:
+def test_a_misbehaving_job_fails_alone_and_once(place: Place, worker: WorkerProcess, label: str, code: str) -> None:
     pid = worker.ensure().pid
     job = place.wait_done(place.post(label, timeout=1))
     assert job.meta == {"failure": job.meta["failure"]}
@@ -151,9 +145,7 @@ def test_the_lease_runs_out_by_itself(place: Place, worker: WorkerProcess) -> No
     wait_for(lambda: not live_workers(place.redis), seconds=LEASE + 5)
 
 
-def test_items_of_batches_are_worked_on_behind_what_somebody_posts(
-    place: Place, worker: WorkerProcess
-) -> None:
+def test_items_of_batches_are_worked_on_behind_what_somebody_posts(place: Place, worker: WorkerProcess) -> None:
     worker.stop()
     item, posted = (make_job(place.redis, place.request("slow"), timeout=30) for _ in range(2))
     assert place.jobs.enqueue(item, batch=True)
@@ -168,9 +160,7 @@ def test_items_of_batches_are_worked_on_behind_what_somebody_posts(
     assert place.leftovers() == NOTHING
 
 
-def test_a_killed_workers_batch_item_waits_again_behind_the_others(
-    place: Place, worker: WorkerProcess
-) -> None:
+def test_a_killed_workers_batch_item_waits_again_behind_the_others(place: Place, worker: WorkerProcess) -> None:
     job = make_job(place.redis, place.request("slow"), timeout=30)
     place.jobs.enqueue(job, batch=True)
     wait_for(lambda: job.get_status(refresh=True) == "started", what="the start")
@@ -189,7 +179,7 @@ def lone_worker(place: Place, running_worker: WorkerProcess) -> Iterator[GpuWork
     predictor: Any = DoublePredictor()
     document = predictor.info.to_json()
     model = ModelInfo.model_validate(document)
-    worker = make_worker(
+    worker = _make_worker(
         place.redis,
         WorkerContext(predictor, model, place.blobs, worker="lone"),
         WorkerSettings(redis_url=place.url, blobs="blobs", lease=LEASE),
@@ -209,9 +199,7 @@ def _raise_exit(code: int) -> None:
     raise ProcessEndedError(code)
 
 
-def test_a_heartbeat_renews_the_lease_of_worker_and_job(
-    place: Place, lone_worker: GpuWorker
-) -> None:
+def test_a_heartbeat_renews_the_lease_of_worker_and_job(place: Place, lone_worker: GpuWorker) -> None:
     place.post("cat", timeout=1)
     [flying] = lone_worker.consumer.lease(place.jobs.take(1))
     place.redis.expire(flying.lease.key, 1)
@@ -225,7 +213,7 @@ def test_a_heartbeat_renews_the_lease_of_worker_and_job(
 def test_a_heartbeat_explains_the_model_once(place: Place, lone_worker: GpuWorker) -> None:
     lone_worker.send_heartbeat()
     [model] = known_models(place.redis)
-    key = explanation_key(model.version)
+    key = _explanation_key(model.version)
     told = explanation_of(place.redis, model)
     assert told.nearest_nouns["cat"][0].noun == "sofa"
     assert b"sofa" not in place.redis.get("semples:model:double")  # which every request reads
@@ -247,7 +235,7 @@ def test_a_main_thread_that_is_stuck_ends_the_process(
     stall.deadline(1)
     seconds[0] += 1000
     lone_worker.send_heartbeat()  # Redis may have been away, and the main thread have waited for it
-    lone_worker.heartbeat_gap = HeartbeatGap(lease=0, pause=1e9)
+    lone_worker.heartbeat_gap = _HeartbeatGap(lease=0, pause=1e9)
     stall.deadline(1)
     seconds[0] += 1 + STUCK_GRACE_SECONDS - 0.5
     lone_worker.send_heartbeat()
@@ -284,7 +272,7 @@ def test_a_periodic_thread_outlives_outages_and_reports_its_own_death() -> None:
 
 def test_no_worker_is_taken_for_dead_right_after_an_outage() -> None:
     seconds = [100.0]
-    gap = HeartbeatGap(lease=3, pause=1.5, clock=lambda: seconds[0])
+    gap = _HeartbeatGap(lease=3, pause=1.5, clock=lambda: seconds[0])
 
     def beats(*pauses: float) -> list[bool]:
         answers = []

@@ -29,7 +29,7 @@ from worker.inference.consumer import InFlightJob
 from worker.queue import failures
 from worker.queue.failures import (
     DeadLetterError,
-    dead_letter,
+    _dead_letter,
     drop_expired_letters,
     is_poison_suspect,
     note_abandoned,
@@ -62,9 +62,7 @@ TABLE: list[tuple[Exception, str, str, bool, bool]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("error", "code", "detail", "repeatable", "again"), TABLE, ids=lambda value: str(value)[:20]
-)
+@pytest.mark.parametrize(("error", "code", "detail", "repeatable", "again"), TABLE, ids=lambda value: str(value)[:20])
 def test_table(error: Exception, code: str, detail: str, repeatable: bool, again: bool) -> None:
     job: Any = SimpleNamespace(retries_left=2)
     lease: Any = None
@@ -137,8 +135,7 @@ def command(place: Place, *arguments: str) -> tuple[int, str, str]:
     done = subprocess.run(
         [sys.executable, "-m", "worker", "dead", *arguments],
         cwd=ROOT,
-        env=os.environ
-        | {"REDIS_URL": place.url, "SEMPLES_BLOBS": str(place.data / "blobs"), "COLUMNS": "200"},
+        env=os.environ | {"REDIS_URL": place.url, "SEMPLES_BLOBS": str(place.data / "blobs"), "COLUMNS": "200"},
         check=False,
         capture_output=True,
         text=True,
@@ -172,9 +169,7 @@ def test_a_dead_workers_job_is_tried_again_while_it_may_be(place: Place) -> None
     assert listed(place) == []
 
 
-def test_the_latest_come_first_and_the_oldest_go(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_latest_come_first_and_the_oldest_go(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(failures, "MAX_DEAD", 3)
     jobs = [abandon(place, "cat").id for _ in range(5)]
     assert listed(place) == jobs[:1:-1]
@@ -215,7 +210,7 @@ def test_what_cannot_be_queued_again(place: Place) -> None:
     for unknown in (alive.id, "0" * 32, "x" * 200, ""):
         with pytest.raises(DeadLetterError, match="expected the id of a dead letter"):
             requeue(place.redis, place.blobs, unknown)
-    dead_letter(alive, now=now())
+    _dead_letter(alive, now=now())
     with pytest.raises(DeadLetterError, match="is not failed any more"):
         requeue(place.redis, place.blobs, alive.id)
     job = abandon(place, "bowl")

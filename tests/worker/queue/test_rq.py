@@ -102,9 +102,7 @@ def test_callbacks_and_webhooks_are_dropped(place: Place) -> None:
     job.delete()
 
 
-def test_a_worker_refuses_a_smuggled_job_and_goes_on(
-    place: Place, worker: WorkerProcess, tmp_path: Path
-) -> None:
+def test_a_worker_refuses_a_smuggled_job_and_goes_on(place: Place, worker: WorkerProcess, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     job = smuggle(place, "os.system", f"touch {trace}", retry=Retry(max=2))
     place.wait_done(job)

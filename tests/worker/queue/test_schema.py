@@ -7,7 +7,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from models.bundle.manifest import SegmentDefaults, read_info
+from models.bundle.manifest import _SegmentDefaults, read_info
 from models.inference.masks import MaskOptions
 from tests.helpers.service_doubles import Info
 from worker.queue.registry import Explanation, ModelInfo
@@ -90,7 +90,7 @@ def test_a_model_is_announced_with_all_that_the_service_asks_of_it() -> None:
         Info().classes.classes[2],
     )
     assert info.ref == ModelRef(name="double", version="0123456789ab")
-    assert info.segment == SegmentDefaults(refine="pamr", min_confidence=0.1)
+    assert info.segment == _SegmentDefaults(refine="pamr", min_confidence=0.1)
     assert (info.can("segment"), info.can("pseudo_mask")) == (True, True)
 
 
@@ -105,9 +105,7 @@ def test_a_model_of_an_older_worker_can_neither_segment_nor_take_open_labels() -
 
 def test_a_real_bundle_can_be_announced(tiny_bundle: object) -> None:
     info = read_info(tiny_bundle)  # type: ignore[arg-type]
-    announced = ModelInfo.model_validate_json(
-        ModelInfo.model_validate(info.to_json()).model_dump_json()
-    )
+    announced = ModelInfo.model_validate_json(ModelInfo.model_validate(info.to_json()).model_dump_json())
     assert announced.class_list() == info.classes
     assert (announced.name, announced.version) == (info.name, info.version)
     assert announced.background_threshold == info.mask_options.background_threshold

@@ -39,12 +39,12 @@ from worker.webhooks.sender import (
     MAX_AT_ONCE,
     MAX_ATTEMPTS,
     MAX_PER_HOST,
-    DeliveryResult,
     Sender,
-    build_payload,
+    _build_payload,
+    _DeliveryResult,
+    _retry_delay,
+    _sign,
     parse_secret,
-    retry_delay,
-    sign,
 )
 from worker.webhooks.store import CallbacksFullError, due
 
@@ -52,7 +52,7 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, 678900, tzinfo=UTC)
 
 
 def test_a_delivery_and_its_signature(receiver: Receiver) -> None:
-    assert send(receiver.url("/hook?key=1")) == DeliveryResult("delivered", "answered 204")
+    assert send(receiver.url("/hook?key=1")) == _DeliveryResult("delivered", "answered 204")
     [delivery] = receiver.deliveries
     assert delivery.path == "/hook?key=1"
     assert delivery.headers["content-type"] == "application/json"
@@ -71,7 +71,7 @@ def test_a_signature_is_of_its_time(receiver: Receiver) -> None:
     send(receiver.url(), now=NOW)
     with pytest.raises(WebhookVerificationError, match="too old"):
         Webhook(SECRET).verify(receiver.deliveries[0].body, receiver.deliveries[0].headers)
-    headers = sign(parse_secret(SECRET), "msg", "body", now=NOW)
+    headers = _sign(parse_secret(SECRET), "msg", "body", now=NOW)
     assert int(headers["webhook-timestamp"]) == int(NOW.timestamp())
 
 
@@ -95,7 +95,7 @@ def test_what_answers_mean(receiver: Receiver, status: int, outcome: str) -> Non
     receiver.statuses = [status]
     receiver.location = receiver.url("/elsewhere")
     attempt = send(receiver.url())
-    assert attempt == DeliveryResult(outcome, f"answered {status}")  # type: ignore[arg-type]
+    assert attempt == _DeliveryResult(outcome, f"answered {status}")  # type: ignore[arg-type]
     assert [delivery.path for delivery in receiver.deliveries] == ["/hook"]  # nothing is followed
 
 
@@ -113,13 +113,11 @@ def test_nobody_listens() -> None:
 
 
 def test_something_else_listens() -> None:
-    async def talk() -> DeliveryResult:
+    async def talk() -> _DeliveryResult:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
             attempt = asyncio.create_task(
-                Sender(parse_secret(SECRET), allow_private=True).send(
-                    subscription(url), "{}", now=NOW
-                )
+                Sender(parse_secret(SECRET), allow_private=True).send(subscription(url), "{}", now=NOW)
             )
             connection, _ = await asyncio.to_thread(listener.accept)
             with connection:
@@ -171,10 +169,8 @@ def test_the_payload_of_each_end(place: Place) -> None:
         (JobStatus.STOPPED, "canceled"),
     ):
         job.set_status(status)
-        job.meta = (
-            {"failure": describe_failure(MemoryError()).model_dump()} if word == "failed" else {}
-        )
-        payload = json.loads(build_payload(subscribed, job, now=NOW))
+        job.meta = {"failure": describe_failure(MemoryError()).model_dump()} if word == "failed" else {}
+        payload = json.loads(_build_payload(subscribed, job, now=NOW))
         data = payload["data"]
         assert (payload["type"], payload["timestamp"]) == (
             f"job.{word}",
@@ -184,11 +180,9 @@ def test_the_payload_of_each_end(place: Place) -> None:
         assert data["status"] == word
         assert data["links"]["self"] == link
         assert ("mask" in data["links"]) == (word == "finished")
-        assert data.get("failure", {}).get("code") == (
-            "out_of_memory" if word == "failed" else None
-        )
+        assert data.get("failure", {}).get("code") == ("out_of_memory" if word == "failed" else None)
         assert set(data) <= set(JobDocument.model_fields)  # the field names of the job document
-    payload = json.loads(build_payload(subscribed, None, now=NOW))
+    payload = json.loads(_build_payload(subscribed, None, now=NOW))
     assert payload["type"] == "job.gone"
     assert payload["data"] == {"id": job.id, "status": "gone", "links": {"self": link}}
 
@@ -209,9 +203,7 @@ def test_the_next_address_is_tried(receiver: Receiver) -> None:
 def test_a_name_that_now_resolves_to_a_private_address(receiver: Receiver) -> None:
     url = receiver.url(host="hooks.test")
     attempt = send(url, resolve=resolver("127.0.0.1"), allow_private=False)
-    assert attempt == DeliveryResult(
-        "rejected", "expected a host on the internet, got 'hooks.test'"
-    )
+    assert attempt == _DeliveryResult("rejected", "expected a host on the internet, got 'hooks.test'")
     attempt = send(url, resolve=resolver(PUBLIC, "127.0.0.1"), allow_private=False)
     assert attempt.outcome == "rejected"
     assert receiver.deliveries == []
@@ -314,9 +306,7 @@ def test_a_job_that_is_gone_is_reported_once_it_should_have_been_queued(
 
 
 @pytest.mark.parametrize("status", [204, 500])
-def test_a_subscription_that_is_replaced_meanwhile_is_kept(
-    hooks: Notifications, status: int
-) -> None:
+def test_a_subscription_that_is_replaced_meanwhile_is_kept(hooks: Notifications, status: int) -> None:
     job = hooks.post()
 
     class Interrupted(Sender):
@@ -349,9 +339,7 @@ def test_many_are_sent_at_once_but_not_to_one_host_and_none_is_lost(hooks: Notif
     for number in range(1, MAX_PER_HOST + 20):
         hooks.subscribe(job.id, f"/{number}")
     for number in range(MAX_AT_ONCE):
-        hooks.subscribe(
-            job.id, url=hooks.receiver.url(f"/other{number}", host=f"host{number}.test")
-        )
+        hooks.subscribe(job.id, url=hooks.receiver.url(f"/other{number}", host=f"host{number}.test"))
     job.set_status(JobStatus.FINISHED)
     seen = 0
     while sent := hooks.deliver():
@@ -362,9 +350,7 @@ def test_many_are_sent_at_once_but_not_to_one_host_and_none_is_lost(hooks: Notif
     assert hooks.left() == []
 
 
-def test_too_many_subscriptions_are_refused(
-    hooks: Notifications, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_subscriptions_are_refused(hooks: Notifications, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "MAX_SUBSCRIPTIONS", 2)
     hooks.subscribe("0" * 32, "/a")
     hooks.subscribe("0" * 32, "/b")
@@ -388,8 +374,8 @@ def test_retried_later_and_later_with_the_same_message(hooks: Notifications) -> 
     assert hooks.deliver() == 1
     job.delete()  # its record expires before the recipient answers
     for attempts in (1, 2, 3, 4):
-        most = retry_delay(attempts, Random(0)) * (1 + JITTER) / (1 - JITTER)
-        assert hooks.deliver(after=retry_delay(attempts, Random(0)) - 0.001) == 0
+        most = _retry_delay(attempts, Random(0)) * (1 + JITTER) / (1 - JITTER)
+        assert hooks.deliver(after=_retry_delay(attempts, Random(0)) - 0.001) == 0
         assert hooks.deliver(after=most) == 1
     assert hooks.received() == ["/hook job.failed"] * 5
     assert len({(each.headers["webhook-id"], each.body) for each in hooks.receiver.deliveries}) == 1
@@ -402,14 +388,12 @@ def test_delays_grow_to_about_a_day_and_are_spread() -> None:
     middle = [5.0**attempts for attempts in range(1, MAX_ATTEMPTS)]
     assert 24 * 3600 < sum(middle) < 30 * 3600
     for attempts, pause in enumerate(middle, 1):
-        found = {retry_delay(attempts, Random(seed)) for seed in range(20)}
+        found = {_retry_delay(attempts, Random(seed)) for seed in range(20)}
         assert len(found) == 20
         assert all((1 - JITTER) * pause <= each <= (1 + JITTER) * pause for each in found)
 
 
-def test_a_recipient_that_stays_down_is_given_up(
-    hooks: Notifications, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_recipient_that_stays_down_is_given_up(hooks: Notifications, caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     job = hooks.post(url=f"http://127.0.0.1:{port}/hook?key=secret")
@@ -440,10 +424,7 @@ def test_a_name_that_now_resolves_to_a_private_address_is_given_up(
     hooks.post(url=hooks.receiver.url(host="hooks.test")).set_status(JobStatus.FINISHED)
     assert hooks.deliver() == 1
     assert (hooks.received(), hooks.left()) == ([], [])
-    assert (
-        "webhook to hooks.test given up after 1 attempts: expected a host on the internet"
-        in caplog.text
-    )
+    assert "webhook to hooks.test given up after 1 attempts: expected a host on the internet" in caplog.text
 
 
 def test_a_janitor_that_dies_while_sending_sends_it_again(hooks: Notifications) -> None:

@@ -12,8 +12,8 @@ from worker.webhooks.urls import (
     CallbackRefusedError,
     HostUnknownError,
     Target,
+    _is_public,
     find_target,
-    is_public,
 )
 
 
@@ -70,19 +70,15 @@ def find(url: str, *addresses: str, allow_private: bool = False) -> Target:
     ],
 )
 def test_addresses_that_are_not_on_the_internet(address: str) -> None:
-    assert not is_public(address)
-    with pytest.raises(
-        CallbackRefusedError, match=r"expected a host on the internet, got 'a.test'"
-    ):
+    assert not _is_public(address)
+    with pytest.raises(CallbackRefusedError, match=r"expected a host on the internet, got 'a.test'"):
         find("http://a.test/", address)
     with pytest.raises(CallbackRefusedError, match="on the internet"):  # one of two is enough
         find("http://a.test/", PUBLIC, address)
     assert find("http://a.test/", address, allow_private=True).addresses == (address,)
 
 
-@pytest.mark.parametrize(
-    "address", [PUBLIC, "8.8.8.8", "1.1.1.1", "::ffff:8.8.8.8", "2606:4700:4700::1111"]
-)
+@pytest.mark.parametrize("address", [PUBLIC, "8.8.8.8", "1.1.1.1", "::ffff:8.8.8.8", "2606:4700:4700::1111"])
 def test_addresses_on_the_internet(address: str) -> None:
     target = find("https://a.test:8443/hook?key=1", address)
     assert target.addresses == (address,)
@@ -149,9 +145,7 @@ def test_bad_urls(url: str, message: str) -> None:
         find(url, PUBLIC, allow_private=True)
 
 
-@pytest.mark.parametrize(
-    "host", ["", "no-such-host.invalid", "x" * 300 + ".test", ".test", "a..test"]
-)
+@pytest.mark.parametrize("host", ["", "no-such-host.invalid", "x" * 300 + ".test", ".test", "a..test"])
 def test_hosts_without_an_address(host: str) -> None:
     with pytest.raises(CallbackRefusedError):
         find(f"http://{host}/")
@@ -169,9 +163,7 @@ def test_a_resolver_that_finds_nothing_or_takes_too_long(monkeypatch: pytest.Mon
 
     monkeypatch.setattr("worker.webhooks.urls.RESOLVE_SECONDS", 0.01)
     for resolve in (empty, slow):
-        with pytest.raises(
-            HostUnknownError, match=r"expected a host on the internet, got 'a.test'"
-        ):
+        with pytest.raises(HostUnknownError, match=r"expected a host on the internet, got 'a.test'"):
             asyncio.run(find_target("http://a.test/", allow_private=True, resolve=resolve))
 
 
