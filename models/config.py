@@ -49,7 +49,7 @@ class ZeroShotConfig(Frozen):
 
     @property
     def weights(self) -> None:
-        """It starts from CLIP, never from a file."""
+        """None: the weights come from CLIP."""
 
 
 class _WeakTrKind(Frozen):
@@ -57,7 +57,7 @@ class _WeakTrKind(Frozen):
 
 
 class _WeakTr(WeakTrSizes, _WeakTrKind):
-    """The sizes beside the kind."""
+    """The sizes of a WeakTr."""
 
 
 class WeakTrConfig(_WeakTr):

@@ -20,7 +20,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         partial.write_bytes(data)
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)  # half a file would use up a full disk's last room
+        partial.unlink(missing_ok=True)  # a partial file would keep a full disk full
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 

@@ -61,7 +61,7 @@ def main(
         redis = open_redis(settings.redis_url, timeout=_REDIS_TIMEOUT)
         app = create_app(settings, redis, BlobStore.open(settings.blobs))
     except (ValidationError, BlobError, ValueError, OSError) as error:
-        typer.echo(f"semples api: {str(error).replace(chr(10), ' ')}", err=True)
+        typer.echo(f"python -m service: {str(error).replace(chr(10), ' ')}", err=True)
         raise typer.Exit(_EXIT_CANNOT_START) from error
     config = _server_config(app, settings, host=host, port=port)
     uvicorn.Server(config).run(sockets=None if listener is None else [listener])

@@ -113,7 +113,9 @@ class RedisCollector(Collector):
 
     def _left_over(self, models: Sequence[str]) -> Sequence[Metric]:
         webhooks = _gauge("semples_webhooks_waiting", "Webhooks not delivered and not given up, due or not.")
-        dead = _gauge("semples_dead_letters", "Jobs that took every worker down.", "model")
+        dead = _gauge(
+            "semples_dead_letters", "Dead letters: jobs during which workers died, with no attempt left.", "model"
+        )
         with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.zcard(DUE_KEY)
             for model in models:

@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class Settings(BaseSettings):
-    """Where the queue and the blobs are, and the API's limits; each is SEMPLES_ and its name in capitals."""
+    """Where queue and blobs are, and the API's limits: SEMPLES_ and the name in capitals, but Redis is REDIS_URL."""
 
     model_config = SettingsConfigDict(env_prefix="SEMPLES_", frozen=True, populate_by_name=True)
 
@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     max_listening: int = Field(default=200, ge=0)  # requests for events; more are refused
     decoders: int = Field(default=2, gt=0)  # images decoded at once, which bounds memory
 
-    # Seconds of one attempt at a job, on top of that for each million pixels, and at most.
+    # Timeout in seconds of each part of a job (preprocess, forward, postprocess): base, more for each megapixel, limit.
     job_timeout: int = Field(default=120, gt=0)
     job_timeout_per_megapixel: float = Field(default=5.0, ge=0)
     job_timeout_max: int = Field(default=300, gt=0)

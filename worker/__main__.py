@@ -34,7 +34,7 @@ _Blobs = Annotated[str, typer.Option(envvar="SEMPLES_BLOBS", help="Blob store: a
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 _dead = typer.Typer(no_args_is_help=True)
-app.add_typer(_dead, name="dead", help="Jobs during which several workers died.")
+app.add_typer(_dead, name="dead", help="Dead letters: jobs during which workers died.")
 
 
 class _Program(StrEnum):
@@ -77,7 +77,7 @@ def _health(
     except (RedisError, ValueError) as error:
         problem = str(error)
     if problem:
-        typer.echo(f"semples health: {problem}", err=True)
+        typer.echo(f"python -m worker health: {problem}", err=True)
         raise typer.Exit(_EXIT_NOT_AT_WORK)
 
 

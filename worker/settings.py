@@ -58,7 +58,7 @@ class _Settings(BaseSettings):
 class WorkerSettings(_Settings):
     """Take jobs from Redis and make masks; one worker for each device.
 
-    Each option is also an environment variable: SEMPLES_ and its name, such as SEMPLES_JOB_THREADS, but REDIS_URL.
+    Each option is also an environment variable: SEMPLES_ and its name, such as SEMPLES_JOB_THREADS; Redis is REDIS_URL.
     """
 
     model_config = SettingsConfigDict(cli_prog_name="semples worker")
@@ -82,7 +82,7 @@ class WorkerSettings(_Settings):
 class JanitorSettings(_Settings):
     """Return lost jobs to the queue, feed batches, delete what has expired, send webhooks; one janitor is enough.
 
-    Each option is also an environment variable: SEMPLES_ and its name, such as SEMPLES_INTERVAL, but REDIS_URL.
+    Each option is also an environment variable: SEMPLES_ and its name, such as SEMPLES_INTERVAL; Redis is REDIS_URL.
     """
 
     model_config = SettingsConfigDict(cli_prog_name="semples janitor")

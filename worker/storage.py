@@ -117,7 +117,7 @@ class BlobStore:
 
     def try_to_write(self) -> None:
         """Write a file of one block, in place of the last such file."""
-        with self._failing("write a file to see whether it can be done"):
+        with self._failing("write a probe file"):
             self._writer.write(f"{self._root}/{_TRIAL}", bytes(_TRIAL_BYTES))
 
     def put(self, kind: BlobKind, data: bytes) -> str:

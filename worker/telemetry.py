@@ -48,7 +48,7 @@ _FIELDS: Final = (
     *("time", "level", "logger", "message", "job", "request", "exception"),
     *("method", "route", "status", "seconds", "outcome", "code"),
 )
-# They log a line for each job or URL; ours do so with ids and without secrets.
+# Loggers with a line for each job or URL; our own lines have ids and no secrets.
 _NOISY: Final = ("rq.worker", "httpx", "httpcore", "urllib3", "uvicorn.access")
 _USER = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@]*@", re.IGNORECASE)
 _QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?#'\"]*)\?[^\s'\"]*", re.IGNORECASE)
@@ -162,7 +162,7 @@ class WorkerMetrics:
         self._ended.labels("finished", "")
 
     def started(self, *, waited: float) -> None:
-        """Count a leased job, which waited in the queue for so many seconds."""
+        """Count a leased job, and the seconds that it waited in the queue."""
         self._waits.observe(waited)
 
     def batch(self, *, size: int, seconds: float) -> None:

@@ -38,7 +38,7 @@ def _janitor(context: typer.Context) -> None:
 
 
 def _dead(context: typer.Context) -> None:
-    """List the jobs that crashed every worker, or queue one again (see dead --help)."""
+    """List the dead letters, jobs during which workers died, or queue one again (see dead --help)."""
     _exec("worker", ["dead", *context.args], needs="semples[queue]")
 
 

@@ -128,7 +128,9 @@ def import_checkpoint(
         raise ValueError("expected --work with prompts, --config and --classes if it is new")
     chosen = pick_device(device, threads)
     print(f"written to {_import_prompts(file, channels, work, config, classes, chosen)}")
-    print("They are read with CLIP's ordinary '.'; the released ones were learned with the one inside words.")
+    print(
+        "They are read with CLIP's '.' at the end of a word; the released ones were trained with the '.' inside a word."
+    )
 
 
 def export(
@@ -138,9 +140,7 @@ def export(
     output: Annotated[Path, typer.Option("--output", help="Folder to make; new or empty.")],
     image_prefix: Annotated[
         str | None,
-        typer.Option(
-            help="label-studio: what a photo's name is put behind to become its URL. Default: /data/local-files/?d="
-        ),
+        typer.Option(help="label-studio: prefix of the photos' URLs. Default: /data/local-files/?d="),
     ] = None,
 ) -> None:
     """Export pseudo masks as a VOC folder, COCO json, CVAT mask zip or Label Studio json. All photos, or nothing."""

@@ -172,7 +172,7 @@ def _open_name(label: str) -> str:
         allowed = " ".join(sorted(_PUNCTUATION - {" "}))
         raise ValueError(f"expected a label of letters, digits, spaces and {allowed}, got {label!r}")
     if name in _RESERVED:
-        raise ValueError(f"expected no label to be called {name!r}: masks mean something else by it")
+        raise ValueError(f"expected no label to be called {name!r}: the name is reserved")
     return name
 
 

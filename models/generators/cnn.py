@@ -21,7 +21,7 @@ _EVIDENCE_SCALE = 10.0
 _SHARPNESS = 4
 
 
-def _cosine_affinity(features: Tensor) -> Tensor:
+def cosine_affinity(features: Tensor) -> Tensor:
     """Return the positive cosines between all places of a feature map, (B, C, h, w) → (B, h, w, h, w)."""
     unit = F.normalize(features.flatten(2), dim=1)
     grid = features.shape[-2:]
@@ -61,7 +61,7 @@ class CnnGenerator(MaskGenerator):
 
     def affinity(self, features: Tensor) -> Tensor:
         """Return a power of the positive cosines between the places of the backbone's map, (B, h, w, h, w)."""
-        return _cosine_affinity(features) ** _SHARPNESS
+        return cosine_affinity(features) ** _SHARPNESS
 
 
 class _LastStage(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from models.weaktr_sizes import WeakTrSizes
 
 _EPSILON = 1e-6  # of layer norms, as in ViT and DeiT
-_TOWARDS_KEYS, _FROM_VALUES = 0.7, 0.4  # strengths in the paper, of the identity and of noise alike
+_TOWARDS_KEYS, _FROM_VALUES = 0.7, 0.4  # strengths of the identity and of noise in arXiv 2305.09828
 
 
 @torch.no_grad()

@@ -71,7 +71,9 @@ class RefinerContext:
     affinity: Callable[[Tensor], Tensor]  # images (B, 3, H, W) → affinity, (B, h, w, h, w)
     background: Callable[[Tensor], Tensor]  # scores (C, H, W) → the background's score, (H, W)
     proposals: Callable[[Tensor], Regions]  # image (3, H, W) → regions
-    rescale: Callable[[Tensor, Tensor], Tensor]  # (maps, original maps) → maps in the range of CAMs
+    rescale: Callable[
+        [Tensor, Tensor], Tensor
+    ]  # (maps, originals) → maps in the originals' range; unchanged for probabilities
 
 
 @dataclass(frozen=True)

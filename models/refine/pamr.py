@@ -1,4 +1,4 @@
-"""PAMR, pixel-adaptive mask refinement, as ten sparse products that gather nothing.
+"""PAMR, pixel-adaptive mask refinement, as ten sparse products, without a tensor of neighbors.
 
 Araslanov and Roth, *Single-Stage Semantic Segmentation from Image Labels*, CVPR 2020. An iteration replaces a pixel's
 scores by the weighted mean of its neighbors', 8 per dilation. Gathering those would take a (C, 48, H, W) tensor; an

@@ -40,7 +40,7 @@ class _RandomWalk:
 
 
 def build(context: RefinerContext) -> _RandomWalk:
-    """Build the refiner on the context' affinity."""
+    """Build the refiner on the context's affinity."""
     return _RandomWalk(context.affinity, context.rescale)
 
 
@@ -58,8 +58,8 @@ def _walk(scores: Tensor, affinity: Tensor, *, box_share: float = _BOX_SHARE) ->
 
 def _transition(affinity: Tensor, *, rounds: int = _ROUNDS) -> Tensor:
     """Turn a nonnegative affinity (N, N) into two steps of a random walk without preferred places; rows sum to 1."""
-    lonely = (affinity.sum(dim=1) <= 0) | (affinity.sum(dim=0) <= 0)
-    matrix = affinity + torch.diag(lonely.to(affinity.dtype))
+    isolated = (affinity.sum(dim=1) <= 0) | (affinity.sum(dim=0) <= 0)
+    matrix = affinity + torch.diag(isolated.to(affinity.dtype))
     for _ in range(rounds):
         matrix = matrix / matrix.sum(dim=0, keepdim=True)
         matrix = matrix / matrix.sum(dim=1, keepdim=True)

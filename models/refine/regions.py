@@ -71,7 +71,7 @@ class _RegionVote:
 
 
 def build(context: RefinerContext) -> _RegionVote:
-    """Build the refiner on the context' proposals."""
+    """Build the refiner on the context's proposals."""
     return _RegionVote(context.proposals)
 
 

@@ -16,7 +16,7 @@ from models.segmenters import Segmenter
 
 _TERMS = {"class": "loss_cross_entropy", "mask": "loss_mask", "dice": "loss_dice"}
 # So low that the mask loss (5e-5), the dice loss and the choice of uncertain points ignore it.
-_SURELY_NOT = -10.0
+_ABSENT_LOGIT = -10.0
 
 
 class Mask2FormerSegmenter(Segmenter):
@@ -51,13 +51,13 @@ class Mask2FormerSegmenter(Segmenter):
         return architecture
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return probabilities, (B, K + 1, h, w): a class's share of all queries' claims on a pixel."""
+        """Return probabilities, (B, K + 1, h, w): a class's share of all queries' mass at a pixel."""
         output = self.network(pixel_values=self.normalize(images))
         classes = output.class_queries_logits.float().softmax(dim=-1)[..., :-1]
         masks = output.masks_queries_logits.float().sigmoid()
-        # The small number keeps a pixel that no query claims from dividing by 0.
-        claims = torch.einsum("bqk,bqhw->bkhw", classes, masks) + 1e-6
-        return claims / claims.sum(dim=1, keepdim=True)
+        # The small number avoids a division by 0 where no query has any mass.
+        mass = torch.einsum("bqk,bqhw->bkhw", classes, masks) + 1e-6
+        return mass / mass.sum(dim=1, keepdim=True)
 
     def loss(self, images: Tensor, label_maps: Tensor, *, noise_aware: bool = False) -> Mapping[str, Tensor]:
         """Return the set loss over all decoder layers: classes, masks, dice; ValueError if ``noise_aware``.
@@ -68,14 +68,14 @@ class Mask2FormerSegmenter(Segmenter):
         """
         if noise_aware:
             raise ValueError("expected an encoder-decoder segmenter for the noise-aware loss, got mask2former")
-        taught = (label_maps != IGNORE_INDEX).flatten(1).any(dim=1)
-        if not taught.any():
+        labeled = (label_maps != IGNORE_INDEX).flatten(1).any(dim=1)
+        if not labeled.any():
             nothing = torch.stack([each.sum() for each in self.parameters()]).sum() * 0
             return dict.fromkeys(_TERMS, nothing)
-        output = self.network(pixel_values=self.normalize(images[taught]), output_auxiliary_logits=True)
+        output = self.network(pixel_values=self.normalize(images[labeled]), output_auxiliary_logits=True)
         # SciPy's matching does not take bfloat16.
         with torch.autocast(images.device.type, enabled=False):
-            terms = self._set_loss(output, label_maps[taught])
+            terms = self._set_loss(output, label_maps[labeled])
         return {
             name: torch.stack([value for key, value in terms.items() if key.startswith(prefix)]).sum()
             for name, prefix in _TERMS.items()
@@ -88,17 +88,17 @@ class Mask2FormerSegmenter(Segmenter):
         shares = F.adaptive_avg_pool2d(_valid(label_maps), size)
         ignored = shares[:, None] == 0
 
-        def quieted(masks: Tensor) -> Tensor:
-            return masks.float().masked_fill(ignored, _SURELY_NOT)
+        def without_ignored(masks: Tensor) -> Tensor:
+            return masks.float().masked_fill(ignored, _ABSENT_LOGIT)
 
         terms: Mapping[str, Tensor] = self.network.get_loss_dict(
-            masks_queries_logits=quieted(output.masks_queries_logits),
+            masks_queries_logits=without_ignored(output.masks_queries_logits),
             class_queries_logits=output.class_queries_logits.float(),
             mask_labels=[masks for masks, _ in targets],
             class_labels=[channels for _, channels in targets],
             auxiliary_predictions=[
                 {
-                    "masks_queries_logits": quieted(layer["masks_queries_logits"]),
+                    "masks_queries_logits": without_ignored(layer["masks_queries_logits"]),
                     "class_queries_logits": layer["class_queries_logits"].float(),
                 }
                 for layer in output.auxiliary_logits

@@ -218,7 +218,7 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Redis answers, the blob store can be written, and these workers are alive, each with a warm model."""
+    """Redis answers, the blob store can be written, and these workers are alive, each with a loaded model."""
 
     status: Literal["ready"] = "ready"
     workers: tuple[WorkerInfo, ...]

@@ -33,7 +33,7 @@ async def get_health() -> Health:
 
 @router.get("/ready", tags=["health"], responses=problem_responses(503))
 def get_ready(state: State) -> Readiness:
-    """Say that Redis answers, a live worker has a warm model and makes progress, and the blob store can be written."""
+    """Say that Redis answers, a live worker has a model and makes progress, and the blob store can be written."""
     workers = state.models.require_worker()
     state.store_probe.require_writable()
     return Readiness(workers=workers)

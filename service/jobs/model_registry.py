@@ -29,7 +29,7 @@ class ModelRegistry:
         self._default = default
 
     def workers(self) -> tuple[WorkerInfo, ...]:
-        """Return the live workers without trouble, each with a warm model."""
+        """Return the live workers without trouble, each with a loaded model."""
         return tuple(worker for worker in live_workers(self._redis) if not worker.trouble)
 
     def require_worker(self) -> tuple[WorkerInfo, ...]:
@@ -39,7 +39,7 @@ class ModelRegistry:
         if ready:
             return ready
         troubles = "; ".join(f"worker {worker.name}: {worker.trouble}" for worker in alive)
-        raise ProblemError("not-ready", troubles or "no live worker has a warm model")
+        raise ProblemError("not-ready", troubles or "no live worker has loaded a model")
 
     def models(self) -> tuple[ModelInfo, ...]:
         """Return all announced models."""

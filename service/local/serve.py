@@ -99,7 +99,7 @@ def _run(stack: _Stack) -> None:
             supervisor.watch()
         except StopRequestedError:
             listener.close()  # no new requests; the running ones are finished
-            _say("stopping when the jobs in flight are done; once more, and it is at once")
+            _say("stopping after the running jobs; press Ctrl-C again to stop now")
 
 
 def _start_redis(stack: _Stack, supervisor: Supervisor) -> str:

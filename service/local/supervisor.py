@@ -133,7 +133,7 @@ class _Service:
             self._pause = _FIRST_PAUSE if stable else min(2 * self._pause, _LONGEST_PAUSE)
             self._restart_at = now + self._pause
             line = self.child.last_log_line()
-            log(f"{self.child.command.name} ended ({code}): {line}; again in {self._pause:.0f} s")
+            log(f"{self.child.command.name} ended ({code}): {line}; restarting in {self._pause:.1f} s")
         elif now >= self._restart_at:
             self._restart_at = 0.0
             self.child = self._start()

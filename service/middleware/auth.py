@@ -31,7 +31,7 @@ SCHEMES: Final = (
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LINE: Final = re.compile(rf"({_NAME.pattern})\s+sha256:([0-9a-f]{{64}})")
 _KEY_BYTES: Final = 32
-# What explains the API, and whether it is up, needs no key.
+# Documentation and health checks need no key.
 _OPEN_PATHS: Final = frozenset({"/", "/health", "/ready", "/docs", "/openapi.json"})
 _OPEN_FOLDERS: Final = ("/problems/", "/web/")
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.chaos import Scene
 from tests.helpers.service_fixtures import wait_for
-from worker.queue.schema import MAX_ATTEMPTS
+from worker.queue.schema import MAX_JOB_ATTEMPTS
 
 
 def test_a_worker_is_killed_in_a_batch(there: Scene) -> None:
@@ -86,7 +86,7 @@ def test_sigterm_in_a_batch(there: Scene, signals: int) -> None:
     jobs = [there.job(each) for each in leased]
     # What was in the networks is finished; what was only decoded waits again, and lost no attempt.
     assert {job.get_status().value for job in jobs} == {"finished", "queued"}
-    assert {job.retries_left for job in jobs} == {MAX_ATTEMPTS - 1}
+    assert {job.retries_left for job in jobs} == {MAX_JOB_ATTEMPTS - 1}
     worker.start()
     assert there.all_finish()
     assert there.problems() == []

@@ -16,7 +16,7 @@ from tests.helpers.chaos import Scene
 from tests.helpers.service_fixtures import WorkerProcess, http_api, png, wait_for
 from tests.helpers.undisturbed import Asked
 from worker.queue.rq import open_redis
-from worker.queue.schema import MAX_ATTEMPTS
+from worker.queue.schema import MAX_JOB_ATTEMPTS
 
 
 def test_the_same_from_many_threads_is_one_job_that_runs_once(there: Scene) -> None:
@@ -73,7 +73,7 @@ def test_a_broken_device_is_left_to_a_new_process(there: Scene) -> None:
             worker.start()
 
     assert there.wait_all(meanwhile=restart) == {"finished": 6, "failed": 1}
-    assert codes == [1] * MAX_ATTEMPTS
+    assert codes == [1] * MAX_JOB_ATTEMPTS
     assert there.job(bad).meta["failure"]["code"] == "worker_died"
     assert {there.attempts_lost(each) for each in mates} <= {0, 1}
     assert there.problems() == []

@@ -19,7 +19,7 @@ from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, wait_f
 from tests.helpers.undisturbed import SIZES, Asked, undisturbed
 from worker.queue.jobs import Limits, result_of
 from worker.queue.rq import fetch_job, open_redis
-from worker.queue.schema import MAX_ATTEMPTS, JobResult, queue_name
+from worker.queue.schema import MAX_JOB_ATTEMPTS, JobResult, queue_name
 from worker.storage import BlobStore, blob_key
 
 TERMINAL = ("finished", "failed", "canceled")
@@ -130,7 +130,7 @@ class Scene:
 
     def attempts_lost(self, job_id: str) -> int:
         """How many workers a job has taken down, or lost."""
-        return MAX_ATTEMPTS - 1 - int(self.job(job_id).retries_left)
+        return MAX_JOB_ATTEMPTS - 1 - int(self.job(job_id).retries_left)
 
     def problems(self) -> list[str]:
         """What does not hold, once all jobs have come to their end; nothing if all is well.

@@ -40,7 +40,7 @@ _NO_MEMORY: Final = ("out of memory", "ALLOC_FAILED")
 class DeviceLostError(BaseException):
     """The device does not work any more, and only a new process can use it again.
 
-    No Exception, so that nothing that retries swallows it.
+    A BaseException, so that code that retries does not catch it.
     """
 
 
@@ -54,7 +54,7 @@ class BatchLimits:
 
     max_batch_size: int = 8  # images that go through the networks together
     prefetch: int = 16  # preprocessed images that wait, and about as many for postprocessing
-    max_pixels: int = 4_000_000  # of a batch, at the networks' own size; one image always may
+    max_pixels: int = 4_000_000  # of a batch, at the networks' own size; a single image may exceed it
     max_pixels_in_memory: int = 200_000_000  # of decoded uploads, beyond which none is prefetched
     threads: int = 2  # that preprocess and postprocess
 
@@ -95,7 +95,7 @@ def _run_with_split(
         parts = [batch[start : start + size] for start in range(0, len(batch), size)]
     else:
         return list(made)
-    # Out here, for an exception's frames would keep the failed batch's tensors in memory.
+    # Outside the except block, because the exception's frames would keep the failed batch's tensors in memory.
     return [
         outcome for part in parts for outcome in _run_with_split(part, call, is_memory=is_memory, on_halved=on_halved)
     ]
@@ -186,18 +186,18 @@ class Batcher:
         if ended := [each for each in done if each.result is not None]:
             consumer.ack(ended)
 
-    def _check_device(self, flying: InFlightJob) -> None:
+    def _check_device(self, in_flight: InFlightJob) -> None:
         """Raise DeviceLostError if postprocessing lost the device; where it had no memory, try once more."""
-        error = flying.error
+        error = in_flight.error
         if error is None:
             return
         if _is_device_lost(error):
             raise DeviceLostError(str(error)) from error
-        if _is_out_of_memory(error) and flying.image.exception() is None and not flying.retried:
+        if _is_out_of_memory(error) and in_flight.image.exception() is None and not in_flight.retried:
             # Others had the memory: once more, when they are done.
             self._context.predictor.release_memory()
-            flying.retried, flying.result = True, None
-            self._waiting.append(flying)
+            in_flight.retried, in_flight.result = True, None
+            self._waiting.append(in_flight)
 
     def _fail_late(self) -> None:
         """Fail jobs that a thread has worked on for longer than it may; the thread itself cannot be stopped."""
@@ -230,13 +230,13 @@ class Batcher:
             is_memory=_is_out_of_memory,
             on_halved=self._halve,
         )
-        for flying, outcome in zip(batch, outcomes, strict=True):
+        for in_flight, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Exception):
-                flying.retried = True  # it was alone, and this thread holds no memory any more
-                flying.fail(outcome)
+                in_flight.retried = True  # it was alone, and this thread holds no memory any more
+                in_flight.fail(outcome)
             else:
-                work = partial(self._postprocess, flying, *outcome)
-                flying.result = self._pool.submit(flying.timed(work))
+                work = partial(self._postprocess, in_flight, *outcome)
+                in_flight.result = self._pool.submit(in_flight.timed(work))
 
     def _forward(self, batch: Sequence[InFlightJob], *, consumer: JobConsumer) -> list[tuple[ForwardOutput, float]]:
         images = [each.image.result() for each in batch]
@@ -254,8 +254,8 @@ class Batcher:
             raise
         return [(each, seconds) for each in outputs]
 
-    def _postprocess(self, flying: InFlightJob, output: ForwardOutput, seconds: float) -> JobResult:
-        image, waited = flying.image.result(), flying.waited
+    def _postprocess(self, in_flight: InFlightJob, output: ForwardOutput, seconds: float) -> JobResult:
+        image, waited = in_flight.image.result(), in_flight.waited
         return postprocess(image, output, self._context, waited=waited, forward_seconds=seconds)
 
     def _halve(self, batch: Sequence[InFlightJob]) -> None:
@@ -266,6 +266,6 @@ class Batcher:
         _log.warning("out of memory with %d images: at most half from now on", len(batch))
 
 
-def _batch_key(flying: InFlightJob) -> Hashable:
+def _batch_key(in_flight: InFlightJob) -> Hashable:
     """An image that failed to be preprocessed shares no batch."""
-    return id(flying) if flying.image.exception() else flying.image.result().batch_key
+    return id(in_flight) if in_flight.image.exception() else in_flight.image.result().batch_key

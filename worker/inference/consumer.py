@@ -17,7 +17,7 @@ from rq.utils import now
 from models.inference.masks import OnProgress
 from worker import telemetry
 from worker.inference.pipeline import PreprocessedImage, WorkerContext, preprocess
-from worker.queue.failures import describe_failure, is_poison_suspect, is_transient, retry
+from worker.queue.failures import describe_failure, is_transient, retry, was_abandoned
 from worker.queue.rq import Attempt, JobCanceledError, JobQueue, Lease, State, check_task
 from worker.queue.schema import JobRequest, JobResult, Progress
 from worker.telemetry import Outcome, log_finished
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _EMPTY_SECONDS: Final = 0.01
-"""An empty queue is not counted again for so long: a single job is not held up by looks for others."""
+"""Seconds for which an empty queue is not counted again, so that counting does not delay a single job."""
 
 _PROGRESS_STEP: Final = 0.1
 """A stage's progress is written in steps of this fraction of the whole job."""
@@ -145,11 +145,11 @@ class JobConsumer:
         job = lease.job
         # Not below 0 where two hosts' clocks differ.
         waited = max(0.0, (now() - job.enqueued_at).total_seconds()) if job.enqueued_at else 0.0
-        flying = InFlightJob(job, lease, waited, behind=self._queue.is_batch(job))
-        flying.image = self._pool.submit(flying.timed(partial(_preprocess, job, self._context)))
+        in_flight = InFlightJob(job, lease, waited, behind=self._queue.is_batch(job))
+        in_flight.image = self._pool.submit(in_flight.timed(partial(_preprocess, job, self._context)))
         self._context.metrics.started(waited=waited)
         _log.info("job taken", extra={"job": job.id, "request": job.meta.get("request")})
-        return flying
+        return in_flight
 
     def prefetch(self, count: int) -> list[InFlightJob]:
         """Lease up to ``count`` more jobs, without waiting for any; other workers get their share.
@@ -161,7 +161,7 @@ class JobConsumer:
         waiting, held = self._count(), len(self.leases)
         share = -(-(waiting + held) // max(1, self._workers())) - held
         jobs = retry(lambda: self._queue.take(min(count, share, waiting)))
-        first = next((i for i, job in enumerate(jobs) if is_poison_suspect(job)), len(jobs))
+        first = next((i for i, job in enumerate(jobs) if was_abandoned(job)), len(jobs))
         if first < len(jobs):
             self._alone_next = True  # not taken again before all others are done
             retry(lambda: self._queue.put_back(jobs[first:]))
@@ -202,15 +202,15 @@ class JobConsumer:
         for each in reversed(jobs):
             retry(partial(self._nack, each))
 
-    def _nack(self, flying: InFlightJob) -> None:
-        state = self._state(flying)
+    def _nack(self, in_flight: InFlightJob) -> None:
+        state = self._state(in_flight)
         if state == "ours":
-            self._queue.nack(flying.lease)
+            self._queue.nack(in_flight.lease)
         elif state == "canceled":
-            self._cancel(flying)
+            self._cancel(in_flight)
         else:
-            self._queue.drop_lease(flying.lease)
-        self.leases.pop(flying.lease.id, None)
+            self._queue.drop_lease(in_flight.lease)
+        self.leases.pop(in_flight.lease.id, None)
 
     def ack(self, jobs: Sequence[InFlightJob]) -> None:
         """Write that jobs have finished, failed or are canceled."""
@@ -223,41 +223,41 @@ class JobConsumer:
             # It may have been written for all that: its state is read before each try.
             retry(partial(self._ack, each))
 
-    def _ack(self, flying: InFlightJob) -> None:
-        state = self._state(flying)
+    def _ack(self, in_flight: InFlightJob) -> None:
+        state = self._state(in_flight)
         if state == "lost":
             # The lease expired while Redis did not answer, and another worker has the job; or its end was written.
-            _log.warning("job %s: another worker's, or written already", flying.job.id)
-            self._queue.drop_lease(flying.lease)
+            _log.warning("job %s: another worker's, or written already", in_flight.job.id)
+            self._queue.drop_lease(in_flight.lease)
         elif state == "canceled":
-            self._cancel(flying)
-        elif isinstance(flying.error, JobCanceledError):
-            self._queue.nack(flying.lease)  # the same was posted again, and there is no result
-        elif self._write([flying]):
+            self._cancel(in_flight)
+        elif isinstance(in_flight.error, JobCanceledError):
+            self._queue.nack(in_flight.lease)  # the same was posted again, and there is no result
+        elif self._write([in_flight]):
             raise WatchError("expected a leased job, got one that was just taken away")
-        self.leases.pop(flying.lease.id, None)
+        self.leases.pop(in_flight.lease.id, None)
 
-    def _state(self, flying: InFlightJob) -> State:
-        return self._queue.states([flying.lease])[0]
+    def _state(self, in_flight: InFlightJob) -> State:
+        return self._queue.states([in_flight.lease])[0]
 
-    def _cancel(self, flying: InFlightJob) -> None:
-        self._queue.cancel_leased(flying.lease)
+    def _cancel(self, in_flight: InFlightJob) -> None:
+        self._queue.cancel_leased(in_flight.lease)
         self._context.metrics.ended("canceled")
 
     def _write(self, jobs: Sequence[InFlightJob]) -> list[InFlightJob]:
         """Write ends; return the jobs whose end is not written, since they are canceled or not this worker's."""
         attempts = [each.attempt() for each in jobs]
         written = self._queue.ack(attempts)
-        for flying, attempt, done in zip(jobs, attempts, written, strict=True):
+        for in_flight, attempt, done in zip(jobs, attempts, written, strict=True):
             if done:  # not before: until then the lease must be renewed
-                self.leases.pop(flying.lease.id, None)
-                self._log_end(flying, attempt)
+                self.leases.pop(in_flight.lease.id, None)
+                self._log_end(in_flight, attempt)
         return [each for each, done in zip(jobs, written, strict=True) if not done]
 
-    def _log_end(self, flying: InFlightJob, attempt: Attempt) -> None:
-        job, metrics = flying.job, self._context.metrics
-        if attempt.failure is None and flying.result is not None:
-            log_finished(job, flying.result.result().timings, metrics)
+    def _log_end(self, in_flight: InFlightJob, attempt: Attempt) -> None:
+        job, metrics = in_flight.job, self._context.metrics
+        if attempt.failure is None and in_flight.result is not None:
+            log_finished(job, in_flight.result.result().timings, metrics)
             self._on_success()
         elif attempt.failure is not None:
             outcome: Outcome = "retried" if attempt.retry else "failed"

@@ -18,9 +18,9 @@ IDLE_SECONDS: Final = 60.0
 """Far more than a wait for jobs takes, on a dead connection too."""
 
 LATE_SECONDS: Final = 2.0
-"""A stall is reported so long after the deadline: a job that timed out must be failed first."""
+"""Seconds from the deadline to the report of a stall: a job that timed out must be failed first."""
 
-_OPEN_LABEL: Final = "canary in a coal mine"
+_OPEN_LABEL: Final = "small yellow bird"
 """A label that no model was trained on."""
 
 
@@ -36,7 +36,7 @@ class StallDetector:
         self.idle()
 
     def deadline(self, seconds: float) -> None:
-        """Note progress; the next is due within so many seconds."""
+        """Note progress; the next is due within ``seconds``."""
         # One tuple, so that the other thread never sees half of a change.
         self._mark = (self._clock(), seconds)
 
@@ -124,7 +124,7 @@ class PeriodicSelfTest:
         try:
             self._test()
         except Exception as error:
-            reason = f"the canary image failed: {type(error).__name__}"
+            reason = f"the self-test failed: {type(error).__name__}"
             self.stall.fail(reason)
             raise SelfTestError(reason) from error
         self.proved()

@@ -38,8 +38,8 @@ from worker.periodic import PeriodicThread
 from worker.queue.failures import (
     describe_failure,
     ignore_redis_errors,
-    is_poison_suspect,
     note_abandoned,
+    was_abandoned,
 )
 from worker.queue.registry import (
     Explanation,
@@ -95,9 +95,9 @@ class GpuWorker(SimpleWorker):
     job_class = AllowedJob
     max_connection_wait_time = 2.0
     dequeue_timeout = 1
-    """Seconds of one blocking wait, which ends for an interactive job alone: so often batches are looked at."""
+    """Seconds that one wait for an interactive job may take; then the batch queue is read."""
     should_run_maintenance_tasks = True
-    """RQ asks the main thread before each wait for a job."""
+    """RQ calls ``run_maintenance_tasks`` before each wait for a job."""
 
     def __init__(
         self,
@@ -172,7 +172,7 @@ class GpuWorker(SimpleWorker):
         self.set_state(WorkerStatus.BUSY)  # from here on a signal does not interrupt
         try:
             first = self.consumer.start(job)
-            self._batcher.work(first, self.consumer, alone=is_poison_suspect(job))
+            self._batcher.work(first, self.consumer, alone=was_abandoned(job))
         except ThreadsStuckError as error:
             # No exit in order: it would wait for the very threads.
             _log.critical("leaving all jobs to another worker: %s", error)

@@ -28,7 +28,6 @@ from worker.queue.rq import JobQueue, TaskNotAllowedError, fetch_job
 from worker.queue.schema import (
     DEAD_KEY,
     FAILURE_SECONDS,
-    MAX_ATTEMPTS,
     FailureCode,
     JobFailure,
     Task,
@@ -42,7 +41,7 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 MAX_DEAD: Final = 1000
-"""The latest so many dead letters of each model are kept."""
+"""Number of dead letters kept for each model; older ones are dropped."""
 
 _DEATHS: Final = "deaths"
 """Key of a job's meta: how many workers died while they held it."""
@@ -77,7 +76,7 @@ _KNOWN: Final[tuple[tuple[type[BaseException], FailureCode, str | None, bool], .
     (BlobError, "storage_unavailable", "the blob store cannot be read or written", True),
     (RedisError, "storage_unavailable", "the queue cannot be reached", True),
     (JobTimeoutException, "timeout", "the job took longer than it may", True),
-    (AbandonedJobError, "worker_died", f"the worker died on this job {MAX_ATTEMPTS} times", False),
+    (AbandonedJobError, "worker_died", "a worker died during this job, and no attempt is left", False),
     (MemoryError, "out_of_memory", "the image does not fit into memory with this model", True),
     (TaskNotAllowedError, "task_not_allowed", None, False),
 )
@@ -101,7 +100,7 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, RedisError | BlobError) and not lasting
 
 
-def is_poison_suspect(job: Job) -> bool:
+def was_abandoned(job: Job) -> bool:
     """Return whether a worker died while it held a job, which is worked on alone from then on."""
     return bool(job.meta.get(_DEATHS))
 
@@ -110,7 +109,7 @@ def note_abandoned(job: Job, kind: type[BaseException], error: BaseException, tr
     """Write into a job's meta that its worker died; RQ's exception handler, called before it retries or fails it."""
     del kind, traceback
     if job.retries_left:
-        _log.warning("its worker died; %d attempts left", job.retries_left, extra={"job": job.id})
+        _log.warning("a worker died during this job; %d attempts left", job.retries_left, extra={"job": job.id})
         job.meta[_DEATHS] = job.meta.get(_DEATHS, 0) + 1
     else:
         _dead_letter(job, now=datetime.now(UTC))

@@ -58,7 +58,7 @@ class Explanation(Record):
 
 
 class WorkerInfo(Record):
-    """A live worker with a warm model; its key expires when the lease does."""
+    """A live worker with a loaded model; its key expires when the lease does."""
 
     name: str
     model: ModelRef

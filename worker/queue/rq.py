@@ -40,7 +40,7 @@ from worker.queue.schema import (
     FAILURE_SECONDS,
     JOB_ID,
     LEASE_SECONDS,
-    MAX_ATTEMPTS,
+    MAX_JOB_ATTEMPTS,
     QUEUE_SECONDS,
     RESULT_SECONDS,
     TASK_PATHS,
@@ -230,7 +230,7 @@ def make_job(redis: Redis, request: JobRequest, *, timeout: int) -> Job:
         result_ttl=RESULT_SECONDS,
         failure_ttl=FAILURE_SECONDS,
         # Without an interval: RQ's scheduler, which would be needed, forks.
-        retry=Retry(max=MAX_ATTEMPTS - 1),
+        retry=Retry(max=MAX_JOB_ATTEMPTS - 1),
         serializer=JSONSerializer,
     )
 
@@ -346,7 +346,7 @@ class JobQueue:
     def _rq_queue(self, job: Job) -> LeasedQueue:
         return self.batch if self.is_batch(job) else self.interactive
 
-    # What the service and the scheduler of batches do.
+    # Used by the API and the batch scheduler.
 
     def enqueue(self, job: Job, *, earlier: Job | None = None, batch: bool = False) -> bool:
         """Queue a new job whose image is stored; return False if the same was queued just now.
@@ -390,7 +390,7 @@ class JobQueue:
         job.meta.pop("failure", None)
         job.save_meta()  # type: ignore[no-untyped-call]
         Result.delete_all(job)  # or a request that waits would be given the earlier failure
-        job.retries_left = MAX_ATTEMPTS - 1
+        job.retries_left = MAX_JOB_ATTEMPTS - 1
         with suppress(InvalidJobOperation):
             job.requeue()
 
@@ -441,7 +441,7 @@ class JobQueue:
                 pipeline.zcount(queue.failed_job_registry.key, since + FAILURE_SECONDS, "+inf")
             return sum(cast("list[int]", pipeline.execute()))
 
-    # What a worker does.
+    # Used by a worker.
 
     def take(self, count: int) -> list[Job]:
         """Move up to ``count`` waiting jobs to the intermediate lists, interactive ones first, and return them."""

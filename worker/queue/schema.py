@@ -22,9 +22,9 @@ TASK_PATHS: Final[Mapping[Task, str]] = MappingProxyType(
 """What queued jobs name as their function: constants that say which task, never imported."""
 
 LEASE_SECONDS: Final = 15
-"""A worker renews its own lease and those of its jobs; without it both count as dead."""
+"""A worker renews its own lease and its jobs'; without it the worker counts as dead, its jobs as abandoned."""
 
-MAX_ATTEMPTS: Final = 3
+MAX_JOB_ATTEMPTS: Final = 3
 """A job whose worker died this many times is failed."""
 
 QUEUE_SECONDS: Final = 24 * 3600
@@ -145,7 +145,7 @@ class ResultBlobs(Record):
 
 
 class JobResult(Record):
-    """What a finished job says; its files are in ``blobs``."""
+    """Result of a finished job; its files are in ``blobs``."""
 
     model: ModelRef
     image: ImageRecord

@@ -49,7 +49,7 @@ CLAIM_SECONDS: Final = 60.0
 GRACE_SECONDS: Final = 60.0
 """How long a subscription's job may be unknown: it is written before the job is queued."""
 
-MAX_ATTEMPTS: Final = 8
+MAX_DELIVERIES: Final = 8
 """All of them take about 27 hours; see ``_retry_delay``."""
 JITTER: Final = 0.2
 _FIRST_DELAY, _DELAY_FACTOR = 5.0, 5.0
@@ -247,7 +247,7 @@ def deliver_due(redis: Redis, sender: Sender, *, clock: Callable[[], datetime], 
     results = asyncio.run(_send_all(sender, ready, now))
     for (subscription, body), result in zip(ready, results, strict=True):
         attempts = subscription.attempts + 1
-        if result.outcome == "retry" and attempts < MAX_ATTEMPTS:
+        if result.outcome == "retry" and attempts < MAX_DELIVERIES:
             due_at = clock().timestamp() + _retry_delay(attempts, random)
             reschedule(redis, subscription, body=body, due_at=due_at)
             continue

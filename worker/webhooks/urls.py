@@ -28,7 +28,7 @@ _HOST: Final = re.compile(rb"[0-9A-Za-z._-]+|[0-9A-Fa-f:.]+")  # a name, IPv4, I
 _UNICAST: Final = IPv6Network("2000::/3")
 # Special networks that ``is_global`` takes for the internet.
 _NOT_GLOBAL: Final = (
-    ip_network("2002::/16"),  # 6to4: an IPv4 address in disguise
+    ip_network("2002::/16"),  # 6to4: an embedded IPv4 address
     ip_network("3fff::/20"),  # documentation
     ip_network("192.0.0.0/24"),  # protocols, among them Oracle's metadata
     ip_network("192.88.99.0/24"),  # relays of 6to4

@@ -1,6 +1,6 @@
 import torch
 
-from models.generators.cnn import _cosine_affinity
+from models.generators.cnn import cosine_affinity
 from models.inference.postprocess import _identity, _match_range
 from models.refine.random_walk import _boxes, _RandomWalk, _transition, _walk
 
@@ -53,18 +53,18 @@ def test_cams_get_their_range_back_and_constants_stay() -> None:
 
 def test_cosine_affinity_by_hand() -> None:
     features = torch.tensor([[[[1.0, 2.0, 0.0]], [[0.0, 0.0, 1.0]], [[0.0, -1.0, 0.0]]]])
-    found = _cosine_affinity(features).view(3, 3)
+    found = cosine_affinity(features).view(3, 3)
     expected = torch.tensor([[1.0, 0.8944, 0.0], [0.8944, 1.0, 0.0], [0.0, 0.0, 1.0]])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
 
 def test_places_without_features_are_like_none() -> None:
-    assert _cosine_affinity(torch.zeros(1, 8, 2, 2)).abs().max() == 0
+    assert cosine_affinity(torch.zeros(1, 8, 2, 2)).abs().max() == 0
 
 
 def test_a_batch_equals_its_items_alone() -> None:
     images, scores = torch.rand(2, 3, 32, 32), torch.rand(2, 1, 32, 32)
-    walk = _RandomWalk(lambda seen: _cosine_affinity(torch.nn.functional.avg_pool2d(seen, 8)), _identity)
+    walk = _RandomWalk(lambda seen: cosine_affinity(torch.nn.functional.avg_pool2d(seen, 8)), _identity)
     together = walk(images, scores)
     for item in range(2):
         one = slice(item, item + 1)

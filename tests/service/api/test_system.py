@@ -271,14 +271,14 @@ def test_a_model_that_begins_to_fail_is_found_out_while_idle(fresh: Place) -> No
     with http_api(fresh) as api:
         assert reason(api) == ""
         (fresh.data / "mood").write_text("raises")
-        wait_for(lambda: "the canary image failed: RuntimeError" in reason(api), what="the reason")
+        wait_for(lambda: "the self-test failed: RuntimeError" in reason(api), what="the reason")
         wait_for(lambda: child.exit_code is not None, what="the end")
         assert child.exit_code == 1
         assert Scrape.of(api).values("semples_workers", "state")["troubled",] == 1
         assert api.get("/models").json()["models"][0]["ready"] is False
         # The announcement runs out as any does.
-        wait_for(lambda: reason(api) == "no live worker has a warm model")
-    assert "the canary image failed" in worker.log()
+        wait_for(lambda: reason(api) == "no live worker has loaded a model")
+    assert "the self-test failed" in worker.log()
 
 
 def test_a_canary_that_hangs_is_found_out(fresh: Place) -> None:

@@ -167,7 +167,7 @@ def test_a_signal_while_starting(tmp_path: Path) -> None:
         ((), {"REDIS_URL": "redis://127.0.0.1:1/0"}, "cannot reach REDIS_URL: Error 111"),
         ((), {"REDIS_URL": "http://x"}, "cannot reach REDIS_URL: "),
         ((), {"SEMPLES_MAX_QUEUE": "many"}, "1 validation error for Settings max_queue"),
-        ((), {"SEMPLES_RATE": "often"}, "api ended at the start: semples api: expected a rate"),
+        ((), {"SEMPLES_RATE": "often"}, "api ended at the start: python -m service: expected a rate"),
     ],
 )
 def test_what_cannot_start_is_one_line_and_stops_the_rest(

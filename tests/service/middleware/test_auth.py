@@ -312,7 +312,7 @@ def test_the_api_says_in_one_line_why_it_does_not_start(
     app.command()(main)
     done = CliRunner(env=where | environment).invoke(app, ["--host", "0.0.0.0", "--port", "1"])
     assert done.exit_code == 3
-    assert re.fullmatch(r"semples api: [^\n]*\n", done.stderr)
+    assert re.fullmatch(r"python -m service: [^\n]*\n", done.stderr)
     assert words in done.stderr
     assert ALICE not in done.stderr
 

@@ -19,7 +19,7 @@ from worker.inference.worker import GpuWorker, _make_worker
 from worker.queue.failures import note_abandoned
 from worker.queue.registry import ModelInfo
 from worker.queue.rq import JobQueue, open_redis
-from worker.queue.schema import MAX_ATTEMPTS, RESULT_SECONDS
+from worker.queue.schema import MAX_JOB_ATTEMPTS, RESULT_SECONDS
 from worker.settings import WorkerSettings
 from worker.storage import BlobError
 
@@ -124,7 +124,7 @@ def test_a_failure_that_may_pass_costs_one_attempt(
     work(worker, place, job)
     if job.get_status() == "queued":  # its end was written after the last look at the queue
         work(worker, place, job)
-    assert (job.get_status(), job.retries_left) == ("finished", MAX_ATTEMPTS - 2)
+    assert (job.get_status(), job.retries_left) == ("finished", MAX_JOB_ATTEMPTS - 2)
     assert job.enqueued_at > before
     assert place.leftovers() == NOTHING
     assert [each.type.name for each in job.results()] == ["SUCCESSFUL"]
@@ -225,7 +225,7 @@ def test_to_be_lost_between_queue_and_hand_is_no_attempt(place: Place, worker: G
     place.redis.set(first_seen_key(place, job), 0)
     place.jobs.maintain(note_abandoned)
     job.refresh()
-    assert job.retries_left == MAX_ATTEMPTS - 1
+    assert job.retries_left == MAX_JOB_ATTEMPTS - 1
     assert place.leftovers() == NOTHING | {"queue": [job.id.encode()]}
 
 

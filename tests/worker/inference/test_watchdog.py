@@ -118,6 +118,6 @@ def test_a_failed_test_names_the_error_and_keeps_internals(clock: Clock) -> None
     probe.error = RuntimeError("secret internals")
     test, stall = self_test_of(probe, clock, interval=1)
     clock.now += 1
-    with pytest.raises(SelfTestError, match="the canary image failed: RuntimeError"):
+    with pytest.raises(SelfTestError, match="the self-test failed: RuntimeError"):
         test.run_if_due()
-    assert stall.error == "the canary image failed: RuntimeError"
+    assert stall.error == "the self-test failed: RuntimeError"

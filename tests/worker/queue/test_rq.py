@@ -33,7 +33,7 @@ from worker.queue.rq import (
 )
 from worker.queue.schema import (
     FAILURE_SECONDS,
-    MAX_ATTEMPTS,
+    MAX_JOB_ATTEMPTS,
     QUEUE_SECONDS,
     RESULT_SECONDS,
     TASK_PATHS,
@@ -138,7 +138,7 @@ def test_a_job_is_json_and_bounded_in_every_way(place: Place) -> None:
     assert JSONSerializer.loads(segmenting.data)[0] == TASK_PATHS["segment"]
     job = make_job(place.redis, place.request("cat"), timeout=30)
     assert JSONSerializer.loads(job.data)[0] == PSEUDO_MASK
-    assert job.retries_left == MAX_ATTEMPTS - 1
+    assert job.retries_left == MAX_JOB_ATTEMPTS - 1
     assert job.get_retry_interval() == 0  # anything else needs RQ's scheduler, which forks
     assert (job.ttl, job.failure_ttl, job.timeout) == (QUEUE_SECONDS, FAILURE_SECONDS, 30)
     assert job.result_ttl == RESULT_SECONDS

@@ -37,7 +37,7 @@ from worker.webhooks.sender import (
     GRACE_SECONDS,
     JITTER,
     MAX_AT_ONCE,
-    MAX_ATTEMPTS,
+    MAX_DELIVERIES,
     MAX_PER_HOST,
     Sender,
     _build_payload,
@@ -385,7 +385,7 @@ def test_retried_later_and_later_with_the_same_message(hooks: Notifications) -> 
 
 
 def test_delays_grow_to_about_a_day_and_are_spread() -> None:
-    middle = [5.0**attempts for attempts in range(1, MAX_ATTEMPTS)]
+    middle = [5.0**attempts for attempts in range(1, MAX_DELIVERIES)]
     assert 24 * 3600 < sum(middle) < 30 * 3600
     for attempts, pause in enumerate(middle, 1):
         found = {_retry_delay(attempts, Random(seed)) for seed in range(20)}
@@ -398,7 +398,7 @@ def test_a_recipient_that_stays_down_is_given_up(hooks: Notifications, caplog: p
         port = closed.getsockname()[1]
     job = hooks.post(url=f"http://127.0.0.1:{port}/hook?key=secret")
     job.set_status(JobStatus.FINISHED)
-    assert [hooks.deliver(after=1e5) for _ in range(MAX_ATTEMPTS + 1)] == [1] * MAX_ATTEMPTS + [0]
+    assert [hooks.deliver(after=1e5) for _ in range(MAX_DELIVERIES + 1)] == [1] * MAX_DELIVERIES + [0]
     assert hooks.left() == []
     [line] = [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
     assert line.startswith(f"job {job.id}: webhook to 127.0.0.1 given up after 8 attempts: ")
