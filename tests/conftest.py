@@ -1,7 +1,5 @@
 """Seams for all tests: a tiny CLIP, a synthetic data set, a tiny run, its bundle, shared data."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -37,14 +35,7 @@ pytest_plugins = [
 # Tests run beside servers and workers: more threads only wait for each other.
 torch.set_num_threads(1)
 
-CLASSES = ClassList(
-    (
-        ClassInfo(3, "bowl"),
-        ClassInfo(4, "cat"),
-        ClassInfo(7, "cup"),
-        ClassInfo(9, "dining table"),
-    )
-)
+CLASSES = ClassList((ClassInfo(3, "bowl"), ClassInfo(4, "cat"), ClassInfo(7, "cup"), ClassInfo(9, "dining table")))
 CPU = torch.device("cpu")
 
 
@@ -78,13 +69,7 @@ def tiny_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "timm_proj": "linear",
             "image_size": 64,
         },
-        "text_cfg": {
-            "context_length": 77,
-            "vocab_size": 49408,
-            "width": 16,
-            "heads": 2,
-            "layers": 2,
-        },
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
     }
     torch.manual_seed(0)
     model = open_clip.CLIP(**config)
@@ -190,12 +175,7 @@ def tiny_open_bundle(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) ->
     run.save("refine-generator", "generator.safetensors", tensors)
     folder = tmp_path_factory.mktemp("bundle") / "tiny"
     export_bundle(
-        run,
-        folder,
-        stage="refine-generator",
-        licence="Apache-2.0",
-        trained_on="squares",
-        parts=("text_tower",),
+        run, folder, stage="refine-generator", licence="Apache-2.0", trained_on="squares", parts=("text_tower",)
     )
     return folder
 

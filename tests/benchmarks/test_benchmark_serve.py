@@ -14,14 +14,7 @@ from benchmarks import serve
 from benchmarks.service_load import measure
 from benchmarks.service_load.bare import grouped
 from benchmarks.service_load.figures import Load, jobs_table, load_table, pool, quantile
-from benchmarks.service_load.load import (
-    Bounds,
-    LabeledPhoto,
-    Target,
-    press,
-    read_photos,
-    tiny_photo,
-)
+from benchmarks.service_load.load import Bounds, LabeledPhoto, Target, press, read_photos, tiny_photo
 from tests.helpers.service_fixtures import WorkerProcess, png
 
 FAST = Load((0.1, 0.2, 0.3), wall=1.0)

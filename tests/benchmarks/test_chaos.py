@@ -1,13 +1,20 @@
-"""Workers and Valkey die in the middle of the work; what must hold is in ``tests.helpers.chaos``."""
+"""Workers and Valkey die, jobs do harm, disks fill: what must hold is in ``tests.helpers.chaos``."""
 
-from __future__ import annotations
-
+import resource
+import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
 
+import httpx
 import pytest
 
+from service.jobs.service import JobService
 from tests.helpers.chaos import Scene
-from tests.helpers.service_fixtures import wait_for
+from tests.helpers.service_fixtures import WorkerProcess, http_api, png, wait_for
+from tests.helpers.undisturbed import Asked
+from worker.queue.rq import open_redis
 from worker.queue.schema import MAX_JOB_ATTEMPTS
 
 
@@ -132,3 +139,153 @@ def test_two_workers_and_batches_longer_than_a_lease(there: Scene) -> None:
     assert there.problems() == []
     assert {there.attempts_lost(each) for each in there.accepted} == {0}
     assert [each.stop() for each in workers] == [0, 0]
+
+
+def test_the_same_from_many_threads_is_one_job_that_runs_once(there: Scene) -> None:
+    asked = Asked(("cat",))
+    with ThreadPoolExecutor(16) as pool:
+        ids = set(pool.map(lambda _: there.submit(asked, 7), range(64)))
+        assert there.place.queue.count == 1
+        worker = there.worker()
+        ids |= set(pool.map(lambda _: there.submit(asked, 7), range(64)))
+    assert there.all_finish()
+    assert len(ids) == 1
+    assert there.problems() == []
+    assert worker.log().count("job finished") == 1
+
+
+@pytest.mark.parametrize(
+    ("poison", "code"), [("raises", "model_error"), ("hangs", "timeout"), ("kills", "worker_died")]
+)
+def test_a_poisoned_image_fails_alone(there: Scene, poison: str, code: str) -> None:
+    mates = [there.post("cat", timeout=2) for _ in range(4)]
+    bad = there.post(poison, timeout=2)
+    mates += [there.post("bowl", timeout=2) for _ in range(4)]
+    worker = there.worker()
+    assert there.wait_all(meanwhile=worker.ensure) == {"finished": 8, "failed": 1}
+    assert there.job(bad).meta["failure"]["code"] == code
+    assert {there.attempts_lost(each) for each in mates} <= {0, 1 if poison == "kills" else 0}
+    assert there.problems() == []
+
+
+def test_out_of_memory_in_a_batch(there: Scene) -> None:
+    for _ in range(4):
+        there.post("wide")
+        there.post("cat")
+    bad = there.post("huge")
+    worker = there.worker()
+    pid = worker.ensure().pid
+    assert there.wait_all() == {"finished": 8, "failed": 1}
+    assert there.job(bad).meta["failure"]["code"] == "out_of_memory"
+    assert there.problems() == []
+    assert worker.ensure().pid == pid
+
+
+def test_a_broken_device_is_left_to_a_new_process(there: Scene) -> None:
+    mates = [there.post("cat") for _ in range(3)]
+    bad = there.post("breaks")
+    mates += [there.post("cat") for _ in range(3)]
+    worker = there.worker()
+    codes = []
+
+    def restart() -> None:
+        if worker.child is not None and worker.child.exit_code is not None:
+            codes.append(worker.child.exit_code)
+            worker.start()
+
+    assert there.wait_all(meanwhile=restart) == {"finished": 6, "failed": 1}
+    assert codes == [1] * MAX_JOB_ATTEMPTS
+    assert there.job(bad).meta["failure"]["code"] == "worker_died"
+    assert {there.attempts_lost(each) for each in mates} <= {0, 1}
+    assert there.problems() == []
+
+
+def set_room(worker: WorkerProcess, size: int) -> None:
+    """Let a running worker write files of so many bytes at most; more is as a full disk."""
+    pid = worker.ensure().pid
+    _, most = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, most))
+
+
+def test_the_disk_is_full_and_then_has_room_again(there: Scene) -> None:
+    worker = there.worker()
+    set_room(worker, 100)
+    ids = there.post_mixed(8)
+    assert there.wait_all() == {"failed": 8}
+    assert {there.job(each).meta["failure"]["code"] for each in ids} == {"storage_full"}
+    assert there.problems() == []
+    assert there.unfinished_files() == []
+    set_room(worker, resource.RLIM_INFINITY)
+    asked = list(there.accepted.values())
+    again = [there.submit(each, number) for number, each in enumerate(asked, 1)]
+    assert again == ids
+    assert there.all_finish()
+    assert there.problems() == []
+    assert there.unfinished_files() == []
+
+
+def test_a_slow_client_keeps_nobody_waiting(there: Scene) -> None:
+    there.worker()
+    with http_api(there.place) as api:
+        body = httpx.Request(
+            "POST", f"{api.base_url}/pseudo-mask", files={"image": png(color=(9, 9, 9))}, data={"labels": "cat"}
+        )
+        address = (api.base_url.host, api.base_url.port)
+        with socket.create_connection(address) as slow, socket.create_connection(address) as gone:
+            headers = "".join(f"{name}: {value}\r\n" for name, value in body.headers.items())
+            content = body.read()
+            head = f"POST /pseudo-mask HTTP/1.1\r\n{headers}\r\n".encode()
+            for client in (slow, gone):
+                client.sendall(head + content[:100])
+            gone.close()
+            for red in range(5):
+                posted = api.post(
+                    "/pseudo-mask?wait=30", files={"image": png(color=(red, 0, 0))}, data={"labels": "cat"}
+                )
+                assert posted.json()["status"] == "finished"
+            for start in range(100, len(content), 40):
+                slow.sendall(content[start : start + 40])
+            assert slow.recv(100).startswith(b"HTTP/1.1 202")
+        wait_for(lambda: len(there.place.redis.keys("rq:job:*")) == 6)
+        for key in there.place.redis.keys("rq:job:*"):
+            job_id = key.decode().rpartition(":")[2]
+            there.accepted[job_id] = Asked(tuple(there.job(job_id).args[0]["labels"]))
+    assert there.all_finish()
+    assert there.unfinished_files() == []
+    assert there.problems() == []
+
+
+def test_a_job_canceled_and_posted_again_finishes(there: Scene) -> None:
+    asked, jobs = Asked(("slow", "cat")), there.jobs()
+    job_id = there.submit(asked, 7)
+    there.worker()
+    there.wait_batch(least=1)
+    for _ in range(20):
+        jobs.cancel(there.job(job_id))
+        assert there.submit(asked, 7) == job_id
+    assert there.all_finish()
+    assert there.problems() == []
+    assert there.attempts_lost(job_id) == 0
+
+
+@pytest.mark.parametrize("seed", [0])
+def test_half_of_a_thousand_are_canceled_while_a_worker_works(there: Scene, seed: int) -> None:
+    there.post_mixed(1000)
+    wanted = set(there.accepted)
+    canceled = Random(seed).sample(sorted(there.accepted), 500)
+    there.worker()
+    local = threading.local()
+
+    def cancel(job_id: str) -> None:
+        if not hasattr(local, "jobs"):
+            local.jobs = JobService(open_redis(there.place.url), there.place.blobs, there.jobs().limits)
+        local.jobs.cancel(local.jobs.find(job_id))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(cancel, canceled))
+    states = there.wait_all()
+    assert set(states) <= {"finished", "canceled"}
+    wanted -= set(canceled)
+    assert {there.job(each).get_status().value for each in wanted} == {"finished"}
+    assert there.problems() == []
+    assert {there.attempts_lost(each) for each in there.accepted} == {0}

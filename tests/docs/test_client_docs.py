@@ -1,7 +1,5 @@
 """docs/client.md: each snippet runs."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys
@@ -42,11 +40,7 @@ def test_there_are_snippets() -> None:
 
 @pytest.mark.parametrize("snippet", SNIPPETS)
 def test_a_snippet_runs(
-    snippet: str,
-    folder: Path,
-    api: httpx.Client,
-    worker: WorkerProcess,
-    capsys: pytest.CaptureFixture[str],
+    snippet: str, folder: Path, api: httpx.Client, worker: WorkerProcess, capsys: pytest.CaptureFixture[str]
 ) -> None:
     del worker
     if "submit_batch" in snippet:

@@ -1,7 +1,5 @@
 """docs/http.md: every snippet runs against a live server and gives what the page shows."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json
@@ -19,14 +17,7 @@ from service.middleware.auth import _make_key
 from service.settings import Settings
 from tests.helpers.markdown import DOCS, Block, blocks
 from tests.helpers.paths import ROOT
-from tests.helpers.service_fixtures import (
-    Place,
-    WorkerProcess,
-    http_api,
-    png,
-    valkey,
-    wait_for,
-)
+from tests.helpers.service_fixtures import Place, WorkerProcess, http_api, png, valkey, wait_for
 from tests.helpers.shell import Shell, require_curl
 
 PAGE = "http.md"

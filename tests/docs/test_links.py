@@ -1,7 +1,5 @@
 """What our pages name is there: files, headings, guides, modules."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,19 +1,27 @@
-"""What the operator's page names is there."""
-
-from __future__ import annotations
+"""Variables, problems, users, alert rules and metrics that the operator's page names are those that there are."""
 
 import inspect
+import json
 import re
+from typing import Any
 
 import pytest
 import yaml
 from botocore import configprovider
+from prometheus_client import generate_latest
 
 from service.api.errors import PROBLEMS
+from service.app import create_app
 from service.settings import Settings
+from tests.helpers.exposition import Scrape
 from tests.helpers.paths import ROOT
 from tests.helpers.redis_users import DEPLOY, USERS
+from tests.helpers.service_doubles import Info
+from tests.helpers.service_fixtures import Place
+from worker.queue.registry import ModelInfo, WorkerInfo, announce, publish_metrics
+from worker.queue.rq import STATES
 from worker.settings import WorkerSettings
+from worker.telemetry import WorkerMetrics
 
 PAGE = (ROOT / "docs" / "operations.md").read_text()
 
@@ -37,3 +45,98 @@ def test_variables_alerts_problems_and_users_exist() -> None:
     assert set(re.findall(r"503 `([\w-]+)`", PAGE)) <= PROBLEMS.keys()
     for user in (*USERS, "operator", "health"):
         assert f"`{user}`" in PAGE
+
+
+# Prometheus's own, of every target.
+GIVEN = {"up"}
+SUFFIXES = ("", "_total", "_bucket", "_sum", "_count")
+
+
+@pytest.fixture
+def scrape(place: Place) -> Scrape:
+    """All families that a scrape may have, samples or none."""
+    model = ModelInfo.model_validate(Info().to_json())
+    info = WorkerInfo(name="w", model=model.ref, device="cuda", host="h", pid=1)
+    announce(place.redis, info, model)
+    meters = WorkerMetrics(device_memory=lambda: 2)
+    publish_metrics(place.redis, "w", meters.exposition(), lease=15)
+    app = create_app(Settings(redis_url=place.url), place.redis, place.blobs)
+    return Scrape(generate_latest(app.state.api.metrics).decode())
+
+
+def rules() -> list[dict[str, Any]]:
+    content = yaml.safe_load((ROOT / "deploy" / "prometheus-rules.yml").read_text())
+    return [rule for group in content["groups"] for rule in group["rules"]]
+
+
+def metrics_of(expression: str) -> set[str]:
+    """The metrics that an expression names: words that are no functions, keywords or labels."""
+    bare = re.sub(r"\{[^}]*\}|\[[^]]*\]|\"[^\"]*\"", "", expression)
+    bare = re.sub(r"\b(by|on|without|ignoring)\s*\([^)]*\)", "", bare)
+    words = re.findall(r"\b[a-z_][a-z0-9_]*\b(?!\s*\()", bare)
+    return set(words) - {"unless", "and", "or", "sum"}
+
+
+def panels() -> list[dict[str, Any]]:
+    board = json.loads((ROOT / "deploy" / "grafana-dashboard.json").read_text())
+    return [panel for panel in board["panels"] if panel["type"] != "row"]
+
+
+def test_every_rule_is_whole_and_named_once() -> None:
+    names = [rule["alert"] for rule in rules()]
+    assert len(names) == len(set(names)) >= 5
+    for rule in rules():
+        assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
+        assert rule["annotations"]["summary"]
+        assert rule["labels"]["severity"] in ("page", "ticket")
+        assert rule["expr"].count("(") == rule["expr"].count(")")
+
+
+def test_every_metric_of_a_rule_exists(scrape: Scrape) -> None:
+    known = {family + suffix for family in scrape.families for suffix in SUFFIXES} | GIVEN
+    named = {rule["alert"]: metrics_of(rule["expr"]) for rule in rules()}
+    assert all(named.values())
+    assert set().union(*named.values()) - known == set()
+
+
+def test_every_metric_of_a_panel_exists(scrape: Scrape) -> None:
+    known = {family + suffix for family in scrape.families for suffix in SUFFIXES}
+    named = {
+        panel["title"]: set().union(*(metrics_of(each["expr"]) for each in panel["targets"])) for panel in panels()
+    }
+    assert len(named) == len(panels()) >= 20
+    assert all(named.values())
+    assert set().union(*named.values()) - known == set()
+    subjects = {"queue", "worker", "http", "webhooks", "dead", "lease", "redis"}
+    assert {name.split("_")[1] for names in named.values() for name in names} >= subjects
+
+
+def test_panels_stand_side_by_side_and_ask_one_source() -> None:
+    taken: set[tuple[int, int]] = set()
+    for panel in panels():
+        place = panel["gridPos"]
+        cells = {(place["x"] + right, place["y"] + down) for right in range(place["w"]) for down in range(place["h"])}
+        assert not cells & taken, panel["title"]
+        assert max(cell[0] for cell in cells) < 24
+        taken |= cells
+        assert panel["datasource"]["uid"] == "${datasource}"
+        for target in panel["targets"]:
+            assert target["expr"].count("(") == target["expr"].count(")")
+
+
+def test_every_label_value_of_a_rule_exists() -> None:
+    whole = " ".join(rule["expr"] for rule in rules())
+    assert set(re.findall(r'outcome="(\w+)"', whole)) == {"failed"}
+    assert set(re.findall(r'\bstate="(\w+)"', whole)) == {"ready", "troubled"}
+
+
+def test_the_table_names_all_metrics_and_no_others(scrape: Scrape) -> None:
+    page = (ROOT / "docs" / "operations.md").read_text()
+    documented = {name.removesuffix("_total") for name in re.findall(r"^\| `(semples_\w+)`", page, re.M)}
+    ours = {family for family in scrape.families if not family.startswith(("process_", "semples_worker_process_"))}
+    assert documented == ours
+    for state in STATES:
+        assert f"`{state}`" in page
+    for family in ours:
+        kind = scrape.families[family].type
+        assert re.search(rf"^\| `{family}(_total)?` \| {kind} \|", page, re.M)

@@ -1,7 +1,5 @@
 """docs/tutorial.md, command by command, with a CLIP of random weights where the offline CLIP would be."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import signal

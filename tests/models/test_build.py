@@ -29,8 +29,7 @@ def test_what_it_has_not_is_refused_with_what_is_near(name: str, message: str) -
 
 
 @pytest.mark.parametrize(
-    "section",
-    ["generator: {backbone: resnot50, kind: cnn}", "segmenter: {backbone: resnot50, kind: light}"],
+    "section", ["generator: {backbone: resnot50, kind: cnn}", "segmenter: {backbone: resnot50, kind: light}"]
 )
 def test_a_run_does_not_begin_with_one(section: str, tmp_path: Path) -> None:
     config = parse_config(f"name: a\n{section}", source="f.yaml")

@@ -1,7 +1,5 @@
 """The frozen CLIP, and its towers alone."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,7 @@ import torch
 from models import clip
 from models.bundle.bundle import load_bundle
 from models.bundle.manifest import MANIFEST, TEXT_TOWER_FILE, BundleError
-from models.clip import (
-    FrozenClip,
-    build_image_tower,
-    load_clip,
-    text_config,
-    vision_config,
-)
+from models.clip import FrozenClip, build_image_tower, load_clip, text_config, vision_config
 from models.config import CnnConfig, Config
 from models.training.export import export_bundle
 from models.training.run import Run, start_run

@@ -3,13 +3,7 @@ import re
 import pytest
 
 from models.build import class_captions
-from models.config import (
-    EncoderDecoderConfig,
-    _config_names,
-    dump_config,
-    load_config,
-    parse_config,
-)
+from models.config import EncoderDecoderConfig, _config_names, dump_config, load_config, parse_config
 from models.data.coco import COCO_CLASSES
 from models.data.voc import VOC_CLASSES
 from tests.helpers.paths import ROOT
@@ -19,10 +13,7 @@ def test_defaults_are_the_papers() -> None:
     config = parse_config("name: voc", source="here")
     assert config.clip.model == "ViT-B-32"
     assert config.clip.pretrained == "openai"
-    assert (config.train_generator.background_weight, config.learn_prompts.text_weight) == (
-        2.4,
-        0.02,
-    )
+    assert (config.train_generator.background_weight, config.learn_prompts.text_weight) == (2.4, 0.02)
     assert config.prompts.tokens == 30
 
 
@@ -38,17 +29,11 @@ def test_round_trip() -> None:
             "name: a\ntrain_generator: {epoch: 3}",
             r"f.yaml: train_generator.epoch: expected a known key, perhaps epochs, got 'epoch'",
         ),
-        (
-            "name: a\ngenerator: {kind: gan}",
-            "f.yaml: generator: expected kind one of 'cnn', .* got 'gan'",
-        ),
+        ("name: a\ngenerator: {kind: gan}", "f.yaml: generator: expected kind one of 'cnn', .* got 'gan'"),
         ("name: a\nsegmenter: {decoder: fpn}", "f.yaml: segmenter: expected a kind, .* got none"),
         ("name: a\nsegmentor: {}", "f.yaml: segmentor: expected a known key, perhaps segmenter"),
         ("name: a\nqqq: {}", "f.yaml: qqq: expected a known key, got 'qqq'"),
-        (
-            "name: a\ninference: {refine: crf9}",
-            "f.yaml: inference.refine: expected one of none, pamr",
-        ),
+        ("name: a\ninference: {refine: crf9}", "f.yaml: inference.refine: expected one of none, pamr"),
         ("name: a\ninference: {scales: []}", "f.yaml: inference.scales"),
         ("name: A B", "f.yaml: name: String should match"),
         ("- a", "f.yaml: the top level"),

@@ -89,22 +89,13 @@ def put(name: str, value: object) -> Spoil:
     ("spoil", "message"),
     [
         (drop("cls_token"), "expected a WeakTr in f.pth, got no cls_token"),
-        (
-            drop("blocks.1.mlp.fc2.bias"),
-            r"expected blocks.1.mlp.fc2.bias \(48,\) in f.pth, got no such tensor",
-        ),
+        (drop("blocks.1.mlp.fc2.bias"), r"expected blocks.1.mlp.fc2.bias \(48,\) in f.pth, got no such tensor"),
         (
             put("blocks.2.attn.qkv.weight", torch.rand(96, 48)),
             r"expected blocks.2.attn.qkv.weight \(144, 48\) in f.pth, got \(96, 48\)",
         ),
-        (
-            put("head_dist.weight", torch.rand(3)),
-            r"expected head_dist.weight no such tensor in f.pth, got \(3,\)",
-        ),
-        (
-            put("pos_embed", torch.rand(20, 48)),
-            r"expected a WeakTr in f.pth, got pos_embed \(20, 48\)",
-        ),
+        (put("head_dist.weight", torch.rand(3)), r"expected head_dist.weight no such tensor in f.pth, got \(3,\)"),
+        (put("pos_embed", torch.rand(20, 48)), r"expected a WeakTr in f.pth, got pos_embed \(20, 48\)"),
         (put("pos_embed", torch.rand(1, 3, 48)), "expected pos_embed"),
         (put("pos_embed", torch.rand(1, 23, 48)), r"expected pos_embed \(1, 20, 48\)"),
         (put("head.bias", torch.arange(4)), "floating-point numbers in head.bias .* torch.int64"),

@@ -73,10 +73,7 @@ MISTAKES = [
     (f"weaktr.pth {WEAKTR} --channels by-index --output weaktr.pth", "an output that keeps"),
     (f"weaktr.pth {WEAKTR} --channels nope", "No such file"),
     (f"prompts.pth {WEAKTR}", "expected a dictionary with 'model' in prompts.pth"),
-    (
-        f"text.pth {WEAKTR}",
-        "expected a file that torch.save wrote, got a damaged or foreign one: text.pth",
-    ),
+    (f"text.pth {WEAKTR}", "expected a file that torch.save wrote, got a damaged or foreign one: text.pth"),
     (f"missing.pth {WEAKTR}", "No such file"),
     (f"weaktr.pth {WEAKTR} --work work", "expected --classes and --output with weaktr"),
     ("weaktr.pth --kind weaktr --output o", "expected --classes and --output with weaktr"),

@@ -42,10 +42,7 @@ BAD = {
     "text.jpg": (b"hello", "JPEG, PNG or WebP"),
     "empty.jpg": (b"", "cannot read the image"),
     "huge.png": (huge_png(), "expected at most 40000000 pixels"),
-    "moving.png": (
-        encoded(FRAMES[0], save_all=True, append_images=FRAMES[1:]),
-        "expected a still image",
-    ),
+    "moving.png": (encoded(FRAMES[0], save_all=True, append_images=FRAMES[1:]), "expected a still image"),
     "moving.gif": (encoded(FRAMES[0], "GIF"), "JPEG, PNG or WebP"),
 }
 

@@ -1,7 +1,5 @@
 """Class lists, their files, and labels that a bundle was not trained on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Decoding of images, whole and damaged."""
 
-from __future__ import annotations
-
 import io
 import random
 import struct
@@ -69,22 +67,14 @@ TAKEN: list[tuple[str, Callable[[], bytes], list[tuple[int, ...]]]] = [
     ("bilevel png", lambda: encode(Image.new("1", (1, 1), 1), "PNG"), [(255, 255, 255)]),
     ("palette", lambda: palette(transparent=False), [RED, (0, 0, 255)]),
     ("palette with transparency", lambda: palette(transparent=True), [RED, (255, 255, 255)]),
-    (
-        "half transparent",
-        lambda: encode(Image.new("RGBA", (1, 1), (0, 0, 0, 127)), "PNG"),
-        [(128,) * 3],
-    ),
+    ("half transparent", lambda: encode(Image.new("RGBA", (1, 1), (0, 0, 0, 127)), "PNG"), [(128,) * 3]),
     ("gray, transparent", lambda: encode(Image.new("LA", (1, 1), (0, 0)), "PNG"), [(255,) * 3]),
     (
         "transparent color key",
         lambda: encode(Image.new("RGB", (1, 1), RED), "PNG", transparency=RED),
         [(255, 255, 255)],
     ),
-    (
-        "16-bit gray is scaled, not clipped",
-        sixteen_bit_gray,
-        [(0,) * 3, (1,) * 3, (1,) * 3, (128,) * 3, (255,) * 3],
-    ),
+    ("16-bit gray is scaled, not clipped", sixteen_bit_gray, [(0,) * 3, (1,) * 3, (1,) * 3, (128,) * 3, (255,) * 3]),
     ("16-bit rgb", sixteen_bit_rgb, [(255, 128, 0)]),
 ]
 
@@ -178,11 +168,7 @@ REFUSED: list[tuple[str, Callable[[], bytes], str]] = [
     ("jpeg magic and no more", lambda: b"\xff\xd8\xff\xe0", "unreadable"),
     ("png magic and no more", lambda: b"\x89PNG\r\n\x1a\n", "unreadable"),
     ("half a jpeg", lambda: half(encode(photo(200, 200), "JPEG")), "unreadable"),
-    (
-        "half a progressive jpeg",
-        lambda: half(encode(photo(200, 200), "JPEG", progressive=True)),
-        "unreadable",
-    ),
+    ("half a progressive jpeg", lambda: half(encode(photo(200, 200), "JPEG", progressive=True)), "unreadable"),
     ("half a png", lambda: half(encode(photo(200, 200), "PNG")), "unreadable"),
     ("half a webp", lambda: half(encode(photo(200, 200), "WEBP")), "unreadable"),
     ("png with too little data", lambda: png_header(100, 100), "unreadable"),
@@ -198,12 +184,7 @@ def half(data: bytes) -> bytes:
 @pytest.mark.parametrize("action", ["error", "ignore"])
 @pytest.mark.parametrize("function", [read_image, check_image])
 @pytest.mark.parametrize(("data", "kind"), [row[1:] for row in REFUSED], ids=[r[0] for r in REFUSED])
-def test_refused(
-    data: Callable[[], bytes],
-    kind: str,
-    function: Callable[[bytes], Any],
-    action: Any,
-) -> None:
+def test_refused(data: Callable[[], bytes], kind: str, function: Callable[[bytes], Any], action: Any) -> None:
     content = data()
     with warnings.catch_warnings():
         warnings.simplefilter(action, Image.DecompressionBombWarning)

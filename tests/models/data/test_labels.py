@@ -1,7 +1,5 @@
 """Labels from text files, XML, JSON and CSV, and folders of labeled images."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -39,11 +37,7 @@ def write(path: Path, text: str) -> Path:
 
 def test_numbers(tmp_path: Path) -> None:
     path = write(tmp_path / "labels.txt", "a 0 3\n\nb.png\nc.d 1\n")
-    assert read_labels(path, CLASSES) == {
-        "a.jpg": ("bowl", "dining table"),
-        "b.png": (),
-        "c.d.jpg": ("cat",),
-    }
+    assert read_labels(path, CLASSES) == {"a.jpg": ("bowl", "dining table"), "b.png": (), "c.d.jpg": ("cat",)}
     with pytest.raises(ValueError, match=r"expected --classes, .*labels\.txt"):
         classes_of(path)
 
@@ -157,10 +151,7 @@ def test_folder(tmp_path: Path) -> None:
         ("image,labels\na.jpg,cat,cup\n", ":2: expected 'image,label;label'"),
         ("image,labels\na.jpg,dog\n", "a.jpg: expected a known label, got 'dog'"),
         ("image,labels\nz.jpg,cat\n", "expected an image 'z.jpg'"),
-        (
-            "image,labels\na.jpg,cat\na.png,cat\n",
-            "expected distinct stems, got 'a.jpg' and 'a.png'",
-        ),
+        ("image,labels\na.jpg,cat\na.png,cat\n", "expected distinct stems, got 'a.jpg' and 'a.png'"),
         ("image,labels\na.jpg,\n", "expected at least one labeled image"),
     ],
 )

@@ -131,10 +131,7 @@ def test_a_broken_photo_is_named(tmp_path: Path) -> None:
     labels = tmp_path / "labels.csv"
     labels.write_text("image,labels\na.jpg,cat\n")
     crops = Crops(
-        read_folder(tmp_path, labels, CLASSES),
-        classes=4,
-        transform=light_augmentation(32, min_area=1),
-        seed=0,
+        read_folder(tmp_path, labels, CLASSES), classes=4, transform=light_augmentation(32, min_area=1), seed=0
     )
     with pytest.raises(ValueError, match=r"a\.jpg: "):
         crops[0]

@@ -1,7 +1,5 @@
 """The report: stages, masks, ground truth, pictures, prompts."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json
@@ -93,10 +91,7 @@ def test_another_json_is_refused(tmp_path: Path, key: str) -> None:
     [
         ({}, "refined by pamr, background threshold 0.4"),
         ({"refine": "none"}, "not refined, background threshold 0.4"),
-        (
-            {"background_power": 2, "background_threshold": None},
-            "refined by pamr, background power 2",
-        ),
+        ({"background_power": 2, "background_threshold": None}, "refined by pamr, background power 2"),
         (
             {"class_thresholds": {"cat": 0.3}, "min_confidence": 0.2},
             "refined by pamr, background threshold 0.4, thresholds of their own for 1 classes, least confidence 0.2",
@@ -331,12 +326,7 @@ def test_a_run_that_has_only_begun(tiny_config: Config, tmp_path: Path, page: Wr
 
 
 def test_parts_that_a_stage_left_out(
-    tiny_bundle: Path,
-    tiny_data: Path,
-    tiny_samples: list[Sample],
-    made: Path,
-    tmp_path: Path,
-    page: WritePage,
+    tiny_bundle: Path, tiny_data: Path, tiny_samples: list[Sample], made: Path, tmp_path: Path, page: WritePage
 ) -> None:
     bundle, masks = tmp_path / "bundle", tmp_path / "masks"
     shutil.copytree(tiny_bundle, bundle)

@@ -11,15 +11,7 @@ from models.data.classes import ClassInfo, ClassList, read_class_list
 from models.data.images import read_image
 from models.data.mask_folder import open_mask_folder
 from models.exports.voc import write_voc
-from tests.helpers.export_folder import (
-    CLASSES,
-    INDICES,
-    TURNED,
-    label_maps,
-    make_folder,
-    photo,
-    reader,
-)
+from tests.helpers.export_folder import CLASSES, INDICES, TURNED, label_maps, make_folder, photo, reader
 
 
 @pytest.fixture

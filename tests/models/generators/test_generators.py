@@ -19,11 +19,7 @@ BACKBONES = ["test_efficientnet", "test_resnet", "test_convnext", "test_vit"]
 
 def random_cnn(name: str) -> CnnGenerator:
     return cnn_generator(
-        name,
-        classes=3,
-        pretrained=False,
-        output_stride=16,
-        generator=torch.Generator().manual_seed(0),
+        name, classes=3, pretrained=False, output_stride=16, generator=torch.Generator().manual_seed(0)
     ).eval()
 
 

@@ -1,7 +1,5 @@
 """Masks of a folder: by a predictor, in processes, from stored scores, with open labels."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -223,10 +221,7 @@ def test_a_process_that_dies_is_said_in_one_line(tiny_bundle: Path, tmp_path: Pa
         list(make_in_processes(dies, job, [sample], processes=1))
 
 
-OPEN_OPTIONS = (
-    *("--vocabulary", "open", "--refine", "none"),
-    *("--save-scores", "--background-threshold", 0.3),
-)
+OPEN_OPTIONS = (*("--vocabulary", "open", "--refine", "none"), *("--save-scores", "--background-threshold", 0.3))
 OPEN_ROWS = "image,labels\nphoto0.jpg,zebra;bowl\nphoto1.jpg,mug\nphoto2.jpg,Fire-Truck;zebra\n"
 
 
@@ -239,10 +234,7 @@ def open_labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def open_folder(
-    open_labels: Path,
-    tiny_data: Path,
-    tiny_open_bundle: Path,
-    tmp_path_factory: pytest.TempPathFactory,
+    open_labels: Path, tiny_data: Path, tiny_open_bundle: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """Masks of three photos, with scores."""
     output = tmp_path_factory.mktemp("open") / "out"

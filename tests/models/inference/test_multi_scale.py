@@ -202,12 +202,7 @@ def test_constant_maps_become_zero() -> None:
 
 @pytest.mark.parametrize(
     ("size", "expected"),
-    [
-        ((480, 640), (320, 448)),
-        ((640, 480), (448, 320)),
-        ((1, 1), (448, 448)),
-        ((1, 9000), (32, 448)),
-    ],
+    [((480, 640), (320, 448)), ((640, 480), (448, 320)), ((1, 1), (448, 448)), ((1, 9000), (32, 448))],
 )
 def test_grid_size(size: tuple[int, int], expected: tuple[int, int]) -> None:
     assert grid_size(*size, longer_side=448) == expected

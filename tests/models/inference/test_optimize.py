@@ -202,11 +202,7 @@ def test_single_precision_is_left_alone() -> None:
 
 def test_a_worker_takes_the_precision(tiny_bundle: Path) -> None:
     settings = WorkerSettings(
-        redis_url="unix:///none",
-        blobs="none",
-        bundle=str(tiny_bundle),
-        device="cpu",
-        precision="bfloat16",
+        redis_url="unix:///none", blobs="none", bundle=str(tiny_bundle), device="cpu", precision="bfloat16"
     )
     predictor = _load_predictor(settings)
     single = Predictor(load_bundle(tiny_bundle, device=CPU))

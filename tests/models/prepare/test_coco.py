@@ -15,15 +15,7 @@ from models.data.labels import read_folder
 from models.data.official import evenly_spaced
 from models.prepare import draw_instances
 from tests.helpers.command import Done, semples
-from tests.helpers.downloads import (
-    SIZE,
-    annotation,
-    compressed,
-    crowd,
-    make_coco,
-    square,
-    write_json,
-)
+from tests.helpers.downloads import SIZE, annotation, compressed, crowd, make_coco, square, write_json
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 

@@ -18,15 +18,7 @@ from models.bundle.bundle import Bundle, load_bundle
 from models.inference.postprocess import _match_range, _power_background
 from models.inference.predictor import Predictor
 from models.refine import RefinerContext, build_refiner
-from models.refine.regions import (
-    Regions,
-    _from_masks,
-    _partition,
-    _SamProposals,
-    _vote,
-    load_sam,
-    superpixels,
-)
+from models.refine.regions import Regions, _from_masks, _partition, _SamProposals, _vote, load_sam, superpixels
 from tests.conftest import CPU
 
 SCORES = torch.tensor([[[0.9, 0.5, 0.1, 0.0]], [[0.0, 0.2, 0.4, 0.8]]])
@@ -119,10 +111,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(path)
     side, small = {"height": 64, "width": 64}, {"height": 16, "width": 16}
     processor = SamImageProcessor(
-        size={"longest_edge": 64},
-        pad_size=side,
-        mask_size={"longest_edge": 16},
-        mask_pad_size=small,
+        size={"longest_edge": 64}, pad_size=side, mask_size={"longest_edge": 16}, mask_pad_size=small
     )
     processor.save_pretrained(path)
     return path

@@ -9,22 +9,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from models.build import build_segmenter
-from models.config import (
-    Config,
-    EncoderDecoderConfig,
-    SegmenterStageConfig,
-    _Mask2FormerConfig,
-    parse_config,
-)
+from models.config import Config, EncoderDecoderConfig, SegmenterStageConfig, _Mask2FormerConfig, parse_config
 from models.data.mask_folder import read_mask_folder
 from models.training.loop import Step
 from models.training.run import Run, start_run
-from models.training.segmenter import (
-    _parameter_groups,
-    segmenter_epochs,
-    train_segmenter,
-    trained_segmenter,
-)
+from models.training.segmenter import _parameter_groups, segmenter_epochs, train_segmenter, trained_segmenter
 from tests.conftest import CLASSES, CPU
 from tests.models.segmenters.test_segmenters import TINY_MASK2FORMER
 from tests.models.training.test_distributed import distance_of_updates, run_together
