@@ -32,6 +32,7 @@ class _Settings(BaseSettings):
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_hide_none_type=True,
+        cli_parse_none_str="",  # "null" is a string as any other
     )
 
     redis_url: Annotated[

@@ -50,7 +50,7 @@ _FIELDS: Final = (
 )
 # Loggers with a line for each job or URL; our own lines have ids and no secrets.
 _NOISY: Final = ("rq.worker", "httpx", "httpcore", "urllib3", "uvicorn.access")
-_USER = re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^\s/@]*@", re.IGNORECASE)
+_USER = re.compile(r"(\b[a-z][a-z0-9+.-]*://)\S*@", re.IGNORECASE)  # to the last @: a password may hold any of @/?#
 _QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?#'\"]*)\?[^\s'\"]*", re.IGNORECASE)
 
 

@@ -22,6 +22,7 @@ from copy import copy
 from datetime import UTC, datetime
 from functools import partial, wraps
 from pathlib import Path
+from threading import get_ident
 from typing import Any, BinaryIO, Concatenate, Final, Literal, ParamSpec, Self, TypeVar, cast
 from urllib.parse import quote
 from weakref import finalize
@@ -526,6 +527,7 @@ class Client:
         )
         stack = ExitStack()
         self._portal = stack.enter_context(start_blocking_portal())
+        self._thread = self._portal.call(get_ident)
         stack.callback(self._portal.call, self._client.aclose)
         self._finalizer = finalize(self, stack.close)  # at exit too: the thread would block it
 
@@ -574,6 +576,8 @@ class Client:
             except (KeyboardInterrupt, SystemExit) as error:
                 return None, error  # of a callback: raised here, it would end the thread
 
+        if get_ident() == self._thread:
+            raise RuntimeError("expected a call from outside the client's callbacks, got one from a callback")
         future = self._portal.start_task_soon(outcome)
         try:
             result, interrupt = future.result()

@@ -60,22 +60,25 @@ class JobService:
         A job that failed for a transient reason, was canceled, or has lost its files runs again. ``pixels`` decides
         the timeout. Raises ProblemError if the queue is full, CallbacksFullError if too many callbacks are waiting.
         """
-        queue, limit, waiting = self._queue(request.model.name), self.limits.max_queue, 0
+        queue, limit = self._queue(request.model.name), self.limits.max_queue
+        waiting, registered = 0, False
         new = make_job(self._redis, request, timeout=self.limits.timeout(pixels))
         new.meta.update(request_context())
 
         def prepare() -> None:
-            nonlocal waiting
+            nonlocal waiting, registered
             waiting = queue.interactive.count
             if waiting >= limit:
                 raise _queue_full(queue, waiting)
             # The image first: a worker may fetch the job at once. The callback before the job can end.
             self._blobs.put("uploads", data)
             self._register(new.id, callback)
+            registered = True
 
         job, is_new = submit(queue, self._blobs, new, prepare)
         if not is_new:
-            self._register(job.id, callback)
+            if not registered:  # or another post of the same was faster, and the callback would come twice
+                self._register(job.id, callback)
         elif waiting + _RACE_MARGIN >= limit and not _enforce_queue_limit(queue, job, limit=limit):
             raise _queue_full(queue, limit)
         return job

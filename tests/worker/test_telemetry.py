@@ -119,6 +119,7 @@ def test_no_line_has_a_urls_secrets(stream: io.StringIO, form: Any) -> None:
     [
         ("redis://:pw@host:6379/0", "redis://…@host:6379/0"),
         ("rediss://u:p@h", "rediss://…@h"),
+        ("lost redis://u:a/b@c#d?e@h:1", "lost redis://…@h:1"),
         ("at 'https://h/a?b=c', then", "at 'https://h/a?…', then"),
         ("https://h/a?b=c&d=https://x", "https://h/a?…"),
         ("no url: why? a@b.c", "no url: why? a@b.c"),

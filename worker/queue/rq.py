@@ -208,13 +208,20 @@ def open_redis(url: str, *, timeout: float = 5.0, retries: int = 2) -> Redis:
 
     ``retries`` are of a command without an answer, which may have been carried out.
     """
-    return Redis.from_url(
-        url,
-        socket_timeout=timeout,
-        socket_connect_timeout=min(timeout, 2.0),
-        retry=RedisRetry(ExponentialBackoff(cap=0.2, base=0.02), retries),
-        retry_on_error=[RedisConnectionError, RedisTimeoutError],
-    )
+    try:
+        return Redis.from_url(
+            url,
+            socket_timeout=timeout,
+            socket_connect_timeout=min(timeout, 2.0),
+            retry=RedisRetry(ExponentialBackoff(cap=0.2, base=0.02), retries),
+            retry_on_error=[RedisConnectionError, RedisTimeoutError],
+        )
+    except ValueError as error:
+        if "scheme" in str(error):
+            raise
+        # Its message would quote a part of the password.
+        message = "expected a Redis URL whose user and password are percent-encoded, got one that cannot be read"
+        raise ValueError(message) from None
 
 
 def make_job(redis: Redis, request: JobRequest, *, timeout: int) -> Job:

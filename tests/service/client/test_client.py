@@ -336,6 +336,11 @@ def test_what_a_listener_raises_ends_it(client: Client, photo: bytes) -> None:
     assert again.job.status == "finished"
 
 
+def test_a_callback_cannot_call_its_own_client(client: Client, photo: bytes) -> None:
+    with pytest.raises(RuntimeError, match="expected a call from outside the client's callbacks"):
+        client.pseudo_mask(photo, "slow", on_progress=lambda *_: client.models())
+
+
 def test_jobs_without_a_worker(client: Client, place: Place, worker: WorkerProcess, photo: bytes) -> None:
     """A queued job can be canceled; a full queue is waited for until there is room."""
     worker.stop()

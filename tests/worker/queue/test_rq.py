@@ -156,6 +156,12 @@ def test_unknown_jobs_are_none(place: Place, job_id: str) -> None:
     assert fetch_job(place.redis, job_id) is None
 
 
+def test_a_url_that_cannot_be_read_is_not_quoted() -> None:
+    with pytest.raises(ValueError, match="percent-encoded, got one that cannot be read") as caught:
+        open_redis("redis://user:sec/ret@host")
+    assert "sec" not in f"{caught.value!r}{caught.value.__cause__!r}"
+
+
 def test_a_redis_that_is_away_is_said_soon(tmp_path: Path) -> None:
     redis = open_redis(f"unix://{tmp_path}/nobody.sock")
     with pytest.raises(RedisError):
