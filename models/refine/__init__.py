@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 NO_REFINER: Final = "none"
 
-# Name → "module:factory"; a factory takes a RefinerContext and returns a Refiner. A new refiner is one file and one
-# line here: the command line, the service and the contract tests read this table.
+# Name → "module:factory"; a factory takes a RefinerContext and returns a Refiner. A new refiner is one file, one line
+# here, which the command line, the service and the contract tests read, and one in the page's own list.
 REFINERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "pamr": "models.refine.pamr:build",

@@ -48,5 +48,13 @@ def test_the_map_of_the_code_is_of_this_code() -> None:
             rooms.append(found.parent)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_paths_of_the_code_exist(page: Path) -> None:
+    for name in re.findall(
+        r"`((?:models|worker|service|tests|benchmarks|deploy)/[\w./-]+\.\w+)`", page.read_text(encoding="utf-8")
+    ):
+        assert (ROOT / name).exists() or "yours" in name, f"{page.name}: no {name}"
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120

@@ -1,6 +1,6 @@
 """What an exception in a job means: for the client, for retries, and for the list of dead letters.
 
-A dead letter is a job during whose every attempt a worker died. It is queued again by a person alone.
+A dead letter is a job whose worker died in its last attempt. Only a person queues it again.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ LEASE_SECONDS: Final = 15
 """A worker renews its own lease and its jobs'; without it the worker counts as dead, its jobs as abandoned."""
 
 MAX_JOB_ATTEMPTS: Final = 3
-"""A job whose worker died this many times is failed."""
+"""Attempts of a job; the death of its worker or a transient error uses one up."""
 
 QUEUE_SECONDS: Final = 24 * 3600
 RESULT_SECONDS: Final = 24 * 3600
