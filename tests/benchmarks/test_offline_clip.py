@@ -15,7 +15,6 @@ from torch.nn import functional
 from torchvision.transforms import Normalize
 
 from benchmarks.offline_clip import anchor, build, evaluate, image_tower, nouns, text_tower
-from tests.helpers.paths import ROOT
 
 
 def test_every_weight_finds_its_place_in_timm() -> None:
@@ -263,17 +262,6 @@ def test_known_nouns_keeps_names_and_phrases(small_wordnet: nouns.WordNet) -> No
     frequency = {"paris": 5.0, "rail fence": 3.0}
     chosen = nouns.known_nouns(small_wordnet, frequency=lambda noun: frequency.get(noun, 0.0))
     assert chosen == ["paris", "rail fence"]
-
-
-def test_shipped_noun_list_is_sorted_lowercase_and_clean() -> None:
-    path = ROOT / "models" / "nouns.txt"
-    shipped = path.read_text(encoding="utf-8").splitlines()
-    assert shipped == sorted(set(shipped))
-    assert all(noun == noun.lower().strip() and noun for noun in shipped)
-    assert 2000 <= len(shipped) <= 3000
-    wanted = {"rail", "grass", "kitchen", "court", "snow", "road", "sky", "water", "railroad"}
-    assert wanted <= set(shipped)
-    assert not set(nouns.read_words("excluded")) & set(shipped)
 
 
 def test_vocabulary_holds_out_no_class_name(small_wordnet: nouns.WordNet) -> None:

@@ -22,7 +22,6 @@ URL = '"http://127.0.0.1:8000"'
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the snippets are about."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     for number, path in enumerate(["photo.jpg", "photos/a.jpg", "photos/b.jpg"]):

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from models.data.classes import Sample
-from models.data.labels import read_folder
 from models.data.loaders import (
     Crops,
     RandomBatches,
@@ -19,7 +18,6 @@ from models.data.loaders import (
     ordered_batches,
     strong_augmentation,
 )
-from tests.conftest import CLASSES
 
 
 @pytest.mark.parametrize("augment", [light_augmentation, strong_augmentation])
@@ -124,14 +122,3 @@ def test_seeding_for_a_while_leaves_no_trace() -> None:
         assert draw() == inside
     assert derive_seed(1, 2) != derive_seed(2, 1)
     assert derive_seed(-1, 0) >= 0
-
-
-def test_a_broken_photo_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_text("not a photo")
-    labels = tmp_path / "labels.csv"
-    labels.write_text("image,labels\na.jpg,cat\n")
-    crops = Crops(
-        read_folder(tmp_path, labels, CLASSES), classes=4, transform=light_augmentation(32, min_area=1), seed=0
-    )
-    with pytest.raises(ValueError, match=r"a\.jpg: "):
-        crops[0]

@@ -115,52 +115,41 @@ def test_photos_may_lie_in_folders(tmp_path: Path) -> None:
         assert "SegmentationClass/sub/flat.png" in archive.namelist()
 
 
-def unfinished(run: Path, images: Path) -> None:
-    (run / "summary.json").unlink()
+Spoil = Callable[[Path], object]
+RECORDS, MASK, PHOTO = "run/results.jsonl", "run/masks/flat.png", "images/flat.jpg"
+UNKNOWN = label_map_png(np.full((40, 50), 77, dtype=np.uint8))
 
 
-def nothing(run: Path, images: Path) -> None:
-    (run / "results.jsonl").write_text("")
+def remove(*names: str) -> Spoil:
+    return lambda place: [(place / name).unlink() for name in names]
 
 
-def foreign(run: Path, images: Path) -> None:
-    (run / "masks" / "other.png").write_bytes(b"")
+def edit(name: str, change: Callable[[bytes], bytes]) -> Spoil:
+    return lambda place: (place / name).write_bytes(change((place / name).read_bytes()))
 
 
-def no_mask(run: Path, images: Path) -> None:
-    (run / "masks" / "flat.png").unlink()
-
-
-def no_photo(run: Path, images: Path) -> None:
-    (images / "flat.jpg").unlink()
-    (images / "picture.png").unlink()
-
-
-def cut_record(run: Path, images: Path) -> None:
-    path = run / "results.jsonl"
-    path.write_text(path.read_text()[:-20])
-
-
-def other_name(run: Path, images: Path) -> None:
-    path = run / "results.jsonl"
-    path.write_text(path.read_text().replace("picture.png", "../picture.png"))
+def write(name: str, picture: Image.Image | None = None) -> Spoil:
+    return lambda place: picture.save(place / name) if picture else (place / name).touch()
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (unfinished, r"has finished, got no summary\.json in .*run"),
-        (nothing, "expected at least one mask, got none"),
-        (foreign, r"lists in .*masks, got other\.png \(1 in all\)"),
-        (no_mask, r"every mask that results\.jsonl lists, got no flat\.png \(1 in all\)"),
-        (no_photo, r"every photo that has a mask, got no flat\.jpg \(2 in all\)"),
-        (other_name, r"results\.jsonl to name photos below their folder, got \.\./picture\.png"),
-        (cut_record, r"lists in .*masks, got turned\.png \(1 in all\)"),
+        (remove("run/summary.json"), r"has finished, got no summary\.json in .*run"),
+        (edit(RECORDS, lambda _: b""), "expected at least one mask, got none"),
+        (write("run/masks/other.png"), r"lists in .*masks, got other\.png \(1 in all\)"),
+        (remove(MASK), r"every mask that results\.jsonl lists, got no flat\.png \(1 in all\)"),
+        (remove(PHOTO, "images/picture.png"), r"every photo that has a mask, got no flat\.jpg \(2 in all\)"),
+        (
+            edit(RECORDS, lambda content: content.replace(b"picture.png", b"../picture.png")),
+            r"results\.jsonl to name photos below their folder, got \.\./picture\.png",
+        ),
+        (edit(RECORDS, lambda content: content[:-20]), r"lists in .*masks, got turned\.png \(1 in all\)"),
     ],
 )
-def test_names_that_do_not_match(spoil: Callable[[Path, Path], None], message: str, tmp_path: Path) -> None:
+def test_names_that_do_not_match(spoil: Spoil, message: str, tmp_path: Path) -> None:
     run, images = make_folder(tmp_path)
-    spoil(run, images)
+    spoil(tmp_path)
     with pytest.raises(ValueError, match=message):
         open_mask_folder(run, images)
 
@@ -172,39 +161,18 @@ def test_a_line_cut_off_and_written_anew_is_no_harm(tmp_path: Path) -> None:
     assert len(open_mask_folder(run, images)) == len(label_maps())
 
 
-def other_size(run: Path, images: Path) -> None:
-    Image.new("RGB", (50, 41)).save(images / "flat.jpg")
-
-
-def broken_photo(run: Path, images: Path) -> None:
-    (images / "flat.jpg").write_bytes((images / "flat.jpg").read_bytes()[:100])
-
-
-def broken_mask(run: Path, images: Path) -> None:
-    (run / "masks" / "flat.png").write_bytes((run / "masks" / "flat.png").read_bytes()[:-40])
-
-
-def gray_mask(run: Path, images: Path) -> None:
-    Image.new("L", (50, 40)).save(run / "masks" / "flat.png")
-
-
-def unknown_index(run: Path, images: Path) -> None:
-    found = np.full((40, 50), 77, dtype=np.uint8)
-    (run / "masks" / "flat.png").write_bytes(label_map_png(found))
-
-
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (other_size, r"photo's 50 x 41 pixels, got 50 x 40 in .*flat\.png"),
-        (broken_photo, r"flat\.jpg: cannot read the image"),
-        (broken_mask, r"expected a label map in .*flat\.png"),
-        (gray_mask, r"expected a palette PNG in .*flat\.png, got mode L"),
-        (unknown_index, r"expected indices of classes\.txt, got 77 in .*flat\.png"),
+        (write(PHOTO, Image.new("RGB", (50, 41))), r"photo's 50 x 41 pixels, got 50 x 40 in .*flat\.png"),
+        (edit(PHOTO, lambda content: content[:100]), r"flat\.jpg: cannot read the image"),
+        (edit(MASK, lambda content: content[:-40]), r"expected a label map in .*flat\.png"),
+        (write(MASK, Image.new("L", (50, 40))), r"expected a palette PNG in .*flat\.png, got mode L"),
+        (edit(MASK, lambda _: UNKNOWN), r"expected indices of classes\.txt, got 77 in .*flat\.png"),
     ],
 )
-def test_pixels_that_do_not_match(spoil: Callable[[Path, Path], None], message: str, tmp_path: Path) -> None:
+def test_pixels_that_do_not_match(spoil: Spoil, message: str, tmp_path: Path) -> None:
     run, images = make_folder(tmp_path)
-    spoil(run, images)
+    spoil(tmp_path)
     with pytest.raises(ValueError, match=message):
         list(open_mask_folder(run, images).masked_images())

@@ -421,21 +421,11 @@ def test_its_segmenter_is_what_was_trained(tiny_segmenter_bundle: Path) -> None:
         torch.testing.assert_close(tensor, stored[name].to(tensor.dtype))
 
 
-def test_changed_or_missing_segmenters_are_refused(tiny_segmenter_bundle: Path, tmp_path: Path) -> None:
+def test_manifests_that_do_not_fit_the_segmenter_are_refused(tiny_segmenter_bundle: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(tiny_segmenter_bundle, tmp_path / "copy"))
-    weights = copy / "segmenter.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
-    with pytest.raises(BundleError, match=r"segmenter.safetensors with SHA-256"):
-        load_bundle(copy, device=CPU)
-    weights.unlink()
-    with pytest.raises(BundleError, match=r"segmenter.safetensors"):
-        load_bundle(copy, device=CPU)
     manifest = copy / "bundle.yaml"
     text = manifest.read_text()
     manifest.write_text(text.replace("decoder: fpn", "decoder: unet"))
-    shutil.copy(tiny_segmenter_bundle / "segmenter.safetensors", weights)
     with pytest.raises(BundleError, match="expected weights that fit"):
         load_bundle(copy, device=CPU)
     manifest.write_text(text[: text.index("segment:\n")] + text[text.index("metrics:") :])
