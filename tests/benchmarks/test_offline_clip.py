@@ -244,9 +244,7 @@ def test_visible_nouns_are_common_concrete_singular_and_decent(small_wordnet: no
     chosen = nouns.visible_nouns(small_wordnet, frequency=lambda noun: 4.0)
     # entity and word are abstract, Paris is a name, "rail fence" a phrase, rails a plural.
     assert chosen == ["rail", "sky"]
-    assert nouns.visible_nouns(
-        small_wordnet, frequency=lambda noun: 4.0, excluded=["sky"]
-    ) == ["rail"]  # fmt: skip
+    assert nouns.visible_nouns(small_wordnet, frequency=lambda noun: 4.0, excluded=["sky"]) == ["rail"]
     rare = nouns.visible_nouns(small_wordnet, frequency={"sky": 3.0, "rail": 2.9}.__getitem__)
     assert rare == ["sky"]
 

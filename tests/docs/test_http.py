@@ -64,8 +64,6 @@ async def _internet(_host: str, _port: int) -> list[str]:
 
 
 class Reader:
-    """Someone who types what the page says, from its top to its end."""
-
     def __init__(self, folder: Path, urls: dict[str, str]) -> None:
         self.shell, self.urls = Shell(folder), urls
         self.names: dict[str, Any] = {"KEY": KEY}

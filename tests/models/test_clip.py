@@ -1,5 +1,3 @@
-"""The frozen CLIP, and its towers alone."""
-
 import shutil
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,3 @@
-"""Class lists, their files, and labels that a bundle was not trained on."""
-
 from pathlib import Path
 
 import pytest

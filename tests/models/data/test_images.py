@@ -1,5 +1,3 @@
-"""Decoding of images, whole and damaged."""
-
 import io
 import random
 import struct

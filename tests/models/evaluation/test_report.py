@@ -1,5 +1,3 @@
-"""The report: stages, masks, ground truth, pictures, prompts."""
-
 import base64
 import io
 import json
@@ -189,7 +187,6 @@ SCRIPT = "<script>alert('1')</script>"
 
 @pytest.fixture(scope="module")
 def made(tiny_bundle: Path, tiny_samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pseudo masks with their scores."""
     output = tmp_path_factory.mktemp("made")
     predictor = Predictor(load_bundle(tiny_bundle, device=CPU))
     job = MaskJob(output, predictor.options(), save_scores=True)

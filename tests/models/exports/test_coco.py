@@ -1,5 +1,3 @@
-"""COCO files read back by pycocotools; polygons against its rasterizer."""
-
 import itertools
 import json
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""A VOC folder read back by torchvision, and by datumaro where it is installed."""
-
 from pathlib import Path
 
 import numpy as np

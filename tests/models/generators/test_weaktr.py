@@ -1,5 +1,3 @@
-"""WeakTr: equal to the public one, of any size, with gradients where they belong, without a pile of maps."""
-
 from itertools import accumulate
 from pathlib import Path
 
@@ -110,7 +108,6 @@ def test_half_precision_keeps_small_attention() -> None:
 
 
 def gradients(generator: WeakTrGenerator) -> set[str]:
-    """Names of the parameters that a gradient reached."""
     found = {name: each.grad for name, each in generator.named_parameters()}
     return {name for name, grad in found.items() if grad is not None and grad.abs().max() > 0}
 

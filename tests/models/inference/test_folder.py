@@ -1,5 +1,3 @@
-"""Masks of a folder: by a predictor, in processes, from stored scores, with open labels."""
-
 import json
 import os
 import shutil
@@ -52,15 +50,14 @@ def redecide_all(predictor: Predictor, folder: Path, job: MaskJob) -> Outcome:
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_bundle: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tiny_bundle: Path, tiny_samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pseudo masks of the tiny data with stored scores, made in two processes, in which a damaged image fails alone."""
     output = tmp_path_factory.mktemp("masks")
     predictor = load(tiny_bundle)
     job = MaskJob(output, predictor.options(refine=REFINE), save_scores=True)
-    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
     broken = tmp_path_factory.mktemp("broken") / "broken.jpg"
-    broken.write_bytes(samples[1].path.read_bytes()[:500])
-    samples.insert(1, Sample(broken, samples[1].channels))
+    broken.write_bytes(tiny_samples[1].path.read_bytes()[:500])
+    samples = [tiny_samples[0], Sample(broken, tiny_samples[1].channels), *tiny_samples[1:]]
     make = partial(make_in_processes, partial(load, tiny_bundle), job, processes=2)
     outcome = make_pseudo_masks(predictor.info, samples, job, make, on_image=lambda: None)
     assert outcome.made == 8
@@ -78,15 +75,14 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_stored_scores_give_a_fresh_runs_files(
-    options: MaskOptions, folder: Path, tiny_bundle: Path, tiny_data: Path, tmp_path: Path
+    options: MaskOptions, folder: Path, tiny_bundle: Path, tiny_samples: list[Sample], tmp_path: Path
 ) -> None:
     predictor = load(tiny_bundle)
     fresh = MaskJob(tmp_path / "fresh", options, save_scores=False)
-    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
-    make_all(predictor, samples, fresh)
+    make_all(predictor, tiny_samples, fresh)
     again = MaskJob(tmp_path / "again", options, save_scores=False)
     redecide_all(predictor, folder, again)
-    for sample in samples:
+    for sample in tiny_samples:
         name = f"masks/{sample.stem}.png"
         assert (again.output / name).read_bytes() == (fresh.output / name).read_bytes()
     keys = ("image", "size", "model", "options", "ignored")
@@ -229,7 +225,6 @@ def open_labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def open_folder(
     open_labels: Path, tiny_data: Path, tiny_open_bundle: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Masks of three photos, with scores."""
     output = tmp_path_factory.mktemp("open") / "out"
     arguments = ("--images", tiny_data / "images", "--labels", open_labels, "--output", output)
     made = semples_ok("make-pseudo-masks", *arguments, "--bundle", tiny_open_bundle, *OPEN_OPTIONS)

@@ -1,5 +1,3 @@
-"""Labels that a bundle was not trained on, and what the predictor makes of them."""
-
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +25,6 @@ def predictor(tiny_open_bundle: Path) -> Predictor:
 
 @pytest.fixture(scope="module")
 def untrained(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle whose head is the text-initialized one."""
     folder = tmp_path_factory.mktemp("untrained")
     export_bundle(tiny_run, folder, stage="zero-shot", parts=("text_tower",), licence="CC0", trained_on="nothing")
     return folder

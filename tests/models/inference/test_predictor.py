@@ -1,5 +1,3 @@
-"""The predictor: pseudo masks, segments, and both halves of the work."""
-
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -227,7 +225,7 @@ def test_postprocess_runs_neither_generator_nor_segmenter(full: Predictor) -> No
         module.register_forward_pre_hook(lambda module, _inputs: asking.append(type(module).__name__))
         for network in (bundle.generator, bundle.segmenter)
         for module in network.modules()
-    ]  # fmt: skip
+    ]
     try:
         for each in outputs:
             full.postprocess(each)
@@ -300,7 +298,7 @@ class Fixed(Segmenter):
     def backbone(self) -> torch.nn.Module:
         return self
 
-    def loss(self, images: Tensor, label_maps: Tensor, *, noise_aware: bool = False) -> dict[str, Tensor]:  # fmt: skip
+    def loss(self, images: Tensor, label_maps: Tensor, *, noise_aware: bool = False) -> dict[str, Tensor]:
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:

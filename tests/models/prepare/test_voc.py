@@ -1,5 +1,3 @@
-"""``semples prepare voc`` on tiny downloads, whole and damaged."""
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -171,7 +169,7 @@ DAMAGE = {
     "a missing mask of SBD": (SBD, Path.unlink, f"got none of {AUG.stem} (1 in all); unpack benchmark"),
     "a truncated mask of SBD": (SBD, cut, "expected SBD's GTcls.Segmentation in"),
     "another mask of SBD": (SBD, lambda path: savemat(path, OTHER_MAT), "expected SBD's GTcls.Segmentation in"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", DAMAGE)

@@ -1,5 +1,3 @@
-"""Region vote, and SAM proposals."""
-
 import json
 import shutil
 import sys
