@@ -46,7 +46,7 @@ def test_itself_is_perfect_and_nothing_is_zero() -> None:
 
 def test_by_hand() -> None:
     # The right half of a square of 40: of its outline of 2 · 40 + 2 · 18 pixels only the new left side, but for what is
-    # within a pixel of the top and the bottom, is away from the true one; and 156 - 40 - 2 · 19 true ones are met.
+    # within a pixel of the top and the bottom, is far from the true one; and 156 - 40 - 2 · 19 true ones are met.
     truth, guess = square(20, 20), square(20, 20)
     guess[:, 20:40] = 0
     near_guess = (116 - 36) / 116

@@ -137,12 +137,12 @@ def test_two_workers_and_batches_longer_than_a_lease(there: Scene) -> None:
 
 
 def test_the_same_from_many_threads_is_one_job_that_runs_once(there: Scene) -> None:
-    asked = Asked(("cat",))
+    request = Asked(("cat",))
     with ThreadPoolExecutor(16) as pool:
-        ids = set(pool.map(lambda _: there.submit(asked, 7), range(64)))
+        ids = set(pool.map(lambda _: there.submit(request, 7), range(64)))
         assert there.place.queue.count == 1
         worker = there.worker()
-        ids |= set(pool.map(lambda _: there.submit(asked, 7), range(64)))
+        ids |= set(pool.map(lambda _: there.submit(request, 7), range(64)))
     assert there.all_finish()
     assert len(ids) == 1
     assert there.problems() == []
@@ -211,8 +211,8 @@ def test_the_disk_is_full_and_then_has_room_again(there: Scene) -> None:
     assert there.problems() == []
     assert there.unfinished_files() == []
     set_room(worker, resource.RLIM_INFINITY)
-    asked = list(there.accepted.values())
-    again = [there.submit(each, number) for number, each in enumerate(asked, 1)]
+    request = list(there.accepted.values())
+    again = [there.submit(each, number) for number, each in enumerate(request, 1)]
     assert again == ids
     finish_well(there)
     assert there.unfinished_files() == []
@@ -250,13 +250,13 @@ def test_a_slow_client_keeps_nobody_waiting(there: Scene) -> None:
 
 
 def test_a_job_canceled_and_posted_again_finishes(there: Scene) -> None:
-    asked, jobs = Asked(("slow", "cat")), there.jobs()
-    job_id = there.submit(asked, 7)
+    request, jobs = Asked(("slow", "cat")), there.jobs()
+    job_id = there.submit(request, 7)
     there.worker()
     there.wait_batch(least=1)
     for _ in range(20):
         jobs.cancel(there.job(job_id))
-        assert there.submit(asked, 7) == job_id
+        assert there.submit(request, 7) == job_id
     finish_well(there)
     assert there.attempts_lost(job_id) == 0
 
@@ -264,7 +264,7 @@ def test_a_job_canceled_and_posted_again_finishes(there: Scene) -> None:
 @pytest.mark.parametrize("seed", [0])
 def test_half_of_a_thousand_are_canceled_while_a_worker_works(there: Scene, seed: int) -> None:
     there.post_mixed(1000)
-    wanted = set(there.accepted)
+    kept = set(there.accepted)
     canceled = Random(seed).sample(sorted(there.accepted), 500)
     there.worker()
     local = threading.local()
@@ -278,7 +278,7 @@ def test_half_of_a_thousand_are_canceled_while_a_worker_works(there: Scene, seed
         list(pool.map(cancel, canceled))
     states = there.wait_all()
     assert set(states) <= {"finished", "canceled"}
-    wanted -= set(canceled)
-    assert {there.job(each).get_status().value for each in wanted} == {"finished"}
+    kept -= set(canceled)
+    assert {there.job(each).get_status().value for each in kept} == {"finished"}
     assert there.problems() == []
     assert {there.attempts_lost(each) for each in there.accepted} == {0}

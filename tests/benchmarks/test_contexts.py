@@ -90,10 +90,10 @@ def test_a_scene_depends_on_seed_split_and_number_alone() -> None:
 def test_captions_are_true_and_mention_each_alone_and_both() -> None:
     random = np.random.default_rng(0)
     scene = world.compose(random, [world.Place("train", "rails")])
-    said = Counter(world.caption(random, scene) for _ in range(300))
+    drawn = Counter(world.caption(random, scene) for _ in range(300))
     backdrop = f"a photo of {scene.backdrop}."
-    assert set(said) == {"a photo of train.", "a photo of rails.", "a photo of train on rails.", backdrop}
-    assert min(said[each] for each in said if each != backdrop) > 60
+    assert set(drawn) == {"a photo of train.", "a photo of rails.", "a photo of train on rails.", backdrop}
+    assert min(drawn[each] for each in drawn if each != backdrop) > 60
     assert world.caption(random, world.compose(random, [])).removesuffix(".").split()[-1] in world.BACKDROPS
     without = world.compose(random, [world.Place("cow", None)])
     assert {world.caption(random, without) for _ in range(50)} <= {"a photo of cow.", f"a photo of {without.backdrop}."}
@@ -162,10 +162,10 @@ def test_every_variant_is_made_once_and_measured(experiment: Experiment) -> None
         assert all(0 <= each.fixed <= each.oracle <= 1 for each in row.scores.values())
     assert [row.found is None for row in rows] == [True] * 4 + [False]
     weights = {path: path.stat().st_mtime_ns for path in experiment.folder.rglob("*.safetensors")}
-    said: list[str] = []
-    again = ablate(Experiment(experiment.folder, experiment.config, experiment.sizes, 2, said.append))
+    lines: list[str] = []
+    again = ablate(Experiment(experiment.folder, experiment.config, experiment.sizes, 2, lines.append))
     assert again == rows
-    assert not said
+    assert not lines
     assert {path: path.stat().st_mtime_ns for path in weights} == weights
 
 

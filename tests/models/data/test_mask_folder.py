@@ -174,23 +174,11 @@ def masks(tiny_masks: Path, tmp_path: Path) -> Path:
 
 
 def write_results(masks: Path, differences: dict[str, float | None]) -> None:
-    rows = [
-        {
-            "stem": stem,
-            "image": f"{stem}.jpg",
-            "model": {},
-            "classes": [
-                {
-                    "index": CLASSES.classes[number % 4].index,
-                    "name": "x",
-                    "box": [0, 0, 1, 1],
-                    "alignment_class": None if value is None else 0.2 + value,
-                    "alignment_background": 0.2,
-                }
-            ],
-        }
-        for number, (stem, value) in enumerate(differences.items())
-    ]
+    rows = []
+    for number, (stem, value) in enumerate(differences.items()):
+        result = {"index": CLASSES.classes[number % 4].index, "name": "x", "box": [0, 0, 1, 1]}
+        result |= {"alignment_class": None if value is None else 0.2 + value, "alignment_background": 0.2}
+        rows.append({"stem": stem, "image": f"{stem}.jpg", "model": {}, "classes": [result]})
     (masks / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -201,10 +189,10 @@ def test_masks_become_channel_numbers_by_class_name(tiny_data: Path, masks: Path
     samples = mask_folder.read_mask_folder(tiny_data / "images", masks, classes)
     assert [sample.image.name for sample in samples] == [f"photo{number}.jpg" for number in range(8)]
     for number, sample in enumerate(samples):
-        wanted = 1 + names.index(CLASSES.names[number % 4])
+        expected = 1 + names.index(CLASSES.names[number % 4])
         label_map = sample.read_mask()
-        assert set(np.unique(label_map)) == {0, wanted}
-        assert (label_map[15:45, 20:60] == wanted).all()
+        assert set(np.unique(label_map)) == {0, expected}
+        assert (label_map[15:45, 20:60] == expected).all()
 
 
 def test_badly_aligned_masks_are_ignored(tiny_data: Path, masks: Path) -> None:

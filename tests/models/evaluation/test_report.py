@@ -28,7 +28,7 @@ from models.inference.predictor import Predictor
 from models.training.loop import Step
 from models.training.run import Run, start_run
 from tests.conftest import CLASSES, CPU
-from tests.helpers.html_page import Page
+from tests.helpers.html_page import Element, Page
 
 OPTIONS = {
     "refine": "pamr", "min_confidence": 0.0, "background_threshold": 0.4, "background_power": None,
@@ -206,6 +206,12 @@ def page(tiny_run: Run, tiny_bundle: Path, tmp_path: Path) -> WritePage:
     return write
 
 
+def size_of(image: Element) -> tuple[int, int]:
+    data = base64.b64decode(str(image.attributes["src"]).partition(",")[2])
+    with Image.open(io.BytesIO(data)) as picture:
+        return picture.size
+
+
 def test_a_whole_page(tiny_data: Path, tiny_samples: list[Sample], made: Path, page: WritePage) -> None:
     whole = page(tiny_samples, made, tiny_data / "masks")
     assert whole.all("h1")[0].text == "tiny"
@@ -252,9 +258,7 @@ def test_nothing_comes_from_elsewhere_and_all_can_read_it(
     assert whole.all("html")[0].attributes["lang"] == "en"
     for image in whole.all("img"):
         assert image.attributes["alt"]
-        data = base64.b64decode(str(image.attributes["src"]).partition(",")[2])
-        with Image.open(io.BytesIO(data)) as picture:
-            assert picture.size == (80, 60)
+        assert size_of(image) == (80, 60)
     for table in whole.all("table"):
         assert table.children[0].tag == "caption"
     assert all(e.attributes.get("scope") in ("row", "col") for e in whole.all("th"))
@@ -267,10 +271,7 @@ def test_nothing_comes_from_elsewhere_and_all_can_read_it(
 def test_pictures_are_bounded_however_large_the_photo(tmp_path: Path, page: WritePage) -> None:
     Image.effect_noise((3000, 2000), 90).convert("RGB").save(tmp_path / "large.jpg")
     whole = page([Sample(tmp_path / "large.jpg", (1,))])
-    for image in whole.all("img"):
-        data = base64.b64decode(str(image.attributes["src"]).partition(",")[2])
-        with Image.open(io.BytesIO(data)) as picture:
-            assert picture.size == (320, 213)
+    assert {size_of(image) for image in whole.all("img")} == {(320, 213)}
 
 
 def test_equal_runs_give_equal_pages(

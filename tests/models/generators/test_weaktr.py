@@ -78,8 +78,8 @@ def test_images_below_a_patch_are_refused() -> None:
 def test_sizes_that_do_not_divide_are_refused() -> None:
     cases = (({"heads": 5}, "48 and 5, 16 and 64"), ({"width": 6}, "6 and 3, 16 and 64"))
     for changes, got in cases:
-        told = f"a width that 4 and the heads divide, (?s:.*) got {got}"
-        with pytest.raises(ValueError, match=told):
+        message = f"a width that 4 and the heads divide, (?s:.*) got {got}"
+        with pytest.raises(ValueError, match=message):
             WeakTrSizes(**TINY.model_dump() | changes)
     with pytest.raises(ValueError, match="'max' or 'avg'"):
         WeakTrSizes(pooling="mean")

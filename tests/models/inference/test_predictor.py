@@ -217,21 +217,21 @@ def test_images_are_postprocessed_in_other_threads_meanwhile(full: Predictor) ->
 
 
 def test_postprocess_runs_neither_generator_nor_segmenter(full: Predictor) -> None:
-    asking: list[str] = []
+    called: list[str] = []
     bundle = full.bundle
     outputs = full.forward_cam(labeled(full, 2, ALL))
     outputs += full.forward_segmenter(unlabeled(full, 2, ALL))
     handles = [
-        module.register_forward_pre_hook(lambda module, _inputs: asking.append(type(module).__name__))
+        module.register_forward_pre_hook(lambda module, _inputs: called.append(type(module).__name__))
         for network in (bundle.generator, bundle.segmenter)
         for module in network.modules()
     ]
     try:
         for each in outputs:
             full.postprocess(each)
-        assert asking == []
+        assert called == []
         full.forward_cam(labeled(full, 1, NO_REFINER))
-        assert asking
+        assert called
     finally:
         for handle in handles:
             handle.remove()
@@ -254,20 +254,20 @@ def test_features_are_kept_for_refiners_that_need_them(full: Predictor) -> None:
 
 
 def test_a_network_proposes_regions_in_the_forward_pass(full: Predictor) -> None:
-    asked: list[threading.Thread] = []
+    threads: list[threading.Thread] = []
 
     def propose(image: torch.Tensor) -> Regions:
-        asked.append(threading.current_thread())
+        threads.append(threading.current_thread())
         return superpixels(image)
 
     other = Predictor(full.bundle)
     other._propose = propose
     batch = labeled(full, 2, "region_vote", "pamr")
     outputs = other.forward_cam(batch)
-    assert asked == [threading.current_thread()]
+    assert threads == [threading.current_thread()]
     with ThreadPoolExecutor(1) as pool:
         made = list(pool.map(other.postprocess, outputs))
-    assert asked == [threading.current_thread()]
+    assert threads == [threading.current_thread()]
     for ours, theirs in zip(made, full.pseudo_masks(batch), strict=True):
         assert_same(ours, theirs)
 

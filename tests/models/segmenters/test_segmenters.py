@@ -121,8 +121,8 @@ def test_mask_targets_by_hand() -> None:
     label_map = torch.tensor([[0, 0, 2, 255], [0, 2, 2, 255], [255, 255, 1, 0], [255, 255, 0, 0]])
     masks, channels = _mask_targets(label_map, size=(2, 2))
     assert channels.tolist() == [0, 1, 2]
-    wanted = [[[0.75, 0], [0, 0.75]], [[0, 0], [0, 0.25]], [[0.25, 1], [0, 0]]]
-    assert masks.tolist() == wanted
+    expected = [[[0.75, 0], [0, 0.75]], [[0, 0], [0, 0.25]], [[0.25, 1], [0, 0]]]
+    assert masks.tolist() == expected
     none, empty = _mask_targets(torch.full((4, 4), 255), size=(2, 2))
     assert (none.shape, empty.shape) == ((0, 2, 2), (0,))
 
@@ -139,9 +139,9 @@ def test_every_decoder_answers(decoder: str, images: Tensor) -> None:
 def test_backbone_starts_from_a_trunk(tiny_clip: FrozenClip) -> None:
     trunk = tiny_clip.visual.trunk
     segmenter = build_encoder_decoder("fpn", "test_efficientnet", classes=K, trunk=trunk)
-    wanted = trunk.state_dict()
+    expected = trunk.state_dict()
     for name, tensor in segmenter.backbone.model.state_dict().items():
-        assert torch.equal(tensor, wanted[name])
+        assert torch.equal(tensor, expected[name])
     with pytest.raises(ValueError, match="expected a trunk that is 'test_resnet'"):
         build_encoder_decoder("fpn", "test_resnet", classes=K, trunk=trunk)
 

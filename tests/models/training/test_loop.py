@@ -56,8 +56,8 @@ def test_loop_minimizes_and_reports() -> None:
 def test_poly_decay_is_stepped_per_step() -> None:
     _, steps = quadratic(epochs=2, schedule="poly")
     # (1 - t)^0.9 with t = 0, 1/4, 2/4, 3/4
-    wanted = [0.1, 0.1 * 0.75**0.9, 0.1 * 0.5**0.9, 0.1 * 0.25**0.9]
-    assert [step.learning_rate for step in steps] == pytest.approx(wanted)
+    expected = [0.1, 0.1 * 0.75**0.9, 0.1 * 0.5**0.9, 0.1 * 0.25**0.9]
+    assert [step.learning_rate for step in steps] == pytest.approx(expected)
 
 
 def test_no_epoch_changes_nothing() -> None:
