@@ -39,6 +39,10 @@ CLASSES = ClassList((ClassInfo(3, "bowl"), ClassInfo(4, "cat"), ClassInfo(7, "cu
 CPU = torch.device("cpu")
 
 
+def with_stage(config: Config, stage: str, **changes: object) -> Config:
+    return config.model_copy(update={stage: getattr(config, stage).model_copy(update=changes)})
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Every test draws the same numbers, alone or after others."""
@@ -132,6 +136,11 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def data_options(tiny_data: Path) -> list[object]:
+    return ["--images", tiny_data / "images", "--labels", tiny_data / "labels.csv"]
+
+
+@pytest.fixture(scope="session")
 def tiny_masks(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The true masks of the tiny data, laid out as make-pseudo-masks writes its own."""
     folder = tmp_path_factory.mktemp("masks")
@@ -188,8 +197,7 @@ def tiny_segmenter_bundle(
     work = tmp_path_factory.mktemp("segmenter") / "work"
     shutil.copytree(tiny_run.work, work)
     run = open_run(work, device=CPU)
-    stage = run.config.train_segmenter.model_copy(update={"epochs": 4})
-    run = replace(run, config=run.config.model_copy(update={"train_segmenter": stage}))
+    run = replace(run, config=with_stage(run.config, "train_segmenter", epochs=4))
     samples = read_mask_folder(tiny_data / "images", tiny_masks, CLASSES)
     train_segmenter(run, samples, lambda step: None)
     folder = tmp_path_factory.mktemp("bundle") / "tiny"

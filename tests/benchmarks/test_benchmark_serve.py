@@ -1,5 +1,3 @@
-"""The load program: its figures, its photos, its client against the real API, and all of it against the double."""
-
 import io
 import itertools
 import math

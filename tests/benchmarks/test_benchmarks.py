@@ -6,17 +6,8 @@ import pytest
 import torch
 
 import benchmarks
+from benchmarks import plain_stages
 from benchmarks.boundary import boundary_scores
-from benchmarks.plain_stages import (
-    BACKGROUND_WEIGHT,
-    EPSILON,
-    REFINEMENT_WEIGHT,
-    TEXT_WEIGHT,
-    PlainStages,
-    plain_cams,
-    plain_prompts,
-    plain_texts,
-)
 from models.clip import FrozenClip
 from models.generators.weaktr import WeakTrGenerator
 from models.inference.multi_scale import multi_scale_cams
@@ -55,7 +46,7 @@ def test_itself_is_perfect_and_nothing_is_zero() -> None:
 
 def test_by_hand() -> None:
     # The right half of a square of 40: of its outline of 2 · 40 + 2 · 18 pixels only the new left side, but for what is
-    # within a pixel of the top and the bottom, is away from the true one; and 156 - 40 - 2 · 19 true ones are met.
+    # within a pixel of the top and the bottom, is far from the true one; and 156 - 40 - 2 · 19 true ones are met.
     truth, guess = square(20, 20), square(20, 20)
     guess[:, 20:40] = 0
     near_guess = (116 - 36) / 116
@@ -98,23 +89,23 @@ def test_plain_and_library_agree(tiny_clip: FrozenClip) -> None:
     images = torch.rand(2, 3, 64, 64)
     labels = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
     text = tiny_clip.embed_classes(NAMES)
-    torch.testing.assert_close(plain_cams(generator, images), generator(images))
-    torch.testing.assert_close(plain_texts(tiny_clip, NAMES), text)
+    torch.testing.assert_close(plain_stages.plain_cams(generator, images), generator(images))
+    torch.testing.assert_close(plain_stages.plain_texts(tiny_clip, NAMES), text)
     learned = tiny_clip.embed_prompts(prompts.context)
-    torch.testing.assert_close(plain_prompts(tiny_clip, prompts.context), learned)
+    torch.testing.assert_close(plain_stages.plain_prompts(tiny_clip, prompts.context), learned)
 
     def masks_of(images: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        return soft_masks(generator(images), present, size=tiny_clip.input_size, epsilon=EPSILON)
+        return soft_masks(generator(images), present, size=tiny_clip.input_size, epsilon=plain_stages.EPSILON)
 
-    plain = PlainStages(generator, tiny_clip, NAMES)
-    for refinement, given in ((None, None), (Refinement(learned.detach(), REFINEMENT_WEIGHT), prompts)):
+    plain = plain_stages.PlainStages(generator, tiny_clip, NAMES)
+    for refinement, given in ((None, None), (Refinement(learned.detach(), plain_stages.REFINEMENT_WEIGHT), prompts)):
         generator.zero_grad()
         plain.generator_step(images, labels, given)
         expected = generator.head.weight.grad
         assert expected is not None
         generator.zero_grad()
         losses_of = generator_losses(
-            masks_of, tiny_clip, text, background_weight=BACKGROUND_WEIGHT, refinement=refinement
+            masks_of, tiny_clip, text, background_weight=plain_stages.BACKGROUND_WEIGHT, refinement=refinement
         )
         torch.stack([*losses_of((images, labels)).values()]).sum().backward()
         torch.testing.assert_close(generator.head.weight.grad, expected, atol=1e-5, rtol=1e-3)
@@ -124,7 +115,7 @@ def test_plain_and_library_agree(tiny_clip: FrozenClip) -> None:
     assert expected is not None
     prompts.zero_grad()
     regions = embed_backgrounds([(images, labels)], masks_of, tiny_clip, device=CPU)
-    losses = prompt_losses(prompts, tiny_clip, regions, text, text_weight=TEXT_WEIGHT)
+    losses = prompt_losses(prompts, tiny_clip, regions, text, text_weight=plain_stages.TEXT_WEIGHT)
     losses(torch.arange(4))["prompt"].backward()
     torch.testing.assert_close(prompts.context.grad, expected, atol=1e-5, rtol=1e-3)
 

@@ -18,6 +18,15 @@ from worker.queue.rq import open_redis
 from worker.queue.schema import MAX_JOB_ATTEMPTS
 
 
+def finish_well(there: Scene, *, lost: set[int] | None = None) -> None:
+    """Wait for all jobs; each finishes, and loses one of these numbers of attempts."""
+    assert there.all_finish()
+    assert there.problems() == []
+    if lost is not None:
+        assert there.accepted
+        assert {there.attempts_lost(each) for each in there.accepted} <= lost
+
+
 def test_a_worker_is_killed_in_a_batch(there: Scene) -> None:
     worker = there.worker()
     there.post_mixed(4, "slow")
@@ -25,15 +34,14 @@ def test_a_worker_is_killed_in_a_batch(there: Scene) -> None:
     leased = there.wait_batch()
     worker.kill()
     worker.start()
-    assert there.all_finish()
-    assert there.problems() == []
+    finish_well(there)
     lost = {each for each in there.accepted if there.attempts_lost(each)}
     assert lost <= leased
     assert {there.attempts_lost(each) for each in lost} == {1}
 
 
 @pytest.mark.parametrize("seconds", [3, pytest.param(25, marks=pytest.mark.slow)])
-def test_valkey_is_killed_and_stays_away(there: Scene, seconds: int) -> None:
+def test_valkey_is_killed_and_is_down_for_a_while(there: Scene, seconds: int) -> None:
     busy, idle = there.worker(), there.worker()
     pids = [each.ensure().pid for each in (busy, idle)]
     there.post_mixed(3, "slow")
@@ -42,9 +50,7 @@ def test_valkey_is_killed_and_stays_away(there: Scene, seconds: int) -> None:
     there.server.kill()
     time.sleep(seconds)
     there.server.start()
-    assert there.all_finish()
-    assert there.problems() == []
-    assert {there.attempts_lost(each) for each in there.accepted} == {0}
+    finish_well(there, lost={0})
     there.post_mixed(3)
     assert there.all_finish()
     assert [each.ensure().pid for each in (busy, idle)] == pids
@@ -60,8 +66,7 @@ def test_valkey_is_killed_while_all_is_quiet(there: Scene) -> None:
     there.server.start()
     assert there.states() == {"finished": 3}
     there.post_mixed(3)
-    assert there.all_finish()
-    assert there.problems() == []
+    finish_well(there)
     assert worker.ensure().pid == pid
 
 
@@ -74,9 +79,7 @@ def test_both_are_killed_at_once(there: Scene) -> None:
     worker.child.kill() if worker.child else None
     there.server.start()
     worker.start()
-    assert there.all_finish()
-    assert there.problems() == []
-    assert {there.attempts_lost(each) for each in there.accepted} <= {0, 1}
+    finish_well(there, lost={0, 1})
 
 
 @pytest.mark.parametrize("signals", [1, 2])
@@ -95,9 +98,7 @@ def test_sigterm_in_a_batch(there: Scene, signals: int) -> None:
     assert {job.get_status().value for job in jobs} == {"finished", "queued"}
     assert {job.retries_left for job in jobs} == {MAX_JOB_ATTEMPTS - 1}
     worker.start()
-    assert there.all_finish()
-    assert there.problems() == []
-    assert {there.attempts_lost(each) for each in there.accepted} == {0}
+    finish_well(there, lost={0})
 
 
 def test_a_second_sigterm_leaves_the_jobs_to_another_worker(there: Scene) -> None:
@@ -111,12 +112,10 @@ def test_a_second_sigterm_leaves_the_jobs_to_another_worker(there: Scene) -> Non
     wait_for(lambda: child.exit_code is not None, what="the worker's end")
     assert there.leased()
     worker.start()
-    assert there.all_finish()
-    assert there.problems() == []
-    assert {there.attempts_lost(each) for each in there.accepted} <= {0, 1}
+    finish_well(there, lost={0, 1})
 
 
-def test_sigterm_while_valkey_is_away(there: Scene) -> None:
+def test_sigterm_while_valkey_is_down(there: Scene) -> None:
     worker = there.worker()
     child = worker.ensure()
     job = there.post("slow")
@@ -135,19 +134,17 @@ def test_sigterm_while_valkey_is_away(there: Scene) -> None:
 def test_two_workers_and_batches_longer_than_a_lease(there: Scene) -> None:
     workers = [there.worker(), there.worker()]
     there.post_mixed(8, "slow")
-    assert there.all_finish()
-    assert there.problems() == []
-    assert {there.attempts_lost(each) for each in there.accepted} == {0}
+    finish_well(there, lost={0})
     assert [each.stop() for each in workers] == [0, 0]
 
 
 def test_the_same_from_many_threads_is_one_job_that_runs_once(there: Scene) -> None:
-    asked = Asked(("cat",))
+    request = Asked(("cat",))
     with ThreadPoolExecutor(16) as pool:
-        ids = set(pool.map(lambda _: there.submit(asked, 7), range(64)))
+        ids = set(pool.map(lambda _: there.submit(request, 7), range(64)))
         assert there.place.queue.count == 1
         worker = there.worker()
-        ids |= set(pool.map(lambda _: there.submit(asked, 7), range(64)))
+        ids |= set(pool.map(lambda _: there.submit(request, 7), range(64)))
     assert there.all_finish()
     assert len(ids) == 1
     assert there.problems() == []
@@ -158,13 +155,13 @@ def test_the_same_from_many_threads_is_one_job_that_runs_once(there: Scene) -> N
     ("poison", "code"), [("raises", "model_error"), ("hangs", "timeout"), ("kills", "worker_died")]
 )
 def test_a_poisoned_image_fails_alone(there: Scene, poison: str, code: str) -> None:
-    mates = [there.post("cat", timeout=2) for _ in range(4)]
+    others = [there.post("cat", timeout=2) for _ in range(4)]
     bad = there.post(poison, timeout=2)
-    mates += [there.post("bowl", timeout=2) for _ in range(4)]
+    others += [there.post("bowl", timeout=2) for _ in range(4)]
     worker = there.worker()
     assert there.wait_all(meanwhile=worker.ensure) == {"finished": 8, "failed": 1}
     assert there.job(bad).meta["failure"]["code"] == code
-    assert {there.attempts_lost(each) for each in mates} <= {0, 1 if poison == "kills" else 0}
+    assert {there.attempts_lost(each) for each in others} <= {0, 1 if poison == "kills" else 0}
     assert there.problems() == []
 
 
@@ -182,9 +179,9 @@ def test_out_of_memory_in_a_batch(there: Scene) -> None:
 
 
 def test_a_broken_device_is_left_to_a_new_process(there: Scene) -> None:
-    mates = [there.post("cat") for _ in range(3)]
+    others = [there.post("cat") for _ in range(3)]
     bad = there.post("breaks")
-    mates += [there.post("cat") for _ in range(3)]
+    others += [there.post("cat") for _ in range(3)]
     worker = there.worker()
     codes = []
 
@@ -196,7 +193,7 @@ def test_a_broken_device_is_left_to_a_new_process(there: Scene) -> None:
     assert there.wait_all(meanwhile=restart) == {"finished": 6, "failed": 1}
     assert codes == [1] * MAX_JOB_ATTEMPTS
     assert there.job(bad).meta["failure"]["code"] == "worker_died"
-    assert {there.attempts_lost(each) for each in mates} <= {0, 1}
+    assert {there.attempts_lost(each) for each in others} <= {0, 1}
     assert there.problems() == []
 
 
@@ -216,11 +213,10 @@ def test_the_disk_is_full_and_then_has_room_again(there: Scene) -> None:
     assert there.problems() == []
     assert there.unfinished_files() == []
     set_room(worker, resource.RLIM_INFINITY)
-    asked = list(there.accepted.values())
-    again = [there.submit(each, number) for number, each in enumerate(asked, 1)]
+    requests = list(there.accepted.values())
+    again = [there.submit(each, number) for number, each in enumerate(requests, 1)]
     assert again == ids
-    assert there.all_finish()
-    assert there.problems() == []
+    finish_well(there)
     assert there.unfinished_files() == []
 
 
@@ -256,22 +252,21 @@ def test_a_slow_client_keeps_nobody_waiting(there: Scene) -> None:
 
 
 def test_a_job_canceled_and_posted_again_finishes(there: Scene) -> None:
-    asked, jobs = Asked(("slow", "cat")), there.jobs()
-    job_id = there.submit(asked, 7)
+    request, jobs = Asked(("slow", "cat")), there.jobs()
+    job_id = there.submit(request, 7)
     there.worker()
     there.wait_batch(least=1)
     for _ in range(20):
         jobs.cancel(there.job(job_id))
-        assert there.submit(asked, 7) == job_id
-    assert there.all_finish()
-    assert there.problems() == []
+        assert there.submit(request, 7) == job_id
+    finish_well(there)
     assert there.attempts_lost(job_id) == 0
 
 
 @pytest.mark.parametrize("seed", [0])
 def test_half_of_a_thousand_are_canceled_while_a_worker_works(there: Scene, seed: int) -> None:
     there.post_mixed(1000)
-    wanted = set(there.accepted)
+    kept = set(there.accepted)
     canceled = Random(seed).sample(sorted(there.accepted), 500)
     there.worker()
     local = threading.local()
@@ -285,7 +280,7 @@ def test_half_of_a_thousand_are_canceled_while_a_worker_works(there: Scene, seed
         list(pool.map(cancel, canceled))
     states = there.wait_all()
     assert set(states) <= {"finished", "canceled"}
-    wanted -= set(canceled)
-    assert {there.job(each).get_status().value for each in wanted} == {"finished"}
+    kept -= set(canceled)
+    assert {there.job(each).get_status().value for each in kept} == {"finished"}
     assert there.problems() == []
     assert {there.attempts_lost(each) for each in there.accepted} == {0}

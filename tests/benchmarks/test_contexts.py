@@ -8,81 +8,58 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.contexts import world
 from benchmarks.contexts.experiment import GENERATORS, Experiment, Row, Score, ablate, compare
 from benchmarks.contexts.tables import ablation_table, generator_table, spread, write_sheet
 from benchmarks.contexts.tiny_clip import soft_holes
-from benchmarks.contexts.world import (
-    BACKDROPS,
-    CLASSES,
-    CONTEXTS,
-    NOUNS,
-    SHAPES,
-    SIDE,
-    SPLITS,
-    TEXTURES,
-    THINGS,
-    Place,
-    Scene,
-    Sizes,
-    caption,
-    compose,
-    joint,
-    own_context,
-    read_captions,
-    read_samples,
-    read_truth,
-    scenes,
-    usual_places,
-    write_dataset,
-)
 from models.clip import load_clip
 from models.config import Config, load_config
 
 
-def some(split: str, count: int = 80) -> list[Scene]:
-    return [scene for _, scene, _ in scenes(split, count, seed=7)]
+def some(split: str, count: int = 80) -> list[world.Scene]:
+    return [scene for _, scene, _ in world.scenes(split, count, seed=7)]
 
 
 def test_everything_of_the_world_can_be_drawn() -> None:
-    assert set(SHAPES) == set(THINGS)
-    assert set(TEXTURES) == {*CONTEXTS, *BACKDROPS}
-    assert len(set(NOUNS)) == len(NOUNS)
-    assert len({own_context(thing) for thing in THINGS}) == len(THINGS) == 8
+    assert set(world.SHAPES) == set(world.THINGS)
+    assert set(world.TEXTURES) == {*world.CONTEXTS, *world.BACKDROPS}
+    assert len(set(world.NOUNS)) == len(world.NOUNS)
+    assert len({world.own_context(thing) for thing in world.THINGS}) == len(world.THINGS) == 8
 
 
 def test_objects_come_with_their_own_context_nine_times_in_ten() -> None:
     random = np.random.default_rng(0)
-    drawn = [each for _ in range(2000) for each in usual_places(random, 2)]
+    drawn = [each for _ in range(2000) for each in world.usual_places(random, 2)]
     places = [each for each in drawn if each.thing]
     assert 0.1 < 1 - len(places) / len(drawn) < 0.3  # contexts alone
-    own = sum(each.context == own_context(str(each.thing)) for each in places) / len(places)
+    own = sum(each.context == world.own_context(str(each.thing)) for each in places) / len(places)
     assert 0.87 < own < 0.93
-    assert set(Counter(each.thing for each in places)) == set(THINGS)
+    assert set(Counter(each.thing for each in places)) == set(world.THINGS)
 
 
 def test_shuffled_scenes_never_show_an_object_beside_its_own_context() -> None:
     shown = some("shuffled")
     for left, right in (scene.places for scene in shown):
         assert left.thing != right.thing
-        assert left.context == own_context(str(right.thing))
-        assert right.context == own_context(str(left.thing))
+        assert left.context == world.own_context(str(right.thing))
+        assert right.context == world.own_context(str(left.thing))
 
 
 def test_captioned_scenes_show_contexts_alone_too() -> None:
     shown = some("captions")
     alone = [scene for scene in shown if not scene.things]
     assert 0.2 < len(alone) / len(shown) < 0.5
-    assert {each.context for scene in alone for each in scene.places} == set(CONTEXTS)
+    assert {each.context for scene in alone for each in scene.places} == set(world.CONTEXTS)
     assert not any(scene.truth.any() for scene in alone)
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", world.SPLITS)
 def test_label_maps_show_what_the_labels_say(split: str) -> None:
     for scene in some(split, 25):
-        assert scene.pixels.shape == (SIDE, SIDE, 3)
-        indices = {CLASSES.classes[CLASSES.channel(name)].index for name in scene.things}
+        assert scene.pixels.shape == (world.SIDE, world.SIDE, 3)
+        indices = {world.CLASSES.classes[world.CLASSES.channel(name)].index for name in scene.things}
         assert set(np.unique(scene.truth)) - {0} == indices
-        named = {1 + CONTEXTS.index(each.context) for each in scene.places if each.context}
+        named = {1 + world.CONTEXTS.index(each.context) for each in scene.places if each.context}
         assert set(np.unique(scene.contexts)) - {0} <= named
         assert not (scene.contexts[scene.truth > 0]).any()
 
@@ -101,48 +78,44 @@ def test_a_context_touches_its_object_and_leaves_most_of_the_scene() -> None:
 
 
 def test_a_scene_depends_on_seed_split_and_number_alone() -> None:
-    short = list(scenes("train", 3, seed=1))
-    long = list(scenes("train", 5, seed=1))
+    short = list(world.scenes("train", 3, seed=1))
+    long = list(world.scenes("train", 5, seed=1))
     for (name, scene, sentence), (other, again, same) in zip(short, long, strict=False):
         assert (name, sentence) == (other, same)
         np.testing.assert_array_equal(scene.pixels, again.pixels)
-    different = next(scenes("train", 1, seed=2))[1]
+    different = next(world.scenes("train", 1, seed=2))[1]
     assert not np.array_equal(different.pixels, short[0][1].pixels)
 
 
 def test_captions_are_true_and_mention_each_alone_and_both() -> None:
     random = np.random.default_rng(0)
-    scene = compose(random, [Place("train", "rails")])
-    said = Counter(caption(random, scene) for _ in range(300))
+    scene = world.compose(random, [world.Place("train", "rails")])
+    drawn = Counter(world.caption(random, scene) for _ in range(300))
     backdrop = f"a photo of {scene.backdrop}."
-    assert set(said) == {
-        "a photo of train.", "a photo of rails.", "a photo of train on rails.", backdrop,
-    }  # fmt: skip
-    assert min(said[each] for each in said if each != backdrop) > 60
-    assert caption(random, compose(random, [])).removesuffix(".").split()[-1] in BACKDROPS
-    without = compose(random, [Place("cow", None)])
-    assert {caption(random, without) for _ in range(50)} <= {
-        "a photo of cow.", f"a photo of {without.backdrop}.",
-    }  # fmt: skip
-    assert joint("clouds") == "in"
+    assert set(drawn) == {"a photo of train.", "a photo of rails.", "a photo of train on rails.", backdrop}
+    assert min(drawn[each] for each in drawn if each != backdrop) > 60
+    assert world.caption(random, world.compose(random, [])).removesuffix(".").split()[-1] in world.BACKDROPS
+    without = world.compose(random, [world.Place("cow", None)])
+    assert {world.caption(random, without) for _ in range(50)} <= {"a photo of cow.", f"a photo of {without.backdrop}."}
+    assert world.joint("clouds") == "in"
 
 
 def test_the_data_set_has_vocs_layout(tmp_path: Path) -> None:
-    sizes = Sizes(captions=3, train=4, usual=2, shuffled=2)
-    write_dataset(tmp_path, sizes, seed=0)
+    sizes = world.Sizes(captions=3, train=4, usual=2, shuffled=2)
+    world.write_dataset(tmp_path, sizes, seed=0)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
-    write_dataset(tmp_path, sizes, seed=0)
+    world.write_dataset(tmp_path, sizes, seed=0)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")} == before
     assert len(list((tmp_path / "JPEGImages").iterdir())) == 11
     listed = (tmp_path / "ImageSets" / "Segmentation" / "train.txt").read_text().split()
-    samples = read_samples(tmp_path, "train")
+    samples = world.read_samples(tmp_path, "train")
     assert [sample.stem for sample in samples] == listed
     for sample in samples:
-        shown = {CLASSES.classes[channel].index for channel in sample.channels}
-        assert set(np.unique(read_truth(tmp_path, sample.stem))) - {0} == shown
+        shown = {world.CLASSES.classes[channel].index for channel in sample.channels}
+        assert set(np.unique(world.read_truth(tmp_path, sample.stem))) - {0} == shown
         with Image.open(sample.path) as photo:
-            assert photo.size == (SIDE, SIDE)
-    pairs = read_captions(tmp_path, "captions")
+            assert photo.size == (world.SIDE, world.SIDE)
+    pairs = world.read_captions(tmp_path, "captions")
     assert len(pairs) == 3
     assert all(path.is_file() and text.startswith("a photo of ") for path, text in pairs)
 
@@ -161,7 +134,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     made = Experiment(
         tmp_path_factory.mktemp("contexts"),
         miniature(),
-        Sizes(captions=70, train=8, usual=3, shuffled=3),
+        world.Sizes(captions=70, train=8, usual=3, shuffled=3),
         clip_epochs=2,
         say=lambda _: None,
     )
@@ -171,7 +144,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
 
 def test_the_clip_is_one_that_the_library_loads(experiment: Experiment) -> None:
     clip = load_clip(f"local-dir:{experiment.folder / 'clip'}", None)
-    texts = clip.embed_classes(THINGS)
+    texts = clip.embed_classes(world.THINGS)
     assert texts.shape == (8, 64)
     # Anchored: no two embeddings are opposed.
     images = clip.embed_images(torch.rand(4, 3, 64, 64) - 0.5)
@@ -189,10 +162,10 @@ def test_every_variant_is_made_once_and_measured(experiment: Experiment) -> None
         assert all(0 <= each.fixed <= each.oracle <= 1 for each in row.scores.values())
     assert [row.found is None for row in rows] == [True] * 4 + [False]
     weights = {path: path.stat().st_mtime_ns for path in experiment.folder.rglob("*.safetensors")}
-    said: list[str] = []
-    again = ablate(Experiment(experiment.folder, experiment.config, experiment.sizes, 2, said.append))
+    lines: list[str] = []
+    again = ablate(Experiment(experiment.folder, experiment.config, experiment.sizes, 2, lines.append))
     assert again == rows
-    assert not said
+    assert not lines
     assert {path: path.stat().st_mtime_ns for path in weights} == weights
 
 
@@ -200,8 +173,8 @@ def test_the_sheet_shows_scenes_and_four_variants(experiment: Experiment, tmp_pa
     ablate(experiment)
     write_sheet(experiment, tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (6 * SIDE, 5 * SIDE)
-        pixels = np.array(sheet).reshape(5, SIDE, 6, SIDE, 3)
+        assert sheet.size == (6 * world.SIDE, 5 * world.SIDE)
+        pixels = np.array(sheet).reshape(5, world.SIDE, 6, world.SIDE, 3)
     assert np.ptp(pixels[1:].astype(int), axis=(1, 3)).max() > 50
 
 

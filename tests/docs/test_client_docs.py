@@ -22,7 +22,6 @@ URL = '"http://127.0.0.1:8000"'
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the snippets are about."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     for number, path in enumerate(["photo.jpg", "photos/a.jpg", "photos/b.jpg"]):
@@ -48,14 +47,14 @@ def test_a_snippet_runs(
     else:
         code = snippet.replace(URL, repr(str(api.base_url)))
     exec(compile(code, "client.md", "exec"), {"double": Script(then=Batches())})
-    said = capsys.readouterr().out
-    assert said
+    printed = capsys.readouterr().out
+    assert printed
     for name in re.findall(r'save\("(.*?)"\)|"(masks\.zip|out)"', snippet):
         assert (folder / "".join(name)).exists()
     if "UnknownLabel" in snippet:
-        assert said == "catt is not known; perhaps ('cat',)\n"
+        assert printed == "catt is not known; perhaps ('cat',)\n"
     if "client.batch(" in snippet:
-        assert said == "2 0 0 ()\n"
+        assert printed == "2 0 0 ()\n"
 
 
 def test_the_command_has_the_options_that_are_named() -> None:

@@ -21,8 +21,9 @@ from tests.helpers.service_fixtures import Place, WorkerProcess, http_api, png, 
 from tests.helpers.shell import Shell, require_curl
 
 PAGE = "http.md"
+TEXT = (DOCS / PAGE).read_text(encoding="utf-8")
 KEY, REMEMBERED = _make_key("alice")
-# The servers of blocks with a word after their language: what is said of them in the block.
+# The settings of servers by the word after a block's language.
 SETTINGS: dict[str, dict[str, Any]] = {
     "": {"webhook_secret": "whsec_" + "A" * 32},
     "slow": {"body_seconds": 1.0, "body_rate": 10**9},
@@ -46,7 +47,6 @@ def blocks_with_output() -> Iterator[tuple[Block, Block | None]]:
 def urls(
     place: Place, running_worker: WorkerProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, str]]:
-    """URLs of servers by the word of the blocks that are meant for them."""
     running_worker.ensure()
     with contextlib.ExitStack() as stack:
         found = {}
@@ -64,8 +64,6 @@ async def _internet(_host: str, _port: int) -> list[str]:
 
 
 class Reader:
-    """Someone who types what the page says, from its top to its end."""
-
     def __init__(self, folder: Path, urls: dict[str, str]) -> None:
         self.shell, self.urls = Shell(folder), urls
         self.names: dict[str, Any] = {"KEY": KEY}
@@ -84,12 +82,10 @@ class Reader:
         return printed.getvalue()
 
     def close(self) -> None:
-        """Close what the page leaves open."""
         if "api" in self.names:
             self.names["api"].close()
 
     def _keep_busy(self) -> None:
-        """Have the one worker at a job that takes its time."""
         posted = httpx.post(f"{self.urls['']}/pseudo-mask", files={"image": png()}, data={"labels": "slow"})
         path = posted.json()["links"]["self"]
         wait_for(lambda: httpx.get(f"{self.urls['']}{path}").json()["status"] == "running")
@@ -153,13 +149,11 @@ def operations() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("method", "path"), operations())
 def test_every_call_is_on_the_page(method: str, path: str) -> None:
-    text = (DOCS / PAGE).read_text(encoding="utf-8")
-    assert re.search(rf"`{method} {re.escape(path)}`", text), f"{method} {path} is not in {PAGE}"
+    assert re.search(rf"`{method} {re.escape(path)}`", TEXT), f"{method} {path} is not in {PAGE}"
 
 
 def test_every_problem_is_in_the_table_with_its_status() -> None:
-    text = (DOCS / PAGE).read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (\d{3}) \| (.*?) \| .*? \|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| (\d{3}) \| (.*?) \| .*? \|$", TEXT, re.MULTILINE)
     listed = {name: int(status) for status, names in rows for name in re.findall(r"`([a-z-]+)`", names)}
     assert listed == {kind.name: kind.status for kind in PROBLEMS.values()}
 
@@ -171,10 +165,9 @@ def test_each_status_has_an_example_that_runs() -> None:
 
 
 def test_limits_are_those_of_the_settings() -> None:
-    text = (DOCS / PAGE).read_text(encoding="utf-8")
-    table = text.partition("## Limits")[2]
+    table = TEXT.partition("## Limits")[2]
     known = {f"SEMPLES_{name.upper()}" for name in Settings.model_fields}
-    assert set(re.findall(r"SEMPLES_[A-Z_]+", text)) <= known
+    assert set(re.findall(r"SEMPLES_[A-Z_]+", TEXT)) <= known
     fields = Settings.model_fields
     assert f"{fields['max_pixels'].default:,}" in table
     assert f"{fields['max_body_bytes'].default // 2**20} MiB" in table

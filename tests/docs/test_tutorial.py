@@ -79,10 +79,10 @@ def test_the_tutorial_runs_as_it_stands(tmp_path: Path) -> None:
     _masks_are_of_the_labels(tmp_path / "mine")
     assert "<article>" in (tmp_path / "mine" / "work" / "report.html").read_text()
     with serving(shell, of(scripts[at]), port):
-        asked = [shell.run(of(each)) for each in scripts[at + 1 :]]
+        printed = [shell.run(of(each)) for each in scripts[at + 1 :]]
     mine = tmp_path / "mine"
     assert np.array_equal(pixels(mine / "cat.png"), pixels(mine / MASKS / "masks" / "cat.png"))
-    job = json.loads(asked[1])
+    job = json.loads(printed[1])
     assert (job["task"], job["status"], job["model"]["name"]) == ("segment", "finished", "mine")
 
 

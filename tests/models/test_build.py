@@ -22,7 +22,7 @@ def test_what_timm_has_is_taken(name: str) -> None:
         ("resnet50.a9_in1k", r"perhaps resnet50\..*, got 'resnet50.a9_in1k'"),
         ("qqqq", "expected a backbone that timm knows, got 'qqqq'"),
     ],
-)  # fmt: skip
+)
 def test_what_it_has_not_is_refused_with_what_is_near(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         require_backbone(name, place="here")

@@ -90,9 +90,7 @@ def test_the_papers_configurations(name: str) -> None:
 
 def test_the_papers_names_fit_the_classes() -> None:
     captions = class_captions(load_config("voc"), VOC_CLASSES)
-    assert set(captions) - set(VOC_CLASSES.names) == {
-        "dining table", "player", "potted plant", "tv monitor",
-    }  # fmt: skip
+    assert set(captions) - set(VOC_CLASSES.names) == {"dining table", "player", "potted plant", "tv monitor"}
     assert class_captions(load_config("coco"), COCO_CLASSES) == COCO_CLASSES.names
     for name, classes in (("voc", VOC_CLASSES), ("coco", COCO_CLASSES)):
         assert classes.with_synonyms(load_config(name).synonyms).names == classes.names

@@ -19,6 +19,17 @@ def test_the_public_names() -> None:
         models.nothing  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_torch_is_imported_on_first_use() -> None:
-    code = "import sys; from models import find_bundle; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from models import find_bundle",
+        "import models.cli",
+        "import models.prepare.coco, models.prepare.voc",
+        "import models.exports.coco, models.exports.cvat, models.exports.label_studio, models.exports.voc",
+        "import models.data.mask_folder",
+        "from models.refine import build_refiner, parse_chain; parse_chain('pamr')",
+    ],
+)
+def test_torch_is_imported_on_first_use(code: str) -> None:
+    code += "; import sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

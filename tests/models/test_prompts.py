@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from benchmarks.offline_clip.nouns import read_words
 from models.prompts import BackgroundPrompts, nearest_nouns, read_nouns
 
 
@@ -31,9 +32,10 @@ def test_nearest_nouns_come_first() -> None:
         nearest_nouns(torch.zeros(1, 2), nouns, embeddings[:2], count=1)
 
 
-def test_the_noun_list_is_clean() -> None:
-    nouns = read_nouns()
-    assert len(nouns) > 1000
-    assert list(nouns) == sorted(set(nouns))
-    assert {"grass", "snow", "kitchen", "road"} <= set(nouns)
-    assert all(noun == noun.strip().lower() and noun for noun in nouns)
+def test_the_noun_list_is_sorted_lowercase_and_clean() -> None:
+    shipped = read_nouns()
+    assert list(shipped) == sorted(set(shipped))
+    assert all(noun == noun.lower().strip() and noun for noun in shipped)
+    assert 2000 <= len(shipped) <= 3000
+    assert {"rail", "grass", "kitchen", "court", "snow", "road", "sky", "water", "railroad"} <= set(shipped)
+    assert not set(read_words("excluded")) & set(shipped)

@@ -79,18 +79,27 @@ def test_info(tiny_bundle: Path, copy: Path) -> None:
     assert read_info(copy).version != info.version
 
 
-def test_a_changed_file_is_refused(copy: Path) -> None:
-    weights = copy / "generator.safetensors"
+@pytest.mark.parametrize(
+    ("bundle", "name"),
+    [
+        ("tiny_bundle", "generator"),
+        ("tiny_bundle", "prompts"),
+        ("tiny_open_bundle", "clip_text"),
+        ("tiny_segmenter_bundle", "segmenter"),
+    ],
+)
+def test_changed_and_missing_files_are_refused(
+    bundle: str, name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(request.getfixturevalue(bundle), tmp_path / "copy"))
+    weights = copy / f"{name}.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(BundleError, match=r"expected .*generator.safetensors with SHA-256"):
+    with pytest.raises(BundleError, match=f"expected .*{name}.safetensors with SHA-256"):
         load_bundle(copy, device=CPU)
-
-
-def test_a_missing_file_is_refused(copy: Path) -> None:
-    (copy / "prompts.safetensors").unlink()
-    with pytest.raises(BundleError, match=r"prompts.safetensors"):
+    weights.unlink()
+    with pytest.raises(BundleError, match=f"{name}.safetensors"):
         load_bundle(copy, device=CPU)
 
 

@@ -1,5 +1,3 @@
-"""Released files, written here in the public format with random weights, and what is imported of them."""
-
 import argparse
 import io
 import os
@@ -33,7 +31,6 @@ Spoil = Callable[[dict[str, Any]], Any]
 
 
 def public_weaktr(classes: int) -> dict[str, Any]:
-    """A checkpoint as WeakTr's training leaves it."""
     network = WeakTrGenerator(SIZES, classes=classes)
     with torch.no_grad():
         network.head.bias.add_(torch.arange(classes))  # no two classes alike

@@ -1,8 +1,4 @@
-"""import-checkpoint up to a prediction, and export."""
-
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +19,6 @@ from tests.models.bundle.test_import_checkpoint import public_weaktr
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A folder with released files and a class list."""
     torch.save(public_weaktr(9), tmp_path / "weaktr.pth")
     torch.save({"prompts": torch.rand(4, 4, 16)}, tmp_path / "prompts.pth")
     (tmp_path / "text.pth").write_text("not a checkpoint")
@@ -31,7 +26,7 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_from_released_files_to_a_prediction(place: Path, tiny_config: Config, tiny_data: Path) -> None:
+def test_from_released_files_to_a_prediction(place: Path, tiny_config: Config, data_options: list[object]) -> None:
     arguments = [place / "weaktr.pth", "--kind", "weaktr", "--classes", place / "classes.txt"]
     taken = ["--channels", "by-index", "--output", place / "ours.safetensors"]
     printed = semples_ok("import-checkpoint", *arguments, *taken)
@@ -44,8 +39,7 @@ def test_from_released_files_to_a_prediction(place: Path, tiny_config: Config, t
     new = ["--config", place / "config.yaml", "--classes", place / "classes.txt"]
     prompts = [place / "prompts.pth", "--kind", "prompts", "--work", place / "work"]
     semples_ok("import-checkpoint", *prompts, *new)
-    data = ["--images", tiny_data / "images", "--labels", tiny_data / "labels.csv"]
-    semples_ok("refine-generator", place / "work", *data, "--device", "cpu")
+    semples_ok("refine-generator", place / "work", *data_options, "--device", "cpu")
     bundle = ["--output", place / "bundle", "--licence", "MIT", "--trained-on", "squares"]
     semples_ok("export-bundle", place / "work", *bundle, "--device", "cpu")
     options = ["--labels", "cat", "--output", place / "out", "--bundle", place / "bundle"]
@@ -90,9 +84,8 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES)
 def test_mistakes_get_one_line(
-    arguments: str, message: str, place: Path, monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    arguments: str, message: str, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(place)
     semples_refuses("import-checkpoint", *arguments.split())
     [line] = capfd.readouterr().err.splitlines()
@@ -150,13 +143,3 @@ def test_a_prefix_is_for_label_studio(tmp_path: Path) -> None:
     assert "--image-prefix with label-studio only" in refused
     semples_ok("export", folder, *options, "--format", "label-studio")
     assert '"s3://bucket/flat.jpg"' in (tmp_path / "out" / "tasks_0001.json").read_text()
-
-
-def test_no_torch_is_needed() -> None:
-    code = (
-        "import sys\n"
-        "import models.exports.coco, models.exports.cvat, models.exports.label_studio\n"
-        "import models.data.mask_folder, models.exports.voc\n"
-        "sys.exit('torch' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,5 +1,3 @@
-"""predict and segment: results, odd and broken photos, mistakes in one line; run-all."""
-
 import io
 import json
 import zlib
@@ -40,6 +38,7 @@ GOOD = {
 BAD = {
     "truncated.jpg": (PHOTO.read_bytes()[:5000], "cannot read the image"),
     "text.jpg": (b"hello", "JPEG, PNG or WebP"),
+    "missing.jpg": (None, "No such file"),
     "empty.jpg": (b"", "cannot read the image"),
     "huge.png": (huge_png(), "expected at most 40000000 pixels"),
     "moving.png": (encoded(FRAMES[0], save_all=True, append_images=FRAMES[1:]), "expected a still image"),
@@ -62,10 +61,12 @@ def test_bad_photos_get_one_line(
     name: str, tiny_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     content, message = BAD[name]
-    (tmp_path / name).write_bytes(content)
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
     options = ["--labels", "cat", "--output", tmp_path / "out", "--bundle", tiny_bundle]
     semples_refuses("predict", tmp_path / name, *options)
     [line] = capfd.readouterr().err.splitlines()
+    assert line.startswith("semples: ")
     assert message in line
     assert not (tmp_path / "out").exists()
 
@@ -79,16 +80,21 @@ def test_bad_photos_get_one_line(
         (["--labels", ""], "expected at least one label, got none"),
         (["--labels", "cat"] * 40, "expected at most 32 labels, got 40"),
         (["--labels", "cat", "--device", "meta"], "expected a usable device"),
+        (["--labels", "cat", "--device", "tpu9"], "got 'tpu9'"),
+        (["--labels", "catt"], "expected a known label, got 'catt'; nearest known: cat"),
+        (["--labels", "cat", "--refine", "magic"], "expected one of none, pamr"),
+        (["--labels", "cat", "--background-threshold", "7"], "in (0, 1), got 7.0"),
+        (["--labels", "cat", "--bundle", "nope"], "got 'nope'"),
     ],
 )
 def test_bad_options_get_one_line(
-    options: list[str], message: str, tiny_bundle: Path, tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    given = [*options, "--output", tmp_path / "out", "--bundle", tiny_bundle]
-    semples_refuses("predict", PHOTO, *given)
+    options: list[str], message: str, tiny_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    semples_refuses("predict", PHOTO, "--bundle", tiny_bundle, *options, "--output", tmp_path / "out")
     [line] = capfd.readouterr().err.splitlines()
+    assert line.startswith("semples: ")
     assert message in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_photo_itself_is_never_overwritten(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -142,9 +148,8 @@ def test_a_broken_photo_fails_alone_in_segment(tiny_segmenter_bundle: Path, tmp_
     ],
 )
 def test_mistakes_of_segment_are_one_line(
-    tiny_segmenter_bundle: Path, tiny_bundle: Path, tmp_path: Path, arguments: list[str],
-    message: str,
-) -> None:  # fmt: skip
+    tiny_segmenter_bundle: Path, tiny_bundle: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "cat.png").write_bytes(b"")
     places = {
@@ -158,15 +163,14 @@ def test_mistakes_of_segment_are_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_run_all_misses_the_segmenter_first(tiny_config: Config, tiny_data: Path, tmp_path: Path) -> None:
+def test_run_all_misses_the_segmenter_first(
+    tiny_config: Config, tiny_data: Path, data_options: list[object], tmp_path: Path
+) -> None:
     config = tmp_path / "tiny.yaml"
     config.write_text(
         dump_config(tiny_config.model_copy(update={"segmenter": EncoderDecoderConfig(backbone="resnot5")}))
     )
-    done = semples(
-        "run-all", tmp_path / "work", "--images", tiny_data / "images", "--labels",
-        tiny_data / "labels.csv", "--config", config, "--device", "cpu",
-    )  # fmt: skip
+    done = semples("run-all", tmp_path / "work", *data_options, "--config", config, "--device", "cpu")
     assert done.returncode == 2
     assert "segmenter.backbone: expected a backbone that timm knows, perhaps resnet5" in done.stderr
     assert "'resnot5'" in done.stderr
@@ -184,25 +188,22 @@ def test_run_all_misses_the_segmenter_first(tiny_config: Config, tiny_data: Path
 
 @pytest.mark.parametrize("command", ["run-all", "learn-prompts"])
 def test_what_one_process_does_is_refused_to_several(
-    command: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, data_options: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     config = ["--config", "voc"] if command == "run-all" else []
-    data = ["--images", tiny_data / "images", "--labels", tiny_data / "labels.csv"]
-    refused = semples_refuses(command, tmp_path / "work", *data, *config)
+    refused = semples_refuses(command, tmp_path / "work", *data_options, *config)
     assert f"expected one process of {command}, got 2 under torchrun" in refused
 
 
 @pytest.mark.slow
-def test_run_all_then_again(tiny_config: Config, tiny_data: Path, tmp_path: Path) -> None:
+def test_run_all_then_again(tiny_config: Config, tiny_data: Path, data_options: list[object], tmp_path: Path) -> None:
     config, work, bundle = tmp_path / "tiny.yaml", tmp_path / "work", tmp_path / "bundle"
     config.write_text(dump_config(tiny_config))
 
     def run_all() -> list[str]:
-        return semples_ok(
-            "run-all", work, "--images", tiny_data / "images", "--labels", tiny_data / "labels.csv",
-            "--config", config, "--output", bundle, "--device", "cpu", "--threads", 1,
-        ).splitlines()  # fmt: skip
+        options = ["--config", config, "--output", bundle, "--device", "cpu", "--threads", 1]
+        return semples_ok("run-all", work, *data_options, *options).splitlines()
 
     names = [
         "train-generator", "learn-prompts", "refine-generator", "make-pseudo-masks",

@@ -1,5 +1,3 @@
-"""``semples report`` as a user meets it."""
-
 import shutil
 from pathlib import Path
 
@@ -17,9 +15,8 @@ def work(tiny_run: Run, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def given(tiny_data: Path, work: Path) -> list[object]:
-    data = ["--images", tiny_data / "images", "--labels", tiny_data / "labels.csv"]
-    return [work, *data, "--output", work / "report.html", "--device", "cpu"]
+def given(data_options: list[object], work: Path) -> list[object]:
+    return [work, *data_options, "--output", work / "report.html", "--device", "cpu"]
 
 
 def page_of(work: Path) -> Page:

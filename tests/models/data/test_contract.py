@@ -18,8 +18,6 @@ from tests.helpers.downloads import make_coco, make_voc, photo
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set on disk, and how it is read."""
-
     classes: ClassList
     read: Callable[[], Sequence[Sample]]
 

@@ -1,11 +1,10 @@
-"""Decoding of images, whole and damaged."""
-
 import io
 import random
 import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -156,12 +155,8 @@ REFUSED: list[tuple[str, Callable[[], bytes], str]] = [
     ("nothing", lambda: b"", "unreadable"),
     ("text", lambda: b"hello, this is not an image", "unsupported"),
     ("a page", lambda: b"<svg xmlns='http://www.w3.org/2000/svg'></svg>", "unsupported"),
-    ("pdf", lambda: encode(photo(), "PDF"), "unsupported"),
-    ("gif", lambda: encode(photo(), "GIF"), "unsupported"),
-    ("tiff", lambda: encode(photo(), "TIFF"), "unsupported"),
-    ("bmp", lambda: encode(photo(), "BMP"), "unsupported"),
-    ("animated png", lambda: animation("PNG"), "unsupported"),
-    ("animated webp", lambda: animation("WEBP"), "unsupported"),
+    *((form, partial(encode, photo(), form), "unsupported") for form in ("PDF", "GIF", "TIFF", "BMP")),
+    *((f"animated {form}", partial(animation, form), "unsupported") for form in ("PNG", "WEBP")),
     ("81 megapixels", lambda: png_header(9000, 9000), "too_large"),
     ("1 gigapixel", lambda: png_header(32000, 32000), "too_large"),
     ("one line of 40,000,001", lambda: png_header(40_000_001, 1), "too_large"),

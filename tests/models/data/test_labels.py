@@ -1,5 +1,3 @@
-"""Labels from text files, XML, JSON and CSV, and folders of labeled images."""
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,3 @@
-"""Pictures of masks and of maps: colors that tell classes apart, and those that tell how much."""
-
 import io
 
 import numpy as np

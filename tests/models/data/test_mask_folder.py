@@ -1,6 +1,5 @@
-"""The mask folder: records, settings, and what an export refuses to begin with, by name."""
-
 import json
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,40 +8,31 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models.data import mask_folder
 from models.data.classes import ClassInfo, ClassList, Sample
+from models.data.loaders import MaskCrops
 from models.data.mask_files import label_map_png
-from models.data.mask_folder import (
-    RESULTS,
-    SETTINGS,
-    SUMMARY,
-    MaskFolderWriter,
-    Outcome,
-    open_mask_folder,
-    read_results,
-    read_settings,
-    scores_path,
-    write_mask,
-)
 from models.exports.coco import RLE_FILE, write_coco
 from models.exports.cvat import write_cvat
 from models.exports.label_studio import write_label_studio
+from tests.conftest import CLASSES
 from tests.helpers.export_folder import label_maps, make_folder
 
 
 @pytest.mark.parametrize("content", ["{}", '{"model": {}, "options": {}}', "[]", "no"])
 def test_settings_of_another_kind_are_refused(content: str, tmp_path: Path) -> None:
-    (tmp_path / SETTINGS).write_text(content)
+    (tmp_path / mask_folder.SETTINGS).write_text(content)
     with pytest.raises(ValueError, match=r"expected .* in .*settings.json, got"):
-        read_settings(tmp_path)
+        mask_folder.read_settings(tmp_path)
 
 
 def test_records_of_another_kind_are_passed_over(tmp_path: Path) -> None:
-    path = tmp_path / RESULTS
+    path = tmp_path / mask_folder.RESULTS
     whole = '{"stem": "a", "image": "a.jpg", "model": {}, "classes": []}\n'
     path.write_text("[]\n3\nno\n" + '{"stem": "b"}\n' + whole + whole[:20])
-    assert list(read_results(path)) == ["a"]
+    assert list(mask_folder.read_results(path)) == ["a"]
     settings = {"model": {"name": "tiny", "version": "1"}, "options": {}, "scores": False}
-    with MaskFolderWriter(tmp_path, [], ClassList((ClassInfo(1, "cat"),)), settings):
+    with mask_folder.MaskFolderWriter(tmp_path, [], ClassList((ClassInfo(1, "cat"),)), settings):
         pass
     assert path.read_text().endswith(whole)
 
@@ -54,35 +44,35 @@ def test_a_folder_is_continued_and_summed_up_in_the_order_of_its_samples(tmp_pat
     samples = [Sample(tmp_path / name, (0,)) for name in names]
     samples.append(Sample(tmp_path / "unlabeled.jpg", ()))
 
-    def add(folder: MaskFolderWriter, sample: Sample) -> None:
+    def add(folder: mask_folder.MaskFolderWriter, sample: Sample) -> None:
         alignment = {"alignment_class": None, "alignment_background": None}
         result = {"name": "cat", "area": 0.0, "confidence": None, "box": None, **alignment}
         record = {"image": sample.name, "model": settings["model"], "classes": [result]}
-        write_mask(tmp_path / "out", sample.stem, b"png", b"npz")
+        mask_folder.write_mask(tmp_path / "out", sample.stem, b"png", b"npz")
         folder.add(sample, record)
 
-    with MaskFolderWriter(tmp_path / "out", samples, classes, settings) as folder:
+    with mask_folder.MaskFolderWriter(tmp_path / "out", samples, classes, settings) as folder:
         a, b, c, d = folder.todo
         for sample in (c, a, d):
             add(folder, sample)
         folder.fail(b, "damaged")
-        assert folder.finish() == Outcome(3, 0, 3, 1, 0, (("b.jpg", "damaged"),))
-    scores_path(tmp_path / "out", "d").unlink()
-    with MaskFolderWriter(tmp_path / "out", samples, classes, settings) as folder:
+        assert folder.finish() == mask_folder.Outcome(3, 0, 3, 1, 0, (("b.jpg", "damaged"),))
+    mask_folder.scores_path(tmp_path / "out", "d").unlink()
+    with mask_folder.MaskFolderWriter(tmp_path / "out", samples, classes, settings) as folder:
         assert folder.todo == [b, d]
-        assert not (tmp_path / "out" / SUMMARY).exists()
+        assert not (tmp_path / "out" / mask_folder.SUMMARY).exists()
         for sample in (d, b):
             add(folder, sample)
-        assert folder.finish() == Outcome(2, 2, 4, 1, 0, ())
-    summary = json.loads((tmp_path / "out" / SUMMARY).read_text())
+        assert folder.finish() == mask_folder.Outcome(2, 2, 4, 1, 0, ())
+    summary = json.loads((tmp_path / "out" / mask_folder.SUMMARY).read_text())
     assert summary["classes"]["cat"]["empty"] == list(names)
     assert (summary["masks"], summary["images"], summary["unlabeled"]) == (4, 5, 1)
-    with MaskFolderWriter(tmp_path / "out", samples[:1], classes, settings) as folder:
+    with mask_folder.MaskFolderWriter(tmp_path / "out", samples[:1], classes, settings) as folder:
         assert folder.finish().others == 3
 
 
 def test_photos_come_with_their_masks(tmp_path: Path) -> None:
-    masks = open_mask_folder(*make_folder(tmp_path))
+    masks = mask_folder.open_mask_folder(*make_folder(tmp_path))
     photos = list(masks.masked_images())
     kept = label_maps()
     assert len(masks) == len(photos) == len(kept)
@@ -99,7 +89,7 @@ def test_photos_may_lie_in_folders(tmp_path: Path) -> None:
     (images / "flat.jpg").rename(images / "sub" / "flat.jpg")
     path = run / "results.jsonl"
     path.write_text(path.read_text().replace("flat.jpg", "sub/flat.jpg"))
-    masks = open_mask_folder(run, images)
+    masks = mask_folder.open_mask_folder(run, images)
     found = {each.stem: each for each in masks.masked_images()}
     assert found["flat"].name == "sub/flat.jpg"
     assert found["flat"].path == images / "sub" / "flat.jpg"
@@ -115,96 +105,127 @@ def test_photos_may_lie_in_folders(tmp_path: Path) -> None:
         assert "SegmentationClass/sub/flat.png" in archive.namelist()
 
 
-def unfinished(run: Path, images: Path) -> None:
-    (run / "summary.json").unlink()
+Spoil = Callable[[Path], object]
+RECORDS, MASK, PHOTO = "run/results.jsonl", "run/masks/flat.png", "images/flat.jpg"
+UNKNOWN = label_map_png(np.full((40, 50), 77, dtype=np.uint8))
 
 
-def nothing(run: Path, images: Path) -> None:
-    (run / "results.jsonl").write_text("")
+def remove(*names: str) -> Spoil:
+    return lambda place: [(place / name).unlink() for name in names]
 
 
-def foreign(run: Path, images: Path) -> None:
-    (run / "masks" / "other.png").write_bytes(b"")
+def edit(name: str, change: Callable[[bytes], bytes]) -> Spoil:
+    return lambda place: (place / name).write_bytes(change((place / name).read_bytes()))
 
 
-def no_mask(run: Path, images: Path) -> None:
-    (run / "masks" / "flat.png").unlink()
-
-
-def no_photo(run: Path, images: Path) -> None:
-    (images / "flat.jpg").unlink()
-    (images / "picture.png").unlink()
-
-
-def cut_record(run: Path, images: Path) -> None:
-    path = run / "results.jsonl"
-    path.write_text(path.read_text()[:-20])
-
-
-def other_name(run: Path, images: Path) -> None:
-    path = run / "results.jsonl"
-    path.write_text(path.read_text().replace("picture.png", "../picture.png"))
+def write(name: str, picture: Image.Image | None = None) -> Spoil:
+    return lambda place: picture.save(place / name) if picture else (place / name).touch()
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (unfinished, r"has finished, got no summary\.json in .*run"),
-        (nothing, "expected at least one mask, got none"),
-        (foreign, r"lists in .*masks, got other\.png \(1 in all\)"),
-        (no_mask, r"every mask that results\.jsonl lists, got no flat\.png \(1 in all\)"),
-        (no_photo, r"every photo that has a mask, got no flat\.jpg \(2 in all\)"),
-        (other_name, r"results\.jsonl to name photos below their folder, got \.\./picture\.png"),
-        (cut_record, r"lists in .*masks, got turned\.png \(1 in all\)"),
+        (remove("run/summary.json"), r"has finished, got no summary\.json in .*run"),
+        (edit(RECORDS, lambda _: b""), "expected at least one mask, got none"),
+        (write("run/masks/other.png"), r"lists in .*masks, got other\.png \(1 in all\)"),
+        (remove(MASK), r"every mask that results\.jsonl lists, got no flat\.png \(1 in all\)"),
+        (remove(PHOTO, "images/picture.png"), r"every photo that has a mask, got no flat\.jpg \(2 in all\)"),
+        (
+            edit(RECORDS, lambda content: content.replace(b"picture.png", b"../picture.png")),
+            r"results\.jsonl to name photos below their folder, got \.\./picture\.png",
+        ),
+        (edit(RECORDS, lambda content: content[:-20]), r"lists in .*masks, got turned\.png \(1 in all\)"),
     ],
 )
-def test_names_that_do_not_match(spoil: Callable[[Path, Path], None], message: str, tmp_path: Path) -> None:
+def test_names_that_do_not_match(spoil: Spoil, message: str, tmp_path: Path) -> None:
     run, images = make_folder(tmp_path)
-    spoil(run, images)
+    spoil(tmp_path)
     with pytest.raises(ValueError, match=message):
-        open_mask_folder(run, images)
+        mask_folder.open_mask_folder(run, images)
 
 
 def test_a_line_cut_off_and_written_anew_is_no_harm(tmp_path: Path) -> None:
     run, images = make_folder(tmp_path)
     path = run / "results.jsonl"
     path.write_text("\0\0\0\n" + path.read_text())
-    assert len(open_mask_folder(run, images)) == len(label_maps())
-
-
-def other_size(run: Path, images: Path) -> None:
-    Image.new("RGB", (50, 41)).save(images / "flat.jpg")
-
-
-def broken_photo(run: Path, images: Path) -> None:
-    (images / "flat.jpg").write_bytes((images / "flat.jpg").read_bytes()[:100])
-
-
-def broken_mask(run: Path, images: Path) -> None:
-    (run / "masks" / "flat.png").write_bytes((run / "masks" / "flat.png").read_bytes()[:-40])
-
-
-def gray_mask(run: Path, images: Path) -> None:
-    Image.new("L", (50, 40)).save(run / "masks" / "flat.png")
-
-
-def unknown_index(run: Path, images: Path) -> None:
-    found = np.full((40, 50), 77, dtype=np.uint8)
-    (run / "masks" / "flat.png").write_bytes(label_map_png(found))
+    assert len(mask_folder.open_mask_folder(run, images)) == len(label_maps())
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (other_size, r"photo's 50 x 41 pixels, got 50 x 40 in .*flat\.png"),
-        (broken_photo, r"flat\.jpg: cannot read the image"),
-        (broken_mask, r"expected a label map in .*flat\.png"),
-        (gray_mask, r"expected a palette PNG in .*flat\.png, got mode L"),
-        (unknown_index, r"expected indices of classes\.txt, got 77 in .*flat\.png"),
+        (write(PHOTO, Image.new("RGB", (50, 41))), r"photo's 50 x 41 pixels, got 50 x 40 in .*flat\.png"),
+        (edit(PHOTO, lambda content: content[:100]), r"flat\.jpg: cannot read the image"),
+        (edit(MASK, lambda content: content[:-40]), r"expected a label map in .*flat\.png"),
+        (write(MASK, Image.new("L", (50, 40))), r"expected a palette PNG in .*flat\.png, got mode L"),
+        (edit(MASK, lambda _: UNKNOWN), r"expected indices of classes\.txt, got 77 in .*flat\.png"),
     ],
 )
-def test_pixels_that_do_not_match(spoil: Callable[[Path, Path], None], message: str, tmp_path: Path) -> None:
+def test_pixels_that_do_not_match(spoil: Spoil, message: str, tmp_path: Path) -> None:
     run, images = make_folder(tmp_path)
-    spoil(run, images)
+    spoil(tmp_path)
     with pytest.raises(ValueError, match=message):
-        list(open_mask_folder(run, images).masked_images())
+        list(mask_folder.open_mask_folder(run, images).masked_images())
+
+
+@pytest.fixture
+def masks(tiny_masks: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_masks, tmp_path / "masks"))
+
+
+def write_results(masks: Path, differences: dict[str, float | None]) -> None:
+    rows = []
+    for number, (stem, value) in enumerate(differences.items()):
+        result = {"index": CLASSES.classes[number % 4].index, "name": "x", "box": [0, 0, 1, 1]}
+        result |= {"alignment_class": None if value is None else 0.2 + value, "alignment_background": 0.2}
+        rows.append({"stem": stem, "image": f"{stem}.jpg", "model": {}, "classes": [result]})
+    (masks / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_masks_become_channel_numbers_by_class_name(tiny_data: Path, masks: Path) -> None:
+    # The run has the same classes in another order and with other indices.
+    names = tuple(reversed(CLASSES.names))
+    classes = ClassList(tuple(ClassInfo(50 + at, name) for at, name in enumerate(names)))
+    samples = mask_folder.read_mask_folder(tiny_data / "images", masks, classes)
+    assert [sample.image.name for sample in samples] == [f"photo{number}.jpg" for number in range(8)]
+    for number, sample in enumerate(samples):
+        expected = 1 + names.index(CLASSES.names[number % 4])
+        label_map = sample.read_mask()
+        assert set(np.unique(label_map)) == {0, expected}
+        assert (label_map[15:45, 20:60] == expected).all()
+
+
+def test_badly_aligned_masks_are_ignored(tiny_data: Path, masks: Path) -> None:
+    write_results(masks, {f"photo{number}": number / 10 for number in range(8)})
+    samples = mask_folder.read_mask_folder(tiny_data / "images", masks, CLASSES, min_alignment=0.3)
+    kinds = [int(sample.read_mask()[30, 40]) for sample in samples]
+    assert kinds == [255, 255, 255, 4, 1, 2, 3, 4]
+    assert samples[0].read_mask()[0, 0] == 0
+    write_results(masks, {f"photo{number}": None for number in range(8)})
+    with pytest.raises(ValueError, match=r"expected masks with alignment scores, got none"):
+        mask_folder.read_mask_folder(tiny_data / "images", masks, CLASSES, min_alignment=0.3)
+    (masks / "results.jsonl").write_text("[]\n")
+    with pytest.raises(ValueError, match=r"expected a result of photo0.png in results.jsonl"):
+        mask_folder.read_mask_folder(tiny_data / "images", masks, CLASSES, min_alignment=0.3)
+
+
+def test_what_does_not_fit_is_refused(tiny_data: Path, masks: Path, tmp_path: Path) -> None:
+    images = tiny_data / "images"
+    with pytest.raises(ValueError, match=r"expected the output of make-pseudo-masks .* got no masks"):
+        mask_folder.read_mask_folder(images, tmp_path, CLASSES)
+    with pytest.raises(ValueError, match=r"classes.txt: expected a known label, got 'dining table'"):
+        mask_folder.read_mask_folder(images, masks, ClassList(CLASSES.classes[:3]))
+    Image.new("L", (4, 4), 77).save(masks / "masks" / "photo0.png")
+    sample = mask_folder.read_mask_folder(images, masks, CLASSES)[0]
+    with pytest.raises(ValueError, match=r"expected indices of classes in .*photo0.png, got \[77\]"):
+        sample.read_mask()
+    Image.new("RGB", (4, 4)).save(masks / "masks" / "photo0.png")
+    with pytest.raises(ValueError, match="in mode L or P"):
+        sample.read_mask()
+    Image.new("L", (4, 4)).save(masks / "masks" / "photo0.png")
+    crops = MaskCrops([sample], transform=lambda image, mask: (image, mask), seed=0)
+    with pytest.raises(ValueError, match=r"expected a mask of photo0.jpg's size \(60, 80\)"):
+        crops[0]
+    Image.new("L", (4, 4)).save(masks / "masks" / "lonely.png")
+    with pytest.raises(ValueError, match=r"expected a photo in .* got none for lonely.png"):
+        mask_folder.read_mask_folder(images, masks, CLASSES)

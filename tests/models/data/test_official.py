@@ -1,5 +1,3 @@
-"""The lists that the package ships are the official ones."""
-
 from pathlib import Path
 
 import pytest

@@ -1,5 +1,3 @@
-"""Confusion matrix, IoU, threshold sweeps, and both evaluation protocols."""
-
 import json
 import math
 from pathlib import Path
@@ -10,19 +8,7 @@ import torch
 from PIL import Image
 
 from models.data.classes import ClassInfo, ClassList, write_class_list
-from models.evaluation.metrics import (
-    THRESHOLDS,
-    _evaluate_label_maps,
-    _matching_files,
-    _report_to_json,
-    _sweep_scores,
-    confusion_matrix,
-    curve_csv,
-    find_files,
-    iou_report,
-    measure,
-    measured_to_json,
-)
+from models.evaluation import metrics
 from models.inference.masks import MaskOptions, SoftMaps, decide
 from tests.helpers.command import semples, semples_ok, semples_refuses
 
@@ -30,39 +16,39 @@ from tests.helpers.command import semples, semples_ok, semples_refuses
 def test_by_hand() -> None:
     truth = torch.tensor([[0, 0, 1, 1], [2, 2, 255, 1]])
     guess = torch.tensor([[0, 1, 1, 255], [2, 0, 1, 1]])
-    matrix = confusion_matrix(truth, guess, indices=4)
-    report = iou_report(matrix)
+    matrix = metrics.confusion_matrix(truth, guess, indices=4)
+    report = metrics.iou_report(matrix)
     # background: 1 of {2 true, 2 guessed}; 1: 2 of {3, 3}, an ignored pixel is missed; 2: 1 of {2, 1}
     expected = [1 / 3, 2 / 4, 1 / 2]
     assert report.iou[:3].tolist() == pytest.approx(expected)
     assert math.isnan(report.iou[3])
     assert report.pixels.tolist() == [2, 3, 2, 0]
     assert report.mean_iou == pytest.approx(sum(expected) / 3)
-    assert iou_report(matrix, min_pixels=3).mean_iou == pytest.approx(0.5)
+    assert metrics.iou_report(matrix, min_pixels=3).mean_iou == pytest.approx(0.5)
 
 
 def test_a_class_only_predicted_counts_as_zero() -> None:
-    report = iou_report(confusion_matrix(torch.tensor([0, 0]), torch.tensor([0, 1]), indices=2))
+    report = metrics.iou_report(metrics.confusion_matrix(torch.tensor([0, 0]), torch.tensor([0, 1]), indices=2))
     assert report.iou.tolist() == [0.5, 0]
 
 
 def test_sums_over_images() -> None:
     truth, guess = torch.randint(0, 3, (2, 8, 8)), torch.randint(0, 3, (2, 8, 8))
-    both = sum(confusion_matrix(truth[each], guess[each], indices=3) for each in range(2))
-    assert torch.equal(both, confusion_matrix(truth, guess, indices=3))
-    assert iou_report(confusion_matrix(truth, truth, indices=3)).mean_iou == 1
+    both = sum(metrics.confusion_matrix(truth[each], guess[each], indices=3) for each in range(2))
+    assert torch.equal(both, metrics.confusion_matrix(truth, guess, indices=3))
+    assert metrics.iou_report(metrics.confusion_matrix(truth, truth, indices=3)).mean_iou == 1
 
 
 def test_everything_ignored_is_nan() -> None:
-    matrix = confusion_matrix(torch.full((2, 2), 255), torch.zeros(2, 2), indices=2)
-    assert math.isnan(iou_report(matrix).mean_iou)
+    matrix = metrics.confusion_matrix(torch.full((2, 2), 255), torch.zeros(2, 2), indices=2)
+    assert math.isnan(metrics.iou_report(matrix).mean_iou)
 
 
 def test_wrong_input() -> None:
     with pytest.raises(ValueError, match=r"size \(2, 2\), got \(2, 3\)"):
-        confusion_matrix(torch.zeros(2, 2), torch.zeros(2, 3), indices=2)
+        metrics.confusion_matrix(torch.zeros(2, 2), torch.zeros(2, 3), indices=2)
     with pytest.raises(ValueError, match="expected ground truth below 2, got 7"):
-        confusion_matrix(torch.tensor([7]), torch.tensor([0]), indices=2)
+        metrics.confusion_matrix(torch.tensor([7]), torch.tensor([0]), indices=2)
 
 
 CLASSES = ClassList((ClassInfo(3, "bowl"), ClassInfo(4, "cat")))
@@ -96,16 +82,16 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_sweep_is_what_each_threshold_gives(folder: Path) -> None:
     done: list[int] = []
-    sweep = _sweep_scores(
-        _matching_files(folder / "scores", folder / "truth", ".npz"),
+    sweep = metrics._sweep_scores(
+        metrics._matching_files(folder / "scores", folder / "truth", ".npz"),
         CLASSES,
         thresholds=SOME,
         on_image=lambda: done.append(1),
     )
     assert len(done) == 3
     for threshold, report in zip(SOME, sweep.reports, strict=True):
-        pairs = _matching_files(folder / str(threshold), folder / "truth", ".png")
-        single = _evaluate_label_maps(pairs, CLASSES)
+        pairs = metrics._matching_files(folder / str(threshold), folder / "truth", ".png")
+        single = metrics._evaluate_label_maps(pairs, CLASSES)
         torch.testing.assert_close(report.iou, single.iou, equal_nan=True, rtol=0, atol=0)
         assert report.mean_iou == single.mean_iou
     best, report = sweep.best
@@ -115,9 +101,9 @@ def test_the_sweep_is_what_each_threshold_gives(folder: Path) -> None:
 
 def test_json_has_names_and_no_nan(folder: Path) -> None:
     more = ClassList((*CLASSES.classes, ClassInfo(9, "dog")))
-    pairs = _matching_files(folder / "0.5", folder / "truth", ".png")
-    report = _evaluate_label_maps(pairs, more)
-    result = _report_to_json(report, more, images=len(pairs))
+    pairs = metrics._matching_files(folder / "0.5", folder / "truth", ".png")
+    report = metrics._evaluate_label_maps(pairs, more)
+    result = metrics._report_to_json(report, more, images=len(pairs))
     assert [each["name"] for each in result["classes"]] == ["background", "bowl", "cat", "dog"]
     assert result["classes"][3]["iou"] is None
     known = [each["iou"] for each in result["classes"][:3]]
@@ -127,22 +113,22 @@ def test_json_has_names_and_no_nan(folder: Path) -> None:
 
 def test_files_must_match(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"expected \*.npz files in .*truth, got none"):
-        _matching_files(folder / "truth", folder / "truth", ".npz")
+        metrics._matching_files(folder / "truth", folder / "truth", ".npz")
     (folder / "truth" / "b.png").unlink()
     with pytest.raises(ValueError, match=r"expected b.png in .*\(1 missing\)"):
-        _matching_files(folder / "scores", folder / "truth", ".npz")
-    some = _matching_files(folder / "scores", folder / "truth", ".npz", allow_missing=True)
+        metrics._matching_files(folder / "scores", folder / "truth", ".npz")
+    some = metrics._matching_files(folder / "scores", folder / "truth", ".npz", allow_missing=True)
     assert [truth.name for _, truth in some] == ["a.png", "c.png"]
     for name in ("a.png", "c.png"):
         (folder / "truth" / name).unlink()
     with pytest.raises(ValueError, match=r"expected a.png in .*\(3 missing\)"):
-        _matching_files(folder / "scores", folder / "truth", ".npz", allow_missing=True)
+        metrics._matching_files(folder / "scores", folder / "truth", ".npz", allow_missing=True)
 
 
 def test_wrong_files_are_named(folder: Path) -> None:
     def run() -> None:
-        pairs = _matching_files(folder / "0.5", folder / "truth", ".png")
-        _evaluate_label_maps(pairs, CLASSES)
+        pairs = metrics._matching_files(folder / "0.5", folder / "truth", ".png")
+        metrics._evaluate_label_maps(pairs, CLASSES)
 
     Image.new("L", (5, 5)).save(folder / "0.5" / "b.png")
     with pytest.raises(ValueError, match=r"0.5/b.png and .*truth/b.png: expected a prediction"):
@@ -159,21 +145,21 @@ KEYS = {"images", "mean_iou", "classes", "rule", "missing_predictions", "missing
 
 
 def test_both_rules_in_one_call(folder: Path) -> None:
-    files = find_files(folder / "truth", masks=folder / "masks", scores=folder / "scores")
+    files = metrics.find_files(folder / "truth", masks=folder / "masks", scores=folder / "scores")
     assert (len(files.masks), len(files.scores), files.unpaired, files.missing) == (3, 3, 0, 0)
     done: list[int] = []
-    measured = measure(files, CLASSES, on_image=lambda: done.append(1))
+    measured = metrics.measure(files, CLASSES, on_image=lambda: done.append(1))
     assert len(done) == 6
     assert measured.fixed is not None
     assert measured.oracle is not None
-    pairs = _matching_files(folder / "masks", folder / "truth", ".png")
-    alone = _evaluate_label_maps(pairs, CLASSES)
+    pairs = metrics._matching_files(folder / "masks", folder / "truth", ".png")
+    alone = metrics._evaluate_label_maps(pairs, CLASSES)
     torch.testing.assert_close(measured.fixed.iou, alone.iou, rtol=0, atol=0, equal_nan=True)
-    at_theirs = measured.oracle.reports[THRESHOLDS.index(0.4)]
+    at_theirs = measured.oracle.reports[metrics.THRESHOLDS.index(0.4)]
     assert at_theirs.mean_iou == measured.fixed.mean_iou
     assert measured.oracle.best[1].mean_iou >= measured.fixed.mean_iou
 
-    found = measured_to_json(measured, CLASSES, files)
+    found = metrics.measured_to_json(measured, CLASSES, files)
     assert set(found) == KEYS | {"oracle"}
     assert found["rule"] == "fixed"
     assert found["mean_iou"] == measured.fixed.mean_iou
@@ -183,48 +169,48 @@ def test_both_rules_in_one_call(folder: Path) -> None:
 
 
 def test_one_rule_alone_keeps_its_keys_on_top(folder: Path) -> None:
-    fixed = find_files(folder / "truth", masks=folder / "masks", scores=None)
-    assert set(measured_to_json(measure(fixed, CLASSES), CLASSES, fixed)) == KEYS
-    oracle = find_files(folder / "truth", masks=None, scores=folder / "scores")
-    found = measured_to_json(measure(oracle, CLASSES), CLASSES, oracle)
+    fixed = metrics.find_files(folder / "truth", masks=folder / "masks", scores=None)
+    assert set(metrics.measured_to_json(metrics.measure(fixed, CLASSES), CLASSES, fixed)) == KEYS
+    oracle = metrics.find_files(folder / "truth", masks=None, scores=folder / "scores")
+    found = metrics.measured_to_json(metrics.measure(oracle, CLASSES), CLASSES, oracle)
     assert set(found) == KEYS | {"threshold", "curve"}
     assert found["rule"] == "oracle"
     assert found["mean_iou"] == max(found["curve"].values())
 
 
 def test_the_curve_as_csv(folder: Path) -> None:
-    files = find_files(folder / "truth", masks=None, scores=folder / "scores")
-    sweep = measure(files, CLASSES).oracle
+    files = metrics.find_files(folder / "truth", masks=None, scores=folder / "scores")
+    sweep = metrics.measure(files, CLASSES).oracle
     assert sweep is not None
-    header, *rows = curve_csv(sweep).splitlines()
+    header, *rows = metrics.curve_csv(sweep).splitlines()
     assert header == "threshold,mean_iou"
-    assert [float(row.split(",")[0]) for row in rows] == list(THRESHOLDS)
+    assert [float(row.split(",")[0]) for row in rows] == list(metrics.THRESHOLDS)
     assert max(float(row.split(",")[1]) for row in rows) == sweep.best[1].mean_iou
 
 
 def test_rules_compare_the_same_photos(folder: Path) -> None:
     (folder / "masks" / "a.png").unlink()
     (folder / "scores" / "b.npz").unlink()
-    files = find_files(folder / "truth", masks=folder / "masks", scores=folder / "scores")
+    files = metrics.find_files(folder / "truth", masks=folder / "masks", scores=folder / "scores")
     assert [[path.stem for path, _ in side] for side in (files.masks, files.scores)] == [["c"]] * 2
     assert (files.unpaired, files.missing) == (2, 2)
     (folder / "masks" / "c.png").unlink()
     with pytest.raises(ValueError, match="expected masks and scores of the same photos"):
-        find_files(folder / "truth", masks=folder / "masks", scores=folder / "scores")
+        metrics.find_files(folder / "truth", masks=folder / "masks", scores=folder / "scores")
     with pytest.raises(ValueError, match="label maps or of scores, got neither"):
-        find_files(folder / "truth", masks=None, scores=None)
+        metrics.find_files(folder / "truth", masks=None, scores=None)
 
 
 def test_nothing_to_count_is_null_and_no_nan(folder: Path) -> None:
     for path in (folder / "truth").iterdir():
         Image.new("L", (50, 40), 255).save(path)
-    files = find_files(folder / "truth", masks=folder / "masks", scores=folder / "scores")
-    measured = measure(files, CLASSES)
-    found = json.loads(json.dumps(measured_to_json(measured, CLASSES, files), allow_nan=False))
+    files = metrics.find_files(folder / "truth", masks=folder / "masks", scores=folder / "scores")
+    measured = metrics.measure(files, CLASSES)
+    found = json.loads(json.dumps(metrics.measured_to_json(measured, CLASSES, files), allow_nan=False))
     assert found["mean_iou"] is None
     assert set(found["oracle"]["curve"].values()) == {None}
     assert measured.oracle is not None
-    assert curve_csv(measured.oracle).splitlines()[1] == "0.05,"
+    assert metrics.curve_csv(measured.oracle).splitlines()[1] == "0.05,"
 
 
 @pytest.fixture

@@ -1,5 +1,3 @@
-"""The report: stages, masks, ground truth, pictures, prompts."""
-
 import base64
 import io
 import json
@@ -30,7 +28,7 @@ from models.inference.predictor import Predictor
 from models.training.loop import Step
 from models.training.run import Run, start_run
 from tests.conftest import CLASSES, CPU
-from tests.helpers.html_page import Page
+from tests.helpers.html_page import Element, Page
 
 OPTIONS = {
     "refine": "pamr", "min_confidence": 0.0, "background_threshold": 0.4, "background_power": None,
@@ -189,7 +187,6 @@ SCRIPT = "<script>alert('1')</script>"
 
 @pytest.fixture(scope="module")
 def made(tiny_bundle: Path, tiny_samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pseudo masks with their scores."""
     output = tmp_path_factory.mktemp("made")
     predictor = Predictor(load_bundle(tiny_bundle, device=CPU))
     job = MaskJob(output, predictor.options(), save_scores=True)
@@ -207,6 +204,12 @@ def page(tiny_run: Run, tiny_bundle: Path, tmp_path: Path) -> WritePage:
         return Page(output.read_text(encoding="utf-8"))
 
     return write
+
+
+def size_of(image: Element) -> tuple[int, int]:
+    data = base64.b64decode(str(image.attributes["src"]).partition(",")[2])
+    with Image.open(io.BytesIO(data)) as picture:
+        return picture.size
 
 
 def test_a_whole_page(tiny_data: Path, tiny_samples: list[Sample], made: Path, page: WritePage) -> None:
@@ -255,9 +258,7 @@ def test_nothing_comes_from_elsewhere_and_all_can_read_it(
     assert whole.all("html")[0].attributes["lang"] == "en"
     for image in whole.all("img"):
         assert image.attributes["alt"]
-        data = base64.b64decode(str(image.attributes["src"]).partition(",")[2])
-        with Image.open(io.BytesIO(data)) as picture:
-            assert picture.size == (80, 60)
+        assert size_of(image) == (80, 60)
     for table in whole.all("table"):
         assert table.children[0].tag == "caption"
     assert all(e.attributes.get("scope") in ("row", "col") for e in whole.all("th"))
@@ -270,10 +271,7 @@ def test_nothing_comes_from_elsewhere_and_all_can_read_it(
 def test_pictures_are_bounded_however_large_the_photo(tmp_path: Path, page: WritePage) -> None:
     Image.effect_noise((3000, 2000), 90).convert("RGB").save(tmp_path / "large.jpg")
     whole = page([Sample(tmp_path / "large.jpg", (1,))])
-    for image in whole.all("img"):
-        data = base64.b64decode(str(image.attributes["src"]).partition(",")[2])
-        with Image.open(io.BytesIO(data)) as picture:
-            assert picture.size == (320, 213)
+    assert {size_of(image) for image in whole.all("img")} == {(320, 213)}
 
 
 def test_equal_runs_give_equal_pages(

@@ -1,5 +1,3 @@
-"""COCO files read back by pycocotools; polygons against its rasterizer."""
-
 import itertools
 import json
 from pathlib import Path
@@ -23,8 +21,8 @@ def exported(tmp_path: Path) -> Path:
     masks = open_mask_folder(*make_folder(tmp_path))
     output = tmp_path / "coco"
     output.mkdir()
-    said = write_coco(masks.masked_images(), masks.classes, output)
-    assert said.startswith("4 photos, 9 annotations")
+    summary = write_coco(masks.masked_images(), masks.classes, output)
+    assert summary.startswith("4 photos, 9 annotations")
     return output
 
 

@@ -1,5 +1,3 @@
-"""CVAT's zip read back as its labelmap says, and by datumaro, CVAT's own reader, where it is installed."""
-
 import io
 import json
 import zipfile

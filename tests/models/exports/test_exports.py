@@ -1,5 +1,3 @@
-"""The folder of an export appears complete or not at all."""
-
 import shutil
 from pathlib import Path
 

@@ -1,5 +1,3 @@
-"""Label Studio's tasks read back by its own converter."""
-
 import json
 from pathlib import Path
 from types import ModuleType

@@ -1,5 +1,3 @@
-"""A VOC folder read back by torchvision, and by datumaro where it is installed."""
-
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +17,8 @@ def exported(tmp_path: Path) -> Path:
     masks = open_mask_folder(*make_folder(tmp_path))
     output = tmp_path / "VOCdevkit" / "VOC2012"
     output.mkdir(parents=True)
-    said = write_voc(masks.masked_images(), masks.classes, output)
-    assert said == "4 photos, 2 of them encoded anew as upright JPEG"
+    summary = write_voc(masks.masked_images(), masks.classes, output)
+    assert summary == "4 photos, 2 of them encoded anew as upright JPEG"
     return output
 
 

@@ -1,5 +1,3 @@
-"""WeakTr: equal to the public one, of any size, with gradients where they belong, without a pile of maps."""
-
 from itertools import accumulate
 from pathlib import Path
 
@@ -80,8 +78,8 @@ def test_images_below_a_patch_are_refused() -> None:
 def test_sizes_that_do_not_divide_are_refused() -> None:
     cases = (({"heads": 5}, "48 and 5, 16 and 64"), ({"width": 6}, "6 and 3, 16 and 64"))
     for changes, got in cases:
-        told = f"a width that 4 and the heads divide, (?s:.*) got {got}"
-        with pytest.raises(ValueError, match=told):
+        message = f"a width that 4 and the heads divide, (?s:.*) got {got}"
+        with pytest.raises(ValueError, match=message):
             WeakTrSizes(**TINY.model_dump() | changes)
     with pytest.raises(ValueError, match="'max' or 'avg'"):
         WeakTrSizes(pooling="mean")
@@ -110,7 +108,6 @@ def test_half_precision_keeps_small_attention() -> None:
 
 
 def gradients(generator: WeakTrGenerator) -> set[str]:
-    """Names of the parameters that a gradient reached."""
     found = {name: each.grad for name, each in generator.named_parameters()}
     return {name for name, grad in found.items() if grad is not None and grad.abs().max() > 0}
 

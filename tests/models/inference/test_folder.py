@@ -1,5 +1,3 @@
-"""Masks of a folder: by a predictor, in processes, from stored scores, with open labels."""
-
 import json
 import os
 import shutil
@@ -31,7 +29,7 @@ from models.inference.folder import (
 from models.inference.masks import MaskOptions, SoftMaps, _otsu, estimate_thresholds
 from models.inference.predictor import Predictor
 from tests.conftest import CLASSES, CPU
-from tests.helpers.command import semples
+from tests.helpers.command import semples, semples_ok
 
 REFINE = "random_walk+pamr+region_vote"
 
@@ -51,23 +49,15 @@ def redecide_all(predictor: Predictor, folder: Path, job: MaskJob) -> Outcome:
     return make_pseudo_masks(predictor.info, stored, job, make, on_image=lambda: None)
 
 
-def succeed(*arguments: object) -> str:
-    """Run a command that succeeds; return its output."""
-    done = semples(*arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
-def folder(tiny_bundle: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tiny_bundle: Path, tiny_samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pseudo masks of the tiny data with stored scores, made in two processes, in which a damaged image fails alone."""
     output = tmp_path_factory.mktemp("masks")
     predictor = load(tiny_bundle)
     job = MaskJob(output, predictor.options(refine=REFINE), save_scores=True)
-    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
     broken = tmp_path_factory.mktemp("broken") / "broken.jpg"
-    broken.write_bytes(samples[1].path.read_bytes()[:500])
-    samples.insert(1, Sample(broken, samples[1].channels))
+    broken.write_bytes(tiny_samples[1].path.read_bytes()[:500])
+    samples = [tiny_samples[0], Sample(broken, tiny_samples[1].channels), *tiny_samples[1:]]
     make = partial(make_in_processes, partial(load, tiny_bundle), job, processes=2)
     outcome = make_pseudo_masks(predictor.info, samples, job, make, on_image=lambda: None)
     assert outcome.made == 8
@@ -85,15 +75,14 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_stored_scores_give_a_fresh_runs_files(
-    options: MaskOptions, folder: Path, tiny_bundle: Path, tiny_data: Path, tmp_path: Path
+    options: MaskOptions, folder: Path, tiny_bundle: Path, tiny_samples: list[Sample], tmp_path: Path
 ) -> None:
     predictor = load(tiny_bundle)
     fresh = MaskJob(tmp_path / "fresh", options, save_scores=False)
-    samples = read_folder(tiny_data / "images", tiny_data / "labels.csv", CLASSES)
-    make_all(predictor, samples, fresh)
+    make_all(predictor, tiny_samples, fresh)
     again = MaskJob(tmp_path / "again", options, save_scores=False)
     redecide_all(predictor, folder, again)
-    for sample in samples:
+    for sample in tiny_samples:
         name = f"masks/{sample.stem}.png"
         assert (again.output / name).read_bytes() == (fresh.output / name).read_bytes()
     keys = ("image", "size", "model", "options", "ignored")
@@ -199,7 +188,7 @@ def test_per_class_keeps_the_bundles_thresholds_of_rare_classes(
     results.write_text(results.read_text() + json.dumps(record) + "\n")
     shutil.copy(source / "scores" / "photo0.npz", source / "scores" / "extra.npz")
     own = ("--output", tmp_path / "own", "--bundle", work, "--per-class")
-    assert "thresholds estimated for 1 of 4 classes" in succeed("rethreshold", source, *own)
+    assert "thresholds estimated for 1 of 4 classes" in semples_ok("rethreshold", source, *own)
     thresholds = json.loads((tmp_path / "own" / "thresholds.json").read_text())
     assert thresholds.keys() == {"bowl", "cat"}
     assert thresholds["cat"] == 0.66
@@ -236,17 +225,16 @@ def open_labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def open_folder(
     open_labels: Path, tiny_data: Path, tiny_open_bundle: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Masks of three photos, with scores."""
     output = tmp_path_factory.mktemp("open") / "out"
     arguments = ("--images", tiny_data / "images", "--labels", open_labels, "--output", output)
-    made = succeed("make-pseudo-masks", *arguments, "--bundle", tiny_open_bundle, *OPEN_OPTIONS)
+    made = semples_ok("make-pseudo-masks", *arguments, "--bundle", tiny_open_bundle, *OPEN_OPTIONS)
     assert "3 masks made, 0 kept, 0 failed" in made
     return output
 
 
 def test_a_photo_with_open_labels(tiny_data: Path, tiny_open_bundle: Path, tmp_path: Path) -> None:
     photo = tiny_data / "images" / "photo1.jpg"
-    done = succeed(
+    done = semples_ok(
         "predict", photo, "--labels", "zebra,mug", "--output", tmp_path, "--vocabulary", "open",
         "--bundle", tiny_open_bundle, "--refine", "none",
     )  # fmt: skip
@@ -302,10 +290,10 @@ def test_masks_are_decided_anew_byte_for_byte(
     open_folder: Path, open_labels: Path, tiny_data: Path, tiny_open_bundle: Path, tmp_path: Path
 ) -> None:
     options = ("--bundle", tiny_open_bundle, "--background-threshold", 0.5)
-    succeed("rethreshold", open_folder, "--output", tmp_path / "anew", *options)
+    semples_ok("rethreshold", open_folder, "--output", tmp_path / "anew", *options)
     arguments = ("--images", tiny_data / "images", "--labels", open_labels, "--refine", "none")
     arguments += ("--output", tmp_path / "fresh", "--vocabulary", "open")
-    succeed("make-pseudo-masks", *arguments, *options)
+    semples_ok("make-pseudo-masks", *arguments, *options)
     for name in ("classes.txt", *(f"masks/photo{number}.png" for number in range(3))):
         assert (tmp_path / "anew" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
     anew, before = (each / "masks" / "photo0.png" for each in (tmp_path / "anew", open_folder))
@@ -314,7 +302,7 @@ def test_masks_are_decided_anew_byte_for_byte(
 
 def test_exports_name_open_classes(open_folder: Path, tiny_data: Path, tmp_path: Path) -> None:
     images = ("--images", tiny_data / "images")
-    succeed("export", open_folder, *images, "--format", "coco", "--output", tmp_path / "coco")
+    semples_ok("export", open_folder, *images, "--format", "coco", "--output", tmp_path / "coco")
     content = json.loads((tmp_path / "coco" / RLE_FILE).read_text())
     names = {each["id"]: each["name"] for each in content["categories"]}
     assert (names[10], names[11]) == ("fire truck", "zebra")

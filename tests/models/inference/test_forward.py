@@ -6,8 +6,6 @@ from models.inference.forward import _CachingGenerator
 
 
 class Counting:
-    """A mask generator that counts its forward passes."""
-
     def __init__(self) -> None:
         self.passes = 0
 

@@ -17,9 +17,8 @@ def run(
 ) -> Decision:
     maps = SoftMaps(scores.astype(np.float16), np.array([3, 9]), ("cat", "cup"), size)
     options = MaskOptions(
-        "none", confidence, background_threshold=threshold, background_power=power,
-        class_thresholds=class_thresholds,
-    )  # fmt: skip
+        "none", confidence, background_threshold=threshold, background_power=power, class_thresholds=class_thresholds
+    )
     return decide(maps, options)
 
 

@@ -1,5 +1,3 @@
-"""Labels that a bundle was not trained on, and what the predictor makes of them."""
-
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +25,6 @@ def predictor(tiny_open_bundle: Path) -> Predictor:
 
 @pytest.fixture(scope="module")
 def untrained(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle whose head is the text-initialized one."""
     folder = tmp_path_factory.mktemp("untrained")
     export_bundle(tiny_run, folder, stage="zero-shot", parts=("text_tower",), licence="CC0", trained_on="nothing")
     return folder
@@ -37,14 +34,14 @@ def photo(seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (60, 80, 3), dtype=np.uint8)
 
 
-def asked(predictor: Predictor, *labels: str, seed: int = 0, refine: str = "none") -> LabeledImage:
+def labeled(predictor: Predictor, *labels: str, seed: int = 0, refine: str = "none") -> LabeledImage:
     classes = with_open_labels(predictor.info.classes, labels)
     options = predictor.options(refine=refine, background_threshold=0.1)
     return LabeledImage(photo(seed), labels, options, classes)
 
 
 def maps(predictor: Predictor, *labels: str, seed: int = 0) -> torch.Tensor:
-    (output,) = predictor.forward_cam([asked(predictor, *labels, seed=seed)])
+    (output,) = predictor.forward_cam([labeled(predictor, *labels, seed=seed)])
     return output.maps
 
 
@@ -74,10 +71,10 @@ def test_trained_labels_stay_as_they_are_beside_open_ones(predictor: Predictor) 
 
 def test_open_and_closed_labels_share_a_batch(predictor: Predictor) -> None:
     batch = [
-        asked(predictor, "zebra", "cat", seed=1),
-        asked(predictor, "cup", seed=2),
-        asked(predictor, "fire truck", "zebra", "bowl", seed=3),
-        replace(asked(predictor, "cat", seed=4), classes=None),
+        labeled(predictor, "zebra", "cat", seed=1),
+        labeled(predictor, "cup", seed=2),
+        labeled(predictor, "fire truck", "zebra", "bowl", seed=3),
+        replace(labeled(predictor, "cat", seed=4), classes=None),
     ]
     for each, together in zip(batch, predictor.forward_cam(batch), strict=True):
         (alone,) = predictor.forward_cam([each])
@@ -92,7 +89,7 @@ def test_open_and_closed_labels_share_a_batch(predictor: Predictor) -> None:
 
 
 def made(predictor: Predictor, *labels: str, refine: str = "pamr") -> Segmentation:
-    each = asked(predictor, *labels, refine=refine)
+    each = labeled(predictor, *labels, refine=refine)
     return predictor.pseudo_mask(each.image, each.labels, each.options, classes=each.classes)
 
 
@@ -123,7 +120,7 @@ def test_a_label_is_read_once_and_not_kept_forever(tiny_open_bundle: Path) -> No
     transformer = bundle.text_tower.text.transformer
     transformer.register_forward_pre_hook(lambda _module, _inputs: read.append(1))
     for labels in (("cat",), ("zebra", "cat"), ("fire truck", "zebra"), ("Zebra",)):
-        predictor.forward_cam([asked(predictor, *labels)])
+        predictor.forward_cam([labeled(predictor, *labels)])
     assert len(read) == 2
     assert OpenVocabulary(bundle)._cached.cache_info().maxsize == _CACHE_SIZE
 
@@ -131,7 +128,7 @@ def test_a_label_is_read_once_and_not_kept_forever(tiny_open_bundle: Path) -> No
 def test_half_precision_leaves_texts_alone(tiny_open_bundle: Path) -> None:
     bundle = load_bundle(tiny_open_bundle, device=CPU)
     exact, lower = Predictor(bundle), Predictor(bundle, precision="bfloat16")
-    (one,), (two,) = (each.forward_cam([asked(each, "zebra", "cat")]) for each in (exact, lower))
+    (one,), (two,) = (each.forward_cam([labeled(each, "zebra", "cat")]) for each in (exact, lower))
     assert torch.equal(one.zero_shot["zebra"], two.zero_shot["zebra"])
     assert (one.maps - two.maps).abs().mean() < 0.05
 
@@ -140,5 +137,5 @@ def test_a_closed_bundle_says_why(tiny_bundle: Path) -> None:
     predictor = Predictor(load_bundle(tiny_bundle, device=CPU))
     message = "expected a bundle with an open vocabulary for 'zebra', got 'tiny': it holds no text"
     with pytest.raises(ValueError, match=message):
-        predictor.forward_cam([asked(predictor, "zebra")])
+        predictor.forward_cam([labeled(predictor, "zebra")])
     assert not made(predictor, "cat").classes[0].zero_shot

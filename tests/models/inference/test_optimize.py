@@ -1,5 +1,3 @@
-"""Fused batch norms and lower precision."""
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,7 +65,7 @@ def test_the_same_comes_out(build: Callable[[], nn.Module], left: int) -> None:
     assert norms(network) == count
     for name, value in network.state_dict().items():
         assert torch.equal(value, state[name])
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in changed.modules())  # fmt: skip
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in changed.modules())
 
 
 class Twice(nn.Module):

@@ -1,5 +1,3 @@
-"""The predictor: pseudo masks, segments, and both halves of the work."""
-
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -219,21 +217,21 @@ def test_images_are_postprocessed_in_other_threads_meanwhile(full: Predictor) ->
 
 
 def test_postprocess_runs_neither_generator_nor_segmenter(full: Predictor) -> None:
-    asking: list[str] = []
+    called: list[str] = []
     bundle = full.bundle
     outputs = full.forward_cam(labeled(full, 2, ALL))
     outputs += full.forward_segmenter(unlabeled(full, 2, ALL))
     handles = [
-        module.register_forward_pre_hook(lambda module, _inputs: asking.append(type(module).__name__))
+        module.register_forward_pre_hook(lambda module, _inputs: called.append(type(module).__name__))
         for network in (bundle.generator, bundle.segmenter)
         for module in network.modules()
-    ]  # fmt: skip
+    ]
     try:
         for each in outputs:
             full.postprocess(each)
-        assert asking == []
+        assert called == []
         full.forward_cam(labeled(full, 1, NO_REFINER))
-        assert asking
+        assert called
     finally:
         for handle in handles:
             handle.remove()
@@ -256,20 +254,20 @@ def test_features_are_kept_for_refiners_that_need_them(full: Predictor) -> None:
 
 
 def test_a_network_proposes_regions_in_the_forward_pass(full: Predictor) -> None:
-    asked: list[threading.Thread] = []
+    threads: list[threading.Thread] = []
 
     def propose(image: torch.Tensor) -> Regions:
-        asked.append(threading.current_thread())
+        threads.append(threading.current_thread())
         return superpixels(image)
 
     other = Predictor(full.bundle)
     other._propose = propose
     batch = labeled(full, 2, "region_vote", "pamr")
     outputs = other.forward_cam(batch)
-    assert asked == [threading.current_thread()]
+    assert threads == [threading.current_thread()]
     with ThreadPoolExecutor(1) as pool:
         made = list(pool.map(other.postprocess, outputs))
-    assert asked == [threading.current_thread()]
+    assert threads == [threading.current_thread()]
     for ours, theirs in zip(made, full.pseudo_masks(batch), strict=True):
         assert_same(ours, theirs)
 
@@ -300,7 +298,7 @@ class Fixed(Segmenter):
     def backbone(self) -> torch.nn.Module:
         return self
 
-    def loss(self, images: Tensor, label_maps: Tensor, *, noise_aware: bool = False) -> dict[str, Tensor]:  # fmt: skip
+    def loss(self, images: Tensor, label_maps: Tensor, *, noise_aware: bool = False) -> dict[str, Tensor]:
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
@@ -421,21 +419,11 @@ def test_its_segmenter_is_what_was_trained(tiny_segmenter_bundle: Path) -> None:
         torch.testing.assert_close(tensor, stored[name].to(tensor.dtype))
 
 
-def test_changed_or_missing_segmenters_are_refused(tiny_segmenter_bundle: Path, tmp_path: Path) -> None:
+def test_manifests_that_do_not_fit_the_segmenter_are_refused(tiny_segmenter_bundle: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(tiny_segmenter_bundle, tmp_path / "copy"))
-    weights = copy / "segmenter.safetensors"
-    content = bytearray(weights.read_bytes())
-    content[-1] ^= 1
-    weights.write_bytes(content)
-    with pytest.raises(BundleError, match=r"segmenter.safetensors with SHA-256"):
-        load_bundle(copy, device=CPU)
-    weights.unlink()
-    with pytest.raises(BundleError, match=r"segmenter.safetensors"):
-        load_bundle(copy, device=CPU)
     manifest = copy / "bundle.yaml"
     text = manifest.read_text()
     manifest.write_text(text.replace("decoder: fpn", "decoder: unet"))
-    shutil.copy(tiny_segmenter_bundle / "segmenter.safetensors", weights)
     with pytest.raises(BundleError, match="expected weights that fit"):
         load_bundle(copy, device=CPU)
     manifest.write_text(text[: text.index("segment:\n")] + text[text.index("metrics:") :])

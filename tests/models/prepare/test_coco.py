@@ -1,5 +1,3 @@
-"""``semples prepare coco`` on tiny downloads, whole and damaged."""
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,5 +1,3 @@
-"""Region vote, and SAM proposals."""
-
 import json
 import shutil
 import sys
@@ -69,26 +67,12 @@ def test_superpixels_cover_the_image_once() -> None:
 
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+LAYER = {"num_hidden_layers": 1, "num_attention_heads": 2, "mlp_dim": 16}
+IMAGE = {"image_size": 64, "window_size": 0, "global_attn_indexes": [0], "num_pos_feats": 4}
 CONFIG = SamConfig(
-    vision_config={
-        "hidden_size": 16,
-        "output_channels": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 64,
-        "window_size": 0,
-        "global_attn_indexes": [0],
-        "mlp_dim": 16,
-        "num_pos_feats": 4,
-    },
+    vision_config={**LAYER, **IMAGE, "hidden_size": 16, "output_channels": 8},
     prompt_encoder_config={"hidden_size": 8, "image_size": 64, "mask_input_channels": 4},
-    mask_decoder_config={
-        "hidden_size": 8,
-        "mlp_dim": 16,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "iou_head_hidden_dim": 8,
-    },
+    mask_decoder_config={**LAYER, "hidden_size": 8, "iou_head_hidden_dim": 8},
 )
 
 
@@ -174,7 +158,7 @@ def test_region_vote_takes_them(sam: _SamProposals) -> None:
     assert not torch.equal(refined, scores)
 
 
-def wanting(bundle: Bundle, name: str) -> Bundle:
+def with_sam(bundle: Bundle, name: str) -> Bundle:
     inference = bundle.info.inference.model_copy(update={"sam": name})
     return replace(bundle, info=bundle.info.model_copy(update={"inference": inference}))
 
@@ -182,7 +166,7 @@ def wanting(bundle: Bundle, name: str) -> Bundle:
 def test_a_bundle_can_ask_for_sam(tiny_bundle: Path, folder: Path, tmp_path: Path) -> None:
     bundle = load_bundle(tiny_bundle, device=CPU)
     copy = shutil.copytree(folder, tmp_path / "sam")
-    predictor, plain = Predictor(wanting(bundle, str(copy))), Predictor(bundle)
+    predictor, plain = Predictor(with_sam(bundle, str(copy))), Predictor(bundle)
     shutil.rmtree(copy)  # it is loaded once, not for every image
     options = predictor.options(refine="region_vote")
     voted = predictor.pseudo_mask(PIXELS, ["cat"], options)
@@ -194,7 +178,7 @@ def test_a_bundle_can_ask_for_sam(tiny_bundle: Path, folder: Path, tmp_path: Pat
 def test_a_bundle_whose_sam_is_missing_gives_no_predictor(tiny_bundle: Path, tmp_path: Path) -> None:
     bundle = load_bundle(tiny_bundle, device=CPU)
     with pytest.raises(ValueError, match="expected a SAM in"):
-        Predictor(wanting(bundle, str(tmp_path)))
+        Predictor(with_sam(bundle, str(tmp_path)))
 
 
 TENSOR, TENSORS = "mask_decoder.mask_tokens.weight", r"of its \d+ tensors"

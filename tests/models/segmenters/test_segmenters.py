@@ -1,5 +1,3 @@
-"""The segmentation networks: one contract, and what each does with ignored pixels."""
-
 from collections.abc import Callable
 from typing import get_args
 
@@ -112,7 +110,7 @@ def test_mask2former_gets_no_gradient_from_ignored_cells(images: Tensor, label_m
     segmenter.network.get_loss_dict = watch
     label_maps[:, 32:] = 255
     outputs: list[Tensor] = []
-    segmenter.network.register_forward_hook(lambda *given: outputs.append(given[-1].masks_queries_logits))  # fmt: skip
+    segmenter.network.register_forward_hook(lambda *given: outputs.append(given[-1].masks_queries_logits))
     segmenter.loss(images, label_maps)
     # Below, the loss sees a constant; above, what the network says.
     assert (seen[0][..., 8:, :] == -10).all()
@@ -123,8 +121,8 @@ def test_mask_targets_by_hand() -> None:
     label_map = torch.tensor([[0, 0, 2, 255], [0, 2, 2, 255], [255, 255, 1, 0], [255, 255, 0, 0]])
     masks, channels = _mask_targets(label_map, size=(2, 2))
     assert channels.tolist() == [0, 1, 2]
-    wanted = [[[0.75, 0], [0, 0.75]], [[0, 0], [0, 0.25]], [[0.25, 1], [0, 0]]]
-    assert masks.tolist() == wanted
+    expected = [[[0.75, 0], [0, 0.75]], [[0, 0], [0, 0.25]], [[0.25, 1], [0, 0]]]
+    assert masks.tolist() == expected
     none, empty = _mask_targets(torch.full((4, 4), 255), size=(2, 2))
     assert (none.shape, empty.shape) == ((0, 2, 2), (0,))
 
@@ -141,9 +139,9 @@ def test_every_decoder_answers(decoder: str, images: Tensor) -> None:
 def test_backbone_starts_from_a_trunk(tiny_clip: FrozenClip) -> None:
     trunk = tiny_clip.visual.trunk
     segmenter = build_encoder_decoder("fpn", "test_efficientnet", classes=K, trunk=trunk)
-    wanted = trunk.state_dict()
+    expected = trunk.state_dict()
     for name, tensor in segmenter.backbone.model.state_dict().items():
-        assert torch.equal(tensor, wanted[name])
+        assert torch.equal(tensor, expected[name])
     with pytest.raises(ValueError, match="expected a trunk that is 'test_resnet'"):
         build_encoder_decoder("fpn", "test_resnet", classes=K, trunk=trunk)
 
@@ -153,13 +151,13 @@ def test_a_pretrained_encoder_keeps_its_statistics(tiny_clip: FrozenClip, images
     segmenter = build_encoder_decoder("unet", "test_efficientnet", classes=K, trunk=trunk).train()
     before = {name: tensor.clone() for name, tensor in segmenter.named_buffers()}
     segmenter.loss(images, label_maps)
-    moved = {name for name, tensor in segmenter.named_buffers() if not torch.equal(tensor, before[name])}  # fmt: skip
+    moved = {name for name, tensor in segmenter.named_buffers() if not torch.equal(tensor, before[name])}
     assert moved
     assert all(name.startswith("network.decoder") for name in moved)
 
 
 def test_wrong_parts_are_refused() -> None:
-    with pytest.raises(ValueError, match="expected a timm backbone that fpn can stand on, got 'resnet1'"):  # fmt: skip
+    with pytest.raises(ValueError, match="expected a timm backbone that fpn can stand on, got 'resnet1'"):
         build_encoder_decoder("fpn", "resnet1", classes=K)
     with pytest.raises(ValueError, match="expected a Mask2Former that transformers builds"):
         build_mask2former({**TINY_MASK2FORMER, "hidden_dim": "wide"}, classes=K)
@@ -196,4 +194,4 @@ def test_mask2former_starts_from_a_backbone_or_a_whole(tmp_path: object, images:
 
 def equal_states(one: torch.nn.Module, two: torch.nn.Module) -> bool:
     first, second = one.state_dict(), two.state_dict()
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)  # fmt: skip
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)

@@ -15,7 +15,7 @@ from torch import Tensor
 from models.build import build_generator
 from models.config import Config
 from models.training.run import open_run, start_run, supervision
-from tests.conftest import CLASSES, CPU
+from tests.conftest import CLASSES, CPU, with_stage
 
 STAGE = """
 import os, sys
@@ -36,7 +36,6 @@ with join_processes(os.environ, backend="gloo") as processes:
 
 
 def run_together(code: str, *arguments: object, processes: int) -> None:
-    """Run Python code in processes that join as torchrun's do."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -77,8 +76,7 @@ def test_two_processes_learn_what_one_would(tiny_config: Config, tiny_data: Path
     # A device that holds one photo at a time must give the same as well.
     for processes, at_once in ((1, None), (2, None), (1, 1), (2, 1)):
         changes = {"micro_batch_size": at_once, "epochs": 2, "learning_rate": 1e-3}
-        stage = tiny_config.train_generator.model_copy(update=changes)
-        config = tiny_config.model_copy(update={"train_generator": stage})
+        config = with_stage(tiny_config, "train_generator", **changes)
         work = tmp_path / f"{processes}-{at_once}"
         start_run(config, CLASSES, work, device=CPU)
         run_together(STAGE, "train_generator", work, images, labels, processes=processes)

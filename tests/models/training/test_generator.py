@@ -1,5 +1,3 @@
-"""The stages of the generator and the prompts: what each may change, what it reports, where it stops."""
-
 import hashlib
 import json
 import shutil
@@ -7,22 +5,30 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
 from models.build import build_generator
+from models.bundle.bundle import load_bundle
+from models.bundle.import_checkpoint import weaktr_weights
 from models.clip import FrozenClip
-from models.config import CnnConfig, Config, PretrainConfig
+from models.config import CnnConfig, Config, PretrainConfig, parse_config
 from models.data.classes import Sample
+from models.inference.predictor import Predictor
+from models.tensors import write_tensors
 from models.training import generator, prompts
 from models.training import run as run_module
-from models.training.loop import Step
+from models.training.export import export_bundle
+from models.training.generator import refine_generator, train_generator
 from models.training.pipeline import build_stages
-from models.training.prompts import RegionBatches, embed_backgrounds
+from models.training.prompts import RegionBatches, adopt_prompts, embed_backgrounds, learn_prompts, learned_prompts
 from models.training.run import OnStep, Run, open_run, start_run, supervision
-from tests.conftest import CLASSES, CPU
+from tests.conftest import CLASSES, CPU, with_stage
+from tests.models.bundle.test_import_checkpoint import public_weaktr
+from tests.models.training.test_loop import Killed, kill_at
 
 Stage = Callable[[Run, Sequence[Sample], OnStep], Path]
 
@@ -43,9 +49,8 @@ def test_stage_c_adds_refinement_to_stage_a(tiny_clip: FrozenClip) -> None:
     batch = torch.rand(2, 3, 64, 64), torch.tensor([[1.0, 0, 0, 1], [0, 0, 1, 0]])
     a = generator.generator_losses(masks_of_everything, tiny_clip, text, background_weight=1.0)(batch)
     c = generator.generator_losses(
-        masks_of_everything, tiny_clip, text, background_weight=1.0,
-        refinement=generator.Refinement(text, 0.5),
-    )(batch)  # fmt: skip
+        masks_of_everything, tiny_clip, text, background_weight=1.0, refinement=generator.Refinement(text, 0.5)
+    )(batch)
     assert set(a) == {"match"}
     assert set(c) == {"match", "refine"}
     assert torch.equal(a["match"], c["match"])
@@ -54,9 +59,8 @@ def test_stage_c_adds_refinement_to_stage_a(tiny_clip: FrozenClip) -> None:
 def test_a_batch_without_labels_is_zero_not_nan(tiny_clip: FrozenClip, tiny_config: Config) -> None:
     text = tiny_clip.embed_classes(CLASSES.names)
     losses = generator.generator_losses(
-        masks_of_everything, tiny_clip, text, background_weight=1.0,
-        refinement=generator.Refinement(text, 0.5),
-    )((torch.rand(2, 3, 64, 64), torch.zeros(2, 4)))  # fmt: skip
+        masks_of_everything, tiny_clip, text, background_weight=1.0, refinement=generator.Refinement(text, 0.5)
+    )((torch.rand(2, 3, 64, 64), torch.zeros(2, 4)))
     assert {name: loss.item() for name, loss in losses.items()} == {"match": 0, "refine": 0}
 
 
@@ -68,9 +72,7 @@ def test_backgrounds_are_embedded_once_each(tiny_clip: FrozenClip) -> None:
     halved = tiny_clip.embed_images(tiny_clip.normalize(batches[0][0]) / 2)
     torch.testing.assert_close(regions.background[:3], halved[[0, 0, 1]])
     with pytest.raises(ValueError, match="expected at least one labeled image"):
-        embed_backgrounds(
-            [(torch.rand(1, 3, 64, 64), torch.zeros(1, 4))], masks_of_everything, tiny_clip, device=CPU
-        )  # fmt: skip
+        embed_backgrounds([(torch.rand(1, 3, 64, 64), torch.zeros(1, 4))], masks_of_everything, tiny_clip, device=CPU)
 
 
 def test_region_batches_cover_each_region_once() -> None:
@@ -87,9 +89,7 @@ def test_region_batches_cover_each_region_once() -> None:
 def test_each_epoch_of_regions_is_of_another_view() -> None:
     batches = RegionBatches(12, views=3, batch_size=4, seed=0)
     epochs = [[batch.tolist() for batch in batches.epoch(number)] for number in range(4)]
-    assert [sorted(epoch[0]) for epoch in epochs] == [
-        [0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [0, 1, 2, 3]
-    ]  # fmt: skip
+    assert [sorted(epoch[0]) for epoch in epochs] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [0, 1, 2, 3]]
 
 
 def test_only_the_head_learns_if_so_configured(tiny_config: Config, tiny_clip: FrozenClip) -> None:
@@ -125,7 +125,6 @@ def test_each_stage_changes_its_own_parameters_only(
     watch(prompts, "build_prompts")
 
     def changed(stage: Stage) -> tuple[set[str], set[str]]:
-        """Return what a stage changed and what it built."""
         watched.clear()
         before.clear()
         stage(run, tiny_samples, lambda step: None)
@@ -143,9 +142,8 @@ def test_each_stage_changes_its_own_parameters_only(
 def test_any_backbone_trains_with_either_mask(
     tiny_config: Config, tmp_path: Path, tiny_samples: list[Sample], mask: str
 ) -> None:
-    stage = tiny_config.train_generator.model_copy(update={"mask": mask, "learning_rate": 0.01})
-    plain = CnnConfig(backbone="test_resnet", pretrained=False)
-    config = tiny_config.model_copy(update={"generator": plain, "train_generator": stage})
+    config = with_stage(tiny_config, "train_generator", mask=mask, learning_rate=0.01)
+    config = config.model_copy(update={"generator": CnnConfig(backbone="test_resnet", pretrained=False)})
     run = start_run(config, CLASSES, tmp_path, device=CPU)
     trained = load_file(generator.train_generator(run, tiny_samples, lambda step: None))
     clip, text = supervision(run)
@@ -180,12 +178,8 @@ def test_a_killed_stage_goes_on_as_if_nothing_had_been(
     run = start_run(tiny_run.config, CLASSES, tmp_path, device=CPU)
     shutil.copytree(tiny_run.work / "train-generator", tmp_path / "train-generator")
 
-    def kill(step: Step) -> None:
-        if (step.epoch, step.step) == (1, 1):
-            raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        prompts.learn_prompts(run, tiny_samples, kill)
+    with pytest.raises(Killed):
+        prompts.learn_prompts(run, tiny_samples, kill_at(1, 1))
     resumed = load_file(prompts.learn_prompts(run, tiny_samples, lambda step: None))
     whole = load_file(tiny_run.existing("learn-prompts", "prompts.safetensors"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
@@ -269,14 +263,150 @@ def test_another_run_may_start_from_its_weights(config: Config, tiny_samples: li
 def test_all_stages_begin_with_it_if_so_configured(
     config: Config, tiny_run: Run, tiny_samples: list[Sample], tmp_path: Path
 ) -> None:
-    def names(run: Run) -> list[str]:
-        stages_of = build_stages(run, tiny_samples, tmp_path, tmp_path, licence="CC0", trained_on="squares")
-        return [stage.name for stage in stages_of]
-
     run = start_run(config, CLASSES, tmp_path, device=CPU)
-    assert names(run) == ["pretrain-generator", *names(tiny_run)]
+    assert [*stages_of(run, tiny_samples)] == ["pretrain-generator", *stages_of(tiny_run, tiny_samples)]
 
 
 def test_a_run_without_the_section_does_not_pretrain(tiny_run: Run, tiny_samples: list[Sample]) -> None:
     with pytest.raises(ValueError, match="expected a section pretrain_generator"):
         generator.pretrain_generator(tiny_run, tiny_samples, lambda step: None)
+
+
+@pytest.fixture
+def weaktr_config(tiny_config: Config, tmp_path: Path) -> Config:
+    imported = weaktr_weights(public_weaktr(4), CLASSES, channels=None, source="f.pth")
+    write_tensors(tmp_path / "weaktr.safetensors", imported.tensors)
+    generator = f"{{kind: weaktr, weights: {tmp_path}/weaktr.safetensors, native_size: 64, width: 48, depth: 3, " \
+        "heads: 3, mlp_ratio: 2, reduction: 4, feature_reduction: 4}"  # fmt: skip
+    settings = parse_config(f"name: weaktr\ngenerator: {generator}", source="here").generator
+    return tiny_config.model_copy(update={"generator": settings})
+
+
+def test_an_imported_weaktr_goes_into_a_bundle(weaktr_config: Config, tmp_path: Path) -> None:
+    run = start_run(weaktr_config, CLASSES, tmp_path / "work", device=CPU)
+    export_bundle(run, tmp_path / "out", stage="zero-shot", licence="MIT", trained_on="nothing")
+    bundle = load_bundle(tmp_path / "out", device=CPU)
+    assert bundle.info.kind == "weaktr"
+    assert not any(each.requires_grad for each in bundle.generator.parameters())
+    clip, text = supervision(run)
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        found = bundle.generator(images)
+        expected = build_generator(run.config, clip, text, device=CPU)(images)
+    # A bundle stores half precision.
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.002 * expected.max().item())
+    predictor = Predictor(bundle)
+    options = predictor.options(refine="random_walk+pamr", background_threshold=0.2)
+    image = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
+    segmentation = predictor.pseudo_mask(image, ["cat", "cup"], options)
+    assert segmentation.label_map.shape == (60, 90)
+    assert set(np.unique(segmentation.label_map)) <= {0, 4, 7}
+    assert segmentation.cams is not None
+    assert segmentation.cams.shape[0] == 2
+    # The longer side of 64 pixels is four patches.
+    assert segmentation.cams.shape[2] == 4
+
+
+def test_stages_teach_an_imported_weaktr_its_head_and_fusion(
+    weaktr_config: Config, tiny_samples: list[Sample], tmp_path: Path
+) -> None:
+    run = start_run(weaktr_config, CLASSES, tmp_path / "work", device=CPU)
+    clip, text = supervision(run)
+    initial = build_generator(run.config, clip, text, device=CPU).state_dict()
+    for stage in (train_generator, learn_prompts, refine_generator):
+        stage(run, tiny_samples, lambda step: None)
+    (tmp_path / "weaktr.safetensors").unlink()  # trained weights stand alone
+    export_bundle(run, tmp_path / "out", stage="refine-generator", licence="", trained_on="squares")
+    trained = load_bundle(tmp_path / "out", device=CPU).generator.state_dict()
+    moved = {name for name, each in trained.items() if not torch.allclose(each, initial[name], rtol=1e-2, atol=1e-4)}
+    assert moved
+    assert {name.split(".")[0] for name in moved} <= {"head", "adaptive_attention_fusion"}
+
+
+def test_weights_of_other_sizes_are_refused(weaktr_config: Config, tiny_clip: FrozenClip, tmp_path: Path) -> None:
+    text = tiny_clip.embed_classes(CLASSES.names)
+    config = with_stage(weaktr_config, "generator", depth=4)
+    message = r"expected blocks.3.norm1.weight \(48,\) in .*weaktr.safetensors, got no such tensor"
+    with pytest.raises(ValueError, match=message):
+        build_generator(config, tiny_clip, text, device=CPU)
+    message = r"expected cls_token \(1, 3, 48\) in .*weaktr.safetensors, got \(1, 4, 48\)"
+    with pytest.raises(ValueError, match=message):
+        build_generator(weaktr_config, tiny_clip, text[:3], device=CPU)
+    (tmp_path / "weaktr.safetensors").unlink()
+    with pytest.raises(FileNotFoundError):
+        build_generator(weaktr_config, tiny_clip, text, device=CPU)
+
+
+def test_a_weaktr_has_no_logits_for_sigmoid_masks(
+    weaktr_config: Config, tiny_samples: list[Sample], tmp_path: Path
+) -> None:
+    config = with_stage(weaktr_config, "train_generator", mask="sigmoid")
+    run = start_run(config, CLASSES, tmp_path / "work", device=CPU)
+    with pytest.raises(ValueError, match="expected mask 'minmax' for a WeakTrGenerator"):
+        train_generator(run, tiny_samples, lambda step: None)
+
+
+def test_adopted_prompts_stand_for_stage_b(tiny_config: Config, tmp_path: Path) -> None:
+    run = start_run(tiny_config, CLASSES, tmp_path, device=CPU)
+    context = torch.rand(4, 4, 16)
+    adopt_prompts(run, context)
+    learned = learned_prompts(run)
+    assert torch.equal(learned["context"], context)
+    clip, _ = supervision(run)
+    torch.testing.assert_close(learned["embeddings"], clip.embed_prompts(context))
+    with pytest.raises(ValueError, match=r"expected a run without prompts, got .*prompts.safetensors"):
+        adopt_prompts(run, context)
+
+
+def stages_of(run: Run, samples: list[Sample]) -> dict[str, bool]:
+    place = run.work
+    found = build_stages(run, samples, place, place / "bundle", licence="none", trained_on="nothing")
+    return {stage.name: stage.done for stage in found}
+
+
+def test_run_all_leaves_imported_prompts_alone(tiny_config: Config, tmp_path: Path) -> None:
+    run = start_run(tiny_config, CLASSES, tmp_path, device=CPU)
+    assert {"train-generator", "learn-prompts"} <= stages_of(run, []).keys()
+    adopt_prompts(run, torch.rand(4, 4, 16))
+    assert not {"train-generator", "learn-prompts"} & stages_of(run, []).keys()
+
+
+def test_what_was_made_of_other_prompts_is_not_done(
+    tiny_config: Config, tiny_samples: list[Sample], tmp_path: Path
+) -> None:
+    run = start_run(tiny_config, CLASSES, tmp_path, device=CPU)
+    adopt_prompts(run, torch.rand(4, 4, 16))
+    refine_generator(run, tiny_samples, lambda step: None)
+    assert stages_of(run, tiny_samples)["refine-generator"]
+    (tmp_path / "learn-prompts" / "prompts.safetensors").unlink()
+    adopt_prompts(run, torch.rand(4, 4, 16))
+    assert not stages_of(run, tiny_samples)["refine-generator"]
+
+
+def test_a_checkpoint_of_other_prompts_is_refused(
+    tiny_config: Config, tiny_samples: list[Sample], tmp_path: Path
+) -> None:
+    config = with_stage(tiny_config, "refine_generator", epochs=2)
+    run = start_run(config, CLASSES, tmp_path, device=CPU)
+    adopt_prompts(run, torch.rand(4, 4, 16))
+    with pytest.raises(Killed):
+        refine_generator(run, tiny_samples, kill_at(1, 0))
+    (tmp_path / "learn-prompts" / "prompts.safetensors").unlink()
+    adopt_prompts(run, torch.rand(4, 4, 16))
+    with pytest.raises(ValueError, match="of this configuration, these photos and earlier stages"):
+        refine_generator(run, tiny_samples, lambda step: None)
+
+
+def test_a_weaktr_from_nothing_is_refused(weaktr_config: Config, tiny_samples: list[Sample], tmp_path: Path) -> None:
+    config = with_stage(weaktr_config, "generator", weights=None)
+    run = start_run(config, CLASSES, tmp_path / "work", device=CPU)
+    with pytest.raises(ValueError, match=r"expected generator.weights .* its masks would mean"):
+        train_generator(run, tiny_samples, lambda step: None)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 16), (4, 5, 16), (4, 4, 512)])
+def test_prompts_of_another_form_are_not_adopted(shape: tuple[int, ...], tiny_config: Config, tmp_path: Path) -> None:
+    run = start_run(tiny_config, CLASSES, tmp_path, device=CPU)
+    with pytest.raises(ValueError, match=r"expected prompts \(4, 4, 16\) .* got \("):
+        adopt_prompts(run, torch.rand(shape))
+    assert not (tmp_path / "learn-prompts").exists()

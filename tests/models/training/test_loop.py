@@ -1,6 +1,4 @@
-"""The training loop: what it minimizes and reports, mixed precision, clipping, micro-batches, checkpoints."""
-
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,8 +16,6 @@ BatchT = TypeVar("BatchT")
 
 
 class Listed(list[BatchT]):
-    """The same batches each epoch."""
-
     def epoch(self, number: int, *, skip: int = 0) -> Iterator[BatchT]:
         return iter(self[skip:])
 
@@ -60,8 +56,8 @@ def test_loop_minimizes_and_reports() -> None:
 def test_poly_decay_is_stepped_per_step() -> None:
     _, steps = quadratic(epochs=2, schedule="poly")
     # (1 - t)^0.9 with t = 0, 1/4, 2/4, 3/4
-    wanted = [0.1, 0.1 * 0.75**0.9, 0.1 * 0.5**0.9, 0.1 * 0.25**0.9]
-    assert [step.learning_rate for step in steps] == pytest.approx(wanted)
+    expected = [0.1, 0.1 * 0.75**0.9, 0.1 * 0.5**0.9, 0.1 * 0.25**0.9]
+    assert [step.learning_rate for step in steps] == pytest.approx(expected)
 
 
 def test_no_epoch_changes_nothing() -> None:
@@ -124,6 +120,14 @@ def test_mixed_precision_computes_in_half_and_keeps_single(precision: str) -> No
 
 class Killed(Exception):  # noqa: N818 (not an error: what a kill looks like from inside)
     pass
+
+
+def kill_at(epoch: int, number: int) -> Callable[[Step], None]:
+    def kill(step: Step) -> None:
+        if (step.epoch, step.step) == (epoch, number):
+            raise Killed
+
+    return kill
 
 
 class Network(nn.Module):

@@ -1,5 +1,3 @@
-"""The work directory of a run: its configuration, TensorBoard events, and full disks."""
-
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +8,7 @@ from models.config import Config, dump_config
 from models.data.classes import ClassList
 from models.training.loop import Step
 from models.training.run import Run, _check_space, _tensorboard_events, start_run
-from tests.conftest import CLASSES, CPU
+from tests.conftest import CLASSES, CPU, with_stage
 from tests.helpers.command import semples, small_files
 from tests.models.training.test_loop import Network
 
@@ -33,8 +31,7 @@ def test_the_segmenter_may_change_until_there_is_one(tiny_config: Config, tmp_pa
         (tmp_path / stage / "x.safetensors").write_bytes(b"")
 
     def epochs(count: int) -> Config:
-        stage = tiny_config.train_segmenter.model_copy(update={"epochs": count})
-        return tiny_config.model_copy(update={"train_segmenter": stage})
+        return with_stage(tiny_config, "train_segmenter", epochs=count)
 
     start_run(epochs(5), CLASSES, tmp_path, device=CPU)
     with_result("train-generator")
@@ -42,8 +39,7 @@ def test_the_segmenter_may_change_until_there_is_one(tiny_config: Config, tmp_pa
     with_result("train-segmenter")
     with pytest.raises(ValueError, match=r"got train_segmenter.epochs: 6 before, 7 now"):
         start_run(epochs(7), CLASSES, tmp_path, device=CPU)
-    segment = tiny_config.segment.model_copy(update={"image_size": 64})
-    used = epochs(6).model_copy(update={"segment": segment})
+    used = with_stage(epochs(6), "segment", image_size=64)
     assert start_run(used, CLASSES, tmp_path, device=CPU).config == used
 
 
@@ -61,9 +57,7 @@ def test_tensorboard_reads_the_steps(tmp_path: Path) -> None:
     found = accumulator.EventAccumulator(str(tmp_path))
     found.Reload()
     assert set(found.Tags()["scalars"]) == {"match", "loss", "learning_rate"}
-    assert [(each.step, each.value) for each in found.Scalars("loss")] == [
-        (0, 4.0), (1, 2.0), (2, 2.0), (3, 2.0),
-    ]  # fmt: skip
+    assert [(each.step, each.value) for each in found.Scalars("loss")] == [(0, 4.0), (1, 2.0), (2, 2.0), (3, 2.0)]
 
 
 def test_without_steps_there_is_no_file(tmp_path: Path) -> None:
@@ -72,14 +66,12 @@ def test_without_steps_there_is_no_file(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-def test_a_full_disk_is_one_line(tiny_config: Config, tiny_data: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line(tiny_config: Config, data_options: list[object], tmp_path: Path) -> None:
     config, work = tmp_path / "tiny.yaml", tmp_path / "work"
     config.write_text(dump_config(tiny_config))
     with small_files(40_000):  # room for the configuration and the log, none for weights
-        done = semples(
-            "train-generator", work, "--images", tiny_data / "images", "--labels",
-            tiny_data / "labels.csv", "--config", config, "--device", "cpu", "--threads", 1,
-        )  # fmt: skip
+        options = ["--config", config, "--device", "cpu", "--threads", 1]
+        done = semples("train-generator", work, *data_options, *options)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("semples: File too large: ")
     assert "Traceback" not in done.stderr
@@ -87,7 +79,7 @@ def test_a_full_disk_is_one_line(tiny_config: Config, tiny_data: Path, tmp_path:
     assert {name for name in left if "tfevents" not in name} == {"log.jsonl"}
 
 
-def test_too_little_room_is_told_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_room_is_reported_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _check_space(tmp_path, Network())
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
     with pytest.raises(ValueError, match=r"MB free in .* for checkpoints, got 0 MB"):

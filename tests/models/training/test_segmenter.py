@@ -1,5 +1,3 @@
-"""The segmenter's stage: what it learns and leaves, going on after a kill, several processes."""
-
 import json
 from pathlib import Path
 
@@ -10,24 +8,23 @@ from torch import Tensor
 
 from models.build import build_segmenter
 from models.config import Config, EncoderDecoderConfig, SegmenterStageConfig, _Mask2FormerConfig, parse_config
-from models.data.mask_folder import read_mask_folder
+from models.data.mask_folder import MaskSample, read_mask_folder
 from models.training.loop import Step
 from models.training.run import Run, start_run
 from models.training.segmenter import _parameter_groups, segmenter_epochs, train_segmenter, trained_segmenter
-from tests.conftest import CLASSES, CPU
+from tests.conftest import CLASSES, CPU, with_stage
 from tests.models.segmenters.test_segmenters import TINY_MASK2FORMER
 from tests.models.training.test_distributed import distance_of_updates, run_together
-from tests.models.training.test_loop import Killed
+from tests.models.training.test_loop import Killed, kill_at
 
 
-def train(run: Run, tiny_data: Path, masks: Path) -> dict[str, Tensor]:
-    samples = read_mask_folder(tiny_data / "images", masks, CLASSES)
+@pytest.fixture
+def samples(tiny_data: Path, tiny_masks: Path) -> list[MaskSample]:
+    return read_mask_folder(tiny_data / "images", tiny_masks, CLASSES)
+
+
+def train(run: Run, samples: list[MaskSample]) -> dict[str, Tensor]:
     return load_file(train_segmenter(run, samples, lambda step: None))
-
-
-def changed(config: Config, **stage: object) -> Config:
-    update = config.train_segmenter.model_copy(update=stage)
-    return config.model_copy(update={"train_segmenter": update})
 
 
 @pytest.fixture
@@ -35,9 +32,9 @@ def run(tiny_config: Config, tmp_path: Path) -> Run:
     return start_run(tiny_config, CLASSES, tmp_path / "work", device=CPU)
 
 
-def test_it_leaves_weights_a_description_and_a_log(run: Run, tiny_data: Path, tiny_masks: Path) -> None:
+def test_it_leaves_weights_a_description_and_a_log(run: Run, samples: list[MaskSample]) -> None:
     assert trained_segmenter(run) is None
-    weights = train(run, tiny_data, tiny_masks)
+    weights = train(run, samples)
     found = trained_segmenter(run)
     assert found is not None
     spec, tensors = found
@@ -54,61 +51,45 @@ def test_it_leaves_weights_a_description_and_a_log(run: Run, tiny_data: Path, ti
         trained_segmenter(run)
 
 
-def test_squares_are_found(tiny_config: Config, tiny_data: Path, tiny_masks: Path, tmp_path: Path) -> None:  # fmt: skip
-    config = changed(tiny_config, epochs=12, learning_rate=0.02, backbone_rate=1.0)
+def test_squares_are_found(tiny_config: Config, samples: list[MaskSample], tmp_path: Path) -> None:
+    config = with_stage(tiny_config, "train_segmenter", epochs=12, learning_rate=0.02, backbone_rate=1.0)
     run = start_run(config, CLASSES, tmp_path / "work", device=CPU)
     steps: list[Step] = []
-    samples = read_mask_folder(tiny_data / "images", tiny_masks, CLASSES)
     train_segmenter(run, samples, steps.append)
     losses = [step.losses["loss"] for step in steps]
     assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
 
 
-def test_a_killed_stage_goes_on(
-    run: Run, tiny_config: Config, tiny_data: Path, tiny_masks: Path, tmp_path: Path
-) -> None:
-    samples = read_mask_folder(tiny_data / "images", tiny_masks, CLASSES)
-
-    def kill(step: Step) -> None:
-        if (step.epoch, step.step) == (1, 0):
-            raise Killed
+def test_a_killed_stage_goes_on(run: Run, tiny_config: Config, samples: list[MaskSample], tmp_path: Path) -> None:
 
     with pytest.raises(Killed):
-        train_segmenter(run, samples, kill)
+        train_segmenter(run, samples, kill_at(1, 0))
     checkpoint = run.work / "train-segmenter" / "checkpoint.pt"
     assert checkpoint.is_file()
-    resumed = train(run, tiny_data, tiny_masks)
+    resumed = train(run, samples)
     whole_run = start_run(tiny_config, CLASSES, tmp_path / "whole", device=CPU)
-    whole = train(whole_run, tiny_data, tiny_masks)
+    whole = train(whole_run, samples)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     logs = [(each.work / "train-segmenter" / "log.jsonl").read_text() for each in (run, whole_run)]
     assert logs[0] == logs[1]
     assert not checkpoint.exists()
 
 
-def test_other_masks_are_another_run(run: Run, tiny_data: Path, tiny_masks: Path) -> None:
-    samples = read_mask_folder(tiny_data / "images", tiny_masks, CLASSES)
-
-    def kill(step: Step) -> None:
-        if step.epoch:
-            raise Killed
-
+def test_other_masks_are_another_run(run: Run, samples: list[MaskSample]) -> None:
     with pytest.raises(Killed):
-        train_segmenter(run, samples, kill)
+        train_segmenter(run, samples, kill_at(1, 0))
     with pytest.raises(ValueError, match="delete it to start anew"):
         train_segmenter(run, samples[:4], lambda step: None)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_mask2former_trains(
-    tiny_config: Config, tiny_data: Path, tiny_masks: Path, tmp_path: Path, precision: str
-) -> None:
+def test_mask2former_trains(tiny_config: Config, samples: list[MaskSample], tmp_path: Path, precision: str) -> None:
     architecture = {key: value for key, value in TINY_MASK2FORMER.items() if key != "num_queries"}
-    settings = _Mask2FormerConfig(kind="mask2former", weights=None, queries=6, architecture=architecture)  # fmt: skip
-    config = changed(tiny_config, precision=precision, max_gradient_norm=0.01, epochs=1)
+    settings = _Mask2FormerConfig(kind="mask2former", weights=None, queries=6, architecture=architecture)
+    config = with_stage(tiny_config, "train_segmenter", precision=precision, max_gradient_norm=0.01, epochs=1)
     config = config.model_copy(update={"segmenter": settings})
     run = start_run(config, CLASSES, tmp_path / "work", device=CPU)
-    weights = train(run, tiny_data, tiny_masks)
+    weights = train(run, samples)
     assert all(tensor.isfinite().all() for tensor in weights.values() if tensor.is_floating_point())
     found = trained_segmenter(run)
     assert found is not None
@@ -180,7 +161,7 @@ def test_two_processes_learn_what_one_would(
     tiny_config: Config, tiny_data: Path, tiny_masks: Path, tmp_path: Path
 ) -> None:
     """Without dropout and with every pixel labeled, half a batch each is the whole batch."""
-    config = changed(tiny_config, scale=(1.5, 2.0), learning_rate=1e-3, backbone_rate=1.0)
+    config = with_stage(tiny_config, "train_segmenter", scale=(1.5, 2.0), learning_rate=1e-3, backbone_rate=1.0)
     learned = []
     for processes in (1, 2):
         work = tmp_path / str(processes)
