@@ -1,7 +1,5 @@
 """The compose files, as far as they can be checked without a Docker daemon; their health checks are run."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -132,9 +130,7 @@ def test_nobody_starts_before_redis_answers(compose: dict[str, Any]) -> None:
     assert redis == {"secrets": {"condition": "service_completed_successfully"}}
 
 
-def test_all_of_ours_share_blobs_and_only_the_worker_reads_bundles(
-    compose: dict[str, Any],
-) -> None:
+def test_all_of_ours_share_blobs_and_only_the_worker_reads_bundles(compose: dict[str, Any]) -> None:
     api, worker, janitor = (compose["services"][name] for name in OURS)
     for service in (api, worker, janitor):
         assert service["volumes"][0] == "blobs:/data/blobs"
@@ -152,10 +148,7 @@ def test_each_secret_is_mounted_where_it_is_used_and_nowhere_else(compose: dict[
         assert mounts.pop(user) == [f"{user}-secret:/secrets/{user}:ro"]
         url = compose["services"][user]["environment"]["REDIS_URL_FILE"]
         assert url == f"/secrets/{user}/redis-url"
-    assert mounts.pop("redis") == [
-        "redis-rules:/secrets/redis:ro",
-        "operator-secret:/secrets/operator:ro",
-    ]
+    assert mounts.pop("redis") == ["redis-rules:/secrets/redis:ro", "operator-secret:/secrets/operator:ro"]
     folder, *made = mounts.pop("secrets")
     assert mounts == {}
     assert folder == "./deploy/redis:/rules:ro"
@@ -224,11 +217,7 @@ def check_health(command: list[str], **environment: str) -> int:
     """Run a health check as in a container; Python and from-files are on its path."""
     path = os.pathsep.join((str(Path(sys.executable).parent), str(ROOT / "deploy"), os.environ["PATH"]))
     process = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"PATH": path} | environment,
-        check=False,
-        capture_output=True,
+        command, cwd=ROOT, env=os.environ | {"PATH": path} | environment, check=False, capture_output=True
     )
     return process.returncode
 
@@ -244,21 +233,9 @@ def test_a_janitor_is_healthy_while_it_is_at_work(tmp_path: Path) -> None:
 def test_a_worker_is_healthy_while_its_lease_holds(tmp_path: Path) -> None:
     command = health_command("worker")
     model = ModelInfo(
-        name="m",
-        version="0" * 12,
-        kind="cam",
-        classes=(),
-        background_threshold=0.4,
-        min_confidence=0.0,
-        refine="none",
+        name="m", version="0" * 12, kind="cam", classes=(), background_threshold=0.4, min_confidence=0.0, refine="none"
     )
-    worker = WorkerInfo(
-        name="w",
-        model=ModelRef(name="m", version="0" * 12),
-        device="cpu",
-        host="elsewhere",
-        pid=1,
-    )
+    worker = WorkerInfo(name="w", model=ModelRef(name="m", version="0" * 12), device="cpu", host="elsewhere", pid=1)
     with valkey(tmp_path) as place:
         assert check_health(command, REDIS_URL=place.url) == 1
         announce(place.redis, worker, model)

@@ -1,7 +1,5 @@
 """The manifests: valid for Kubernetes' own schemas, confined as its strictest profile asks, and of one piece."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,10 +47,7 @@ def test_follows_the_schema(name: str, version: str) -> None:
 
 
 def test_the_schema_finds_mistakes() -> None:
-    wrong = {
-        **DOCUMENTS["Deployment/api"],
-        "spec": {**DOCUMENTS["Deployment/api"]["spec"], "replica": 2},
-    }
+    wrong = {**DOCUMENTS["Deployment/api"], "spec": {**DOCUMENTS["Deployment/api"]["spec"], "replica": 2}}
     with pytest.raises(kubernetes_validate.ValidationError, match="replica"):
         kubernetes_validate.validate(wrong, "1.37", strict=True)
 
@@ -111,11 +106,7 @@ def test_probes_are_those_that_there_are() -> None:
     api = container("api")
     assert api["livenessProbe"]["httpGet"]["path"] == "/health"
     assert api["readinessProbe"]["httpGet"]["path"] == "/ready"
-    for name, probe in (
-        ("worker", "startupProbe"),
-        ("worker", "readinessProbe"),
-        ("janitor", "livenessProbe"),
-    ):
+    for name, probe in (("worker", "startupProbe"), ("worker", "readinessProbe"), ("janitor", "livenessProbe")):
         command = container(name)[probe]["exec"]["command"]
         assert ["CMD", *command] == COMPOSE[name]["healthcheck"]["test"]
 

@@ -3,8 +3,6 @@
 Each host is a folder of its own, where its programs are started and which is their home.
 """
 
-from __future__ import annotations
-
 import io
 import signal
 import socket

@@ -1,7 +1,5 @@
 """Redis' users as shipped: each program may do all its work, and nothing else."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 from collections.abc import Iterator
@@ -198,10 +196,7 @@ def _whole_life(deployment: Deployment) -> None:
     for each in (running, waiting):
         assert api.delete(f"/jobs/{each['id']}").status_code in (200, 202, 204)
     deployment.wait_for_status(running, "canceled")
-    assert events_of(api.get(f"/jobs/{running['id']}/events"))[-1] == (
-        "end",
-        {"status": "canceled"},
-    )
+    assert events_of(api.get(f"/jobs/{running['id']}/events"))[-1] == ("end", {"status": "canceled"})
     first, second = (deployment.post("cat", new=new) for new in (True, False))
     assert first["id"] == second["id"]
     setup = {"project": "1.1", "schema": '<View><Image name="i" value="$image"/></View>'}

@@ -1,14 +1,10 @@
 """Zips of photos for tests of batches, the API's answers on them, and the scheduler without a worker."""
 
-from __future__ import annotations
-
 import io
 import os
-import sys
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,21 +13,13 @@ import pytest
 from rq.job import JobStatus
 from rq.results import Result
 
-from service.local.supervisor import Child, Command
-from tests.helpers.service_doubles import Info
-from tests.helpers.service_fixtures import LEASE, NOTHING, Place, WorkerProcess, png, wait_for
+from service.local.supervisor import Child
+from tests.helpers.posting import new_photo, wait_for_status
+from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, janitor_process, wait_for
 from worker.batches.scheduler import BatchScheduler
 from worker.janitor import EXPIRY_KEY, _expire_blobs
-from worker.queue.registry import ModelInfo, WorkerInfo, announce
 from worker.queue.rq import fetch_job
 from worker.queue.schema import BLOB_SECONDS
-
-COLORS = iter((red, green, 7) for red in range(256) for green in range(256))
-
-
-def photo(**size: int) -> bytes:
-    """A photo without a job yet."""
-    return png(color=next(COLORS), **size)
 
 
 def packed(files: Mapping[str, bytes | str], *, method: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -50,7 +38,7 @@ def rows(labels: Mapping[str, str]) -> str:
 
 def many(number: int, label: str = "cat") -> dict[str, bytes | str]:
     """Photos 0.png, 1.png and so on, all labeled alike."""
-    photos = {f"{n}.png": photo() for n in range(number)}
+    photos = {f"{n}.png": new_photo() for n in range(number)}
     return {"labels.csv": rows(dict.fromkeys(photos, label)), **photos}
 
 
@@ -67,14 +55,9 @@ def accepted(api: httpx.Client, archive: bytes, **options: Any) -> str:
     return str(location)
 
 
-def ended(api: httpx.Client, path: str, *, seconds: float = 60) -> dict[str, Any]:
+def ended(api: httpx.Client, path: str) -> dict[str, Any]:
     """A batch once it has ended."""
-    wait_for(
-        lambda: api.get(path).json()["status"] in ("finished", "canceled"),
-        seconds=seconds,
-        what="the end of the batch",
-    )
-    document: dict[str, Any] = api.get(path).json()
+    document = wait_for_status(api, path, "finished", "canceled", seconds=60)
     assert document["counts"]["total"] == sum(each for name, each in document["counts"].items() if name != "total")
     return document
 
@@ -95,39 +78,16 @@ def runs(place: Place, job_id: str) -> int:
     return int(place.redis.xlen(Result.get_key(job_id)))
 
 
-@contextmanager
-def janitor(place: Place) -> Iterator[Child]:
-    """A janitor, which schedules batches."""
-    arguments = [
-        *(sys.executable, "-m", "worker", "janitor", "--interval", "0.2", "--lease", str(LEASE)),
-        *("--redis-url", place.url, "--blobs", str(place.data / "blobs")),
-    ]
-    child = Child(Command("janitor", arguments, log=place.data / "janitor.log", grace=30))
-    try:
-        yield child
-    finally:
-        child.ask_to_stop()
-        child.wait()
-
-
 @pytest.fixture(scope="module")
 def running_janitor(place: Place) -> Iterator[Child]:
-    with janitor(place) as child:
+    with janitor_process(place) as child:
         yield child
 
 
 @pytest.fixture
 def nothing_left_behind(place: Place, worker: WorkerProcess, running_janitor: Child) -> Iterator[None]:
-    del worker, running_janitor
     yield
     wait_for(lambda: place.leftovers() == NOTHING, what="an empty queue")
-
-
-def announce_model(place: Place) -> None:
-    """Announce a worker that does not run."""
-    model = ModelInfo.model_validate(Info().to_json())
-    info = WorkerInfo(name="w", model=model.ref, device="cpu", host="h", pid=1)
-    announce(place.redis, info, model, lease=60)
 
 
 @pytest.fixture
@@ -136,7 +96,7 @@ def announced(place: Place) -> None:
     place.redis.flushdb()
     for path in (place.data / "blobs").rglob("*/*/*"):
         path.unlink()
-    announce_model(place)
+    place.announce(lease=60)
 
 
 @pytest.fixture
@@ -154,6 +114,10 @@ def batch_of(path: str) -> str:
 
 def expire(place: Place) -> None:
     place.redis.delete(EXPIRY_KEY)
+    sweep(place)
+
+
+def sweep(place: Place) -> None:
     life = timedelta(seconds=BLOB_SECONDS)
     _expire_blobs(place.blobs, place.redis, now=datetime.now(UTC), lifetime=life, interval=600)
 

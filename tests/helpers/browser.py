@@ -1,10 +1,7 @@
 """Debian's Chromium on the page, and what a test does with it as a person would."""
 
-from __future__ import annotations
-
 import base64
 import io
-import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,10 +16,10 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from models.data.mask_files import voc_palette
-from tests.helpers.service_fixtures import png, wait_for
+from tests.helpers.posting import new_photo
+from tests.helpers.service_fixtures import wait_for
 
 SECONDS = 30
-_COLORS = ((number % 250, 7, 0) for number in itertools.count())
 CONTROLS = {
     *("button", "checkbox", "combobox", "link", "listbox", "option", "progressbar", "radio"),
     *("slider", "spinbutton", "textbox", "DisclosureTriangle"),
@@ -30,9 +27,8 @@ CONTROLS = {
 
 
 def photo(*, finds: int = 0) -> bytes:
-    """A photo that no job is about yet; the double finds the class ``finds`` in it."""
-    red, green, _ = next(_COLORS)
-    return png(width=60, height=40, color=(red, green, finds))
+    """A new photo, as large as the tests of the canvas expect."""
+    return new_photo(finds=finds, width=60, height=40)
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +59,11 @@ class Visit:
     requests: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
+    def send(self, content: bytes, *labels: str) -> None:
+        self.choose(content)
+        self.label(*labels)
+        self.go()
+
     def choose(self, content: bytes, name: str = "photo.png") -> None:
         payload = {"name": name, "mimeType": "image/png", "buffer": content}
         self.page.locator("#file").set_input_files(payload)
@@ -76,9 +77,7 @@ class Visit:
 
     def make(self, content: bytes, *labels: str) -> None:
         """Send a photo with labels, and wait for its mask."""
-        self.choose(content)
-        self.label(*labels)
-        self.go()
+        self.send(content, *labels)
         self.is_in("result")
 
     def is_in(self, state: str) -> None:

@@ -1,7 +1,5 @@
 """A stack whose parts can be killed, and what must hold afterwards whatever was done to it."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,8 +1,5 @@
 """Fixtures of the client's tests: images that no other test has, and scripted services."""
 
-from __future__ import annotations
-
-import itertools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -10,15 +7,14 @@ import httpx
 import pytest
 
 from service.client import Client
+from tests.helpers.posting import new_photo
 from tests.helpers.service_fixtures import png
-
-COLORS = ((11, number, 0) for number in itertools.count())
 
 
 @pytest.fixture
 def photo() -> bytes:
     """A photo that no job is about yet."""
-    return png(color=next(COLORS))
+    return new_photo()
 
 
 @pytest.fixture(scope="module")

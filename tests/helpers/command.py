@@ -12,6 +12,7 @@ from unittest.mock import patch
 import pytest
 
 from models.cli import main
+from tests.helpers.paths import ROOT
 
 Done = subprocess.CompletedProcess[str]
 _TERMINAL = {"COLUMNS": "200", "NO_COLOR": "1"}
@@ -57,6 +58,19 @@ def semples_process(*arguments: object) -> Done:
         timeout=100,
         check=False,
         env={**os.environ, **_TERMINAL},
+    )
+
+
+def python(*arguments: str, check: bool = True, **environment: str) -> Done:
+    """Run the interpreter in the repository."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=check,
+        timeout=60,
     )
 
 

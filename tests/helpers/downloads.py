@@ -37,12 +37,7 @@ def make_voc(root: Path, *, photos: int, sbd: bool = True) -> Path:
     folder = root / "VOCdevkit" / "VOC2012"
     mats = root / "benchmark_RELEASE" / "dataset" / "cls"
     lists = folder / "ImageSets" / "Segmentation"
-    for each in (
-        lists,
-        folder / "SegmentationClass",
-        folder / "Annotations",
-        *([mats] if sbd else []),
-    ):
+    for each in (lists, folder / "SegmentationClass", folder / "Annotations", *([mats] if sbd else [])):
         each.mkdir(parents=True)
     own = set()
     for split in ("train", "val"):

@@ -1,6 +1,6 @@
 """What Prometheus reads of a scrape, for tests."""
 
-from __future__ import annotations
+from typing import Self
 
 import httpx
 from prometheus_client.core import Metric
@@ -17,7 +17,7 @@ class Scrape:
         self.families: dict[str, Metric] = {family.name: family for family in text_string_to_metric_families(text)}
 
     @classmethod
-    def of(cls, api: httpx.Client) -> Scrape:
+    def of(cls, api: httpx.Client) -> Self:
         answer = api.get("/metrics")
         answer.raise_for_status()
         return cls(answer.text)

@@ -1,7 +1,5 @@
 """A disk with little room, and what a blob store has left on it."""
 
-from __future__ import annotations
-
 import errno
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,10 @@ class FullDisk(LocalFileSystem):  # type: ignore[misc]
     """A disk with room for ten more bytes."""
 
     cachable = False
-    error = errno.ENOSPC
+
+    def __init__(self, error: int = errno.ENOSPC) -> None:
+        super().__init__()
+        self.error = error
 
     def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
         return FullFile(path, mode, fs=self)

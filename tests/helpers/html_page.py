@@ -1,7 +1,5 @@
 """What a test may ask of an HTML page, read by the standard library's parser."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
@@ -12,7 +10,7 @@ _VOID = {"meta", "img", "br", "link", "input"}
 class Element:
     tag: str
     attributes: dict[str, str | None]
-    children: list[Element] = field(default_factory=list)
+    children: "list[Element]" = field(default_factory=list)
     words: list[str] = field(default_factory=list)
 
     @property

@@ -1,7 +1,5 @@
 """Fenced blocks of a page of documentation, to be run as they stand."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path

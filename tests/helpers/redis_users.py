@@ -1,7 +1,5 @@
 """A Valkey with the users that are shipped, and the programs, each started as its own user, as in their containers."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -30,9 +28,7 @@ USERS = ("api", "worker", "janitor")
 
 def make_secrets(output: Path, *, host: str = "redis:6379") -> None:
     subprocess.run(
-        ["sh", str(DEPLOY / "redis" / "make-secrets"), str(output)],
-        env=os.environ | {"REDIS_HOST": host},
-        check=True,
+        ["sh", str(DEPLOY / "redis" / "make-secrets"), str(output)], env=os.environ | {"REDIS_HOST": host}, check=True
     )
 
 
@@ -41,10 +37,7 @@ def redis_command(secrets: Path) -> list[str]:
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     command = compose["services"]["redis"]["command"]
     assert command[0] == "valkey-server"
-    return [
-        str(get_binary_path()),
-        *(each.replace("/secrets", str(secrets)) for each in command[1:]),
-    ]
+    return [str(get_binary_path()), *(each.replace("/secrets", str(secrets)) for each in command[1:])]
 
 
 @dataclass
@@ -98,10 +91,7 @@ class Deployment:
         )
 
     def environment(self, user: str) -> dict[str, str]:
-        return {
-            "REDIS_URL_FILE": str(self.secrets / user / "redis-url"),
-            "SEMPLES_BLOBS": str(self.folder / "blobs"),
-        }
+        return {"REDIS_URL_FILE": str(self.secrets / user / "redis-url"), "SEMPLES_BLOBS": str(self.folder / "blobs")}
 
     def start_api(self, **environment: str) -> None:
         port = free_port()

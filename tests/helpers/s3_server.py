@@ -1,7 +1,5 @@
 """S3 on real sockets of 127.0.0.1: one that works (moto's), and ones that answer badly or never."""
 
-from __future__ import annotations
-
 import logging
 import socket
 import threading

@@ -6,8 +6,6 @@ What a job does is said by its labels: "cat" and "bowl" are segmented, "slow" ta
 Without labels the blue of the first pixel is the index of the class that it finds, 0 for none.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys
@@ -34,21 +32,7 @@ from models.inference.masks import (
 from worker.__main__ import run_worker
 from worker.settings import WorkerSettings
 
-NAMES = (
-    *(
-        "cat",
-        "bowl",
-        "dining table",
-        "slow",
-        "raises",
-        "hangs",
-        "kills",
-        "huge",
-        "wide",
-        "breaks",
-        "wedged",
-    ),
-)
+NAMES = (*("cat", "bowl", "dining table", "slow", "raises", "hangs", "kills", "huge", "wide", "breaks", "wedged"),)
 SLOW_SECONDS = 2.0
 
 
@@ -107,19 +91,13 @@ class DoublePredictor:
     segment_size = working_size
 
     def forward_cam(
-        self,
-        batch: Sequence[LabeledImage],
-        *,
-        on_progress: OnProgress = lambda _stage, _fraction: None,
+        self, batch: Sequence[LabeledImage], *, on_progress: OnProgress = lambda _stage, _fraction: None
     ) -> list[HalfDone]:
         found = [(each.classes or self.info.classes).resolve(each.labels) for each in batch]
         return self._activate(batch, found, on_progress)
 
     def forward_segmenter(
-        self,
-        batch: Sequence[UnlabeledImage],
-        *,
-        on_progress: OnProgress = lambda _stage, _fraction: None,
+        self, batch: Sequence[UnlabeledImage], *, on_progress: OnProgress = lambda _stage, _fraction: None
     ) -> list[HalfDone]:
         blues = [int(each.image[0, 0, 2]) for each in batch]
         classes = self.info.classes.classes

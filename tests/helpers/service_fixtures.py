@@ -1,7 +1,5 @@
 """A real embedded Valkey, a real worker process, a real HTTP server: fixtures and helpers."""
 
-from __future__ import annotations
-
 import io
 import os
 import signal
@@ -10,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +29,7 @@ from service.settings import Settings
 from tests.helpers.service_doubles import Info
 from worker.queue.registry import ModelInfo, WorkerInfo, announce, live_workers, withdraw
 from worker.queue.rq import JobQueue, LeasedQueue, make_job, open_redis
-from worker.queue.schema import JobRequest, ModelRef
+from worker.queue.schema import LEASE_SECONDS, JobRequest, ModelRef
 from worker.storage import BlobStore
 from worker.webhooks.urls import Resolve, resolve_host
 
@@ -68,6 +66,11 @@ class Place:
         return JobQueue(self.redis, "double", lease=LEASE)
 
     @property
+    def options(self) -> tuple[str, ...]:
+        """Where the programs of the stack find Redis and blobs."""
+        return ("--redis-url", self.url, "--blobs", str(self.data / "blobs"))
+
+    @property
     def queue(self) -> LeasedQueue:
         """Where posted jobs wait."""
         return self.jobs.interactive
@@ -100,11 +103,11 @@ class Place:
         job = make_job(self.redis, self.request(*labels, finds=finds), timeout=timeout)
         return self.queue.enqueue_job(job, unique=True)
 
-    def announce(self, info: Any = None, *, alive: bool = True) -> None:
+    def announce(self, info: Any = None, *, alive: bool = True, lease: int = LEASE_SECONDS) -> None:
         """Announce a model as a live worker does, or as one that has stopped."""
         model = ModelInfo.model_validate((info or Info()).to_json())
         worker = WorkerInfo(name="w", model=model.ref, device="cpu", host="h", pid=1)
-        announce(self.redis, worker, model)
+        announce(self.redis, worker, model, lease=lease)
         if not alive:
             withdraw(self.redis, worker.name)
 
@@ -117,19 +120,39 @@ class Place:
 NOTHING: dict[str, list[bytes]] = {"queue": [], "intermediate": [], "wip": []}
 
 
+def stop(child: Child) -> None:
+    child.ask_to_stop()
+    child.wait()
+
+
 @contextmanager
-def valkey(data: Path) -> Iterator[Place]:
-    """The product's own embedded server in a folder of its own."""
+def server_process(data: Path) -> Iterator[str]:
+    """The product's own embedded server with the data of a folder; yields its URL."""
     path = redis_server.socket_path(data)
     child = Child(redis_server.server_command(data, path, log=data / "redis.log"))
-    redis = open_redis(redis_server.socket_url(path))
     try:
         wait_for(lambda: redis_server.answers(path), what="valkey")
-        yield Place(data, redis_server.socket_url(path), redis, BlobStore.open(str(data / "blobs")))
+        yield redis_server.socket_url(path)
     finally:
-        redis.close()
-        child.ask_to_stop()
-        child.wait()
+        stop(child)
+
+
+@contextmanager
+def valkey(data: Path) -> Iterator[Place]:
+    """A place around an embedded server of its own."""
+    with server_process(data) as url, closing(open_redis(url)) as redis:
+        yield Place(data, url, redis, BlobStore.open(str(data / "blobs")))
+
+
+@contextmanager
+def janitor_process(place: Place, **environment: str) -> Iterator[Child]:
+    program = (sys.executable, "-m", "worker", "janitor", "--interval", "0.2", "--lease", str(LEASE))
+    log = place.data / "janitor.log"
+    child = Child(Command("janitor", [*program, *place.options], log=log, environment=environment, grace=30))
+    try:
+        yield child
+    finally:
+        stop(child)
 
 
 class WorkerProcess:
@@ -144,7 +167,7 @@ class WorkerProcess:
     def start(self, *, ready: bool = True) -> Child:
         arguments = [
             *(sys.executable, "-m", "tests.helpers.service_doubles"),
-            *("--redis-url", self.place.url, "--blobs", str(self.place.data / "blobs")),
+            *self.place.options,
             *("--lease", str(LEASE), "--bundle", self.bundle),
             *("--batch", "8"),  # as on a GPU
             *self.options,
@@ -153,8 +176,7 @@ class WorkerProcess:
         self.child = child
         if ready:
             wait_for(
-                lambda: any(worker.pid == child.pid for worker in live_workers(self.place.redis)),
-                what="the worker",
+                lambda: any(worker.pid == child.pid for worker in live_workers(self.place.redis)), what="the worker"
             )
         return child
 
@@ -174,8 +196,7 @@ class WorkerProcess:
         """Ask it to stop, and return its exit code."""
         if self.child is None:
             return 0
-        self.child.ask_to_stop()
-        self.child.wait()
+        stop(self.child)
         code = self.child.exit_code
         return -1 if code is None else code
 

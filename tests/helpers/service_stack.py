@@ -1,7 +1,5 @@
 """``semples serve`` with the misbehaving predictor: ``python -m tests.helpers.service_stack DATA PORT``."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path
@@ -12,15 +10,7 @@ from service.local.serve import _Stack, serve
 
 
 def main(data: Path, port: int, bundle: str = "double") -> None:
-    worker = [
-        sys.executable,
-        "-m",
-        "tests.helpers.service_doubles",
-        "--lease",
-        "3",
-        "--bundle",
-        bundle,
-    ]
+    worker = [sys.executable, "-m", "tests.helpers.service_doubles", "--lease", "3", "--bundle", bundle]
     redis_url = os.environ.get("REDIS_URL") or None
     serve(_Stack(host="127.0.0.1", port=port, data=data, redis_url=redis_url, worker=worker))
 

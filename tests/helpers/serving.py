@@ -1,7 +1,5 @@
 """``semples serve`` as a process, for tests: what can be asked of it, and who is below it."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket
@@ -106,12 +104,7 @@ def serving(data: Path, *arguments: str, **options: Any) -> Iterator[Serving]:
 
 
 def post(stack: Serving, label: str = "cat") -> httpx.Response:
-    return httpx.post(
-        f"{stack.url}/pseudo-mask?wait=30",
-        files={"image": png()},
-        data={"labels": label},
-        timeout=60,
-    )
+    return httpx.post(f"{stack.url}/pseudo-mask?wait=30", files={"image": png()}, data={"labels": label}, timeout=60)
 
 
 def answers(url: str) -> bool:

@@ -1,7 +1,5 @@
 """A user's shell, in a folder of its own, where ``semples`` is this very tree's."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """What must come out of a request, whatever happens to the stack that works on it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -9,23 +7,12 @@ from typing import Any, cast
 from uuid import uuid4
 
 from models.data.classes import ClassInfo
-from models.inference.masks import (
-    ClassResult,
-    LabeledImage,
-    MaskOptions,
-    OnProgress,
-    UnlabeledImage,
-)
+from models.inference.masks import ClassResult, LabeledImage, MaskOptions, OnProgress, UnlabeledImage
 from tests.helpers.service_doubles import DoublePredictor, HalfDone
 from tests.helpers.service_fixtures import png
 from worker.inference.pipeline import WorkerContext, forward, postprocess, preprocess
 from worker.queue.registry import ModelInfo
-from worker.queue.schema import (
-    JobRequest,
-    JobResult,
-    ModelRef,
-    ResultBlobs,
-)
+from worker.queue.schema import JobRequest, JobResult, ModelRef, ResultBlobs
 from worker.storage import BlobStore, blob_key
 
 SIZES = ((30, 20), (36, 20), (30, 26))

@@ -1,7 +1,5 @@
 """A receiver of webhooks on this host, one attempt to it, and subscriptions under a clock that tests set."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import ssl
@@ -110,10 +108,14 @@ def resolver(*addresses: str) -> Resolve:
     """A resolver with these addresses for every host."""
 
     async def resolve(host: str, port: int) -> Sequence[str]:
-        del host, port
         return addresses
 
     return resolve
+
+
+async def never_resolves(host: str, port: int) -> Sequence[str]:
+    await asyncio.sleep(3600)
+    return ()
 
 
 def subscription(url: str, *, job: str = "0" * 32, root: str = "") -> Subscription:

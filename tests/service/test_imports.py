@@ -1,11 +1,6 @@
 """What the API's image must not need."""
 
-from __future__ import annotations
-
-import subprocess
-import sys
-
-from tests.helpers.paths import ROOT
+from tests.helpers.command import python
 
 LIGHT = (
     *("service.app", "service.__main__", "service.local.serve"),
@@ -16,5 +11,4 @@ HEAVY = ("torch", "torchvision", "timm", "open_clip", "models.inference.predicto
 
 def test_no_torch() -> None:
     code = f"import sys, {', '.join(LIGHT)}; print([name for name in {HEAVY} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert python("-c", code).stdout.strip() == "[]"

@@ -1,9 +1,6 @@
 """Label Studio's ML backend protocol, and which images it can make this service fetch."""
 
-from __future__ import annotations
-
 import io
-import itertools
 import threading
 from base64 import b64encode
 from collections.abc import Iterator
@@ -17,11 +14,14 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from tests.helpers.export_folder import reader
-from tests.helpers.service_fixtures import Place, WorkerProcess, http_api, png
+from tests.helpers.posting import new_photo, post
+from tests.helpers.service_fixtures import Place, http_api
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("worker"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
 
-COLORS = ((5, number, 0) for number in itertools.count())
 BRUSH = """<View><Image name="photo" value="$picture"/>
 <!-- of the whole image --><Choices name="shows" toName="photo"><Choice value="cat"/></Choices>
 <BrushLabels name="brush" toName="photo">
@@ -32,7 +32,7 @@ CAT_AND_BOWL = [(1, "Kitty"), (2, "bowl")]
 
 
 def inline(image: bytes | None = None) -> str:
-    return "data:image/png;base64," + b64encode(image or png(color=next(COLORS))).decode()
+    return "data:image/png;base64," + b64encode(image or new_photo()).decode()
 
 
 def predict(api: httpx.Client, *tasks: dict[str, Any], config: str = BRUSH, **more: Any) -> Any:
@@ -46,13 +46,8 @@ def predict(api: httpx.Client, *tasks: dict[str, Any], config: str = BRUSH, **mo
 
 def mask_of(api: httpx.Client, image: bytes, labels: str) -> Any:
     headers = {"Accept": "image/png"}
-    answer = api.post("/pseudo-mask?wait=30", files={"image": image}, data={"labels": labels}, headers=headers)
+    answer = post(api, image, labels, query="?wait=30", headers=headers)
     return np.asarray(Image.open(io.BytesIO(answer.content)))
-
-
-@pytest.fixture(autouse=True)
-def alive(worker: WorkerProcess) -> None:
-    del worker
 
 
 def test_health_and_setup(api: httpx.Client) -> None:
@@ -64,7 +59,7 @@ def test_health_and_setup(api: httpx.Client) -> None:
 
 def test_brush_regions_are_the_masks_pixels(api: httpx.Client) -> None:
     brush = reader("label_studio_converter.brush")
-    image = png(color=next(COLORS))
+    image = new_photo()
     data = {"picture": inline(image), "labels": "cat, bowl"}
     (prediction,) = predict(api, {"id": 7, "data": data})
     assert prediction["model_version"] == "double 0123456789ab"
@@ -78,7 +73,7 @@ def test_brush_regions_are_the_masks_pixels(api: httpx.Client) -> None:
 
 
 def test_polygons_are_the_masks_pixels(api: httpx.Client) -> None:
-    image = png(color=next(COLORS))
+    image = new_photo()
     task = {"data": {"picture": inline(image), "labels": ["cat", "bowl"]}}
     (prediction,) = predict(api, task, config=POLYGON)
     rebuilt = np.zeros((20, 30), dtype=np.uint8)
@@ -99,11 +94,11 @@ def labels_of(prediction: Any) -> list[str]:
 def test_labels_are_choices_or_a_field_or_what_the_segmenter_finds(api: httpx.Client) -> None:
     choice = {"type": "choices", "from_name": "shows", "value": {"choices": ["cat", "blurred"]}}
     chosen = {"data": {"picture": inline()}, "annotations": [{"result": [choice]}]}
-    found = {"data": {"picture": inline(png(color=(5, 0, 2)))}}
+    found = {"data": {"picture": inline(new_photo(finds=2))}}
     setup = {"project": "1.18", "schema": BRUSH, "extra_params": '{"labels_field": "shows"}'}
     assert api.post("/label-studio/setup", json=setup).status_code == 200
-    told = {"data": {"picture": inline(), "shows": ["bowl"], "labels": "cat"}}
-    predictions = predict(api, chosen, told, found, project="1.18")
+    named = {"data": {"picture": inline(), "shows": ["bowl"], "labels": "cat"}}
+    predictions = predict(api, chosen, named, found, project="1.18")
     assert [labels_of(each) for each in predictions] == [["Kitty"], ["bowl"], ["bowl"]]
 
 
@@ -169,7 +164,7 @@ class Studio(BaseHTTPRequestHandler):
         self.asked.append(self.path)
         if self.headers["Authorization"] != "Token secret":
             self.send_error(401)
-        elif self.path == "/ls/away.png":
+        elif self.path == "/ls/moved.png":
             self.send_response(302)
             self.send_header("Location", "/ls/data/a.png")
             self.end_headers()
@@ -184,7 +179,7 @@ class Studio(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def studio() -> Iterator[tuple[str, type[Studio]]]:
-    handler = type("One", (Studio,), {"asked": [], "image": png(color=next(COLORS))})
+    handler = type("One", (Studio,), {"asked": [], "image": new_photo()})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -216,7 +211,7 @@ def test_images_of_the_configured_label_studio_alone(place: Place, studio: tuple
         assert len(handler.asked) == len(good)
         redirected, large = predict(
             api,
-            {"data": {"picture": "/ls/away.png", "labels": "cat"}},
+            {"data": {"picture": "/ls/moved.png", "labels": "cat"}},
             {"data": {"picture": "/ls/large.png", "labels": "cat"}},
         )
         assert "302" in redirected["error"]

@@ -1,38 +1,19 @@
 """What a scrape says: of jobs, workers and requests, after real ones."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import httpx
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from service.metrics import RedisCollector, _merge_worker_metrics
 from tests.helpers.exposition import Scrape
-from tests.helpers.service_fixtures import (
-    LEASE,
-    Place,
-    WorkerProcess,
-    http_api,
-    png,
-    valkey,
-    wait_for,
-)
+from tests.helpers.posting import post
+from tests.helpers.service_fixtures import LEASE, Place, WorkerProcess, http_api, valkey, wait_for
 from worker.queue.failures import _dead_letter
-from worker.queue.registry import (
-    _metrics_key,
-    live_workers,
-    publish_metrics,
-    published_metrics,
-)
+from worker.queue.registry import _metrics_key, live_workers, publish_metrics, published_metrics
 from worker.telemetry import WorkerMetrics
 from worker.webhooks.store import Recipient, register
-
-
-def post(api: httpx.Client, label: str, *, wait: float = 0) -> httpx.Response:
-    return api.post(f"/pseudo-mask?wait={wait}", files={"image": png()}, data={"labels": label})
 
 
 def test_jobs_are_counted_by_the_worker_and_read_at_the_api(fresh: Place) -> None:
@@ -40,8 +21,8 @@ def test_jobs_are_counted_by_the_worker_and_read_at_the_api(fresh: Place) -> Non
     worker.start()
     [name] = [each.name for each in live_workers(fresh.redis)]
     with http_api(fresh) as api:
-        assert post(api, "cat", wait=30).status_code == 200
-        assert post(api, "raises", wait=30).json()["status"] == "failed"
+        assert post(api, query="?wait=30").status_code == 200
+        assert post(api, labels="raises", query="?wait=30").json()["status"] == "failed"
         ended = "semples_worker_jobs_ended_total"
         # With the worker's next beat.
         wait_for(lambda: Scrape.of(api).value(ended) == 2, what="the samples")
@@ -61,10 +42,7 @@ def test_jobs_are_counted_by_the_worker_and_read_at_the_api(fresh: Place) -> Non
         states = seen.values("semples_queue_jobs", "model", "state")
         assert states["double", "finished"] == states["double", "failed"] == 1
         assert sum(states.values()) == 2
-        assert seen.values("semples_workers", "model", "state") == {
-            ("double", "ready"): 1,
-            ("double", "troubled"): 0,
-        }
+        assert seen.values("semples_workers", "model", "state") == {("double", "ready"): 1, ("double", "troubled"): 0}
         [age] = seen.values("semples_lease_age_seconds", "worker").values()
         assert 0 <= age <= LEASE
         requests = seen.values("semples_http_requests_total", "route", "method", "status")

@@ -1,10 +1,9 @@
 """Whether ``GET /ready`` notices a blob store that cannot be written, and what asking costs."""
 
-from __future__ import annotations
-
 import errno
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +46,6 @@ def attended(place: Place) -> Iterator[Place]:
     place.redis.flushdb()
 
 
-def with_store(place: Place, store: BlobStore) -> Place:
-    return Place(place.data, place.url, place.redis, store)
-
-
 def answer(api: httpx.Client) -> tuple[int, str]:
     response = api.get("/ready")
     document = response.json()
@@ -59,23 +54,17 @@ def answer(api: httpx.Client) -> tuple[int, str]:
 
 
 def test_ready_with_a_store_that_takes_a_file_and_keeps_one(attended: Place, tmp_path: Path) -> None:
-    with http_api(with_store(attended, BlobStore.open(str(tmp_path / "new")))) as api:
+    with http_api(replace(attended, blobs=BlobStore.open(str(tmp_path / "new")))) as api:
         assert answer(api) == (200, "ready")
     assert [path.relative_to(tmp_path).as_posix() for path in files_below(tmp_path)] == ["new/incoming/trial"]
 
 
 @pytest.mark.parametrize(
     ("code", "problem"),
-    [
-        (errno.ENOSPC, "storage-full"),
-        (errno.EROFS, "storage-unavailable"),
-        (errno.EACCES, "storage-unavailable"),
-    ],
+    [(errno.ENOSPC, "storage-full"), (errno.EROFS, "storage-unavailable"), (errno.EACCES, "storage-unavailable")],
 )
 def test_a_store_that_cannot_be_written(attended: Place, tmp_path: Path, code: int, problem: str) -> None:
-    disk = FullDisk()
-    disk.error = code
-    with http_api(with_store(attended, BlobStore(disk, str(tmp_path)))) as api:
+    with http_api(replace(attended, blobs=BlobStore(FullDisk(code), str(tmp_path)))) as api:
         assert answer(api) == (503, f"/problems/{problem}")
         assert api.get("/health").status_code == 200
     assert files_below(tmp_path) == []
@@ -90,7 +79,7 @@ def test_a_store_that_hangs_costs_one_thread_and_recovers(attended: Place) -> No
         with pytest.raises(BlobError, match="the blob store has not answered for 0 s"):
             probe.require_writable()
     assert files.written == ["/hangs/incoming/trial"]
-    with http_api(with_store(attended, store)) as api:
+    with http_api(replace(attended, blobs=store)) as api:
         assert answer(api) == (503, "/problems/storage-unavailable")
         files.open_for_business.set()
         wait_for(lambda: answer(api) == (200, "ready"), what="the store")

@@ -1,34 +1,26 @@
 """A disk that takes no more or cannot be read: the blob store says so, and leaves nothing half written."""
 
-from __future__ import annotations
-
 import errno
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.command import python
 from tests.helpers.full_disk import FullDisk, files_below
-from tests.helpers.paths import ROOT
 from worker.storage import BlobError, BlobMissingError, BlobStore, BlobStoreFullError, blob_key
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, code: int) -> None:
-    disk = FullDisk()
-    disk.error = code
     with pytest.raises(BlobStoreFullError, match="cannot store a blob of 11 bytes"):
-        BlobStore(disk, str(tmp_path)).put("uploads", b"eleven byte")
+        BlobStore(FullDisk(code), str(tmp_path)).put("uploads", b"eleven byte")
     assert files_below(tmp_path) == []
 
 
 def test_a_failing_write_never_harms_the_blob_that_is_there(tmp_path: Path) -> None:
     key = BlobStore.open(str(tmp_path)).put("uploads", b"eleven byte")
-    disk = FullDisk()
-    disk.error = errno.EIO
     with pytest.raises(BlobError) as caught:
-        BlobStore(disk, str(tmp_path)).put("uploads", b"eleven byte")
+        BlobStore(FullDisk(errno.EIO), str(tmp_path)).put("uploads", b"eleven byte")
     assert not isinstance(caught.value, BlobStoreFullError)
     assert BlobStore.open(str(tmp_path)).get(key) == b"eleven byte"
 
@@ -45,7 +37,7 @@ try:
 except BlobStoreFullError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = python("-c", code)
     assert done.stdout == "cannot store a blob of 11 bytes: File too large\n"
     assert [path.read_bytes() for path in files_below(tmp_path)] == [b"ten bytes."]
 

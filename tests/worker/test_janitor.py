@@ -1,7 +1,5 @@
 """The janitor's process: what it does where nobody else would, and what it outlives."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -10,8 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +15,21 @@ import pytest
 from rq.job import JobStatus
 
 from service.local.supervisor import Child, Command
+from tests.helpers.batches import make_old, sweep
 from tests.helpers.service_fixtures import (
-    LEASE,
     NOTHING,
     Place,
     WorkerProcess,
+    janitor_process,
     png,
+    server_process,
+    stop,
     valkey,
     wait_for,
 )
 from tests.helpers.webhooks import SECRET, receiving
-from tests.service.api.test_system import again
 from worker import janitor
-from worker.janitor import EXPIRY_KEY, _expire_blobs, run
+from worker.janitor import EXPIRY_KEY, run
 from worker.queue.failures import note_abandoned
 from worker.queue.registry import janitor_key
 from worker.queue.rq import job_queues
@@ -40,21 +38,6 @@ from worker.settings import JanitorSettings
 from worker.webhooks.store import Recipient, register
 
 HERE = janitor_key(socket.gethostname())
-
-
-@contextmanager
-def janitor_process(place: Place, **environment: str) -> Iterator[Child]:
-    arguments = [
-        *(sys.executable, "-m", "worker", "janitor", "--interval", "0.2", "--lease", str(LEASE)),
-        *("--redis-url", place.url, "--blobs", str(place.data / "blobs")),
-    ]
-    log = place.data / "janitor.log"
-    child = Child(Command("janitor", arguments, log=log, environment=environment, grace=30))
-    try:
-        yield child
-    finally:
-        child.ask_to_stop()
-        child.wait()
 
 
 def at_work(place: Place, child: Child) -> Callable[[], bool]:
@@ -124,7 +107,7 @@ def test_all_models_queues_and_no_others(place: Place) -> None:
     ]
 
 
-def test_it_leaves_the_queue_to_whoever_cleans_it_already(place: Place) -> None:
+def test_it_leaves_the_queue_to_the_holder_of_the_lock(place: Place) -> None:
     job = place.post("cat")
     place.redis.lmove(place.queue.key, place.queue.intermediate_queue_key)
     assert place.queue.acquire_maintenance_lock()
@@ -146,7 +129,7 @@ def test_expired_blobs_are_swept_and_dead_letters_forgotten(place: Place) -> Non
     assert "deleted 1 expired blobs" in (place.data / "janitor.log").read_text()
 
 
-def test_it_tells_who_wants_to_hear(place: Place) -> None:
+def test_ends_are_sent_to_subscribers(place: Place) -> None:
     environment = {"SEMPLES_WEBHOOK_SECRET": SECRET, "SEMPLES_WEBHOOK_PRIVATE": "1"}
     job = place.post("cat")
     with receiving() as receiver, janitor_process(place, **environment):
@@ -161,7 +144,7 @@ def test_it_tells_who_wants_to_hear(place: Place) -> None:
     assert "receivers-own" not in log
 
 
-def test_without_a_secret_nobody_is_told_and_nothing_lost(place: Place) -> None:
+def test_without_a_secret_nothing_is_sent_and_nothing_lost(place: Place) -> None:
     job = place.post("cat")
     with receiving() as receiver:
         register(place.redis, job.id, Recipient(url=receiver.url()), now=time.time())
@@ -189,11 +172,10 @@ def test_it_outlives_redis_even_at_the_start(tmp_path: Path) -> None:
         log = data / "janitor.log"
         with janitor_process(place) as child:
             wait_for(lambda: "maintenance: Error" in log.read_text(), what="its complaint")
-            with again(data, place):
+            with server_process(data):
                 wait_for(at_work(place, child), what="its recovery")
             assert child.exit_code is None
-            child.ask_to_stop()  # while Redis is away again
-            child.wait()
+            stop(child)  # while Redis is stopped again
             assert child.exit_code == 0
 
 
@@ -208,10 +190,7 @@ def test_it_outlives_redis_even_at_the_start(tmp_path: Path) -> None:
 def test_what_cannot_start_is_one_line(
     place: Place, arguments: list[str], environment: dict[str, str], message: str
 ) -> None:
-    command = [
-        *(sys.executable, "-m", "worker", "janitor", "--redis-url", place.url),
-        *("--blobs", str(place.data), *arguments),
-    ]
+    command = [sys.executable, "-m", "worker", "janitor", *place.options, *arguments]
     log = place.data / f"{len(message)}.log"
     child = Child(Command("janitor", command, log=log, environment=environment))
     wait_for(lambda: child.exit_code is not None)
@@ -234,16 +213,9 @@ def test_a_bug_in_a_chore_ends_it(place: Place, monkeypatch: pytest.MonkeyPatch)
 
 
 def put_long_ago(place: Place) -> Path:
-    key = place.blobs.put("uploads", b"old")
-    path: Path = place.data / "blobs" / key
-    then = path.stat().st_mtime - BLOB_SECONDS - 60
-    os.utime(path, (then, then))
+    path: Path = place.data / "blobs" / place.blobs.put("uploads", b"old")
+    make_old(place)
     return path
-
-
-def sweep(place: Place) -> None:
-    lifetime = timedelta(seconds=BLOB_SECONDS)
-    _expire_blobs(place.blobs, place.redis, now=datetime.now(UTC), lifetime=lifetime, interval=600)
 
 
 def test_of_many_janitors_one_sweeps_at_a_time(place: Place) -> None:

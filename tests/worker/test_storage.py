@@ -1,7 +1,5 @@
 """The blob store: whole blobs or none, wherever they are kept."""
 
-from __future__ import annotations
-
 import errno
 import io
 import sys
@@ -27,15 +25,7 @@ from tests.helpers.s3_server import (
     refusal,
     silent,
 )
-from worker.storage import (
-    BlobError,
-    BlobMissingError,
-    BlobStore,
-    BlobStoreFullError,
-    Patience,
-    blob_key,
-    file_key,
-)
+from worker.storage import BlobError, BlobMissingError, BlobStore, BlobStoreFullError, Patience, blob_key, file_key
 
 
 @pytest.fixture(scope="module")
@@ -304,12 +294,7 @@ def test_an_answer_that_makes_no_sense(name: str, aws: Open) -> None:
 
 @pytest.mark.parametrize(
     ("status", "code"),
-    [
-        (507, "XMinioStorageFull"),
-        (400, "XMinioAdminBucketQuotaExceeded"),
-        (403, "QuotaExceeded"),
-        (507, ""),
-    ],
+    [(507, "XMinioStorageFull"), (400, "XMinioAdminBucketQuotaExceeded"), (403, "QuotaExceeded"), (507, "")],
 )
 def test_a_full_store(status: int, code: str, aws: Open) -> None:
     with answering(refusal(status, code)) as endpoint:

@@ -1,7 +1,5 @@
 """Logs: lines that machines read, with the ids of job and request and without secrets."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

@@ -1,47 +1,26 @@
 """``callback_url`` over HTTP: taken, refused, and told to the end of the chain."""
 
-from __future__ import annotations
-
-import asyncio
-import itertools
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import httpx
 import pytest
 from standardwebhooks import Webhook
 
-from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, http_api, png, wait_for
-from tests.helpers.webhooks import PUBLIC, SECRET, Receiver, receiving, resolver
-from tests.worker.test_janitor import janitor_process
+from tests.helpers.posting import new_photo, post
+from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, http_api, janitor_process, wait_for
+from tests.helpers.webhooks import PUBLIC, SECRET, Receiver, never_resolves, resolver
 from worker.webhooks import store
 
-COLORS = ((7, number // 256, number % 256) for number in itertools.count())
 SECRETS = {"webhook_secret": SECRET}
-
-
-def post(api: httpx.Client, url: str = "", *, path: str = "/pseudo-mask", **options: Any) -> Any:
-    image = options.pop("image", None) or png(color=next(COLORS))
-    labels = options.pop("labels", "cat")
-    given = {"labels": labels} if path == "/pseudo-mask" else {}
-    data = {**given, **({"callback_url": url} if url else {}), **options}
-    return api.post(path, files={"image": image}, data=data)
 
 
 @pytest.fixture(autouse=True)
 def clean(place: Place, worker: WorkerProcess) -> Iterator[None]:
-    del worker
     yield
     wait_for(lambda: place.leftovers() == NOTHING, what="an empty queue")
     for key in place.redis.keys("semples:callback*"):
         place.redis.delete(key)
-
-
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    with receiving() as there:
-        yield there
 
 
 def waiting(place: Place) -> int:
@@ -50,17 +29,13 @@ def waiting(place: Place) -> int:
 
 @pytest.mark.parametrize(
     ("path", "labels", "status"),
-    [
-        ("/pseudo-mask", "cat", "finished"),
-        ("/pseudo-mask", "raises", "failed"),
-        ("/segment", "", "finished"),
-    ],
+    [("/pseudo-mask", "cat", "finished"), ("/pseudo-mask", "raises", "failed"), ("/segment", None, "finished")],
 )
-def test_from_post_to_webhook(place: Place, receiver: Receiver, path: str, labels: str, status: str) -> None:
+def test_from_post_to_webhook(place: Place, receiver: Receiver, path: str, labels: str | None, status: str) -> None:
     private = {**SECRETS, "webhook_private": True}
     environment = {"SEMPLES_WEBHOOK_SECRET": SECRET, "SEMPLES_WEBHOOK_PRIVATE": "1"}
     with http_api(place, **private) as api, janitor_process(place, **environment):
-        response = post(api, receiver.url(), path=path, labels=labels)
+        response = post(api, path=path, labels=labels, callback_url=receiver.url())
         assert response.status_code == 202
         wait_for(lambda: receiver.deliveries, what="the webhook")
         document = api.get(response.headers["Location"]).json()
@@ -76,10 +51,10 @@ def test_from_post_to_webhook(place: Place, receiver: Receiver, path: str, label
 
 
 def test_a_callback_is_no_part_of_the_job(place: Place, receiver: Receiver) -> None:
-    image = png(color=next(COLORS))
+    image = new_photo()
     with http_api(place, **SECRETS, resolve=resolver(PUBLIC)) as api:
         ids = {
-            post(api, url, image=image).json()["id"]
+            post(api, callback_url=url, image=image).json()["id"]
             for url in ("", "http://a.test/", "https://b.test/x", "http://a.test/", "")
         }
     assert len(ids) == 1
@@ -87,12 +62,12 @@ def test_a_callback_is_no_part_of_the_job(place: Place, receiver: Receiver) -> N
 
 
 def test_a_job_that_has_ended_is_told_too(place: Place) -> None:
-    image = png(color=next(COLORS))
+    image = new_photo()
     with http_api(place, **SECRETS, resolve=resolver(PUBLIC)) as api:
         job = post(api, image=image).json()
         wait_for(lambda: api.get(job["links"]["self"]).json()["status"] == "finished")
         assert waiting(place) == 0
-        assert post(api, "http://a.test/", image=image).json()["id"] == job["id"]
+        assert post(api, callback_url="http://a.test/", image=image).json()["id"] == job["id"]
         assert waiting(place) == 1
 
 
@@ -114,7 +89,7 @@ def test_a_job_that_has_ended_is_told_too(place: Place) -> None:
 def test_urls_that_are_refused_name_the_field(place: Place, url: str, message: str) -> None:
     with http_api(place, **SECRETS) as api:
         for path in ("/pseudo-mask", "/segment"):
-            response = post(api, url, path=path)
+            response = post(api, callback_url=url, path=path)
             problem = response.json()
             assert (response.status_code, problem["type"]) == (422, "/problems/invalid-request")
             assert problem["errors"][0]["field"] == "callback_url"
@@ -124,7 +99,7 @@ def test_urls_that_are_refused_name_the_field(place: Place, url: str, message: s
 
 def test_a_name_that_leads_inside(place: Place) -> None:
     with http_api(place, **SECRETS, resolve=resolver(PUBLIC, "10.0.0.1")) as api:
-        response = post(api, "https://hooks.test/")
+        response = post(api, callback_url="https://hooks.test/")
     assert response.status_code == 422
     assert "10.0.0.1" not in response.text
 
@@ -133,7 +108,7 @@ def test_a_name_that_leads_outside_at_first(place: Place, receiver: Receiver) ->
     """It passes at the post, and is found out at the delivery."""
     with http_api(place, **SECRETS, resolve=resolver(PUBLIC)) as api:
         url = receiver.url(host="localhost")
-        assert post(api, url).status_code == 202
+        assert post(api, callback_url=url).status_code == 202
         assert waiting(place) == 1
         with janitor_process(place, SEMPLES_WEBHOOK_SECRET=SECRET):
             wait_for(lambda: waiting(place) == 0, what="the janitor's verdict")
@@ -143,13 +118,10 @@ def test_a_name_that_leads_outside_at_first(place: Place, receiver: Receiver) ->
 
 
 def test_without_a_secret(place: Place, api: httpx.Client) -> None:
-    response = post(api, "http://a.test/")
+    response = post(api, callback_url="http://a.test/")
     assert response.status_code == 422
     assert response.json()["errors"] == [
-        {
-            "field": "callback_url",
-            "message": "this service sends no webhooks: it has no webhook secret",
-        }
+        {"field": "callback_url", "message": "this service sends no webhooks: it has no webhook secret"}
     ]
     assert post(api, callback_url="").status_code == 202  # an empty field is none
 
@@ -157,13 +129,8 @@ def test_without_a_secret(place: Place, api: httpx.Client) -> None:
 def test_a_name_server_that_is_slow_holds_nobody_up(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.webhooks.urls.RESOLVE_SECONDS", 0.05)
 
-    async def slow(host: str, port: int) -> Sequence[str]:
-        del host, port
-        await asyncio.sleep(3600)
-        return []
-
-    with http_api(place, **SECRETS, resolve=slow) as api:
-        response = post(api, "http://hooks.test/")
+    with http_api(place, **SECRETS, resolve=never_resolves) as api:
+        response = post(api, callback_url="http://hooks.test/")
     assert response.status_code == 422
     assert "expected a host on the internet" in response.json()["detail"]
 
@@ -171,8 +138,8 @@ def test_a_name_server_that_is_slow_holds_nobody_up(place: Place, monkeypatch: p
 def test_too_many_wait(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "MAX_SUBSCRIPTIONS", 1)
     with http_api(place, **SECRETS, resolve=resolver(PUBLIC)) as api:
-        assert post(api, "http://a.test/").status_code == 202
-        response = post(api, "http://b.test/")
+        assert post(api, callback_url="http://a.test/").status_code == 202
+        response = post(api, callback_url="http://b.test/")
         assert (response.status_code, response.json()["type"]) == (503, "/problems/queue-full")
         assert response.headers["Retry-After"]
         assert post(api).status_code == 202
@@ -183,7 +150,7 @@ def test_a_full_queue_notes_no_callback(place: Place) -> None:
         slow = post(api, labels="slow")
         wait_for(lambda: api.get(slow.headers["Location"]).json()["status"] == "running")
         assert post(api).status_code == 202
-        assert post(api, "http://a.test/").json()["type"] == "/problems/queue-full"
+        assert post(api, callback_url="http://a.test/").json()["type"] == "/problems/queue-full"
     assert waiting(place) == 0
 
 

@@ -1,7 +1,5 @@
 """What is sent: a right answer, or a clear 4xx with nothing left in queue or store."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +11,7 @@ from fastapi import UploadFile
 from models.data.labels import split_labels
 from models.inference.masks import MaskOptions
 from service.api.forms import PseudoMaskForm, _parse_wait, _wants_png, build_request
+from tests.helpers.posting import post
 from tests.helpers.service_doubles import Info
 from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, http_api, png, wait_for
 from tests.models.data import test_images as pictures
@@ -105,20 +104,8 @@ Send = Callable[[httpx.Client], httpx.Response]
 IMAGE, LABELS = {"image": png()}, {"labels": "cat"}
 
 
-def send(
-    api: httpx.Client,
-    image: bytes | Callable[[], bytes] = IMAGE["image"],
-    *,
-    path: str = "/pseudo-mask",
-    **data: Any,
-) -> httpx.Response:
-    content = image() if callable(image) else image
-    fields = data if path == "/segment" else {"labels": "cat", **data}
-    return api.post(path, files={"image": ("photo.png", content)}, data=fields)
-
-
 def sends(*image: bytes | Callable[[], bytes], **data: Any) -> Send:
-    return lambda api: send(api, *image, **data)
+    return lambda api: post(api, *(each() if callable(each) else each for each in image), **data)
 
 
 def segments(*image: bytes, **data: Any) -> Send:
@@ -255,14 +242,8 @@ REFUSED: dict[tuple[int, str], dict[str, Send]] = {
     ],
 )
 def test_refused(
-    place: Place,
-    small_api: httpx.Client,
-    running_worker: WorkerProcess,
-    act: Send,
-    status: int,
-    name: str,
+    place: Place, small_api: httpx.Client, running_worker: WorkerProcess, act: Send, status: int, name: str
 ) -> None:
-    del running_worker
     response = act(small_api)
     problem = response.json()
     assert response.status_code == status == problem["status"]
@@ -283,24 +264,27 @@ def test_refused(
 
 
 def test_unknown_label_names_the_nearest(small_api: httpx.Client) -> None:
-    problem = send(small_api, labels="dining tabel").json()
+    problem = post(small_api, labels="dining tabel").json()
     assert problem["label"] == "dining tabel"
     assert problem["nearest"][0] == "dining table"
     assert "dining table" in problem["detail"]
 
 
 def test_invalid_fields_are_named(small_api: httpx.Client) -> None:
-    problem = send(small_api, callback="http://x/", min_confidence=2).json()
+    problem = post(small_api, callback="http://x/", min_confidence=2).json()
     assert {error["field"] for error in problem["errors"]} == {"callback", "min_confidence"}
 
 
 def test_what_belongs_to_pseudo_masks_is_sent_there(small_api: httpx.Client) -> None:
-    problem = send(small_api, path="/segment", labels="cat", treshold=0.4).json()
+    problem = post(small_api, path="/segment", labels="cat", treshold=0.4).json()
     assert {error["field"]: error["message"] for error in problem["errors"]} == {
         "labels": "this request takes no such field; POST /pseudo-mask does",
         "treshold": "this request takes no such field",
     }
 
+
+TURNED = pictures.Image.Exif()
+TURNED[0x0112] = 6
 
 # image → width, height, EXIF orientation
 ODD_BUT_RIGHT: dict[str, tuple[Callable[[], bytes], tuple[int, int, int]]] = {
@@ -308,26 +292,15 @@ ODD_BUT_RIGHT: dict[str, tuple[Callable[[], bytes], tuple[int, int, int]]] = {
     "16-bit gray": (pictures.sixteen_bit_gray, (5, 1, 1)),
     "palette with transparency": (lambda: pictures.palette(transparent=True), (2, 1, 1)),
     "cmyk": (lambda: pictures.encode(pictures.photo().convert("CMYK"), "JPEG"), (40, 30, 1)),
-    "turned": (lambda: pictures.encode(pictures.photo(), "JPEG", exif=turned()), (30, 40, 6)),
+    "turned": (lambda: pictures.encode(pictures.photo(), "JPEG", exif=TURNED), (30, 40, 6)),
     "a thin line": (lambda: png(width=3000, height=1), (3000, 1, 1)),
 }
 
 
-def turned() -> Any:
-    exif = pictures.Image.Exif()
-    exif[0x0112] = 6
-    return exif
-
-
 @pytest.mark.parametrize(("image", "record"), ODD_BUT_RIGHT.values(), ids=ODD_BUT_RIGHT)
 def test_odd_but_right(
-    place: Place,
-    api: httpx.Client,
-    worker: WorkerProcess,
-    image: Callable[[], bytes],
-    record: tuple[int, int, int],
+    place: Place, api: httpx.Client, worker: WorkerProcess, image: Callable[[], bytes], record: tuple[int, int, int]
 ) -> None:
-    del worker
     response = api.post(
         "/pseudo-mask?wait=30",
         # A wrong name and type of the part do not matter: the bytes say what it is.

@@ -1,10 +1,7 @@
 """POST /pseudo-mask and /segment: HTTP → real Valkey → real worker process → mask."""
 
-from __future__ import annotations
-
 import io
-import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,26 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.posting import new_photo, post, segment, wait_for_status
 from tests.helpers.service_doubles import NAMES, PlainPredictor
-from tests.helpers.service_fixtures import (
-    NOTHING,
-    Place,
-    WorkerProcess,
-    http_api,
-    png,
-    valkey,
-    wait_for,
-)
+from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, http_api, valkey, wait_for
 from worker.queue.rq import JobQueue, make_job
 from worker.queue.schema import JobRequest, ModelRef
 from worker.storage import blob_key
-
-NUMBERS = itertools.count()
-
-
-def new_photo() -> bytes:
-    """A photo that no job is about yet."""
-    return png(color=(1, next(NUMBERS), 0))
 
 
 @pytest.fixture
@@ -43,25 +26,8 @@ def photo() -> bytes:
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind(place: Place, worker: WorkerProcess) -> Iterator[None]:
-    del worker
     yield
     wait_for(lambda: place.leftovers() == NOTHING, what="an empty queue")
-
-
-def post(api: httpx.Client, photo: bytes, labels: Any = "cat", *, query: str = "", **options: Any) -> httpx.Response:
-    headers = options.pop("headers", None)
-    return api.post(
-        f"/pseudo-mask{query}",
-        files={"image": ("photo.png", photo)},
-        data={"labels": labels, **options},
-        headers=headers,
-    )
-
-
-def finished(api: httpx.Client, location: str) -> dict[str, Any]:
-    wait_for(lambda: api.get(location).json()["status"] == "finished", what="the job")
-    document: dict[str, Any] = api.get(location).json()
-    return document
 
 
 def test_post_then_ask(api: httpx.Client, photo: bytes) -> None:
@@ -72,7 +38,7 @@ def test_post_then_ask(api: httpx.Client, photo: bytes) -> None:
     location = response.headers["Location"]
     assert location == f"/jobs/{response.json()['id']}" == response.json()["links"]["self"]
 
-    document = finished(api, location)
+    document = wait_for_status(api, location, "finished")
     assert document["task"] == "pseudo_mask"
     assert document["model"] == {"name": "double", "version": "0123456789ab"}
     assert document["image"] == {"width": 30, "height": 20, "exif_orientation": 1}
@@ -84,9 +50,9 @@ def test_post_then_ask(api: httpx.Client, photo: bytes) -> None:
 
     mask = api.get(document["links"]["mask"])
     assert mask.headers["content-type"] == "image/png"
-    assert np.unique(np.asarray(Image.open(io.BytesIO(mask.content)))).tolist() == [0, 1, 3]
+    assert np.unique(pixels(mask.content)).tolist() == [0, 1, 3]
     overlay = api.get(document["links"]["overlay"])
-    drawn = np.asarray(Image.open(io.BytesIO(overlay.content)))
+    drawn = pixels(overlay.content)
     assert drawn.shape == (20, 30, 3)
     assert drawn[10, 5].tolist() != drawn[10, 28].tolist()  # the cat is painted over
     assert drawn[10, 28].tolist() == list(Image.open(io.BytesIO(photo)).getpixel((28, 10)))
@@ -94,22 +60,20 @@ def test_post_then_ask(api: httpx.Client, photo: bytes) -> None:
         assert scores["class_name"].tolist() == ["cat", "dining table"]
 
 
-def test_wait_gives_the_finished_job(api: httpx.Client, photo: bytes) -> None:
-    response = post(api, photo, "cat, bowl", query="?wait=30")
-    assert response.status_code == 200
-    assert response.json()["status"] == "finished"
+@pytest.mark.parametrize("wait", [{"query": "?wait=30"}, {"headers": {"Prefer": "respond-async, wait=30"}}])
+def test_wait_gives_the_finished_job(api: httpx.Client, photo: bytes, wait: dict[str, Any]) -> None:
+    response = post(api, photo, "cat, bowl", **wait)
+    assert (response.status_code, response.json()["status"]) == (200, "finished")
     assert response.json()["labels"] == ["cat", "bowl"]
 
 
-def test_a_preference_to_wait_counts_as_well(api: httpx.Client, photo: bytes) -> None:
-    assert post(api, photo, headers={"Prefer": "respond-async, wait=30"}).status_code == 200
-
-
-def test_the_mask_itself(api: httpx.Client, photo: bytes) -> None:
-    response = post(api, photo, query="?wait=30", headers={"Accept": "image/png"})
+@pytest.mark.parametrize("task", [post, segment])
+def test_the_mask_itself(api: httpx.Client, task: Callable[..., httpx.Response]) -> None:
+    response = task(api, found_photo("cat"), headers={"Accept": "image/png", "Prefer": "wait=30"})
     assert response.status_code == 200
     assert response.headers["content-type"] == "image/png"
     assert response.content == api.get(f"{response.headers['Location']}/mask.png").content
+    assert np.unique(pixels(response.content)).tolist() == [0, 1]
 
 
 def test_a_wait_that_is_too_short(api: httpx.Client, photo: bytes) -> None:
@@ -125,7 +89,7 @@ def test_a_wait_that_is_too_short(api: httpx.Client, photo: bytes) -> None:
     progress = api.get(location).json()["progress"]
     assert progress["stage"] == "cam"
     assert 0 < progress["fraction"] < 1
-    assert "progress" not in finished(api, location)
+    assert "progress" not in wait_for_status(api, location, "finished")
 
 
 def test_queue_position(api: httpx.Client, worker: WorkerProcess) -> None:
@@ -135,7 +99,7 @@ def test_queue_position(api: httpx.Client, worker: WorkerProcess) -> None:
     locations = [job.headers["Location"] for job in jobs]
     assert [api.get(location).json()["position"] for location in locations] == [0, 1, 2]
     worker.start()
-    assert all("position" not in finished(api, location) for location in locations)
+    assert all("position" not in wait_for_status(api, location, "finished") for location in locations)
 
 
 def test_equal_posts_are_one_job_that_runs_once(api: httpx.Client, place: Place, photo: bytes) -> None:
@@ -219,11 +183,7 @@ def test_a_job_whose_worker_is_killed_is_run_again(api: httpx.Client, worker: Wo
     worker.kill()
     assert api.get(location).json()["status"] == "running"
     worker.start()
-    assert finished(api, location)["classes"][0]["name"] == "slow"
-
-
-def test_a_model_can_be_named(api: httpx.Client, photo: bytes) -> None:
-    assert post(api, photo, model="double").status_code == 202
+    assert wait_for_status(api, location, "finished")["classes"][0]["name"] == "slow"
 
 
 def test_jobs_are_taken_while_the_worker_restarts(api: httpx.Client, worker: WorkerProcess, photo: bytes) -> None:
@@ -231,13 +191,12 @@ def test_jobs_are_taken_while_the_worker_restarts(api: httpx.Client, worker: Wor
     response = post(api, photo)
     assert response.status_code == 202
     worker.start()
-    finished(api, response.headers["Location"])
+    wait_for_status(api, response.headers["Location"], "finished")
 
 
 def found_photo(finds: str = "bowl") -> bytes:
-    """A photo that no job is about yet, in which the misbehaving predictor finds a class."""
-    index = NAMES.index(finds) + 1 if finds else 0
-    return png(color=(2, next(NUMBERS), index))
+    """A new photo in which the double finds a class."""
+    return new_photo(finds=NAMES.index(finds) + 1 if finds else 0)
 
 
 @pytest.fixture(scope="module")
@@ -247,12 +206,6 @@ def plain_worker(place: Place) -> Iterator[WorkerProcess]:
     worker.start()
     yield worker
     worker.stop()
-
-
-def segment(api: httpx.Client, image: bytes, *, query: str = "", **options: Any) -> httpx.Response:
-    headers = options.pop("headers", None)
-    files = {"image": ("photo.png", image)}
-    return api.post(f"/segment{query}", files=files, data=options, headers=headers)
 
 
 def pixels(content: bytes) -> Any:
@@ -266,7 +219,7 @@ def test_segment_needs_no_labels(api: httpx.Client) -> None:
     location = response.headers["Location"]
     assert location == f"/jobs/{response.json()['id']}"
 
-    document = finished(api, location)
+    document = wait_for_status(api, location, "finished")
     assert (document["task"], document["labels"]) == ("segment", [])
     assert [(each["index"], each["name"]) for each in document["classes"]] == [(2, "bowl")]
     assert document["classes"][0]["box"] == [0, 0, 15, 20]
@@ -283,15 +236,6 @@ def test_an_image_without_known_classes(api: httpx.Client) -> None:
     document = segment(api, found_photo(""), query="?wait=30").json()
     assert (document["status"], document["classes"]) == ("finished", [])
     assert np.unique(pixels(api.get(document["links"]["mask"]).content)).tolist() == [0]
-
-
-def test_the_mask_of_segment_itself(api: httpx.Client) -> None:
-    headers = {"Accept": "image/png", "Prefer": "wait=30"}
-    response = segment(api, found_photo("cat"), headers=headers)
-    assert response.status_code == 200
-    assert response.headers["content-type"] == "image/png"
-    assert response.content == api.get(f"{response.headers['Location']}/mask.png").content
-    assert np.unique(pixels(response.content)).tolist() == [0, 1]
 
 
 def test_equal_posts_to_segment_are_one_job(api: httpx.Client, place: Place) -> None:
@@ -311,9 +255,7 @@ def test_a_pseudo_mask_of_the_same_image_is_another_job(api: httpx.Client) -> No
     image = found_photo("cat")
     options = {"refine": "none", "min_confidence": 0, "query": "?wait=30"}
     first = segment(api, image, **options)
-    labeled = {"labels": "cat", "refine": "none"}
-    files = {"image": ("photo.png", image)}
-    other = api.post("/pseudo-mask?wait=30", files=files, data=labeled)
+    other = post(api, image, query="?wait=30", refine="none")
     assert (first.json()["task"], other.json()["task"]) == ("segment", "pseudo_mask")
     assert first.json()["id"] != other.json()["id"]
     assert segment(api, image, **options).json()["id"] == first.json()["id"]
@@ -327,7 +269,6 @@ def test_a_failed_segmentation_says_why(api: httpx.Client) -> None:
 
 
 def test_a_model_without_a_segmenter_is_refused(api: httpx.Client, place: Place, plain_worker: WorkerProcess) -> None:
-    del plain_worker
     image, before = found_photo(), place.blobs.keys("uploads")
     response = segment(api, image, model="plain")
     problem = response.json()
@@ -348,7 +289,6 @@ def test_a_model_without_a_segmenter_is_refused(api: httpx.Client, place: Place,
 def test_a_job_that_reaches_a_model_without_a_segmenter_fails(
     api: httpx.Client, place: Place, plain_worker: WorkerProcess
 ) -> None:
-    del plain_worker
     plain = ModelRef(name="plain", version=PlainPredictor.info.version)
     request = place.request(finds=1).model_copy(update={"model": plain})
     job = make_job(place.redis, request, timeout=30)
@@ -364,13 +304,11 @@ def test_a_job_that_reaches_a_model_without_a_segmenter_fails(
 
 
 def test_the_default_of_segment_is_a_model_with_a_segmenter(place: Place, plain_worker: WorkerProcess) -> None:
-    del plain_worker
     with http_api(place, model="plain") as api:
         listed = api.get("/models").json()
         assert (listed["default"], listed["default_segment"]) == ("plain", "double")
         assert segment(api, found_photo(), query="?wait=30").json()["model"]["name"] == "double"
-        files, data = {"image": ("photo.png", found_photo())}, {"labels": "cat"}
-        labeled = api.post("/pseudo-mask?wait=30", files=files, data=data).json()
+        labeled = post(api, query="?wait=30").json()
         assert (labeled["model"]["name"], labeled["status"]) == ("plain", "finished")
 
 
@@ -388,8 +326,7 @@ def test_no_model_has_a_segmenter(tmp_path: Path) -> None:
 
 
 def post_open(api: httpx.Client, content: bytes, *labels: str, **fields: Any) -> httpx.Response:
-    data = {"labels": [*labels], "vocabulary": "open", **fields}
-    return api.post("/pseudo-mask?wait=30", files={"image": ("photo.png", content)}, data=data)
+    return post(api, content, labels, query="?wait=30", **{"vocabulary": "open", **fields})
 
 
 def test_open_labels(api: httpx.Client) -> None:
@@ -442,8 +379,7 @@ def test_equal_open_labels_are_one_job(api: httpx.Client) -> None:
 
 
 def test_the_vocabulary_is_closed_by_default(api: httpx.Client) -> None:
-    files, data = {"image": ("photo.png", new_photo())}, {"labels": "fire truck"}
-    problem = api.post("/pseudo-mask", files=files, data=data).json()
+    problem = post(api, labels="fire truck").json()
     assert (problem["status"], problem["type"]) == (422, "/problems/unknown-label")
 
 
@@ -471,16 +407,14 @@ def test_invalid_open_labels(api: httpx.Client, place: Place, labels: list[str],
 def test_other_vocabularies_and_other_tasks(api: httpx.Client) -> None:
     wrong = post_open(api, new_photo(), "cat", vocabulary="any").json()
     assert (wrong["status"], wrong["errors"][0]["field"]) == (422, "vocabulary")
-    files, data = {"image": ("photo.png", new_photo())}, {"vocabulary": "open"}
-    segment = api.post("/segment", files=files, data=data).json()
-    assert (segment["status"], segment["errors"][0]["field"]) == (422, "vocabulary")
-    assert "POST /pseudo-mask does" in segment["detail"]
+    other = segment(api, vocabulary="open").json()
+    assert (other["status"], other["errors"][0]["field"]) == (422, "vocabulary")
+    assert "POST /pseudo-mask does" in other["detail"]
 
 
 def test_a_model_with_a_closed_vocabulary_refuses_open_labels(
     api: httpx.Client, place: Place, plain_worker: WorkerProcess
 ) -> None:
-    del plain_worker
     before = place.blobs.keys("uploads")
     for labels in (("fire truck",), ("cat", "fire truck")):
         answer = post_open(api, new_photo(), *labels, model="plain")
@@ -501,7 +435,6 @@ def test_a_model_with_a_closed_vocabulary_refuses_open_labels(
 def test_a_job_with_open_labels_that_reaches_a_closed_model_fails(
     api: httpx.Client, place: Place, plain_worker: WorkerProcess
 ) -> None:
-    del plain_worker
     changes = {
         "model": ModelRef(name="plain", version="0123456789ab"),
         "labels": ("cat", "zebra"),

@@ -1,7 +1,5 @@
 """The schema in docs is the app's, and the app does as it says."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """The page's files over HTTP, and what all answers tell browsers; no browser is needed here."""
 
-from __future__ import annotations
-
 import re
 
 import httpx

@@ -1,36 +1,22 @@
 """Models, health, readiness, documentation; and a 503 that says when to come back if a part is unavailable or full."""
 
-from __future__ import annotations
-
 import errno
 import re
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 
-from service.local import redis_server
-from service.local.supervisor import Child
 from tests.helpers.exposition import Scrape
 from tests.helpers.full_disk import FullDisk, files_below
+from tests.helpers.posting import new_photo, post, wait_for_status
 from tests.helpers.s3_server import answering, aws_environment, nobody, refusal, silent
-from tests.helpers.service_fixtures import (
-    NOTHING,
-    Place,
-    WorkerProcess,
-    http_api,
-    png,
-    valkey,
-    wait_for,
-)
+from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, http_api, server_process, valkey, wait_for
 from worker.queue.registry import ModelInfo, WorkerInfo, announce, live_workers
 from worker.storage import BlobStore, Patience
-
-
-def post(api: httpx.Client, *, color: int = 0, query: str = "") -> httpx.Response:
-    return api.post(f"/pseudo-mask{query}", files={"image": png(color=(color, 0, 0))}, data={"labels": "cat"})
 
 
 def assert_outage(response: httpx.Response, name: str) -> None:
@@ -48,17 +34,18 @@ def test_no_model_was_ever_announced(place: Place, api: httpx.Client) -> None:
 
 
 def test_the_queue_is_full(idle: Place) -> None:
+    photos = [new_photo() for _ in range(2)]
     with http_api(idle, max_queue=2) as api:
-        assert [post(api, color=number).status_code for number in (1, 2)] == [202, 202]
+        assert [post(api, photo).status_code for photo in photos] == [202, 202]
         uploads = idle.blobs.keys("uploads")
-        assert_outage(post(api, color=3), "queue-full")
+        assert_outage(post(api), "queue-full")
         assert idle.blobs.keys("uploads") == uploads
         # What is there already needs no place.
-        assert post(api, color=1).status_code == 202
+        assert post(api, photos[0]).status_code == 202
 
 
 def test_the_disk_is_full(idle: Place, tmp_path: Path) -> None:
-    full = Place(idle.data, idle.url, idle.redis, BlobStore(FullDisk(), str(tmp_path)))
+    full = replace(idle, blobs=BlobStore(FullDisk(), str(tmp_path)))
     with http_api(full) as api:
         assert_outage(post(api), "storage-full")
     assert files_below(tmp_path) == []
@@ -67,9 +54,7 @@ def test_the_disk_is_full(idle: Place, tmp_path: Path) -> None:
 
 
 def test_the_disk_is_broken(idle: Place, tmp_path: Path) -> None:
-    disk = FullDisk()
-    disk.error = errno.EIO
-    broken = Place(idle.data, idle.url, idle.redis, BlobStore(disk, str(tmp_path)))
+    broken = replace(idle, blobs=BlobStore(FullDisk(errno.EIO), str(tmp_path)))
     with http_api(broken) as api:
         assert_outage(post(api), "storage-unavailable")
     assert idle.leftovers() == NOTHING
@@ -83,7 +68,7 @@ def test_the_disk_is_broken(idle: Place, tmp_path: Path) -> None:
         (nobody, "storage-unavailable"),
         (silent, "storage-unavailable"),
     ],
-    ids=["full", "denied", "away", "hangs"],
+    ids=["full", "denied", "unreachable", "hangs"],
 )
 def test_s3_fails(
     idle: Place,
@@ -96,13 +81,13 @@ def test_s3_fails(
         for name, value in aws_environment(endpoint, tmp_path).items():
             monkeypatch.setenv(name, value)
         store = BlobStore.open("s3://blobs", patience=Patience(read=0.5, attempts=1))
-        with http_api(Place(idle.data, idle.url, idle.redis, store)) as api:
+        with http_api(replace(idle, blobs=store)) as api:
             assert_outage(post(api), problem)
     assert idle.leftovers() == NOTHING
     assert idle.redis.keys("rq:job:*") == []
 
 
-def test_redis_goes_away_and_comes_back_with_all_jobs(tmp_path: Path) -> None:
+def test_a_stopped_redis_is_an_outage_and_comes_back_with_all_jobs(tmp_path: Path) -> None:
     data = tmp_path / "d"
     data.mkdir()
     with valkey(data) as place:
@@ -114,26 +99,12 @@ def test_redis_goes_away_and_comes_back_with_all_jobs(tmp_path: Path) -> None:
             for response in (post(api), api.get(location), api.get("/ready"), api.get("/models")):
                 assert_outage(response, "queue-unreachable")
             assert api.get("/health").status_code == 200
-            with again(data, place):
+            with server_process(data):
                 assert api.get(location).json()["status"] == "queued"
                 worker.start()
-                wait_for(lambda: api.get(location).json()["status"] == "finished")
+                wait_for_status(api, location, "finished")
                 assert worker.stop() == 0
                 assert place.leftovers() == NOTHING
-
-
-@contextmanager
-def again(data: Path, place: Place) -> Iterator[None]:
-    """The same data directory's server, started once more."""
-    path = redis_server.socket_path(data)
-    child = Child(redis_server.server_command(data, path, log=data / "redis.log"))
-    try:
-        wait_for(lambda: redis_server.answers(path), what="valkey")
-        place.redis.ping()
-        yield
-    finally:
-        child.ask_to_stop()
-        child.wait()
 
 
 def test_a_wait_ends_with_redis(tmp_path: Path) -> None:
@@ -148,7 +119,6 @@ def test_a_wait_ends_with_redis(tmp_path: Path) -> None:
 
 
 def test_models(api: httpx.Client, worker: WorkerProcess) -> None:
-    del worker
     listed = api.get("/models").json()
     assert listed["default"] == listed["default_segment"] == "double"
     [summary] = listed["models"]
@@ -175,7 +145,6 @@ def test_one_model_says_what_its_prompts_learned(api: httpx.Client, worker: Work
 
 @pytest.mark.parametrize("name", ["dubble", "%3Cscript%3E", "x" * 5000])
 def test_an_unknown_model(api: httpx.Client, worker: WorkerProcess, name: str) -> None:
-    del worker
     answer = api.get(f"/models/{name}")
     assert answer.status_code == 404
     problem = answer.json()
@@ -230,11 +199,7 @@ SHARED = {"model", "refine", "min_confidence", "callback_url"}
 @pytest.mark.parametrize(
     ("path", "required", "optional"),
     [
-        (
-            "/pseudo-mask",
-            {"image", "labels"},
-            {*SHARED, "vocabulary", "background_threshold", "background_power"},
-        ),
+        ("/pseudo-mask", {"image", "labels"}, {*SHARED, "vocabulary", "background_threshold", "background_power"}),
         ("/segment", {"image"}, SHARED),
     ],
 )
@@ -304,17 +269,9 @@ def test_a_job_that_wedges_its_worker_is_found_out_before_the_worker_ends(fresh:
     worker.kill()
 
 
-def test_one_good_worker_is_enough_and_a_silent_one_of_an_older_version_counts(
-    fresh: Place,
-) -> None:
+def test_one_good_worker_is_enough_and_a_silent_one_of_an_older_version_counts(fresh: Place) -> None:
     old = ModelInfo(
-        name="m",
-        version="1",
-        kind="k",
-        classes=(),
-        refine="none",
-        min_confidence=0,
-        background_threshold=0.4,
+        name="m", version="1", kind="k", classes=(), refine="none", min_confidence=0, background_threshold=0.4
     )
     bad = WorkerInfo(name="bad", model=old.ref, device="", host="", pid=1, trouble="lost its way")
     good = WorkerInfo(name="good", model=old.ref, device="", host="", pid=1)

@@ -1,7 +1,5 @@
 """Batches from the zip to the masks with a real app, Valkey, worker and janitor: items, events, report, archives."""
 
-from __future__ import annotations
-
 import io
 import json
 import zipfile
@@ -19,8 +17,10 @@ from torchvision.datasets import VOCSegmentation
 
 from models.exports.coco import POLYGON_FILE, RLE_FILE
 from service.local.supervisor import Child
-from tests.helpers.batches import accepted, ended, items, many, packed, photo, post, rows, runs
+from tests.helpers.batches import accepted, ended, items, many, packed, post, rows, runs
 from tests.helpers.export_folder import reader
+from tests.helpers.posting import new_photo, wait_for_status
+from tests.helpers.posting import post as post_image
 from tests.helpers.service_doubles import NAMES
 from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, wait_for
 from worker.batches.store import KNOWN_KEY, OPEN_KEY
@@ -38,9 +38,9 @@ LabelMap = NDArray[np.uint8]
 def test_all_photos_get_masks(api: httpx.Client) -> None:
     files = {
         "labels.csv": rows({"a.png": "cat", "street/b.jpg": "bowl;kitty", "c.webp": "dining_table"}),
-        "a.png": photo(),
-        "street/b.jpg": photo(width=40),
-        "c.webp": photo(),
+        "a.png": new_photo(),
+        "street/b.jpg": new_photo(width=40),
+        "c.webp": new_photo(),
         "readme.md": "not looked at",
         "__MACOSX/._a.png": b"\0",
         ".DS_Store": b"\0",
@@ -67,31 +67,25 @@ def test_all_photos_get_masks(api: httpx.Client) -> None:
 
 
 def test_a_job_is_the_same_as_if_its_photo_was_posted_alone(api: httpx.Client) -> None:
-    one = photo()
+    one = new_photo()
     path = accepted(api, packed({"labels.csv": rows({"a.png": "bowl;cat"}), "a.png": one}))
     ended(api, path)
-    alone = api.post("/pseudo-mask", files={"image": one}, data={"labels": "cat,bowl"}).json()
+    alone = post_image(api, one, "cat,bowl").json()
     assert [each["job"] for each in items(api, path)] == [alone["id"]]
     assert alone["status"] == "finished"
     assert alone["options"]["class_thresholds"] == {"bowl": 0.6}
 
 
 def test_photos_that_fail_say_why_and_the_others_go_on(api: httpx.Client) -> None:
-    labels = {
-        "good.png": "cat",
-        "cut.png": "cat",
-        "text.png": "cat",
-        "bad.png": "raises",
-        "e.png": "",
-    }
+    labels = {"good.png": "cat", "cut.png": "cat", "text.png": "cat", "bad.png": "raises", "e.png": ""}
     files = {
         "labels.csv": rows(labels),
-        "good.png": photo(),
-        "cut.png": photo(width=200)[:100],
+        "good.png": new_photo(),
+        "cut.png": new_photo(width=200)[:100],
         "text.png": b"no picture",
-        "bad.png": photo(),
-        "e.png": photo(),
-        "unsaid.png": photo(),
+        "bad.png": new_photo(),
+        "e.png": new_photo(),
+        "unsaid.png": new_photo(),
     }
     path = accepted(api, packed(files))
     document = ended(api, path)
@@ -115,7 +109,7 @@ def test_photos_that_fail_say_why_and_the_others_go_on(api: httpx.Client) -> Non
 def test_the_same_zip_is_the_same_batch_and_reruns_transient_failures(api: httpx.Client, place: Place) -> None:
     files = {
         "labels.csv": rows({"a.png": "cat", "b.png": "raises", "c.png": "cat"}),
-        **{"a.png": photo(), "b.png": photo(), "c.png": b"no picture"},
+        **{"a.png": new_photo(), "b.png": new_photo(), "c.png": b"no picture"},
     }
     path = accepted(api, packed(files))
     ended(api, path)
@@ -130,23 +124,22 @@ def test_the_same_zip_is_the_same_batch_and_reruns_transient_failures(api: httpx
     assert {each["image"]: each for each in items(api, path)} == before
 
     assert accepted(api, packed(files), background_threshold="0.3") != path
-    assert accepted(api, packed({**files, "c.png": photo()})) != path
+    assert accepted(api, packed({**files, "c.png": new_photo()})) != path
 
 
 def test_a_photo_that_is_posted_alone_too_survives_a_canceled_batch(api: httpx.Client) -> None:
-    one = photo()
-    alone = api.post("/pseudo-mask", files={"image": one}, data={"labels": "slow"}).json()
+    one = new_photo()
+    alone = post_image(api, one, "slow").json()
     path = accepted(api, packed({"labels.csv": rows({"a.png": "slow"}), "a.png": one}))
     wait_for(lambda: api.get(path).json()["counts"]["waiting"] == 0, what="the dispatch")
     assert api.delete(path).json()["status"] == "canceled"
     job = f"/jobs/{alone['id']}"
-    wait_for(lambda: api.get(job).json()["status"] in ("finished", "canceled"), what="its end")
-    assert api.get(job).json()["status"] == "finished"
+    assert wait_for_status(api, job, "finished", "canceled")["status"] == "finished"
 
 
 def test_canceled_in_the_middle_it_goes_on_when_it_is_posted_again(api: httpx.Client, place: Place) -> None:
-    quick = {f"{n}.png": photo() for n in range(4)}
-    slow = {f"{n}.png": photo(width=40 + n) for n in range(4, 7)}  # one after the other
+    quick = {f"{n}.png": new_photo() for n in range(4)}
+    slow = {f"{n}.png": new_photo(width=40 + n) for n in range(4, 7)}  # one after the other
     labels = {**dict.fromkeys(quick, "cat"), **dict.fromkeys(slow, "slow")}
     archive = packed({"labels.csv": rows(labels), **quick, **slow})
     path = accepted(api, archive)
@@ -199,17 +192,14 @@ def test_pages(api: httpx.Client) -> None:
     assert page["next"] == 5
     page = api.get(f"{path}/items", params={"after": 5, "limit": 3}).json()
     assert ([each["number"] for each in page["items"]], page["next"]) == ([6, 7], None)
-    assert api.get(f"{path}/items", params={"status": "waiting"}).json() == {
-        "items": [],
-        "next": None,
-    }
+    assert api.get(f"{path}/items", params={"status": "waiting"}).json() == {"items": [], "next": None}
     assert api.get(f"{path}/items", params={"status": "lost"}).status_code == 422
 
 
 def test_the_report(api: httpx.Client) -> None:
     labels = {"a.png": "cat", "b.png": "cat;bowl", "c.png": "cat", "no.png": "cat"}
-    photos = {name: photo(width=30, height=20) for name in list(labels)[:2]}
-    files = {**photos, "c.png": photo(width=1), "no.png": b"no picture"}
+    photos = {name: new_photo(width=30, height=20) for name in list(labels)[:2]}
+    files = {**photos, "c.png": new_photo(width=1), "no.png": b"no picture"}
     path = accepted(api, packed({"labels.csv": rows(labels), **files}))
     ended(api, path)
     report = api.get(f"{path}/report", params={"low_confidence": 0.9}).json()
@@ -225,10 +215,7 @@ def test_the_report(api: httpx.Client) -> None:
     assert sure[2] is None
     assert by_name["cat"]["confidence"] == pytest.approx((sure[0] + sure[1]) / 2, abs=1e-5)
     assert report["ignored"] == 0
-    assert report["empty"] == {
-        "total": 1,
-        "first": [{"number": 3, "image": "c.png", "label": "cat"}],
-    }
+    assert report["empty"] == {"total": 1, "first": [{"number": 3, "image": "c.png", "label": "cat"}]}
     assert [each["image"] for each in report["low_confidence"]["first"]] == ["a.png", "b.png"]
     assert report["failed"]["first"][0]["problem"]["code"] == "image_unreadable"
     short = api.get(f"{path}/report", params={"limit": 0}).json()
@@ -271,15 +258,9 @@ def turned() -> bytes:
 @pytest.fixture(scope="module")
 def batch(running_worker: WorkerProcess, running_janitor: Child, api: httpx.Client) -> str:
     """A batch with photos in folders, one on its side, ignored pixels, and one that failed."""
-    del running_janitor
     running_worker.ensure()
-    labels = {
-        "a.png": "cat;bowl",
-        "große/Katze.jpg": "cat",
-        "w.webp": "dining_table",
-        "no.png": "cat",
-    }
-    files = {"a.png": photo(), "große/Katze.jpg": turned(), "w.webp": photo(width=50)}
+    labels = {"a.png": "cat;bowl", "große/Katze.jpg": "cat", "w.webp": "dining_table", "no.png": "cat"}
+    files = {"a.png": new_photo(), "große/Katze.jpg": turned(), "w.webp": new_photo(width=50)}
     archive = packed({"labels.csv": rows(labels), **files, "no.png": b"no picture"})
     path = accepted(api, archive, min_confidence="0.65")
     assert ended(api, path)["counts"]["finished"] == 3

@@ -1,7 +1,5 @@
 """Slots bound the zips on the disk, however slow their clients are, and nothing is left there for ever."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import socket
@@ -18,6 +16,7 @@ from starlette.responses import StreamingResponse
 from service.batches.service import BatchService
 from service.batches.slots import ABANDONED_SECONDS, TEMP_PREFIX, UploadSlots, _delete_abandoned
 from tests.helpers.batches import accepted, finish, many, packed, post
+from tests.helpers.posting import post as post_image
 from tests.helpers.service_fixtures import Place, http_api, wait_for
 from worker.batches.scheduler import BatchScheduler
 
@@ -61,7 +60,7 @@ def test_one_zip_is_received_at_a_time(api: httpx.Client) -> None:
         line.sendall(BEGUN)
         wait_for(lambda: is_refused(post(api, b"PK")), what="a used slot")
         assert api.get("/models").status_code == 200
-        alone = api.post("/pseudo-mask", files={"image": b"none"}, data={"labels": "cat"})
+        alone = post_image(api, b"none")
         assert alone.status_code == 415  # single images have no part in it
     wait_for(lambda: post(api, archive).status_code == 202, what="a slot")
 

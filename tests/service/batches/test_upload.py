@@ -1,7 +1,5 @@
 """Uploaded zips: all kinds of labels, and the problem that each bad zip gets; nothing of one is left behind."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import io
@@ -23,7 +21,7 @@ from models.data.classes import ClassInfo, ClassList
 from service.api.errors import ProblemError, to_problem
 from service.batches.slots import set_temp_directory
 from service.batches.upload import ZipLimits, open_zip, read_items, validate_entries
-from tests.helpers.batches import announce_model, packed, post, rows
+from tests.helpers.batches import packed, post, rows
 from tests.helpers.service_fixtures import Place, http_api, png
 from worker.batches.store import KNOWN_KEY
 from worker.batches.zips import DAMAGED, Zips
@@ -101,8 +99,7 @@ CASES = {
     "a fifo": bad_archive(with_entry("b.png", mode=stat.S_IFIFO), "got a link"),
     "a password": bad_archive(encrypted(), "'a.png': expected an entry without"),
     "bzip2": bad_archive(
-        packed(GOOD, method=zipfile.ZIP_BZIP2),
-        "'labels.csv': expected an entry that is stored or deflated",
+        packed(GOOD, method=zipfile.ZIP_BZIP2), "'labels.csv': expected an entry that is stored or deflated"
     ),
     "a bomb": bad_archive(
         packed({**GOOD, "labels.csv": b"\x00" * 20_000_000}),
@@ -113,12 +110,10 @@ CASES = {
         "expected at most 1200000 bytes once unpacked",
     ),
     "a large photo": too_large(
-        packed({**GOOD, "a.png": b"\x00" * 100_001}),
-        "'a.png': expected a photo of at most 100000 bytes",
+        packed({**GOOD, "a.png": b"\x00" * 100_001}), "'a.png': expected a photo of at most 100000 bytes"
     ),
     "six photos": too_large(
-        packed({**GOOD, **{f"{n}.png": png() for n in range(5)}}),
-        "expected at most 5 photos, got 6",
+        packed({**GOOD, **{f"{n}.png": png() for n in range(5)}}), "expected at most 5 photos, got 6"
     ),
     "many entries": too_large(packed({**GOOD, **{f"{n}": b"" for n in range(200)}}), "expected at most 120 entries"),
     "one stem twice": bad_archive(
@@ -136,10 +131,7 @@ CASES = {
     "no JSON": bad_labels({"a.png": png(), "a.json": "{"}, "expected JSON in a.json"),
     "deep JSON": bad_labels({"a.png": png(), "a.json": "[" * 99_999}, "recursion"),
     "odd JSON": bad_labels(
-        {
-            "a.png": png(),
-            "a.json": '{"images": [], "annotations": [], "categories": [{"id": 1, "name": 5}]}',
-        },
+        {"a.png": png(), "a.json": '{"images": [], "annotations": [], "categories": [{"id": 1, "name": 5}]}'},
         "expected COCO's instances",
     ),
     "entities": bad_labels(
@@ -148,16 +140,14 @@ CASES = {
     ),
     "no labeled photo": bad_labels({**GOOD, "labels.csv": rows({"a.png": ""})}, "at least one"),
     "many labels": bad_labels(
-        {**GOOD, "labels.csv": rows({"a.png": ";".join(["cat"] * 33)})},
-        "'a.png': expected at most 32 labels, got 33",
+        {**GOOD, "labels.csv": rows({"a.png": ";".join(["cat"] * 33)})}, "'a.png': expected at most 32 labels, got 33"
     ),
     "labels twice": bad_labels(
         {"labels.csv": rows({"p/a.png": "cat", "a.png": "bowl"}), "p/a.png": png(), "b.png": png()},
         "'a.png': expected labels of a photo once",
     ),
     "a document type in UTF-16": bad_labels(
-        {"a.png": png(), "a.xml": '<!DOCTYPE a [<!ENTITY b "cat">]><annotation/>'.encode("utf-16")},
-        "a document type",
+        {"a.png": png(), "a.xml": '<!DOCTYPE a [<!ENTITY b "cat">]><annotation/>'.encode("utf-16")}, "a document type"
     ),
     "a size that is a lie": (lying(), 202, "", ""),
 }
@@ -172,7 +162,7 @@ def api(place: Place) -> Iterator[httpx.Client]:
 
 @pytest.fixture(autouse=True)
 def announced_and_nothing_kept(place: Place) -> Iterator[None]:
-    announce_model(place)
+    place.announce(lease=60)
     yield
     assert place.redis.zcard(KNOWN_KEY) == 0
     assert place.blobs.keys("archives") == []
@@ -342,11 +332,7 @@ COCO = json.dumps(
 def test_all_kinds(files: dict[str, str], top: str) -> None:
     photos = {"x/a.jpg": b"", "b.jpg": b"", "Annotated/c.PNG": b""}
     found = labels({f"{top}{name}": content for name, content in {**files, **photos}.items()})
-    assert found == {
-        f"{top}x/a.jpg": ("bowl", "cat"),
-        f"{top}b.jpg": ("bowl",),
-        f"{top}Annotated/c.PNG": (),
-    }
+    assert found == {f"{top}x/a.jpg": ("bowl", "cat"), f"{top}b.jpg": ("bowl",), f"{top}Annotated/c.PNG": ()}
 
 
 def test_numbers_beyond_the_classes() -> None:

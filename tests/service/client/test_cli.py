@@ -1,7 +1,5 @@
 """``semples submit``: a process against a real service, killed, interrupted, refused."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -20,15 +18,12 @@ from service.client.cli import _read_key, main
 from service.middleware.auth import _make_key
 from tests.helpers.client_fixtures import make_photos
 from tests.helpers.paths import ROOT
-from tests.helpers.service_fixtures import Place, WorkerProcess, http_api, png, wait_for
+from tests.helpers.posting import post
+from tests.helpers.service_fixtures import Place, http_api, png, wait_for
+
+pytestmark = pytest.mark.usefixtures("worker")  # each test finds a live worker
 
 KEY, KNOWN = _make_key("alice")
-
-
-@pytest.fixture(autouse=True)
-def live(worker: WorkerProcess) -> None:
-    """Each test finds a live worker."""
-    del worker
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +65,9 @@ def test_a_folder(url: str, tmp_path: Path) -> None:
     command = (tmp_path / "images", "--labels", labels, "--to", url, "--output", tmp_path / "out")
     code, output, errors = outcome(submit(*command, "--concurrency", 2))
     assert code == 1
-    said, passed_over = output.splitlines()
-    assert said.startswith("2 masks made, 0 kept (0 of all empty), 1 failed in ")
-    assert said.endswith(f" s: {tmp_path / 'out'}")
+    counted, passed_over = output.splitlines()
+    assert counted.startswith("2 masks made, 0 kept (0 of all empty), 1 failed in ")
+    assert counted.endswith(f" s: {tmp_path / 'out'}")
     assert passed_over == "1 photos have a row without a label and were passed over"
     assert "semples submit: bad.png: expected a JPEG, PNG or WebP image" in errors
     assert {path.name for path in (tmp_path / "out" / "masks").iterdir()} == {"a.png", "b.png"}
@@ -83,8 +78,8 @@ def test_a_folder(url: str, tmp_path: Path) -> None:
     assert output.startswith("1 masks made, 2 kept (0 of all empty), 0 failed in ")
     labels.write_text("image,labels\na.png,cat\n")  # the others' masks are of an earlier call
     code, output, _ = outcome(submit(*command))
-    said, others = output.splitlines()
-    assert said.startswith("0 masks made, 1 kept (0 of all empty), 0 failed in ")
+    counted, others = output.splitlines()
+    assert counted.startswith("0 masks made, 1 kept (0 of all empty), 0 failed in ")
     assert others.startswith(f"2 masks in {tmp_path / 'out'} are of photos that are not among ")
     code, output, errors = outcome(submit(*command, "--background-threshold", 0.7))
     assert (code, output) == (2, "")
@@ -134,8 +129,7 @@ def test_one_photo(url: str, tmp_path: Path) -> None:
     assert (record["image"], record["exif_orientation"]) == ("cat.png", 1)
     assert record["options"]["min_confidence"] == 0.1
     with httpx.Client(base_url=url, headers={"X-API-Key": KEY}) as api:
-        form = {"labels": ["cat", "bowl"], "min_confidence": "0.1"}
-        same = api.post("/pseudo-mask?wait=30", files={"image": photo.read_bytes()}, data=form).json()
+        same = post(api, photo.read_bytes(), ["cat", "bowl"], query="?wait=30", min_confidence="0.1").json()
         assert (out / "cat.png").read_bytes() == api.get(same["links"]["mask"]).content
         assert (out / "cat_overlay.png").read_bytes() == api.get(same["links"]["overlay"]).content
     refused = submit(*command, "--labels", "cat", "--output", tmp_path, key=None)
@@ -152,33 +146,15 @@ WRONG, NOBODY = _make_key("bob")[0], "http://127.0.0.1:1"
     [
         (("catt", "--to", "URL"), KEY, "expected a known label, got 'catt'; nearest known: cat"),
         (("raises", "--to", "URL"), KEY, "the model failed"),
-        (
-            ("cat", "--to", "URL"),
-            None,
-            "expected Authorization: Bearer KEY, or X-API-Key (the key is",
-        ),
+        (("cat", "--to", "URL"), None, "expected Authorization: Bearer KEY, or X-API-Key (the key is"),
         (("cat", "--to", "URL"), WRONG, "unknown key"),
         (("cat", "--to", "URL"), "two words", "expected a key of printable ASCII"),
         (("cat", "--to", "host"), KEY, "expected the service's URL"),
         (("cat", "--to", NOBODY, "--retries", "0"), KEY, f"{NOBODY}: cannot reach the service: "),
         (("cat", "--to", "URL", "--refine", "nonsense"), KEY, "refine: "),
-        (
-            ("cat", "--to", "URL", "--key-file", "/no/key"),
-            KEY,
-            "No such file or directory: /no/key",
-        ),
+        (("cat", "--to", "URL", "--key-file", "/no/key"), KEY, "No such file or directory: /no/key"),
     ],
-    ids=[
-        "label",
-        "model",
-        "no key",
-        "unknown key",
-        "not ASCII",
-        "no URL",
-        "no service",
-        "refiner",
-        "no key file",
-    ],
+    ids=["label", "model", "no key", "unknown key", "not ASCII", "no URL", "no service", "refiner", "no key file"],
 )
 def test_refusals_are_one_line(
     url: str, tmp_path: Path, arguments: tuple[str, ...], key: str | None, message: str
@@ -210,7 +186,7 @@ def assert_refused(*arguments: object, key: str | None, message: str) -> None:
     assert key is None or key not in done.stderr
 
 
-def test_keys_are_read_and_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_are_read_and_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SEMPLES_KEY", raising=False)
     assert _read_key(None) is None
     monkeypatch.setenv("SEMPLES_KEY", "from-the-environment")

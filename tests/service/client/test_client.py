@@ -1,15 +1,12 @@
 """The client against the real service, over a real socket: masks, models, jobs, connections, batches."""
 
-from __future__ import annotations
-
 import io
 import socket
-import subprocess
 import sys
 import threading
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +32,9 @@ from service.client import (
 from service.local.supervisor import Child
 from service.middleware.auth import _make_key
 from tests.helpers.batches import many, packed
-from tests.helpers.client_fixtures import COLORS, make_photos
-from tests.helpers.paths import ROOT
+from tests.helpers.client_fixtures import make_photos
+from tests.helpers.command import python
+from tests.helpers.posting import new_photo, post, wait_for_status
 from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, http_api, png, wait_for
 
 pytestmark = pytest.mark.usefixtures("worker")  # each test finds a live worker
@@ -109,7 +107,7 @@ def test_a_pillow_image_is_masked_as_it_lies_in_memory(client: Client) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     file = io.BytesIO()
-    Image.new("RGB", (30, 20), next(COLORS)).save(file, "JPEG", exif=exif)
+    Image.open(io.BytesIO(new_photo())).save(file, "JPEG", exif=exif)
     assert client.pseudo_mask(file.getvalue(), "cat").label_map.shape == (30, 20)
     with Image.open(file) as image:
         assert client.pseudo_mask(image, "cat").label_map.shape == (20, 30)
@@ -253,7 +251,7 @@ def test_a_client_that_is_not_closed_does_not_block_the_exit() -> None:
         "try: client.models()\n"
         "except Unavailable: print('unavailable')"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = python("-c", code)
     assert (done.returncode, done.stdout, done.stderr) == (0, "unavailable\n", "")
 
 
@@ -263,7 +261,7 @@ def test_the_client_needs_little() -> None:
         "import sys; before = set(sys.modules); import service.client; "
         "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = python("-c", code)
     loaded = {name for name in done.stdout.split() if not name.startswith("_")}
     allowed = "httpx httpx_sse httpcore h11 anyio certifi idna numpy PIL models service"
     allowed += " defusedxml"  # of the label files that semples reads
@@ -282,7 +280,7 @@ def test_progress(client: Client, photo: bytes) -> None:
     assert fractions == sorted(fractions)
     assert len(fractions) > 5
     assert result.classes[0].name == "slow"
-    # What is done already is told as an end alone.
+    # Of a job that is done already only the end is sent.
     again = client.result(result.job_id)
     assert (again.png, again.job.status) == (result.png, "finished")
 
@@ -298,7 +296,7 @@ def test_what_takes_longer_than_one_wait_is_followed(
 def test_connections_that_break(api: httpx.Client, photo: bytes) -> None:
     """Cut at each of some events, it goes on where it was: no event is told twice, the job runs once."""
     heard: list[tuple[str, float]] = []
-    with cutter(api.base_url) as proxy, Client(proxy.url) as client:
+    with closing(Cutter(api.base_url)) as proxy, Client(proxy.url) as client:
 
         def on_progress(stage: str, fraction: float) -> None:
             heard.append((stage, fraction))
@@ -316,10 +314,7 @@ def test_connections_that_break(api: httpx.Client, photo: bytes) -> None:
 def test_more_listeners_than_places(place: Place, photo: bytes) -> None:
     """Nobody may listen: the job is asked for instead."""
     heard: list[str] = []
-    with (
-        http_api(place, max_listening=0) as api,
-        Client(str(api.base_url), sleep=lambda _: None) as client,
-    ):
+    with http_api(place, max_listening=0) as api, Client(str(api.base_url), sleep=lambda _: None) as client:
         result = client.pseudo_mask(photo, "cat", on_progress=lambda stage, _: heard.append(stage))
     assert result.job.status == "finished"
     assert heard == []
@@ -346,7 +341,7 @@ def test_jobs_without_a_worker(client: Client, place: Place, worker: WorkerProce
     worker.stop()
     pauses: list[float] = []
     with http_api(place, max_queue=1) as api:
-        posted = api.post("/pseudo-mask", files={"image": photo}, data={"labels": "cat"}).json()
+        posted = post(api, photo).json()
         job = client.job(posted["id"])
         assert (job.status, job.labels, job.classes, job.ended) == ("queued", ("cat",), (), False)
         canceled = client.cancel(job.id)
@@ -359,17 +354,16 @@ def test_jobs_without_a_worker(client: Client, place: Place, worker: WorkerProce
         with pytest.raises(NotFound, match="no such job"):
             client.job(job.id)
 
-        image = png(color=next(COLORS))
-        first = api.post("/pseudo-mask", files={"image": image}, data={"labels": "cat"})
+        first = posted(api)
 
         async def sleep(seconds: float) -> None:
             pauses.append(seconds)
             worker.ensure()  # in this thread: the worker ends with the thread that started it
-            wait_for(lambda: api.get(first.headers["Location"]).json()["status"] == "finished")
+            wait_for_status(api, first, "finished")
 
         async def run() -> None:
             async with AsyncClient(str(api.base_url), sleep=sleep) as waiting:
-                result = await waiting.pseudo_mask(png(color=next(COLORS)), "cat")
+                result = await waiting.pseudo_mask(new_photo(), "cat")
                 assert result.job.status == "finished"
 
         anyio.run(run)
@@ -458,18 +452,8 @@ class Cutter:
             sink.shutdown(socket.SHUT_RDWR)
 
 
-@contextmanager
-def cutter(target: httpx.URL) -> Iterator[Cutter]:
-    proxy = Cutter(target)
-    try:
-        yield proxy
-    finally:
-        proxy.close()
-
-
 @pytest.fixture
 def batch_client(place: Place, worker: WorkerProcess, running_janitor: Child) -> Iterator[Client]:
-    del worker, running_janitor
     with http_api(place) as api, Client(str(api.base_url)) as there:
         yield there
     wait_for(lambda: place.leftovers() == NOTHING, what="an empty queue")
@@ -492,9 +476,8 @@ def test_a_zip_goes_in_and_an_archive_comes_out(batch_client: Client, tmp_path: 
 
 
 def test_a_batch_is_canceled_then_forgotten(batch_client: Client, tmp_path: Path) -> None:
-    photos = tmp_path / "photos.zip"
-    photos.write_bytes(packed(many(3, "slow")))
-    batch = batch_client.submit_batch(photos)
+    (tmp_path / "photos.zip").write_bytes(packed(many(3, "slow")))
+    batch = batch_client.submit_batch(tmp_path / "photos.zip")
     batch_client.cancel_batch(batch.id)
     assert batch_client.batch_status(batch.id).status == "canceled"
     batch_client.cancel_batch(batch.id)

@@ -1,7 +1,5 @@
 """A folder of images through the service: its files, what continues them, what is refused."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from functools import partial
@@ -29,15 +27,11 @@ from tests.service.local.test_bundle import serving_bundle
 
 pytestmark = pytest.mark.usefixtures("worker")  # each test finds a live worker
 
-LABELS = {
-    **{"a.png": "cat", "sub/b.png": "kitty;bowl", "c.png": ""},
-    **{"d.png": "dining table", "e.png": "bowl"},
-}
+LABELS = {**{"a.png": "cat", "sub/b.png": "kitty;bowl", "c.png": ""}, **{"d.png": "dining table", "e.png": "bowl"}}
 
 
 @pytest.fixture(autouse=True, scope="module")
 def nothing_left_behind(place: Place, running_worker: WorkerProcess) -> Iterator[None]:
-    del running_worker
     yield
     wait_for(lambda: not any(place.leftovers().values()), what="an empty queue")
 
@@ -139,8 +133,8 @@ def test_other_settings_are_refused(client: Client, tmp_path: Path, change: dict
     where = (tmp_path / "images", labels, tmp_path / "out")
     client.batch(*where)
     whole = files(tmp_path / "out")
-    told = f"expected .*out to be new or made with .* got {difference}"
-    with pytest.raises(ValueError, match=told):
+    message = f"expected .*out to be new or made with .* got {difference}"
+    with pytest.raises(ValueError, match=message):
         client.batch(*where, **change)
     assert files(tmp_path / "out") == whole
     assert client.batch(*where, model="double").kept == 1
@@ -225,11 +219,7 @@ def test_cancellation_leaves_what_can_be_continued(api: httpx.Client, tmp_path: 
     async def run() -> None:
         async with AsyncClient(str(api.base_url)) as client:
             with anyio.CancelScope() as scope:
-                await client.batch(
-                    *where,
-                    concurrency=1,
-                    on_photo=lambda done, *_: scope.cancel() if done else None,
-                )
+                await client.batch(*where, concurrency=1, on_photo=lambda done, *_: scope.cancel() if done else None)
             assert scope.cancelled_caught
             assert not (tmp_path / "out" / "summary.json").exists()
             outcome = await client.batch(*where)
@@ -240,10 +230,7 @@ def test_cancellation_leaves_what_can_be_continued(api: httpx.Client, tmp_path: 
 
 DEFAULTS = {"refine": "none", "min_confidence": 0.0, "background_threshold": 0.4}
 MODEL = {"name": "double", "version": "1", "classes": [{"index": 1, "name": "cat"}], **DEFAULTS}
-MODELS = {
-    **{"default": "double", "default_segment": None},
-    "models": [{"ready": True, "model": MODEL}],
-}
+MODELS = {**{"default": "double", "default_segment": None}, "models": [{"ready": True, "model": MODEL}]}
 
 
 MASK = httpx.Response(200, content=label_map_png(np.zeros((2, 3), np.uint8)))
@@ -274,8 +261,8 @@ def batch_of_one(tmp_path: Path, *answers: httpx.Response, **options: Any) -> An
 
 
 def test_masks_of_another_model_are_not_mixed(tmp_path: Path) -> None:
-    told = "expected masks of double 1, got double 2: the service has another model now"
-    with pytest.raises(ValueError, match=told):
+    message = "expected masks of double 1, got double 2: the service has another model now"
+    with pytest.raises(ValueError, match=message):
         batch_of_one(tmp_path, finished("1"), MASK, finished("2"), MASK, concurrency=1)
     assert list(read_results(tmp_path / "out" / "results.jsonl")) == ["a"]
 

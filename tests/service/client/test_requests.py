@@ -1,7 +1,5 @@
 """The client against scripted answers: retries, events, batches. No time passes."""
 
-from __future__ import annotations
-
 import zipfile
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
@@ -76,8 +74,8 @@ def test_retry_after_is_honored() -> None:
         mask(),
     )
     pauses = post(script)
-    for pause, told in zip(pauses, (7, 120, 5), strict=True):
-        assert told <= pause <= 1.25 * told
+    for pause, asked in zip(pauses, (7, 120, 5), strict=True):
+        assert asked <= pause <= 1.25 * asked
     assert [request.method for request in script.requests] == ["POST"] * 3 + ["GET"] * 2
     for request in script.requests[:3]:
         assert b"photo" in request.content
@@ -133,8 +131,8 @@ def test_what_stays_is_not_tried_again(answer: httpx.Response, kind: type[Semple
 @pytest.mark.parametrize("content", [b"<html>", b"[]", b"{}", b'{"models": 3, "default": null}', b"\xff"])
 def test_another_page_is_not_the_service(content: bytes) -> None:
     script = Script(httpx.Response(200, content=content, headers={"Content-Type": "text/html"}))
-    told = r"expected an answer of the service to /models, got text/html"
-    with Client("http://host", transport=script) as client, pytest.raises(SemplesError, match=told):
+    message = r"expected an answer of the service to /models, got text/html"
+    with Client("http://host", transport=script) as client, pytest.raises(SemplesError, match=message):
         client.models()
 
 
@@ -179,8 +177,8 @@ def test_a_job_that_is_gone_is_posted_again() -> None:
 
 def test_another_file_is_no_mask() -> None:
     script = Script(job(), httpx.Response(200, text="<html>log in</html>"))
-    told = r"expected a file at /jobs/0+/mask\.png, got something else"
-    with Client("http://host", transport=script) as client, pytest.raises(SemplesError, match=told):
+    message = r"expected a file at /jobs/0+/mask\.png, got something else"
+    with Client("http://host", transport=script) as client, pytest.raises(SemplesError, match=message):
         client.pseudo_mask(b"photo", "cat")
 
 
@@ -292,8 +290,8 @@ class Batches:
 
     def _items(self, params: httpx.QueryParams) -> httpx.Response:
         after = int(params.get("after", -1))
-        wanted = params.get("status")
-        rest = [each for each in ITEMS if each["number"] > after and wanted in (None, each["status"])]
+        status = params.get("status")
+        rest = [each for each in ITEMS if each["number"] > after and status in (None, each["status"])]
         more = rest[1]["number"] if len(rest) > 2 else None
         return httpx.Response(200, json={"items": rest[:2], "next": more})
 
@@ -311,19 +309,10 @@ def archive(tmp_path: Path) -> Path:
     return path
 
 
-def script() -> Script:
-    """An outage first, so that what is sent must be sent again."""
-    return Script(httpx.WriteError("cut"), then=Batches())
-
-
-def batches(script: Script) -> Batches:
-    assert isinstance(script.then, Batches)
-    return script.then
-
-
 @pytest.fixture
 def service() -> Script:
-    return script()
+    """An outage first, so that what is sent must be sent again."""
+    return Script(httpx.WriteError("cut"), then=Batches())
 
 
 @pytest.fixture
@@ -336,7 +325,8 @@ def test_from_zip_to_zip(client: Client, service: Script, archive: Path, tmp_pat
     batch = client.submit_batch(archive, refine="none", background_threshold=0.5, model=None)
     assert (batch.id, batch.status, batch.ended) == (ID, "queued", False)
     assert batch.counts == {"total": 5, "waiting": 5, "finished": 0}
-    [body] = batches(service).uploads
+    assert isinstance(service.then, Batches)
+    [body] = service.then.uploads
     assert archive.read_bytes() in body
     assert b'name="archive"' in body
     assert b'name="background_threshold"\r\n\r\n0.5' in body

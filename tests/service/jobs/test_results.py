@@ -1,9 +1,6 @@
 """Files of a finished job: pictures, annotations, and all of them decided anew."""
 
-from __future__ import annotations
-
 import io
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -16,12 +13,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from tests.helpers.export_folder import reader
+from tests.helpers.posting import new_photo, post, segment
 from tests.helpers.service_fixtures import Place, WorkerProcess, png
 
 # In pycocotools, which datumaro uses as well.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-
-COLORS = ((3, number // 256, number % 256) for number in itertools.count())
 
 ANEW = {"background_threshold": 0.8, "min_confidence": 0.53}
 
@@ -29,8 +25,7 @@ FILES = ("mask", "overlay", "confidence", "scores", "coco", "polygons", "label_s
 
 
 def finished(api: httpx.Client, *, image: bytes | None = None, **options: Any) -> dict[str, Any]:
-    files = {"image": image or png(color=next(COLORS))}
-    response = api.post("/pseudo-mask?wait=30", files=files, data={"labels": "cat, bowl"} | options)
+    response = post(api, image, "cat, bowl", query="?wait=30", **options)
     assert response.status_code == 200
     document: dict[str, Any] = response.json()
     assert document["status"] == "finished"
@@ -43,7 +38,6 @@ def label_map(content: bytes) -> Any:
 
 @pytest.fixture
 def job(worker: WorkerProcess, api: httpx.Client) -> dict[str, Any]:
-    del worker
     return finished(api)
 
 
@@ -81,7 +75,7 @@ def test_confidence_is_the_winners_share(api: httpx.Client, job: dict[str, Any])
 
 
 def test_overrides_give_what_a_job_with_these_options_gives(api: httpx.Client, job: dict[str, Any]) -> None:
-    image = png(color=next(COLORS))
+    image = new_photo()
     first = finished(api, image=image)
     other = finished(api, image=image, **ANEW)
     assert first["id"] != other["id"]
@@ -97,7 +91,7 @@ def test_overrides_give_what_a_job_with_these_options_gives(api: httpx.Client, j
 
 
 def test_one_override_keeps_the_other_options(api: httpx.Client) -> None:
-    image = png(color=next(COLORS))
+    image = new_photo()
     first = finished(api, image=image, background_threshold=0.8)
     other = finished(api, image=image, background_threshold=0.8, min_confidence=0.53)
     anew = api.get(first["links"]["mask"], params={"min_confidence": 0.53})
@@ -108,9 +102,9 @@ def test_one_override_keeps_the_other_options(api: httpx.Client) -> None:
 
 
 def test_a_segmenters_background_is_its_own(worker: WorkerProcess, api: httpx.Client) -> None:
-    image = png(color=(3, 0, 1))
-    job = api.post("/segment?wait=30", files={"image": image}).json()
-    other = api.post("/segment?wait=30", files={"image": image}, data={"min_confidence": 0.9}).json()
+    image = new_photo(finds=1)
+    job = segment(api, image, query="?wait=30").json()
+    other = segment(api, image, query="?wait=30", min_confidence=0.9).json()
     anew = api.get(job["links"]["mask"], params={"min_confidence": 0.9})
     assert anew.content == api.get(other["links"]["mask"]).content
     refused = api.get(job["links"]["mask"], params={"background_threshold": 0.5})
@@ -118,7 +112,7 @@ def test_a_segmenters_background_is_its_own(worker: WorkerProcess, api: httpx.Cl
     assert refused.json()["errors"][0]["field"] == "background_threshold"
     # There are no CAMs: the scores are shown.
     assert label_map(api.get(job["links"]["cams"]["cat"]).content)[0, 0] == 255
-    nothing = api.post("/segment?wait=30", files={"image": png(color=(3, 1, 0))}).json()
+    nothing = segment(api, query="?wait=30").json()
     for name in FILES:
         assert api.get(nothing["links"][name]).status_code == 200, name
     assert api.get(f"{nothing['links']['self']}/cam/cat.png").json()["classes"] == []

@@ -1,15 +1,13 @@
 """Jobs: a full queue, cancellation, removal."""
 
-from __future__ import annotations
-
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import httpx
 import pytest
 
 from service.jobs.service import _enforce_queue_limit, _seconds_to_wait
+from tests.helpers.posting import new_photo, post, posted, segment, status, wait_for_status
 from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, http_api, png, wait_for
 from worker.queue.jobs import Limits
 from worker.queue.rq import fetch_job
@@ -20,10 +18,6 @@ from worker.storage import blob_key
 def idle(idle: Place, running_worker: WorkerProcess) -> Place:
     running_worker.stop()
     return idle
-
-
-def segment(api: httpx.Client, number: int) -> httpx.Response:
-    return api.post("/segment", files={"image": png(color=(number % 256, number // 256, 0))})
 
 
 @pytest.mark.parametrize(
@@ -43,17 +37,17 @@ def test_what_was_done_in_the_last_minute(idle: Place, worker: WorkerProcess) ->
 
 def test_retry_after_is_from_the_queues_own_rate(idle: Place, running_worker: WorkerProcess) -> None:
     with http_api(idle, max_queue=3) as api:
-        for number in range(3):
-            assert segment(api, number).status_code == 202
+        for _ in range(3):
+            assert segment(api).status_code == 202
         # Nothing was done lately: nobody knows.
-        assert segment(api, 3).headers["Retry-After"] == "60"
+        assert segment(api).headers["Retry-After"] == "60"
         running_worker.start()
         for _ in range(6):
             idle.wait_done(idle.post("cat"))
         running_worker.stop()
-        for number in range(10, 13):
-            assert segment(api, number).status_code == 202
-        full = segment(api, 13)
+        for _ in range(3):
+            assert segment(api).status_code == 202
+        full = segment(api)
         assert full.status_code == 503
         # 3 wait, and 9 were done in a minute (6 or so, if this machine is that slow).
         assert 20 <= int(full.headers["Retry-After"]) < 60
@@ -62,7 +56,7 @@ def test_retry_after_is_from_the_queues_own_rate(idle: Place, running_worker: Wo
 
 def test_posts_at_once_do_not_exceed_the_limit(idle: Place) -> None:
     with http_api(idle, max_queue=5, decoders=8) as api, ThreadPoolExecutor(32) as pool:
-        codes = list(pool.map(lambda number: segment(api, number).status_code, range(64)))
+        codes = list(pool.map(lambda _: segment(api).status_code, range(64)))
     assert sorted(codes) == [202] * 5 + [503] * 59
     assert idle.queue.count == 5
     assert len(idle.redis.keys("rq:job:*")) == 5
@@ -96,11 +90,11 @@ def test_large_images_have_more_time(limits: Limits, pixels: int, seconds: int) 
 
 
 def test_the_timeout_is_no_part_of_the_jobs_id(idle: Place) -> None:
-    image = {"image": png(width=1000, height=500)}
+    image = png(width=1000, height=500)
     ids, timeouts = set(), []
     for per_megapixel in (0, 100):
         with http_api(idle, job_timeout_per_megapixel=per_megapixel) as api:
-            ids.add(api.post("/segment", files=image).json()["id"])
+            ids.add(segment(api, image).json()["id"])
             timeouts += [fetch_job(idle.redis, each).timeout for each in ids]
         idle.redis.flushdb()
         idle.redis.delete(idle.queue.key)
@@ -109,70 +103,51 @@ def test_the_timeout_is_no_part_of_the_jobs_id(idle: Place) -> None:
     assert timeouts == [120, 170]
 
 
-RED = iter(range(1, 256))
-
-
-def post(api: httpx.Client, label: str, *, color: tuple[int, int, int] | None = None) -> str:
-    image = png(color=color or (next(RED), 9, 0))
-    response = api.post("/pseudo-mask", files={"image": image}, data={"labels": label})
-    assert response.status_code == 202
-    return response.headers["Location"]
-
-
-def status(api: httpx.Client, path: str) -> Any:
-    return api.get(path).json()["status"]
-
-
 def test_a_job_that_waits_is_canceled_at_once(place: Place, worker: WorkerProcess, api: httpx.Client) -> None:
     worker.stop()
-    kept, path = post(api, "cat"), post(api, "cat")
+    kept, path = posted(api, labels="cat"), posted(api, labels="cat")
     answer = api.delete(path)
     assert (answer.status_code, answer.json()["status"]) == (200, "canceled")
     assert place.queue.count == 1
     assert api.get(f"{path}/mask.png").status_code == 409
     worker.start()
-    wait_for(lambda: status(api, kept) == "finished")
+    wait_for_status(api, kept, "finished")
     assert status(api, path) == "canceled"
     assert place.leftovers() == NOTHING
 
 
 def test_a_running_job_is_canceled_between_two_steps(place: Place, worker: WorkerProcess, api: httpx.Client) -> None:
-    path = post(api, "slow")
+    path = posted(api, labels="slow")
     wait_for(lambda: api.get(path).json().get("progress", {}).get("stage") == "cam")
     assert api.delete(path).json()["status"] == "running"
-    wait_for(lambda: status(api, path) == "canceled")
+    wait_for_status(api, path, "canceled")
     assert place.leftovers() == NOTHING
     assert place.redis.keys("rq:execution*") == []
 
 
 def test_a_wait_ends_when_the_job_is_canceled(worker: WorkerProcess, api: httpx.Client) -> None:
-    color = (next(RED), 9, 0)
+    photo = new_photo()
     with ThreadPoolExecutor(1) as waiting:
-        answer = waiting.submit(
-            api.post,
-            "/pseudo-mask?wait=60",
-            files={"image": png(color=color)},
-            data={"labels": "slow"},
-        )
-        path = post(api, "slow", color=color)  # the same job
-        wait_for(lambda: status(api, path) == "running")
+        answer = waiting.submit(post, api, photo, "slow", query="?wait=60")
+        path = posted(api, photo, "slow")  # the same job
+        wait_for_status(api, path, "running")
         api.delete(path)
         assert answer.result().json()["status"] == "canceled"
 
 
 def test_a_canceled_job_runs_when_it_is_posted_again(worker: WorkerProcess, api: httpx.Client) -> None:
     worker.stop()
-    color = (next(RED), 9, 0)
-    path = post(api, "cat", color=color)
+    photo = new_photo()
+    path = posted(api, photo, "cat")
     api.delete(path)
-    assert post(api, "cat", color=color) == path
+    assert posted(api, photo, "cat") == path
     worker.start()
-    wait_for(lambda: status(api, path) == "finished")
+    wait_for_status(api, path, "finished")
 
 
 def test_a_finished_job_is_deleted_with_its_files(place: Place, worker: WorkerProcess, api: httpx.Client) -> None:
-    path = post(api, "cat")
-    wait_for(lambda: status(api, path) == "finished")
+    path = posted(api, labels="cat")
+    wait_for_status(api, path, "finished")
     before = {kind: place.blobs.keys(kind) for kind in ("uploads", "results")}
     for _ in range(2):  # twice is as once
         answer = api.delete(path)
@@ -185,12 +160,11 @@ def test_a_finished_job_is_deleted_with_its_files(place: Place, worker: WorkerPr
 
 
 def test_files_of_another_job_are_kept(place: Place, worker: WorkerProcess, api: httpx.Client) -> None:
-    color = (next(RED), 9, 0)
-    photo = png(color=color)
-    paths = [post(api, "cat", color=color), post(api, "bowl", color=color)]  # one upload
-    paths.append(post(api, "cat"))  # its mask is the first one's
+    photo = new_photo()
+    paths = [posted(api, photo, "cat"), posted(api, photo, "bowl")]  # one upload
+    paths.append(posted(api, labels="cat"))  # its mask is the first one's
     for path in paths:
-        wait_for(lambda path=path: status(api, path) == "finished")
+        wait_for_status(api, path, "finished")
     assert api.get(f"{paths[0]}/mask.png").content == api.get(f"{paths[2]}/mask.png").content
     assert api.delete(paths[0]).status_code == 204
     assert place.blobs.exists(blob_key("uploads", photo))
@@ -204,20 +178,20 @@ def test_files_of_another_job_are_kept(place: Place, worker: WorkerProcess, api:
 
 
 def test_a_deleted_job_runs_when_it_is_posted_again(worker: WorkerProcess, api: httpx.Client) -> None:
-    color = (next(RED), 9, 0)
-    path = post(api, "cat", color=color)
-    wait_for(lambda: status(api, path) == "finished")
+    photo = new_photo()
+    path = posted(api, photo, "cat")
+    wait_for_status(api, path, "finished")
     api.delete(path)
-    assert post(api, "cat", color=color) == path
-    wait_for(lambda: status(api, path) == "finished")
+    assert posted(api, photo, "cat") == path
+    wait_for_status(api, path, "finished")
     assert api.get(f"{path}/mask.png").status_code == 200
 
 
 def test_failed_and_canceled_jobs_are_deleted(worker: WorkerProcess, api: httpx.Client) -> None:
-    failed = post(api, "raises")
-    wait_for(lambda: status(api, failed) == "failed")
+    failed = posted(api, labels="raises")
+    wait_for_status(api, failed, "failed")
     worker.stop()
-    canceled = post(api, "cat")
+    canceled = posted(api, labels="cat")
     api.delete(canceled)
     for path in (failed, canceled):
         assert api.delete(path).status_code == 204

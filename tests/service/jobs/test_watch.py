@@ -1,8 +1,5 @@
 """Server-sent events of a job: from the start, from the middle, to the end."""
 
-from __future__ import annotations
-
-import itertools
 import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -11,19 +8,11 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.helpers.service_fixtures import Place, WorkerProcess, http_api, png, wait_for
+from tests.helpers.posting import new_photo, posted
+from tests.helpers.service_fixtures import Place, WorkerProcess, http_api, wait_for
 from worker.queue.events import events_key
 
-COLORS = ((4, number, 0) for number in itertools.count())
-
 Event = tuple[str, str, Any]  # id, name, data
-
-
-def post(api: httpx.Client, label: str) -> str:
-    files = {"image": png(color=next(COLORS))}
-    response = api.post("/pseudo-mask", files=files, data={"labels": label})
-    assert response.status_code == 202
-    return response.headers["Location"]
 
 
 def listen(api: httpx.Client, path: str, *, after: str | None = None) -> list[Event]:
@@ -55,8 +44,7 @@ def statuses(events: list[Event]) -> list[str]:
 
 
 def test_from_the_first_to_the_last(worker: WorkerProcess, api: httpx.Client) -> None:
-    del worker
-    path = post(api, "slow")
+    path = posted(api, labels="slow")
     events = listen(api, path)  # while it runs
     assert statuses(events) == ["queued", "running", "finished"]
     assert events[-1] == ("end", "end", {"status": "finished"})
@@ -66,7 +54,7 @@ def test_from_the_first_to_the_last(worker: WorkerProcess, api: httpx.Client) ->
     assert fractions == sorted(fractions)
     assert len(fractions) > 3
     assert api.get(path).json()["links"]["events"] == f"{path}/events"
-    # Later all is told again, and the rest to those who have a part.
+    # Later all is sent again, or what follows the last event that was received.
     assert listen(api, path) == events
     middle = events[3][0]
     assert listen(api, path, after=middle) == events[4:]
@@ -77,13 +65,12 @@ def test_from_the_first_to_the_last(worker: WorkerProcess, api: httpx.Client) ->
 
 
 def test_a_failed_job_ends_as_well(worker: WorkerProcess, api: httpx.Client) -> None:
-    del worker
-    assert statuses(listen(api, post(api, "raises")))[-1] == "failed"
+    assert statuses(listen(api, posted(api, labels="raises")))[-1] == "failed"
 
 
 def test_a_cancellation_is_an_event(worker: WorkerProcess, api: httpx.Client) -> None:
     worker.stop()
-    path = post(api, "cat")
+    path = posted(api, labels="cat")
     with ThreadPoolExecutor(1) as pool:
         heard = pool.submit(listen, api, path)
         api.delete(path)
@@ -93,12 +80,12 @@ def test_a_cancellation_is_an_event(worker: WorkerProcess, api: httpx.Client) ->
 
 def test_events_of_a_second_attempt(worker: WorkerProcess, api: httpx.Client) -> None:
     worker.stop()
-    files = {"image": png(color=next(COLORS))}
-    path = api.post("/pseudo-mask", files=files, data={"labels": "cat"}).headers["Location"]
+    image = new_photo()
+    path = posted(api, image)
     api.delete(path)
     assert statuses(listen(api, path)) == ["queued", "canceled"]
-    api.post("/pseudo-mask", files=files, data={"labels": "cat"})
-    # Who had the end of the first hears of the second from the start.
+    posted(api, image)
+    # A listener that had the end of the first gets the second from the start.
     with api.stream("GET", f"{path}/events", headers={"Last-Event-ID": "end"}) as answer:
         worker.start()
         assert statuses(events_of(answer))[-1] == "finished"
@@ -116,8 +103,7 @@ def test_a_job_without_events(place: Place, worker: WorkerProcess, api: httpx.Cl
 
 
 def test_events_are_deleted_with_the_job(place: Place, worker: WorkerProcess, api: httpx.Client) -> None:
-    del worker
-    path = post(api, "cat")
+    path = posted(api, labels="cat")
     listen(api, path)
     key = events_key(path.rpartition("/")[2])
     assert 0 < place.redis.ttl(key) <= 24 * 3600
@@ -129,7 +115,7 @@ def test_events_are_deleted_with_the_job(place: Place, worker: WorkerProcess, ap
 def test_listeners_are_limited(place: Place, worker: WorkerProcess) -> None:
     worker.stop()
     with http_api(place, max_listening=2) as api:
-        path = post(api, "cat")
+        path = posted(api, labels="cat")
         with ExitStack() as stack:
             heard = [stack.enter_context(api.stream("GET", f"{path}/events")) for _ in range(2)]
             assert [each.status_code for each in heard] == [200, 200]

@@ -1,7 +1,5 @@
 """The real thing: a bundle, the product's own command, HTTP, and the library's own answer."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager

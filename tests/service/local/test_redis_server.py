@@ -1,7 +1,5 @@
 """The embedded server: private and persistent."""
 
-from __future__ import annotations
-
 import os
 import stat
 import subprocess

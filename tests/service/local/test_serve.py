@@ -1,7 +1,5 @@
 """``semples serve``: everything starts, everything stops, refusals are one line."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time
@@ -96,10 +94,7 @@ def test_dead_processes_are_replaced_until_it_stops(stack: Serving) -> None:
     [janitor] = [pid for pid in stack.children() if b"\0worker\0janitor\0" in cmdline(pid)]
     os.kill(janitor, signal.SIGTERM)
     wait_for(lambda: not alive({janitor}), what="its end")
-    wait_for(
-        lambda: any(b"\0worker\0janitor\0" in cmdline(pid) for pid in stack.children()),
-        what="another janitor",
-    )
+    wait_for(lambda: any(b"\0worker\0janitor\0" in cmdline(pid) for pid in stack.children()), what="another janitor")
     wait_for(lambda: stack.is_ready() and stack.worker_pid() not in (0, before), what="a new worker")
     assert post(stack).json()["status"] == "finished"
     output = end_in_order(stack, signal.SIGTERM)

@@ -1,7 +1,5 @@
 """Child processes: they end with their parent, are killed after their grace, rotate their logs."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

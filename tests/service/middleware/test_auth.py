@@ -1,14 +1,9 @@
 """API keys: their file, the requests without one, the addresses that need them."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
-import os
 import re
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,8 +24,9 @@ from service.middleware.auth import (
     require_auth_for_public_bind,
 )
 from service.settings import Settings
-from tests.helpers.paths import ROOT
-from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, http_api, png
+from tests.helpers.command import python
+from tests.helpers.posting import post
+from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, http_api
 from worker import telemetry
 
 ALICE, ALICES = _make_key("alice")
@@ -84,7 +80,7 @@ def test_a_changed_file_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureF
     write(file, BOBS)
     assert [ring.owner(key) for key in (ALICE, BOB, carol)] == [None, "bob", "carol"]
 
-    # What cannot be read changes nothing, and is told once.
+    # What cannot be read changes nothing, and is logged once.
     with caplog.at_level(logging.ERROR):
         file.write_text(f"{ALICES.line}\nbob {BOB}")
         assert [ring.owner(key) for key in (ALICE, BOB)] == [None, "bob"]
@@ -118,12 +114,12 @@ def test_no_keys_at_all(tmp_path: Path) -> None:
 
 def test_the_command_prints_a_line_that_is_good() -> None:
     command = ("-c", "from models.cli import main; main()", "api-key")
-    done = run(*command, "dave")
+    done = python(*command, "dave", check=False)
     (line,) = done.stdout.splitlines()
     key = done.stderr.split()[-1]
     assert done.returncode == 0
     assert ApiKeys(file=None, lines=line).owner(key) == "dave"
-    bad = run(*command, "da/ve")
+    bad = python(*command, "da/ve", check=False)
     assert bad.returncode == 2
     assert bad.stderr.startswith("semples api-key: expected a name")
     assert bad.stdout == ""
@@ -132,17 +128,12 @@ def test_the_command_prints_a_line_that_is_good() -> None:
 @pytest.fixture(scope="module")
 def guarded(place: Place, running_worker: WorkerProcess) -> Iterator[httpx.Client]:
     """An API that asks for keys."""
-    del running_worker
     with http_api(place, keys=f"{ALICES.line},{BOBS.line}", max_body_bytes=2_000_000) as client:
         yield client
 
 
 def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
-
-
-def post(api: httpx.Client, headers: dict[str, str], image: bytes = png()) -> httpx.Response:
-    return api.post("/pseudo-mask", files={"image": image}, data={"labels": "cat"}, headers=headers)
 
 
 def assert_refused(response: httpx.Response, challenge: str) -> None:
@@ -163,7 +154,7 @@ def assert_refused(response: httpx.Response, challenge: str) -> None:
     ],
 )
 def test_a_valid_key(guarded: httpx.Client, headers: dict[str, str]) -> None:
-    posted = post(guarded, headers)
+    posted = post(guarded, headers=headers)
     assert posted.status_code == 202
     assert guarded.get(posted.headers["Location"], headers=headers).status_code == 200
     assert guarded.get("/models", headers=headers).status_code == 200
@@ -185,7 +176,7 @@ def test_a_request_without_a_valid_key_is_refused(
     guarded: httpx.Client, place: Place, headers: dict[str, Any], challenge: str
 ) -> None:
     uploads, jobs = place.blobs.keys("uploads"), place.redis.keys("rq:job:*")
-    assert_refused(post(guarded, headers, png(color=(1, 2, 3))), challenge)
+    assert_refused(post(guarded, headers=headers), challenge)
     for path in ("/models", "/jobs/" + "0" * 32, "/nope", "/healthy", "/problems"):
         assert_refused(guarded.get(path, headers=headers), challenge)
     assert place.blobs.keys("uploads") == uploads
@@ -216,14 +207,14 @@ def test_a_stranger_is_refused_before_the_body_is_sent(guarded: httpx.Client) ->
 
 
 def test_a_stranger_with_a_large_body_reads_the_refusal(guarded: httpx.Client) -> None:
-    assert_refused(post(guarded, {}, b"\0" * 1_500_000), "Bearer")
+    assert_refused(post(guarded, b"\0" * 1_500_000), "Bearer")
 
 
 def test_the_key_is_in_no_log(guarded: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("DEBUG"):
-        post(guarded, bearer(ALICE))
-        post(guarded, bearer("wrong-key"))
-        post(guarded, {"X-API-Key": BOB})
+        post(guarded, headers=bearer(ALICE))
+        post(guarded, headers=bearer("wrong-key"))
+        post(guarded, headers={"X-API-Key": BOB})
     assert caplog.text
     for secret in (ALICE, BOB, "wrong-key", ALICES.digest):
         assert secret not in caplog.text
@@ -281,18 +272,6 @@ def test_a_public_address_needs_keys(host: str, settings: dict[str, Any], starts
         require_auth_for_public_bind(Settings(**settings), host)
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-
-
 @pytest.mark.parametrize(
     ("environment", "words"),
     [
@@ -321,7 +300,7 @@ def test_serve_refuses_before_anything_is_started(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = str(probe.getsockname()[1])
     serve = ("-m", "service.local.serve", "--host", "0.0.0.0", "--port", port)
-    done = run(*serve, "--data", str(tmp_path), SEMPLES_KEYS="", SEMPLES_KEYS_FILE="")
+    done = python(*serve, "--data", str(tmp_path), SEMPLES_KEYS="", SEMPLES_KEYS_FILE="", check=False)
     assert done.returncode == 3
     assert done.stderr.startswith("semples serve: expected API keys")
     assert done.stderr.count("\n") == 1

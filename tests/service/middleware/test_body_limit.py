@@ -1,7 +1,5 @@
 """Clients that take their time: a body has to come within bounds, and then the connection ends."""
 
-from __future__ import annotations
-
 import socket
 import threading
 from collections.abc import Iterator
@@ -20,7 +18,6 @@ CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (len(PART),
 @pytest.fixture(scope="module")
 def strict(place: Place, running_worker: WorkerProcess) -> Iterator[httpx.Client]:
     """An API with little patience."""
-    del running_worker
     with http_api(place, body_seconds=1.0, body_rate=50_000) as client:
         yield client
 
@@ -53,9 +50,7 @@ def talk(api: httpx.Client, head: bytes, drop: bytes, *, pause: float = 0.05) ->
 
 
 @pytest.mark.parametrize(
-    ("head", "drop"),
-    [(DECLARED, b"x"), (CHUNKED, b"1\r\nx\r\n")],
-    ids=["length declared", "chunks"],
+    ("head", "drop"), [(DECLARED, b"x"), (CHUNKED, b"1\r\nx\r\n")], ids=["length declared", "chunks"]
 )
 def test_a_slow_body_is_refused(strict: httpx.Client, place: Place, head: bytes, drop: bytes) -> None:
     answer = talk(strict, head, drop)

@@ -1,7 +1,5 @@
 """Around a request: its id, its line in the log, and nothing secret in either."""
 
-from __future__ import annotations
-
 import json
 import logging
 import socket
@@ -18,6 +16,7 @@ from service.api import errors
 from service.local.supervisor import Child, Command
 from service.metrics import HttpMetrics
 from service.middleware.observability import RequestLogger
+from tests.helpers.posting import new_photo, post
 from tests.helpers.service_fixtures import Place, WorkerProcess, http_api, png, wait_for
 from worker.queue.rq import fetch_job
 
@@ -61,7 +60,6 @@ def test_errors_have_the_id_too(api: httpx.Client) -> None:
 def test_one_line_a_request_without_its_secrets(
     place: Place, worker: WorkerProcess, access: pytest.LogCaptureFixture
 ) -> None:
-    del worker
     with http_api(place) as api:
         answer = api.post(
             "/pseudo-mask?wait=30&api_key=s3cret",
@@ -85,18 +83,10 @@ def test_one_line_a_request_without_its_secrets(
 
 
 def test_a_job_knows_its_request_but_is_the_same_for_another(place: Place) -> None:
-    def post(api: httpx.Client, request: str) -> str:
-        answer = api.post(
-            "/pseudo-mask",
-            files={"image": png(color=(7, 7, 7))},
-            data={"labels": "cat"},
-            headers={"X-Request-ID": request},
-        )
-        return str(answer.json()["id"])
-
+    photo = new_photo()
     with http_api(place) as api:
-        first = post(api, "r1")
-        assert post(api, "r2") == first
+        first, other = (post(api, photo, headers={"X-Request-ID": each}).json()["id"] for each in ("r1", "r2"))
+        assert first == other
     job = fetch_job(place.redis, first)
     assert job is not None
     assert job.meta["request"] == "r1"
@@ -124,9 +114,7 @@ def broken_app(metrics: HttpMetrics) -> FastAPI:
     return app
 
 
-def test_an_unexpected_error_is_answered_counted_and_logged(
-    access: pytest.LogCaptureFixture,
-) -> None:
+def test_an_unexpected_error_is_answered_counted_and_logged(access: pytest.LogCaptureFixture) -> None:
     metrics = HttpMetrics()
     client = TestClient(broken_app(metrics), raise_server_exceptions=False)
     answer = client.get("/broken/secret", headers={"X-Request-ID": "r1"})
@@ -145,11 +133,7 @@ def test_the_api_as_a_process_logs_json_lines_alone(place: Place, tmp_path: Path
             "api",
             [sys.executable, "-m", "service", "--fd", str(listener.fileno())],
             log=tmp_path / "api.log",
-            environment={
-                "REDIS_URL": place.url,
-                "SEMPLES_BLOBS": str(tmp_path),
-                "SEMPLES_LOG": "json",
-            },
+            environment={"REDIS_URL": place.url, "SEMPLES_BLOBS": str(tmp_path), "SEMPLES_LOG": "json"},
             pass_fds=(listener.fileno(),),
         )
         child = Child(command)

@@ -1,7 +1,5 @@
 """How often one client may post, counted in a real Redis, for all API processes together."""
 
-from __future__ import annotations
-
 import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -13,16 +11,12 @@ import pytest
 
 from service.middleware.auth import _make_key
 from service.middleware.rate_limit import client_of, parse_rate
-from tests.helpers.service_fixtures import Place, http_api, png, valkey, wait_for
+from tests.helpers.posting import post, segment
+from tests.helpers.service_fixtures import Place, http_api, valkey, wait_for
 
 ALICE, ALICES = _make_key("alice")
 BOB, BOBS = _make_key("bob")
 KEYS = f"{ALICES.line},{BOBS.line}"
-
-
-def post(api: httpx.Client, *, color: int = 0, path: str = "/pseudo-mask", **headers: str) -> httpx.Response:
-    data = {"labels": "cat"} if path == "/pseudo-mask" else {}
-    return api.post(path, files={"image": png(color=(color, 0, 0))}, data=data, headers=headers)
 
 
 def assert_limited(response: httpx.Response, *, window: int) -> None:
@@ -34,13 +28,13 @@ def assert_limited(response: httpx.Response, *, window: int) -> None:
 
 def test_the_limit_is_exact(idle: Place) -> None:
     with http_api(idle, rate="3/minute") as api:
-        left = [post(api, color=number) for number in (1, 2)]
-        left.append(post(api, path="/segment"))
+        left = [post(api) for number in (1, 2)]
+        left.append(segment(api))
         assert [response.status_code for response in left] == [202, 202, 202]
         assert all(response.headers["RateLimit-Policy"] == '"posts";q=3;w=60' for response in left)
         standing = [re.fullmatch(r'"posts";r=(\d);t=(\d+)', r.headers["RateLimit"]) for r in left]
         assert [match[1] for match in standing if match] == ["2", "1", "0"]
-        limited = post(api, color=1)
+        limited = post(api)
         assert_limited(limited, window=60)
         assert limited.headers["RateLimit"] == f'"posts";r=0;t={limited.headers["Retry-After"]}'
         # Only posts of images count.
@@ -67,9 +61,9 @@ def test_refused_posts_do_not_count(idle: Place) -> None:
 def test_each_key_has_its_own_limit(idle: Place) -> None:
     with http_api(idle, rate="1/minute", keys=KEYS) as api:
         alice, bob = {"Authorization": f"Bearer {ALICE}"}, {"X-API-Key": BOB}
-        assert post(api, **alice).status_code == 202
-        assert_limited(post(api, **alice), window=60)
-        assert post(api, **bob).status_code == 202
+        assert post(api, headers=alice).status_code == 202
+        assert_limited(post(api, headers=alice), window=60)
+        assert post(api, headers=bob).status_code == 202
         # Strangers are no client at all.
         assert post(api).status_code == 401
         assert idle.redis.keys("*address*") == []
@@ -79,19 +73,19 @@ def test_several_processes_count_together(idle: Place) -> None:
     with ExitStack() as stack:
         apis = [stack.enter_context(http_api(idle, rate="5/minute")) for _ in range(2)]
         with ThreadPoolExecutor(16) as pool:
-            codes = list(pool.map(lambda n: post(apis[n % 2], color=n).status_code, range(16)))
+            codes = list(pool.map(lambda n: post(apis[n % 2]).status_code, range(16)))
     assert sorted(codes) == [202] * 5 + [429] * 11
 
 
 def test_only_a_trusted_proxy_gives_the_address(idle: Place) -> None:
     with http_api(idle, rate="1/minute") as api:
-        assert post(api, **{"X-Forwarded-For": "10.0.0.1"}).status_code == 202
-        assert_limited(post(api, **{"X-Forwarded-For": "10.0.0.2"}), window=60)
+        assert post(api, headers={"X-Forwarded-For": "10.0.0.1"}).status_code == 202
+        assert_limited(post(api, headers={"X-Forwarded-For": "10.0.0.2"}), window=60)
     with http_api(idle, rate="1/minute", trusted_proxies="10.9.0.0/16, 127.0.0.1") as api:
-        assert post(api, **{"X-Forwarded-For": "10.0.0.1"}).status_code == 202
-        assert post(api, **{"X-Forwarded-For": "10.0.0.2"}).status_code == 202
+        assert post(api, headers={"X-Forwarded-For": "10.0.0.1"}).status_code == 202
+        assert post(api, headers={"X-Forwarded-For": "10.0.0.2"}).status_code == 202
         # What a client writes before its proxy's own word is no use.
-        assert_limited(post(api, **{"X-Forwarded-For": "10.0.0.3, 10.0.0.2"}), window=60)
+        assert_limited(post(api, headers={"X-Forwarded-For": "10.0.0.3, 10.0.0.2"}), window=60)
 
 
 @pytest.mark.parametrize(
@@ -119,8 +113,7 @@ def test_without_redis_the_queue_is_unreachable(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "amount", "seconds"),
-    [("60/minute", 60, 60), ("1000 per 2 hours", 1000, 7200), ("5/10second", 5, 10)],
+    ("text", "amount", "seconds"), [("60/minute", 60, 60), ("1000 per 2 hours", 1000, 7200), ("5/10second", 5, 10)]
 )
 def test_rates(text: str, amount: int, seconds: int) -> None:
     rate = parse_rate(text)

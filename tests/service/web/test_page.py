@@ -1,7 +1,5 @@
 """The page in a real browser: photo and labels in, mask out, from a real API and a real worker process."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator
@@ -17,15 +15,14 @@ from models.refine import REFINERS, parse_chain
 from service.local.supervisor import Child, Command
 from service.middleware.auth import _make_key
 from tests.helpers.browser import Open, photo, read_mask
-from tests.helpers.paths import ROOT
-from tests.helpers.service_fixtures import Place, WorkerProcess, http_api, png, wait_for
+from tests.helpers.paths import PHOTO
+from tests.helpers.posting import post, wait_for_status
+from tests.helpers.service_fixtures import Place, WorkerProcess, http_api, png, stop, wait_for
 
 PHONE = {"viewport": {"width": 400, "height": 800}, "has_touch": True, "is_mobile": True}
 
 
-@pytest.fixture(autouse=True)
-def alive(worker: WorkerProcess) -> None:
-    del worker
+pytestmark = pytest.mark.usefixtures("worker")
 
 
 def test_a_photo_and_labels_become_a_mask(visit: Open, api: httpx.Client) -> None:
@@ -63,9 +60,7 @@ def test_views_opacity_and_classes_change_the_picture(visit: Open, api: httpx.Cl
     cams = page.picture()
     assert cams[10, 10].std() > 0  # the cat's color
     assert cams[10, 30].std() == 0  # a bowl that is hidden, so gray
-    with page.page.expect_download() as download:
-        page.page.get_by_role("button", name="Overlay PNG").click()
-    assert read_mask(download.value.path().read_bytes()).shape == (40, 60, 4)
+    assert read_mask(page.download("Overlay PNG")).shape == (40, 60, 4)
 
 
 def test_without_labels_the_model_looks_by_itself(visit: Open, api: httpx.Client) -> None:
@@ -235,15 +230,13 @@ def test_every_control_has_a_name_and_fits(visit: Open, api: httpx.Client, optio
 
 def test_progress_is_shown_and_a_job_can_be_canceled(visit: Open, api: httpx.Client) -> None:
     page = visit(api)
-    page.choose(photo())
-    page.label("slow")
-    page.go()
+    page.send(photo(), "slow")
     expect(page.page.get_by_role("status")).to_have_text("Looking for the classes")
     expect(page.page.locator("#progress[value]")).to_be_attached()
     job = page.job_id()
     page.page.get_by_role("button", name="Cancel").click()
     page.is_in("ready")
-    wait_for(lambda: api.get(f"/jobs/{job}").json()["status"] == "canceled", what="the cancellation")
+    wait_for_status(api, f"/jobs/{job}", "canceled")
 
 
 def test_the_history_is_kept_and_can_be_deleted(visit: Open, api: httpx.Client) -> None:
@@ -304,9 +297,7 @@ def test_a_file_that_is_no_photo(visit: Open, api: httpx.Client) -> None:
 
 def test_an_unknown_label_offers_its_nearest(visit: Open, api: httpx.Client) -> None:
     page = visit(api)
-    page.choose(photo())
-    page.label("bowl", "catt")
-    page.go()
+    page.send(photo(), "bowl", "catt")
     expect(page.problem).to_contain_text("The model does not know “catt”")
     page.problem.get_by_role("button", name="cat", exact=True).click()
     page.is_in("result")
@@ -317,18 +308,14 @@ def test_an_unknown_label_offers_its_nearest(visit: Open, api: httpx.Client) -> 
 def test_a_photo_that_the_service_does_not_take(visit: Open, place: Place) -> None:
     with http_api(place, max_pixels=1000) as small:
         page = visit(small)
-        page.choose(photo())
-        page.label("cat")
-        page.go()
+        page.send(photo(), "cat")
         expect(page.problem).to_contain_text("Image too large")
         page.is_in("ready")
 
 
 def test_a_job_that_fails(visit: Open, api: httpx.Client) -> None:
     page = visit(api)
-    page.choose(photo())
-    page.label("raises")
-    page.go()
+    page.send(photo(), "raises")
     expect(page.problem).to_contain_text("The model could not work on the photo")
     expect(page.problem).not_to_contain_text("secret")
     page.is_in("ready")
@@ -345,13 +332,11 @@ def test_a_job_that_has_expired_is_sent_again(visit: Open, api: httpx.Client, pl
     page.is_in("result")
 
 
-def test_a_service_that_is_away(visit: Open, place: Place) -> None:
+def test_a_service_that_has_stopped(visit: Open, place: Place) -> None:
     with http_api(place) as soon_gone:
         page = visit(soon_gone)
         expect(page.page.locator("#model option")).not_to_have_count(0)
-    page.choose(photo())
-    page.label("cat")
-    page.go()
+    page.send(photo(), "cat")
     expect(page.problem).to_contain_text("The service does not answer")
     expect(page.problem.get_by_role("button", name="Try again")).to_be_visible()
 
@@ -383,9 +368,7 @@ def test_labels_that_the_model_was_not_trained_on(visit: Open, api: httpx.Client
     page = visit(api)
     box = page.page.get_by_role("checkbox", name="Also labels that the model was not trained on")
     expect(box).to_be_visible()
-    page.choose(photo())
-    page.label("cat", "Fire-Truck")
-    page.go()
+    page.send(photo(), "cat", "Fire-Truck")
     expect(page.problem).to_contain_text("The model does not know “Fire-Truck”")
     page.page.get_by_role("button", name="Try “Fire-Truck” all the same").click()
     page.is_in("result")
@@ -414,22 +397,19 @@ def test_a_page_of_a_closed_model_has_no_such_choice(visit: Open, place: Place) 
 # The browser decides masks by the same rule as the service, pixel by pixel.
 
 
-def post(api: httpx.Client, content: bytes, **fields: object) -> Any:
-    answer = api.post("/pseudo-mask?wait=60", files={"image": content}, data=fields)
-    return answer.json()
+def mask_of_job(api: httpx.Client, content: bytes, *labels: str, **options: object) -> tuple[str, bytes]:
+    """Id and mask of a job that is posted beside the page."""
+    job = post(api, content, labels, query="?wait=60", **options).json()
+    return job["id"], api.get(job["links"]["mask"]).content
 
 
 def test_sliders_decide_as_a_new_job_would(visit: Open, api: httpx.Client) -> None:
     content, page = photo(), visit(api)
     page.make(content, "cat", "bowl")
-    for options in (
-        {"background_threshold": 0.85},
-        {"background_threshold": 0.85, "min_confidence": 0.52},
-    ):
+    for options in ({"background_threshold": 0.85}, {"background_threshold": 0.85, "min_confidence": 0.52}):
         page.slide("Background threshold", options["background_threshold"])
         page.slide("Minimum confidence", options.get("min_confidence", 0))
-        job = post(api, content, labels=["cat", "bowl"], **options)
-        mask = api.get(job["links"]["mask"]).content
+        _, mask = mask_of_job(api, content, "cat", "bowl", **options)
         page.wait_for_mask(mask, share=1)
         assert (read_mask(page.download("Mask PNG")) == read_mask(mask)).all()
     assert set(np.unique(page.label_map())) == {0, 1, 2, 255}
@@ -439,30 +419,26 @@ def test_sliders_decide_as_a_new_job_would(visit: Open, api: httpx.Client) -> No
 
 @pytest.fixture
 def demo_worker(place: Place) -> Iterator[None]:
-    arguments = [
-        *(sys.executable, "-m", "worker", "run", "--bundle", "coco-demo", "--device", "cpu"),
-        *("--redis-url", place.url, "--blobs", str(place.data / "blobs")),
-    ]
-    child = Child(Command("demo", arguments, log=place.data / "demo.log", grace=20))
+    program = (sys.executable, "-m", "worker", "run", "--bundle", "coco-demo", "--device", "cpu")
+    child = Child(Command("demo", [*program, *place.options], log=place.data / "demo.log", grace=20))
     yield
-    child.ask_to_stop()
-    child.wait()
+    stop(child)
 
 
 @pytest.mark.usefixtures("demo_worker")
 def test_the_real_model_on_a_real_photo(visit: Open, api: httpx.Client) -> None:
     wait_for(lambda: "coco-demo" in api.get("/models").text, seconds=90, what="the model")
-    content = (ROOT / "benchmarks" / "photos" / "cat.jpg").read_bytes()
+    content = PHOTO.read_bytes()
     page = visit(api)
     page.page.locator("summary").click()
     page.page.get_by_label("Model", exact=True).select_option("coco-demo")
     page.make(content, "cat", "couch")
     page.wait_for_mask(api.get(f"/jobs/{page.job_id()}/mask.png").content)
     options = {"background_threshold": 0.62, "min_confidence": 0.4}
-    job = post(api, content, labels=["cat", "couch"], model="coco-demo", **options)
+    _, mask = mask_of_job(api, content, "cat", "couch", model="coco-demo", **options)
     page.slide("Background threshold", 0.62)
     page.slide("Minimum confidence", 0.4)
-    page.wait_for_mask(api.get(job["links"]["mask"]).content)
+    page.wait_for_mask(mask)
     assert len(np.unique(page.label_map())) >= 3
     # A segmenter's own background, and the background as a power of what the best class leaves.
     for button in ("Take couch away", "Take cat away"):
@@ -471,13 +447,13 @@ def test_the_real_model_on_a_real_photo(visit: Open, api: httpx.Client) -> None:
     page.is_in("running")
     page.is_in("result")
     page.wait_for_mask(api.get(f"/jobs/{page.job_id()}/mask.png").content)
-    job = post(api, content, labels=["cat", "couch"], model="coco-demo", background_power=1.7)
-    page.rename_newest(job["id"])
+    job_id, mask = mask_of_job(api, content, "cat", "couch", model="coco-demo", background_power=1.7)
+    page.rename_newest(job_id)
     page.page.reload()
     page.page.locator(".entry").first.click()
     page.is_in("result")
     expect(page.page.locator("#threshold-value")).to_have_text("by rule")
-    page.wait_for_mask(api.get(job["links"]["mask"]).content)
+    page.wait_for_mask(mask)
 
 
 def test_a_photo_larger_than_the_screen_is_decided_in_its_own_size(visit: Open, api: httpx.Client) -> None:

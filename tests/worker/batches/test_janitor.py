@@ -1,7 +1,5 @@
 """Janitors that are killed in the middle of a batch, or two at once: nothing is lost, and nothing is done twice."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Iterator
@@ -10,8 +8,8 @@ import httpx
 import pytest
 
 from service.local.supervisor import Child
-from tests.helpers.batches import accepted, ended, items, janitor, many, packed, runs
-from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, http_api, wait_for
+from tests.helpers.batches import accepted, ended, items, many, packed, runs
+from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, http_api, janitor_process, wait_for
 
 PHOTOS = 80
 
@@ -21,7 +19,6 @@ pytestmark = pytest.mark.slow  # kills
 @pytest.fixture
 def api(place: Place, worker: WorkerProcess) -> Iterator[httpx.Client]:
     """With so few items in flight that a batch takes many rounds."""
-    del worker
     with http_api(place, max_queue=30) as client:
         yield client
     wait_for(lambda: place.leftovers() == NOTHING, what="an empty queue")
@@ -49,21 +46,19 @@ def each_is_done_once(api: httpx.Client, place: Place, path: str) -> None:
 
 def test_killed_again_and_again(api: httpx.Client, place: Place) -> None:
     path = accepted(api, packed(many(PHOTOS)))
-    kills = 0
-    while kills < 2:
+    for _ in range(2):
         before = left(api, path)
-        with janitor(place) as child:
+        with janitor_process(place) as child:
             wait_for(lambda before=before: left(api, path) < before, what="a step")  # type: ignore[misc]
             kill(child)
-        kills += 1
     assert left(api, path) > 0
-    with janitor(place):
+    with janitor_process(place):
         each_is_done_once(api, place, path)
 
 
 def test_two_at_once(api: httpx.Client, place: Place) -> None:
     path = accepted(api, packed(many(PHOTOS)))
-    with janitor(place), janitor(place) as second:
+    with janitor_process(place), janitor_process(place) as second:
         wait_for(lambda: left(api, path) < PHOTOS, what="a step")
         kill(second)
         each_is_done_once(api, place, path)

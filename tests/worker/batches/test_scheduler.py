@@ -1,24 +1,13 @@
 """The scheduler round by round without a worker: how much it dispatches, and what it may find half done."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.helpers.batches import (
-    accepted,
-    batch_of,
-    counts,
-    finish,
-    items,
-    many,
-    packed,
-    photo,
-    rows,
-)
+from tests.helpers.batches import accepted, batch_of, counts, finish, items, many, packed, rows
+from tests.helpers.posting import new_photo, post
 from tests.helpers.service_fixtures import Place, http_api, png
 from worker.batches.records import BatchRecord
 from worker.batches.scheduler import LOCK_KEY, BatchScheduler
@@ -42,7 +31,7 @@ def test_a_bound_on_items_ahead_that_takes_no_place_of_posted_images(
     for _ in range(2):
         scheduler.dispatch()
         assert (place.jobs.batch.count, counts(api, path)["queued"]) == (20, 20)
-    posts = [api.post("/pseudo-mask", files={"image": photo()}, data={"labels": "cat"}) for _ in range(21)]
+    posts = [post(api) for _ in range(21)]
     assert [each.status_code for each in posts] == [202] * 20 + [503]
     for each in place.jobs.batch.get_job_ids()[:5]:
         finish(place, each)
@@ -150,7 +139,9 @@ def test_a_lost_zip_fails_photos_until_it_is_posted_again(
 
 
 def test_a_photo_that_cannot_be_unpacked(api: httpx.Client, scheduler: BatchScheduler) -> None:
-    data = bytearray(packed({"labels.csv": rows({"a.png": "cat", "b.png": "cat"}), "a.png": png(), "b.png": photo()}))
+    data = bytearray(
+        packed({"labels.csv": rows({"a.png": "cat", "b.png": "cat"}), "a.png": png(), "b.png": new_photo()})
+    )
     at = data.find(b"a.png", data.find(b"PK\x03\x04", 10)) + len("a.png") + 10
     data[at : at + 20] = bytes(20)
     path = accepted(api, bytes(data))

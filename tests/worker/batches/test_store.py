@@ -1,7 +1,5 @@
 """Zips and jobs that batches share with each other and with single posts, and nothing lost between steps."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO
@@ -10,20 +8,9 @@ import httpx
 import pytest
 
 from service.batches.service import BatchService
-from tests.helpers.batches import (
-    accepted,
-    batch_of,
-    counts,
-    expire,
-    finish,
-    items,
-    make_old,
-    many,
-    packed,
-    photo,
-    post,
-    rows,
-)
+from tests.helpers.batches import accepted, batch_of, counts, expire, finish, items, make_old, many, packed, post, rows
+from tests.helpers.posting import new_photo
+from tests.helpers.posting import post as post_image
 from tests.helpers.service_fixtures import Place, http_api
 from worker.batches.records import BatchRecord
 from worker.batches.scheduler import BatchScheduler
@@ -216,12 +203,12 @@ def test_a_job_that_another_batch_canceled_runs_for_this_one(
 def test_a_job_that_is_posted_alone_outlives_the_batch_that_made_it(
     api: httpx.Client, place: Place, scheduler: BatchScheduler
 ) -> None:
-    one = photo()
-    files = {"labels.csv": rows({"a.png": "cat", "b.png": "cat"}), "a.png": one, "b.png": photo()}
+    one = new_photo()
+    files = {"labels.csv": rows({"a.png": "cat", "b.png": "cat"}), "a.png": one, "b.png": new_photo()}
     path = accepted(api, packed(files))
     scheduler.dispatch()
     assert place.jobs.batch.count == 2
-    alone = api.post("/pseudo-mask", files={"image": one}, data={"labels": "cat"}).json()
+    alone = post_image(api, one).json()
     assert alone["id"] == items(api, path)[0]["job"]
     api.delete(path)
     assert place.jobs.batch.count == 0

@@ -1,7 +1,5 @@
 """Which jobs share a batch, what a failure does to the others, and jobs on their way through threads and networks."""
 
-from __future__ import annotations
-
 import threading
 import time
 import uuid
@@ -214,13 +212,7 @@ class Works:
         self.batcher = Batcher(self.context, limits=limits, stall=self.stall)
 
     def job(
-        self,
-        label: str,
-        *,
-        width: int = 30,
-        timeout: int = 30,
-        behind: bool = False,
-        image: Future[Any] | None = None,
+        self, label: str, *, width: int = 30, timeout: int = 30, behind: bool = False, image: Future[Any] | None = None
     ) -> InFlightJob:
         """A job named by its label and a number; preprocessed at once, so that batches are no matter of luck."""
         request = JobRequest(
@@ -367,9 +359,7 @@ def test_a_thread_that_does_not_end_costs_its_job_and_two_the_worker(works: Work
     wait_for(lambda: works.batcher.stuck_threads == 0)  # late, but they ended
 
 
-def test_postprocessing_without_memory_is_tried_again_when_the_others_are_done(
-    works: Works,
-) -> None:
+def test_postprocessing_without_memory_is_tried_again_when_the_others_are_done(works: Works) -> None:
     works.predictor.errors = [MemoryError()]
     assert works.work([works.job("cat"), works.job("cat")]).outcomes() == ["cat JobResult"] * 2
     assert works.predictor.released == 1

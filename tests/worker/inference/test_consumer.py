@@ -1,7 +1,5 @@
 """Connections that break at the worst moment: done is done once, and what was not done is done again."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
@@ -89,8 +87,7 @@ def work(worker: GpuWorker, place: Place, job: Any) -> Any:
 
 @pytest.mark.parametrize("arrives", [True, False])
 @pytest.mark.parametrize(
-    ("label", "result", "failure"),
-    [("cat", "SUCCESSFUL", None), ("raises", "FAILED", "model_error")],
+    ("label", "result", "failure"), [("cat", "SUCCESSFUL", None), ("raises", "FAILED", "model_error")]
 )
 def test_an_end_is_written_once(
     place: Place, worker: GpuWorker, label: str, result: str, failure: str | None, *, arrives: bool

@@ -1,7 +1,5 @@
 """From a request to stored files: the steps of a job, without a queue."""
 
-from __future__ import annotations
-
 import io
 import uuid
 from typing import Any

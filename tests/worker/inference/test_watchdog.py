@@ -1,16 +1,8 @@
 """A stall of the main thread is reported, and a model that does not work any more is found out."""
 
-from __future__ import annotations
-
 import pytest
 
-from worker.inference.watchdog import (
-    IDLE_SECONDS,
-    LATE_SECONDS,
-    PeriodicSelfTest,
-    SelfTestError,
-    StallDetector,
-)
+from worker.inference.watchdog import IDLE_SECONDS, LATE_SECONDS, PeriodicSelfTest, SelfTestError, StallDetector
 
 
 class Clock:

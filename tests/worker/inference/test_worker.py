@@ -1,7 +1,5 @@
 """A worker's life and death: nothing that was accepted is lost, nothing is left behind, and a stuck worker ends."""
 
-from __future__ import annotations
-
 import re
 import threading
 import time
@@ -17,13 +15,7 @@ from tests.helpers.service_doubles import NAMES, DoublePredictor
 from tests.helpers.service_fixtures import LEASE, NOTHING, Place, WorkerProcess, png, wait_for
 from worker.inference.pipeline import WorkerContext
 from worker.inference.watchdog import StallDetector
-from worker.inference.worker import (
-    STUCK_EXIT_CODE,
-    STUCK_GRACE_SECONDS,
-    GpuWorker,
-    _HeartbeatGap,
-    _make_worker,
-)
+from worker.inference.worker import STUCK_EXIT_CODE, STUCK_GRACE_SECONDS, GpuWorker, _HeartbeatGap, _make_worker
 from worker.periodic import PeriodicThread
 from worker.queue.registry import (
     Explanation,

@@ -1,7 +1,5 @@
 """What an exception means to the client, whether the job is tried again, and what is left of jobs that kill workers."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Workers and models that are announced, and how long they are known."""
 
-from __future__ import annotations
-
 from tests.helpers.service_fixtures import Place
 from worker.queue.registry import WorkerInfo, known_models, live_workers
 

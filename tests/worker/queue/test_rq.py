@@ -1,7 +1,5 @@
 """The queue on RQ: what a hostile or unlucky entry in Redis can do, and in which order jobs are taken."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
@@ -31,13 +29,7 @@ from worker.queue.rq import (
     open_redis,
     queue_stats,
 )
-from worker.queue.schema import (
-    FAILURE_SECONDS,
-    MAX_JOB_ATTEMPTS,
-    QUEUE_SECONDS,
-    RESULT_SECONDS,
-    TASK_PATHS,
-)
+from worker.queue.schema import FAILURE_SECONDS, MAX_JOB_ATTEMPTS, QUEUE_SECONDS, RESULT_SECONDS, TASK_PATHS
 
 PSEUDO_MASK = TASK_PATHS["pseudo_mask"]
 
@@ -58,14 +50,7 @@ def smuggle(place: Place, path: str, *args: Any, **options: Any) -> Job:
 
 
 @pytest.mark.parametrize(
-    "path",
-    [
-        "os.system",
-        "builtins.eval",
-        "worker.inference.pipeline.upload",
-        "worker.inference.worker.run",
-        "",
-    ],
+    "path", ["os.system", "builtins.eval", "worker.inference.pipeline.upload", "worker.inference.worker.run", ""]
 )
 def test_other_paths_are_refused(place: Place, path: str) -> None:
     job = AllowedJob.create(path, args=("true",), connection=place.redis, serializer=JSONSerializer)

@@ -1,7 +1,5 @@
 """Records and names on the wire."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -42,10 +40,7 @@ def test_equal_requests_are_one_job_and_survive_json() -> None:
         {"options": MaskOptions(refine="none", min_confidence=0.0, background_power=0.4)},
         {
             "options": MaskOptions(
-                refine="none",
-                min_confidence=0.0,
-                background_threshold=0.4,
-                class_thresholds={"cat": 0.5},
+                refine="none", min_confidence=0.0, background_threshold=0.4, class_thresholds={"cat": 0.5}
             )
         },
         {"task": "segment"},

@@ -1,7 +1,5 @@
 """Webhooks: payload and signature, the address that an attempt goes to, retries, and none lost or sent too early."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging
@@ -20,16 +18,8 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from service.api.schemas import JobDocument
 from tests.helpers.service_fixtures import Place
-from tests.helpers.webhooks import (
-    PUBLIC,
-    SECRET,
-    Notifications,
-    Receiver,
-    receiving,
-    resolver,
-    send,
-    subscription,
-)
+from tests.helpers.serving import free_port
+from tests.helpers.webhooks import PUBLIC, SECRET, Notifications, Receiver, receiving, resolver, send, subscription
 from worker.queue.failures import describe_failure
 from worker.webhooks import store
 from worker.webhooks.sender import (
@@ -78,17 +68,9 @@ def test_a_signature_is_of_its_time(receiver: Receiver) -> None:
 @pytest.mark.parametrize(
     ("status", "outcome"),
     [
-        (200, "delivered"),
-        (202, "delivered"),
-        (301, "retry"),
-        (302, "retry"),
-        (307, "retry"),
-        (400, "retry"),
-        (404, "retry"),
+        *((status, "delivered") for status in (200, 202)),
+        *((status, "retry") for status in (301, 302, 307, 400, 404, 429, 500, 503)),
         (410, "rejected"),
-        (429, "retry"),
-        (500, "retry"),
-        (503, "retry"),
     ],
 )
 def test_what_answers_mean(receiver: Receiver, status: int, outcome: str) -> None:
@@ -105,9 +87,7 @@ def test_the_answers_body_is_not_read(receiver: Receiver) -> None:
 
 
 def test_nobody_listens() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    attempt = send(f"http://127.0.0.1:{port}/")
+    attempt = send(f"http://127.0.0.1:{free_port()}/")
     assert attempt.outcome == "retry"
     assert attempt.reason
 
@@ -172,10 +152,7 @@ def test_the_payload_of_each_end(place: Place) -> None:
         job.meta = {"failure": describe_failure(MemoryError()).model_dump()} if word == "failed" else {}
         payload = json.loads(_build_payload(subscribed, job, now=NOW))
         data = payload["data"]
-        assert (payload["type"], payload["timestamp"]) == (
-            f"job.{word}",
-            "2026-01-02T03:04:05.678900Z",
-        )
+        assert (payload["type"], payload["timestamp"]) == (f"job.{word}", "2026-01-02T03:04:05.678900Z")
         assert {key: data[key] for key in shared} == shared
         assert data["status"] == word
         assert data["links"]["self"] == link
@@ -214,7 +191,6 @@ def test_a_name_is_resolved_once(receiver: Receiver) -> None:
     answers = [["127.0.0.1"], ["127.0.0.9"]]
 
     async def resolve(host: str, port: int) -> Sequence[str]:
-        del host, port
         return answers.pop(0)
 
     assert send(receiver.url(host="hooks.test"), resolve=resolve).outcome == "delivered"
@@ -294,9 +270,7 @@ def test_sent_once_to_each_url_of_a_job(hooks: Notifications) -> None:
     assert sorted(hooks.received()) == ["/a job.finished", "/b job.finished"]
 
 
-def test_a_job_that_is_gone_is_reported_once_it_should_have_been_queued(
-    hooks: Notifications,
-) -> None:
+def test_a_job_that_is_gone_is_reported_once_it_should_have_been_queued(hooks: Notifications) -> None:
     hooks.subscribe("0" * 32)
     assert hooks.deliver() == 0
     assert hooks.deliver(after=GRACE_SECONDS) == 0
@@ -330,11 +304,7 @@ def test_a_subscription_that_is_replaced_meanwhile_is_kept(hooks: Notifications,
 
 
 def test_many_are_sent_at_once_but_not_to_one_host_and_none_is_lost(hooks: Notifications) -> None:
-    async def everybody(host: str, port: int) -> Sequence[str]:
-        del host, port
-        return ["127.0.0.1"]
-
-    hooks.sender = Sender(parse_secret(SECRET), allow_private=True, resolve=everybody)
+    hooks.sender = Sender(parse_secret(SECRET), allow_private=True, resolve=resolver("127.0.0.1"))
     job = hooks.post("/0")
     for number in range(1, MAX_PER_HOST + 20):
         hooks.subscribe(job.id, f"/{number}")
@@ -394,9 +364,7 @@ def test_delays_grow_to_about_a_day_and_are_spread() -> None:
 
 
 def test_a_recipient_that_stays_down_is_given_up(hooks: Notifications, caplog: pytest.LogCaptureFixture) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    job = hooks.post(url=f"http://127.0.0.1:{port}/hook?key=secret")
+    job = hooks.post(url=f"http://127.0.0.1:{free_port()}/hook?key=secret")
     job.set_status(JobStatus.FINISHED)
     assert [hooks.deliver(after=1e5) for _ in range(MAX_DELIVERIES + 1)] == [1] * MAX_DELIVERIES + [0]
     assert hooks.left() == []
@@ -411,20 +379,6 @@ def test_410_ends_the_attempts(hooks: Notifications, caplog: pytest.LogCaptureFi
     assert hooks.deliver() == 1
     assert hooks.left() == []
     assert "after 1 attempts: answered 410" in caplog.text
-
-
-def test_a_name_that_now_resolves_to_a_private_address_is_given_up(
-    hooks: Notifications, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def rebound(host: str, port: int) -> Sequence[str]:
-        del host, port
-        return [PUBLIC, "127.0.0.1"]
-
-    hooks.sender = Sender(parse_secret(SECRET), resolve=rebound)
-    hooks.post(url=hooks.receiver.url(host="hooks.test")).set_status(JobStatus.FINISHED)
-    assert hooks.deliver() == 1
-    assert (hooks.received(), hooks.left()) == ([], [])
-    assert "webhook to hooks.test given up after 1 attempts: expected a host on the internet" in caplog.text
 
 
 def test_a_janitor_that_dies_while_sending_sends_it_again(hooks: Notifications) -> None:
