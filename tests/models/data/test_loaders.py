@@ -76,19 +76,20 @@ def batches(
 
 def test_random_batches_depend_on_seed_and_epoch_alone(batches: Callable[..., loaders.RandomBatches[Any]]) -> None:
     alone = batches(batch_size=3, workers=0)
-    first = list(alone.epoch(0))
+    first, second = list(alone.epoch(0)), list(alone.epoch(1))
     assert [len(images) for images, _ in first] == [3, 3]
     assert [len(images) for images, _ in batches(batch_size=64, workers=0).epoch(0)] == [8]
     torch.rand(3)  # the process may draw other numbers
     np.random.rand(3)
     random.random()
     for other in (alone, batches(batch_size=3, workers=2)):
-        for (images, labels), (same, known) in zip(other.epoch(0), first, strict=True):
+        again = [*other.epoch(0), *other.epoch(1)]
+        for (images, labels), (same, known) in zip(again, [*first, *second], strict=True):
             assert torch.equal(images, same)
             assert torch.equal(labels, known)
     (last,) = alone.epoch(0, skip=1)
     assert torch.equal(last[0], first[1][0])
-    assert not torch.equal(next(alone.epoch(1))[0], first[0][0])
+    assert not torch.equal(second[0][0], first[0][0])
 
 
 def test_processes_share_random_batches(batches: Callable[..., loaders.RandomBatches[Any]]) -> None:
