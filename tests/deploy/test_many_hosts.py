@@ -25,8 +25,8 @@ from service.local.supervisor import Child, Command
 from tests.helpers.batches import accepted, ended, many, packed
 from tests.helpers.paths import ROOT
 from tests.helpers.s3_server import BUCKET, aws_environment, moto_server
-from tests.helpers.service_fixtures import LEASE, png, wait_for
-from tests.helpers.serving import free_port
+from tests.helpers.service_fixtures import LEASE, png, stop, wait_for
+from tests.helpers.serving import answers, free_port
 from worker.queue.registry import live_workers
 from worker.queue.rq import fetch_job, open_redis
 from worker.queue.schema import queue_name
@@ -53,8 +53,7 @@ class Host:
 
     def stop(self) -> None:
         for child in reversed(self.children):
-            child.ask_to_stop()
-            child.wait()
+            stop(child)
 
 
 @dataclass
@@ -96,7 +95,7 @@ class Site:
         program = [sys.executable, "-m", "service", "--port", str(port)]
         self.host("front").run("api", *program, **self.environment)
         self.api.base_url = f"http://127.0.0.1:{port}"
-        wait_for(self._api_is_ready, what="the API")
+        wait_for(lambda: answers(f"http://127.0.0.1:{port}/ready"), what="the API")
 
     def start_janitor(self) -> None:
         program = [sys.executable, "-m", "worker", "janitor", "--interval", "0.2"]
@@ -131,12 +130,6 @@ class Site:
             port = int(self.environment["REDIS_URL"].rpartition(":")[2].partition("/")[0])
             return probe.connect_ex(("127.0.0.1", port)) == 0
 
-    def _api_is_ready(self) -> bool:
-        try:
-            return self.api.get("/ready").status_code == 200
-        except httpx.TransportError:
-            return False
-
     def stop(self) -> None:
         self.api.close()
         for host in reversed(self.hosts):
@@ -164,7 +157,7 @@ def test_two_hosts_share_the_work_and_one_dies(site: Site) -> None:
     children = {name: site.start_worker(name) for name in ("anna", "bert")}
     site.start_api()
 
-    # Whoever is busy leaves the next job to the other.
+    # The busy worker leaves the next job to the other.
     first = site.post("slow", 1)
     busy = site.running(first)
     second = site.post("slow", 2)
@@ -173,7 +166,7 @@ def test_two_hosts_share_the_work_and_one_dies(site: Site) -> None:
     done = [site.finished(job) for job in jobs]
     assert set(done) == {"anna", "bert"}
 
-    # Whoever made it, the API has it from S3.
+    # The API has each result from S3.
     for job in jobs:
         mask = Image.open(io.BytesIO(site.api.get(f"{job}/mask.png").raise_for_status().content))
         assert mask.size == (30, 20)
@@ -194,8 +187,7 @@ def test_two_hosts_share_the_work_and_one_dies(site: Site) -> None:
     assert site.redis.llen(key) == site.redis.llen(f"{key}:intermediate") == 0
     assert len(BlobStore.open(site.environment["SEMPLES_BLOBS"]).keys("uploads")) == len(jobs) + 1
     (survivor,) = (child for name, child in children.items() if name != victim)
-    survivor.ask_to_stop()
-    survivor.wait()
+    stop(survivor)
     assert survivor.exit_code == 0
     # The only things that were written are in Redis and in S3.
     written = [path for host in site.hosts for path in host.folder.rglob("*") if path.is_file()]

@@ -12,14 +12,7 @@ _FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE |
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block.
-
-    Attributes:
-        language: the first word of its info string; empty without one.
-        words: the others, which a page's readers do not see.
-        text: what is inside, with its line break at the end.
-        line: of its fence, from 1.
-    """
+    """A fenced block: its language, the other words of its info string, its text, and its fence's line from 1."""
 
     language: str
     words: tuple[str, ...]
@@ -28,12 +21,10 @@ class Block:
 
     @property
     def head(self) -> str:
-        """Return its first line."""
         return self.text.partition("\n")[0]
 
     @property
     def body(self) -> str:
-        """Return what follows the first line."""
         return self.text.partition("\n")[2]
 
 

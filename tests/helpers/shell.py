@@ -13,11 +13,7 @@ from tests.helpers.paths import ROOT
 
 
 class Shell:
-    """Runs scripts as people type them.
-
-    Args:
-        folder: where; it gets a folder ``bin``.
-    """
+    """Runs scripts in a folder as people type them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

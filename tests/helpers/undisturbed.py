@@ -49,7 +49,6 @@ class InstantPredictor(DoublePredictor):
         found: Sequence[Sequence[ClassInfo]],
         on_progress: OnProgress,
     ) -> list[HalfDone]:
-        del on_progress
         return [HalfDone(*each) for each in zip(batch, found, strict=True)]
 
 

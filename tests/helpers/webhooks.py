@@ -36,21 +36,13 @@ class Delivery:
 
 @dataclass
 class Receiver:
-    """Server on 127.0.0.1 that records requests.
-
-    Attributes:
-        port: it listens on.
-        statuses: of the next answers, then 204.
-        deliveries: in order.
-        location: of its redirects.
-        unread: beginning of a body that is announced as longer.
-    """
+    """Server on 127.0.0.1 that records requests."""
 
     port: int
-    statuses: list[int] = field(default_factory=list)
+    statuses: list[int] = field(default_factory=list)  # of the next answers, then 204
     deliveries: list[Delivery] = field(default_factory=list)
-    location: str = ""
-    unread: bytes = b""
+    location: str = ""  # of redirects
+    unread: bytes = b""  # beginning of a body that is announced as longer
 
     def url(self, path: str = "/hook", *, host: str = "127.0.0.1", scheme: str = "http") -> str:
         return f"{scheme}://{host}:{self.port}{path}"

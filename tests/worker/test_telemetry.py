@@ -4,9 +4,7 @@ import gzip
 import io
 import json
 import logging
-import os
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,13 +17,13 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.helpers.paths import ROOT
+from tests.helpers.command import python
 from tests.helpers.service_doubles import DoublePredictor
 from tests.helpers.service_fixtures import Place, http_api, png, valkey, wait_for
 from worker import telemetry
 from worker.inference.pipeline import WorkerContext
 from worker.inference.worker import _make_worker
-from worker.queue.registry import ModelInfo, WorkerInfo, announce
+from worker.queue.registry import ModelInfo
 from worker.queue.rq import fetch_job
 from worker.queue.schema import JobRequest
 from worker.settings import WorkerSettings
@@ -194,10 +192,8 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
     """A Redis whose model is announced, and whose worker is this process."""
-    predictor = DoublePredictor()
-    model = ModelInfo.model_validate(predictor.info.to_json())
     with valkey(tmp_path) as there:
-        announce(there.redis, WorkerInfo(name="w", model=model.ref, device="", host="", pid=1), model)
+        there.announce()
         yield there
 
 
@@ -300,15 +296,7 @@ with telemetry.server_span("request", {{}}):
 
 
 def run_script(first: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(first=first)],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
+    return python("-c", SCRIPT.format(first=first), **environment)
 
 
 def test_spans_reach_the_collector_that_the_environment_names() -> None:
@@ -332,5 +320,4 @@ def test_an_endpoint_without_the_extra_is_a_warning() -> None:
 
 def test_off_means_that_the_exporter_is_not_even_imported() -> None:
     code = "import sys, service.app, worker.inference.worker; print('opentelemetry.exporter' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    assert python("-c", code).stdout.strip() == "False"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from service.local.supervisor import Child, Command
 from tests.helpers.paths import ROOT
-from tests.helpers.service_fixtures import wait_for
+from tests.helpers.service_fixtures import stop, wait_for
+from tests.helpers.serving import alive
 
 
 def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
@@ -22,11 +23,7 @@ def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
     wait_for(lambda: b"/bin/sleep" in Path(f"/proc/{pid}/cmdline").read_bytes())
     parent.kill()
     parent.communicate()
-    wait_for(lambda: not Path(f"/proc/{pid}").exists() or _is_zombie(pid), what="its end")
-
-
-def _is_zombie(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    wait_for(lambda: not alive({pid}), what="its end")
 
 
 def test_a_child_that_does_not_listen_is_killed(tmp_path: Path) -> None:
@@ -37,8 +34,7 @@ def test_a_child_that_does_not_listen_is_killed(tmp_path: Path) -> None:
     ]
     child = Child(Command("deaf", command, log=tmp_path / "log", grace=0.2))
     wait_for(lambda: child.last_log_line() == "deaf")
-    child.ask_to_stop()
-    child.wait()
+    stop(child)
     assert child.exit_code == -signal.SIGKILL
 
 

@@ -17,6 +17,7 @@ from worker.inference.pipeline import WorkerContext
 from worker.inference.watchdog import StallDetector
 from worker.inference.worker import STUCK_EXIT_CODE, STUCK_GRACE_SECONDS, GpuWorker, _HeartbeatGap, _make_worker
 from worker.periodic import PeriodicThread
+from worker.queue.failures import dead_letters
 from worker.queue.registry import (
     Explanation,
     ModelInfo,
@@ -63,6 +64,7 @@ def test_a_job_that_kills_workers_is_failed_after_three(place: Place, worker: Wo
     job.refresh()
     assert job.get_status() == "failed"
     assert job.meta["failure"]["code"] == "worker_died"
+    assert [letter.job for letter in dead_letters(place.redis)] == [job.id]
     assert place.wait_done(other).get_status() == "finished"
     assert len(pids) == 4  # three that died, and the one that found out
     assert place.leftovers() == NOTHING
@@ -121,7 +123,6 @@ def test_a_misbehaving_job_fails_alone_and_once(place: Place, worker: WorkerProc
 def test_a_model_that_does_not_work_is_one_line_and_never_ready(
     place: Place, worker: WorkerProcess, bundle: str, reason: str
 ) -> None:
-    del worker
     before = {each.name for each in live_workers(place.redis)}
     failing = WorkerProcess(place, bundle=bundle)
     child = failing.start(ready=False)
@@ -206,8 +207,8 @@ def test_a_heartbeat_explains_the_model_once(place: Place, lone_worker: GpuWorke
     lone_worker.send_heartbeat()
     [model] = known_models(place.redis)
     key = _explanation_key(model.version)
-    told = explanation_of(place.redis, model)
-    assert told.nearest_nouns["cat"][0].noun == "sofa"
+    explained = explanation_of(place.redis, model)
+    assert explained.nearest_nouns["cat"][0].noun == "sofa"
     assert b"sofa" not in place.redis.get("semples:model:double")  # which every request reads
     place.redis.expire(key, 5)
     lone_worker.send_heartbeat()
@@ -215,7 +216,7 @@ def test_a_heartbeat_explains_the_model_once(place: Place, lone_worker: GpuWorke
     place.redis.delete(key)  # a Redis that has lost its memory
     assert explanation_of(place.redis, model) == Explanation()
     lone_worker.send_heartbeat()
-    assert explanation_of(place.redis, model) == told
+    assert explanation_of(place.redis, model) == explained
 
 
 def test_a_main_thread_that_is_stuck_ends_the_process(

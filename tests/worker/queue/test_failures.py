@@ -1,8 +1,5 @@
 """What an exception means to the client, whether the job is tried again, and what is left of jobs that kill workers."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import Future
 from datetime import UTC, datetime
@@ -20,8 +17,8 @@ from rq.utils import now
 from models.data.classes import UnknownLabelError
 from models.data.images import ImageError
 from models.inference.masks import CannotSegmentError
-from tests.helpers.paths import ROOT
-from tests.helpers.service_fixtures import NOTHING, Place, wait_for
+from tests.helpers.command import python
+from tests.helpers.service_fixtures import NOTHING, Place
 from tests.helpers.service_fixtures import WorkerProcess as Worker
 from worker.inference.consumer import InFlightJob
 from worker.queue import failures
@@ -130,14 +127,8 @@ def listed(place: Place) -> list[str]:
 
 
 def command(place: Place, *arguments: str) -> tuple[int, str, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "worker", "dead", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"REDIS_URL": place.url, "SEMPLES_BLOBS": str(place.data / "blobs"), "COLUMNS": "200"},
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+    environment = {"REDIS_URL": place.url, "SEMPLES_BLOBS": str(place.data / "blobs"), "COLUMNS": "200"}
+    done = python("-m", "worker", "dead", *arguments, check=False, **environment)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -238,16 +229,3 @@ def test_the_command_without_redis(place: Place, url: str) -> None:
     assert (code, output) == (3, "")
     assert errors.startswith("semples dead: ")
     assert errors.count("\n") == 1
-
-
-def test_a_job_that_kills_workers_comes_here(place: Place) -> None:
-    worker = Worker(place)
-    job: Any = place.post("kills")
-
-    def failed() -> bool:
-        worker.ensure()
-        return bool(job.get_status() == "failed")
-
-    wait_for(failed, seconds=90, what="the third death")
-    assert listed(place) == [job.id]
-    assert worker.stop() == 0

@@ -101,7 +101,6 @@ def test_a_worker_refuses_a_smuggled_job_and_goes_on(place: Place, worker: Worke
 
 
 def test_a_job_of_an_older_service_is_a_pseudo_mask(place: Place, worker: WorkerProcess) -> None:
-    del worker
     record = place.request("cat").model_dump(mode="json")
     options = {"refine": "none", "background_threshold": 0.4, "min_confidence": 0.0}
     old = {key: record[key] for key in ("image", "labels", "model")}

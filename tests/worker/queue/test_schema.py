@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from models.bundle.manifest import _SegmentDefaults, read_info
 from models.inference.masks import MaskOptions
 from tests.helpers.service_doubles import Info
-from worker.queue.registry import Explanation, ModelInfo
+from tests.helpers.service_fixtures import Place
+from worker.queue.registry import Explanation, ModelInfo, WorkerInfo, known_models, live_workers
 from worker.queue.schema import JobRequest, ModelRef, Progress
 
 
@@ -109,3 +110,15 @@ def test_a_real_bundle_can_be_announced(tiny_bundle: object) -> None:
     assert {name: [vars(noun) for noun in nouns] for name, nouns in explained.items()} == {
         name: [vars(noun) for noun in nouns] for name, nouns in info.nearest_nouns.items()
     }
+
+
+def test_a_worker_whose_lease_expired_is_dropped(place: Place) -> None:
+    place.redis.flushdb()
+    place.redis.sadd("semples:workers", "ghost")
+    assert live_workers(place.redis) == ()
+    assert place.redis.smembers("semples:workers") == set()
+    assert known_models(place.redis) == ()
+    info = WorkerInfo.model_validate(
+        {"name": "w", "model": {"name": "m", "version": "1"}, "device": "", "host": "", "pid": 1}
+    )
+    assert info.jobs_in_hand == 0
