@@ -101,7 +101,7 @@ class RedisCollector(Collector):
         jobs = _gauge("semples_queue_jobs", "Jobs in Redis by state.", "model", "state")
         oldest = _gauge(
             "semples_queue_oldest_seconds",
-            "Seconds that the next job has waited; 0 if none waits.",
+            "Seconds that the next interactive job has waited; 0 if none waits.",
             "model",
         )
         queues = [JobQueue(self._redis, model) for model in models]

@@ -197,7 +197,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class _QueueStats:
-    """Jobs of a model by state, and the seconds that its next job has waited, 0 if none waits."""
+    """Jobs of a model by state, and the seconds that its next interactive job has waited, 0 if none waits."""
 
     jobs: dict[str, int]
     oldest: float
@@ -300,28 +300,28 @@ def job_queues(redis: Redis, *, lease: int = LEASE_SECONDS) -> list[JobQueue]:
 
 
 def queue_stats(queues: Sequence[JobQueue], *, moment: datetime) -> list[_QueueStats]:
-    """Return each model's numbers of jobs and the age of its oldest one at a moment, in two round trips."""
+    """Return each model's numbers of jobs and its next interactive job's wait until a moment, in two round trips."""
     if not queues:
         return []
-    redis, width = queues[0].redis, len(STATES) + 1
+    redis, width = queues[0].redis, len(STATES)
     with redis.pipeline(transaction=False) as pipeline:
         for each in (rq_queue for queue in queues for rq_queue in queue.rq_queues):
             pipeline.llen(each.key)
             pipeline.llen(each.intermediate_queue_key)
             for registry in STATES[2:]:
                 pipeline.zcard(getattr(each, f"{registry}_job_registry").key)
-            pipeline.lindex(each.key, 0)
+        for queue in queues:
+            pipeline.lindex(queue.interactive.key, 0)
         answers = pipeline.execute()
-        for job_id in answers[width - 1 :: width]:
+        for job_id in answers[-len(queues) :]:
             pipeline.hget(Job.key_for(job_id.decode() if job_id else ""), "enqueued_at")
         queued_at = [str_to_date(each) if each else moment for each in pipeline.execute()]
     stats = []
-    for number in range(0, len(queued_at), 2):  # a model has two queues
-        first, second = (answers[n * width : (n + 1) * width - 1] for n in (number, number + 1))
+    for number, since in enumerate(queued_at):
+        first, second = (answers[n * width : (n + 1) * width] for n in (2 * number, 2 * number + 1))
         jobs = {state: a + b for state, a, b in zip(STATES, first, second, strict=True)}
         # Not below 0 where two hosts' clocks differ.
-        oldest = max(0.0, (moment - min(queued_at[number : number + 2])).total_seconds())
-        stats.append(_QueueStats(jobs, oldest))
+        stats.append(_QueueStats(jobs, max(0.0, (moment - since).total_seconds())))
     return stats
 
 

@@ -11,7 +11,7 @@ from rq import Callback, Retry
 from rq.exceptions import DequeueTimeout
 from rq.job import Job
 from rq.serializers import JSONSerializer
-from rq.utils import now
+from rq.utils import now, utcformat
 from rq.webhook import Webhook
 
 from tests.helpers.service_fixtures import LEASE, NOTHING, Place, WorkerProcess, wait_for
@@ -225,6 +225,17 @@ def test_both_queues_are_counted(empty: Place) -> None:
     [stats] = queue_stats([empty.jobs], moment=now())
     assert (stats.jobs["queued"], stats.jobs["taken"]) == (1, 1)
     assert queue_stats([], moment=now()) == []
+
+
+def test_an_item_of_a_batch_that_waits_long_is_no_old_job(empty: Place) -> None:
+    queued(empty, batch=True)
+    later = now() + timedelta(hours=1)
+    [stats] = queue_stats([empty.jobs], moment=later)
+    assert (stats.jobs["queued"], stats.oldest) == (1, 0)
+    job = queued(empty)
+    empty.redis.hset(job.key, "enqueued_at", utcformat(later - timedelta(seconds=5)))
+    [stats] = queue_stats([empty.jobs], moment=later)
+    assert 0 < stats.oldest < 6
 
 
 def test_a_passage_through_the_intermediate_list_is_no_stay(empty: Place) -> None:
