@@ -81,7 +81,12 @@ end
 return taken
 """
 _PUT_BACK = """
-if redis.call('LREM', KEYS[1], 0, ARGV[1]) > 0 then redis.call('LPUSH', KEYS[2], ARGV[1]) end
+if redis.call('LREM', KEYS[1], 0, ARGV[1]) + redis.call('LREM', KEYS[2], 0, ARGV[1]) > 0 then
+    redis.call('LPUSH', KEYS[3], ARGV[1])
+end
+"""
+_DROP_EXPIRED = """
+if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('LREM', KEYS[2], 0, ARGV[1]) end
 """
 _STATES = """
 local answer = {}
@@ -363,9 +368,11 @@ class JobQueue:
         if earlier is not None:
             with suppress(InvalidJobOperation):  # it expired just now
                 earlier.delete()
-        queue = self.batch if batch else self.interactive
+        queue, other = (self.batch, self.interactive) if batch else (self.interactive, self.batch)
         with self.redis.pipeline() as pipeline:
             add_event(pipeline, job.id, "status", {"status": "queued"})
+            # The id of an expired job, which would be taken a second time.
+            pipeline.eval(_DROP_EXPIRED, 2, job.key, other.key, job.id)
             pipeline.sadd(queue.redis_queues_keys, queue.key)
             pipeline.execute()
             try:
@@ -462,8 +469,7 @@ class JobQueue:
         found = fetch_jobs(self.redis, job_ids)
         for job_id, job in zip(job_ids, found, strict=True):
             if job is None:  # expired while it waited
-                for queue in self.rq_queues:
-                    self.redis.lrem(queue.intermediate_queue_key, 0, job_id)
+                self._drop_taken(self.redis, job_id)
         return [job for job in found if job is not None]
 
     def put_back(self, jobs: Sequence[Job]) -> None:
@@ -472,13 +478,19 @@ class JobQueue:
             self._put_back(self._rq_queue(job), job.id)
 
     def _put_back(self, queue: LeasedQueue, job_id: str) -> None:
-        self.redis.eval(_PUT_BACK, 2, queue.intermediate_queue_key, queue.key, job_id)
+        keys = [each.intermediate_queue_key for each in self.rq_queues]
+        self.redis.eval(_PUT_BACK, 3, *keys, queue.key, job_id)
+
+    def _drop_taken(self, redis: Redis, job_id: str) -> None:
+        """Remove an id from the intermediate lists; a job's queue does not say from which one its id was taken."""
+        for queue in self.rq_queues:
+            redis.lrem(queue.intermediate_queue_key, 0, job_id)
 
     def skip_finished(self, jobs: Sequence[Job]) -> list[Job]:
         """Return the taken jobs that wait; drop those that were queued twice and have been worked on already."""
         ended = [job for job in jobs if job.get_status(refresh=False) != JobStatus.QUEUED]
         for job in ended:
-            self.redis.lrem(self._rq_queue(job).intermediate_queue_key, 0, job.id)
+            self._drop_taken(self.redis, job.id)
         return [job for job in jobs if job not in ended]
 
     def skip_canceled(self, jobs: Sequence[Job]) -> list[Job]:
@@ -490,7 +502,7 @@ class JobQueue:
             for job in jobs:
                 if job.id in flags:
                     self._write_canceled(pipeline, job)
-                    pipeline.lrem(self._rq_queue(job).intermediate_queue_key, 0, job.id)
+                    self._drop_taken(pipeline, job.id)
             pipeline.execute()
         return [job for job in jobs if job.id not in flags]
 
@@ -516,7 +528,7 @@ class JobQueue:
                 pipeline.expire(each.worker_executions_key, seconds + 60)
                 job.prepare_for_execution(each.worker_name, pipeline=pipeline)
                 pipeline.persist(job.key)
-                pipeline.lrem(self._rq_queue(job).intermediate_queue_key, 0, job.id)
+                self._drop_taken(pipeline, job.id)
             for queue in self.rq_queues:
                 pipeline.llen(queue.key)
             return int(sum(pipeline.execute()[-2:]))

@@ -1,6 +1,6 @@
 """The queue on RQ: what a hostile or unlucky entry in Redis can do, and in which order jobs are taken."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from worker.queue.rq import (
     MAINTENANCE_LOCK_SECONDS,
     STATES,
     AllowedJob,
+    Attempt,
+    Lease,
     LeasedQueue,
     TaskNotAllowedError,
     canceled_by_batch,
@@ -29,7 +31,7 @@ from worker.queue.rq import (
     open_redis,
     queue_stats,
 )
-from worker.queue.schema import FAILURE_SECONDS, MAX_JOB_ATTEMPTS, QUEUE_SECONDS, RESULT_SECONDS, TASK_PATHS
+from worker.queue.schema import FAILURE_SECONDS, MAX_JOB_ATTEMPTS, QUEUE_SECONDS, RESULT_SECONDS, TASK_PATHS, cancel_key
 
 PSEUDO_MASK = TASK_PATHS["pseudo_mask"]
 
@@ -236,6 +238,61 @@ def test_an_item_of_a_batch_that_waits_long_is_no_old_job(empty: Place) -> None:
     empty.redis.hset(job.key, "enqueued_at", utcformat(later - timedelta(seconds=5)))
     [stats] = queue_stats([empty.jobs], moment=later)
     assert 0 < stats.oldest < 6
+
+
+def expired_item_posted_again(place: Place) -> Job:
+    """A job in the interactive queue, whose id is still in the other one as well."""
+    item = queued(place, batch=True)
+    place.redis.delete(item.key)
+    place.jobs.interactive.enqueue_job(item, unique=True)
+    assert [each.job_ids for each in place.jobs.rq_queues] == [[item.id], [item.id]]
+    return item
+
+
+def lease(place: Place, jobs: Sequence[Job]) -> list[Lease]:
+    made = [place.jobs.new_lease(job, worker="w") for job in jobs]
+    place.jobs.lease(made)
+    return made
+
+
+def test_an_id_in_both_queues_is_worked_on_once(empty: Place) -> None:
+    job = expired_item_posted_again(empty)
+    [taken] = empty.jobs.take(1)
+    [leased] = lease(empty, empty.jobs.skip_finished([taken]))
+    assert empty.jobs.ack([Attempt(leased, value={})]) == [True]
+    taken_again = empty.jobs.take(1)  # from the other queue
+    assert ids(taken_again) == [job.id]
+    assert empty.jobs.skip_finished(taken_again) == []
+    assert empty.leftovers() == NOTHING
+
+
+def test_an_id_taken_from_the_other_queue_leaves_its_intermediate_list(empty: Place) -> None:
+    job = expired_item_posted_again(empty)
+    empty.redis.lrem(empty.queue.key, 0, job.id)
+    taken = empty.jobs.take(1)
+    empty.jobs.put_back(taken)
+    assert empty.queue.job_ids == [job.id]
+    assert empty.leftovers() == NOTHING | {"queue": [job.id.encode()]}
+
+    empty.redis.lmove(empty.queue.key, empty.jobs.batch.intermediate_queue_key)
+    [leased] = lease(empty, taken)
+    assert empty.leftovers()["intermediate"] == []
+    empty.jobs.drop_lease(leased)
+
+    empty.redis.rpush(empty.jobs.batch.intermediate_queue_key, job.id)
+    empty.redis.set(cancel_key(job.id), "person")
+    assert empty.jobs.skip_canceled(taken) == []
+    assert empty.leftovers() == NOTHING
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_an_expired_job_leaves_the_other_queue_when_it_is_queued_again(empty: Place, batch: bool) -> None:
+    job = queued(empty, batch=not batch)
+    assert not empty.jobs.enqueue(job, batch=batch)  # it waits where it is
+    assert [each.count for each in empty.jobs.rq_queues] == [int(batch), int(not batch)]
+    empty.redis.delete(job.key)
+    assert empty.jobs.enqueue(job, batch=batch)
+    assert [each.count for each in empty.jobs.rq_queues] == [int(not batch), int(batch)]
 
 
 def test_a_passage_through_the_intermediate_list_is_no_stay(empty: Place) -> None:
