@@ -80,10 +80,18 @@ for i = 1, #KEYS, 2 do
 end
 return taken
 """
-_PUT_BACK = """
-if redis.call('LREM', KEYS[1], 0, ARGV[1]) + redis.call('LREM', KEYS[2], 0, ARGV[1]) > 0 then
-    redis.call('LPUSH', KEYS[3], ARGV[1])
+# Of a job that came from a queue; one that somebody posted meanwhile goes to the interactive one.
+_QUEUE_AGAIN = """
+local found, queue = #KEYS == 3, KEYS[2]
+for i = 4, #KEYS do
+    found = redis.call('LREM', KEYS[i], 0, ARGV[1]) > 0 or found
 end
+if not found then return end
+if redis.call('HEXISTS', KEYS[1], 'posted') == 1 then
+    redis.call('HSET', KEYS[1], 'origin', ARGV[3])
+    queue = KEYS[3]
+end
+redis.call(ARGV[2], queue, ARGV[1])
 """
 _DROP_EXPIRED = """
 if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('LREM', KEYS[2], 0, ARGV[1]) end
@@ -478,8 +486,23 @@ class JobQueue:
             self._put_back(self._rq_queue(job), job.id)
 
     def _put_back(self, queue: LeasedQueue, job_id: str) -> None:
-        keys = [each.intermediate_queue_key for each in self.rq_queues]
-        self.redis.eval(_PUT_BACK, 3, *keys, queue.key, job_id)
+        taken = [each.intermediate_queue_key for each in self.rq_queues]
+        self._queue_again(self.redis, job_id, queue, "LPUSH", taken)
+
+    def _queue_again(
+        self,
+        redis: Redis,
+        job_id: str,
+        queue: LeasedQueue,
+        command: Literal["LPUSH", "RPUSH"],
+        lists: Sequence[str] = (),
+    ) -> None:
+        """Push a job to its queue, or to the interactive one if somebody posted it, too.
+
+        With ``lists``, only if it is in one of them, which it leaves.
+        """
+        keys = [Job.key_for(job_id), queue.key, self.interactive.key, *lists]
+        redis.eval(_QUEUE_AGAIN, len(keys), *keys, job_id, command, self.interactive.name)
 
     def _drop_taken(self, redis: Redis, job_id: str) -> None:
         """Remove an id from the intermediate lists; a job's queue does not say from which one its id was taken."""
@@ -606,7 +629,7 @@ class JobQueue:
                 pipeline.hset(job.key, "retries_left", (job.retries_left or 1) - 1)
                 pipeline.hset(job.key, "enqueued_at", utcformat(ended_at))
                 self._write_queued(pipeline, job)
-                pipeline.rpush(self._rq_queue(job).key, job.id)
+                self._queue_again(pipeline, job.id, self._rq_queue(job), "RPUSH")
             else:
                 job.set_status(JobStatus.FAILED, pipeline=pipeline)
                 lines = traceback.format_exception(attempt.error) if attempt.error else ()
@@ -632,7 +655,7 @@ class JobQueue:
         """Give up a lease and queue the job again, before all others; it loses no attempt."""
         with self.redis.pipeline() as pipeline:
             self._write_queued(pipeline, lease.job)
-            pipeline.lpush(self._rq_queue(lease.job).key, lease.job_id)
+            self._queue_again(pipeline, lease.job_id, self._rq_queue(lease.job), "LPUSH")
             lease.delete(lease.job, pipeline)
             pipeline.execute()
 
@@ -666,7 +689,7 @@ class JobQueue:
             if not queue.acquire_maintenance_lock():
                 continue
             try:
-                clean_registries(queue, [on_abandoned])
+                self._clean_registries(queue, on_abandoned)
                 clean_worker_registry(queue)
                 self._put_back_stranded(queue)
                 # RQ never forgets a canceled job's id.
@@ -674,6 +697,12 @@ class JobQueue:
                 self.redis.zremrangebyscore(canceled, 0, current_timestamp())
             finally:
                 queue.release_maintenance_lock()  # type: ignore[no-untyped-call]
+
+    def _clean_registries(self, queue: LeasedQueue, on_abandoned: Callable[..., object]) -> None:
+        abandoned: list[str] = []
+        clean_registries(queue, [lambda job, *_: abandoned.append(job.id), on_abandoned])
+        for job_id in abandoned:  # RQ has queued it where it was; it may have been posted since
+            self._queue_again(self.redis, job_id, queue, "RPUSH", [queue.key])
 
     def _put_back_stranded(self, queue: LeasedQueue) -> None:
         """Put back jobs that stay in the intermediate list for longer than a lease: a worker died there."""

@@ -1,6 +1,6 @@
 """The queue on RQ: what a hostile or unlucky entry in Redis can do, and in which order jobs are taken."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from worker.queue.rq import (
     open_redis,
     queue_stats,
 )
-from worker.queue.schema import FAILURE_SECONDS, MAX_JOB_ATTEMPTS, QUEUE_SECONDS, RESULT_SECONDS, TASK_PATHS, cancel_key
+from worker.queue.schema import FAILURE_SECONDS, MAX_JOB_ATTEMPTS, QUEUE_SECONDS, RESULT_SECONDS, TASK_PATHS, JobFailure, cancel_key
 
 PSEUDO_MASK = TASK_PATHS["pseudo_mask"]
 
@@ -293,6 +293,54 @@ def test_an_expired_job_leaves_the_other_queue_when_it_is_queued_again(empty: Pl
     empty.redis.delete(job.key)
     assert empty.jobs.enqueue(job, batch=batch)
     assert [each.count for each in empty.jobs.rq_queues] == [int(not batch), int(batch)]
+
+
+def end_with_retry(place: Place, leased: Lease) -> None:
+    failure = JobFailure(code="storage_unavailable", detail="", repeatable=True)
+    assert place.jobs.ack([Attempt(leased, failure=failure, retry=True)]) == [True]
+
+
+def abandon(place: Place, leased: Lease) -> None:
+    registry = leased.job.started_job_registry
+    place.redis.zadd(registry.key, {leased.composite_key: 1})
+    place.jobs.maintain(note_abandoned)
+
+
+def strand(place: Place, leased: Lease) -> None:
+    place.jobs.nack(leased)
+    place.jobs.take(10)
+    for queue in place.jobs.rq_queues:
+        place.redis.set(f"{queue.intermediate_queue_key}:first_seen:{leased.job_id}", now().timestamp() - LEASE - 1)
+    place.jobs.maintain(note_abandoned)
+
+
+@pytest.mark.parametrize("posted", [False, True])
+@pytest.mark.parametrize(
+    "queue_again", [lambda place, leased: place.jobs.nack(leased), end_with_retry, abandon, strand]
+)
+def test_an_item_posted_while_it_runs_is_queued_again_as_an_interactive_job(
+    empty: Place, queue_again: Callable[[Place, Lease], None], posted: bool
+) -> None:
+    job = queued(empty, batch=True)
+    [leased] = lease(empty, empty.jobs.take(1))
+    if posted:
+        assert empty.jobs.clear_cancel_on_repost(job.id)
+    queue_again(empty, leased)
+    queue = empty.queue if posted else empty.jobs.batch
+    assert queue.job_ids == [job.id]
+    assert empty.leftovers() == NOTHING | {"queue": [job.id.encode()]}
+    moved = fetch_job(empty.redis, job.id)
+    assert moved is not None
+    assert (moved.origin, moved.get_status(refresh=False), empty.jobs.position(moved)) == (queue.name, "queued", 0)
+
+
+def test_an_item_posted_while_it_is_taken_is_put_back_as_an_interactive_job(empty: Place) -> None:
+    item = queued(empty, batch=True)
+    taken = empty.jobs.take(1)
+    assert empty.jobs.clear_cancel_on_repost(item.id)
+    for _ in range(2):
+        empty.jobs.put_back(taken)
+        assert [each.job_ids for each in empty.jobs.rq_queues] == [[item.id], []]
 
 
 def test_a_passage_through_the_intermediate_list_is_no_stay(empty: Place) -> None:
