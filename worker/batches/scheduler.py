@@ -43,7 +43,7 @@ from worker.queue.jobs import (
     status_of,
     submit,
 )
-from worker.queue.rq import JobQueue, canceled_by_batch, fetch_jobs, make_job
+from worker.queue.rq import RATE_SECONDS, JobQueue, canceled_by_batch, fetch_jobs, make_job
 from worker.queue.schema import JobFailure
 from worker.storage import BlobError, BlobMissingError, BlobStore, blob_key
 
@@ -51,6 +51,8 @@ INTERVAL_SECONDS: Final = 0.5
 """Between two runs of ``BatchScheduler.dispatch``."""
 LOCK_KEY: Final = "semples:batches:turn"
 _LOCK_SECONDS: Final = 5.0  # after which another janitor takes over from one that is dead
+_AHEAD_SECONDS: Final = 10  # of the workers' latest rate, are queued: a new batch waits no longer for the others
+_LEAST_AHEAD: Final = 64  # items, however slow the workers are
 _BATCH_SECONDS: Final = 2.0  # of dispatching in one round, so that other batches and a stop need not wait
 
 log = logging.getLogger(__name__)
@@ -60,7 +62,7 @@ class BatchScheduler:
     """Schedules all batches; of several janitors one does at a time.
 
     Items go to the low-priority queue of their model, so a posted image does not wait for them. The batches of a model
-    together have at most as many items in flight as its queue may hold: Redis and the blob store must not fill up.
+    share a number of items in flight, about ten seconds of work: a new batch must not wait for all of an earlier one.
 
     Args:
         redis: where batches and queues are.
@@ -99,14 +101,21 @@ class BatchScheduler:
         self._published = {each.id: self._published.get(each.id, {}) for each in records}
         by_model = Counter(each.request.model.name for each in records)
         has_memory = self._has_memory()
+        ahead = {model: self._items_ahead(model) for model in by_model}
         for record in records:
-            share = math.ceil(record.limits.max_queue / by_model[record.request.model.name])
+            model = record.request.model.name
+            share = math.ceil(min(record.limits.max_queue, ahead[model]) / by_model[model])
             try:
                 self._dispatch_batch(record, share if has_memory else 0, lock)
             except (RedisError, BlobError):
                 raise
             except Exception:  # a bug in one batch must not stop the others
                 log.exception("batch %s is skipped in this round", record.id)
+
+    def _items_ahead(self, model: str) -> int:
+        """Return how many items of a model may be in flight if its queue has room."""
+        lately = JobQueue(self._redis, model).ended_lately(now=time.time())
+        return max(_LEAST_AHEAD, lately * _AHEAD_SECONDS // RATE_SECONDS)
 
     def _dispatch_batch(self, record: BatchRecord, limit: int, lock: Lock) -> None:
         """Collect results, then dispatch items until ``limit`` are in flight."""

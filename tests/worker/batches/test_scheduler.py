@@ -1,5 +1,6 @@
 """The scheduler round by round without a worker: how much it dispatches, and what it may find half done."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from worker.batches.scheduler import LOCK_KEY, BatchScheduler
 from worker.batches.store import BatchStore, Move, batch_key
 from worker.queue.jobs import MEMORY_SHARE
 from worker.queue.rq import fetch_job
+from worker.queue.schema import RESULT_SECONDS
 
 pytestmark = pytest.mark.usefixtures("announced")
 
@@ -38,6 +40,17 @@ def test_a_bound_on_items_ahead_that_takes_no_place_of_posted_images(
     scheduler.dispatch()
     found = counts(api, path)
     assert (found["finished"], found["queued"], found["waiting"]) == (5, 20, 5)
+
+
+def test_ten_seconds_of_work_are_queued_and_64_items_at_least(place: Place, scheduler: BatchScheduler) -> None:
+    ended = place.jobs.batch.finished_job_registry.key
+    with http_api(place, max_queue=68) as api:
+        path = accepted(api, packed(many(70)))
+        for done, queued in ((0, 64), (402, 67), (600, 68)):  # in the last minute
+            score = time.time() + RESULT_SECONDS
+            place.redis.zadd(ended, {"0": 0} | {f"{n:032x}": score for n in range(done)})
+            scheduler.dispatch()
+            assert counts(api, path)["queued"] == queued
 
 
 def test_batches_share(api: httpx.Client, scheduler: BatchScheduler) -> None:
