@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -167,4 +168,5 @@ def _failed(program: str, error: Exception) -> typer.Exit:
 
 
 if __name__ == "__main__":
-    app(prog_name="semples")
+    # `semples dead` runs this module as `dead`; `run` and `health` are no commands of `semples`.
+    app(prog_name="semples" if sys.argv[1:2] == ["dead"] else "python -m worker")

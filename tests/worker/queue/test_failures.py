@@ -127,8 +127,12 @@ def listed(place: Place) -> list[str]:
 
 
 def command(place: Place, *arguments: str) -> tuple[int, str, str]:
+    return program(place, "dead", *arguments)
+
+
+def program(place: Place, *arguments: str) -> tuple[int, str, str]:
     environment = {"REDIS_URL": place.url, "SEMPLES_BLOBS": str(place.data / "blobs"), "COLUMNS": "200"}
-    done = python("-m", "worker", "dead", *arguments, check=False, **environment)
+    done = python("-m", "worker", *arguments, check=False, **environment)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -221,6 +225,15 @@ def test_the_command(place: Place) -> None:
     code, output, errors = command(place, "requeue", job.id)
     assert (code, output) == (3, "")
     assert errors == f"semples dead: expected the id of a dead letter, got '{job.id}'\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "usage"), [((), "python -m worker [OPTIONS] COMMAND"), (("dead",), "semples dead [OPTIONS] COMMAND")]
+)
+def test_the_help_names_commands_that_exist(place: Place, arguments: tuple[str, ...], usage: str) -> None:
+    code, output, _errors = program(place, *arguments, "--help")
+    assert code == 0
+    assert f"Usage: {usage}" in output
 
 
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "http://x"])
