@@ -75,7 +75,7 @@ class JobService:
             self._register(new.id, callback)
             registered = True
 
-        job, is_new = submit(queue, self._blobs, new, prepare)
+        job, is_new = submit(queue, self._blobs, new, prepare, max_queue=limit)
         if not is_new:
             if not registered:  # or another post of the same was faster, and the callback would come twice
                 self._register(job.id, callback)

@@ -149,7 +149,7 @@ class BatchScheduler:
         job.meta[BATCH_META] = record.id
         queue = JobQueue(self._redis, request.model.name)
         upload = partial(self._blobs.put, "uploads", data)
-        job, is_new = submit(queue, self._blobs, job, upload, batch=True)
+        job, is_new = submit(queue, self._blobs, job, upload, max_queue=record.limits.max_queue, batch=True)
         outcome = ItemOutcome(job=job.id)
         [moved] = self._store.move(record.id, [Move(number, "waiting", "queued", outcome)])
         if is_new and not moved and not self._is_open(record.id):  # canceled meanwhile

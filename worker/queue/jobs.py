@@ -118,17 +118,18 @@ def submit(
     job: Job,
     prepare: Callable[[], object],
     *,
+    max_queue: int,
     batch: bool = False,
 ) -> tuple[Job, bool]:
     """Queue a new job unless the same one exists and need not run again; return the job and whether it was queued.
 
     ``prepare`` is called before it is queued: it stores the image, and may raise. An item of a ``batch`` waits behind
-    interactive jobs.
+    interactive jobs; posted again without ``batch``, it becomes one of them if fewer than ``max_queue`` wait.
     """
     # The cancel flag goes first: a worker may be about to drop the job.
     if batch:
         clear_cancel(queue.redis, job.id)
-    known = batch or queue.clear_cancel_on_repost(job.id)
+    known = batch or queue.clear_cancel_on_repost(job.id, max_queue=max_queue)
     earlier = fetch_job(queue.redis, job.id) if known else None
     if earlier is not None and not _should_rerun(earlier, blobs):
         return earlier, False
@@ -136,7 +137,7 @@ def submit(
     if queue.enqueue(job, earlier=earlier, batch=batch):
         return job, True
     if not batch:  # the same was queued just now, maybe by a batch
-        queue.clear_cancel_on_repost(job.id)
+        queue.clear_cancel_on_repost(job.id, max_queue=max_queue)
     return fetch_job(queue.redis, job.id) or job, False
 
 

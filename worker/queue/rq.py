@@ -123,7 +123,7 @@ _CLEAR_CANCEL_ON_REPOST = """
 redis.call('DEL', KEYS[1])
 if redis.call('EXISTS', KEYS[2]) == 0 then return 0 end
 redis.call('HSET', KEYS[2], 'posted', 1)
-if redis.call('LREM', KEYS[3], 0, ARGV[1]) > 0 then
+if redis.call('LLEN', KEYS[4]) < tonumber(ARGV[3]) and redis.call('LREM', KEYS[3], 0, ARGV[1]) > 0 then
     redis.call('HSET', KEYS[2], 'origin', ARGV[2])
     redis.call('RPUSH', KEYS[4], ARGV[1])
 end
@@ -427,15 +427,15 @@ class JobQueue:
         by = _BY_BATCH if from_batch else "person"
         self.redis.eval(_REQUEST_CANCEL, len(keys), *keys, job.id, *ends, BLOB_SECONDS, by)
 
-    def clear_cancel_on_repost(self, job_id: str) -> bool:
+    def clear_cancel_on_repost(self, job_id: str, *, max_queue: int) -> bool:
         """Note that a person posts a job; return whether there is such a job.
 
         Its cancel flag goes, it is not its batch's alone any more, and if it waits behind the interactive jobs it
-        becomes the last of them.
+        becomes the last of them, unless ``max_queue`` of them wait.
         """
         keys = (cancel_key(job_id), Job.key_for(job_id), self.batch.key, self.interactive.key)
-        names = (job_id, self.interactive.name)
-        return bool(self.redis.eval(_CLEAR_CANCEL_ON_REPOST, len(keys), *keys, *names))
+        arguments = (job_id, self.interactive.name, max_queue)
+        return bool(self.redis.eval(_CLEAR_CANCEL_ON_REPOST, len(keys), *keys, *arguments))
 
     def position(self, job: Job) -> int | None:
         """Return how many jobs are before one, or None if it does not wait."""

@@ -42,6 +42,23 @@ def test_a_bound_on_items_ahead_that_takes_no_place_of_posted_images(
     assert (found["finished"], found["queued"], found["waiting"]) == (5, 20, 5)
 
 
+def test_a_posted_item_waits_as_an_interactive_job_only_where_there_is_room(
+    place: Place, scheduler: BatchScheduler
+) -> None:
+    photos = [new_photo() for _ in range(3)]
+    names = [f"{number}.png" for number in range(3)]
+    archive = packed({"labels.csv": rows(dict.fromkeys(names, "cat")), **dict(zip(names, photos, strict=True))})
+    with http_api(place, max_queue=2) as api:
+        accepted(api, archive)
+        scheduler.dispatch()
+        assert place.jobs.batch.count == 2
+        posts = [post(api), *(post(api, each) for each in photos)]
+        assert [each.status_code for each in posts] == [202, 202, 202, 503]
+        ids = [each.json()["id"] for each in posts[:3]]
+        assert [each.job_ids for each in place.jobs.rq_queues] == [ids[:2], ids[2:]]
+        assert posts[2].json()["position"] == 2
+
+
 def test_ten_seconds_of_work_are_queued_and_64_items_at_least(place: Place, scheduler: BatchScheduler) -> None:
     ended = place.jobs.batch.finished_job_registry.key
     with http_api(place, max_queue=68) as api:

@@ -31,7 +31,15 @@ from worker.queue.rq import (
     open_redis,
     queue_stats,
 )
-from worker.queue.schema import FAILURE_SECONDS, MAX_JOB_ATTEMPTS, QUEUE_SECONDS, RESULT_SECONDS, TASK_PATHS, JobFailure, cancel_key
+from worker.queue.schema import (
+    FAILURE_SECONDS,
+    MAX_JOB_ATTEMPTS,
+    QUEUE_SECONDS,
+    RESULT_SECONDS,
+    TASK_PATHS,
+    JobFailure,
+    cancel_key,
+)
 
 PSEUDO_MASK = TASK_PATHS["pseudo_mask"]
 
@@ -196,15 +204,15 @@ def test_rqs_own_way_of_taking_a_job_loses_none(empty: Place, batch: bool) -> No
 
 def test_an_item_that_somebody_posts_waits_with_the_others(empty: Place) -> None:
     first, item, posted = queued(empty, batch=True), queued(empty, batch=True), queued(empty)
-    assert empty.jobs.clear_cancel_on_repost(item.id)
+    assert empty.jobs.clear_cancel_on_repost(item.id, max_queue=2)
     assert empty.queue.job_ids == ids([posted, item])
     moved = fetch_job(empty.redis, item.id)
     assert moved is not None
     assert (moved.origin, empty.jobs.position(moved)) == (empty.queue.name, 1)
     assert ids(empty.jobs.take(3)) == ids([posted, item, first])
-    assert empty.jobs.clear_cancel_on_repost(item.id)  # taken: it stays where it is
+    assert empty.jobs.clear_cancel_on_repost(item.id, max_queue=2)  # taken: it stays where it is
     assert empty.jobs.count() == 0
-    assert not empty.jobs.clear_cancel_on_repost("0" * 32)
+    assert not empty.jobs.clear_cancel_on_repost("0" * 32, max_queue=2)
 
 
 def test_an_item_of_a_batch_is_canceled_while_it_waits(empty: Place) -> None:
@@ -324,7 +332,7 @@ def test_an_item_posted_while_it_runs_is_queued_again_as_an_interactive_job(
     job = queued(empty, batch=True)
     [leased] = lease(empty, empty.jobs.take(1))
     if posted:
-        assert empty.jobs.clear_cancel_on_repost(job.id)
+        assert empty.jobs.clear_cancel_on_repost(job.id, max_queue=2)
     queue_again(empty, leased)
     queue = empty.queue if posted else empty.jobs.batch
     assert queue.job_ids == [job.id]
@@ -337,7 +345,7 @@ def test_an_item_posted_while_it_runs_is_queued_again_as_an_interactive_job(
 def test_an_item_posted_while_it_is_taken_is_put_back_as_an_interactive_job(empty: Place) -> None:
     item = queued(empty, batch=True)
     taken = empty.jobs.take(1)
-    assert empty.jobs.clear_cancel_on_repost(item.id)
+    assert empty.jobs.clear_cancel_on_repost(item.id, max_queue=2)
     for _ in range(2):
         empty.jobs.put_back(taken)
         assert [each.job_ids for each in empty.jobs.rq_queues] == [[item.id], []]
