@@ -21,9 +21,10 @@ from service.middleware.auth import _make_key, require_auth_for_public_bind
 from service.settings import Settings
 from tests.helpers.paths import ROOT
 from tests.helpers.redis_users import USERS, Deployment
+from tests.helpers.service_doubles import Info
 from tests.helpers.service_fixtures import valkey
+from tests.helpers.serving import free_port
 from worker.queue.registry import ModelInfo, WorkerInfo, announce, janitor_key
-from worker.queue.schema import ModelRef
 from worker.settings import JanitorSettings, WorkerSettings
 
 OURS = ("api", "worker", "janitor")
@@ -232,10 +233,8 @@ def test_a_janitor_is_healthy_while_it_is_at_work(tmp_path: Path) -> None:
 
 def test_a_worker_is_healthy_while_its_lease_holds(tmp_path: Path) -> None:
     command = health_command("worker")
-    model = ModelInfo(
-        name="m", version="0" * 12, kind="cam", classes=(), background_threshold=0.4, min_confidence=0.0, refine="none"
-    )
-    worker = WorkerInfo(name="w", model=ModelRef(name="m", version="0" * 12), device="cpu", host="elsewhere", pid=1)
+    model = ModelInfo.model_validate(Info().to_json())
+    worker = WorkerInfo(name="w", model=model.ref, device="cpu", host="elsewhere", pid=1)
     with valkey(tmp_path) as place:
         assert check_health(command, REDIS_URL=place.url) == 1
         announce(place.redis, worker, model)
@@ -252,6 +251,4 @@ def test_the_api_is_healthy_while_it_answers(api: httpx.Client) -> None:
     assert command[-1].count("127.0.0.1:8000") == 1
     program = [*command[:-1], command[-1].replace(":8000", f":{api.base_url.port}")]
     assert check_health(program) == 0
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    assert check_health([*command[:-1], command[-1].replace(":8000", f":{port}")]) != 0
+    assert check_health([*command[:-1], command[-1].replace(":8000", f":{free_port()}")]) != 0

@@ -13,7 +13,7 @@ from rq.results import Result
 from service.jobs.service import JobService
 from service.local import redis_server
 from service.local.supervisor import Child
-from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, wait_for
+from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, stop, wait_for
 from tests.helpers.undisturbed import SIZES, Asked, undisturbed
 from worker.queue.jobs import Limits, result_of
 from worker.queue.rq import fetch_job, open_redis
@@ -43,8 +43,7 @@ class Server:
         self._child.kill()
 
     def stop(self) -> None:
-        self._child.ask_to_stop()
-        self._child.wait()
+        stop(self._child)
 
 
 @dataclass

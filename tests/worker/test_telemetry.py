@@ -20,10 +20,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.helpers.command import python
 from tests.helpers.service_doubles import DoublePredictor
 from tests.helpers.service_fixtures import Place, http_api, png, valkey, wait_for
+from tests.helpers.undisturbed import context_of
 from worker import telemetry
-from worker.inference.pipeline import WorkerContext
 from worker.inference.worker import _make_worker
-from worker.queue.registry import ModelInfo
 from worker.queue.rq import fetch_job
 from worker.queue.schema import JobRequest
 from worker.settings import WorkerSettings
@@ -126,9 +125,6 @@ def test_scrub(text: str, scrubbed: str) -> None:
     assert scrub(text) == scrubbed
 
 
-# A worker's meters: what was counted is what is read.
-
-
 def values(meters: WorkerMetrics) -> dict[tuple[str, tuple[str, ...]], float]:
     """Sample name and label values → value, as Prometheus reads them."""
     families = text_string_to_metric_families(meters.exposition().decode())
@@ -176,9 +172,6 @@ def test_meters_share_nothing() -> None:
     assert not [name for name, _ in values(one) if name.endswith("_created")]
 
 
-# Spans from a request to its job's stages, where tracing is on; nothing where it is off.
-
-
 @pytest.fixture
 def exporter(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
     """Tracing is on, into memory."""
@@ -203,9 +196,7 @@ def post(place: Place, label: str, headers: Mapping[str, str]) -> str:
         form = {"labels": label}
         answer = api.post("/pseudo-mask", files={"image": png()}, data=form, headers=headers)
         assert answer.status_code == 202
-    predictor: Any = DoublePredictor()
-    model = ModelInfo.model_validate(predictor.info.to_json())
-    context = WorkerContext(predictor, model, place.blobs, "w")
+    context = context_of(DoublePredictor(), place.blobs)
     settings = WorkerSettings(redis_url=place.url, blobs="blobs")
     worker = _make_worker(place.redis, context, settings)
     worker.register_birth()
@@ -288,6 +279,7 @@ class Collector(BaseHTTPRequestHandler):
 SCRIPT = """
 import os, sys
 {first}
+from tests.helpers.undisturbed import context_of
 from worker import telemetry
 telemetry.configure_tracing("semples-test", os.environ)
 with telemetry.server_span("request", {{}}):

@@ -9,7 +9,7 @@ import struct
 import tempfile
 import tracemalloc
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -66,16 +66,13 @@ def lying() -> bytes:
 Case = tuple[bytes, int, str, str]  # a zip, the status of its answer, the problem, words of the detail
 
 
-def unsupported(data: bytes, detail: str) -> Case:
-    return data, 415, "unsupported-archive", detail
+def refused_as(status: int, kind: str) -> Callable[[bytes, str], Case]:
+    return lambda data, detail: (data, status, kind, detail)
 
 
-def bad_archive(data: bytes, detail: str) -> Case:
-    return data, 422, "invalid-archive", detail
-
-
-def too_large(data: bytes, detail: str) -> Case:
-    return data, 413, "archive-too-large", detail
+unsupported = refused_as(415, "unsupported-archive")
+bad_archive = refused_as(422, "invalid-archive")
+too_large = refused_as(413, "archive-too-large")
 
 
 def bad_labels(files: Mapping[str, bytes | str], detail: str) -> Case:

@@ -34,7 +34,7 @@ from service.middleware.auth import _make_key
 from tests.helpers.batches import many, packed
 from tests.helpers.client_fixtures import make_photos
 from tests.helpers.command import python
-from tests.helpers.posting import new_photo, post, wait_for_status
+from tests.helpers.posting import new_photo, post, posted, wait_for_status
 from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, http_api, png, wait_for
 
 pytestmark = pytest.mark.usefixtures("worker")  # each test finds a live worker
@@ -341,8 +341,7 @@ def test_jobs_without_a_worker(client: Client, place: Place, worker: WorkerProce
     worker.stop()
     pauses: list[float] = []
     with http_api(place, max_queue=1) as api:
-        posted = post(api, photo).json()
-        job = client.job(posted["id"])
+        job = client.job(post(api, photo).json()["id"])
         assert (job.status, job.labels, job.classes, job.ended) == ("queued", ("cat",), (), False)
         canceled = client.cancel(job.id)
         assert canceled is not None

@@ -279,9 +279,6 @@ def test_refinements_are_those_that_there_are(visit: Open, api: httpx.Client) ->
     assert {name for value in values if value for name in parse_chain(value)} == set(REFINERS)
 
 
-# What goes wrong is said, with what can be done about it.
-
-
 def test_nothing_is_sent_without_a_photo(visit: Open, api: httpx.Client) -> None:
     page = visit(api)
     page.go()
@@ -361,9 +358,6 @@ def test_a_key_is_asked_for_and_kept(visit: Open, place: Place) -> None:
         page.is_in("result")
 
 
-# An open vocabulary
-
-
 def test_labels_that_the_model_was_not_trained_on(visit: Open, api: httpx.Client) -> None:
     page = visit(api)
     box = page.page.get_by_role("checkbox", name="Also labels that the model was not trained on")
@@ -392,9 +386,6 @@ def test_a_page_of_a_closed_model_has_no_such_choice(visit: Open, place: Place) 
             expect(page.page.locator("#open-row")).to_be_hidden()
     finally:
         closed.stop()
-
-
-# The browser decides masks by the same rule as the service, pixel by pixel.
 
 
 def mask_of_job(api: httpx.Client, content: bytes, *labels: str, **options: object) -> tuple[str, bytes]:

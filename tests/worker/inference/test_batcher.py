@@ -15,6 +15,7 @@ from rq.timeouts import JobTimeoutException
 from models.inference.masks import MaskOptions, Segmentation
 from tests.helpers.service_doubles import DoublePredictor, HalfDone
 from tests.helpers.service_fixtures import png, wait_for
+from tests.helpers.undisturbed import context_of
 from worker.inference.batcher import (
     Batcher,
     BatchLimits,
@@ -27,12 +28,11 @@ from worker.inference.batcher import (
     default_batch_size,
 )
 from worker.inference.consumer import InFlightJob
-from worker.inference.pipeline import WorkerContext, preprocess
+from worker.inference.pipeline import preprocess
 from worker.inference.watchdog import StallDetector
-from worker.queue.registry import ModelInfo
 from worker.queue.rq import JobCanceledError
 from worker.queue.schema import JobRequest, JobResult, ModelRef
-from worker.storage import BlobMissingError, BlobStore
+from worker.storage import BlobMissingError
 
 
 def test_a_batch_has_one_key_and_keeps_the_order() -> None:
@@ -203,10 +203,7 @@ class Works:
 
     def __init__(self, *, batch: int = 4, pixels: int = 10**6, in_memory: int = 10**9) -> None:
         self.predictor = Recorder()
-        predictor: Any = self.predictor
-        model = ModelInfo.model_validate(predictor.info.to_json())
-        blobs = BlobStore.open(f"memory://{uuid.uuid4().hex}")
-        self.context = WorkerContext(predictor, model, blobs, "w")
+        self.context = context_of(self.predictor)
         self.stall = StallDetector()
         limits = BatchLimits(max_batch_size=batch, max_pixels=pixels, max_pixels_in_memory=in_memory)
         self.batcher = Batcher(self.context, limits=limits, stall=self.stall)

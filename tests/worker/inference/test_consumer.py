@@ -11,11 +11,10 @@ from rq.utils import now
 
 from tests.helpers.service_doubles import DoublePredictor
 from tests.helpers.service_fixtures import LEASE, NOTHING, Place
+from tests.helpers.undisturbed import context_of
 from worker.inference import consumer
-from worker.inference.pipeline import WorkerContext
 from worker.inference.worker import GpuWorker, _make_worker
 from worker.queue.failures import note_abandoned
-from worker.queue.registry import ModelInfo
 from worker.queue.rq import JobQueue, open_redis
 from worker.queue.schema import MAX_JOB_ATTEMPTS, RESULT_SECONDS
 from worker.settings import WorkerSettings
@@ -60,9 +59,7 @@ def fragile(place: Place) -> Iterator[Redis]:
 @pytest.fixture
 def worker(place: Place, fragile: Redis) -> GpuWorker:
     """A worker in this process."""
-    predictor: Any = DoublePredictor()
-    model = ModelInfo.model_validate(predictor.info.to_json())
-    context = WorkerContext(predictor, model, place.blobs, worker="lone")
+    context = context_of(DoublePredictor(), place.blobs, worker="lone")
     settings = WorkerSettings(redis_url=place.url, blobs="", lease=LEASE, batch=8)
     return _make_worker(fragile, context, settings)
 

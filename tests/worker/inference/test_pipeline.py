@@ -1,7 +1,6 @@
 """From a request to stored files: the steps of a job, without a queue."""
 
 import io
-import uuid
 from typing import Any
 
 import numpy as np
@@ -12,17 +11,10 @@ from models.data.images import ImageError
 from models.inference.masks import CannotSegmentError, MaskOptions
 from tests.helpers import service_doubles as doubles
 from tests.helpers.service_fixtures import png
-from tests.helpers.undisturbed import run_steps
+from tests.helpers.undisturbed import context_of, run_steps
 from worker.inference.pipeline import WorkerContext, forward, preprocess
-from worker.queue.registry import ModelInfo
 from worker.queue.schema import JobRequest, JobResult, ModelRef
-from worker.storage import BlobMissingError, BlobStore
-
-
-def context_of(predictor: Any) -> WorkerContext:
-    blobs = BlobStore.open(f"memory://{uuid.uuid4().hex}")
-    model = ModelInfo.model_validate(predictor.info.to_json())
-    return WorkerContext(predictor=predictor, model=model, blobs=blobs, worker="w")
+from worker.storage import BlobMissingError
 
 
 @pytest.fixture
