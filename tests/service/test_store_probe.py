@@ -107,6 +107,6 @@ def test_an_answer_holds_for_a_while_a_bad_one_too() -> None:
     files.error = OSError(errno.ENOSPC, "no")
     now[0] = 10.2
     for _ in range(2):
-        with pytest.raises(BlobStoreFullError, match="cannot write a file"):
+        with pytest.raises(BlobStoreFullError, match="cannot write a probe file"):
             probe.require_writable()
     assert len(files.written) == 3

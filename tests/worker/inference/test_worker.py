@@ -140,13 +140,17 @@ def test_the_lease_runs_out_by_itself(place: Place, worker: WorkerProcess) -> No
 
 def test_items_of_batches_are_worked_on_behind_what_somebody_posts(place: Place, worker: WorkerProcess) -> None:
     worker.stop()
-    item, posted = (make_job(place.redis, place.request("slow"), timeout=30) for _ in range(2))
-    assert place.jobs.enqueue(item, batch=True)
+    # Of three sizes, so that no two share a forward pass. One item may go first, if its image is decoded sooner.
+    images = [place.blobs.put("uploads", png(width=width, height=32)) for width in (64, 96)]
+    requests = [place.request("slow").model_copy(update={"image": image}) for image in images]
+    *items, posted = (make_job(place.redis, each, timeout=30) for each in (*requests, place.request("slow")))
+    for item in items:
+        assert place.jobs.enqueue(item, batch=True)
     assert place.jobs.enqueue(posted)
     worker.start()
-    for job in (item, posted):
+    for job in (*items, posted):
         assert place.wait_done(job).get_status() == "finished"
-    assert posted.ended_at < item.ended_at
+    assert posted.ended_at < max(item.ended_at for item in items)
     late = make_job(place.redis, place.request("cat"), timeout=30)
     place.jobs.enqueue(late, batch=True)  # to a worker that waits at the other queue
     assert place.wait_done(late).get_status() == "finished"
