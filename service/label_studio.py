@@ -28,9 +28,8 @@ from numpy.typing import NDArray
 from redis import Redis
 from rq.job import Job
 
-from models.data.classes import ClassList, UnknownLabelError
+from models.data.classes import ClassList, UnknownLabelError, split_labels
 from models.data.images import ImageError
-from models.data.labels import split_labels
 from models.data.voc import parse_xml
 from models.exports.label_studio import Tags, brush_region, polygon_regions
 from service.api.errors import ProblemError, invalid_field, to_problem

@@ -26,7 +26,7 @@ from models.cli.options import (
     print_error,
     progress,
 )
-from models.data.labels import split_labels
+from models.data.classes import split_labels
 
 if TYPE_CHECKING:
     from models.bundle.manifest import BundleInfo

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -131,6 +132,12 @@ class ClassList:
         known = difflib.get_close_matches(key[:80], list(self._channels), n=6, cutoff=0.4)
         channels = dict.fromkeys(self._channels[name] for name in known)
         return tuple(self.classes[channel].name for channel in channels)[:3]
+
+
+def split_labels(texts: Iterable[str]) -> tuple[str, ...]:
+    """Split labels at commas and semicolons; empty ones are dropped."""
+    parts = (part.strip() for text in texts for part in re.split("[,;]", text))
+    return tuple(filter(None, parts))
 
 
 def normalize(label: str) -> str:

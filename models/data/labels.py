@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -124,12 +123,6 @@ def label_rows_csv(rows: Mapping[str, Sequence[str]]) -> bytes:
     writer.writerow(_COLUMNS)
     writer.writerows((image, _SEPARATOR.join(labels)) for image, labels in rows.items())
     return text.getvalue().encode()
-
-
-def split_labels(texts: Iterable[str]) -> tuple[str, ...]:
-    """Split labels at commas and semicolons; empty ones are dropped."""
-    parts = (part.strip() for text in texts for part in re.split("[,;]", text))
-    return tuple(filter(None, parts))
 
 
 def _read_numbers(path: Path, names: Sequence[str]) -> _Rows:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from models.normalization import NormalizedModule
+from models.clip import NormalizedModule
 
 
 class MaskGenerator(NormalizedModule, ABC):

@@ -9,9 +9,8 @@ from typing import Annotated, ClassVar, Final
 from fastapi import Header, Query, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
 
-from models.data.classes import UnknownLabelError, Vocabulary, why_closed, with_open_labels
+from models.data.classes import UnknownLabelError, Vocabulary, split_labels, why_closed, with_open_labels
 from models.data.images import check_image
-from models.data.labels import split_labels
 from models.inference.masks import MaskOptions, fill_defaults
 from models.refine import REFINERS
 from service.api.errors import ProblemError, invalid_field

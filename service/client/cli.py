@@ -22,7 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from models.data.labels import split_labels
+from models.data.classes import split_labels
 from models.data.mask_files import OVERLAY
 from models.data.mask_folder import SUMMARY
 from models.io import write_atomically, write_json

@@ -17,7 +17,6 @@ from service.api.errors import ProblemError
 from service.jobs.results import FinishedJob, JobResults
 from service.middleware.observability import request_context
 from worker.batches.store import BatchStore
-from worker.queue.events import events_key
 from worker.queue.jobs import (
     Limits,
     failure_of,
@@ -36,7 +35,7 @@ from worker.queue.rq import (
     job_queues,
     make_job,
 )
-from worker.queue.schema import JobRequest, JobResult
+from worker.queue.schema import JobRequest, JobResult, events_key
 from worker.storage import BlobStore
 from worker.webhooks.store import Recipient, register
 

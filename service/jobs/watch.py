@@ -17,8 +17,8 @@ from rq.results import Result
 from sse_starlette import ServerSentEvent
 
 from worker.batches.store import batch_events_key, batch_key
-from worker.queue.events import events_key
 from worker.queue.jobs import FINISHED_STATUSES, read_status_async
+from worker.queue.schema import events_key
 
 END: Final = "end"
 """Id of the last event; a client that has it has all of them."""

@@ -31,7 +31,6 @@ from worker.batches.records import (
 )
 from worker.batches.store import BatchStore, Move
 from worker.batches.zips import DAMAGED, Zips
-from worker.queue.events import events_key
 from worker.queue.failures import describe_failure
 from worker.queue.jobs import (
     FINISHED_STATUSES,
@@ -44,7 +43,7 @@ from worker.queue.jobs import (
     submit,
 )
 from worker.queue.rq import RATE_SECONDS, JobQueue, canceled_by_batch, fetch_jobs, make_job
-from worker.queue.schema import JobFailure
+from worker.queue.schema import JobFailure, events_key
 from worker.storage import BlobError, BlobMissingError, BlobStore, blob_key
 
 INTERVAL_SECONDS: Final = 0.5

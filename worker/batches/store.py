@@ -13,8 +13,7 @@ from redis import Redis
 from redis.lock import Lock
 
 from worker.batches.records import ITEM_STATUSES, BatchItem, BatchRecord, ItemOutcome, ItemStatus
-from worker.queue.events import MAX_EVENTS
-from worker.queue.schema import FAILURE_SECONDS, JOB_ID, RESULT_SECONDS
+from worker.queue.schema import FAILURE_SECONDS, JOB_ID, MAX_EVENTS, RESULT_SECONDS
 
 KNOWN_KEY: Final = "semples:batches"
 """Sorted set of all batches by the time of their creation."""

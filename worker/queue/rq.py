@@ -34,7 +34,6 @@ from rq.serializers import JSONSerializer
 from rq.utils import current_timestamp, now, str_to_date, utcformat
 from rq.worker_registration import clean_worker_registry
 
-from worker.queue.events import add_event
 from worker.queue.schema import (
     BLOB_SECONDS,
     FAILURE_SECONDS,
@@ -47,6 +46,7 @@ from worker.queue.schema import (
     JobFailure,
     JobRequest,
     Progress,
+    add_event,
     batch_queue_name,
     cancel_key,
     model_of_queue,

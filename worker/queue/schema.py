@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from redis.client import Pipeline
 
 from models.data.classes import Vocabulary
 from models.inference.masks import ClassResult, MaskOptions
@@ -192,3 +193,24 @@ def job_links(path: str, *, finished: bool) -> dict[str, str]:
     """Return the paths of a job, its events and, once it is finished, its files; ``path`` is the job's own."""
     files = {name: f"{path}/{file}" for name, file in FILES.items()} if finished else {}
     return {"self": path, "events": f"{path}/events", **files}
+
+
+EventName = Literal["status", "progress"]
+
+MAX_EVENTS: Final = 256
+"""Of one job; the oldest go first. A job has about a dozen for each attempt."""
+
+
+def events_key(job_id: str) -> str:
+    """Return the key of a job's stream."""
+    return f"semples:events:{job_id}"
+
+
+def add_event(pipeline: Pipeline, job_id: str, name: EventName, data: Mapping[str, Any]) -> None:
+    """Add an event of JSON types to a job's stream, which lives as long as a result does.
+
+    The end of a job is no event: it is the job's own status, written in the transaction that ends the job.
+    """
+    key = events_key(job_id)
+    pipeline.xadd(key, {"event": name, "data": json.dumps(data)}, maxlen=MAX_EVENTS)
+    pipeline.expire(key, RESULT_SECONDS)

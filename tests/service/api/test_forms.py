@@ -8,7 +8,7 @@ import httpx
 import pytest
 from fastapi import UploadFile
 
-from models.data.labels import split_labels
+from models.data.classes import split_labels
 from models.inference.masks import MaskOptions
 from service.api.forms import PseudoMaskForm, _parse_wait, _wants_png, build_request
 from tests.helpers.posting import post

@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers.posting import new_photo, posted
 from tests.helpers.service_fixtures import Place, WorkerProcess, http_api, wait_for
-from worker.queue.events import events_key
+from worker.queue.schema import events_key
 
 Event = tuple[str, str, Any]  # id, name, data
 

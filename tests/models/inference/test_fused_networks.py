@@ -9,8 +9,15 @@ from torch import Tensor, nn
 
 from models.bundle.bundle import load_bundle
 from models.generators.cnn import cnn_generator
-from models.inference.optimize import PRECISIONS, _fuse_network, autocast, fuse_batch_norms
-from models.inference.predictor import LabeledImage, Predictor, UnlabeledImage
+from models.inference.predictor import (
+    PRECISIONS,
+    LabeledImage,
+    Predictor,
+    UnlabeledImage,
+    _fuse_network,
+    autocast,
+    fuse_batch_norms,
+)
 from models.refine import REFINERS
 from models.segmenters.encoder_decoder import build_encoder_decoder
 from tests.conftest import CPU
