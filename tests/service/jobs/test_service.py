@@ -2,16 +2,19 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
+from rq.job import Job
 
-from service.jobs.service import _enforce_queue_limit, _seconds_to_wait
+from service.jobs.service import JobService, _enforce_queue_limit, _seconds_to_wait
 from tests.helpers.posting import new_photo, post, posted, segment, status, wait_for_status
 from tests.helpers.service_fixtures import NOTHING, Place, WorkerProcess, http_api, png, wait_for
 from worker.queue.jobs import Limits
-from worker.queue.rq import fetch_job
+from worker.queue.rq import JobQueue, fetch_job
 from worker.storage import blob_key
+from worker.webhooks.store import Recipient
 
 
 @pytest.fixture
@@ -60,6 +63,24 @@ def test_posts_at_once_do_not_exceed_the_limit(idle: Place) -> None:
     assert sorted(codes) == [202] * 5 + [503] * 59
     assert idle.queue.count == 5
     assert len(idle.redis.keys("rq:job:*")) == 5
+
+
+def test_a_callback_is_registered_once_though_another_post_was_faster(
+    idle: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered: list[str] = []
+    monkeypatch.setattr("service.jobs.service.register", lambda _redis, job, *_, **__: registered.append(job))
+    enqueue = JobQueue.enqueue
+
+    def after_another(queue: JobQueue, job: Job, **options: Any) -> bool:
+        assert enqueue(queue, job, **options)  # the other post
+        return enqueue(queue, job, **options)
+
+    monkeypatch.setattr(JobQueue, "enqueue", after_another)
+    jobs = JobService(idle.redis, idle.blobs, Limits())
+    job = jobs.submit(idle.request("cat"), png(), pixels=1, callback=Recipient(url="https://h/"))
+    assert registered == [job.id]
+    assert idle.queue.job_ids == [job.id]
 
 
 def test_a_job_beyond_the_limit_is_removed(idle: Place) -> None:
