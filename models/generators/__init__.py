@@ -14,6 +14,8 @@ class MaskGenerator(NormalizedModule, ABC):
     """Base class of CAM networks (S of the paper); takes images in [0, 1] and normalizes inside."""
 
     head: nn.Module  # from a place's features to the evidence of the K classes
+    # A random walk on the affinity stays in boxes around what reaches this share of a CAM's maximum; 0 lets it go far.
+    box_share = 0.4
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images in [0, 1], (B, 3, H, W), to non-negative CAMs (B, K, h, w) on a coarser grid."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -20,6 +21,8 @@ _EVIDENCE_SCALE = 10.0
 # Cosines of rectified features are high everywhere; their power separates the near ones.
 _SHARPNESS = 4
 
+_DETAIL_STRIDE = 16
+
 
 def cosine_affinity(features: Tensor) -> Tensor:
     """Return the positive cosines between all places of a feature map, (B, C, h, w) → (B, h, w, h, w)."""
@@ -29,20 +32,37 @@ def cosine_affinity(features: Tensor) -> Tensor:
 
 
 class CnnGenerator(MaskGenerator):
-    """The CAM network of CLIMS-like methods: a backbone (B, 3, H, W) → (B, C, h, w) and a 1×1 head, (K, C)."""
+    """The CAM network of CLIMS-like methods: a backbone (B, 3, H, W) → (B, C, h, w) and a 1×1 head, (K, C).
 
-    def __init__(self, backbone: nn.Module, head: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> None:
+    ``detail`` is the number of an earlier, finer stage in a backbone with timm's ``forward_intermediates``. Places that
+    look alike there, too, are the same thing with more certainty, and on a finer grid.
+    """
+
+    head: nn.Conv2d
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: Tensor,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        detail: int | None = None,
+    ) -> None:
         super().__init__()
         classes, channels = head.shape
-        self.backbone = backbone.to(memory_format=torch.channels_last)  # as in models.clip
+        self.backbone: Any = backbone.to(memory_format=torch.channels_last)  # as in models.clip
         self.head = nn.Conv2d(channels, classes, kernel_size=1, bias=False)
         with torch.no_grad():
             self.head.weight.copy_(head[:, :, None, None])
         self.set_normalization(mean=mean, std=std)
+        self._detail = detail
+        if detail is not None:
+            self.box_share = 0.0
 
     def logits(self, images: Tensor) -> Tensor:
         """Return signed class evidence, (B, K, h, w), for images in [0, 1], (B, 3, H, W)."""
-        evidence: Tensor = self.head(self.features(images))
+        evidence: Tensor = self.head(self._last(self.features(images)))
         return evidence
 
     def evidence(self, images: Tensor) -> Mapping[str, Tensor]:
@@ -50,18 +70,43 @@ class CnnGenerator(MaskGenerator):
         return {"classify": self.logits(images).mean(dim=(2, 3))}
 
     def features(self, images: Tensor) -> Tensor:
-        """Return the backbone's map, (B, C, h, w), for images in [0, 1], (B, 3, H, W)."""
-        features: Tensor = self.backbone(self.normalize(images))
-        return features
+        """Return the backbone's map, (B, C, h, w), for images in [0, 1], (B, 3, H, W).
 
-    def cams(self, features: Tensor) -> Tensor:
-        """Return non-negative CAMs, (B, K, h, w), of the backbone's map."""
-        evidence: Tensor = self.head(features)
+        Further channels hold the finer map: those of the r × r places that make up one.
+        """
+        normalized = self.normalize(images)
+        if self._detail is None:
+            last: Tensor = self.backbone(normalized)
+            return last
+        last, (fine,) = self.backbone.forward_intermediates(normalized, indices=[self._detail])
+        return torch.cat([last, F.pixel_unshuffle(fine, fine.shape[-1] // last.shape[-1])], dim=1)
+
+    def cams(self, features: Tensor, *, more: Tensor | None = None) -> Tensor:
+        """Return non-negative CAMs, (B, K, h, w), of ``features``; ``more`` rows for the head, (n, C), add channels."""
+        last = self._last(features)
+        evidence: Tensor = self.head(last)
+        if more is not None:
+            evidence = torch.cat([evidence, F.conv2d(last, more[:, :, None, None])], dim=1)
         return evidence.relu()
 
     def affinity(self, features: Tensor) -> Tensor:
-        """Return a power of the positive cosines between the places of the backbone's map, (B, h, w, h, w)."""
-        return cosine_affinity(features) ** _SHARPNESS
+        """Return a power of the positive cosines between places, (B, h, w, h, w), on the finer grid if there is one."""
+        last = self._last(features)
+        if self._detail is None:
+            return cosine_affinity(last) ** _SHARPNESS
+        packed = features[:, self.head.in_channels :]
+        fine = F.pixel_shuffle(packed, math.isqrt(packed.shape[1] // self._fine_channels))
+        last = F.interpolate(F.normalize(last, dim=1), size=fine.shape[-2:], mode="bilinear", align_corners=False)
+        # Early features have much in common everywhere: what differs from their mean tells things apart.
+        centered = fine - fine.mean(dim=(2, 3), keepdim=True)
+        return cosine_affinity(last) ** _SHARPNESS * cosine_affinity(centered)
+
+    @property
+    def _fine_channels(self) -> int:
+        return int(self.backbone.feature_info[self._detail]["num_chs"])
+
+    def _last(self, features: Tensor) -> Tensor:
+        return features[:, : self.head.in_channels]
 
 
 class _LastStage(nn.Module):
@@ -132,6 +177,14 @@ def classifier_backbone(name: str, *, output_stride: int) -> nn.Module:
     return backbone
 
 
+def detail_stage(backbone: nn.Module) -> int | None:
+    """Return the number of the last stage of stride 16 in a network from ``classifier_backbone``; None without any."""
+    if not hasattr(backbone, "forward_intermediates"):
+        return None
+    strides = [int(each["reduction"]) for each in getattr(backbone, "feature_info", ())]
+    return max((number for number, stride in enumerate(strides) if stride == _DETAIL_STRIDE), default=None)
+
+
 def trunk_name(clip: FrozenClip) -> str:
     """Return timm's name of a CLIP's image trunk; ValueError unless it has pooling and one linear projection."""
     visual: Any = clip.model.visual
@@ -166,4 +219,4 @@ def zero_shot_generator(clip: FrozenClip, class_text: Tensor, *, output_stride: 
     backbone.load_state_dict(clip.model.visual.trunk.state_dict())
     mean, std = (buffer.flatten().tolist() for buffer in (clip.mean, clip.std))
     head = text_initialized_head(clip, class_text)
-    return CnnGenerator(backbone, head, mean=mean, std=std).eval()
+    return CnnGenerator(backbone, head, mean=mean, std=std, detail=detail_stage(backbone)).eval()

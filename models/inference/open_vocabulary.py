@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from models.bundle.bundle import Bundle
 from models.data.classes import why_closed
 from models.generators import MaskGenerator
-from models.generators.cnn import text_initialized_head
+from models.generators.cnn import CnnGenerator, text_initialized_head
 
 _CACHE_SIZE = 1024  # labels; each takes a few KB
 
@@ -53,8 +52,10 @@ class WidenedGenerator:
     """A convolutional mask generator with channels of zero-shot classes after its own, which do not change."""
 
     def __init__(self, generator: MaskGenerator, classes: Sequence[_ZeroShotClass]) -> None:
+        if not isinstance(generator, CnnGenerator):
+            raise ValueError(f"expected a convolutional mask generator, got a {type(generator).__name__}")
         self._generator = generator
-        self._rows = torch.stack([each.row for each in classes])[:, :, None, None]
+        self._rows = torch.stack([each.row for each in classes])
 
     def features(self, images: Tensor) -> Tensor:
         """Return the generator's features."""
@@ -62,5 +63,4 @@ class WidenedGenerator:
 
     def cams(self, features: Tensor) -> Tensor:
         """Read the CAMs from features, (B, K + n, h, w)."""
-        added = F.conv2d(features, self._rows).relu()
-        return torch.cat([self._generator.cams(features), added], dim=1)
+        return self._generator.cams(features, more=self._rows)

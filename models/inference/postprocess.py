@@ -95,7 +95,7 @@ def _refine(
         return bundle.generator.affinity(features)
 
     proposals = superpixels if regions is None else lambda _image: regions
-    context = RefinerContext(affinity, background, proposals, rescale)
+    context = RefinerContext(affinity, background, proposals, rescale, bundle.generator.box_share)
     refiner = build_refiner(output.source.options.refine, context)
     return refiner(output.working, output.maps[None])
 

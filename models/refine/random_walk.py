@@ -15,7 +15,6 @@ from torch import Tensor
 from models.refine import RefinerContext, check_pair
 
 _ROUNDS: Final = 3
-_BOX_SHARE: Final = 0.4
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class _RandomWalk:
 
     affinity: Callable[[Tensor], Tensor]  # images (B, 3, H, W) → (B, h, w, h, w), not negative
     rescale: Callable[[Tensor, Tensor], Tensor]  # see RefinerContext
-    box_share: float = _BOX_SHARE  # of a map's maximum; evidence stays in boxes around higher values
+    box_share: float  # see MaskGenerator
 
     def __call__(self, image: Tensor, scores: Tensor) -> Tensor:
         """Refine (B, C, H, W) scores by (B, 3, H, W) images in [0, 1]."""
@@ -41,11 +40,11 @@ class _RandomWalk:
 
 def build(context: RefinerContext) -> _RandomWalk:
     """Build the refiner on the context's affinity."""
-    return _RandomWalk(context.affinity, context.rescale)
+    return _RandomWalk(context.affinity, context.rescale, context.box_share)
 
 
 @torch.no_grad()
-def _walk(scores: Tensor, affinity: Tensor, *, box_share: float = _BOX_SHARE) -> Tensor:
+def _walk(scores: Tensor, affinity: Tensor, *, box_share: float) -> Tensor:
     """Spread scores, (C, H, W), over the affinity's grid, (h, w, h, w), inside the boxes of the high scores."""
     height, width = affinity.shape[:2]
     coarse = F.interpolate(scores[None], size=(height, width), mode="area")[0]

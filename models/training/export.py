@@ -19,7 +19,7 @@ from models.bundle.manifest import (
     NearNoun,
     TextTowerSpec,
 )
-from models.clip import FrozenClip, text_config, text_weights, vision_config
+from models.clip import FrozenClip, text_weights
 from models.config import Config, InferenceConfig
 from models.generators import MaskGenerator
 from models.prompts import nearest_nouns, read_nouns
@@ -70,11 +70,11 @@ def export_bundle(
             run.config.generator, clip, {"mean": _rgb(generator.mean), "std": _rgb(generator.std)}
         ),
         image_tower=ImageTowerSpec(
-            config=vision_config(run.config.clip.model, run.config.clip.pretrained),
+            config=clip.vision_config,
             mean=_rgb(clip.mean),
             std=_rgb(clip.std),
         ),
-        text_tower=_text_tower_spec(run.config) if "text_tower" in parts else None,
+        text_tower=_text_tower_spec(run.config, clip) if "text_tower" in parts else None,
         segmenter=spec,
         segment=run.config.segment if spec else None,
         metrics=tuple(metrics),
@@ -117,11 +117,11 @@ def _generator(run: Run, stage: str, clip: FrozenClip, class_text: Tensor) -> Ma
     return load_generator(run.config, clip, class_text, weights, device=run.device)
 
 
-def _text_tower_spec(config: Config) -> TextTowerSpec:
+def _text_tower_spec(config: Config, clip: FrozenClip) -> TextTowerSpec:
     kind = config.generator.kind
     if kind != "zero_shot":
         raise ValueError(f"expected a zero_shot generator for an open vocabulary, got {kind}")
-    return TextTowerSpec(config=text_config(config.clip.model, config.clip.pretrained))
+    return TextTowerSpec(config=clip.text_config)
 
 
 def _rgb(values: Tensor) -> tuple[float, float, float]:

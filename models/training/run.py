@@ -16,9 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from models.build import build_clip, class_captions, require_backbone
-from models.clip import FrozenClip
+from models.build import class_captions, require_backbone
+from models.bundle.manifest import find_bundle
+from models.bundle.towers import load_clip_of
+from models.clip import FrozenClip, load_clip
 from models.config import (
+    ClipConfig,
     Config,
     GeneratorStageConfig,
     PretrainConfig,
@@ -43,6 +46,7 @@ PRETRAIN_STAGE = "pretrain-generator"
 SEGMENTER_STAGE = "train-segmenter"
 GENERATOR_WEIGHTS = "generator.safetensors"
 
+_BUNDLE = "bundle:"  # before the name or folder of a bundle whose CLIP is meant
 _CHECKPOINT = "checkpoint.pt"
 _INPUTS = "inputs.json"
 # The files of earlier stages that a stage's result depends on.
@@ -217,9 +221,22 @@ def open_run(
     return Run(config, classes, work, device, workers, processes or Processes())
 
 
+def read_clip(config: ClipConfig) -> FrozenClip:
+    """Load the frozen CLIP of a configuration, on the CPU: by open_clip or, as "bundle:NAME", from a bundle.
+
+    Raises:
+        ValueError: if it cannot be loaded; see ``load_clip`` and ``load_clip_of``.
+    """
+    if not config.model.startswith(_BUNDLE):
+        return load_clip(config.model, config.pretrained, normalization=config.normalization)
+    if config.pretrained is not None or config.normalization != "clip":
+        raise ValueError(f"expected clip.pretrained: null and no other normalization beside {config.model!r}")
+    return load_clip_of(find_bundle(config.model.removeprefix(_BUNDLE)))
+
+
 def supervision(run: Run) -> tuple[FrozenClip, Tensor]:
     """Return the frozen CLIP and the class text embeddings, (K, D), L2-normalized."""
-    clip = build_clip(run.config.clip, device=run.device)
+    clip = read_clip(run.config.clip).to(run.device)
     return clip, clip.embed_classes(class_captions(run.config, run.classes))
 
 

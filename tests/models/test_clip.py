@@ -9,10 +9,10 @@ import torch
 from models import clip
 from models.bundle.bundle import load_bundle
 from models.bundle.manifest import MANIFEST, TEXT_TOWER_FILE, BundleError
-from models.clip import FrozenClip, build_image_tower, load_clip, text_config, vision_config
-from models.config import CnnConfig, Config
+from models.clip import FrozenClip, build_image_tower, load_clip
+from models.config import ClipConfig, CnnConfig, Config
 from models.training.export import export_bundle
-from models.training.run import Run, start_run
+from models.training.run import Run, read_clip, start_run
 from tests.conftest import CLASSES, CPU
 
 
@@ -91,13 +91,12 @@ def test_openais_weights_get_their_activation(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(open_clip, "create_model", without_download)
     clip = load_clip("ViT-B-32", "openai")
-    tower = build_image_tower(vision_config("ViT-B-32", "openai"), mean=[0.5] * 3, std=[0.5] * 3)
+    tower = build_image_tower(clip.vision_config, mean=[0.5] * 3, std=[0.5] * 3)
     for network in (clip.visual, clip.model.transformer, tower.visual):
         kinds = {type(each).__name__ for each in network.modules()}
         assert "QuickGELU" in kinds
         assert "GELU" not in kinds
-    plain = vision_config("ViT-B-32", "laion2b_s34b_b79k")
-    assert plain["quick_gelu"] is False
+    assert load_clip("ViT-B-32", "laion2b_s34b_b79k").vision_config["quick_gelu"] is False
 
 
 def test_no_weights_and_no_model_are_refused(tiny_clip_folder: Path, tmp_path: Path) -> None:
@@ -116,9 +115,8 @@ def test_a_named_model_takes_the_same_path() -> None:
     torch.testing.assert_close(prompt, clip.embed_classes([clip.tokenizer.decode([2368])]))
 
 
-def test_the_image_tower_alone_embeds_as_the_whole(tiny_clip: FrozenClip, tiny_clip_folder: Path) -> None:
-    config = vision_config(f"local-dir:{tiny_clip_folder}", None)
-    tower = build_image_tower(config, mean=[0.5] * 3, std=[0.25] * 3)
+def test_the_image_tower_alone_embeds_as_the_whole(tiny_clip: FrozenClip) -> None:
+    tower = build_image_tower(tiny_clip.vision_config, mean=[0.5] * 3, std=[0.25] * 3)
     tower.visual.load_state_dict(tiny_clip.visual.state_dict())
     images = torch.rand(2, 3, 64, 64)
     torch.testing.assert_close(tower.embed_images(images), tiny_clip.embed_images(images))
@@ -137,6 +135,27 @@ def test_the_text_tower_is_clips(tiny_open_bundle: Path, tiny_clip: FrozenClip) 
     torch.testing.assert_close((found * expected).sum(dim=1), torch.ones(2), atol=1e-3, rtol=0)
     assert not any(each.requires_grad for each in bundle.text_tower.parameters())
     assert not any(module.training for module in bundle.text_tower.modules())
+
+
+def test_both_towers_of_a_bundle_are_a_clip_to_train_with(tiny_open_bundle: Path, tiny_clip: FrozenClip) -> None:
+    clip = read_clip(ClipConfig(model=f"bundle:{tiny_open_bundle}", pretrained=None))
+    texts, images = ["cat", "fire truck"], tiny_clip.normalize(torch.rand(2, 3, 64, 64))
+    for found, expected in (
+        (clip.embed_classes(texts), tiny_clip.embed_classes(texts)),
+        (clip.embed_images(images), tiny_clip.embed_images(images)),
+    ):
+        torch.testing.assert_close((found * expected).sum(dim=1), torch.ones(2), atol=1e-3, rtol=0)
+    assert (clip.vision_config, clip.text_config) == (tiny_clip.vision_config, tiny_clip.text_config)
+    assert torch.equal(clip.mean, tiny_clip.mean)
+
+
+def test_a_bundle_without_a_tower_is_no_clip(tiny_bundle: Path) -> None:
+    with pytest.raises(BundleError, match="expected a bundle with both towers of a CLIP, got"):
+        read_clip(ClipConfig(model=f"bundle:{tiny_bundle}", pretrained=None))
+    with pytest.raises(BundleError, match=r"expected a folder with bundle\.yaml or one of"):
+        read_clip(ClipConfig(model="bundle:nowhere", pretrained=None))
+    with pytest.raises(ValueError, match=r"expected clip\.pretrained: null"):
+        read_clip(ClipConfig(model=f"bundle:{tiny_bundle}"))
 
 
 def test_it_is_left_out_unless_wanted(tiny_bundle: Path, tiny_run: Run, tmp_path: Path) -> None:
@@ -169,13 +188,11 @@ def test_a_generator_that_is_not_clips_gets_no_text_tower(tiny_config: Config, t
     assert not (tmp_path / "out").exists()
 
 
-def test_a_tokenizer_of_others_is_refused(tmp_path: Path, tiny_clip_folder: Path) -> None:
-    copy = Path(shutil.copytree(tiny_clip_folder, tmp_path / "clip"))
-    config = copy / "open_clip_config.json"
-    changed = '"hf_tokenizer_name": "x", "context_length"'
-    config.write_text(config.read_text().replace('"context_length"', changed))
+def test_a_tokenizer_of_others_is_refused(tiny_clip: FrozenClip) -> None:
+    config = {**tiny_clip.vision_config, "text_cfg": {"hf_tokenizer_name": "x"}}
+    other = FrozenClip(tiny_clip.model, tiny_clip.tokenizer, config=config, mean=[0.5] * 3, std=[0.25] * 3)
     with pytest.raises(ValueError, match="expected a CLIP with open_clip's own tokenizer"):
-        text_config(f"local-dir:{copy}", None)
+        _ = other.text_config
 
 
 @pytest.mark.parametrize(
@@ -185,19 +202,19 @@ def test_a_tokenizer_of_others_is_refused(tmp_path: Path, tiny_clip_folder: Path
         ({"no_causal_mask": True}, "expected a causal text transformer"),
     ],
 )
-def test_other_text_towers_are_refused(tiny_clip_folder: Path, change: dict[str, object], message: str) -> None:
-    config = text_config(f"local-dir:{tiny_clip_folder}", None)
+def test_other_text_towers_are_refused(tiny_clip: FrozenClip, change: dict[str, object], message: str) -> None:
+    config = tiny_clip.text_config
     changed = {**config, "text_cfg": {**config["text_cfg"], **change}}
     with pytest.raises(ValueError, match=message):
         clip.build_text_tower(changed)
 
 
-def test_words_from_outside_do_not_fill_the_memory(tiny_clip_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_words_from_outside_do_not_fill_the_memory(tiny_clip: FrozenClip, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clip, "_CACHED_WORDS", 20)
     made: list[Any] = []
     plain = open_clip.SimpleTokenizer
     monkeypatch.setattr(open_clip, "SimpleTokenizer", lambda **options: made.append(plain(**options)) or made[-1])
-    tower = clip.build_text_tower(text_config(f"local-dir:{tiny_clip_folder}", None))
+    tower = clip.build_text_tower(tiny_clip.text_config)
     for number in range(30):
         words = f"{chr(97 + number % 26)}qx word{chr(97 + number // 26)}{chr(97 + number % 26)}z"
         assert torch.equal(tower.tokenizer([words]), plain()([words]))

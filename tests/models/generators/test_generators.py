@@ -107,3 +107,24 @@ def test_zero_shot_needs_a_timm_trunk() -> None:
     clip = load_clip("RN50", None)
     with pytest.raises(ValueError, match="expected a CLIP whose image tower is a timm trunk"):
         zero_shot_generator(clip, torch.zeros(1, 1024), output_stride=16)
+
+
+def test_affinity_is_on_the_grid_of_the_finer_stage(tiny_clip: FrozenClip) -> None:
+    text = tiny_clip.embed_classes(["cat", "bowl", "cup"])
+    generator = zero_shot_generator(tiny_clip, text, output_stride=32)
+    images = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = generator.features(images)
+        affinity = generator.affinity(features)
+        last, (fine,) = generator.backbone.forward_intermediates(generator.normalize(images), indices=[3])
+        more = generator.cams(features, more=generator.head.weight[:2, :, 0, 0])
+    assert generator(images).shape == (1, 3, 2, 3)
+    assert affinity.shape == (1, 4, 6, 4, 6)
+    assert torch.equal(more, torch.cat([generator(images), generator(images)[:, :2]], dim=1))
+    # By hand: two places of the finer stage that point in opposite ways from its mean are not alike.
+    centered = (fine - fine.mean(dim=(2, 3), keepdim=True)).flatten(2)[0]
+    opposite = (centered.T @ centered) < 0
+    assert (affinity.flatten(3).flatten(1, 2)[0][opposite] == 0).all()
+    assert affinity.diagonal(dim1=1, dim2=3).diagonal(dim1=1, dim2=2).min() > 0.5
+    assert generator.box_share == 0
+    assert last.shape[-2:] == (2, 3)

@@ -35,7 +35,7 @@ def test_evidence_reaches_what_is_alike_and_nothing_else() -> None:
     affinity = ((likeness[:, None] == likeness).float()).view(2, 4, 2, 4)
     scores = torch.zeros(1, 2, 4)
     scores[0, 0, 0], scores[0, 1, 1] = 1.0, 0.5
-    found = _walk(scores, affinity)
+    found = _walk(scores, affinity, box_share=0.4)
     torch.testing.assert_close(found[0, :, :2], torch.full((2, 2), 0.375))
     assert found[0, :, 2:].max() == 0
 
@@ -45,7 +45,7 @@ def test_cams_get_their_range_back_and_constants_stay() -> None:
     scores[2] = 0.3
     affinity = torch.rand(1, 4, 6, 4, 6)
     image = torch.rand(1, 3, 16, 24)
-    found = _RandomWalk(lambda _: affinity, _match_range)(image, scores[None])[0]
+    found = _RandomWalk(lambda _: affinity, _match_range, box_share=0.4)(image, scores[None])[0]
     torch.testing.assert_close(found.amax(dim=(1, 2)), scores.amax(dim=(1, 2)))
     torch.testing.assert_close(found.amin(dim=(1, 2)), scores.amin(dim=(1, 2)))
     assert (found[2] == 0.3).all()
@@ -64,7 +64,7 @@ def test_places_without_features_are_like_none() -> None:
 
 def test_a_batch_equals_its_items_alone() -> None:
     images, scores = torch.rand(2, 3, 32, 32), torch.rand(2, 1, 32, 32)
-    walk = _RandomWalk(lambda seen: cosine_affinity(torch.nn.functional.avg_pool2d(seen, 8)), _identity)
+    walk = _RandomWalk(lambda seen: cosine_affinity(torch.nn.functional.avg_pool2d(seen, 8)), _identity, box_share=0.4)
     together = walk(images, scores)
     for item in range(2):
         one = slice(item, item + 1)

@@ -119,7 +119,7 @@ def test_each_stage_changes_its_own_parameters_only(
 
         monkeypatch.setattr(module, name, keep)
 
-    watch(run_module, "build_clip")
+    watch(run_module, "read_clip")
     watch(generator, "build_generator")
     watch(prompts, "load_generator")
     watch(prompts, "build_prompts")
@@ -131,8 +131,8 @@ def test_each_stage_changes_its_own_parameters_only(
         differing = {name for name, module in watched.items() if digest(module) != before[name]}
         return differing, set(watched)
 
-    of_generator = {"build_generator"}, {"build_clip", "build_generator"}
-    of_prompts = {"build_prompts"}, {"build_clip", "load_generator", "build_prompts"}
+    of_generator = {"build_generator"}, {"read_clip", "build_generator"}
+    of_prompts = {"build_prompts"}, {"read_clip", "load_generator", "build_prompts"}
     assert changed(generator.train_generator) == of_generator
     assert changed(prompts.learn_prompts) == of_prompts
     assert changed(generator.refine_generator) == of_generator
