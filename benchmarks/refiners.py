@@ -95,8 +95,9 @@ def main() -> None:
 
 def read_photos(data: Path, classes: ClassList, split: str | None) -> Iterator[Photo]:
     """Read the labeled photos of a folder, or a split of the generated world, with their label maps."""
-    if read_class_list(data / "classes.txt").names != classes.names:
-        raise ValueError("expected a bundle of the data's own classes")
+    known = {(each.index, each.name) for each in classes.classes}
+    if unknown := {(each.index, each.name) for each in read_class_list(data / "classes.txt").classes} - known:
+        raise ValueError(f"expected a bundle of the data's own classes, got one without {unknown}")
     if split is None:
         samples, masks = read_folder(data / "images", data / "labels.csv", classes), data / "masks"
     else:

@@ -22,6 +22,8 @@ from models.config import (
     Config,
     EncoderDecoderConfig,
     EncoderDecoderSpec,
+    FeatureSegmenterConfig,
+    FeatureSegmenterSpec,
     GeneratorStageConfig,
     Mask2FormerSpec,
     PretrainConfig,
@@ -54,6 +56,7 @@ from models.prompts import BackgroundPrompts
 from models.segmenters import Segmenter
 from models.segmenters.encoder_decoder import build_encoder_decoder
 from models.segmenters.mask2former import Mask2FormerSegmenter, build_mask2former
+from models.segmenters.on_features import build_feature_segmenter
 from models.tensors import load_weights, read_tensors
 
 _Config = TypeVar("_Config")
@@ -223,9 +226,16 @@ def build_prompts(config: Config, clip: FrozenClip, classes: Sequence[str]) -> B
 
 
 def build_segmenter(
-    config: Config, *, classes: int, device: torch.device, read_clip: Callable[[], FrozenClip]
+    config: Config,
+    *,
+    classes: int,
+    device: torch.device,
+    read_clip: Callable[[], FrozenClip],
+    read_generator: Callable[[], MaskGenerator],
 ) -> Segmenter:
-    """Build the segmenter as training starts it; ``read_clip`` is called if its backbone is CLIP's trunk.
+    """Build the segmenter as training starts it.
+
+    ``read_clip`` is called if its backbone is CLIP's trunk, ``read_generator`` if it is a decoder of features.
 
     Raises:
         ValueError: if it cannot be built, CLIP's trunk is another network, or an encoder's weights cannot be fetched.
@@ -235,6 +245,8 @@ def build_segmenter(
     # What is not pre-trained is drawn from the global state.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
+        if isinstance(settings, FeatureSegmenterConfig):
+            return build_feature_segmenter(read_generator(), classes=classes, width=settings.width).to(device)
         if isinstance(settings, EncoderDecoderConfig):
             return _build_encoder_decoder(settings, read_clip, classes=classes).to(device)
         architecture = {**settings.architecture, "num_queries": settings.queries}
@@ -259,11 +271,13 @@ def _build_encoder_decoder(
     )
 
 
-def segmenter_spec(config: Config, segmenter: Segmenter) -> SegmenterSpec:
+def segmenter_spec(config: Config, segmenter: Segmenter, *, untaught: tuple[str, ...]) -> SegmenterSpec:
     """Return the specification of a configuration's segmenter for a bundle."""
     if isinstance(segmenter, Mask2FormerSegmenter):
-        return Mask2FormerSpec(kind="mask2former", architecture=segmenter.architecture)
+        return Mask2FormerSpec(kind="mask2former", architecture=segmenter.architecture, untaught=untaught)
     settings = config.segmenter
+    if isinstance(settings, FeatureSegmenterConfig):
+        return FeatureSegmenterSpec(kind="features", width=settings.width, untaught=untaught)
     if not isinstance(settings, EncoderDecoderConfig):
         raise ValueError(f"expected a mask2former, got {type(segmenter).__name__}")
     return EncoderDecoderSpec(
@@ -272,6 +286,7 @@ def segmenter_spec(config: Config, segmenter: Segmenter) -> SegmenterSpec:
         backbone=settings.backbone,
         mean=segmenter.mean.flatten().tolist(),
         std=segmenter.std.flatten().tolist(),
+        untaught=untaught,
     )
 
 

@@ -126,7 +126,16 @@ class _Mask2FormerConfig(Frozen):
     architecture: dict[str, Any] = {}
 
 
-SegmenterConfig = Annotated[EncoderDecoderConfig | _Mask2FormerConfig, Field(discriminator="kind")]
+class FeatureSegmenterConfig(Frozen):
+    """A small decoder on the frozen features of stage (c)'s mask generator, which must be convolutional."""
+
+    kind: Literal["features"]
+    width: Annotated[int, Field(ge=8)] = 256
+
+
+SegmenterConfig = Annotated[
+    EncoderDecoderConfig | FeatureSegmenterConfig | _Mask2FormerConfig, Field(discriminator="kind")
+]
 
 
 class SegmenterStageConfig(Frozen):
@@ -148,6 +157,10 @@ class SegmenterStageConfig(Frozen):
     scale: tuple[_Positive, _Positive] = (0.5, 2.0)  # relative to just fitting the crop
     color_jitter: Annotated[float, Field(ge=0, le=1)] = 0.4
     noise_aware: bool = False
+    # Pixels of pseudo masks that are less certain are ignored.
+    min_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # Classes that fewer masks show are ignored in training, and the segmenter does not claim to know them.
+    min_photos: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
     def _scale_is_a_range(self) -> Self:
@@ -165,9 +178,17 @@ class SegmentConfig(Frozen):
     window: Side | None = None  # side of sliding windows, for scaled images that exceed it
     refine: str = "none"
     min_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # A class that is nowhere this probable is not in the photo.
+    min_peak: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
-class EncoderDecoderSpec(Frozen):
+class _SegmenterSpec(Frozen):
+    """What all segmenters of bundles have."""
+
+    untaught: tuple[str, ...] = ()  # classes that too few photos showed: it does not know them
+
+
+class EncoderDecoderSpec(_SegmenterSpec):
     """How to build an encoder-decoder segmenter."""
 
     kind: Literal["light"]
@@ -177,14 +198,21 @@ class EncoderDecoderSpec(Frozen):
     std: tuple[float, float, float]
 
 
-class Mask2FormerSpec(Frozen):
+class FeatureSegmenterSpec(_SegmenterSpec):
+    """How to build a segmenter on the mask generator's features."""
+
+    kind: Literal["features"]
+    width: int
+
+
+class Mask2FormerSpec(_SegmenterSpec):
     """How to build a Mask2Former."""
 
     kind: Literal["mask2former"]
     architecture: dict[str, Any]
 
 
-SegmenterSpec = Annotated[EncoderDecoderSpec | Mask2FormerSpec, Field(discriminator="kind")]
+SegmenterSpec = Annotated[EncoderDecoderSpec | FeatureSegmenterSpec | Mask2FormerSpec, Field(discriminator="kind")]
 
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -260,6 +288,8 @@ class InferenceConfig(Frozen):
     sam: Annotated[str, Field(min_length=1)] | None = None
     background_threshold: Share = 0.4
     class_thresholds: dict[str, Share] = {}  # by class name, in place of background_threshold
+    # Weight of the segmenter's probabilities among the given labels, beside the CAMs; of the classes that it knows.
+    segmenter_weight: Annotated[float, Field(ge=0, lt=1)] = 0.0
     min_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 

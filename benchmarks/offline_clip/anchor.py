@@ -28,7 +28,7 @@ from torch import Tensor
 from benchmarks.offline_clip.build import CONFIG_NAME, save_clip
 from benchmarks.offline_clip.text_tower import CLASS_NAMES, TEMPLATES, full_length_encoder
 
-TYPICAL_IMAGE_NORM = 75.0
+TYPICAL_IMAGE_NORM = 12.9
 """Median norm of the image tower's output before normalization, over the photos of coco100."""
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -128,6 +128,7 @@ def save_clip(
 
 HELD_OUT = 500
 LONG_TEXTS = 8000
+NAMES_WEIGHT = 10
 CHECKPOINT_EVERY = 500
 REPORT_EVERY = 100
 
@@ -148,23 +149,29 @@ class Examination:
         return float(functional.cosine_similarity(encode(self.texts), self.targets).mean())
 
 
-def set_image_tower(model: CLIP) -> Tensor:
-    """Copy the ImageNet networks and the projection of their classifiers into a CLIP.
-
-    Returns:
-        The classes' centered rows times the projection, (C, D), of which text targets are mixed.
-    """
+def set_networks(model: CLIP) -> Tensor:
+    """Copy the ImageNet networks into a CLIP; return their centered classifiers side by side, (C, F)."""
     rows = []
     for key, network in NETWORKS.items():
         weights = installed_classifier(network).state_dict()
         rows.append(centered(weights.pop("classifier.weight")))
         del weights["classifier.bias"]
         model.visual.trunk.networks[key].load_state_dict(weights)
-    side_by_side = torch.cat(rows, dim=1)
-    directions = projection(side_by_side, EMBEDDING_WIDTH)
+    return torch.cat(rows, dim=1)
+
+
+def set_projection(model: CLIP, core: Tensor, names: Tensor) -> Tensor:
+    """Set the image projection to what the mixtures of nouns span most; return it, (F, D).
+
+    Args:
+        model: its image projection is overwritten.
+        core: mixtures of common nouns, (N, F), of unit length.
+        names: those of the class names of data sets, (M, F), which count NAMES_WEIGHT times.
+    """
+    directions = projection(torch.cat([core, names * NAMES_WEIGHT**0.5]), EMBEDDING_WIDTH)
     with torch.no_grad():
         model.visual.head.proj.weight.copy_(directions.T)
-    return side_by_side @ directions
+    return directions
 
 
 EmbedNouns = Callable[[str, Sequence[str]], Tensor]
@@ -206,9 +213,9 @@ def main(  # noqa: PLR0913, PLR0917 - a command's options
     output: Annotated[Path, typer.Option(help="Folder to write.")],
     cache: Annotated[Path, typer.Option(help="Folder for sentence embeddings.")] = Path("build/offline-clip-cache"),
     wordnet: Annotated[Path, typer.Option(help="Folder of WordNet's database files.")] = Path("/usr/share/wordnet"),
-    steps: Annotated[int, typer.Option(help="Training steps of the text tower.")] = 4000,
+    steps: Annotated[int, typer.Option(help="Training steps of the text tower.")] = 3000,
     batch_size: Annotated[int, typer.Option(help="Texts a step.")] = 256,
-    width: Annotated[int, typer.Option(help="Width of the text tower, a multiple of 32.")] = 192,
+    width: Annotated[int, typer.Option(help="Width of the text tower, a multiple of 32.")] = 256,
     layers: Annotated[int, typer.Option(help="Layers of the text tower.")] = 3,
     rate: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
@@ -237,17 +244,21 @@ def main(  # noqa: PLR0913, PLR0917 - a command's options
         words = read_wordnet(wordnet)
         targets = Targets(
             class_sentences=embed("ImageNet names", [SENTENCE.format(name) for name in imagenet_names()]),
-            class_rows=set_image_tower(model),
+            class_rows=set_networks(model),
             wordnet=words,
             kinds=kinds(words, imagenet_synsets()),
         )
-        save_clip(model, output, config=config)
-        bars.print(f"image tower saved in {output}")
 
         def embed_nouns(kind: str, nouns: Sequence[str]) -> Tensor:
             return targets.embed(nouns, embed(kind, [SENTENCE.format(noun) for noun in nouns]))
 
         vocabulary = make_vocabulary(words, held_out=HELD_OUT, seed=seed)
+        directions = set_projection(
+            model, embed_nouns("common nouns", vocabulary.core), embed_nouns("class names", CLASS_NAMES)
+        )
+        targets = replace(targets, class_rows=targets.class_rows @ directions)
+        save_clip(model, output, config=config)
+        bars.print(f"image tower saved in {output}")
         initialize_from_teacher(model, embed_nouns("tokens", token_texts(tokenizer)), seed=seed)
         lessons, examinations = make_lessons(vocabulary, embed_nouns)
         bars.print(

@@ -1,8 +1,9 @@
 """The offline CLIP's image tower: two ImageNet networks side by side and a closed-form projection, no training.
 
 The ImageNet classifiers score class i by ``w_i · x``: x are the pooled features of both networks, w_i their two rows
-side by side. The projection P keeps what these rows span most: the first right singular vectors of their matrix. A text
-with the embedding ``Pᵀ a``, where a is any mixture of rows, then scores an image by nearly ``a · x``.
+side by side. A noun is a mixture a of such rows (see ``targets``). The projection P keeps what the mixtures of common
+nouns span most: the first right singular vectors of their matrix. A text with the embedding ``Pᵀ a`` then scores an
+image by nearly ``a · x``. What only tells one breed of dogs from another is lost.
 """
 
 from __future__ import annotations
@@ -111,12 +112,12 @@ def centered(rows: Tensor) -> Tensor:
     return rows - rows.mean(dim=0, keepdim=True)
 
 
-def projection(rows: Tensor, width: int) -> Tensor:
-    """Return the directions that centered classifier rows, (C, F), span most: orthonormal columns, (F, width).
+def projection(mixtures: Tensor, width: int) -> Tensor:
+    """Return the directions that mixtures of rows, (N, F), span most: orthonormal columns, (F, width).
 
     Raises:
-        ValueError: if there are fewer rows than directions.
+        ValueError: if there are fewer mixtures than directions.
     """
-    if len(rows) < width:
-        raise ValueError(f"expected at least {width} classes, got {len(rows)}")
-    return torch.linalg.svd(rows, full_matrices=False).Vh[:width].T
+    if len(mixtures) < width:
+        raise ValueError(f"expected at least {width} mixtures, got {len(mixtures)}")
+    return torch.linalg.svd(mixtures, full_matrices=False).Vh[:width].T

@@ -31,7 +31,7 @@ from benchmarks.offline_clip.nouns import (
 
 CONTEXT_LENGTH = 77
 VOCABULARY_SIZE = 49408
-EMBEDDING_WIDTH = 512
+EMBEDDING_WIDTH = 256
 
 TOKEN_SCALE = 0.05
 """Standard deviation of the initial token embeddings."""

@@ -27,10 +27,12 @@ from models.bundle.manifest import (
 )
 from models.bundle.towers import check_trunk, generator_key, load_image_tower, load_text_tower
 from models.clip import FrozenImageTower, FrozenTextTower
+from models.config import EncoderDecoderSpec, FeatureSegmenterSpec, Mask2FormerSpec
 from models.generators import MaskGenerator
 from models.segmenters import Segmenter
 from models.segmenters.encoder_decoder import build_encoder_decoder
 from models.segmenters.mask2former import build_mask2former
+from models.segmenters.on_features import build_feature_segmenter
 from models.tensors import read_single, write_tensors
 
 
@@ -68,7 +70,7 @@ def load_bundle(folder: Path, *, device: torch.device) -> Bundle:
         generator.load_state_dict(weights)
         image_tower = load_image_tower(info, folder, weights)
         text_tower = load_text_tower(info, folder)
-        segmenter = _load_segmenter(info, folder)
+        segmenter = _load_segmenter(info, folder, generator)
         texts = read_single(folder / PROMPTS_FILE, "class_text", device=device)
         if len(texts["class_text"]) != len(info.classes):
             raise ValueError(f"{len(texts['class_text'])} class texts for {len(info.classes)} classes")
@@ -122,15 +124,20 @@ def write_bundle(
     return read_info(folder)
 
 
-def _load_segmenter(info: BundleInfo, folder: Path) -> Segmenter | None:
+def _load_segmenter(info: BundleInfo, folder: Path, generator: MaskGenerator) -> Segmenter | None:
     spec, classes = info.segmenter, len(info.classes)
-    if spec is None:
-        return None
-    segmenter = (
-        build_mask2former(spec.architecture, classes=classes)
-        if spec.kind == "mask2former"
-        else build_encoder_decoder(spec.decoder, spec.backbone, classes=classes, normalization=(spec.mean, spec.std))
-    )
+    segmenter: Segmenter
+    match spec:
+        case None:
+            return None
+        case Mask2FormerSpec():
+            segmenter = build_mask2former(spec.architecture, classes=classes)
+        case FeatureSegmenterSpec():
+            segmenter = build_feature_segmenter(generator, classes=classes, width=spec.width)
+        case EncoderDecoderSpec():
+            segmenter = build_encoder_decoder(
+                spec.decoder, spec.backbone, classes=classes, normalization=(spec.mean, spec.std)
+            )
     segmenter.load_state_dict(read_single(folder / SEGMENTER_FILE))
     return segmenter.eval().requires_grad_(False)
 

@@ -172,6 +172,11 @@ class BundleInfo(Manifest):
         return self.segmenter is not None
 
     @property
+    def untaught(self) -> tuple[str, ...]:
+        """Names of the classes that the segmenter does not know: too few photos showed them."""
+        return self.segmenter.untaught if self.segmenter else ()
+
+    @property
     def open_vocabulary(self) -> bool:
         """Whether it accepts labels that it was not trained on."""
         return self.text_tower is not None
@@ -189,6 +194,7 @@ class BundleInfo(Manifest):
             "min_confidence": options.min_confidence,
             "refine": options.refine,
             "can_segment": self.can_segment,
+            "untaught": list(self.untaught),
             "open_vocabulary": self.open_vocabulary,
             "segment": segment and {"refine": segment.refine, "min_confidence": segment.min_confidence},
         }
@@ -220,6 +226,7 @@ class ModelDescription(BaseModel):
     background_threshold: float
     class_thresholds: dict[str, float] = {}
     can_segment: bool = False
+    untaught: tuple[str, ...] = ()  # classes that the segmenter does not know
     segment: _SegmentDefaults | None = None
     open_vocabulary: bool = False
     stage: str = ""

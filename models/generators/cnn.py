@@ -91,19 +91,28 @@ class CnnGenerator(MaskGenerator):
 
     def affinity(self, features: Tensor) -> Tensor:
         """Return a power of the positive cosines between places, (B, h, w, h, w), on the finer grid if there is one."""
-        last = self._last(features)
-        if self._detail is None:
+        last, *finer = self.maps(features)
+        if not finer:
             return cosine_affinity(last) ** _SHARPNESS
-        packed = features[:, self.head.in_channels :]
-        fine = F.pixel_shuffle(packed, math.isqrt(packed.shape[1] // self._fine_channels))
+        fine = finer[0]
         last = F.interpolate(F.normalize(last, dim=1), size=fine.shape[-2:], mode="bilinear", align_corners=False)
         # Early features have much in common everywhere: what differs from their mean tells things apart.
         centered = fine - fine.mean(dim=(2, 3), keepdim=True)
         return cosine_affinity(last) ** _SHARPNESS * cosine_affinity(centered)
 
+    def maps(self, features: Tensor) -> tuple[Tensor, ...]:
+        """Return the maps in ``features``: the last, (B, C, h, w), and the finer one if there is one."""
+        last, packed = self._last(features), features[:, self.head.in_channels :]
+        if self._detail is None:
+            return (last,)
+        return last, F.pixel_shuffle(packed, math.isqrt(packed.shape[1] // self.map_channels[1]))
+
     @property
-    def _fine_channels(self) -> int:
-        return int(self.backbone.feature_info[self._detail]["num_chs"])
+    def map_channels(self) -> tuple[int, ...]:
+        """Channels of each of the ``maps``."""
+        if self._detail is None:
+            return (self.head.in_channels,)
+        return self.head.in_channels, int(self.backbone.feature_info[self._detail]["num_chs"])
 
     def _last(self, features: Tensor) -> Tensor:
         return features[:, : self.head.in_channels]

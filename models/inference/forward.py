@@ -21,12 +21,14 @@ from models.inference.multi_scale import (
     multi_scale_cams,
     renormalize,
     segment_images,
+    upsample,
     upsampled_argmax_classes,
 )
 from models.inference.open_vocabulary import OpenVocabulary, WidenedGenerator
 from models.refine import NEED_FEATURES, NEED_REGIONS, parse_chain
 from models.refine.regions import Regions
 from models.segmenters import Segmenter
+from models.segmenters.on_features import FeatureSegmenter
 
 Propose = Callable[[Tensor], Regions]
 """A network that proposes regions of an image, (3, H, W)."""
@@ -80,8 +82,10 @@ def forward_cam(
         flip=inference.flip,
         on_scale=lambda done: on_progress("cam", 0.7 * done),
     )
+    maps = list(torch.split(cams, [len(classes) for classes in chosen]))
+    if bundle.segmenter is not None and inference.segmenter_weight:
+        maps = _with_second_opinion(bundle, bundle.segmenter, generator, working, chosen, maps)
     inputs = _refiner_inputs(batch, working, features=generator.features, propose=propose)
-    maps = torch.split(cams, [len(classes) for classes in chosen])
     return [
         ForwardOutput(
             source=batch[number],
@@ -94,6 +98,41 @@ def forward_cam(
         )
         for number, classes in enumerate(chosen)
     ]
+
+
+def _with_second_opinion(
+    bundle: Bundle,
+    segmenter: Segmenter,
+    generator: _CachingGenerator,
+    working: Tensor,
+    chosen: Sequence[Sequence[ClassInfo]],
+    cams: Sequence[Tensor],
+) -> list[Tensor]:
+    """Average the CAMs of each image, (n, H, W), with the segmenter's probabilities among its labels.
+
+    Classes that the segmenter does not know keep their CAMs.
+    """
+    info, size = bundle.info, (working.shape[-2], working.shape[-1])
+    both = torch.cat([working, working.flip(-1)]) if info.inference.flip else working
+    if isinstance(segmenter, FeatureSegmenter) and segmenter.generator is bundle.generator:
+        found = segmenter.decode(generator.features(both))
+    else:
+        found = segmenter(both)
+    if info.inference.flip:
+        straight, mirrored = found.chunk(2)
+        found = (straight + mirrored.flip(-1)) / 2
+    weight, untaught, mixed = info.inference.segmenter_weight, set(info.untaught), []
+    for number, (classes, maps) in enumerate(zip(chosen, cams, strict=True)):
+        known = [at for at, each in enumerate(classes) if info.classes.knows(each.name) and each.name not in untaught]
+        if not known:
+            mixed.append(maps)
+            continue
+        channels = [0, *(info.classes.channel(classes[at].name) + 1 for at in known)]
+        shares, _ = renormalize(found[number, None, channels].float())
+        both_opinions = maps.clone()
+        both_opinions[known] += weight * (upsample(shares[:, 1:], size)[0] - maps[known])
+        mixed.append(both_opinions)
+    return mixed
 
 
 def forward_segmenter(
@@ -118,16 +157,29 @@ def forward_segmenter(
     )
     inputs = _refiner_inputs(batch, working, features=bundle.generator.features, propose=propose)
     size = (working.shape[-2], working.shape[-1])
+    untaught = [bundle.info.classes.channel(name) + 1 for name in bundle.info.untaught]
     outputs = []
     for number, source in enumerate(batch):
         # Few of tens of classes are the best somewhere: the others' maps are not even upsampled.
-        channels, kept = upsampled_argmax_classes(probabilities[number, None], size)
+        channels, kept = upsampled_argmax_classes(
+            _without_faint(probabilities[number, None], untaught, min_peak=settings.min_peak), size
+        )
         shares, total = renormalize(kept)
         classes = tuple(bundle.info.classes.classes[channel] for channel in channels.tolist())
         outputs.append(
             ForwardOutput(source, working[number, None], classes, shares[0, 1:], total[0, 0], inputs[number])
         )
     return outputs
+
+
+def _without_faint(probabilities: Tensor, untaught: Sequence[int], *, min_peak: float) -> Tensor:
+    """Give the background the shares, (1, K + 1, h, w), of classes that are untaught or nowhere probable enough."""
+    faint = probabilities.amax(dim=(2, 3))[0] < min_peak
+    faint[list(untaught)] = True
+    faint[0] = False
+    kept = probabilities.masked_fill(faint[:, None, None], 0)
+    kept[:, 0] += probabilities[:, faint].sum(dim=1)
+    return kept
 
 
 def _resize_to_grid(images: Sequence[NDArray[np.uint8]], longer_side: int, *, device: torch.device) -> Tensor:
@@ -156,7 +208,7 @@ class _CachingGenerator:
 
     def features(self, images: Tensor) -> Tensor:
         """Return the features of the batch, (B, 3, H, W), kept ones if it was seen, alone or before mirrored images."""
-        if self._features is None:
+        if self._features is None or len(self._features) < len(images):
             return self._generator.features(images)
         return self._features[: len(images)]
 

@@ -116,7 +116,7 @@ def segment_images(
             found = (straight + mirrored.flip(-1)) / 2
         if whole:
             return found
-        total = total + _upsample(found, (height, width))
+        total = total + upsample(found, (height, width))
     return total / len(scales)
 
 
@@ -124,13 +124,13 @@ def _in_windows(segmenter: Probabilities, images: Tensor, *, window: int | None)
     """Probabilities at the images' size, (B, K + 1, H, W), averaged over the overlapping windows of large images."""
     height, width = images.shape[-2:]
     if window is None or not _exceeds((height, width), window):
-        return _upsample(segmenter(images), (height, width))
+        return upsample(segmenter(images), (height, width))
     total, count = images.new_zeros(()), images.new_zeros((height, width))
     for top in _window_starts(height, window=window):
         for left in _window_starts(width, window=window):
             rows, columns = slice(top, top + window), slice(left, left + window)
             part = images[..., rows, columns]
-            found = _upsample(segmenter(part), (part.shape[-2], part.shape[-1]))
+            found = upsample(segmenter(part), (part.shape[-2], part.shape[-1]))
             if not total.ndim:
                 total = images.new_zeros((*found.shape[:2], height, width))
             total[..., rows, columns] += found
@@ -147,7 +147,8 @@ def _window_starts(length: int, *, window: int) -> list[int]:
     return [*range(0, room, step), room]
 
 
-def _upsample(probabilities: Tensor, size: tuple[int, int]) -> Tensor:
+def upsample(probabilities: Tensor, size: tuple[int, int]) -> Tensor:
+    """Upsample maps, (B, C, h, w), bilinearly to a size (H, W); corners not aligned."""
     if probabilities.shape[-2:] == size:
         return probabilities
     return F.interpolate(probabilities, size=size, mode="bilinear", align_corners=False)
@@ -169,7 +170,7 @@ def upsampled_argmax_classes(probabilities: Tensor, size: tuple[int, int]) -> tu
         best = argmax_classes(probabilities)
         return best, _with_background(probabilities, best)
     candidates = _candidate_classes(probabilities)
-    maps = _upsample(_with_background(probabilities, candidates), size)
+    maps = upsample(_with_background(probabilities, candidates), size)
     best = argmax_classes(maps)
     return candidates[best], _with_background(maps, best)
 

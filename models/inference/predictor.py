@@ -23,6 +23,7 @@ from models.bundle.bundle import Bundle
 from models.bundle.manifest import BundleInfo
 from models.config import SegmentConfig
 from models.data.classes import ClassList
+from models.generators.cnn import CnnGenerator
 from models.inference.forward import ForwardOutput, forward_cam, forward_segmenter
 from models.inference.masks import (
     CannotSegmentError,
@@ -39,6 +40,7 @@ from models.inference.open_vocabulary import OpenVocabulary
 from models.inference.postprocess import postprocess
 from models.refine.regions import load_sam
 from models.segmenters import Segmenter
+from models.segmenters.on_features import FeatureSegmenter
 
 PRECISIONS: Final = MappingProxyType({"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16})
 
@@ -63,9 +65,11 @@ def fuse_batch_norms(bundle: Bundle) -> Bundle:
     if tower is not None:
         resized = nn.functional.interpolate(image, size=tower.input_size)
         tower = _fuse_network(tower, lambda network: network.embed_images(resized))
-    if segmenter is not None:
-        segmenter = _fuse_network(segmenter, lambda network: network(image))
     generator = _fuse_network(bundle.generator, lambda network: network(image))
+    if isinstance(segmenter, FeatureSegmenter) and isinstance(generator, CnnGenerator):
+        segmenter = segmenter.on(generator)
+    elif segmenter is not None:
+        segmenter = _fuse_network(segmenter, lambda network: network(image))
     return replace(bundle, generator=generator, image_tower=tower, segmenter=segmenter)
 
 

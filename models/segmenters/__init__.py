@@ -5,9 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.clip import NormalizedModule
+from models.data.classes import IGNORE_INDEX
+from models.losses import masked_mean, noise_aware_mean
 
 
 class Segmenter(NormalizedModule, ABC):
@@ -35,3 +38,13 @@ class Segmenter(NormalizedModule, ABC):
 
         ``noise_aware`` clips the loss of unusually hard pixels, since pseudo masks are partly wrong.
         """
+
+
+def pixel_loss(logits: Tensor, label_maps: Tensor, *, noise_aware: bool) -> dict[str, Tensor]:
+    """Return the cross-entropy of logits, (B, K + 1, H, W), over the pixels of label maps, (B, H, W), that are not 255.
+
+    ``noise_aware`` clips the loss of unusually hard pixels; see ``noise_aware_mean``.
+    """
+    pixels = F.cross_entropy(logits.float(), label_maps, ignore_index=IGNORE_INDEX, reduction="none")
+    mean = noise_aware_mean if noise_aware else masked_mean
+    return {"cross_entropy": mean(pixels, label_maps != IGNORE_INDEX)}

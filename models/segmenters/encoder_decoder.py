@@ -10,9 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.data.classes import IGNORE_INDEX
-from models.losses import masked_mean, noise_aware_mean
-from models.segmenters import Segmenter
+from models.segmenters import Segmenter, pixel_loss
 
 
 class _EncoderDecoder(Segmenter):
@@ -51,9 +49,7 @@ class _EncoderDecoder(Segmenter):
     def loss(self, images: Tensor, label_maps: Tensor, *, noise_aware: bool = False) -> Mapping[str, Tensor]:
         """Return the cross-entropy of the pixels that are not 255; see Segmenter."""
         logits = F.interpolate(self._logits(images), size=label_maps.shape[-2:], mode="bilinear", align_corners=False)
-        pixels = F.cross_entropy(logits.float(), label_maps, ignore_index=IGNORE_INDEX, reduction="none")
-        mean = noise_aware_mean if noise_aware else masked_mean
-        return {"cross_entropy": mean(pixels, label_maps != IGNORE_INDEX)}
+        return pixel_loss(logits, label_maps, noise_aware=noise_aware)
 
     def _logits(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(self.normalize(images))

@@ -139,6 +139,7 @@ def _make_masks(run: Run, samples: Sequence[Sample], output: Path, on_fraction: 
         made += 1
         on_fraction(made / labeled)
 
-    job = MaskJob(output, predictor.options(), save_scores=False)
+    options = predictor.options(min_confidence=run.config.train_segmenter.min_confidence or None)
+    job = MaskJob(output, options, save_scores=False)
     make = partial(make_here, predictor, job)
     make_pseudo_masks(predictor.info, samples, job, make, on_image=on_image)

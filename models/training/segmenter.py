@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +14,15 @@ from torch import Tensor
 
 from models.build import build_mask_transform, build_segmenter, segmenter_spec
 from models.config import SegmenterSpec, SegmenterStageConfig
-from models.data.classes import IGNORE_INDEX
+from models.data.classes import IGNORE_INDEX, ClassList
 from models.data.loaders import MaskBatch, MaskCrops
+from models.data.mask_files import occurring
 from models.data.mask_folder import MaskSample
 from models.io import write_atomically
 from models.segmenters import Segmenter
 from models.tensors import read_tensors
 from models.training.distributed import data_parallel
+from models.training.generator import final_generator
 from models.training.loop import LossesOf, ParameterGroup, fit, micro_batches
 from models.training.run import SEGMENTER_STAGE, OnStep, Run, read_clip
 
@@ -32,6 +35,9 @@ def train_segmenter(run: Run, samples: Sequence[MaskSample], on_step: OnStep) ->
     """Fit the segmenter to pseudo masks; returns its weights' file, beside which its specification is written."""
     settings = run.config.train_segmenter
     _check_batch_share(run, photos=len(samples))
+    untaught = _rare_classes(samples, run.classes, min_photos=settings.min_photos)
+    indices = frozenset(run.classes.classes[run.classes.channel(name)].index for name in untaught)
+    samples = [replace(each, distrusted=each.distrusted | indices) for each in samples]
     segmenter = _new_segmenter(run, device=run.device).train()
     transform = build_mask_transform(settings)
     losses_of = _losses(segmenter, noise_aware=settings.noise_aware, device=run.device)
@@ -64,7 +70,7 @@ def train_segmenter(run: Run, samples: Sequence[MaskSample], on_step: OnStep) ->
             split=split,
         )
     if run.processes.is_main_process:
-        spec = segmenter_spec(run.config, segmenter).model_dump_json(indent=2)
+        spec = segmenter_spec(run.config, segmenter, untaught=untaught).model_dump_json(indent=2)
         write_atomically(run.work / SEGMENTER_STAGE / _SPEC, spec.encode())
     return run.save(SEGMENTER_STAGE, SEGMENTER_WEIGHTS, segmenter.state_dict())
 
@@ -75,9 +81,22 @@ def check_segmenter(run: Run, *, photos: int) -> None:
     _new_segmenter(run, device=torch.device("cpu"))
 
 
+def _rare_classes(samples: Sequence[MaskSample], classes: ClassList, *, min_photos: int) -> tuple[str, ...]:
+    """Return the names of the classes that fewer masks show."""
+    if not min_photos:
+        return ()
+    masks = Counter(number for each in samples for number in occurring(each.read_mask()))
+    return tuple(name for channel, name in enumerate(classes.names) if masks[channel + 1] < min_photos)
+
+
 def _new_segmenter(run: Run, *, device: torch.device) -> Segmenter:
-    config = run.config
-    return build_segmenter(config, classes=len(run.classes), device=device, read_clip=lambda: read_clip(config.clip))
+    return build_segmenter(
+        run.config,
+        classes=len(run.classes),
+        device=device,
+        read_clip=lambda: read_clip(run.config.clip),
+        read_generator=lambda: final_generator(run),
+    )
 
 
 def _parameter_groups(segmenter: Segmenter, *, backbone_rate: float) -> list[ParameterGroup]:

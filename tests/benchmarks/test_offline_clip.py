@@ -87,8 +87,8 @@ def test_a_mixture_of_rows_is_read_back_from_its_embedding() -> None:
     torch.testing.assert_close(directions @ (directions.T @ rows[2]), rows[2])
 
 
-def test_projection_refuses_more_directions_than_classes() -> None:
-    with pytest.raises(ValueError, match="expected at least 3 classes, got 2"):
+def test_projection_refuses_more_directions_than_mixtures() -> None:
+    with pytest.raises(ValueError, match="expected at least 3 mixtures, got 2"):
         image_tower.projection(torch.ones(2, 4), 3)
 
 

@@ -1,8 +1,22 @@
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from models.inference.forward import _CachingGenerator
+from models.bundle.bundle import Bundle, load_bundle
+from models.config import FeatureSegmenterConfig
+from models.data.mask_folder import read_mask_folder
+from models.inference.forward import _CachingGenerator, _without_faint
+from models.inference.predictor import LabeledImage, Predictor
+from models.segmenters.on_features import FeatureSegmenter
+from models.training.export import export_bundle
+from models.training.run import Run, open_run
+from models.training.segmenter import train_segmenter
+from tests.conftest import CLASSES, CPU
 
 
 class Counting:
@@ -30,3 +44,60 @@ def test_features_are_computed_once(size: int, passes: int) -> None:
     features = caching.features(other)
     torch.testing.assert_close(features, torch.nn.functional.avg_pool2d(other, 8))
     assert generator.passes == passes
+
+
+def test_the_faint_and_the_untaught_leave_their_share_to_the_background() -> None:
+    shares = torch.tensor([0.2, 0.5, 0.1, 0.2]).view(1, 4, 1, 1)
+    kept = _without_faint(shares, [3], min_peak=0.3)
+    torch.testing.assert_close(kept.flatten(), torch.tensor([0.5, 0.5, 0.0, 0.0]))
+    assert torch.equal(_without_faint(shares, [], min_peak=0.0), shares)
+
+
+@pytest.fixture(scope="module")
+def second_opinion(
+    tiny_run: Run, tiny_data: Path, tiny_masks: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
+    """The tiny bundle with a segmenter on its mask generator's features that does not know "cup"."""
+    work = tmp_path_factory.mktemp("second") / "work"
+    shutil.copytree(tiny_run.work, work)
+    run = open_run(work, device=CPU)
+    run = replace(
+        run, config=run.config.model_copy(update={"segmenter": FeatureSegmenterConfig(kind="features", width=8)})
+    )
+    train_segmenter(run, read_mask_folder(tiny_data / "images", tiny_masks, CLASSES), lambda step: None)
+    export_bundle(run, work / "out", stage="refine-generator", licence="none", trained_on="squares")
+    bundle = load_bundle(work / "out", device=CPU)
+    assert bundle.info.segmenter is not None
+    segmenter = bundle.info.segmenter.model_copy(update={"untaught": ("cup",)})
+    return replace(bundle, info=bundle.info.model_copy(update={"segmenter": segmenter}))
+
+
+def maps_of(bundle: Bundle, weight: float, labels: list[str]) -> Tensor:
+    inference = bundle.info.inference.model_copy(update={"segmenter_weight": weight})
+    predictor = Predictor(replace(bundle, info=bundle.info.model_copy(update={"inference": inference})))
+    pixels = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+    return predictor.forward_cam([LabeledImage(pixels, labels, predictor.options())])[0].maps
+
+
+def test_cams_are_averaged_with_the_segmenters_shares_of_the_labels(second_opinion: Bundle) -> None:
+    labels = ["bowl", "cat", "cup"]
+    alone, both, most = (maps_of(second_opinion, weight, labels) for weight in (0.0, 0.25, 0.5))
+    shares = (both - 0.75 * alone)[:2] / 0.25
+    torch.testing.assert_close(most[:2], 0.5 * alone[:2] + 0.5 * shares, atol=1e-5, rtol=0)
+    assert shares.min() > 0
+    assert shares.sum(dim=0).max() < 1  # the background has the rest
+    assert torch.equal(both[2], alone[2])  # "cup" is unknown to the segmenter
+
+
+def test_a_segmenter_that_knows_no_label_changes_nothing(second_opinion: Bundle) -> None:
+    assert torch.equal(maps_of(second_opinion, 0.5, ["cup"]), maps_of(second_opinion, 0.0, ["cup"]))
+
+
+def test_features_for_the_segmenter_are_those_of_the_cams(second_opinion: Bundle) -> None:
+    predictor = Predictor(second_opinion)
+    segmenter, fused = predictor.bundle.segmenter, predictor.bundle.generator
+    assert isinstance(segmenter, FeatureSegmenter)
+    assert segmenter.generator is fused  # so they are computed once
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert second_opinion.segmenter is not None
+    torch.testing.assert_close(segmenter(images), second_opinion.segmenter(images), atol=1e-4, rtol=0)

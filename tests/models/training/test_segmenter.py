@@ -6,12 +6,25 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.build import build_segmenter
-from models.config import Config, EncoderDecoderConfig, SegmenterStageConfig, _Mask2FormerConfig, parse_config
+from models.config import (
+    Config,
+    EncoderDecoderConfig,
+    FeatureSegmenterConfig,
+    SegmenterStageConfig,
+    _Mask2FormerConfig,
+    parse_config,
+)
 from models.data.mask_folder import MaskSample, read_mask_folder
+from models.segmenters import Segmenter
 from models.training.loop import Step
 from models.training.run import Run, start_run
-from models.training.segmenter import _parameter_groups, segmenter_epochs, train_segmenter, trained_segmenter
+from models.training.segmenter import (
+    _new_segmenter,
+    _parameter_groups,
+    segmenter_epochs,
+    train_segmenter,
+    trained_segmenter,
+)
 from tests.conftest import CLASSES, CPU, with_stage
 from tests.models.segmenters.test_segmenters import TINY_MASK2FORMER
 from tests.models.training.test_distributed import distance_of_updates, run_together
@@ -21,6 +34,10 @@ from tests.models.training.test_loop import Killed, kill_at
 @pytest.fixture
 def samples(tiny_data: Path, tiny_masks: Path) -> list[MaskSample]:
     return read_mask_folder(tiny_data / "images", tiny_masks, CLASSES)
+
+
+def new_segmenter(config: Config) -> Segmenter:
+    return _new_segmenter(Run(config, CLASSES, Path("unused"), CPU), device=CPU)
 
 
 def train(run: Run, samples: list[MaskSample]) -> dict[str, Tensor]:
@@ -49,6 +66,38 @@ def test_it_leaves_weights_a_description_and_a_log(run: Run, samples: list[MaskS
     (folder / "segmenter.json").write_text("{}")
     with pytest.raises(ValueError, match="expected a description of a segmenter"):
         trained_segmenter(run)
+
+
+def test_a_decoder_of_the_mask_generators_features_learns(
+    tiny_config: Config, samples: list[MaskSample], tmp_path: Path
+) -> None:
+    settings = FeatureSegmenterConfig(kind="features", width=8)
+    config = with_stage(tiny_config, "train_segmenter", epochs=12, learning_rate=0.02)
+    config = config.model_copy(update={"segmenter": settings})
+    run = start_run(config, CLASSES, tmp_path / "work", device=CPU)
+    steps: list[Step] = []
+    weights = load_file(train_segmenter(run, samples, steps.append))
+    losses = [step.losses["loss"] for step in steps]
+    assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
+    assert not any("backbone" in key for key in weights)  # the generator's own weights are stored with it
+    found = trained_segmenter(run)
+    assert found is not None
+    assert (found[0].kind, found[0].width) == ("features", 8)
+
+
+def test_rare_classes_are_ignored_and_named(tiny_config: Config, samples: list[MaskSample], tmp_path: Path) -> None:
+    def shows(sample: MaskSample, name: str) -> bool:
+        return bool((sample.read_mask() == CLASSES.channel(name) + 1).any())
+
+    kept = [each for each in samples if not shows(each, "bowl")]
+    run = start_run(with_stage(tiny_config, "train_segmenter", min_photos=1), CLASSES, tmp_path / "work", device=CPU)
+    train_segmenter(run, kept, lambda step: None)
+    found = trained_segmenter(run)
+    assert found is not None
+    absent = tuple(name for name in CLASSES.names if not any(shows(each, name) for each in kept))
+    assert found[0].untaught == absent
+    assert "bowl" in absent
+    assert len(absent) < len(CLASSES)
 
 
 def test_squares_are_found(tiny_config: Config, samples: list[MaskSample], tmp_path: Path) -> None:
@@ -99,7 +148,7 @@ def test_mask2former_trains(tiny_config: Config, samples: list[MaskSample], tmp_
 
 
 def test_the_backbone_learns_more_slowly(tiny_config: Config) -> None:
-    segmenter = build_segmenter(tiny_config, classes=4, device=CPU)
+    segmenter = new_segmenter(tiny_config)
     fast, slow = _parameter_groups(segmenter, backbone_rate=0.1)
     assert (fast.rate, slow.rate) == (1.0, 0.1)
     count = sum(1 for _ in segmenter.parameters())
@@ -126,7 +175,7 @@ def test_a_foreign_trunk_is_refused(tiny_config: Config) -> None:
     settings = EncoderDecoderConfig(backbone="test_resnet", weights="clip")
     config = tiny_config.model_copy(update={"segmenter": settings})
     with pytest.raises(ValueError, match="CLIP's trunk, test_efficientnet, got 'test_resnet'"):
-        build_segmenter(config, classes=4, device=CPU)
+        new_segmenter(config)
 
 
 TOGETHER = """
@@ -168,5 +217,5 @@ def test_two_processes_learn_what_one_would(
         start_run(config, CLASSES, work, device=CPU)
         run_together(TOGETHER, work, tiny_data / "images", tiny_masks, processes=processes)
         learned.append(load_file(work / "train-segmenter" / "segmenter.safetensors"))
-    initial = build_segmenter(config, classes=4, device=CPU).state_dict()
+    initial = new_segmenter(config).state_dict()
     assert distance_of_updates(initial, *learned) < 0.02
