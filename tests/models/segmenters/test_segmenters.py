@@ -7,9 +7,11 @@ from torch import Tensor
 
 from models.clip import FrozenClip
 from models.config import Decoder
+from models.generators.cnn import cnn_generator
 from models.segmenters import Segmenter
 from models.segmenters.encoder_decoder import build_encoder_decoder
 from models.segmenters.mask2former import _mask_targets, build_mask2former
+from models.segmenters.on_features import build_feature_segmenter
 
 K = 3
 TINY_MASK2FORMER = {
@@ -31,7 +33,13 @@ def mask2former() -> Segmenter:
     return build_mask2former(TINY_MASK2FORMER, classes=K)
 
 
-every = pytest.mark.parametrize("build", [light, mask2former])
+def on_features() -> Segmenter:
+    generator = torch.Generator().manual_seed(0)
+    seen = cnn_generator("test_resnet", classes=K, pretrained=False, output_stride=16, generator=generator)
+    return build_feature_segmenter(seen.eval().requires_grad_(False), classes=K, width=16)
+
+
+every = pytest.mark.parametrize("build", [light, mask2former, on_features])
 
 
 @pytest.fixture
@@ -52,9 +60,10 @@ def test_probabilities(build: Callable[[], Segmenter], images: Tensor) -> None:
     segmenter = build().eval()
     with torch.no_grad():
         found = segmenter(images)
-    assert found.shape == (2, K + 1, 16, 24)
+    stride = 16 if build is on_features else 4
+    assert found.shape == (2, K + 1, 64 // stride, 96 // stride)
     assert found.min() >= 0
-    torch.testing.assert_close(found.sum(dim=1), torch.ones(2, 16, 24))
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(2, 64 // stride, 96 // stride))
 
 
 @every
