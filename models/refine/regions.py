@@ -58,6 +58,7 @@ class _RegionVote:
     """``_vote`` with the proposals of each image, (3, H, W) in [0, 1], as a refiner."""
 
     proposals: Callable[[Tensor], Regions]
+    background: Callable[[Tensor], Tensor]  # see RefinerContext
 
     def __call__(self, image: Tensor, scores: Tensor) -> Tensor:
         """Refine (B, C, H, W) scores by (B, 3, H, W) images in [0, 1]."""
@@ -66,24 +67,28 @@ class _RegionVote:
         if not scores.numel():
             return refined
         for item, (photo, maps) in enumerate(zip(image, scores, strict=True)):
-            refined[item] = _vote(maps.float(), self.proposals(photo))
+            refined[item] = _vote(maps.float(), self.proposals(photo), self.background)
         return refined
 
 
 def build(context: RefinerContext) -> _RegionVote:
     """Build the refiner on the context's proposals."""
-    return _RegionVote(context.proposals)
+    return _RegionVote(context.proposals, context.background)
 
 
 @torch.no_grad()
-def _vote(scores: Tensor, regions: Regions) -> Tensor:
-    """Give each pixel of (C, H, W) scores the mean scores of the most confident region over it."""
+def _vote(scores: Tensor, regions: Regions, background: Callable[[Tensor], Tensor]) -> Tensor:
+    """Give each pixel of (C, H, W) scores the mean scores of the most confident region over it.
+
+    A region is as confident as its best class or its background: one that is surely background covers an unsure object.
+    """
     table = scores.flatten(1).t().contiguous()
     if not len(regions.offsets):
         return scores.clone()
     means = functional.embedding_bag(regions.pixels, table, regions.offsets, mode="mean")
     # More confident regions overwrite less confident ones; ties go to the later region.
-    rank = means.amax(dim=1).argsort(stable=True).argsort()
+    beside = background(means.t()[:, :, None])[:, 0]
+    rank = torch.maximum(means.amax(dim=1), beside).argsort(stable=True).argsort()
     top = torch.full_like(regions.pixels, -1).resize_(len(table)).fill_(-1)
     top.scatter_reduce_(0, regions.pixels, rank[regions.numbers()], reduce="amax")
     by_rank = torch.empty_like(means).index_copy_(0, rank, means)

@@ -52,8 +52,9 @@ async def get_problem(name: str) -> ProblemDescription:
 def get_models(state: State) -> ModelList:
     """List the models: classes with synonyms, defaults, measured metrics, licence, version.
 
-    ``can_segment`` says whether ``POST /segment`` takes a model; its defaults are in ``segment``. ``open_vocabulary``
-    says whether it takes ``vocabulary=open``. What its prompts learned is under ``/models/{name}``.
+    ``can_segment`` says whether ``POST /segment`` takes a model; its defaults are in ``segment``, and ``untaught`` are
+    the classes that it never finds, since too few photos showed them. ``open_vocabulary`` says whether the model takes
+    ``vocabulary=open``. What its prompts learned is under ``/models/{name}``.
     """
     registry = state.models
     alive = {worker.model for worker in registry.workers()}

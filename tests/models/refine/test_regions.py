@@ -22,8 +22,13 @@ from tests.conftest import CPU
 SCORES = torch.tensor([[[0.9, 0.5, 0.1, 0.0]], [[0.0, 0.2, 0.4, 0.8]]])
 
 
+def vote(scores: Tensor, regions: Regions) -> Tensor:
+    """Vote without a background."""
+    return _vote(scores, regions, lambda maps: torch.zeros(maps.shape[1:]))
+
+
 def test_a_partition_by_hand() -> None:
-    voted = _vote(SCORES, _partition(torch.tensor([[7, 7, 2, 2]])))
+    voted = vote(SCORES, _partition(torch.tensor([[7, 7, 2, 2]])))
     expected = torch.tensor([[[0.7, 0.7, 0.05, 0.05]], [[0.1, 0.1, 0.6, 0.6]]])
     torch.testing.assert_close(voted, expected)
 
@@ -31,19 +36,28 @@ def test_a_partition_by_hand() -> None:
 def test_the_more_confident_region_paints_over_the_less() -> None:
     masks = torch.tensor([[[True, True, True, True]], [[True, False, False, False]]])
     expected = torch.tensor([[[0.9, 0.375, 0.375, 0.375]], [[0.0, 0.35, 0.35, 0.35]]])
-    torch.testing.assert_close(_vote(SCORES, _from_masks(masks)), expected)
-    torch.testing.assert_close(_vote(SCORES, _from_masks(masks.flip(0))), expected)
+    torch.testing.assert_close(vote(SCORES, _from_masks(masks)), expected)
+    torch.testing.assert_close(vote(SCORES, _from_masks(masks.flip(0))), expected)
+
+
+def test_sure_background_paints_over_an_unsure_object() -> None:
+    scores = torch.tensor([[[0.5, 0.0, 0.0, 0.0]]])
+    # The first two pixels may be an object of 0.25; all but the first are surely background.
+    regions = _from_masks(torch.tensor([[[True, True, False, False]], [[False, True, True, True]]]))
+    found = _vote(scores, regions, lambda maps: 1 - maps.amax(dim=0))
+    torch.testing.assert_close(found, torch.tensor([[[0.25, 0.0, 0.0, 0.0]]]))
+    torch.testing.assert_close(vote(scores, regions), torch.tensor([[[0.25, 0.25, 0.0, 0.0]]]))
 
 
 def test_pixels_without_a_region_keep_their_scores() -> None:
     masks = torch.tensor([[[False, True, True, False]], [[False] * 4]])
     expected = torch.tensor([[[0.9, 0.3, 0.3, 0.0]], [[0.0, 0.3, 0.3, 0.8]]])
-    torch.testing.assert_close(_vote(SCORES, _from_masks(masks)), expected)
+    torch.testing.assert_close(vote(SCORES, _from_masks(masks)), expected)
 
 
 def test_without_regions_nothing_changes() -> None:
     nothing = Regions(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
-    assert torch.equal(_vote(SCORES, nothing), SCORES)
+    assert torch.equal(vote(SCORES, nothing), SCORES)
 
 
 def test_numbers_say_whose_pixel_it_is() -> None:
@@ -142,7 +156,7 @@ def test_masks_that_sam_doubts_are_left_out(sam: _SamProposals) -> None:
     image, scores = photo(), torch.rand(2, 40, 60)
     doubting = replace(sam, min_quality=2.0)(image)
     assert len(doubting.pixels) == len(doubting.offsets) == 0
-    assert torch.equal(_vote(scores, doubting), scores)
+    assert torch.equal(vote(scores, doubting), scores)
 
 
 def test_overlapping_masks_are_dropped(sam: _SamProposals) -> None:
@@ -154,7 +168,7 @@ def test_region_vote_takes_them(sam: _SamProposals) -> None:
     image, scores = photo()[None], torch.rand(1, 2, 40, 60)
     context = RefinerContext(lambda images: images, _power_background(0.4), sam, _match_range)
     refined = build_refiner("region_vote", context)(image, scores)
-    assert torch.equal(refined[0], _vote(scores[0], sam(image[0])))
+    assert torch.equal(refined[0], _vote(scores[0], sam(image[0]), _power_background(0.4)))
     assert not torch.equal(refined, scores)
 
 
