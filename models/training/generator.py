@@ -147,7 +147,8 @@ def _classification_losses(
 def _fit_to_clip(run: Run, samples: Sequence[Sample], on_step: OnStep, *, stage: str, prompts: Tensor | None) -> Path:
     settings: GeneratorStageConfig = getattr(run.config, stage.replace("-", "_"))
     clip, class_text = supervision(run)
-    generator = initial_generator(run, clip, class_text)
+    start = class_text if prompts is None else class_text - settings.prompt_share * prompts
+    generator = initial_generator(run, clip, start)
     generator.let_learn(settings.trainable)
     losses_of = generator_losses(
         build_masks(generator, clip, mask=settings.mask, epsilon=settings.epsilon),
