@@ -28,6 +28,17 @@ GENERATORS = {
 # Label maps of the first were used for choosing settings, those of the second for measuring only.
 SETS = {"coco100": "98 photos of coco100", "photos/val": "96 photos of photos/val"}
 CLASSES = Path(__file__).parent / "coco_classes.txt"
+SYNONYMS = {
+    "airplane": ["aeroplane", "plane"],
+    "cell phone": ["mobile phone", "phone", "smartphone"],
+    "couch": ["sofa"],
+    "dining table": ["table"],
+    "donut": ["doughnut"],
+    "motorcycle": ["motorbike"],
+    "potted plant": ["plant", "pot plant"],
+    "tv": ["television", "tv monitor", "screen"],
+}
+MIN_PHOTOS = 20
 MIN_PIXELS = 30_000
 LICENCE = (
     "Apache-2.0 for the weights as far as they are ours. The backbones are EfficientNet-Lite0 and -Lite2 with ImageNet "
@@ -37,7 +48,7 @@ LICENCE = (
 )
 TRAINED_ON = (
     "Image-level labels of {photos} photos: 98 of COCO train2017 (annotations CC BY 4.0, photos under their Flickr "
-    "licences), and at most {limit} a class of Caltech101 and PACS (by way of MachineLearning2020/Homework2-Caltech101 "
+    "licences), and about {limit} a class of Caltech101 and PACS (by way of MachineLearning2020/Homework2-Caltech101 "
     "and Homework3-PACS), EliSchwartz/imagenet-sample-images, zpf1452233/mAP, and COCO 2014 (codewithminer/"
     "ImageCaptioning, labels from CLIP-ES' lists). Label maps of the 98 photos chose settings; they trained nothing."
 )
@@ -130,9 +141,10 @@ def read_labels(folder: Path) -> list[tuple[str, list[str]]]:
 
 
 def write_config(name: str, path: Path, *, clip: str | None, seed: int) -> Path:
-    """Write a configuration with another CLIP and seed."""
+    """Write a configuration with COCO's synonyms, and maybe another CLIP."""
     content = yaml.safe_load(dump_config(load_config(name)))
-    content["seed"] = seed
+    content |= {"seed": seed, "synonyms": SYNONYMS}
+    content["train_segmenter"]["min_photos"] = MIN_PHOTOS
     if clip:
         content["clip"]["model"] = clip
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
@@ -149,7 +161,9 @@ def measure_all(data: Path, work: Path, notes: list[Any], computer: list[Any]) -
     for name in SETS:
         for title, bundle in bundles.items():
             kinds = {"CAM": ["--refine", "none"], "pseudo mask": []}
-            for kind, extra in list(kinds.items())[bundle == work / "bundle" :]:
+            if bundle == work / "bundle":
+                del kinds["CAM"]
+            for kind, extra in kinds.items():
                 masks = work / "masks" / f"{bundle.name}-{kind.replace(' ', '-')}-{name.replace('/', '-')}"
                 options = ["--bundle", bundle, "--output", masks, "--save-scores", *extra, *computer]
                 semples("make-pseudo-masks", *labeled(data / name), *options)

@@ -114,7 +114,8 @@ def read_photos(data: Path, classes: ClassList, split: str | None) -> Iterator[P
 def with_scales(predictor: Predictor, scales: tuple[float, ...]) -> Predictor:
     """Return the same predictor at other scales."""
     info = predictor.info
-    inference = info.inference.model_copy(update={"scales": scales})
+    # Without the segmenter's opinion, "none" is the bare CAM.
+    inference = info.inference.model_copy(update={"scales": scales, "segmenter_weight": 0.0})
     return Predictor(replace(predictor.bundle, info=info.model_copy(update={"inference": inference})))
 
 

@@ -28,12 +28,15 @@ class SideBySide(nn.Module):
         self.feature_info = [{**same[0], "num_chs": sum(each["num_chs"] for each in same)} for same in levels]
         self.pretrained_cfg = _describe(networks, architecture)
         self.default_cfg = self.pretrained_cfg
-        self.global_pool = global_pool
+        self.reset_classifier(0, global_pool)
 
     def reset_classifier(self, num_classes: int, global_pool: str = "avg") -> None:
-        """Choose the pooling, "avg" or none; ValueError if a classifier is asked for."""
-        if num_classes:
-            raise ValueError(f"expected no classifier on networks side by side, got one of {num_classes} classes")
+        """Choose the pooling, "avg" or "" for none; ValueError for another, or if a classifier is asked for."""
+        if num_classes or global_pool not in ("avg", ""):
+            raise ValueError(
+                "expected average pooling or none, and no classifier, on networks side by side, "
+                f"got {global_pool!r} and {num_classes} classes"
+            )
         self.global_pool = global_pool
 
     def forward(self, images: Tensor) -> Tensor:

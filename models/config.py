@@ -158,7 +158,7 @@ class SegmenterStageConfig(Frozen):
     scale: tuple[_Positive, _Positive] = (0.5, 2.0)  # relative to just fitting the crop
     color_jitter: Annotated[float, Field(ge=0, le=1)] = 0.4
     noise_aware: bool = False
-    # Pixels of pseudo masks that are less certain are ignored.
+    # For `semples run-all`: pixels of pseudo masks that are less certain are ignored.
     min_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
     # Classes that fewer masks show are ignored in training, and the segmenter does not claim to know them.
     min_photos: Annotated[int, Field(ge=0)] = 0
@@ -183,13 +183,13 @@ class SegmentConfig(Frozen):
     min_peak: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
-class _SegmenterSpec(Frozen):
+class BaseSegmenterSpec(Frozen):
     """What all segmenters of bundles have."""
 
     untaught: tuple[str, ...] = ()  # classes that too few photos showed: it does not know them
 
 
-class EncoderDecoderSpec(_SegmenterSpec):
+class EncoderDecoderSpec(BaseSegmenterSpec):
     """How to build an encoder-decoder segmenter."""
 
     kind: Literal["light"]
@@ -199,14 +199,14 @@ class EncoderDecoderSpec(_SegmenterSpec):
     std: tuple[float, float, float]
 
 
-class FeatureSegmenterSpec(_SegmenterSpec):
+class FeatureSegmenterSpec(BaseSegmenterSpec):
     """How to build a segmenter on the mask generator's features."""
 
     kind: Literal["features"]
     width: int
 
 
-class Mask2FormerSpec(_SegmenterSpec):
+class Mask2FormerSpec(BaseSegmenterSpec):
     """How to build a Mask2Former."""
 
     kind: Literal["mask2former"]

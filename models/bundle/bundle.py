@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,8 @@ from models.bundle.manifest import (
     BundleError,
     BundleInfo,
     Manifest,
+    check_hashes,
+    hash_file,
     read_info,
 )
 from models.bundle.towers import check_trunk, generator_key, load_image_tower, load_text_tower
@@ -62,8 +63,7 @@ def load_bundle(folder: Path, *, device: torch.device) -> Bundle:
         BundleError: if a file is missing, changed or does not fit the manifest.
     """
     info = read_info(folder)
-    for name, expected in info.files.items():
-        _check_hash(folder / name, expected)
+    check_hashes(info, folder)
     try:
         generator = GENERATOR_KINDS[info.generator.kind].rebuild(info.generator, len(info.classes))
         weights = read_single(folder / GENERATOR_FILE)
@@ -118,7 +118,7 @@ def write_bundle(
         (folder / name).unlink(missing_ok=True)  # of an earlier bundle
     for name, tensors in parts.items():
         write_tensors(folder / name, tensors)
-    hashes = {name: _hash(folder / name) for name in parts}
+    hashes = {name: hash_file(folder / name) for name in parts}
     content = manifest.model_copy(update={"files": hashes}).model_dump(mode="json")
     (folder / MANIFEST).write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return read_info(folder)
@@ -157,16 +157,3 @@ def _to_half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         key: (value.half() if value.ndim > 1 and value.is_floating_point() else value).detach().cpu()
         for key, value in tensors.items()
     }
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _check_hash(path: Path, expected: str) -> None:
-    try:
-        found = _hash(path)
-    except OSError as error:
-        raise BundleError(f"expected {path}, got {error}") from error
-    if found != expected:
-        raise BundleError(f"expected {path} with SHA-256 {expected[:12]}…, got {found[:12]}…")

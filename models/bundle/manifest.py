@@ -119,6 +119,8 @@ class Manifest(Frozen):
             needed.add(SEGMENTER_FILE)
         if self.text_tower:
             needed.add(TEXT_TOWER_FILE)
+        if self.segmenter and (unknown := set(self.segmenter.untaught) - {*self.classes.names}):
+            raise ValueError(f"expected classes of the bundle in segmenter.untaught, got {sorted(unknown)}")
         # Empty only while a bundle is written: read_info refuses a manifest without hashes.
         if self.files and set(self.files) != needed:
             raise ValueError(f"expected files {sorted(needed)}, got {sorted(self.files)}")
@@ -273,6 +275,26 @@ def find_bundle(name_or_path: str) -> Path:
     raise BundleError(
         f"expected a folder with {MANIFEST} or one of {', '.join(shipped) or 'none shipped'}, got {name_or_path!r}"
     )
+
+
+def hash_file(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def check_hashes(info: BundleInfo, folder: Path) -> None:
+    """Compare the hash of each file of a bundle with its manifest.
+
+    Raises:
+        BundleError: if a file is missing or changed.
+    """
+    for name, expected in info.files.items():
+        try:
+            found = hash_file(folder / name)
+        except OSError as error:
+            raise BundleError(f"expected {folder / name}, got {error}") from error
+        if found != expected:
+            raise BundleError(f"expected {folder / name} with SHA-256 {expected[:12]}…, got {found[:12]}…")
 
 
 def read_info(folder: Path) -> BundleInfo:

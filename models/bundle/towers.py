@@ -7,7 +7,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from models.bundle.manifest import GENERATOR_FILE, TEXT_TOWER_FILE, TOWER_FILE, BundleError, BundleInfo, read_info
+from models.bundle.manifest import (
+    GENERATOR_FILE,
+    MANIFEST,
+    TEXT_TOWER_FILE,
+    TOWER_FILE,
+    BundleError,
+    BundleInfo,
+    check_hashes,
+    read_info,
+)
 from models.clip import (
     FrozenClip,
     FrozenImageTower,
@@ -68,8 +77,12 @@ def load_clip_of(folder: Path) -> FrozenClip:
         BundleError: if the bundle is malformed or lacks a tower.
     """
     info = read_info(folder)
-    image = load_image_tower(info, folder, read_single(folder / GENERATOR_FILE))
-    text = load_text_tower(info, folder)
+    check_hashes(info, folder)
+    try:
+        image = load_image_tower(info, folder, read_single(folder / GENERATOR_FILE))
+        text = load_text_tower(info, folder)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise BundleError(f"expected weights that fit {folder / MANIFEST}, got {error}") from error
     if image is None or text is None or info.image_tower is None or info.text_tower is None:
         raise BundleError(f"expected a bundle with both towers of a CLIP, got {info.name!r} without one")
     return join_towers(image, text, {**info.image_tower.config, **info.text_tower.config})

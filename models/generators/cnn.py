@@ -22,6 +22,7 @@ _EVIDENCE_SCALE = 10.0
 _SHARPNESS = 4
 
 _DETAIL_STRIDE = 16
+_TRIAL_SIDE = 64
 
 
 def cosine_affinity(features: Tensor) -> Tensor:
@@ -57,13 +58,17 @@ class CnnGenerator(MaskGenerator):
             self.head.weight.copy_(head[:, :, None, None])
         self.set_normalization(mean=mean, std=std)
         self._detail = detail
-        if detail is not None:
+        if detail is not None:  # then what is far away and alike is the same thing
             self.box_share = 0.0
 
     def logits(self, images: Tensor) -> Tensor:
         """Return signed class evidence, (B, K, h, w), for images in [0, 1], (B, 3, H, W)."""
-        evidence: Tensor = self.head(self._last(self.features(images)))
+        evidence: Tensor = self.head(self.backbone(self.normalize(images)))
         return evidence
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images to CAMs; see MaskGenerator. No finer map is made, so that sides may be any."""
+        return self.logits(images).relu()
 
     def evidence(self, images: Tensor) -> Mapping[str, Tensor]:
         """Return the mean evidence of each class, (B, K), for images in [0, 1], (B, 3, H, W)."""
@@ -186,12 +191,19 @@ def classifier_backbone(name: str, *, output_stride: int) -> nn.Module:
     return backbone
 
 
-def detail_stage(backbone: nn.Module) -> int | None:
-    """Return the number of the last stage of stride 16 in a network from ``classifier_backbone``; None without any."""
-    if not hasattr(backbone, "forward_intermediates"):
+def detail_stage(backbone: Any) -> int | None:
+    """Return the number of the last stage of stride 16, but not the last of all, in a ``classifier_backbone``.
+
+    None if there is none, or the network does more behind its stages than ``forward_intermediates`` does.
+    """
+    strides = [int(each["reduction"]) for each in getattr(backbone, "feature_info", ())][:-1]
+    stage = max((number for number, stride in enumerate(strides) if stride == _DETAIL_STRIDE), default=None)
+    if stage is None or not hasattr(backbone, "forward_intermediates"):
         return None
-    strides = [int(each["reduction"]) for each in getattr(backbone, "feature_info", ())]
-    return max((number for number, stride in enumerate(strides) if stride == _DETAIL_STRIDE), default=None)
+    image = torch.linspace(0, 1, 3 * _TRIAL_SIDE**2).view(1, 3, _TRIAL_SIDE, _TRIAL_SIDE)
+    with torch.no_grad():
+        last, _ = backbone.eval().forward_intermediates(image, indices=[stage])
+        return stage if torch.equal(last, backbone(image)) else None
 
 
 def trunk_name(clip: FrozenClip) -> str:

@@ -17,6 +17,7 @@ from models.data.classes import ClassInfo, ClassList
 from models.generators import MaskGenerator
 from models.inference.masks import LabeledImage, OnProgress, UnlabeledImage
 from models.inference.multi_scale import (
+    Probabilities,
     grid_size,
     multi_scale_cams,
     renormalize,
@@ -113,14 +114,11 @@ def _with_second_opinion(
     Classes that the segmenter does not know keep their CAMs.
     """
     info, size = bundle.info, (working.shape[-2], working.shape[-1])
-    both = torch.cat([working, working.flip(-1)]) if info.inference.flip else working
+    network: Probabilities = segmenter
     if isinstance(segmenter, FeatureSegmenter) and segmenter.generator is bundle.generator:
-        found = segmenter.decode(generator.features(both))
-    else:
-        found = segmenter(both)
-    if info.inference.flip:
-        straight, mirrored = found.chunk(2)
-        found = (straight + mirrored.flip(-1)) / 2
+        decode = segmenter.decode
+        network = lambda images: decode(generator.features(images))  # noqa: E731 (computed for the CAMs already)
+    found = segment_images(network, working, scales=(1.0,), flip=info.inference.flip, window=None)
     weight, untaught, mixed = info.inference.segmenter_weight, set(info.untaught), []
     for number, (classes, maps) in enumerate(zip(chosen, cams, strict=True)):
         known = [at for at, each in enumerate(classes) if info.classes.knows(each.name) and each.name not in untaught]
@@ -174,6 +172,8 @@ def forward_segmenter(
 
 def _without_faint(probabilities: Tensor, untaught: Sequence[int], *, min_peak: float) -> Tensor:
     """Give the background the shares, (1, K + 1, h, w), of classes that are untaught or nowhere probable enough."""
+    if not untaught and not min_peak:
+        return probabilities
     faint = probabilities.amax(dim=(2, 3))[0] < min_peak
     faint[list(untaught)] = True
     faint[0] = False
@@ -209,7 +209,7 @@ class _CachingGenerator:
     def features(self, images: Tensor) -> Tensor:
         """Return the features of the batch, (B, 3, H, W), kept ones if it was seen, alone or before mirrored images."""
         if self._features is None or len(self._features) < len(images):
-            return self._generator.features(images)
+            self._features = self._generator.features(images)
         return self._features[: len(images)]
 
 

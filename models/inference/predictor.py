@@ -65,7 +65,7 @@ def fuse_batch_norms(bundle: Bundle) -> Bundle:
     if tower is not None:
         resized = nn.functional.interpolate(image, size=tower.input_size)
         tower = _fuse_network(tower, lambda network: network.embed_images(resized))
-    generator = _fuse_network(bundle.generator, lambda network: network(image))
+    generator = _fuse_network(bundle.generator, lambda network: network.features(image))
     if isinstance(segmenter, FeatureSegmenter) and isinstance(generator, CnnGenerator):
         segmenter = segmenter.on(generator)
     elif segmenter is not None:

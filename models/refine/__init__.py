@@ -74,7 +74,7 @@ class RefinerContext:
     rescale: Callable[
         [Tensor, Tensor], Tensor
     ]  # (maps, originals) → maps in the originals' range; unchanged for probabilities
-    box_share: float = 0.4  # see MaskGenerator
+    box_share: float  # see MaskGenerator
 
 
 @dataclass(frozen=True)

@@ -20,16 +20,16 @@ from models.bundle.manifest import (
     TextTowerSpec,
 )
 from models.clip import FrozenClip, text_weights
-from models.config import Config, InferenceConfig
+from models.config import Config, FeatureSegmenterSpec, InferenceConfig
 from models.generators import MaskGenerator
 from models.prompts import nearest_nouns, read_nouns
 from models.training.generator import initial_generator
 from models.training.prompts import has_prompts, learned_prompts
-from models.training.run import GENERATOR_WEIGHTS, Run, supervision
+from models.training.run import FINAL_STAGE, GENERATOR_WEIGHTS, Run, supervision
 from models.training.segmenter import trained_segmenter
 
 # Which generator a bundle holds: the initial one, of stage (a), or of stage (c).
-STAGES = ("zero-shot", "train-generator", "refine-generator")
+STAGES = ("zero-shot", "train-generator", FINAL_STAGE)
 BundlePart = Literal["segmenter", "text_tower"]
 
 _DEFAULT_PARTS: tuple[BundlePart, ...] = ("segmenter",)
@@ -58,6 +58,8 @@ def export_bundle(
     generator = _generator(run, stage, clip, class_text)
     prompts = learned_prompts(run) if has_prompts(run) else {}
     spec, segmenter = (trained_segmenter(run) if "segmenter" in parts else None) or (None, None)
+    if isinstance(spec, FeatureSegmenterSpec) and stage != FINAL_STAGE:
+        spec, segmenter = None, None  # it reads the features of the last stage's generator
     manifest = Manifest(
         format=2,
         name=run.config.name,

@@ -27,9 +27,7 @@ from models.losses import (
 from models.training.distributed import data_parallel
 from models.training.loop import LossesOf, ParameterGroup, Split, fit, micro_batches
 from models.training.prompts import learned_prompts
-from models.training.run import GENERATOR_WEIGHTS, PRETRAIN_STAGE, OnStep, Run, supervision
-
-_LAST_STAGE = "refine-generator"
+from models.training.run import FINAL_STAGE, GENERATOR_WEIGHTS, PRETRAIN_STAGE, OnStep, Run, supervision
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def train_generator(run: Run, samples: Sequence[Sample], on_step: OnStep) -> Pat
 def refine_generator(run: Run, samples: Sequence[Sample], on_step: OnStep) -> Path:
     """Stage (c): fit the mask generator, from its initial weights, to L_match + L_refine; returns its weights' file."""
     prompts = learned_prompts(run)["embeddings"]
-    return _fit_to_clip(run, samples, on_step, stage=_LAST_STAGE, prompts=prompts)
+    return _fit_to_clip(run, samples, on_step, stage=FINAL_STAGE, prompts=prompts)
 
 
 def pretrain_settings(run: Run) -> PretrainConfig:
@@ -85,15 +83,10 @@ def initial_generator(run: Run, clip: FrozenClip, class_text: Tensor) -> MaskGen
 
 
 def final_generator(run: Run) -> MaskGenerator:
-    """Return the mask generator of stage (c), frozen; on a new run, the one that training starts with."""
+    """Return the mask generator of stage (c), frozen; ValueError if that stage has not been run."""
     clip, class_text = supervision(run)
-    weights = run.work / _LAST_STAGE / GENERATOR_WEIGHTS
-    built = (
-        load_generator(run.config, clip, class_text, weights, device=run.device)
-        if weights.is_file()
-        else build_generator(run.config, clip, class_text, device=run.device)
-    )
-    return built.requires_grad_(False)
+    weights = run.existing(FINAL_STAGE, GENERATOR_WEIGHTS)
+    return load_generator(run.config, clip, class_text, weights, device=run.device).requires_grad_(False)
 
 
 def generator_losses(

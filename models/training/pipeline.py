@@ -19,13 +19,12 @@ from models.io import write_atomically
 from models.training.export import export_bundle
 from models.training.generator import pretrain_generator, refine_generator, train_generator
 from models.training.prompts import has_adopted_prompts, learn_prompts
-from models.training.run import GENERATOR_WEIGHTS, PRETRAIN_STAGE, SEGMENTER_STAGE, Run
+from models.training.run import FINAL_STAGE, GENERATOR_WEIGHTS, PRETRAIN_STAGE, SEGMENTER_STAGE, Run
 from models.training.segmenter import SEGMENTER_WEIGHTS, segmenter_epochs, train_segmenter
 
 _OnFraction = Callable[[float], None]  # called with the completed fraction of a stage, in [0, 1]
 
 REPORT, MASKS = "report.html", "pseudo-masks"
-_GENERATOR_STAGE = "refine-generator"
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def build_stages(
         train_segmenter(run, found, lambda step: on_fraction(step.epochs_done / epochs))
 
     def export(_: _OnFraction) -> None:
-        export_bundle(run, output, stage=_GENERATOR_STAGE, licence=licence, trained_on=trained_on)
+        export_bundle(run, output, stage=FINAL_STAGE, licence=licence, trained_on=trained_on)
 
     def report(on_fraction: _OnFraction) -> None:
         sources = Sources(samples, masks=masks, bundle=output)
@@ -85,8 +84,15 @@ def build_stages(
 
     return (
         *_generator_stages(run, samples),
-        Stage("make-pseudo-masks", masks / SUMMARY, make_masks),
-        Stage(SEGMENTER_STAGE, work / SEGMENTER_STAGE / SEGMENTER_WEIGHTS, segmenter),
+        Stage(
+            "make-pseudo-masks", masks / SUMMARY, make_masks, stale=not _have_confidence(masks, _mask_confidence(run))
+        ),
+        Stage(
+            SEGMENTER_STAGE,
+            work / SEGMENTER_STAGE / SEGMENTER_WEIGHTS,
+            segmenter,
+            stale=not run.is_current(SEGMENTER_STAGE),
+        ),
         Stage("export-bundle", output / MANIFEST, export, always=True),
         Stage("report", work / REPORT, report, always=True),
     )
@@ -111,8 +117,18 @@ def _generator_stages(run: Run, samples: Sequence[Sample]) -> list[Stage]:
             fitting("train-generator", train_generator, config.train_generator.epochs),
             fitting("learn-prompts", learn_prompts, config.learn_prompts.epochs, "prompts.safetensors"),
         ]
-    stages.append(fitting(_GENERATOR_STAGE, refine_generator, config.refine_generator.epochs))
+    stages.append(fitting(FINAL_STAGE, refine_generator, config.refine_generator.epochs))
     return stages
+
+
+def _mask_confidence(run: Run) -> float:
+    """Return the confidence below which pixels of masks for training are ignored."""
+    return max(run.config.inference.min_confidence, run.config.train_segmenter.min_confidence)
+
+
+def _have_confidence(masks: Path, expected: float) -> bool:
+    """Return whether masks, if there are any, were made with a confidence."""
+    return not (masks / SETTINGS).is_file() or read_settings(masks)["options"]["min_confidence"] == expected
 
 
 def _make_masks(run: Run, samples: Sequence[Sample], output: Path, on_fraction: _OnFraction) -> None:
@@ -121,16 +137,17 @@ def _make_masks(run: Run, samples: Sequence[Sample], output: Path, on_fraction: 
     export_bundle(
         run,
         bundle,
-        stage=_GENERATOR_STAGE,
+        stage=FINAL_STAGE,
         licence="internal",
         trained_on="see the run",
         parts=(),
     )
     predictor = Predictor(load_bundle(bundle, device=run.device))
+    options = predictor.options(min_confidence=_mask_confidence(run))
     if (output / SETTINGS).is_file():
         version = read_settings(output)["model"]["version"]
-        if version != predictor.info.version:
-            shutil.rmtree(output)  # masks of an earlier generator of this run
+        if version != predictor.info.version or not _have_confidence(output, options.min_confidence):
+            shutil.rmtree(output)  # masks of an earlier generator of this run, or of another configuration
     labeled = len(labeled_samples(samples))
     made = 0
 
@@ -139,7 +156,6 @@ def _make_masks(run: Run, samples: Sequence[Sample], output: Path, on_fraction: 
         made += 1
         on_fraction(made / labeled)
 
-    options = predictor.options(min_confidence=run.config.train_segmenter.min_confidence or None)
     job = MaskJob(output, options, save_scores=False)
     make = partial(make_here, predictor, job)
     make_pseudo_masks(predictor.info, samples, job, make, on_image=on_image)

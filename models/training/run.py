@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from models.build import class_captions, require_backbone
-from models.bundle.manifest import find_bundle
+from models.bundle.manifest import MANIFEST, find_bundle
 from models.bundle.towers import load_clip_of
 from models.clip import FrozenClip, load_clip
 from models.config import (
@@ -43,6 +43,7 @@ _StageConfig: TypeAlias = GeneratorStageConfig | PretrainConfig | PromptStageCon
 BatchT = TypeVar("BatchT")
 
 PRETRAIN_STAGE = "pretrain-generator"
+FINAL_STAGE = "refine-generator"  # of the mask generator
 SEGMENTER_STAGE = "train-segmenter"
 GENERATOR_WEIGHTS = "generator.safetensors"
 
@@ -51,10 +52,11 @@ _CHECKPOINT = "checkpoint.pt"
 _INPUTS = "inputs.json"
 # The files of earlier stages that a stage's result depends on.
 _PRETRAINED = f"{PRETRAIN_STAGE}/{GENERATOR_WEIGHTS}"
+_FINAL_GENERATOR = f"{FINAL_STAGE}/{GENERATOR_WEIGHTS}"
 _STAGE_INPUTS = {
     "train-generator": (_PRETRAINED,),
     "learn-prompts": (f"train-generator/{GENERATOR_WEIGHTS}",),
-    "refine-generator": (_PRETRAINED, "learn-prompts/prompts.safetensors"),
+    FINAL_STAGE: (_PRETRAINED, "learn-prompts/prompts.safetensors"),
 }
 # Sections that may change until the segmenter is trained; "segment" may change at any time.
 _SEGMENTER_SECTIONS = {"segmenter", "train_segmenter", "segment"}
@@ -230,7 +232,7 @@ def read_clip(config: ClipConfig) -> FrozenClip:
     if not config.model.startswith(_BUNDLE):
         return load_clip(config.model, config.pretrained, normalization=config.normalization)
     if config.pretrained is not None or config.normalization != "clip":
-        raise ValueError(f"expected clip.pretrained: null and no other normalization beside {config.model!r}")
+        raise ValueError(f"expected clip.pretrained: null and the bundle's own normalization for {config.model!r}")
     return load_clip_of(find_bundle(config.model.removeprefix(_BUNDLE)))
 
 
@@ -268,6 +270,10 @@ def _tensorboard_events(folder: Path) -> Iterator[OnStep]:
 def _input_hashes(work: Path, config: Config, stage: str) -> dict[str, str]:
     """SHA-256 of the files that a stage starts from; missing ones are left out."""
     paths = {name: work / name for name in _STAGE_INPUTS.get(stage, ())}
+    if stage == SEGMENTER_STAGE and config.segmenter.kind == "features":
+        paths[_FINAL_GENERATOR] = work / _FINAL_GENERATOR
+    if config.clip.model.startswith(_BUNDLE):  # its manifest has the hashes of its files
+        paths["clip"] = find_bundle(config.clip.model.removeprefix(_BUNDLE)) / MANIFEST
     if config.generator.weights:
         paths["generator.weights"] = Path(config.generator.weights)
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items() if path.is_file()}

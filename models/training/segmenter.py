@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +18,14 @@ from models.data.classes import IGNORE_INDEX, ClassList
 from models.data.loaders import MaskBatch, MaskCrops
 from models.data.mask_files import occurring
 from models.data.mask_folder import MaskSample
+from models.generators import MaskGenerator
 from models.io import write_atomically
 from models.segmenters import Segmenter
 from models.tensors import read_tensors
 from models.training.distributed import data_parallel
-from models.training.generator import final_generator
+from models.training.generator import final_generator, initial_generator
 from models.training.loop import LossesOf, ParameterGroup, fit, micro_batches
-from models.training.run import SEGMENTER_STAGE, OnStep, Run, read_clip
+from models.training.run import SEGMENTER_STAGE, OnStep, Run, read_clip, supervision
 
 SEGMENTER_WEIGHTS = "segmenter.safetensors"
 _SPEC = "segmenter.json"
@@ -38,7 +39,7 @@ def train_segmenter(run: Run, samples: Sequence[MaskSample], on_step: OnStep) ->
     untaught = _rare_classes(samples, run.classes, min_photos=settings.min_photos)
     indices = frozenset(run.classes.classes[run.classes.channel(name)].index for name in untaught)
     samples = [replace(each, distrusted=each.distrusted | indices) for each in samples]
-    segmenter = _new_segmenter(run, device=run.device).train()
+    segmenter = _new_segmenter(run, device=run.device, read_generator=lambda: final_generator(run)).train()
     transform = build_mask_transform(settings)
     losses_of = _losses(segmenter, noise_aware=settings.noise_aware, device=run.device)
     batches = run.batches(
@@ -78,7 +79,7 @@ def train_segmenter(run: Run, samples: Sequence[MaskSample], on_step: OnStep) ->
 def check_segmenter(run: Run, *, photos: int) -> None:
     """Build the segmenter once, so that missing weights are found before hours of earlier stages."""
     _check_batch_share(run, photos=photos)
-    _new_segmenter(run, device=torch.device("cpu"))
+    _new_segmenter(run, device=torch.device("cpu"), read_generator=lambda: initial_generator(run, *supervision(run)))
 
 
 def _rare_classes(samples: Sequence[MaskSample], classes: ClassList, *, min_photos: int) -> tuple[str, ...]:
@@ -86,16 +87,19 @@ def _rare_classes(samples: Sequence[MaskSample], classes: ClassList, *, min_phot
     if not min_photos:
         return ()
     masks = Counter(number for each in samples for number in occurring(each.read_mask()))
-    return tuple(name for channel, name in enumerate(classes.names) if masks[channel + 1] < min_photos)
+    rare = tuple(name for channel, name in enumerate(classes.names) if masks[channel + 1] < min_photos)
+    if len(rare) == len(classes):
+        raise ValueError(f"expected a class in at least {min_photos} masks (train_segmenter.min_photos), got none")
+    return rare
 
 
-def _new_segmenter(run: Run, *, device: torch.device) -> Segmenter:
+def _new_segmenter(run: Run, *, device: torch.device, read_generator: Callable[[], MaskGenerator]) -> Segmenter:
     return build_segmenter(
         run.config,
         classes=len(run.classes),
         device=device,
         read_clip=lambda: read_clip(run.config.clip),
-        read_generator=lambda: final_generator(run),
+        read_generator=read_generator,
     )
 
 

@@ -15,7 +15,7 @@ def color_affinity(images: Tensor) -> Tensor:
     return (-torch.cdist(colors.transpose(1, 2), colors.transpose(1, 2))).exp().view(-1, 4, 4, 4, 4)
 
 
-CONTEXT = RefinerContext(color_affinity, _power_background(0.4), superpixels, _match_range)
+CONTEXT = RefinerContext(color_affinity, _power_background(0.4), superpixels, _match_range, 0.4)
 
 
 @pytest.fixture(params=sorted(REFINERS))
@@ -123,7 +123,7 @@ def test_probabilities_stay_probabilities(name: str) -> None:
     image = torch.rand(1, 3, 32, 48)
     smooth = torch.nn.functional.interpolate(torch.randn(1, 4, 4, 6), size=(32, 48), mode="bicubic")
     shares = (3 * smooth).softmax(dim=1)[:, 1:]
-    refiner = build_refiner(name, RefinerContext(color_affinity, _one_minus_sum, superpixels, _identity))
+    refiner = build_refiner(name, RefinerContext(color_affinity, _one_minus_sum, superpixels, _identity, 0.4))
     refined = refiner(image, shares)
     assert refined.min() >= -1e-6
     assert refined.sum(dim=1).max() <= 1 + 1e-5

@@ -166,7 +166,7 @@ def test_overlapping_masks_are_dropped(sam: _SamProposals) -> None:
 
 def test_region_vote_takes_them(sam: _SamProposals) -> None:
     image, scores = photo()[None], torch.rand(1, 2, 40, 60)
-    context = RefinerContext(lambda images: images, _power_background(0.4), sam, _match_range)
+    context = RefinerContext(lambda images: images, _power_background(0.4), sam, _match_range, 0.4)
     refined = build_refiner("region_vote", context)(image, scores)
     assert torch.equal(refined[0], _vote(scores[0], sam(image[0]), _power_background(0.4)))
     assert not torch.equal(refined, scores)

@@ -2,6 +2,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +18,7 @@ from models.bundle.import_checkpoint import weaktr_weights
 from models.clip import FrozenClip
 from models.config import CnnConfig, Config, PretrainConfig, parse_config
 from models.data.classes import Sample
+from models.generators.cnn import text_initialized_head
 from models.inference.predictor import Predictor
 from models.tensors import write_tensors
 from models.training import generator, prompts
@@ -159,6 +161,19 @@ def test_a_and_c_start_from_the_same_weights(tiny_config: Config, tiny_clip: Fro
     text = tiny_clip.embed_classes(CLASSES.names)
     builds = [build_generator(tiny_config, tiny_clip, text, device=CPU) for _ in range(2)]
     assert digest(builds[0]) == digest(builds[1])
+
+
+def test_c_may_start_from_texts_less_a_share_of_the_prompts(
+    tiny_run: Run, tiny_samples: list[Sample], tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_run.work, tmp_path / "work")
+    run = open_run(tmp_path / "work", device=CPU)
+    run = replace(run, config=with_stage(run.config, "refine_generator", epochs=0, prompt_share=0.25))
+    found = load_file(refine_generator(run, tiny_samples, lambda step: None))["head.weight"]
+    clip, class_text = supervision(run)
+    expected = text_initialized_head(clip, class_text - 0.25 * learned_prompts(run)["embeddings"])
+    torch.testing.assert_close(found[:, :, 0, 0], expected)
+    assert not torch.allclose(expected, text_initialized_head(clip, class_text), atol=1e-2)
 
 
 def test_a_stage_leaves_its_log_and_files(tiny_run: Run) -> None:

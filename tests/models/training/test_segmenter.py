@@ -1,4 +1,6 @@
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,9 @@ from models.config import (
 )
 from models.data.mask_folder import MaskSample, read_mask_folder
 from models.segmenters import Segmenter
+from models.training.export import export_bundle
 from models.training.loop import Step
-from models.training.run import Run, start_run
+from models.training.run import Run, open_run, start_run
 from models.training.segmenter import (
     _new_segmenter,
     _parameter_groups,
@@ -37,7 +40,8 @@ def samples(tiny_data: Path, tiny_masks: Path) -> list[MaskSample]:
 
 
 def new_segmenter(config: Config) -> Segmenter:
-    return _new_segmenter(Run(config, CLASSES, Path("unused"), CPU), device=CPU)
+    run = Run(config, CLASSES, Path("unused"), CPU)
+    return _new_segmenter(run, device=CPU, read_generator=lambda: pytest.fail("it needs no mask generator"))
 
 
 def train(run: Run, samples: list[MaskSample]) -> dict[str, Tensor]:
@@ -68,21 +72,47 @@ def test_it_leaves_weights_a_description_and_a_log(run: Run, samples: list[MaskS
         trained_segmenter(run)
 
 
-def test_a_decoder_of_the_mask_generators_features_learns(
-    tiny_config: Config, samples: list[MaskSample], tmp_path: Path
-) -> None:
-    settings = FeatureSegmenterConfig(kind="features", width=8)
-    config = with_stage(tiny_config, "train_segmenter", epochs=12, learning_rate=0.02)
-    config = config.model_copy(update={"segmenter": settings})
-    run = start_run(config, CLASSES, tmp_path / "work", device=CPU)
+@pytest.fixture
+def finished(tiny_run: Run, tmp_path: Path) -> Run:
+    """A run after stage (c), whose segmenter is a decoder of the mask generator's features."""
+    shutil.copytree(tiny_run.work, tmp_path / "finished")
+    run = open_run(tmp_path / "finished", device=CPU)
+    config = with_stage(run.config, "train_segmenter", epochs=12, learning_rate=0.02)
+    segmenter = FeatureSegmenterConfig(kind="features", width=8)
+    return replace(run, config=config.model_copy(update={"segmenter": segmenter}))
+
+
+def test_a_decoder_of_the_mask_generators_features_learns(finished: Run, samples: list[MaskSample]) -> None:
     steps: list[Step] = []
-    weights = load_file(train_segmenter(run, samples, steps.append))
+    weights = load_file(train_segmenter(finished, samples, steps.append))
     losses = [step.losses["loss"] for step in steps]
     assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
     assert not any("backbone" in key for key in weights)  # the generator's own weights are stored with it
-    found = trained_segmenter(run)
+    found = trained_segmenter(finished)
     assert found is not None
     assert (found[0].kind, found[0].width) == ("features", 8)
+
+
+def test_a_decoder_belongs_to_the_generator_that_it_was_trained_on(
+    finished: Run, samples: list[MaskSample], run: Run, tmp_path: Path
+) -> None:
+    train_segmenter(finished, samples, lambda step: None)
+    words = {"licence": "none", "trained_on": "squares"}
+    assert export_bundle(finished, tmp_path / "c", stage="refine-generator", **words).can_segment
+    assert not export_bundle(finished, tmp_path / "a", stage="train-generator", **words).can_segment
+    assert finished.is_current("train-segmenter")
+    weights = load_file(finished.existing("refine-generator", "generator.safetensors"))
+    finished.save("refine-generator", "generator.safetensors", {key: each + 1 for key, each in weights.items()})
+    assert not finished.is_current("train-segmenter")
+    unfinished = replace(run, config=finished.config)
+    with pytest.raises(ValueError, match=r"expected .*refine-generator"):
+        train_segmenter(unfinished, samples, lambda step: None)
+
+
+def test_no_class_in_enough_masks_is_refused(run: Run, samples: list[MaskSample]) -> None:
+    strict = replace(run, config=with_stage(run.config, "train_segmenter", min_photos=100))
+    with pytest.raises(ValueError, match="expected a class in at least 100 masks"):
+        train_segmenter(strict, samples, lambda step: None)
 
 
 def test_rare_classes_are_ignored_and_named(tiny_config: Config, samples: list[MaskSample], tmp_path: Path) -> None:
