@@ -6,7 +6,9 @@ from models.generators import MaskGenerator
 from models.generators.cnn import (
     _EVIDENCE_SCALE,
     CnnGenerator,
+    classifier_backbone,
     cnn_generator,
+    detail_stage,
     text_initialized_head,
     zero_shot_generator,
 )
@@ -128,3 +130,18 @@ def test_affinity_is_on_the_grid_of_the_finer_stage(tiny_clip: FrozenClip) -> No
     assert affinity.diagonal(dim1=1, dim2=3).diagonal(dim1=1, dim2=2).min() > 0.5
     assert generator.box_share == 0
     assert last.shape[-2:] == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [("test_efficientnet", 3), ("test_resnet", 3), ("test_convnext", None)],
+)
+@pytest.mark.parametrize("stride", [16, 32])
+def test_the_finer_stage_is_before_the_last(name: str, stride: int, stage: int | None) -> None:
+    """A ConvNeXt normalizes its last map once more, which ``forward_intermediates`` leaves out."""
+    assert detail_stage(classifier_backbone(name, output_stride=stride)) == stage
+
+
+def test_sides_of_crops_may_be_any(tiny_clip: FrozenClip) -> None:
+    generator = zero_shot_generator(tiny_clip, tiny_clip.embed_classes(["cat"]), output_stride=32)
+    assert generator(torch.rand(1, 3, 80, 112)).shape == (1, 1, 3, 4)
