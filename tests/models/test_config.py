@@ -3,7 +3,7 @@ import re
 import pytest
 
 from models.build import class_captions
-from models.config import EncoderDecoderConfig, _config_names, dump_config, load_config, parse_config
+from models.config import FeatureSegmenterConfig, _config_names, dump_config, load_config, parse_config
 from models.data.coco import COCO_CLASSES
 from models.data.voc import VOC_CLASSES
 from tests.helpers.paths import ROOT
@@ -56,7 +56,7 @@ def test_the_tutorials_configuration_loads() -> None:
     tutorial = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"config\.yaml <<'END'\n(.*?)END\n", tutorial, re.DOTALL)
     config = parse_config(block, source="tutorial.md")
-    assert isinstance(config.segmenter, EncoderDecoderConfig)
+    assert isinstance(config.segmenter, FeatureSegmenterConfig)
 
 
 @pytest.mark.parametrize("name", _config_names())

@@ -7,11 +7,13 @@ from torch import Tensor
 
 from models.clip import FrozenClip
 from models.config import Decoder
-from models.generators.cnn import cnn_generator
+from models.generators.cnn import cnn_generator, zero_shot_generator
+from models.generators.weaktr import WeakTrGenerator
 from models.segmenters import Segmenter
 from models.segmenters.encoder_decoder import build_encoder_decoder
 from models.segmenters.mask2former import _mask_targets, build_mask2former
 from models.segmenters.on_features import build_feature_segmenter
+from models.weaktr_sizes import WeakTrSizes
 
 K = 3
 TINY_MASK2FORMER = {
@@ -90,6 +92,26 @@ def test_images_without_any_label_teach_nothing(
     total.backward()
     assert total.item() == 0
     assert not any(each.grad.any() for each in segmenter.parameters() if each.grad is not None)
+
+
+def test_features_of_both_stages_are_decoded_on_the_finer_grid(tiny_clip: FrozenClip) -> None:
+    generator = zero_shot_generator(tiny_clip, tiny_clip.embed_classes(["cat", "bowl", "cup"]), output_stride=32)
+    segmenter = build_feature_segmenter(generator.requires_grad_(False), classes=K, width=16)
+    assert len(segmenter.norms) == 2
+    images = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        found = segmenter.eval()(images)
+        assert torch.equal(segmenter.decode(generator.features(images)), found)
+    assert found.shape == (2, K + 1, 4, 6)
+    segmenter.train().loss(images, torch.ones(2, 64, 96, dtype=torch.int64))["cross_entropy"].backward()
+    assert all(each.weight.grad is not None for each in segmenter.inputs)
+    assert not any(each.grad is not None for each in generator.parameters())
+
+
+def test_only_a_convolutional_generator_has_features_to_decode() -> None:
+    weaktr = WeakTrGenerator(WeakTrSizes(native_size=64, width=48, depth=2, heads=3), classes=K)
+    with pytest.raises(ValueError, match=r"expected a convolutional mask generator .* got a WeakTrGenerator"):
+        build_feature_segmenter(weaktr, classes=K, width=16)
 
 
 def test_light_gets_no_gradient_from_ignored_pixels(images: Tensor, label_maps: Tensor) -> None:
