@@ -6,12 +6,11 @@ Run again after a kill, it continues: `semples run-all` skips what is done, and 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from typing import Any
 import yaml
 
 from models.config import dump_config, load_config
+from models.data.classes import read_class_list
+from models.data.labels import label_rows_csv, read_labels
 
 GENERATORS = {
     "zero-shot": "training-free head",
@@ -114,30 +115,27 @@ def gather(data: Path, output: Path, *, per_class: int) -> int:
 
     Photos of rare classes come first, so that a photo of several classes counts for the rarest. Returns their number.
     """
-    (output / "images").mkdir(parents=True, exist_ok=True)
-    chosen = [(data / "coco100", row) for row in read_labels(data / "coco100")]
-    rows = read_labels(data / "photos" / "train")
-    total = Counter(label for _, labels in rows for label in labels)
+    known, more = (labels_of(data / name) for name in ("coco100", "photos/train"))
+    total = Counter(label for labels in more.values() for label in labels)
     taken: Counter[str] = Counter()
-    for image, labels in sorted(rows, key=lambda row: (min(total[each] for each in row[1]), row[0])):
+    chosen = {data / "coco100" / "images" / image: labels for image, labels in known.items()}
+    for image, labels in sorted(more.items(), key=lambda row: (min(total[each] for each in row[1]), row[0])):
         if any(taken[each] < per_class for each in labels):
             taken.update(labels)
-            chosen.append((data / "photos" / "train", (image, labels)))
-    with (output / "labels.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["image", "labels"])
-        for folder, (image, labels) in chosen:
-            table.writerow([image, ";".join(labels)])
-            link = output / "images" / image
-            if not link.is_symlink():
-                link.symlink_to((folder / "images" / image).resolve())
+            chosen[data / "photos/train" / "images" / image] = labels
+    (output / "images").mkdir(parents=True, exist_ok=True)
+    (output / "labels.csv").write_bytes(label_rows_csv({path.name: labels for path, labels in chosen.items()}))
+    for path in chosen:
+        link = output / "images" / path.name
+        if not link.is_symlink():
+            link.symlink_to(path.resolve())
     return len(chosen)
 
 
-def read_labels(folder: Path) -> list[tuple[str, list[str]]]:
+def labels_of(folder: Path) -> dict[str, Sequence[str]]:
     """Read the photos of a folder that have labels."""
-    with (folder / "labels.csv").open(newline="", encoding="utf-8") as file:
-        return [(row["image"], row["labels"].split(";")) for row in csv.DictReader(file) if row["labels"]]
+    rows = read_labels(folder / "labels.csv", read_class_list(CLASSES))
+    return {image: labels for image, labels in rows.items() if labels}
 
 
 def write_config(name: str, path: Path, *, clip: str | None, seed: int) -> Path:

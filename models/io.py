@@ -1,7 +1,8 @@
-"""Files written whole or not at all, JSON in them, and the first difference of two mappings."""
+"""Files written whole or not at all, their hashes, JSON in them, and the first difference of two mappings."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,11 @@ def write_atomically(path: Path, data: bytes) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)  # a partial file would keep a full disk full
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def hash_file(path: Path) -> str:
+    """Return a file's SHA-256 in hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -163,6 +163,12 @@ def tiny_run(tiny_config: Config, tiny_samples: list[Sample], tmp_path_factory: 
     return run
 
 
+def copy_run(run: Run, work: Path) -> Run:
+    """Copy a run's work directory, so that more can be done in it."""
+    shutil.copytree(run.work, work)
+    return open_run(work, device=CPU)
+
+
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with classes bowl, cat, cup (mug) and dining table, of random weights barely trained."""
@@ -175,8 +181,7 @@ def tiny_bundle(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path
 def tiny_open_bundle(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny bundle with CLIP's text tower and a backbone that is still CLIP's, which takes any label."""
     work = tmp_path_factory.mktemp("open") / "work"
-    shutil.copytree(tiny_run.work, work)
-    run = open_run(work, device=CPU)
+    run = copy_run(tiny_run, work)
     clip, class_text = supervision(run)
     learned = load_file(run.existing("refine-generator", "generator.safetensors"))
     untouched = generator.initial_generator(run, clip, class_text).state_dict()
@@ -195,8 +200,7 @@ def tiny_segmenter_bundle(
 ) -> Path:
     """The tiny bundle with a segmenter that has seen four epochs, enough to find something in each photo."""
     work = tmp_path_factory.mktemp("segmenter") / "work"
-    shutil.copytree(tiny_run.work, work)
-    run = open_run(work, device=CPU)
+    run = copy_run(tiny_run, work)
     run = replace(run, config=with_stage(run.config, "train_segmenter", epochs=4))
     samples = read_mask_folder(tiny_data / "images", tiny_masks, CLASSES)
     train_segmenter(run, samples, lambda step: None)

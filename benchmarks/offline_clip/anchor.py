@@ -66,12 +66,6 @@ def anchor(model: CLIP, *, text_shift: float, image_shift: float) -> None:
         head.bias.copy_(image_shift * weak.direction)
 
 
-def anchor_direction(model: CLIP) -> Tensor | None:
-    """Return the unit direction (D,) of a CLIP's anchor, or None if it has none."""
-    bias: Tensor | None = model.visual.head.proj.bias
-    return None if bias is None else torch.nn.functional.normalize(bias.detach(), dim=0)
-
-
 def with_projection_bias(config: dict[str, Any], model: CLIP) -> tuple[dict[str, Any], CLIP]:
     """Copy an offline CLIP into one whose image projection has a bias, still 0.
 

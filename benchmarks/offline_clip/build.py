@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +36,7 @@ from benchmarks.offline_clip.image_tower import (
     installed_classifier,
     projection,
 )
-from benchmarks.offline_clip.nouns import SCENERY, embed_cached, installed_encoder, read_wordnet
+from benchmarks.offline_clip.nouns import SCENERY, WordNet, embed_cached, installed_encoder, read_wordnet
 from benchmarks.offline_clip.targets import Targets, imagenet_synsets, kinds
 from benchmarks.offline_clip.text_tower import (
     CLASS_NAMES,
@@ -149,6 +150,27 @@ class Examination:
         return float(functional.cosine_similarity(encode(self.texts), self.targets).mean())
 
 
+EmbedNouns = Callable[[str, Sequence[str]], Tensor]
+"""A description for the progress bar and nouns, to text targets (N, D)."""
+
+
+def set_image_tower(model: CLIP, words: WordNet, vocabulary: Vocabulary, embed: Embed) -> EmbedNouns:
+    """Set the image tower, networks and projection; return the text targets that fit it."""
+    unprojected = Targets(
+        class_sentences=embed("ImageNet names", [SENTENCE.format(name) for name in imagenet_names()]),
+        class_rows=set_networks(model),
+        wordnet=words,
+        kinds=kinds(words, imagenet_synsets()),
+    )
+
+    def embed_nouns(targets: Targets, kind: str, nouns: Sequence[str]) -> Tensor:
+        return targets.embed(nouns, embed(kind, [SENTENCE.format(noun) for noun in nouns]))
+
+    core = embed_nouns(unprojected, "common nouns", vocabulary.core)
+    directions = set_projection(model, core, embed_nouns(unprojected, "class names", CLASS_NAMES))
+    return partial(embed_nouns, replace(unprojected, class_rows=unprojected.class_rows @ directions))
+
+
 def set_networks(model: CLIP) -> Tensor:
     """Copy the ImageNet networks into a CLIP; return their centered classifiers side by side, (C, F)."""
     rows = []
@@ -172,10 +194,6 @@ def set_projection(model: CLIP, core: Tensor, names: Tensor) -> Tensor:
     with torch.no_grad():
         model.visual.head.proj.weight.copy_(directions.T)
     return directions
-
-
-EmbedNouns = Callable[[str, Sequence[str]], Tensor]
-"""A description for the progress bar and nouns, to text targets (N, D)."""
 
 
 def make_lessons(vocabulary: Vocabulary, embed: EmbedNouns) -> tuple[Lessons, list[Examination]]:
@@ -242,21 +260,8 @@ def main(  # noqa: PLR0913, PLR0917 - a command's options
             return embeddings
 
         words = read_wordnet(wordnet)
-        targets = Targets(
-            class_sentences=embed("ImageNet names", [SENTENCE.format(name) for name in imagenet_names()]),
-            class_rows=set_networks(model),
-            wordnet=words,
-            kinds=kinds(words, imagenet_synsets()),
-        )
-
-        def embed_nouns(kind: str, nouns: Sequence[str]) -> Tensor:
-            return targets.embed(nouns, embed(kind, [SENTENCE.format(noun) for noun in nouns]))
-
         vocabulary = make_vocabulary(words, held_out=HELD_OUT, seed=seed)
-        directions = set_projection(
-            model, embed_nouns("common nouns", vocabulary.core), embed_nouns("class names", CLASS_NAMES)
-        )
-        targets = replace(targets, class_rows=targets.class_rows @ directions)
+        embed_nouns = set_image_tower(model, words, vocabulary, embed)
         save_clip(model, output, config=config)
         bars.print(f"image tower saved in {output}")
         initialize_from_teacher(model, embed_nouns("tokens", token_texts(tokenizer)), seed=seed)

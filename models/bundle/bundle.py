@@ -23,13 +23,13 @@ from models.bundle.manifest import (
     BundleInfo,
     Manifest,
     check_hashes,
-    hash_file,
     read_info,
 )
 from models.bundle.towers import check_trunk, generator_key, load_image_tower, load_text_tower
 from models.clip import FrozenImageTower, FrozenTextTower
 from models.config import EncoderDecoderSpec, FeatureSegmenterSpec, Mask2FormerSpec
 from models.generators import MaskGenerator
+from models.io import hash_file
 from models.segmenters import Segmenter
 from models.segmenters.encoder_decoder import build_encoder_decoder
 from models.segmenters.mask2former import build_mask2former

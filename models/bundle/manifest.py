@@ -24,6 +24,7 @@ from pydantic import (
 from models.config import Frozen, GeneratorSpec, InferenceConfig, SegmentConfig, SegmenterSpec
 from models.data.classes import ClassInfo, ClassList
 from models.inference.masks import CannotSegmentError, MaskOptions
+from models.io import hash_file
 
 MANIFEST = "bundle.yaml"
 GENERATOR_FILE = "generator.safetensors"
@@ -275,11 +276,6 @@ def find_bundle(name_or_path: str) -> Path:
     raise BundleError(
         f"expected a folder with {MANIFEST} or one of {', '.join(shipped) or 'none shipped'}, got {name_or_path!r}"
     )
-
-
-def hash_file(path: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal digits."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def check_hashes(info: BundleInfo, folder: Path) -> None:

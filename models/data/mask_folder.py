@@ -6,7 +6,6 @@ masks are made with; ``results.jsonl``, one record an image; ``summary.json``, w
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from models.data.classes import (
 from models.data.images import PHOTO_SUFFIXES, ImageError, ImageHeader, check_image
 from models.data.mask_files import occurring, read_label_map, read_mask
 from models.inference.masks import MaskOptions
-from models.io import first_difference, read_json, to_json, write_atomically, write_json
+from models.io import first_difference, hash_file, read_json, to_json, write_atomically, write_json
 
 RESULTS, SETTINGS, SUMMARY = "results.jsonl", "settings.json", "summary.json"
 _RECORD_KEYS = {"stem", "image", "model", "classes"}
@@ -256,8 +255,7 @@ class MaskSample:
 
     def digest(self) -> str:
         """Return a line that differs wherever names, the mask's content, channels or distrusted indices do."""
-        content = hashlib.sha256(self.mask.read_bytes()).hexdigest()
-        return f"{self.image.name} {content} {sorted(self.channels.items())} {sorted(self.distrusted)}"
+        return f"{self.image.name} {hash_file(self.mask)} {sorted(self.channels.items())} {sorted(self.distrusted)}"
 
     def read_mask(self) -> NDArray[np.uint8]:
         """Read the mask as channel numbers: 0 background, k + 1 for class k, 255 ignored; (H, W)."""

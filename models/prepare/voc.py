@@ -24,6 +24,7 @@ from models.data.voc import (
     read_voc,
     voc_list,
 )
+from models.io import hash_file
 from models.prepare import (
     Prepared,
     Watch,
@@ -140,7 +141,7 @@ def _known_pair(folder: VocFolder) -> list[str]:
     """Notes if the photo of known content, or its label map, differs."""
     photo, truth = folder.photos / f"{_KNOWN}.jpg", folder.label_map(_KNOWN)
     notes = []
-    if photo.is_file() and hashlib.sha256(photo.read_bytes()).hexdigest() != _KNOWN_PHOTO:
+    if photo.is_file() and hash_file(photo) != _KNOWN_PHOTO:
         notes.append(f"{photo} is not the original file: were the photos encoded anew?")
     if photo.is_file() and truth is not None:
         pixels = _read_ground_truth(truth, size=picture_size(photo))

@@ -32,7 +32,7 @@ from models.config import (
 )
 from models.data.classes import ClassList, read_class_list, write_class_list
 from models.data.loaders import RandomBatches, derive_seed
-from models.io import first_difference, read_json, write_atomically, write_json
+from models.io import first_difference, hash_file, read_json, write_atomically, write_json
 from models.tensors import write_tensors
 from models.training.checkpoint import Checkpoint
 from models.training.distributed import Processes
@@ -276,7 +276,7 @@ def _input_hashes(work: Path, config: Config, stage: str) -> dict[str, str]:
         paths["clip"] = find_bundle(config.clip.model.removeprefix(_BUNDLE)) / MANIFEST
     if config.generator.weights:
         paths["generator.weights"] = Path(config.generator.weights)
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items() if path.is_file()}
+    return {name: hash_file(path) for name, path in paths.items() if path.is_file()}
 
 
 def _config_fingerprint(config: Config, stages: Collection[str]) -> dict[str, Any]:

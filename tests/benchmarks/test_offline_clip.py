@@ -149,9 +149,8 @@ def test_anchor_adds_one_constant_to_all_embeddings(small_clip: open_clip.CLIP, 
     wider_config, anchored = anchor.with_projection_bias(CONFIG, plain)
     assert wider_config["vision_cfg"]["timm_proj_bias"] is True
     anchor.anchor(anchored, text_shift=2.0, image_shift=3.0)
-    direction = anchor.anchor_direction(anchored)
-    assert direction is not None
-    assert anchor.anchor_direction(plain) is None
+    direction = functional.normalize(anchored.visual.head.proj.bias.detach(), dim=0)
+    assert plain.visual.head.proj.bias is None
     encode = text_tower.full_length_encoder(plain, tokenizer)
     shifted = text_tower.full_length_encoder(anchored, tokenizer)
     texts = ["a photo of a cat.", "snow"]

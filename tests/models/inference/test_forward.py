@@ -1,4 +1,3 @@
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +15,9 @@ from models.inference.multi_scale import resize_images
 from models.inference.predictor import LabeledImage, Predictor
 from models.segmenters.on_features import FeatureSegmenter
 from models.training.export import export_bundle
-from models.training.run import Run, open_run
+from models.training.run import Run
 from models.training.segmenter import train_segmenter
-from tests.conftest import CLASSES, CPU
+from tests.conftest import CLASSES, CPU, copy_run
 
 
 class Counting:
@@ -61,8 +60,7 @@ def second_opinion(
 ) -> Bundle:
     """The tiny bundle with a segmenter on its mask generator's features that does not know "cup"."""
     work = tmp_path_factory.mktemp("second") / "work"
-    shutil.copytree(tiny_run.work, work)
-    run = open_run(work, device=CPU)
+    run = copy_run(tiny_run, work)
     run = replace(
         run, config=run.config.model_copy(update={"segmenter": FeatureSegmenterConfig(kind="features", width=8)})
     )

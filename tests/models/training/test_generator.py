@@ -28,7 +28,7 @@ from models.training.generator import refine_generator, train_generator
 from models.training.pipeline import build_stages
 from models.training.prompts import RegionBatches, adopt_prompts, embed_backgrounds, learn_prompts, learned_prompts
 from models.training.run import OnStep, Run, open_run, start_run, supervision
-from tests.conftest import CLASSES, CPU, with_stage
+from tests.conftest import CLASSES, CPU, copy_run, with_stage
 from tests.models.bundle.test_import_checkpoint import public_weaktr
 from tests.models.training.test_loop import Killed, kill_at
 
@@ -166,8 +166,7 @@ def test_a_and_c_start_from_the_same_weights(tiny_config: Config, tiny_clip: Fro
 def test_c_may_start_from_texts_less_a_share_of_the_prompts(
     tiny_run: Run, tiny_samples: list[Sample], tmp_path: Path
 ) -> None:
-    shutil.copytree(tiny_run.work, tmp_path / "work")
-    run = open_run(tmp_path / "work", device=CPU)
+    run = copy_run(tiny_run, tmp_path / "work")
     run = replace(run, config=with_stage(run.config, "refine_generator", epochs=0, prompt_share=0.25))
     found = load_file(refine_generator(run, tiny_samples, lambda step: None))["head.weight"]
     clip, class_text = supervision(run)

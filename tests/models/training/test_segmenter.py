@@ -1,5 +1,4 @@
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from models.data.mask_folder import MaskSample, read_mask_folder
 from models.segmenters import Segmenter
 from models.training.export import export_bundle
 from models.training.loop import Step
-from models.training.run import Run, open_run, start_run
+from models.training.run import Run, start_run
 from models.training.segmenter import (
     _new_segmenter,
     _parameter_groups,
@@ -28,7 +27,7 @@ from models.training.segmenter import (
     train_segmenter,
     trained_segmenter,
 )
-from tests.conftest import CLASSES, CPU, with_stage
+from tests.conftest import CLASSES, CPU, copy_run, with_stage
 from tests.models.segmenters.test_segmenters import TINY_MASK2FORMER
 from tests.models.training.test_distributed import distance_of_updates, run_together
 from tests.models.training.test_loop import Killed, kill_at
@@ -75,8 +74,7 @@ def test_it_leaves_weights_a_description_and_a_log(run: Run, samples: list[MaskS
 @pytest.fixture
 def finished(tiny_run: Run, tmp_path: Path) -> Run:
     """A run after stage (c), whose segmenter is a decoder of the mask generator's features."""
-    shutil.copytree(tiny_run.work, tmp_path / "finished")
-    run = open_run(tmp_path / "finished", device=CPU)
+    run = copy_run(tiny_run, tmp_path / "finished")
     config = with_stage(run.config, "train_segmenter", epochs=12, learning_rate=0.02)
     segmenter = FeatureSegmenterConfig(kind="features", width=8)
     return replace(run, config=config.model_copy(update={"segmenter": segmenter}))
