@@ -39,7 +39,7 @@ SYNONYMS = {
     "potted plant": ["plant", "pot plant"],
     "tv": ["television", "tv monitor", "screen"],
 }
-MIN_PHOTOS = 20
+MIN_PHOTOS = 4
 MIN_PIXELS = 30_000
 LICENCE = (
     "Apache-2.0 for the weights as far as they are ours. The backbones are EfficientNet-Lite0 and -Lite2 with ImageNet "

@@ -158,8 +158,8 @@ class SegmenterStageConfig(Frozen):
     scale: tuple[_Positive, _Positive] = (0.5, 2.0)  # relative to just fitting the crop
     color_jitter: Annotated[float, Field(ge=0, le=1)] = 0.4
     noise_aware: bool = False
-    # For `semples run-all`: pixels of pseudo masks that are less certain are ignored.
-    min_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # A pixel of a class that all masks together show in n pixels counts as n to the power of minus this.
+    class_balance: Annotated[float, Field(ge=0, le=1)] = 0.0
     # Classes that fewer masks show are ignored in training, and the segmenter does not claim to know them.
     min_photos: Annotated[int, Field(ge=0)] = 0
 
@@ -167,6 +167,12 @@ class SegmenterStageConfig(Frozen):
     def _scale_is_a_range(self) -> Self:
         if self.scale[0] > self.scale[1]:
             raise ValueError(f"expected scale from small to large, got {list(self.scale)}")
+        return self
+
+    @model_validator(mode="after")
+    def _weighs_or_clips(self) -> Self:
+        if self.noise_aware and self.class_balance:
+            raise ValueError("expected noise_aware or class_balance, got both: a rare class's loss would be clipped")
         return self
 
 

@@ -33,18 +33,24 @@ class Segmenter(NormalizedModule, ABC):
         """Return probabilities (B, K + 1, h, w) on a coarser grid, which sum to 1 over the channels."""
 
     @abstractmethod
-    def loss(self, images: Tensor, label_maps: Tensor, *, noise_aware: bool = False) -> Mapping[str, Tensor]:
+    def loss(
+        self, images: Tensor, label_maps: Tensor, *, noise_aware: bool = False, class_weights: Tensor | None = None
+    ) -> Mapping[str, Tensor]:
         """Return the loss terms by name, whose sum training minimizes; label maps hold channels, (B, H, W), and 255.
 
-        ``noise_aware`` clips the loss of unusually hard pixels, since pseudo masks are partly wrong.
+        ``noise_aware`` clips the loss of unusually hard pixels, since pseudo masks are partly wrong. ``class_weights``,
+        (K + 1,), multiply the losses of each channel's pixels.
         """
 
 
-def pixel_loss(logits: Tensor, label_maps: Tensor, *, noise_aware: bool) -> dict[str, Tensor]:
-    """Return the cross-entropy of logits, (B, K + 1, H, W), over the pixels of label maps, (B, H, W), that are not 255.
+def pixel_loss(
+    logits: Tensor, label_maps: Tensor, *, noise_aware: bool, class_weights: Tensor | None
+) -> dict[str, Tensor]:
+    """Return the mean cross-entropy of logits, (B, K + 1, H, W), over label maps' pixels, (B, H, W), that are not 255.
 
-    ``noise_aware`` clips the loss of unusually hard pixels; see ``noise_aware_mean``.
+    ``noise_aware`` clips the loss of unusually hard pixels; see ``noise_aware_mean``. ``class_weights``, (K + 1,),
+    multiply the losses; their own mean is not divided out, so a batch of rare classes counts more.
     """
-    pixels = F.cross_entropy(logits.float(), label_maps, ignore_index=IGNORE_INDEX, reduction="none")
+    pixels = F.cross_entropy(logits.float(), label_maps, class_weights, ignore_index=IGNORE_INDEX, reduction="none")
     mean = noise_aware_mean if noise_aware else masked_mean
     return {"cross_entropy": mean(pixels, label_maps != IGNORE_INDEX)}

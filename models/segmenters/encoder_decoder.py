@@ -46,10 +46,12 @@ class _EncoderDecoder(Segmenter):
         """Return probabilities, (B, K + 1, h, w); see Segmenter."""
         return self._logits(images).float().softmax(dim=1)
 
-    def loss(self, images: Tensor, label_maps: Tensor, *, noise_aware: bool = False) -> Mapping[str, Tensor]:
+    def loss(
+        self, images: Tensor, label_maps: Tensor, *, noise_aware: bool = False, class_weights: Tensor | None = None
+    ) -> Mapping[str, Tensor]:
         """Return the cross-entropy of the pixels that are not 255; see Segmenter."""
         logits = F.interpolate(self._logits(images), size=label_maps.shape[-2:], mode="bilinear", align_corners=False)
-        return pixel_loss(logits, label_maps, noise_aware=noise_aware)
+        return pixel_loss(logits, label_maps, noise_aware=noise_aware, class_weights=class_weights)
 
     def _logits(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(self.normalize(images))

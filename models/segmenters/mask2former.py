@@ -59,15 +59,17 @@ class Mask2FormerSegmenter(Segmenter):
         mass = torch.einsum("bqk,bqhw->bkhw", classes, masks) + 1e-6
         return mass / mass.sum(dim=1, keepdim=True)
 
-    def loss(self, images: Tensor, label_maps: Tensor, *, noise_aware: bool = False) -> Mapping[str, Tensor]:
-        """Return the set loss over all decoder layers: classes, masks, dice; ValueError if ``noise_aware``.
+    def loss(
+        self, images: Tensor, label_maps: Tensor, *, noise_aware: bool = False, class_weights: Tensor | None = None
+    ) -> Mapping[str, Tensor]:
+        """Return the set loss over all decoder layers: classes, masks, dice; ValueError for a pixel-wise option.
 
         The library's loss counts every pixel outside a mask as "not this class". Ignored pixels therefore get constant
         logits that agree with that, without loss or gradient, and an image with no other pixels is left out. One effect
         remains: a query for a class in ignored pixels alone learns "no object", at that class's small weight.
         """
-        if noise_aware:
-            raise ValueError("expected an encoder-decoder segmenter for the noise-aware loss, got mask2former")
+        if noise_aware or class_weights is not None:
+            raise ValueError("expected a segmenter with a loss of pixels for its options, got mask2former")
         labeled = (label_maps != IGNORE_INDEX).flatten(1).any(dim=1)
         if not labeled.any():
             nothing = torch.stack([each.sum() for each in self.parameters()]).sum() * 0

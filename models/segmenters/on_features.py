@@ -63,11 +63,13 @@ class FeatureSegmenter(Segmenter):
         """Return probabilities, (B, K + 1, h, w); see Segmenter."""
         return self.decode(self.generator.features(images))
 
-    def loss(self, images: Tensor, label_maps: Tensor, *, noise_aware: bool = False) -> Mapping[str, Tensor]:
+    def loss(
+        self, images: Tensor, label_maps: Tensor, *, noise_aware: bool = False, class_weights: Tensor | None = None
+    ) -> Mapping[str, Tensor]:
         """Return the cross-entropy of the pixels that are not 255; see Segmenter."""
         logits = self._logits(self.generator.features(images).detach())
         logits = F.interpolate(logits, size=label_maps.shape[-2:], mode="bilinear", align_corners=False)
-        return pixel_loss(logits, label_maps, noise_aware=noise_aware)
+        return pixel_loss(logits, label_maps, noise_aware=noise_aware, class_weights=class_weights)
 
     def _logits(self, features: Tensor) -> Tensor:
         maps = self.generator.maps(features)

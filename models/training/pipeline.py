@@ -84,9 +84,7 @@ def build_stages(
 
     return (
         *_generator_stages(run, samples),
-        Stage(
-            "make-pseudo-masks", masks / SUMMARY, make_masks, stale=not _have_confidence(masks, _mask_confidence(run))
-        ),
+        Stage("make-pseudo-masks", masks / SUMMARY, make_masks),
         Stage(
             SEGMENTER_STAGE,
             work / SEGMENTER_STAGE / SEGMENTER_WEIGHTS,
@@ -121,16 +119,6 @@ def _generator_stages(run: Run, samples: Sequence[Sample]) -> list[Stage]:
     return stages
 
 
-def _mask_confidence(run: Run) -> float:
-    """Return the confidence below which pixels of masks for training are ignored."""
-    return max(run.config.inference.min_confidence, run.config.train_segmenter.min_confidence)
-
-
-def _have_confidence(masks: Path, expected: float) -> bool:
-    """Return whether masks, if there are any, were made with a confidence."""
-    return not (masks / SETTINGS).is_file() or read_settings(masks)["options"]["min_confidence"] == expected
-
-
 def _make_masks(run: Run, samples: Sequence[Sample], output: Path, on_fraction: _OnFraction) -> None:
     """Make the pseudo masks from a bundle, with the same code as serving."""
     bundle = run.work / "generator-bundle"
@@ -143,11 +131,8 @@ def _make_masks(run: Run, samples: Sequence[Sample], output: Path, on_fraction: 
         parts=(),
     )
     predictor = Predictor(load_bundle(bundle, device=run.device))
-    options = predictor.options(min_confidence=_mask_confidence(run))
-    if (output / SETTINGS).is_file():
-        version = read_settings(output)["model"]["version"]
-        if version != predictor.info.version or not _have_confidence(output, options.min_confidence):
-            shutil.rmtree(output)  # masks of an earlier generator of this run, or of another configuration
+    if (output / SETTINGS).is_file() and read_settings(output)["model"]["version"] != predictor.info.version:
+        shutil.rmtree(output)  # masks of an earlier generator of this run
     labeled = len(labeled_samples(samples))
     made = 0
 
@@ -156,6 +141,6 @@ def _make_masks(run: Run, samples: Sequence[Sample], output: Path, on_fraction: 
         made += 1
         on_fraction(made / labeled)
 
-    job = MaskJob(output, options, save_scores=False)
+    job = MaskJob(output, predictor.options(), save_scores=False)
     make = partial(make_here, predictor, job)
     make_pseudo_masks(predictor.info, samples, job, make, on_image=on_image)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
@@ -16,7 +16,6 @@ from models.build import build_mask_transform, build_segmenter, segmenter_spec
 from models.config import SegmenterSpec, SegmenterStageConfig
 from models.data.classes import IGNORE_INDEX, ClassList
 from models.data.loaders import MaskBatch, MaskCrops
-from models.data.mask_files import occurring
 from models.data.mask_folder import MaskSample
 from models.generators import MaskGenerator
 from models.io import write_atomically
@@ -36,12 +35,14 @@ def train_segmenter(run: Run, samples: Sequence[MaskSample], on_step: OnStep) ->
     """Fit the segmenter to pseudo masks; returns its weights' file, beside which its specification is written."""
     settings = run.config.train_segmenter
     _check_batch_share(run, photos=len(samples))
-    untaught = _rare_classes(samples, run.classes, min_photos=settings.min_photos)
+    shown = _count_classes(samples, run.classes) if settings.min_photos or settings.class_balance else None
+    untaught = _rare_classes(shown, run.classes, min_photos=settings.min_photos) if shown else ()
     indices = frozenset(run.classes.classes[run.classes.channel(name)].index for name in untaught)
     samples = [replace(each, distrusted=each.distrusted | indices) for each in samples]
     segmenter = _new_segmenter(run, device=run.device, read_generator=lambda: final_generator(run)).train()
     transform = build_mask_transform(settings)
-    losses_of = _losses(segmenter, noise_aware=settings.noise_aware, device=run.device)
+    class_weights = _class_weights(shown.pixels, balance=settings.class_balance) if shown else None
+    losses_of = _losses(segmenter, class_weights, noise_aware=settings.noise_aware, device=run.device)
     batches = run.batches(
         lambda seed: MaskCrops(samples, transform=transform, seed=seed),
         len(samples),
@@ -82,12 +83,39 @@ def check_segmenter(run: Run, *, photos: int) -> None:
     _new_segmenter(run, device=torch.device("cpu"), read_generator=lambda: initial_generator(run, *supervision(run)))
 
 
-def _rare_classes(samples: Sequence[MaskSample], classes: ClassList, *, min_photos: int) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class _ClassCounts:
+    """What masks show of the background and each class, two tensors (K + 1,)."""
+
+    masks: Tensor  # the number of masks that show it
+    pixels: Tensor
+
+
+def _count_classes(samples: Sequence[MaskSample], classes: ClassList) -> _ClassCounts:
+    masks, pixels = torch.zeros(2, len(classes) + 1, dtype=torch.int64)
+    for each in samples:
+        found = torch.from_numpy(np.bincount(each.read_mask().ravel(), minlength=256)[: len(masks)])
+        masks += found > 0
+        pixels += found
+    return _ClassCounts(masks, pixels)
+
+
+def _class_weights(pixels: Tensor, *, balance: float) -> Tensor | None:
+    """Return weights, (K + 1,), in proportion to pixels^-balance, whose mean over all pixels is 1; None for equal ones.
+
+    A class with less than a quarter of an equal share counts as if it had that: a handful of pixels must not rule.
+    """
+    if not balance:
+        return None
+    weights = pixels.double().clamp(min=max(1, pixels.sum().item() / len(pixels) / 4)) ** -balance
+    return (weights * (pixels.sum() / (weights * pixels).sum())).float()
+
+
+def _rare_classes(shown: _ClassCounts, classes: ClassList, *, min_photos: int) -> tuple[str, ...]:
     """Return the names of the classes that fewer masks show."""
-    if not min_photos:
-        return ()
-    masks = Counter(number for each in samples for number in occurring(each.read_mask()))
-    rare = tuple(name for channel, name in enumerate(classes.names) if masks[channel + 1] < min_photos)
+    rare = tuple(
+        name for name, masks in zip(classes.names, shown.masks[1:].tolist(), strict=True) if masks < min_photos
+    )
     if len(rare) == len(classes):
         raise ValueError(f"expected a class in at least {min_photos} masks (train_segmenter.min_photos), got none")
     return rare
@@ -131,10 +159,14 @@ def trained_segmenter(run: Run) -> tuple[SegmenterSpec, dict[str, Tensor]] | Non
     return spec, read_tensors(weights)
 
 
-def _losses(segmenter: Segmenter, *, noise_aware: bool, device: torch.device) -> LossesOf[MaskBatch]:
+def _losses(
+    segmenter: Segmenter, class_weights: Tensor | None, *, noise_aware: bool, device: torch.device
+) -> LossesOf[MaskBatch]:
+    class_weights = None if class_weights is None else class_weights.to(device)
+
     def losses_of(batch: MaskBatch) -> Mapping[str, Tensor]:
         images, label_maps = (tensor.to(device, non_blocking=True) for tensor in batch)
-        return segmenter.loss(images, label_maps, noise_aware=noise_aware)
+        return segmenter.loss(images, label_maps, noise_aware=noise_aware, class_weights=class_weights)
 
     return losses_of
 

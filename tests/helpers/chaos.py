@@ -58,8 +58,8 @@ class Scene:
     def worker(self) -> WorkerProcess:
         """Start one more worker."""
         worker = WorkerProcess(self.place)
+        self.workers.append(worker)  # first, so that it is stopped even if it does not start
         worker.start()
-        self.workers.append(worker)
         return worker
 
     def jobs(self, *, timeout: int = 30) -> JobService:

@@ -175,8 +175,13 @@ class WorkerProcess:
         child = Child(Command("worker", arguments, log=self.place.data / "worker.log", grace=20))
         self.child = child
         if ready:
+            # A job may have ended it before anybody looked.
             wait_for(
-                lambda: any(worker.pid == child.pid for worker in live_workers(self.place.redis)), what="the worker"
+                lambda: (
+                    child.exit_code is not None
+                    or any(worker.pid == child.pid for worker in live_workers(self.place.redis))
+                ),
+                what="the worker",
             )
         return child
 

@@ -3,13 +3,14 @@ from typing import get_args
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.clip import FrozenClip
 from models.config import Decoder
 from models.generators.cnn import cnn_generator, zero_shot_generator
 from models.generators.weaktr import WeakTrGenerator
-from models.segmenters import Segmenter
+from models.segmenters import Segmenter, pixel_loss
 from models.segmenters.encoder_decoder import build_encoder_decoder
 from models.segmenters.mask2former import _mask_targets, build_mask2former
 from models.segmenters.on_features import build_feature_segmenter
@@ -193,8 +194,9 @@ def test_wrong_parts_are_refused() -> None:
     with pytest.raises(ValueError, match="expected a Mask2Former that transformers builds"):
         build_mask2former({**TINY_MASK2FORMER, "hidden_dim": "wide"}, classes=K)
     maps = torch.zeros(1, 64, 64, dtype=torch.int64)
-    with pytest.raises(ValueError, match="expected an encoder-decoder segmenter for the noise-aware loss"):
-        mask2former().loss(torch.rand(1, 3, 64, 64), maps, noise_aware=True)
+    for options in ({"noise_aware": True}, {"class_weights": torch.ones(K + 1)}):
+        with pytest.raises(ValueError, match="expected a segmenter with a loss of pixels for its options"):
+            mask2former().loss(torch.rand(1, 3, 64, 64), maps, **options)  # type: ignore[arg-type]
 
 
 def test_an_architecture_builds_the_same_network(images: Tensor) -> None:
@@ -226,3 +228,15 @@ def test_mask2former_starts_from_a_backbone_or_a_whole(tmp_path: object, images:
 def equal_states(one: torch.nn.Module, two: torch.nn.Module) -> bool:
     first, second = one.state_dict(), two.state_dict()
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_class_weights_multiply_the_loss_of_a_class() -> None:
+    logits = torch.randn(1, K + 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    maps = torch.zeros(1, 4, 4, dtype=torch.int64)
+    maps[0, :2] = 1
+    pixels = F.cross_entropy(logits, maps, reduction="none")
+    weights = torch.tensor([0.5, 3.0] + [1.0] * (K - 1))
+    expected = (0.5 * pixels[0, 2:].sum() + 3 * pixels[0, :2].sum()) / 16
+    assert pixel_loss(logits, maps, noise_aware=False, class_weights=weights)["cross_entropy"] == pytest.approx(
+        expected
+    )

@@ -21,6 +21,7 @@ from models.training.export import export_bundle
 from models.training.loop import Step
 from models.training.run import Run, start_run
 from models.training.segmenter import (
+    _class_weights,
     _new_segmenter,
     _parameter_groups,
     segmenter_epochs,
@@ -126,6 +127,26 @@ def test_rare_classes_are_ignored_and_named(tiny_config: Config, samples: list[M
     assert found[0].untaught == absent
     assert "bowl" in absent
     assert len(absent) < len(CLASSES)
+
+
+def test_rare_classes_weigh_more() -> None:
+    pixels = torch.tensor([7200, 1800, 1000, 0])
+    assert _class_weights(pixels, balance=0) is None
+    weights = _class_weights(pixels, balance=0.5)
+    assert weights is not None
+    torch.testing.assert_close(weights[1], 2 * weights[0])
+    # As if a quarter of an equal share, 625 pixels.
+    torch.testing.assert_close(weights[3] / weights[0], torch.tensor((7200 / 625) ** 0.5))
+    torch.testing.assert_close((weights * pixels).sum(), torch.tensor(10_000.0))
+
+
+def test_balance_changes_what_is_learned(run: Run, samples: list[MaskSample], tmp_path: Path) -> None:
+    config = with_stage(run.config, "train_segmenter", class_balance=0.5)
+    balanced = train(start_run(config, CLASSES, tmp_path / "balanced", device=CPU), samples)
+    plain = train(run, samples)
+    assert any(not torch.equal(plain[key], balanced[key]) for key in plain)
+    with pytest.raises(ValueError, match="expected noise_aware or class_balance, got both"):
+        SegmenterStageConfig(noise_aware=True, class_balance=0.5)
 
 
 def test_squares_are_found(tiny_config: Config, samples: list[MaskSample], tmp_path: Path) -> None:
