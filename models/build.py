@@ -271,13 +271,15 @@ def _build_encoder_decoder(
     )
 
 
-def segmenter_spec(config: Config, segmenter: Segmenter, *, untaught: tuple[str, ...]) -> SegmenterSpec:
+def segmenter_spec(
+    config: Config, segmenter: Segmenter, *, untaught: tuple[str, ...], photos: Mapping[str, int]
+) -> SegmenterSpec:
     """Return the specification of a configuration's segmenter for a bundle."""
+    known, settings = {"untaught": untaught, "photos": dict(photos)}, config.segmenter
     if isinstance(segmenter, Mask2FormerSegmenter):
-        return Mask2FormerSpec(kind="mask2former", architecture=segmenter.architecture, untaught=untaught)
-    settings = config.segmenter
+        return Mask2FormerSpec(kind="mask2former", architecture=segmenter.architecture, **known)
     if isinstance(settings, FeatureSegmenterConfig):
-        return FeatureSegmenterSpec(kind="features", width=settings.width, untaught=untaught)
+        return FeatureSegmenterSpec(kind="features", width=settings.width, **known)
     if not isinstance(settings, EncoderDecoderConfig):
         raise ValueError(f"expected a mask2former, got {type(segmenter).__name__}")
     return EncoderDecoderSpec(
@@ -286,7 +288,7 @@ def segmenter_spec(config: Config, segmenter: Segmenter, *, untaught: tuple[str,
         backbone=settings.backbone,
         mean=segmenter.mean.flatten().tolist(),
         std=segmenter.std.flatten().tolist(),
-        untaught=untaught,
+        **known,
     )
 
 

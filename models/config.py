@@ -193,6 +193,7 @@ class BaseSegmenterSpec(Frozen):
     """What all segmenters of bundles have."""
 
     untaught: tuple[str, ...] = ()  # classes that too few photos showed: it does not know them
+    photos: dict[str, int] = {}  # how many masks it learned each class from
 
 
 class EncoderDecoderSpec(BaseSegmenterSpec):
@@ -297,8 +298,10 @@ class InferenceConfig(Frozen):
     sam: Annotated[str, Field(min_length=1)] | None = None
     background_threshold: Share = 0.4
     class_thresholds: dict[str, Share] = {}  # by class name, in place of background_threshold
-    # Weight of the segmenter's probabilities among the given labels, beside the CAMs; of the classes that it knows.
+    # Weight of the segmenter's probabilities among the given labels, beside the CAMs.
     segmenter_weight: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # Only for classes that it learned from at least so many masks; others keep their CAMs.
+    segmenter_photos: Annotated[int, Field(ge=0)] = 0
     min_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 

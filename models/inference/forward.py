@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from models.bundle.bundle import Bundle
+from models.bundle.manifest import BundleInfo
 from models.config import SegmentConfig
 from models.data.classes import ClassInfo, ClassList
 from models.generators import MaskGenerator
@@ -111,17 +112,18 @@ def _with_second_opinion(
 ) -> list[Tensor]:
     """Average the CAMs of each image, (n, H, W), with the segmenter's probabilities among its labels.
 
-    Classes that the segmenter does not know keep their CAMs.
+    Classes that the segmenter knows too little of keep their CAMs.
     """
     info, size = bundle.info, (working.shape[-2], working.shape[-1])
+    trusted = _well_taught(info)
     network: Probabilities = segmenter
     if isinstance(segmenter, FeatureSegmenter) and segmenter.generator is bundle.generator:
         decode = segmenter.decode
         network = lambda images: decode(generator.features(images))  # noqa: E731 (computed for the CAMs already)
     found = segment_images(network, working, scales=(1.0,), flip=info.inference.flip, window=None)
-    weight, untaught, mixed = info.inference.segmenter_weight, set(info.untaught), []
+    weight, mixed = info.inference.segmenter_weight, []
     for number, (classes, maps) in enumerate(zip(chosen, cams, strict=True)):
-        known = [at for at, each in enumerate(classes) if info.classes.knows(each.name) and each.name not in untaught]
+        known = [at for at, each in enumerate(classes) if each.name in trusted]
         if not known:
             mixed.append(maps)
             continue
@@ -131,6 +133,13 @@ def _with_second_opinion(
         both_opinions[known] += weight * (upsample(shares[:, 1:], size)[0] - maps[known])
         mixed.append(both_opinions)
     return mixed
+
+
+def _well_taught(info: BundleInfo) -> set[str]:
+    """Return the classes that the segmenter learned from enough masks for a second opinion."""
+    photos, least = info.segmenter.photos if info.segmenter else {}, info.inference.segmenter_photos
+    # Bundles of before do not have the numbers.
+    return {name for name in info.classes.names if photos.get(name, least) >= least} - {*info.untaught}
 
 
 def forward_segmenter(

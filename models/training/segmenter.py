@@ -35,13 +35,14 @@ def train_segmenter(run: Run, samples: Sequence[MaskSample], on_step: OnStep) ->
     """Fit the segmenter to pseudo masks; returns its weights' file, beside which its specification is written."""
     settings = run.config.train_segmenter
     _check_batch_share(run, photos=len(samples))
-    shown = _count_classes(samples, run.classes) if settings.min_photos or settings.class_balance else None
-    untaught = _rare_classes(shown, run.classes, min_photos=settings.min_photos) if shown else ()
+    shown = _count_classes(samples, run.classes)
+    photos = dict(zip(run.classes.names, shown.masks[1:].tolist(), strict=True))
+    untaught = _rare_classes(photos, min_photos=settings.min_photos)
     indices = frozenset(run.classes.classes[run.classes.channel(name)].index for name in untaught)
     samples = [replace(each, distrusted=each.distrusted | indices) for each in samples]
     segmenter = _new_segmenter(run, device=run.device, read_generator=lambda: final_generator(run)).train()
     transform = build_mask_transform(settings)
-    class_weights = _class_weights(shown.pixels, balance=settings.class_balance) if shown else None
+    class_weights = _class_weights(shown.pixels, balance=settings.class_balance)
     losses_of = _losses(segmenter, class_weights, noise_aware=settings.noise_aware, device=run.device)
     batches = run.batches(
         lambda seed: MaskCrops(samples, transform=transform, seed=seed),
@@ -72,7 +73,7 @@ def train_segmenter(run: Run, samples: Sequence[MaskSample], on_step: OnStep) ->
             split=split,
         )
     if run.processes.is_main_process:
-        spec = segmenter_spec(run.config, segmenter, untaught=untaught).model_dump_json(indent=2)
+        spec = segmenter_spec(run.config, segmenter, untaught=untaught, photos=photos).model_dump_json(indent=2)
         write_atomically(run.work / SEGMENTER_STAGE / _SPEC, spec.encode())
     return run.save(SEGMENTER_STAGE, SEGMENTER_WEIGHTS, segmenter.state_dict())
 
@@ -111,12 +112,10 @@ def _class_weights(pixels: Tensor, *, balance: float) -> Tensor | None:
     return (weights * (pixels.sum() / (weights * pixels).sum())).float()
 
 
-def _rare_classes(shown: _ClassCounts, classes: ClassList, *, min_photos: int) -> tuple[str, ...]:
+def _rare_classes(photos: Mapping[str, int], *, min_photos: int) -> tuple[str, ...]:
     """Return the names of the classes that fewer masks show."""
-    rare = tuple(
-        name for name, masks in zip(classes.names, shown.masks[1:].tolist(), strict=True) if masks < min_photos
-    )
-    if len(rare) == len(classes):
+    rare = tuple(name for name, masks in photos.items() if masks < min_photos)
+    if len(rare) == len(photos):
         raise ValueError(f"expected a class in at least {min_photos} masks (train_segmenter.min_photos), got none")
     return rare
 

@@ -76,8 +76,8 @@ def photos(count: int) -> list[np.ndarray]:
     return list(np.random.default_rng(0).integers(0, 255, (count, 48, 64, 3), dtype=np.uint8))
 
 
-def maps_of(bundle: Bundle, weight: float, *labels: list[str]) -> list[Tensor]:
-    inference = bundle.info.inference.model_copy(update={"segmenter_weight": weight})
+def maps_of(bundle: Bundle, weight: float, *labels: list[str], least: int = 0) -> list[Tensor]:
+    inference = bundle.info.inference.model_copy(update={"segmenter_weight": weight, "segmenter_photos": least})
     predictor = Predictor(replace(bundle, info=bundle.info.model_copy(update={"inference": inference})))
     options = predictor.options()
     batch = [LabeledImage(*each, options) for each in zip(photos(len(labels)), labels, strict=True)]
@@ -106,6 +106,16 @@ def test_cams_are_averaged_with_the_segmenters_shares_of_the_labels(second_opini
 
 def test_a_segmenter_that_knows_no_label_changes_nothing(second_opinion: Bundle) -> None:
     assert torch.equal(maps_of(second_opinion, 0.5, ["cup"])[0], maps_of(second_opinion, 0.0, ["cup"])[0])
+
+
+def test_a_class_of_few_photos_keeps_its_cam(second_opinion: Bundle) -> None:
+    assert second_opinion.info.segmenter is not None
+    photos = second_opinion.info.segmenter.photos
+    assert photos.keys() == {*CLASSES.names}
+    assert photos["cat"] > 0
+    alone = maps_of(second_opinion, 0.0, ["cat"])[0]
+    assert torch.equal(maps_of(second_opinion, 0.5, ["cat"], least=photos["cat"] + 1)[0], alone)
+    assert not torch.equal(maps_of(second_opinion, 0.5, ["cat"], least=photos["cat"])[0], alone)
 
 
 def test_features_for_the_segmenter_are_those_of_the_cams(second_opinion: Bundle) -> None:
