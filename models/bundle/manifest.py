@@ -120,8 +120,8 @@ class Manifest(Frozen):
             needed.add(SEGMENTER_FILE)
         if self.text_tower:
             needed.add(TEXT_TOWER_FILE)
-        if self.segmenter and (unknown := set(self.segmenter.untaught) - {*self.classes.names}):
-            raise ValueError(f"expected classes of the bundle in segmenter.untaught, got {sorted(unknown)}")
+        if self.segmenter and (unknown := {*self.segmenter.untaught, *self.segmenter.masks} - {*self.classes.names}):
+            raise ValueError(f"expected classes of the bundle in segmenter, got {sorted(unknown)}")
         # Empty only while a bundle is written: read_info refuses a manifest without hashes.
         if self.files and set(self.files) != needed:
             raise ValueError(f"expected files {sorted(needed)}, got {sorted(self.files)}")

@@ -21,6 +21,7 @@ from models.inference.multi_scale import (
     Probabilities,
     grid_size,
     multi_scale_cams,
+    normalize_cams,
     renormalize,
     segment_images,
     upsample,
@@ -85,8 +86,9 @@ def forward_cam(
         on_scale=lambda done: on_progress("cam", 0.7 * done),
     )
     maps = list(torch.split(cams, [len(classes) for classes in chosen]))
-    if bundle.segmenter is not None and inference.segmenter_weight:
-        maps = _with_second_opinion(bundle, bundle.segmenter, generator, working, chosen, maps)
+    settings = bundle.info.segment
+    if bundle.segmenter is not None and settings is not None and settings.fusion_weight:
+        maps = _fuse(bundle, bundle.segmenter, settings, generator, working, chosen, maps)
     inputs = _refiner_inputs(batch, working, features=generator.features, propose=propose)
     return [
         ForwardOutput(
@@ -102,9 +104,10 @@ def forward_cam(
     ]
 
 
-def _with_second_opinion(
+def _fuse(
     bundle: Bundle,
     segmenter: Segmenter,
+    settings: SegmentConfig,
     generator: _CachingGenerator,
     working: Tensor,
     chosen: Sequence[Sequence[ClassInfo]],
@@ -115,31 +118,32 @@ def _with_second_opinion(
     Classes that the segmenter knows too little of keep their CAMs.
     """
     info, size = bundle.info, (working.shape[-2], working.shape[-1])
-    trusted = _well_taught(info)
+    trusted = _fused_classes(info, settings)
     network: Probabilities = segmenter
     if isinstance(segmenter, FeatureSegmenter) and segmenter.generator is bundle.generator:
         decode = segmenter.decode
         network = lambda images: decode(generator.features(images))  # noqa: E731 (computed for the CAMs already)
     found = segment_images(network, working, scales=(1.0,), flip=info.inference.flip, window=None)
-    weight, mixed = info.inference.segmenter_weight, []
+    result = []
     for number, (classes, maps) in enumerate(zip(chosen, cams, strict=True)):
         known = [at for at, each in enumerate(classes) if each.name in trusted]
         if not known:
-            mixed.append(maps)
+            result.append(maps)
             continue
         channels = [0, *(info.classes.channel(classes[at].name) + 1 for at in known)]
         shares, _ = renormalize(found[number, None, channels].float())
-        both_opinions = maps.clone()
-        both_opinions[known] += weight * (upsample(shares[:, 1:], size)[0] - maps[known])
-        mixed.append(both_opinions)
-    return mixed
+        fused = maps.clone()
+        average = maps[known] + settings.fusion_weight * (upsample(shares[:, 1:], size)[0] - maps[known])
+        # In [0, 1] again: a class that the segmenter misses must not lose to one that it does not know.
+        fused[known] = normalize_cams(average)
+        result.append(fused)
+    return result
 
 
-def _well_taught(info: BundleInfo) -> set[str]:
-    """Return the classes that the segmenter learned from enough masks for a second opinion."""
-    photos, least = info.segmenter.photos if info.segmenter else {}, info.inference.segmenter_photos
-    # Bundles of before do not have the numbers.
-    return {name for name in info.classes.names if photos.get(name, least) >= least} - {*info.untaught}
+def _fused_classes(info: BundleInfo, settings: SegmentConfig) -> set[str]:
+    """Return the classes that the segmenter learned from enough masks to have a say in pseudo masks."""
+    masks = info.segmenter.masks if info.segmenter else {}
+    return {name for name, count in masks.items() if count >= settings.fusion_min_masks} - {*info.untaught}
 
 
 def forward_segmenter(
@@ -217,7 +221,7 @@ class _CachingGenerator:
 
     def features(self, images: Tensor) -> Tensor:
         """Return the features of the batch, (B, 3, H, W), kept ones if it was seen, alone or before mirrored images."""
-        if self._features is None or len(self._features) < len(images):
+        if self._features is None:
             self._features = self._generator.features(images)
         return self._features[: len(images)]
 

@@ -25,7 +25,7 @@ from models.generators import MaskGenerator
 from models.prompts import nearest_nouns, read_nouns
 from models.training.generator import initial_generator
 from models.training.prompts import has_prompts, learned_prompts
-from models.training.run import FINAL_STAGE, GENERATOR_WEIGHTS, Run, supervision
+from models.training.run import FINAL_STAGE, GENERATOR_WEIGHTS, SEGMENTER_STAGE, Run, supervision
 from models.training.segmenter import trained_segmenter
 
 # Which generator a bundle holds: the initial one, of stage (a), or of stage (c).
@@ -49,8 +49,9 @@ def export_bundle(
     """Write a bundle of the results of a run's stage, one of STAGES; ``parts`` are included if the run has them.
 
     Raises:
-        ValueError: if the stage is unknown or its files are missing; or the text tower is asked for and the generator
-            is not on the frozen trunk of CLIP's image tower, or CLIP's tokenizer is not open_clip's own.
+        ValueError: if the stage is unknown or its files are missing; if the segmenter reads features that have changed
+            since; or if the text tower is asked for and the generator is not on the frozen trunk of CLIP's image tower,
+            or CLIP's tokenizer is not open_clip's own.
     """
     if stage not in STAGES:
         raise ValueError(f"expected a stage of {', '.join(STAGES)}, got {stage!r}")
@@ -60,6 +61,8 @@ def export_bundle(
     spec, segmenter = (trained_segmenter(run) if "segmenter" in parts else None) or (None, None)
     if isinstance(spec, FeatureSegmenterSpec) and stage != FINAL_STAGE:
         spec, segmenter = None, None  # it reads the features of the last stage's generator
+    if isinstance(spec, FeatureSegmenterSpec) and not run.is_current(SEGMENTER_STAGE):
+        raise ValueError("expected a segmenter trained on the features of this mask generator, got an earlier one's")
     manifest = Manifest(
         format=2,
         name=run.config.name,

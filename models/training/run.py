@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from models.build import class_captions, require_backbone
-from models.bundle.manifest import MANIFEST, find_bundle
+from models.bundle.manifest import GENERATOR_FILE, TEXT_TOWER_FILE, TOWER_FILE, find_bundle
 from models.bundle.towers import load_clip_of
 from models.clip import FrozenClip, load_clip
 from models.config import (
@@ -272,8 +272,9 @@ def _input_hashes(work: Path, config: Config, stage: str) -> dict[str, str]:
     paths = {name: work / name for name in _STAGE_INPUTS.get(stage, ())}
     if stage == SEGMENTER_STAGE and config.segmenter.kind == "features":
         paths[_FINAL_GENERATOR] = work / _FINAL_GENERATOR
-    if config.clip.model.startswith(_BUNDLE):  # its manifest has the hashes of its files
-        paths["clip"] = find_bundle(config.clip.model.removeprefix(_BUNDLE)) / MANIFEST
+    if config.clip.model.startswith(_BUNDLE):
+        folder = find_bundle(config.clip.model.removeprefix(_BUNDLE))
+        paths |= {f"clip/{name}": folder / name for name in (GENERATOR_FILE, TOWER_FILE, TEXT_TOWER_FILE)}
     if config.generator.weights:
         paths["generator.weights"] = Path(config.generator.weights)
     return {name: hash_file(path) for name, path in paths.items() if path.is_file()}

@@ -12,7 +12,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from models.build import build_mask_transform, build_segmenter, segmenter_spec
+from models.build import build_generator, build_mask_transform, build_segmenter, segmenter_spec
 from models.config import SegmenterSpec, SegmenterStageConfig
 from models.data.classes import IGNORE_INDEX, ClassList
 from models.data.loaders import MaskBatch, MaskCrops
@@ -22,7 +22,7 @@ from models.io import write_atomically
 from models.segmenters import Segmenter
 from models.tensors import read_tensors
 from models.training.distributed import data_parallel
-from models.training.generator import final_generator, initial_generator
+from models.training.generator import final_generator
 from models.training.loop import LossesOf, ParameterGroup, fit, micro_batches
 from models.training.run import SEGMENTER_STAGE, OnStep, Run, read_clip, supervision
 
@@ -36,8 +36,8 @@ def train_segmenter(run: Run, samples: Sequence[MaskSample], on_step: OnStep) ->
     settings = run.config.train_segmenter
     _check_batch_share(run, photos=len(samples))
     shown = _count_classes(samples, run.classes)
-    photos = dict(zip(run.classes.names, shown.masks[1:].tolist(), strict=True))
-    untaught = _rare_classes(photos, min_photos=settings.min_photos)
+    masks = dict(zip(run.classes.names, shown.masks[1:].tolist(), strict=True))
+    untaught = _rare_classes(masks, min_masks=settings.min_masks)
     indices = frozenset(run.classes.classes[run.classes.channel(name)].index for name in untaught)
     samples = [replace(each, distrusted=each.distrusted | indices) for each in samples]
     segmenter = _new_segmenter(run, device=run.device, read_generator=lambda: final_generator(run)).train()
@@ -73,7 +73,7 @@ def train_segmenter(run: Run, samples: Sequence[MaskSample], on_step: OnStep) ->
             split=split,
         )
     if run.processes.is_main_process:
-        spec = segmenter_spec(run.config, segmenter, untaught=untaught, photos=photos).model_dump_json(indent=2)
+        spec = segmenter_spec(run.config, segmenter, untaught=untaught, masks=masks).model_dump_json(indent=2)
         write_atomically(run.work / SEGMENTER_STAGE / _SPEC, spec.encode())
     return run.save(SEGMENTER_STAGE, SEGMENTER_WEIGHTS, segmenter.state_dict())
 
@@ -81,7 +81,11 @@ def train_segmenter(run: Run, samples: Sequence[MaskSample], on_step: OnStep) ->
 def check_segmenter(run: Run, *, photos: int) -> None:
     """Build the segmenter once, so that missing weights are found before hours of earlier stages."""
     _check_batch_share(run, photos=photos)
-    _new_segmenter(run, device=torch.device("cpu"), read_generator=lambda: initial_generator(run, *supervision(run)))
+    device = torch.device("cpu")
+    # Not pre-trained: what a stage before this one makes is not there yet.
+    _new_segmenter(
+        run, device=device, read_generator=lambda: build_generator(run.config, *supervision(run), device=device)
+    )
 
 
 @dataclass(frozen=True)
@@ -112,11 +116,11 @@ def _class_weights(pixels: Tensor, *, balance: float) -> Tensor | None:
     return (weights * (pixels.sum() / (weights * pixels).sum())).float()
 
 
-def _rare_classes(photos: Mapping[str, int], *, min_photos: int) -> tuple[str, ...]:
+def _rare_classes(masks: Mapping[str, int], *, min_masks: int) -> tuple[str, ...]:
     """Return the names of the classes that fewer masks show."""
-    rare = tuple(name for name, masks in photos.items() if masks < min_photos)
-    if len(rare) == len(photos):
-        raise ValueError(f"expected a class in at least {min_photos} masks (train_segmenter.min_photos), got none")
+    rare = tuple(name for name, count in masks.items() if count < min_masks)
+    if len(rare) == len(masks):
+        raise ValueError(f"expected a class in at least {min_masks} masks (train_segmenter.min_masks), got none")
     return rare
 
 

@@ -15,6 +15,8 @@ from models.config import (
     _Mask2FormerConfig,
     parse_config,
 )
+from models.data.classes import IGNORE_INDEX
+from models.data.loaders import MaskCrops
 from models.data.mask_folder import MaskSample, read_mask_folder
 from models.segmenters import Segmenter
 from models.training.export import export_bundle
@@ -103,30 +105,44 @@ def test_a_decoder_belongs_to_the_generator_that_it_was_trained_on(
     weights = load_file(finished.existing("refine-generator", "generator.safetensors"))
     finished.save("refine-generator", "generator.safetensors", {key: each + 1 for key, each in weights.items()})
     assert not finished.is_current("train-segmenter")
+    with pytest.raises(ValueError, match="expected a segmenter trained on the features of this mask generator"):
+        export_bundle(finished, tmp_path / "b", stage="refine-generator", **words)
     unfinished = replace(run, config=finished.config)
     with pytest.raises(ValueError, match=r"expected .*refine-generator"):
         train_segmenter(unfinished, samples, lambda step: None)
 
 
 def test_no_class_in_enough_masks_is_refused(run: Run, samples: list[MaskSample]) -> None:
-    strict = replace(run, config=with_stage(run.config, "train_segmenter", min_photos=100))
+    strict = replace(run, config=with_stage(run.config, "train_segmenter", min_masks=100))
     with pytest.raises(ValueError, match="expected a class in at least 100 masks"):
         train_segmenter(strict, samples, lambda step: None)
 
 
-def test_rare_classes_are_ignored_and_named(tiny_config: Config, samples: list[MaskSample], tmp_path: Path) -> None:
+def test_rare_classes_are_ignored_and_named(
+    tiny_config: Config, samples: list[MaskSample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def shows(sample: MaskSample, name: str) -> bool:
         return bool((sample.read_mask() == CLASSES.channel(name) + 1).any())
 
-    kept = [each for each in samples if not shows(each, "bowl")]
-    run = start_run(with_stage(tiny_config, "train_segmenter", min_photos=1), CLASSES, tmp_path / "work", device=CPU)
+    bowls = [each for each in samples if shows(each, "bowl")]
+    kept = [each for each in samples if each not in bowls[1:]]
+    counts = {name: sum(shows(each, name) for each in kept) for name in CLASSES.names}
+    assert counts["bowl"] == 1
+    seen: list[MaskSample] = []
+    monkeypatch.setattr(
+        "models.training.segmenter.MaskCrops",
+        lambda given, **options: seen.extend(given) or MaskCrops(given, **options),
+    )
+    run = start_run(with_stage(tiny_config, "train_segmenter", min_masks=2), CLASSES, tmp_path / "work", device=CPU)
     train_segmenter(run, kept, lambda step: None)
     found = trained_segmenter(run)
     assert found is not None
-    absent = tuple(name for name in CLASSES.names if not any(shows(each, name) for each in kept))
-    assert found[0].untaught == absent
-    assert "bowl" in absent
-    assert len(absent) < len(CLASSES)
+    assert found[0].masks == counts
+    assert found[0].untaught == tuple(name for name, count in counts.items() if count < 2)
+    assert len(found[0].untaught) < len(CLASSES)
+    used = next(each for each in seen if each.image == bowls[0].image)
+    was_bowl = bowls[0].read_mask() == CLASSES.channel("bowl") + 1
+    assert (used.read_mask()[was_bowl] == IGNORE_INDEX).all()
 
 
 def test_rare_classes_weigh_more() -> None:
@@ -233,6 +249,8 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from models.training import segmenter as stage
+from models.data.classes import IGNORE_INDEX
+from models.data.loaders import MaskCrops
 from models.data.mask_folder import read_mask_folder
 from models.training.run import open_run
 from models.training.segmenter import build_segmenter, train_segmenter
