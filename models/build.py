@@ -196,7 +196,9 @@ def build_masks(generator: MaskGenerator, clip: FrozenClip, *, mask: str, epsilo
     """Return the function from a batch to soft masks of its present classes at CLIP's input size."""
     size = clip.input_size
     if mask == "minmax":
-        return lambda images, present: soft_masks(generator(images).float(), present, size=size, epsilon=epsilon)
+        return lambda images, present: soft_masks(
+            generator.cams_of(images, present).float(), size=size, epsilon=epsilon
+        )
     if not isinstance(generator, CnnGenerator):
         raise ValueError(f"expected mask 'minmax' for a {type(generator).__name__}, got {mask!r}")
 
