@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.clip_vit import clip_es_cams, plain_cams
 from models.clip import FrozenImageTower
 from models.clip_vit_options import ClipVitOptions
 from models.generators import AddedClass, clip_blocks
@@ -106,35 +106,6 @@ def test_dense_is_the_public_naclip(shared: Path, name: str) -> None:
     close(found, (40 * arrays["cosines_naclip"]).softmax(dim=1)[:, :2])
 
 
-def plain_cams(generator: ClipVitGenerator, image: Tensor, texts: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Grad-CAM as one writes it down: a pass through stored attention and a backward pass for each label."""
-    visual = copy.deepcopy(generator.backbone)
-    tokens, grid = embed_patches(visual, generator.normalize(image), mode="bilinear")
-    maps = []
-    *early, last = visual.transformer.resblocks
-    for block in early:
-        normalized = block.ln_1(tokens)
-        output, attention = block.attn(normalized, normalized, normalized, need_weights=True)
-        maps.append(attention)
-        tokens = tokens + output
-        tokens = tokens + block.mlp(block.ln_2(tokens))
-    cams = []
-    for number in range(count):
-        activations = last.ln_1(tokens).detach().requires_grad_()
-        output, attention = last.attn(activations, activations, activations, need_weights=True)
-        out = tokens + output
-        out = out + last.mlp(last.ln_2(out))
-        embedding = visual.ln_post(out)[:, 1:].mean(dim=1) @ visual.proj
-        cosines = F.normalize(embedding, dim=-1) @ F.normalize(texts, dim=-1).T
-        (generator.logit_scale * cosines).softmax(dim=1)[0, number].backward()
-        assert activations.grad is not None
-        weights = activations.grad[0, 1:].mean(dim=0)
-        cam = (activations[0, 1:] @ weights).relu().detach()
-        cams.append(((cam - cam.min()) / (cam.max() - cam.min())).view(grid))
-    mean = torch.stack([*maps, attention])[-8:].mean(dim=0)[:, 1:, 1:]
-    return torch.stack(cams), mean.detach()[0]
-
-
 @pytest.mark.parametrize(("layers", "quick"), [(3, True), (11, False)])
 @pytest.mark.parametrize("size", [(64, 64), (80, 112), (150, 90)])
 def test_gradcam_is_the_plain_formulation(layers: int, *, quick: bool, size: tuple[int, int]) -> None:
@@ -145,11 +116,12 @@ def test_gradcam_is_the_plain_formulation(layers: int, *, quick: bool, size: tup
         features = generator.features(image)
         found = generator.chosen_cams(features, all_of(3))
         affinity = generator.affinity(features)[0].flatten(2).flatten(0, 1)
-    texts = torch.cat([generator.head.weight.detach(), generator.background_text])
-    cams, attention = plain_cams(generator, image, texts, 3)
     assert found.shape[1:] == (round(size[0] / patch), round(size[1] / patch))
-    close(found, cams)
-    close(affinity, attention)
+    texts = torch.cat([generator.head.weight.detach(), generator.background_text])
+    for plain in (plain_cams, clip_es_cams):
+        cams, attention = plain(generator, image, texts, 3)
+        close(found, cams)
+        close(affinity, attention)
     assert found.amax(dim=(1, 2)).tolist() == pytest.approx([1, 1, 1])
 
 
