@@ -58,3 +58,24 @@ def vit_generator(
         logit_scale=10,
         options=ClipVitOptions.model_validate({**options, "background_texts": tuple(stuff)}),
     )
+
+
+TINY_VIT = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 64, "layers": 3, "width": 32, "head_width": 16, "patch_size": 16},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+}
+"""open_clip's description of a CLIP with a ViT, random ones of which have a few thousand parameters."""
+
+
+def tiny_vit_clip() -> open_clip.CLIP:
+    """A random CLIP with a ViT whose embeddings of texts and images do not all point one way."""
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**TINY_VIT)
+    with torch.no_grad():
+        model.text_projection.normal_(0, 1)
+        model.visual.proj.normal_(0, 1)
+        for block in model.visual.transformer.resblocks:
+            block.attn.in_proj_weight.mul_(2)
+        model.logit_scale.fill_(3)
+    return model
