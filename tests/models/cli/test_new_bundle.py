@@ -1,7 +1,6 @@
 """``semples new-bundle``: from the file of a CLIP's weights to masks of labels that nobody has heard of."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,40 +18,27 @@ from models.tensors import read_tensors
 from tests.conftest import CPU
 from tests.helpers.command import semples_ok, semples_refuses
 from tests.helpers.paths import PHOTO
-from tests.helpers.vit import TINY_VIT, tiny_vit_clip
 
 LABELS = ("zeppelin", "quokka", "astrolabe")
 
 
-@pytest.fixture(scope="module")
-def download(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The weights of a CLIP that open_clip knows as tiny-vit, in a file as it comes from the model hub."""
-    folder = tmp_path_factory.mktemp("hub")
-    (folder / "configs").mkdir()
-    (folder / "configs" / "tiny-vit.json").write_text(json.dumps(TINY_VIT))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(open_clip.factory, "_MODEL_CONFIG_PATHS", [*open_clip.factory._MODEL_CONFIG_PATHS])
-        patch.setattr(open_clip.factory, "_MODEL_CONFIGS", dict(open_clip.factory._MODEL_CONFIGS))
-        open_clip.add_model_config(folder / "configs")
-        torch.save(tiny_vit_clip().state_dict(), folder / "open_clip_pytorch_model.bin")
-        yield folder / "open_clip_pytorch_model.bin"
-
-
 @pytest.fixture(scope="module", params=["gradcam", "dense"])
-def new_bundle(request: pytest.FixtureRequest, download: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def new_bundle(
+    request: pytest.FixtureRequest, tiny_vit_weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = tmp_path_factory.mktemp("new") / "bundle"
     classes = folder.parent / "classes.txt"
     classes.write_text("1 cat\n2 water\n")
     printed = semples_ok(
-        "new-bundle", folder, "--clip", "tiny-vit", "--pretrained", download, "--classes", classes,
+        "new-bundle", folder, "--clip", "tiny-vit", "--pretrained", tiny_vit_weights, "--classes", classes,
         "--method", request.param, "--device", "cpu",
     )  # fmt: skip
     assert printed.startswith("tiny-vit ")
     return folder
 
 
-def test_it_holds_the_clip_once(new_bundle: Path, download: Path) -> None:
-    bundle, clip = load_bundle(new_bundle, device=CPU), load_clip("tiny-vit", str(download))
+def test_it_holds_the_clip_once(new_bundle: Path, tiny_vit_weights: Path) -> None:
+    bundle, clip = load_bundle(new_bundle, device=CPU), load_clip("tiny-vit", str(tiny_vit_weights))
     assert read_tensors(new_bundle / TOWER_FILE) == {}
     assert bundle.info.open_vocabulary
     assert bundle.info.kind == "clip_vit"
