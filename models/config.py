@@ -298,7 +298,7 @@ class GeneratorStageConfig(_StageConfig):
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None
     background_weight: Annotated[float, Field(ge=0)] = 2.4
     refinement_weight: Annotated[float, Field(ge=0)] = 0.05  # used by (c) only
-    # In (c), a zero_shot generator starts from class texts less this share of the background prompts.
+    # In (c), a zero_shot generator (no other) starts from class texts less this share of the background prompts.
     prompt_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     mask: Literal["minmax", "sigmoid"] = "minmax"
     trainable: Literal["head", "all"] = "all"
