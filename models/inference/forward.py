@@ -193,7 +193,7 @@ def _resize_to_grid(images: Sequence[NDArray[np.uint8]], longer_side: int, *, de
 class _CachingGenerator:
     """A mask generator that keeps one batch's features of images of a size, which an affinity would compute again."""
 
-    def __init__(self, generator: MaskGenerator, added: Sequence[AddedClass], *, size: tuple[int, int]) -> None:
+    def __init__(self, generator: MaskGenerator, added: Sequence[AddedClass] = (), *, size: tuple[int, int]) -> None:
         self._generator, self._added, self._size = generator, added, size
         self._features: Tensor | None = None
 

@@ -192,13 +192,14 @@ def test_threads_and_inference_mode_do_not_matter() -> None:
             close(one, other.clone(), atol=1e-6)
 
 
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("method", ["gradcam", "dense"])
-def test_lower_precision_is_near(method: str) -> None:
+def test_lower_precision_is_near(method: str, precision: torch.dtype) -> None:
     generator = vit_generator(method=method)
     image = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
         exact = generator(image)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=precision):
             lower = generator(image)
     assert lower.isfinite().all()
     assert (exact - lower.float()).abs().mean() < 0.05
