@@ -201,7 +201,8 @@ class ClipVitGenerator(MaskGenerator):
         last = LastBlock.run(self.backbone, tokens)
         with torch.autocast(tokens.device.type, enabled=False):
             toward = text_gradients(last.embedding, texts, kept, scale=self.logit_scale, count=count)
-        gradients = last.shift_gradients(toward)
+        parts = torch.split(toward, _MAPS_AT_ONCE, dim=1)
+        gradients = torch.cat([last.shift_gradients(each) for each in parts], dim=1)
         with torch.autocast(tokens.device.type, enabled=False):
             maps = (gradients @ last.activations.float().mT).relu()
         maps = maps - maps.amin(dim=2, keepdim=True)
