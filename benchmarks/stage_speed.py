@@ -117,7 +117,9 @@ def build(stage: str, side: str, batch: int) -> Work:
         plain = PlainStages(generator, clip, NAMES)
         if side == "plain":
             return torch.no_grad()(lambda: plain.cams(photo, channels, scales=SCALES))
-        return torch.inference_mode()(lambda: multi_scale_cams(generator, photo, present, scales=SCALES, flip=True))
+        return torch.inference_mode()(
+            lambda: multi_scale_cams(generator.cams_of, photo, present, scales=SCALES, flip=True)
+        )
     if side == "plain":
         plain = PlainStages(generator, clip, NAMES)
         if stage == "b":
@@ -141,7 +143,7 @@ def ours(
     views = list(zip(torch.split(batch[0], 32), torch.split(batch[1], 32), strict=True))
 
     def masks_of(images: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        return soft_masks(generator(images), present, size=clip.input_size, epsilon=EPSILON)
+        return soft_masks(generator.cams_of(images, present), size=clip.input_size, epsilon=EPSILON)
 
     def embed() -> RegionEmbeddings:
         return embed_backgrounds(views, masks_of, clip, device=torch.device("cpu"))

@@ -14,9 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.clip import FrozenClip
+from models.clip import FrozenClip, FrozenImageTower, build_image_tower
+from models.clip_vit_options import ClipVitOptions
 from models.config import (
     Channels,
+    ClipVitConfig,
+    ClipVitSpec,
     CnnConfig,
     CnnSpec,
     Config,
@@ -42,6 +45,7 @@ from models.data.loaders import (
     strong_augmentation,
 )
 from models.generators import MaskGenerator
+from models.generators.clip_vit import BackgroundTexts, ClipVitGenerator
 from models.generators.cnn import (
     CnnGenerator,
     classifier_backbone,
@@ -71,6 +75,7 @@ class _Start:
     class_text: Tensor
     seed: int
     pretrained: bool
+    names: Sequence[Sequence[str]] = ()  # of each class, as CLIP reads it first
 
 
 @dataclass(frozen=True)
@@ -142,12 +147,46 @@ def _rebuild_weaktr(spec: WeakTrSpec, classes: int) -> WeakTrGenerator:
     return WeakTrGenerator(spec, classes=classes, mean=spec.mean, std=spec.std)
 
 
+def _create_clip_vit(settings: ClipVitConfig, start: _Start) -> ClipVitGenerator:
+    clip, classes = start.clip, len(start.class_text)
+    if not start.pretrained:
+        return _bare_clip_vit(settings, clip, classes=classes, width=start.class_text.shape[1])
+    if len(start.names) != classes:
+        raise ValueError(f"expected the names of {classes} classes for a clip_vit generator, got {len(start.names)}")
+    nouns = settings.background_texts
+    stuff = clip.embed_texts([settings.caption(noun) for noun in nouns])
+    return ClipVitGenerator(
+        clip,
+        clip.embed_texts([settings.caption(names[0]) for names in start.names]),
+        background=BackgroundTexts.of(nouns, stuff, start.names),
+        logit_scale=clip.logit_scale,
+        options=settings,
+    )
+
+
+def _bare_clip_vit(options: ClipVitOptions, tower: FrozenImageTower, *, classes: int, width: int) -> ClipVitGenerator:
+    """A generator whose texts come with the weights."""
+    count = len(options.background_texts)
+    background = BackgroundTexts(torch.zeros(count, width), torch.zeros(classes, count, dtype=torch.bool))
+    return ClipVitGenerator(tower, torch.zeros(classes, width), background=background, logit_scale=1, options=options)
+
+
+def _describe_clip_vit(settings: ClipVitConfig, clip: FrozenClip, normalization: Mapping[str, Channels]) -> ClipVitSpec:
+    return ClipVitSpec(**settings.model_dump(), tower=clip.vision_config, **normalization)
+
+
+def _rebuild_clip_vit(spec: ClipVitSpec, classes: int) -> ClipVitGenerator:
+    tower = build_image_tower(spec.tower, mean=spec.mean, std=spec.std)
+    return _bare_clip_vit(spec, tower, classes=classes, width=int(spec.tower["embed_dim"]))
+
+
 # By the ``kind`` of the configuration and of the manifest.
 GENERATOR_KINDS: Final[Mapping[str, _GeneratorKind[Any, Any]]] = MappingProxyType(
     {
         "cnn": _GeneratorKind(_create_cnn, _describe_cnn, _rebuild_cnn),
         "zero_shot": _GeneratorKind(_create_zero_shot, _describe_zero_shot, _rebuild_zero_shot),
         "weaktr": _GeneratorKind(_create_weaktr, _describe_weaktr, _rebuild_weaktr),
+        "clip_vit": _GeneratorKind(_create_clip_vit, _describe_clip_vit, _rebuild_clip_vit),
     }
 )
 
@@ -160,9 +199,17 @@ def class_captions(config: Config, classes: ClassList) -> tuple[str, ...]:
     return tuple(config.clip_names.get(name, name) for name in classes.names)
 
 
-def build_generator(config: Config, clip: FrozenClip, class_text: Tensor, *, device: torch.device) -> MaskGenerator:
+def build_generator(
+    config: Config,
+    clip: FrozenClip,
+    class_text: Tensor,
+    *,
+    device: torch.device,
+    classes: ClassList | None = None,
+) -> MaskGenerator:
     """Build the mask generator with its initial weights, the same for stages (a) and (c).
 
+    One that competes with background texts needs the ``classes``, to know which texts are classes.
     It stays in evaluation mode when it learns: batches are small, and the statistics of its pre-training are better.
 
     Raises:
@@ -175,7 +222,9 @@ def build_generator(config: Config, clip: FrozenClip, class_text: Tensor, *, dev
     # What is not pre-trained is drawn from the global state.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        built = _create_generator(config, clip, class_text, pretrained=True)
+        names = () if classes is None else _names_of(config, classes)
+        start = _Start(clip, class_text, seed=config.seed, pretrained=True, names=names)
+        built = GENERATOR_KINDS[config.generator.kind].create(config.generator, start)
     return built.to(device).eval()
 
 
@@ -184,21 +233,26 @@ def load_generator(
 ) -> MaskGenerator:
     """Build the mask generator with the weights of a file; ValueError if it does not hold this generator."""
     with torch.random.fork_rng(devices=[]):
-        built = _create_generator(config, clip, class_text, pretrained=False)
+        start = _Start(clip, class_text, seed=config.seed, pretrained=False)
+        built = GENERATOR_KINDS[config.generator.kind].create(config.generator, start)
     load_weights(built, read_tensors(path), source=str(path))
     return built.to(device).eval()
 
 
-def _create_generator(config: Config, clip: FrozenClip, class_text: Tensor, *, pretrained: bool) -> MaskGenerator:
-    start = _Start(clip, class_text, seed=config.seed, pretrained=pretrained)
-    return GENERATOR_KINDS[config.generator.kind].create(config.generator, start)
+def _names_of(config: Config, classes: ClassList) -> list[tuple[str, ...]]:
+    """All names of each class, CLIP's first."""
+    named = classes.with_synonyms(config.synonyms).classes
+    captions = class_captions(config, classes)
+    return [(caption, each.name, *each.synonyms) for caption, each in zip(captions, named, strict=True)]
 
 
 def build_masks(generator: MaskGenerator, clip: FrozenClip, *, mask: str, epsilon: float) -> MasksOf:
     """Return the function from a batch to soft masks of its present classes at CLIP's input size."""
     size = clip.input_size
     if mask == "minmax":
-        return lambda images, present: soft_masks(generator(images).float(), present, size=size, epsilon=epsilon)
+        return lambda images, present: soft_masks(
+            generator.cams_of(images, present).float(), size=size, epsilon=epsilon
+        )
     if not isinstance(generator, CnnGenerator):
         raise ValueError(f"expected mask 'minmax' for a {type(generator).__name__}, got {mask!r}")
 

@@ -35,6 +35,7 @@ class NormalizedModule(nn.Module):
 
 CLASS_TEMPLATE = "a photo of {}."
 _LOCAL = "local-dir:"
+_HUB_FILE = "open_clip_model.safetensors"  # open_clip's name for weights in a repository of the hub
 _TEXT_BATCH = 256
 _CACHED_WORDS = 10_000
 _IMAGE_PARTS = ("visual.", "logit_")
@@ -219,6 +220,12 @@ class FrozenClip(_TextEmbeddings, FrozenImageTower):
         return {key: value for key, value in self._config.items() if key != "vision_cfg"}
 
     @property
+    def logit_scale(self) -> float:
+        """Factor of cosines that it was trained with; bundles do not keep it, and OpenAI's models have 100."""
+        scale = getattr(self.model, "logit_scale", None)
+        return 100.0 if scale is None else float(scale.exp())
+
+    @property
     def text(self) -> Any:
         """The owner of the text tower's parts."""
         return _text_tower(self.model)
@@ -246,6 +253,8 @@ def load_clip(model: str, pretrained: str | None, *, normalization: str = "clip"
         )
         tokenizer = open_clip.get_tokenizer(model)
     except (OSError, RuntimeError, KeyError, SafetensorError) as error:
+        if "ailed to download" in str(error):
+            raise ValueError(_how_to_fetch(model, pretrained)) from error
         raise ValueError(
             f"expected a CLIP that open_clip loads (by name it is downloaded once), got {model!r}: {error}"
         ) from error
@@ -266,6 +275,19 @@ def join_towers(image: FrozenImageTower, text: FrozenTextTower, config: Mapping[
     model.visual = image.visual
     mean, std = (buffer.flatten().tolist() for buffer in (image.mean, image.std))
     return FrozenClip(model, text.tokenizer, config=config, mean=mean, std=std)
+
+
+def _how_to_fetch(model: str, pretrained: str | None) -> str:
+    """Say which file to put on a machine that cannot download weights."""
+    known = open_clip.get_pretrained_cfg(model, pretrained) or {}
+    repository, _, name = str(known.get("hf_hub", "")).rpartition("/")
+    place = f"https://huggingface.co/{repository}/resolve/main/{name or _HUB_FILE}" if repository else known.get("url")
+    activation = f"{model}-quickgelu"
+    named = activation if known.get("quick_gelu") and open_clip.get_model_config(activation) else model
+    return (
+        f"expected the weights {pretrained!r} of {model} from the model hub or its cache, got no answer; fetch {place} "
+        f"elsewhere, and give its path as pretrained with the model {named}"
+    )
 
 
 def _needs_quick_gelu(model: str, pretrained: str | None) -> bool:

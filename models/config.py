@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from models.clip_vit_options import ClipVitOptions
 from models.refine import parse_chain
 from models.weaktr_sizes import WeakTrSizes
 
@@ -68,7 +69,23 @@ class WeakTrConfig(_WeakTr):
     weights: Annotated[str, Field(min_length=1)] | None = None
 
 
-GeneratorConfig = Annotated[CnnConfig | ZeroShotConfig | WeakTrConfig, Field(discriminator="kind")]
+class _ClipVitKind(Frozen):
+    kind: Literal["clip_vit"]
+
+
+class _ClipVit(ClipVitOptions, _ClipVitKind):
+    """How class maps are read out of a CLIP's ViT."""
+
+
+class ClipVitConfig(_ClipVit):
+    """CLIP's own image tower, if it is a ViT as OpenAI's; needs no training, and of it one vector a class learns."""
+
+    @property
+    def weights(self) -> None:
+        """None: the weights come from CLIP."""
+
+
+GeneratorConfig = Annotated[CnnConfig | ZeroShotConfig | WeakTrConfig | ClipVitConfig, Field(discriminator="kind")]
 
 
 class CnnSpec(Frozen):
@@ -96,7 +113,20 @@ class WeakTrSpec(_WeakTr):
         return self.patch
 
 
-GeneratorSpec = Annotated[CnnSpec | WeakTrSpec, Field(discriminator="kind")]
+class ClipVitSpec(_ClipVit):
+    """How to build a mask generator on CLIP's ViT."""
+
+    tower: dict[str, Any]  # open_clip's description of the image tower
+    mean: Channels
+    std: Channels
+
+    @property
+    def output_stride(self) -> int:
+        """Pixels of the image for each place of the grid."""
+        return int(self.tower["vision_cfg"]["patch_size"])
+
+
+GeneratorSpec = Annotated[CnnSpec | WeakTrSpec | ClipVitSpec, Field(discriminator="kind")]
 
 
 Side = Annotated[int, Field(ge=32, le=2048, multiple_of=32)]
@@ -275,7 +305,7 @@ class GeneratorStageConfig(_StageConfig):
     micro_batch_size: Annotated[int, Field(ge=1)] | None = None
     background_weight: Annotated[float, Field(ge=0)] = 2.4
     refinement_weight: Annotated[float, Field(ge=0)] = 0.05  # used by (c) only
-    # In (c), a zero_shot generator starts from class texts less this share of the background prompts.
+    # In (c), a zero_shot generator (no other) starts from class texts less this share of the background prompts.
     prompt_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     mask: Literal["minmax", "sigmoid"] = "minmax"
     trainable: Literal["head", "all"] = "all"
@@ -407,6 +437,21 @@ def _explain(error: Mapping[str, Any]) -> str:
         known = known.get(parent) or known
     near = get_close_matches(str(key), known, 1)
     return f"{place}: expected a known key{f', perhaps {near[0]}' if near else ''}, got {key!r}"
+
+
+def training_free_config(name: str, model: str, pretrained: str | None, *, method: str) -> Config:
+    """Return the configuration of a bundle on a CLIP's ViT that nobody trains, refined as the method's authors do.
+
+    Raises:
+        ValueError: if the name or the method is none.
+    """
+    content = {
+        "name": name,
+        "clip": {"model": model, "pretrained": pretrained},
+        "generator": {"kind": "clip_vit", "method": method},
+        "inference": {"image_size": 512, "refine": "pamr" if method == "dense" else "random_walk+dense_crf"},
+    }
+    return parse_config(yaml.safe_dump(content), source="new bundle")
 
 
 def _config_names() -> tuple[str, ...]:

@@ -121,16 +121,15 @@ def present_pairs(labels: Tensor) -> Tensor:
     return torch.nonzero(labels > 0)
 
 
-def soft_masks(cams: Tensor, present: Tensor, *, size: tuple[int, int], epsilon: float) -> Tensor:
-    """Turn the CAMs of present classes, (B, K, h, w), into soft masks in [0, 1), (N, H, W), at CLIP's input size.
+def soft_masks(cams: Tensor, *, size: tuple[int, int], epsilon: float) -> Tensor:
+    """Turn the CAMs of present classes, (N, h, w), into soft masks in [0, 1), (N, H, W), at CLIP's input size.
 
     Bilinear with aligned corners, then ``(cam - min) / (max - min + epsilon)`` over space (SemPLeS' released
-    experiments: epsilon 0.1 where the generator learns, 1e-4 where the prompts do). Absent classes are never upsampled.
+    experiments: epsilon 0.1 where the generator learns, 1e-4 where the prompts do).
     """
-    chosen = cams[present[:, 0], present[:, 1]]
-    if chosen.shape[0] == 0:
-        return chosen.new_zeros((0, *size)) + chosen.sum()
-    maps = F.interpolate(chosen[:, None], size=size, mode="bilinear", align_corners=True)[:, 0]
+    if cams.shape[0] == 0:
+        return cams.new_zeros((0, *size)) + cams.sum()
+    maps = F.interpolate(cams[:, None], size=size, mode="bilinear", align_corners=True)[:, 0]
     low = maps.amin(dim=(1, 2), keepdim=True)
     high = maps.amax(dim=(1, 2), keepdim=True)
     return (maps - low) / (high - low + epsilon)

@@ -22,6 +22,7 @@ from models.training import generator, prompts
 from models.training.export import export_bundle
 from models.training.run import Run, open_run, start_run, supervision
 from models.training.segmenter import train_segmenter
+from tests.helpers.vit import TINY_VIT, tiny_vit_clip
 
 pytest_plugins = [
     "tests.helpers.service_fixtures",
@@ -91,6 +92,17 @@ def tiny_clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_clip(tiny_clip_folder: Path) -> FrozenClip:
     return load_clip(f"local-dir:{tiny_clip_folder}", None)
+
+
+@pytest.fixture(scope="session")
+def tiny_vit_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file as it comes from the model hub: random weights of "tiny-vit", a CLIP that open_clip now knows."""
+    folder = tmp_path_factory.mktemp("hub")
+    (folder / "configs").mkdir()
+    (folder / "configs" / "tiny-vit.json").write_text(json.dumps(TINY_VIT))
+    open_clip.add_model_config(folder / "configs")
+    torch.save(tiny_vit_clip().state_dict(), folder / "open_clip_pytorch_model.bin")
+    return folder / "open_clip_pytorch_model.bin"
 
 
 @pytest.fixture(scope="session")

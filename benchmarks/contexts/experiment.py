@@ -79,7 +79,7 @@ def cams_of(generator: MaskGenerator, sample: Sample, inference: InferenceConfig
     """Return the CAMs of a scene's labeled objects, in [0, 1], (n, S, S)."""
     pixels = torch.from_numpy(read_image(sample.path.read_bytes()).pixels)
     return multi_scale_cams(
-        generator,
+        generator.cams_of,
         pixels.permute(2, 0, 1)[None].float() / 255,
         torch.tensor([(0, channel) for channel in sample.channels]),
         scales=inference.scales,

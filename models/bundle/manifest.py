@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from models.config import Frozen, GeneratorSpec, InferenceConfig, SegmentConfig, SegmenterSpec
-from models.data.classes import ClassInfo, ClassList
+from models.data.classes import ON_CLIP, ClassInfo, ClassList
 from models.inference.masks import CannotSegmentError, MaskOptions
 from models.io import hash_file
 
@@ -129,10 +129,10 @@ class Manifest(Frozen):
 
     @model_validator(mode="after")
     def _can_use_its_text_tower(self) -> Self:
-        of_clip = self.image_tower is not None and self.generator.kind == "zero_shot"
+        of_clip = self.image_tower is not None and self.generator.kind in ON_CLIP
         if self.text_tower and not of_clip:
             raise ValueError(
-                "expected a text tower beside CLIP's image tower and a zero_shot generator on it, "
+                f"expected a text tower beside CLIP's image tower and a {' or '.join(ON_CLIP)} generator on it, "
                 f"got a {self.generator.kind} generator"
             )
         return self

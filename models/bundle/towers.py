@@ -27,7 +27,8 @@ from models.clip import (
 )
 from models.tensors import read_single
 
-_TRUNK = "trunk."  # prefix of the image tower's timm backbone, which the generator may share
+# A timm image tower is a trunk, which the generator may share, and a head; one of open_clip's own is shared whole.
+_TRUNK, _HEAD = "trunk.", "head."
 
 
 def generator_key(tower_key: str) -> str:
@@ -36,12 +37,12 @@ def generator_key(tower_key: str) -> str:
 
 
 def check_trunk(stored: Mapping[str, Tensor]) -> None:
-    """Check that the generator's backbone is the image tower's trunk, given the tensors that they do not share.
+    """Check that the generator's backbone is the image tower's, given the tensors that they do not share.
 
     Raises:
         ValueError: if it is not: text embeddings would not fit another.
     """
-    if any(key.startswith(_TRUNK) for key in stored):
+    if not all(key.startswith(_HEAD) for key in stored):
         raise ValueError(
             "expected a mask generator on the frozen trunk of CLIP's image tower beside a text tower, got another"
         )

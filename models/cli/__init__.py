@@ -75,6 +75,7 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "export": data.export,
     },
     "Data": {
+        "new-bundle": bundle.new,
         "import-checkpoint": data.import_checkpoint,
     },
     "Train": {

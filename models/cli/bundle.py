@@ -1,8 +1,10 @@
-"""Commands about bundles: export-bundle and explain-prompts."""
+"""Commands about bundles: new-bundle, export-bundle and explain-prompts."""
 
 from __future__ import annotations
 
 import json
+import re
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +16,53 @@ from rich.table import Table
 from models.cli.options import DeviceOption, ThreadsOption, WorkArgument, pick_device
 
 if TYPE_CHECKING:
-    from models.bundle.manifest import Measurement, NearNoun
+    from models.bundle.manifest import BundleInfo, Measurement, NearNoun
+
+
+def new(
+    output: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    clip: Annotated[
+        str, typer.Option("--clip", help="open_clip's name of a CLIP with a ViT, such as ViT-B-16, or local-dir:PATH.")
+    ],
+    pretrained: Annotated[
+        str | None, typer.Option(help="open_clip's name of its weights, such as openai, or a file.")
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option("--classes", help="File of 'index name' lines. Default: the 80 classes of COCO."),
+    ] = None,
+    method: Annotated[str, typer.Option(help="gradcam (CLIP-ES) or dense (NACLIP).")] = "gradcam",
+    name: Annotated[str | None, typer.Option(help="Name of the bundle. Default: after the CLIP.")] = None,
+    licence: Annotated[str, typer.Option(help="Under which others may use the weights.")] = "as the CLIP's weights",
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = 0,
+) -> None:
+    """Make a bundle that serves from a CLIP alone, without training: its classes, or any label."""
+    from models.bundle.manifest import find_bundle, read_info
+    from models.config import training_free_config
+    from models.data.classes import read_class_list
+    from models.training.export import export_bundle
+    from models.training.run import Run
+
+    if pretrained is None and not clip.startswith(("local-dir:", "bundle:")):
+        raise ValueError(f"expected --pretrained with the name or the file of its weights for {clip}, got none")
+    config = training_free_config(
+        name or re.sub("[^a-z0-9]+", "-", Path(clip.rpartition(":")[2]).name.lower()).strip("-"),
+        clip,
+        pretrained,
+        method=method,
+    )
+    known = read_class_list(classes) if classes else read_info(find_bundle("coco-demo")).classes
+    with tempfile.TemporaryDirectory() as nothing:
+        info = export_bundle(
+            Run(config, known, Path(nothing), pick_device(device, threads)),
+            output,
+            stage="zero-shot",
+            licence=licence,
+            trained_on=f"nothing beyond {clip} {pretrained or ''}".strip(),
+            parts=["text_tower"],
+        )
+    _print_size(info, output)
 
 
 def export(
@@ -62,8 +110,7 @@ def export(
         metrics=_read_metrics(metrics) if metrics else (),
         parts=[part for part, included in parts.items() if included],
     )
-    size = sum(path.stat().st_size for path in output.iterdir())
-    print(f"{info.name} {info.version}: {size / 1e6:.1f} MB in {output}")
+    _print_size(info, output)
 
 
 def explain_prompts(
@@ -102,6 +149,11 @@ def _prompt_neighbors(work: Path, device: str, threads: int) -> dict[str, tuple[
     embeddings = learned_prompts(run)["embeddings"]
     clip, _ = supervision(run)
     return prompt_neighbors(run, clip, embeddings)
+
+
+def _print_size(info: BundleInfo, folder: Path) -> None:
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"{info.name} {info.version}: {size / 1e6:.1f} MB in {folder}")
 
 
 def _read_metrics(path: Path) -> list[Measurement]:

@@ -14,6 +14,7 @@ from typing import Literal
 BACKGROUND_INDEX = 0
 IGNORE_INDEX = 255
 MAX_LABELS = 32  # of an image
+ON_CLIP = ("zero_shot", "clip_vit")  # kinds of mask generators on CLIP's own image tower
 
 Vocabulary = Literal["closed", "open"]
 """Whether labels must be a bundle's classes, or may be any text that its CLIP can embed."""
@@ -185,7 +186,7 @@ def _open_name(label: str) -> str:
 
 def why_closed(generator_kind: str) -> str:
     """Say why a bundle has no open vocabulary, by the kind of its mask generator."""
-    if generator_kind != "zero_shot":
+    if generator_kind not in ON_CLIP:
         return f"its mask generator ({generator_kind}) is not on CLIP's own image tower"
     return "it holds no text tower of CLIP's, which 'semples export-bundle --open-vocabulary' includes"
 

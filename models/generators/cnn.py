@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.clip import FrozenClip, FrozenImageTower
-from models.generators import MaskGenerator
+from models.clip import FrozenClip, FrozenImageTower, FrozenTextTower
+from models.generators import AddedClass, MaskGenerator
 
 # Zero-shot evidence is a few units high, so that epsilon 0.1 in the masks' min-max stays small beside it.
 _EVIDENCE_SCALE = 10.0
@@ -93,6 +93,18 @@ class CnnGenerator(MaskGenerator):
         if more is not None:
             evidence = torch.cat([evidence, F.conv2d(last, more[:, :, None, None])], dim=1)
         return evidence.relu()
+
+    def chosen_cams(self, features: Tensor, present: Tensor, *, added: Sequence[AddedClass] = ()) -> Tensor:
+        """Read the CAMs of some classes alone; see MaskGenerator. Each is what it is without the others."""
+        more = torch.stack([each.row for each in added]) if added else None
+        return self.cams(features, more=more)[present[:, 0], present[:, 1]]
+
+    def head_rows(
+        self, names: Sequence[str], class_text: Tensor, image: FrozenImageTower, text: FrozenTextTower
+    ) -> Tensor:
+        """Return the rows of the head, (n, C), that ``text_initialized_head`` makes of the class texts."""
+        del names, text
+        return text_initialized_head(image, class_text)
 
     def affinity(self, features: Tensor) -> Tensor:
         """Return a power of the positive cosines between places, (B, h, w, h, w), on the finer grid if there is one."""

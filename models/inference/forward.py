@@ -15,7 +15,7 @@ from models.bundle.bundle import Bundle
 from models.bundle.manifest import BundleInfo
 from models.config import SegmentConfig
 from models.data.classes import ClassInfo, ClassList
-from models.generators import MaskGenerator
+from models.generators import AddedClass, MaskGenerator
 from models.inference.masks import LabeledImage, OnProgress, UnlabeledImage
 from models.inference.multi_scale import (
     Probabilities,
@@ -27,7 +27,7 @@ from models.inference.multi_scale import (
     upsample,
     upsampled_argmax_classes,
 )
-from models.inference.open_vocabulary import OpenVocabulary, WidenedGenerator
+from models.inference.open_vocabulary import OpenVocabulary
 from models.refine import NEED_FEATURES, NEED_REGIONS, parse_chain
 from models.refine.regions import Regions
 from models.segmenters import Segmenter
@@ -73,10 +73,8 @@ def forward_cam(
     zero_shot = {name: vocabulary.zero_shot_class(name) for name in names}
     inference = bundle.info.inference
     working = _resize_to_grid([each.image for each in batch], inference.image_size, device=bundle.class_text.device)
-    widened: MaskGenerator | WidenedGenerator = bundle.generator
-    if zero_shot:
-        widened = WidenedGenerator(bundle.generator, [*zero_shot.values()])
-    generator = _CachingGenerator(widened, size=(working.shape[-2], working.shape[-1]))
+    size = (working.shape[-2], working.shape[-1])
+    generator = _CachingGenerator(bundle.generator, [*zero_shot.values()], size=size)
     cams = multi_scale_cams(
         generator,
         working,
@@ -208,16 +206,16 @@ def _resize_to_grid(images: Sequence[NDArray[np.uint8]], longer_side: int, *, de
 class _CachingGenerator:
     """A mask generator that keeps one batch's features of images of a size, which an affinity would compute again."""
 
-    def __init__(self, generator: MaskGenerator | WidenedGenerator, *, size: tuple[int, int]) -> None:
-        self._generator, self._size = generator, size
+    def __init__(self, generator: MaskGenerator, added: Sequence[AddedClass] = (), *, size: tuple[int, int]) -> None:
+        self._generator, self._added, self._size = generator, added, size
         self._features: Tensor | None = None
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return CAMs, (B, K, h, w); see MaskGenerator."""
+    def __call__(self, images: Tensor, present: Tensor) -> Tensor:
+        """Return the CAMs of (image, class) pairs, (N, h, w); see ``MaskGenerator.chosen_cams``."""
         features = self._generator.features(images)
         if images.shape[-2:] == self._size:
             self._features = features
-        return self._generator.cams(features)
+        return self._generator.chosen_cams(features, present, added=self._added)
 
     def features(self, images: Tensor) -> Tensor:
         """Return the features of the batch, (B, 3, H, W), kept ones if it was seen, alone or before mirrored images."""

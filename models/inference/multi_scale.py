@@ -26,7 +26,7 @@ def grid_size(height: int, width: int, *, longer_side: int) -> tuple[int, int]:
 
 
 def multi_scale_cams(
-    generator: Callable[[Tensor], Tensor],
+    cams_of: Callable[[Tensor, Tensor], Tensor],
     images: Tensor,
     present: Tensor,
     *,
@@ -37,8 +37,9 @@ def multi_scale_cams(
     """Sum the CAMs of several scales, with and without flip, at the images' size; then min-max per class.
 
     Method of SemPLeS and its predecessors: bicubic images, bilinear CAMs (corners not aligned), unflipped, summed.
-    Images are (B, 3, H, W) in [0, 1], ``present`` are (image, class) index pairs, (N, 2), scales are relative to the
-    images' size. ``on_scale`` is called before each scale with the share done; what it raises stops the work.
+    ``cams_of`` maps images, (B, 3, H, W) in [0, 1], and (image, class) index pairs, (N, 2), to CAMs, (N, h, w); scales
+    are relative to the images' size. ``on_scale`` is called before each scale with the share done; what it raises stops
+    the work.
 
     Returns:
         CAMs in [0, 1], (N, H, W), in the order of the pairs; a class without any evidence is 0 everywhere.
@@ -46,17 +47,18 @@ def multi_scale_cams(
     if not scales:
         raise ValueError("expected at least one scale, got none")
     height, width = images.shape[-2:]
-    image, channel = present.unbind(1)
+    mirrored = present + present.new_tensor([len(images), 0])
     total = images.new_zeros((len(present), 1, height, width))
     for number, scale in enumerate(scales):
         on_scale(number / len(scales))
         size = _round_to_grid(height * scale), _round_to_grid(width * scale)
         scaled = resize_images(images, size)
-        cams = generator(torch.cat([scaled, scaled.flip(-1)]) if flip else scaled)
         # Interpolated in single precision: half precision would be visible.
-        chosen = cams[image, channel].float()
         if flip:
-            chosen = chosen + cams[image + len(images), channel].flip(-1)
+            both = cams_of(torch.cat([scaled, scaled.flip(-1)]), torch.cat([present, mirrored])).float()
+            chosen = both[: len(present)] + both[len(present) :].flip(-1)
+        else:
+            chosen = cams_of(scaled, present).float()
         total += F.interpolate(chosen[:, None], size=(height, width), mode="bilinear", align_corners=False)
     return normalize_cams(total[:, 0])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,18 +10,16 @@ from torch import Tensor
 
 from models.bundle.bundle import Bundle
 from models.data.classes import why_closed
-from models.generators import MaskGenerator
-from models.generators.cnn import CnnGenerator, text_initialized_head
+from models.generators import AddedClass
 
 _CACHE_SIZE = 1024  # labels; each takes a few KB
 
 
 @dataclass(frozen=True)
-class _ZeroShotClass:
+class _ZeroShotClass(AddedClass):
     """A label as CLIP reads it."""
 
     text: Tensor  # embedding of its class text, (D,), L2-normalized
-    row: Tensor  # weights of the head, (C,)
 
 
 class OpenVocabulary:
@@ -45,22 +42,5 @@ class OpenVocabulary:
             )
         with torch.autocast(self._bundle.class_text.device.type, enabled=False):
             text = text_tower.embed_classes([name])
-            return _ZeroShotClass(text[0], text_initialized_head(image_tower, text)[0])
-
-
-class WidenedGenerator:
-    """A convolutional mask generator with channels of zero-shot classes after its own, which do not change."""
-
-    def __init__(self, generator: MaskGenerator, classes: Sequence[_ZeroShotClass]) -> None:
-        if not isinstance(generator, CnnGenerator):
-            raise ValueError(f"expected a convolutional mask generator, got a {type(generator).__name__}")
-        self._generator = generator
-        self._rows = torch.stack([each.row for each in classes])
-
-    def features(self, images: Tensor) -> Tensor:
-        """Return the generator's features."""
-        return self._generator.features(images)
-
-    def cams(self, features: Tensor) -> Tensor:
-        """Read the CAMs from features, (B, K + n, h, w)."""
-        return self._generator.cams(features, more=self._rows)
+            row = self._bundle.generator.head_rows([name], text, image_tower, text_tower)[0]
+            return _ZeroShotClass(name, row, text[0])

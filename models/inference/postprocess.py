@@ -95,7 +95,10 @@ def _refine(
         return bundle.generator.affinity(features)
 
     proposals = superpixels if regions is None else lambda _image: regions
-    context = RefinerContext(affinity, background, proposals, rescale, bundle.generator.box_share)
+    generator = bundle.generator
+    context = RefinerContext(
+        affinity, background, proposals, rescale, generator.box_share, walk_from_boxes=generator.walk_from_boxes
+    )
     refiner = build_refiner(output.source.options.refine, context)
     return refiner(output.working, output.maps[None])
 

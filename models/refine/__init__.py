@@ -75,6 +75,7 @@ class RefinerContext:
         [Tensor, Tensor], Tensor
     ]  # (maps, originals) → maps in the originals' range; unchanged for probabilities
     box_share: float  # see MaskGenerator
+    walk_from_boxes: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from models.bundle.manifest import (
 )
 from models.clip import FrozenClip, text_weights
 from models.config import Config, FeatureSegmenterSpec, InferenceConfig
+from models.data.classes import ON_CLIP
 from models.generators import MaskGenerator
 from models.prompts import nearest_nouns, read_nouns
 from models.training.generator import initial_generator
@@ -124,8 +125,8 @@ def _generator(run: Run, stage: str, clip: FrozenClip, class_text: Tensor) -> Ma
 
 def _text_tower_spec(config: Config, clip: FrozenClip) -> TextTowerSpec:
     kind = config.generator.kind
-    if kind != "zero_shot":
-        raise ValueError(f"expected a zero_shot generator for an open vocabulary, got {kind}")
+    if kind not in ON_CLIP:
+        raise ValueError(f"expected a {' or '.join(ON_CLIP)} generator for an open vocabulary, got {kind}")
     return TextTowerSpec(config=clip.text_config)
 
 

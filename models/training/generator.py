@@ -44,7 +44,7 @@ def pretrain_generator(run: Run, samples: Sequence[Sample], on_step: OnStep) -> 
     Batch statistics are updated in this stage only.
     """
     pretrain_settings(run)
-    generator = build_generator(run.config, *supervision(run), device=run.device)
+    generator = build_generator(run.config, *supervision(run), device=run.device, classes=run.classes)
     generator.let_all_learn()
     losses_of = _classification_losses(generator.evidence, device=run.device)
     return _fit(run, samples, on_step, generator, losses_of, stage=PRETRAIN_STAGE)
@@ -77,7 +77,7 @@ def initial_generator(run: Run, clip: FrozenClip, class_text: Tensor) -> MaskGen
                 "expected generator.weights from 'semples import-checkpoint', or a section pretrain_generator, for a "
                 "weaktr; got neither, and from random weights its masks would mean nothing"
             )
-        return build_generator(run.config, clip, class_text, device=run.device)
+        return build_generator(run.config, clip, class_text, device=run.device, classes=run.classes)
     weights = run.existing(PRETRAIN_STAGE, GENERATOR_WEIGHTS)
     return load_generator(run.config, clip, class_text, weights, device=run.device)
 
@@ -143,6 +143,8 @@ def _fit_to_clip(run: Run, samples: Sequence[Sample], on_step: OnStep, *, stage:
     start = class_text if prompts is None else class_text - settings.prompt_share * prompts
     generator = initial_generator(run, clip, start)
     generator.let_learn(settings.trainable)
+    if prompts is not None:
+        generator.use_prompts(prompts)
     losses_of = generator_losses(
         build_masks(generator, clip, mask=settings.mask, epsilon=settings.epsilon),
         clip,

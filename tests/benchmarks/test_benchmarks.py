@@ -95,7 +95,7 @@ def test_plain_and_library_agree(tiny_clip: FrozenClip) -> None:
     torch.testing.assert_close(plain_stages.plain_prompts(tiny_clip, prompts.context), learned)
 
     def masks_of(images: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        return soft_masks(generator(images), present, size=tiny_clip.input_size, epsilon=plain_stages.EPSILON)
+        return soft_masks(generator.cams_of(images, present), size=tiny_clip.input_size, epsilon=plain_stages.EPSILON)
 
     plain = plain_stages.PlainStages(generator, tiny_clip, NAMES)
     for refinement, given in ((None, None), (Refinement(learned.detach(), plain_stages.REFINEMENT_WEIGHT), prompts)):
@@ -123,5 +123,5 @@ def test_plain_and_library_agree(tiny_clip: FrozenClip) -> None:
         channels = torch.tensor([0, 2])
         cams = plain.cams(images[:1], channels, scales=(1.0, 1.5))
         present = torch.tensor([(0, 0), (0, 2)])
-        ours = multi_scale_cams(generator, images[:1], present, scales=(1.0, 1.5), flip=True)
+        ours = multi_scale_cams(generator.cams_of, images[:1], present, scales=(1.0, 1.5), flip=True)
     torch.testing.assert_close(cams[0], ours, atol=2e-4, rtol=0.03)

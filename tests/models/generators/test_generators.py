@@ -3,6 +3,7 @@ import torch
 
 from models.clip import FrozenClip, load_clip
 from models.generators import MaskGenerator
+from models.generators.clip_vit import ClipVitGenerator
 from models.generators.cnn import (
     _EVIDENCE_SCALE,
     CnnGenerator,
@@ -14,6 +15,7 @@ from models.generators.cnn import (
 )
 from models.generators.weaktr import WeakTrGenerator
 from models.weaktr_sizes import WeakTrSizes
+from tests.helpers.vit import vit_generator
 
 # test_vit cannot dilate: it keeps its own stride, which is 16
 BACKBONES = ["test_efficientnet", "test_resnet", "test_convnext", "test_vit"]
@@ -25,13 +27,15 @@ def random_cnn(name: str) -> CnnGenerator:
     ).eval()
 
 
-@pytest.fixture(params=[*BACKBONES, "zero_shot", "weaktr"])
+@pytest.fixture(params=[*BACKBONES, "zero_shot", "weaktr", "clip_vit"])
 def mask_generator(request: pytest.FixtureRequest, tiny_clip: FrozenClip) -> MaskGenerator:
     if request.param == "zero_shot":
         text = tiny_clip.embed_classes(["cat", "bowl", "cup"])
         return zero_shot_generator(tiny_clip, text, output_stride=16)
     if request.param == "weaktr":
         return WeakTrGenerator(WeakTrSizes(native_size=64, width=48, depth=2, heads=3), classes=3)
+    if request.param == "clip_vit":
+        return vit_generator()
     return random_cnn(request.param)
 
 
@@ -44,6 +48,17 @@ def test_contract(mask_generator: MaskGenerator) -> None:
     assert cams.min() >= 0
     assert cams.max() > 0
     torch.testing.assert_close(cams[1:], single, atol=1e-5, rtol=1e-4)
+
+
+def test_chosen_classes_alone(mask_generator: MaskGenerator) -> None:
+    images, present = torch.rand(2, 3, 96, 160), torch.tensor([(1, 2), (0, 0), (1, 0)])
+    with torch.no_grad():
+        features = mask_generator.features(images)
+        chosen = mask_generator.chosen_cams(features, present)
+        torch.testing.assert_close(mask_generator.cams_of(images, present), chosen)
+        if not isinstance(mask_generator, ClipVitGenerator):  # whose classes compete
+            torch.testing.assert_close(chosen, mask_generator.cams(features)[present[:, 0], present[:, 1]])
+    assert chosen.shape == (3, 6, 10)
 
 
 def test_features_are_all_that_cams_and_affinity_need(mask_generator: MaskGenerator) -> None:

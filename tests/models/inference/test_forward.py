@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from models.bundle.bundle import Bundle, load_bundle
 from models.config import FeatureSegmenterConfig
 from models.data.mask_folder import read_mask_folder
+from models.generators import AddedClass
 from models.inference.forward import _CachingGenerator, _without_faint
 from models.inference.multi_scale import normalize_cams, resize_images
 from models.inference.predictor import LabeledImage, Predictor
@@ -28,8 +30,9 @@ class Counting:
         self.passes += 1
         return torch.nn.functional.avg_pool2d(images, 8)
 
-    def cams(self, features: Tensor) -> Tensor:
-        return features[:, :1]
+    def chosen_cams(self, features: Tensor, present: Tensor, *, added: Sequence[AddedClass]) -> Tensor:
+        assert not added
+        return features[present[:, 0], present[:, 1]]
 
 
 @pytest.mark.parametrize(("size", "passes"), [(32, 2), (64, 3)])
@@ -38,8 +41,8 @@ def test_features_are_computed_once(size: int, passes: int) -> None:
     caching = _CachingGenerator(generator, size=(size, size))
     images, larger = torch.rand(2, 3, 32, 32), torch.rand(2, 3, 48, 48)
     for seen in (larger, images):
-        expected = torch.nn.functional.avg_pool2d(seen, 8)[:, :1]
-        made = caching(torch.cat([seen, seen.flip(-1)]))
+        expected = torch.nn.functional.avg_pool2d(seen, 8)[:, 1]
+        made = caching(torch.cat([seen, seen.flip(-1)]), torch.tensor([(0, 1), (1, 1), (2, 0)]))
         torch.testing.assert_close(made[:2], expected)
     other = images if size == 32 else torch.rand(2, 3, size, size)
     features = caching.features(other)

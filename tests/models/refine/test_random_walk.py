@@ -2,7 +2,7 @@ import torch
 
 from models.generators.cnn import cosine_affinity
 from models.inference.postprocess import _identity, _match_range
-from models.refine.random_walk import _boxes, _RandomWalk, _transition, _walk
+from models.refine.random_walk import _boxes, _RandomWalk, _source_boxes, _transition, _walk
 
 
 def test_rows_of_the_transition_sum_to_one() -> None:
@@ -38,6 +38,17 @@ def test_evidence_reaches_what_is_alike_and_nothing_else() -> None:
     found = _walk(scores, affinity, box_share=0.4)
     torch.testing.assert_close(found[0, :, :2], torch.full((2, 2), 0.375))
     assert found[0, :, 2:].max() == 0
+
+
+def test_evidence_may_leave_the_boxes_that_it_starts_in() -> None:
+    likeness = torch.tensor([1.0, 1.0, 0.0, 1.0]).repeat(2)
+    affinity = ((likeness[:, None] == likeness).float()).view(2, 4, 2, 4)
+    scores = torch.zeros(1, 2, 4)
+    scores[0, 0, 0], scores[0, 0, 3] = 1.0, 0.9
+    # A box in the last column does not count, nor does the last row.
+    assert _source_boxes(scores, share=0.4)[0].tolist() == [[True, False, False, False], [False] * 4]
+    found = _walk(scores, affinity, box_share=0.4, from_boxes=True)
+    torch.testing.assert_close(found[0], torch.tensor([[1.0, 1.0, 0.0, 1.0]] * 2) / 6)
 
 
 def test_cams_get_their_range_back_and_constants_stay() -> None:

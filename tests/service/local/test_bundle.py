@@ -16,6 +16,8 @@ from models.bundle.bundle import load_bundle
 from models.data.classes import with_open_labels
 from models.data.images import read_image
 from models.inference.predictor import Predictor
+from tests.helpers.command import semples_ok
+from tests.helpers.paths import PHOTO
 from tests.helpers.serving import Serving, free_port, serving
 
 
@@ -161,3 +163,21 @@ def test_open_labels_give_what_the_library_gives(open_stack: Serving, tiny_open_
         assert shown["area"] == pytest.approx(known.area)
         assert shown.get("alignment_class") == pytest.approx(known.alignment_class, abs=1e-4)
         assert "alignment_background" not in shown or not shown["zero_shot"]
+
+
+def test_a_clip_alone_masks_any_label(tiny_vit_weights: Path, tmp_path: Path) -> None:
+    """From a downloaded file to masks over HTTP, without training and without a class that anybody knew."""
+    bundle, pretrained = tmp_path / "bundle", str(tiny_vit_weights)
+    semples_ok("new-bundle", bundle, "--clip", "tiny-vit", "--pretrained", pretrained, "--device", "cpu")
+    labels = ["zeppelin", "quokka", "astrolabe"]
+    with serving_bundle(bundle, tmp_path / "data") as running:
+        document = httpx.post(
+            f"{running.url}/pseudo-mask?wait=60",
+            files={"image": PHOTO.read_bytes()},
+            data={"labels": labels, "vocabulary": "open", "refine": "random_walk", "background_threshold": "0.1"},
+            timeout=70,
+        ).json()
+        assert document["status"] == "finished", document
+        assert [each["name"] for each in document["classes"]] == sorted(labels)
+        content = httpx.get(f"{running.url}{document['links']['mask']}").content
+    assert len(np.unique(np.asarray(Image.open(io.BytesIO(content))))) > 2
