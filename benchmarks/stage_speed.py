@@ -12,8 +12,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,12 +25,15 @@ from benchmarks.plain_stages import (
     TEXT_WEIGHT,
     PlainStages,
 )
+from models.build import build_masks
 from models.clip import FrozenClip, load_clip
+from models.data.loaders import Batch
+from models.generators import MaskGenerator
 from models.generators.weaktr import WeakTrGenerator
 from models.inference.multi_scale import multi_scale_cams
-from models.losses import soft_masks
 from models.prompts import BackgroundPrompts
 from models.training.generator import Refinement, generator_losses
+from models.training.loop import LossesOf
 from models.training.prompts import RegionEmbeddings, embed_backgrounds, prompt_losses
 from models.weaktr_sizes import WeakTrSizes
 
@@ -96,21 +100,17 @@ def take_turn(stage: str, side: str, *, batch: int) -> None:
     """Print the seconds of a stage's step, and how many MB it takes at most beyond those that it found."""
     torch.manual_seed(0)
     work = build(stage, side, batch)
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak of building
-    before = _megabytes("VmRSS")
+    before = forget_peak()
     work()
     started = time.perf_counter()
     work()
-    print(time.perf_counter() - started, _megabytes("VmHWM") - before)
+    print(time.perf_counter() - started, megabytes("VmHWM") - before)
 
 
 def build(stage: str, side: str, batch: int) -> Work:
     """Return one step of a stage (an epoch of the batch's photos for (b)), formulated one way or the other."""
-    generator = WeakTrGenerator(WeakTrSizes(), classes=len(NAMES)).eval()
-    clip = load_clip("ViT-B-32", None)
-    images, labels = torch.rand(batch, 3, 224, 224), torch.zeros(batch, len(NAMES))
-    labels.scatter_(1, torch.rand(batch, len(NAMES)).topk(PRESENT).indices, 1.0)
-    prompts = BackgroundPrompts(len(NAMES), 30, clip.prompt_width, initialization="normal", generator=torch.Generator())
+    generator, clip, prompts = paper_networks()
+    images, labels = random_batch(batch)
     if stage == "cam":
         photo, channels = torch.rand(1, 3, *PHOTO), torch.arange(PRESENT)
         present = torch.stack([torch.zeros_like(channels), channels], dim=1)
@@ -128,39 +128,62 @@ def build(stage: str, side: str, batch: int) -> Work:
     return ours(stage, generator, clip, prompts, (images, labels))
 
 
-def ours(
+def paper_networks() -> tuple[WeakTrGenerator, FrozenClip, BackgroundPrompts]:
+    """Return a mask generator, a CLIP and background prompts of the paper's sizes with random weights, on the CPU."""
+    generator = WeakTrGenerator(WeakTrSizes(), classes=len(NAMES)).eval()
+    clip = load_clip("ViT-B-32", None)
+    prompts = BackgroundPrompts(len(NAMES), 30, clip.prompt_width, initialization="normal", generator=torch.Generator())
+    return generator, clip, prompts
+
+
+def random_batch(batch: int, *, side: int = 224) -> Batch:
+    """Return random images, (B, 3, side, side), and labels, (B, K), of which ``PRESENT`` an image are set."""
+    labels = torch.zeros(batch, len(NAMES))
+    labels.scatter_(1, torch.rand(batch, len(NAMES)).topk(PRESENT).indices, 1.0)
+    return torch.rand(batch, 3, side, side), labels
+
+
+def ours(stage: str, generator: MaskGenerator, clip: FrozenClip, prompts: BackgroundPrompts, batch: Batch) -> Work:
+    """Return the library's own step; what it does once a stage is done here, before it is timed."""
+    generator.let_learn("head")
+    if stage == "embed":
+        return lambda: embed(generator, clip, batch)
+    losses_of, given = our_losses(stage, generator, clip, prompts, batch, names=NAMES)
+    return lambda: backward(losses_of(given))
+
+
+def our_losses(
     stage: str,
-    generator: WeakTrGenerator,
+    generator: MaskGenerator,
     clip: FrozenClip,
     prompts: BackgroundPrompts,
-    batch: tuple[torch.Tensor, torch.Tensor],
-) -> Work:
-    """Return the library's own step; what it does once a stage is done here, before it is timed."""
-    generator.requires_grad_(False)
-    generator.head.requires_grad_(True)
-    generator.adaptive_attention_fusion.requires_grad_(True)
-    text = clip.embed_classes(NAMES)
-    views = list(zip(torch.split(batch[0], 32), torch.split(batch[1], 32), strict=True))
+    batch: Batch,
+    *,
+    names: Sequence[str],
+) -> tuple[LossesOf[Any], Any]:
+    """Return the library's losses in stage "a", "b" or "c", and the batch that they take.
 
-    def masks_of(images: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
-        return soft_masks(generator.cams_of(images, present), size=clip.input_size, epsilon=EPSILON)
-
-    def embed() -> RegionEmbeddings:
-        return embed_backgrounds(views, masks_of, clip, device=torch.device("cpu"))
-
-    if stage == "embed":
-        return embed
+    The networks are on one device, on which (b) embeds its regions here; the batch may be on the CPU.
+    """
+    text = clip.embed_classes(names)
     if stage == "b":
-        regions = embed()
-        losses = prompt_losses(prompts, clip, regions, text, text_weight=TEXT_WEIGHT)
+        regions = embed(generator, clip, batch)
         rows = torch.arange(len(regions.channels))
-        return lambda: backward(losses(rows))
+        return prompt_losses(prompts, clip, regions, text, text_weight=TEXT_WEIGHT), rows
     refinement = None
     if stage == "c":
         with torch.no_grad():
             refinement = Refinement(clip.embed_prompts(prompts.context), REFINEMENT_WEIGHT)
+    masks_of = build_masks(generator, clip, mask="minmax", epsilon=EPSILON)
     losses_of = generator_losses(masks_of, clip, text, background_weight=BACKGROUND_WEIGHT, refinement=refinement)
-    return lambda: backward(losses_of(batch))
+    return losses_of, batch
+
+
+def embed(generator: MaskGenerator, clip: FrozenClip, batch: Batch) -> RegionEmbeddings:
+    """Embed the background regions of a batch, as stage (b) does once."""
+    views = list(zip(*(torch.split(each, 32) for each in batch), strict=True))
+    masks_of = build_masks(generator, clip, mask="minmax", epsilon=EPSILON)
+    return embed_backgrounds(views, masks_of, clip, device=clip.mean.device)
 
 
 def backward(losses: Mapping[str, torch.Tensor]) -> None:
@@ -168,7 +191,14 @@ def backward(losses: Mapping[str, torch.Tensor]) -> None:
     torch.stack([*losses.values()]).sum().backward()  # type: ignore[no-untyped-call]
 
 
-def _megabytes(field: str) -> float:
+def forget_peak() -> float:
+    """Forget this process's highest memory up to now, so that ``VmHWM`` starts anew; return the present MiB."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return megabytes("VmRSS")
+
+
+def megabytes(field: str) -> float:
+    """Return a memory field of this process's status in MiB."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.split(f"{field}:")[1].split()[0]) / 1024
 

@@ -51,10 +51,10 @@ def environment(threads: int = 0) -> dict[str, str]:
 
 
 @contextmanager
-def service(data: Path, model: Model) -> Iterator[int]:
+def service(data: Path, model: Model, *, device: str = "cpu") -> Iterator[int]:
     """Run ``semples serve``; yield its port."""
     port = free_port()
-    arguments = ["--bundle", model.bundle, "--device", "cpu"]
+    arguments = ["--bundle", model.bundle, "--device", device]
     command = [sys.executable, "-m", "service.local.serve", *_where(data, port), *arguments]
     with running("serve", command, data, environment(model.threads)) as child:
         _wait_answer(child, port, "/ready")

@@ -46,7 +46,7 @@ def pretrain_generator(run: Run, samples: Sequence[Sample], on_step: OnStep) -> 
     pretrain_settings(run)
     generator = build_generator(run.config, *supervision(run), device=run.device, classes=run.classes)
     generator.let_all_learn()
-    losses_of = _classification_losses(generator.evidence, device=run.device)
+    losses_of = classification_losses(generator.evidence, device=run.device)
     return _fit(run, samples, on_step, generator, losses_of, stage=PRETRAIN_STAGE)
 
 
@@ -125,7 +125,7 @@ def generator_losses(
     return losses_of
 
 
-def _classification_losses(
+def classification_losses(
     evidence_of: Callable[[Tensor], Mapping[str, Tensor]], *, device: torch.device
 ) -> LossesOf[Batch]:
     """Return the losses of a batch: the multi-label soft margin of each output of the network."""

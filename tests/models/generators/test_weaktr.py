@@ -7,7 +7,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from models.generators.weaktr import WeakTrGenerator, _mean_attention
-from models.training.generator import _classification_losses
+from models.training.generator import classification_losses
 from models.weaktr_sizes import WeakTrSizes
 from tests.conftest import CPU
 
@@ -134,7 +134,7 @@ def test_the_trunk_gets_no_gradient_even_if_it_asks_for_one() -> None:
 
 def test_labels_teach_everything() -> None:
     generator = tiny_weaktr()
-    losses = _classification_losses(generator.evidence, device=CPU)
+    losses = classification_losses(generator.evidence, device=CPU)
     terms = losses((torch.rand(2, 3, 64, 64), torch.eye(4)[:2]))
     assert terms.keys() == {"class_token", "coarse", "fine"}
     torch.stack([*terms.values()]).sum().backward()

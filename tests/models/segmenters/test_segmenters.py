@@ -15,17 +15,9 @@ from models.segmenters.encoder_decoder import build_encoder_decoder
 from models.segmenters.mask2former import _mask_targets, build_mask2former
 from models.segmenters.on_features import build_feature_segmenter
 from models.weaktr_sizes import WeakTrSizes
+from tests.helpers.networks import TINY_MASK2FORMER
 
 K = 3
-TINY_MASK2FORMER = {
-    "backbone_config": {
-        "model_type": "swin", "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2],
-        "window_size": 4, "out_features": ["stage1", "stage2", "stage3", "stage4"],
-    },
-    "feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "encoder_feedforward_dim": 32,
-    "dim_feedforward": 32, "encoder_layers": 1, "decoder_layers": 2, "num_attention_heads": 2,
-    "num_queries": 6, "train_num_points": 256,
-}  # fmt: skip
 
 
 def light() -> Segmenter:

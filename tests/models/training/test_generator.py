@@ -228,7 +228,7 @@ def config(tiny_config: Config) -> Config:
 
 def test_the_loss_is_the_soft_margin_of_each_reading() -> None:
     labels = torch.tensor([[1.0, 0.0]])
-    losses = generator._classification_losses(
+    losses = generator.classification_losses(
         lambda images: {"near": images.new_zeros(1, 2), "far": labels * 100 - 50}, device=CPU
     )((torch.zeros(1, 3, 4, 4), labels))
     assert losses["near"].item() == pytest.approx(0.6931, abs=1e-4)

@@ -31,7 +31,7 @@ from models.training.segmenter import (
     trained_segmenter,
 )
 from tests.conftest import CLASSES, CPU, copy_run, with_stage
-from tests.models.segmenters.test_segmenters import TINY_MASK2FORMER
+from tests.helpers.networks import TINY_MASK2FORMER
 from tests.models.training.test_distributed import distance_of_updates, run_together
 from tests.models.training.test_loop import Killed, kill_at
 
