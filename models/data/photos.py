@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, takewhile
 from pathlib import Path, PurePath
@@ -93,7 +93,7 @@ def visible_files(folder: Path, suffix: str) -> list[Path]:
 
 def stem_key(name: str) -> str:
     """Return what must differ between photos, whose masks are ``STEM.png`` on any file system."""
-    return _folded(PurePath(name).stem)
+    return _folded(unicodedata.normalize("NFC", PurePath(name).stem))
 
 
 def spelled(name: str) -> str:
@@ -152,24 +152,34 @@ def match_rows(rows: Sequence[LabelRow], photos: Collection[str], *, root: str =
 def _find(names: Iterable[str], photos: Collection[str], root: str) -> _Fits:
     """Return, for each name that any photo fits, the first such rule and the photos that fit by it."""
     fits: _Fits = {}
-    left = list(dict.fromkeys(names))
-    for rule, key in _KEYS.items():
-        for prefix in ("", f"{root}/") if root else ("",):
-            if left:  # an index of 100,000 photos takes a second
-                index = _index((key(prefix + photo), photo) for photo in photos)
-                fits |= {name: (rule, index[key(name)]) for name in left if key(name) in index}
-                left = [name for name in left if name not in fits]
-    for of_row, of_photo in _TAIL_KEYS:
-        if left:
-            keys = {photo: of_photo(photo) for photo in photos}
-            index = _index((_last(key), photo) for photo, key in keys.items())
-            for name in left:
-                path = of_row(name)
-                common = {photo: _common_tail(path, keys[photo]) for photo in index.get(_last(path), ())}
-                if common:
-                    fits[name] = "tail", [each for each in common if common[each] == max(common.values())]
-            left = [name for name in left if name not in fits]
+    of_rows, of_photos = {name: name for name in names}, {photo: photo for photo in photos}
+    levels = []
+    for rule, simplify in _STEPS.items():
+        of_rows = {name: simplify(key) for name, key in of_rows.items() if name not in fits}
+        if not of_rows:  # the keys of 100,000 photos take a second
+            return fits
+        of_photos = {photo: simplify(key) for photo, key in of_photos.items()}
+        levels.append((of_rows, of_photos))
+        root = simplify(root)
+        index = _index((key, photo) for photo, key in of_photos.items())
+        for name, key in of_rows.items():
+            if found := index.get(key) or (root and index.get(key.removeprefix(f"{root}/"))):
+                fits[name] = rule, found
+    attempts = [*levels[-2:], ({name: _without_address(name) for name in of_rows}, of_photos)]
+    for rows, keys in attempts:
+        left = {name: key for name, key in rows.items() if name not in fits}
+        fits |= {name: ("tail", found) for name, found in _longest_tails(left, keys)}
     return fits
+
+
+def _longest_tails(of_rows: Mapping[str, str], of_photos: Mapping[str, str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield names of rows with the photos that have most last parts of the path in common, of those that have any."""
+    index = _index((_last(key), photo) for photo, key in of_photos.items())
+    for name, key in of_rows.items():
+        common = {photo: _common_tail(key, of_photos[photo]) for photo in index.get(_last(key), ())}
+        if common:
+            most = max(common.values())
+            yield name, [photo for photo, length in common.items() if length == most]
 
 
 def _index(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
@@ -190,33 +200,28 @@ def _last(path: str) -> str:
 
 
 def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", spelled(name).casefold())
+    return unicodedata.normalize("NFC", name.casefold())
 
 
 def _without_ending(name: str) -> str:
-    folded = _folded(name)
-    stem, dot, ending = folded.rpartition(".")
-    return stem if dot + ending in PHOTO_SUFFIXES else folded
+    stem, dot, ending = name.rpartition(".")
+    return stem if dot + ending in PHOTO_SUFFIXES else name
 
 
 def _without_address(name: str) -> str:
-    """Return the path in a URL, or in what Label Studio makes of the names of files."""
+    """Return the path in a URL, or in what Label Studio makes of the names of files, simplified."""
     path = unquote(name).partition("?d=")[2] or unquote(name.partition("?")[0])
-    folder, slash, last = _without_ending(path).rpartition("/")
+    folder, slash, last = _without_ending(_folded(spelled(path))).rpartition("/")
     return folder + slash + _UPLOAD_PREFIX.sub("", last)
 
 
-_KEYS: Final[dict[MatchRule, Callable[[str], str]]] = {
+_STEPS: Final[dict[MatchRule, Callable[[str], str]]] = {
     "path": str,
     "spelling": spelled,
     "case": _folded,
     "ending": _without_ending,
 }
-_TAIL_KEYS: Final = (
-    (_folded, _folded),
-    (_without_ending, _without_ending),
-    (_without_address, _without_ending),
-)
+"""What each rule does with the paths that the rule before has simplified."""
 
 
 def _ambiguous(image: str, found: Sequence[str]) -> MatchError:
