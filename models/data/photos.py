@@ -240,7 +240,7 @@ def _unmatched(missing: Sequence[str], photos: Iterable[str]) -> MatchError:
     known = {stem_key(photo)[:80]: photo for photo in photos if photo.lower().endswith(PHOTO_SUFFIXES)}
     compared = list(islice(known, _MAX_COMPARED))
     nearest = {
-        image: [known[key] for key in difflib.get_close_matches(stem_key(spelled(image))[:80], compared)]
+        image: [known[key] for key in difflib.get_close_matches(stem_key(spelled(image))[:80], compared, cutoff=0.4)]
         for image in first[:_MAX_HINTS]
     }
     named = ", ".join(
