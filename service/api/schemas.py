@@ -47,7 +47,7 @@ _JOB: Final[dict[str, Any]] = {
         "background_threshold": 0.4,
         "class_thresholds": {},
     },
-    "image": {"width": 640, "height": 480, "exif_orientation": 1, "value_range": None},
+    "image": {"width": 640, "height": 480, "exif_orientation": 1},
     "classes": [
         {
             "index": 1,

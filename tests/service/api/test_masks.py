@@ -41,7 +41,7 @@ def test_post_then_ask(api: httpx.Client, photo: bytes) -> None:
     document = wait_for_status(api, location, "finished")
     assert document["task"] == "pseudo_mask"
     assert document["model"] == {"name": "double", "version": "0123456789ab"}
-    assert document["image"] == {"width": 30, "height": 20, "exif_orientation": 1, "value_range": None}
+    assert document["image"] == {"width": 30, "height": 20, "exif_orientation": 1}
     assert [each["name"] for each in document["classes"]] == ["cat", "dining table"]
     assert document["classes"][0]["area"] == pytest.approx(1 / 3)
     assert document["classes"][0]["box"] == [0, 0, 10, 20]

@@ -191,6 +191,23 @@ def test_labels_without_photos_are_named(api: httpx.Client) -> None:
     assert answer.json()["missing_total"] == 12
 
 
+def test_a_batch_says_how_labels_found_their_photos(api: httpx.Client) -> None:
+    photos = {"a.png": png(), "s/B.png": png(), "c.png": png()}
+    answer = post(api, packed({**photos, "Labels.CSV": "Image;Label\nA;cats\nC:\\s\\b.png;Bowl\nc.png;cat\nA;bowl\n"}))
+    assert answer.status_code == 202
+    assert answer.json()["matched"] == {"path": 1, "ending": 1, "tail": 1}
+    path = answer.json()["links"]["self"]
+    assert api.get(path).json()["matched"] == answer.json()["matched"]
+    found = api.get(f"{path}/items").json()["items"]
+    assert [(each["image"], each["labels"]) for each in found] == [
+        ("a.png", ["cat", "bowl"]),
+        ("s/B.png", ["bowl"]),
+        ("c.png", ["cat"]),
+    ]
+    for status in (200, 204):
+        assert api.delete(path).status_code == status
+
+
 def test_unknown_labels_name_the_nearest_known_ones(api: httpx.Client) -> None:
     answer = post(api, packed({**GOOD, "labels.csv": rows({"a.png": "cat;boowl"})}))
     assert (answer.status_code, answer.json()["type"]) == (422, "/problems/unknown-label")
@@ -234,6 +251,7 @@ def test_photos_are_not_read_when_the_zip_is_posted(api: httpx.Client) -> None:
     data, *_ = CASES["a size that is a lie"]
     answer = post(api, data)
     assert answer.status_code == 202
+    assert answer.json()["matched"] == {"path": 1}
     path = answer.json()["links"]["self"]
     assert api.delete(path).status_code == 200
     assert api.delete(path).status_code == 204
