@@ -150,7 +150,7 @@ def gather(data: Path, output: Path, *, per_class: int) -> int:
 def labels_of(folder: Path) -> dict[str, Sequence[str]]:
     """Read the photos of a folder that have labels."""
     rows = read_labels(folder / "labels.csv", read_class_list(CLASSES))
-    return {image: labels for image, labels in rows.items() if labels}
+    return {row.image: row.labels for row in rows if row.labels}
 
 
 def write_config(name: str, path: Path, *, clip: str | None, seed: int) -> Path:

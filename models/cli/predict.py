@@ -27,6 +27,7 @@ from models.cli.options import (
     progress,
 )
 from models.data.classes import split_labels
+from models.data.photos import describe_rules
 
 if TYPE_CHECKING:
     from models.bundle.manifest import BundleInfo
@@ -229,6 +230,7 @@ def segment(
 def _photos(paths: Sequence[Path]) -> list[Path]:
     """The photos of files and folders, each once; their stems name the results, so they must differ."""
     from models.data.images import PHOTO_SUFFIXES
+    from models.data.photos import is_hidden, stem_key
 
     photos: dict[str, Path] = {}
     for path in paths:
@@ -236,8 +238,11 @@ def _photos(paths: Sequence[Path]) -> list[Path]:
         for photo in inside:
             if path.is_dir() and (photo.suffix.lower() not in PHOTO_SUFFIXES or photo.is_dir()):
                 continue
-            if photos.setdefault(photo.stem, photo) != photo:
-                raise ValueError(f"expected distinct stems, got {photos[photo.stem]} and {photo}")
+            if path.is_dir() and is_hidden(Path(photo.name)):
+                continue
+            other = photos.setdefault(stem_key(photo.name), photo)
+            if other != photo:
+                raise ValueError(f"expected distinct stems, got {other} and {photo}")
     if not photos:
         raise ValueError("expected at least one photo, got none")
     return list(photos.values())
@@ -269,13 +274,15 @@ def _write_results(
     record = describe(segmentation, info, options, image=image.name)
     write_json(
         stem.with_name(f"{image.stem}.json"),
-        {**record, "exif_orientation": upright.exif_orientation},
+        {**record, "exif_orientation": upright.exif_orientation, "value_range": upright.value_range},
     )
     return stem
 
 
 def _report_outcome(outcome: Outcome, output: Path) -> None:
     """Print the numbers of a folder; exit with code 1 if a photo failed."""
+    if found := describe_rules(outcome.matched):
+        print(found)
     print(f"{outcome.made} masks made, {outcome.kept} kept, {len(outcome.failed)} failed: {output}")
     for name, reason in outcome.failed:
         print_error(f"{name}: {reason}")

@@ -6,10 +6,13 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from models.data.photos import MatchRule
 
 BACKGROUND_INDEX = 0
 IGNORE_INDEX = 255
@@ -90,20 +93,39 @@ class ClassList:
         """Names by index in label maps, the background first."""
         return {BACKGROUND_INDEX: "background"} | {info.index: info.name for info in self.classes}
 
+    @cached_property
+    def _by_form(self) -> Mapping[str, set[int]]:
+        """Channels of the singular, joined forms of all names and synonyms."""
+        found: dict[str, set[int]] = {}
+        for name, channel in self._channels.items():
+            for form in _joined_forms(name):
+                found.setdefault(form, set()).add(channel)
+        return found
+
     def channel(self, label: str) -> int:
-        """Return the channel of a class by its name or a synonym, in any case.
+        """Return the channel of a class by its name or a synonym; see ``knows``.
 
         Raises:
             UnknownLabelError: if there is no such class.
         """
-        key = normalize(label)
-        if key not in self._channels:
-            raise UnknownLabelError(label, self._nearest(key))
-        return self._channels[key]
+        channel = self._find(label)
+        if channel is None:
+            raise UnknownLabelError(label, self._nearest(normalize(label)))
+        return channel
 
     def knows(self, label: str) -> bool:
-        """Return whether a label is a class name or a synonym."""
-        return normalize(label) in self._channels
+        """Return whether a label is a class name or a synonym.
+
+        Case, underscores and hyphens do not matter; nor do spaces and a regular plural, if only one class fits.
+        """
+        return self._find(label) is not None
+
+    def _find(self, label: str) -> int | None:
+        key = normalize(label)
+        if key in self._channels:
+            return self._channels[key]
+        fits = set().union(*(self._by_form.get(form, ()) for form in _joined_forms(key)))
+        return fits.pop() if len(fits) == 1 else None
 
     def resolve(self, labels: Sequence[str]) -> tuple[ClassInfo, ...]:
         """Return the classes of labels, each once, in channel order.
@@ -142,8 +164,21 @@ def split_labels(texts: Iterable[str]) -> tuple[str, ...]:
 
 
 def normalize(label: str) -> str:
-    """Return a label's comparison key: lower case, single spaces, underscores and hyphens as spaces."""
-    return " ".join(label.lower().replace("_", " ").replace("-", " ").split())
+    """Return a label's comparison key: composed, lower case, single spaces, underscores and hyphens as spaces."""
+    return " ".join(unicodedata.normalize("NFC", label).lower().replace("_", " ").replace("-", " ").split())
+
+
+def _joined_forms(key: str) -> set[str]:
+    """Return a normalized label without spaces, and what it may be the regular plural of."""
+    word = key.replace(" ", "")
+    forms = {word}
+    if word.endswith("s") and not word.endswith(("ss", "us")):
+        forms.add(word[:-1])
+    if word.endswith(("ses", "xes", "zes", "ches", "shes", "oes")):
+        forms.add(word[:-2])
+    if word.endswith("ies"):
+        forms.add(f"{word[:-3]}y")
+    return forms
 
 
 def read_class_list(path: Path) -> ClassList:
@@ -213,12 +248,13 @@ def with_open_labels(classes: ClassList, labels: Iterable[str]) -> ClassList:
 class Sample:
     """An image file and its image-level labels: class channels, sorted, each once.
 
-    Image names are relative to ``folder``; None for names without folders.
+    Image names are relative to ``folder``; None for names without folders. ``rule`` found the image of a row of labels.
     """
 
     path: Path
     channels: tuple[int, ...]
     folder: Path | None = None
+    rule: MatchRule | None = field(default=None, repr=False, compare=False)  # decides nothing that is made of the image
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from models.data.classes import ClassInfo, ClassList, Sample
+from models.data.classes import BACKGROUND_INDEX, IGNORE_INDEX, ClassInfo, ClassList, Sample
 from models.data.official import COCO_PHOTOS, Listed, evenly_spaced, listed_samples, official_list
 
 _NAMES = (
@@ -55,22 +55,33 @@ def read_coco(root: Path, split: str, *, photos: int | None = None) -> list[Samp
 
 @dataclass(frozen=True)
 class Instances:
-    """The content of an instance annotation file: its categories, and by photo (height, width) and annotations.
+    """The content of an instance annotation file: category names by id, and by photo (height, width) and annotations.
 
-    Each annotation has ``category_id`` and ``segmentation``, crowds with ``iscrowd`` 1.
+    Each annotation has ``category_id``, crowds have ``iscrowd`` 1; ``segmentation`` and a photo's size may be missing.
     """
 
-    classes: ClassList
+    names: Mapping[int, str]
     sizes: Mapping[str, tuple[int, int]]
     annotations: Mapping[str, Sequence[Mapping[str, Any]]]
 
+    @property
+    def classes(self) -> ClassList:
+        """The categories, with their ids as indices, or numbered from 1 if an id is none (0) or a name has two."""
+        names = dict.fromkeys(self.names.values())
+        fit = len(names) == len(self.names) and all(BACKGROUND_INDEX < each < IGNORE_INDEX for each in self.names)
+        pairs = self.names.items() if fit else enumerate(names, start=1)
+        return ClassList(tuple(ClassInfo(index, name) for index, name in pairs))
+
     def labels(self) -> dict[str, tuple[str, ...]]:
-        """Return each photo's class names, each once, crowds included, by index."""
-        names = {info.index: info.name for info in self.classes.classes}
-        return {image: tuple(names[index] for index in sorted(self.indices(image))) for image in self.sizes}
+        """Return each photo's class names, each once, crowds included, in the order of the categories."""
+        order = list(dict.fromkeys(self.names.values()))
+        return {
+            image: tuple(sorted({self.names[index] for index in self.indices(image)}, key=order.index))
+            for image in self.annotations
+        }
 
     def indices(self, image: str) -> set[int]:
-        """Return the class indices of a photo."""
+        """Return the category ids of a photo."""
         return {annotation["category_id"] for annotation in self.annotations[image]}
 
 
@@ -91,15 +102,18 @@ def read_instances(path: Path) -> Instances:
 
 
 def _instances(content: Mapping[str, Any]) -> Instances:
-    names = {each["id"]: str(each["file_name"]) for each in content["images"]}
-    sizes = {names[each["id"]]: (int(each["height"]), int(each["width"])) for each in content["images"]}
-    if len(sizes) != len(content["images"]):
+    images = {each["id"]: str(each["file_name"]) for each in content["images"]}
+    sizes = {
+        images[each["id"]]: (int(each["height"]), int(each["width"]))
+        for each in content["images"]
+        if each.get("height") and each.get("width")
+    }
+    names = {each["id"]: str(each["name"]) for each in content["categories"]}
+    annotations: dict[str, list[Mapping[str, Any]]] = {name: [] for name in images.values()}
+    if len(annotations) != len(content["images"]):
         raise ValueError("a photo twice")
-    classes = ClassList(tuple(ClassInfo(each["id"], each["name"]) for each in content["categories"]))
-    known = {info.index for info in classes.classes}
-    annotations: dict[str, list[Mapping[str, Any]]] = {name: [] for name in sizes}
     for each in content["annotations"]:
-        if each["category_id"] not in known or not isinstance(each["segmentation"], list | dict):
-            raise ValueError(f"annotation {each['id']} without a known category or a segmentation")
-        annotations[names[each["image_id"]]].append(each)
-    return Instances(classes, sizes, annotations)
+        if each["category_id"] not in names:
+            raise ValueError(f"annotation {each.get('id')} without a known category")
+        annotations[images[each["image_id"]]].append(each)
+    return Instances(names, sizes, annotations)

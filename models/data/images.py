@@ -25,6 +25,7 @@ PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 ImageErrorKind = Literal["unsupported", "too_large", "unreadable"]
 
+_MAX_GRAY = 65_535
 _ORIENTATION_TAG = 0x0112
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 
@@ -70,10 +71,12 @@ class UprightImage:
     Attributes:
         pixels: RGB, (H, W, 3), in the upright frame.
         exif_orientation: the file's EXIF orientation, 1 to 8, already applied.
+        value_range: smallest and largest value of 16-bit gray that became 0 and 255; None if 0 and 65,535 did.
     """
 
     pixels: NDArray[np.uint8]
     exif_orientation: int
+    value_range: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,11 @@ def read_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> UprightImage:
         image.load()
         orientation = _orientation(image)
         # A copy: an array that views Pillow's memory is read-only, and torch warns of those.
-        pixels = np.array(_to_rgb(image))
+        rgb, value_range = _to_rgb(image)
+        pixels = np.array(rgb)
     except _DECODER_ERRORS as error:
         raise ImageError("unreadable", f"cannot read the image: {error}") from error
-    return UprightImage(_turn_upright(pixels, orientation), orientation)
+    return UprightImage(_turn_upright(pixels, orientation), orientation, value_range)
 
 
 def check_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageHeader:
@@ -179,18 +183,23 @@ def _turn_upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uin
     return np.array(ImageOps.exif_transpose(image))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[int, int] | None]:
     if image.mode.startswith("I"):
         return _sixteen_bits_to_rgb(image)
     if image.has_transparency_data:
         opaque = Image.new("RGBA", image.size, "white")
         opaque.alpha_composite(image.convert("RGBA"))
-        return opaque.convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+        return opaque.convert("RGB"), None
+    return image if image.mode == "RGB" else image.convert("RGB"), None
 
 
-def _sixteen_bits_to_rgb(image: Image.Image) -> Image.Image:
-    # Pillow's own conversion from 16 bits clips at 255 instead of scaling. 65535 / 255 = 257.
-    values = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
-    gray = ((values + 128) // 257).astype(np.uint8)
-    return Image.fromarray(gray).convert("RGB")
+def _sixteen_bits_to_rgb(image: Image.Image) -> tuple[Image.Image, tuple[int, int] | None]:
+    """Scale 16-bit gray; Pillow's own conversion clips at 255 instead."""
+    values = np.clip(np.asarray(image), 0, _MAX_GRAY).astype(np.uint32)
+    low, high = int(values.min()), int(values.max())
+    # Cameras and scanners of 10, 12 or 14 bits write their values as they are, which would be nearly black.
+    scaled = low < high <= _MAX_GRAY // 4
+    if not scaled:
+        low, high = 0, _MAX_GRAY
+    gray = ((values - low) * 255 + (high - low) // 2) // (high - low)
+    return Image.fromarray(gray.astype(np.uint8)).convert("RGB"), (low, high) if scaled else None

@@ -27,6 +27,7 @@ from models.data.classes import (
 )
 from models.data.images import PHOTO_SUFFIXES, ImageError, ImageHeader, check_image
 from models.data.mask_files import occurring, read_label_map, read_mask
+from models.data.photos import MatchRule, count_rules, is_hidden, visible_files
 from models.inference.masks import MaskOptions
 from models.io import first_difference, hash_file, read_json, to_json, write_atomically, write_json
 
@@ -45,6 +46,7 @@ class Outcome:
     unlabeled: int  # images without labels, which get no mask
     others: int  # masks of images that are not among the samples now
     failed: tuple[tuple[str, str], ...]  # (image, reason); the next call tries them again
+    matched: Mapping[MatchRule, int] = field(default_factory=dict)  # rows of labels by the rule that found their image
 
 
 class MaskFolderWriter:
@@ -112,18 +114,20 @@ class MaskFolderWriter:
             empty += all(each["box"] is None for each in record["classes"])
             for each in record["classes"]:
                 totals.setdefault(each["name"], _ClassTotals()).add(each, record["image"])
+        matched = count_rules(each.rule for each in self._samples)
         failures = tuple(self.failed.values())
         summary = {
             "images": len(self._samples),
             "masks": self.kept + self.made,
             "unlabeled": unlabeled,
+            "matched": matched,
             "failed": [{"image": name, "reason": reason} for name, reason in failures],
             "classes": {name: totals[name].to_json() for name in sorted(totals)},
         }
         write_json(self._folder / SUMMARY, {**self._settings, **summary})
         others = self._positions.keys() - {sample.stem for sample in masked}
         left = sum(_mask_path(self._folder, stem).is_file() for stem in others)
-        return Outcome(self.made, self.kept, empty, unlabeled, left, failures)
+        return Outcome(self.made, self.kept, empty, unlabeled, left, failures, matched)
 
     def _read(self, samples: Iterable[Sample]) -> Iterator[tuple[Sample, dict[str, Any]]]:
         """Yield the last record of each sample that has one, one at a time."""
@@ -283,7 +287,7 @@ def read_mask_folder(
     Raises:
         ValueError: if there are no masks, a class or an image is missing, or alignment is needed and was not scored.
     """
-    files = sorted((masks / "masks").glob("*.png"))
+    files = visible_files(masks / "masks", ".png")
     if not files:
         raise ValueError(f"expected the output of make-pseudo-masks in {masks}, got no masks/*.png")
     try:
@@ -406,7 +410,7 @@ def open_mask_folder(folder: Path, images: Path) -> MaskFolder:
     }
     if not records:
         raise ValueError(f"expected at least one mask, got none in {folder / RESULTS}")
-    found = {path.name for path in (folder / "masks").iterdir()}
+    found = {path.name for path in (folder / "masks").iterdir() if not is_hidden(Path(path.name))}
     expected = {f"{stem}.png" for stem in records}
     _refuse(found - expected, f"expected only masks that {RESULTS} lists in {folder / 'masks'}")
     _refuse(expected - found, f"expected in {folder / 'masks'} every mask that {RESULTS} lists", "no ")

@@ -12,6 +12,7 @@ from defusedxml.ElementTree import ParseError, fromstring
 
 from models.data.classes import ClassInfo, ClassList, Sample
 from models.data.official import VOC_ARCHIVE, Listed, evenly_spaced, listed_samples, official_list
+from models.data.photos import LabelRow, list_files
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
@@ -101,26 +102,29 @@ def read_annotation(path: Path) -> _Annotation:
     """Read a photo's XML file."""
     try:
         root = parse_xml(path.read_bytes())
-        image = (root.findtext("filename") or "").strip()
-        if root.tag != "annotation" or not image:
-            raise ValueError(f"no annotation with a filename but {root.tag!r}")
-        height, width = (root.findtext(f"size/{side}") for side in ("height", "width"))
-        size = None if height is None or width is None else (int(height), int(width))
+        if root.tag != "annotation":
+            raise ValueError(f"no annotation but {root.tag!r}")
     except ValueError as error:
         raise ValueError(f"expected an annotation of PASCAL VOC in {path}, got {error}") from error
+    image = (root.findtext("filename") or "").strip() or path.stem
     # Parts of objects, such as heads and feet, have names too, but elsewhere.
     names = [(name.text or "").strip() for name in root.iterfind("object/name")]
-    return _Annotation(image, size, tuple(dict.fromkeys(name for name in names if name)))
+    return _Annotation(image, _size(root), tuple(dict.fromkeys(name for name in names if name)))
 
 
-def read_annotations(folder: Path) -> dict[str, tuple[str, ...]]:
-    """Read a folder of XML files: labels by photo, by file name."""
-    rows: dict[str, tuple[str, ...]] = {}
-    for path in sorted(folder.glob("*.xml")):
-        found = read_annotation(path)
-        if found.image in rows:
-            raise ValueError(f"{path}: expected each image once, got {found.image!r} again")
-        rows[found.image] = found.labels
-    if not rows:
+def _size(root: Element) -> tuple[int, int] | None:
+    """Return (height, width), which some tools write as 451.0 or leave empty."""
+    try:
+        height, width = (round(float(root.findtext(f"size/{side}", ""))) for side in ("height", "width"))
+    except (ValueError, OverflowError):
+        return None
+    return height, width
+
+
+def read_annotations(folder: Path) -> list[LabelRow]:
+    """Read the XML files of a folder and its subfolders: a row each."""
+    paths = [folder / name for name in list_files(folder) if name.lower().endswith(".xml")]
+    if not paths:
         raise ValueError(f"expected *.xml files in {folder}, got none")
-    return rows
+    found = [read_annotation(path) for path in paths]
+    return [LabelRow(each.image, each.labels, path.stem) for path, each in zip(paths, found, strict=True)]

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from models.data.classes import BACKGROUND_INDEX, IGNORE_INDEX, ClassList
 from models.data.mask_files import OVERLAY, read_label_map, read_soft_maps
+from models.data.photos import visible_files
 from models.inference.masks import SoftMaps, upsample_bilinear
 
 THRESHOLDS: Final = tuple(percent / 100 for percent in range(5, 96))
@@ -121,7 +122,7 @@ def find_files(
         masks=of_masks,
         scores=of_scores,
         unpaired=len(set.union(*map(set, given))) - len(stems),
-        missing=len(list(ground_truth.glob("*.png"))) - len(stems),
+        missing=len(visible_files(ground_truth, ".png")) - len(stems),
         left_out=left_out,
     )
 
@@ -258,7 +259,7 @@ def _curve(sweep: Sweep) -> dict[float, float | None]:
 
 
 def _predictions(folder: Path, suffix: str) -> list[Path]:
-    return [path for path in sorted(folder.glob(f"*{suffix}")) if not path.stem.endswith(OVERLAY)]
+    return [path for path in visible_files(folder, suffix) if not path.stem.endswith(OVERLAY)]
 
 
 def _count_pairs(ground_truth: Tensor, prediction: Tensor, rows: int, columns: int) -> Tensor:

@@ -155,7 +155,9 @@ def draw_instances(annotations: Sequence[Mapping[str, Any]], size: tuple[int, in
 
 def _run_lengths(annotation: Mapping[str, Any], size: tuple[int, int]) -> Any:
     """An annotation's mask in pycocotools' form; None if it has no area."""
-    segmentation = annotation["segmentation"]
+    segmentation = annotation.get("segmentation")
+    if not isinstance(segmentation, list | dict):
+        raise ValueError(f"expected outlines in annotation {annotation.get('id')}, got none")
     if isinstance(segmentation, list):
         if not all(isinstance(corners, list) for corners in segmentation):
             raise ValueError(f"expected polygons in annotation {annotation['id']}, got others")

@@ -10,6 +10,7 @@ from rq.job import Job
 
 from models.bundle.manifest import NearNoun
 from models.data.classes import Vocabulary
+from models.data.photos import MatchRule
 from models.inference.masks import ClassResult, MaskOptions
 from worker.batches.records import BatchItem, ItemOutcome, ItemStatus
 from worker.batches.store import BatchState
@@ -80,6 +81,7 @@ _BATCH: Final[dict[str, Any]] = {
     "model": {"name": "coco-demo", "version": "0123456789ab"},
     "created_at": "2026-11-25T08:30:00.120000Z",
     "ended_at": None,
+    "matched": {"path": 99998, "case": 2},
     "links": {
         "self": _BATCH_PATH,
         "events": f"{_BATCH_PATH}/events",
@@ -256,7 +258,7 @@ class BatchLinks(BaseModel):
 
 
 class BatchDocument(BaseModel):
-    """A batch and its state."""
+    """A batch and its state; ``matched`` is the number of rows of labels by the rule that found their photo."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_BATCH]})
 
@@ -266,6 +268,7 @@ class BatchDocument(BaseModel):
     model: ModelRef
     created_at: datetime
     ended_at: datetime | None
+    matched: dict[MatchRule, int]
     links: BatchLinks
 
 
@@ -310,6 +313,7 @@ def batch_document(batch: BatchState, counts: dict[ItemStatus, int], *, path: st
         model=record.request.model,
         created_at=record.created_at,
         ended_at=batch.ended_at,
+        matched=record.matched,
         links=BatchLinks(self=path, archive=f"{path}/archive.zip", **parts),
     )
 

@@ -69,7 +69,7 @@ class BatchService:
         classes = model.class_list()
         options = pseudo_mask_options(form, model, classes.names)
         with open_zip(file, self._zips) as archive:
-            items = read_items(archive, validate_entries(archive, self._zips), classes)
+            items, matched = read_items(archive, validate_entries(archive, self._zips), classes)
         key = file_key("archives", file)
         record = BatchRecord(
             request=BatchRequest(archive=key, model=model.ref, options=options),
@@ -77,6 +77,7 @@ class BatchService:
             total=len(items),
             classes={each.index: each.name for each in classes.classes},
             limits=self._limits,
+            matched=matched,
         )
         self._check_room(record)
         self._store_and_open(record, file, items)

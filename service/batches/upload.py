@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import stat
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final, cast
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
@@ -14,11 +14,12 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 from models.data.classes import ClassList, UnknownLabelError, read_class_list
 from models.data.images import PHOTO_SUFFIXES
 from models.data.labels import read_labels
+from models.data.photos import LabelRow, MatchError, MatchRule, count_rules, is_hidden, match_rows, stem_key
 from models.exports import list_line
 from service.api.errors import ProblemError
 from service.batches.slots import TEMP_PREFIX
 from worker.batches.records import BatchItem
-from worker.batches.zips import DAMAGED, read_entry
+from worker.batches.zips import DAMAGED, read_entry, with_utf8_names
 
 MAX_LABEL_BYTES: Final = 64 * 2**20
 """Of one file: COCO's takes six times that in memory."""
@@ -31,8 +32,8 @@ _ENCRYPTED: Final = 0x1 | 0x40
 _BOMB_BYTES: Final = 2**20  # a smaller entry is no bomb, however well it was packed
 _MAX_NAME_BYTES: Final = 240  # without folders, so that file systems can hold it with another ending
 _FORBIDDEN: Final = re.compile(r"[\x00-\x1f\x7f\\]|^[A-Za-z]:")
-_CSV, _NUMBERS, _CLASSES = "labels.csv", "image_labels.txt", "classes.txt"
-_MAX_NAMED: Final = 10  # photos that a problem names
+_LABELS, _CLASSES = ("labels.csv", "labels.tsv", "image_labels.txt"), "classes.txt"
+_NO_LABELS: Final = (".npy", ".npz", ".pkl", ".pickle", ".xlsx")  # which ``read_labels`` refuses with advice
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def open_zip(file: BinaryIO, limits: ZipLimits) -> ZipFile:
     if file.read(2) != b"PK":
         raise ProblemError("unsupported-archive", "expected a zip, got something else")
     try:
-        return ZipFile(cast("BinaryIO", _BoundedDirectory(file, limits)))
+        return with_utf8_names(ZipFile(cast("BinaryIO", _BoundedDirectory(file, limits))))
     except (OSError, *DAMAGED) as error:
         detail = f"the zip is damaged or incomplete: {error}"
         raise ProblemError("invalid-archive", detail) from error
@@ -88,7 +89,7 @@ def validate_entries(archive: ZipFile, limits: ZipLimits) -> _ArchiveListing:
     used = []
     for entry in archive.infolist():
         _check_name(entry)
-        if not (entry.is_dir() or _is_hidden(entry)):
+        if not (entry.is_dir() or is_hidden(PurePosixPath(entry.filename))):
             _check_content(entry, limits)
             if not 0 <= entry.header_offset < archive.start_dir:
                 raise _entry_error(entry.filename, "expected an entry that is in the zip")
@@ -102,8 +103,10 @@ def validate_entries(archive: ZipFile, limits: ZipLimits) -> _ArchiveListing:
     return _ArchiveListing(photos, others, _common_folder(used))
 
 
-def read_items(archive: ZipFile, listing: _ArchiveListing, classes: ClassList) -> list[BatchItem]:
-    """Return a zip's photos with their labels; those without labels have none.
+def read_items(
+    archive: ZipFile, listing: _ArchiveListing, classes: ClassList
+) -> tuple[list[BatchItem], dict[MatchRule, int]]:
+    """Return a zip's photos with their labels, none for those without, and how many rows each rule matched.
 
     Raises:
         ProblemError: if there are no labels or two kinds of them, they are malformed, or are of other photos.
@@ -123,8 +126,7 @@ def read_items(archive: ZipFile, listing: _ArchiveListing, classes: ClassList) -
             detail = str(error).replace(f"{folder}/labels/", "")
             detail = detail.replace(f"{folder}/labels", "the zip").replace(f"{folder}/", "")
             raise ProblemError("invalid-labels", _to_valid_utf8(detail[:1000])) from error
-    clean = {_to_valid_utf8(image): tuple(map(_to_valid_utf8, names)) for image, names in rows.items()}
-    return _match_labels(listing, clean, classes)
+    return _match_labels(listing, [_to_valid_row(row) for row in rows], classes)
 
 
 def _to_valid_utf8(text: str) -> str:
@@ -132,33 +134,27 @@ def _to_valid_utf8(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def _match_labels(listing: _ArchiveListing, rows: Mapping[str, Sequence[str]], classes: ClassList) -> list[BatchItem]:
-    """Return the photos of a zip with their labels, which name them by path or by file name."""
-    photos = [entry.filename for entry in listing.photos]
-    by_path = {each: name for name in photos for each in (name.removeprefix(listing.root), name)}
-    by_name = {PurePosixPath(name).name: name for name in photos}  # no two share a stem
-    labels: dict[str, tuple[str, ...]] = {}
-    missing = []
-    for image, names in rows.items():
-        photo = by_path.get(image) or by_name.get(image)
-        if photo is None:
-            missing.append(image)
-        elif photo in labels:
-            detail = f"{image[:200]!r}: expected labels of a photo once, got them again"
-            raise ProblemError("invalid-labels", detail, image=image[:1000])
-        elif names:
-            labels[photo] = _resolve_labels(image, names, classes)
-    if missing:
-        first = ", ".join(map(repr, missing[:_MAX_NAMED]))
-        raise ProblemError(
-            "invalid-labels",
-            f"expected a photo for all labels, got none for {len(missing)}: {first}"[:2000],
-            missing=[each[:200] for each in missing[:_MAX_NAMED]],
-            missing_total=len(missing),
-        )
+def _to_valid_row(row: LabelRow) -> LabelRow:
+    return replace(row, image=_to_valid_utf8(row.image), labels=tuple(map(_to_valid_utf8, row.labels)))
+
+
+def _match_labels(
+    listing: _ArchiveListing, rows: Sequence[LabelRow], classes: ClassList
+) -> tuple[list[BatchItem], dict[MatchRule, int]]:
+    photos = {entry.filename.removeprefix(listing.root): entry.filename for entry in listing.photos}
+    try:
+        matched = match_rows(rows, photos, root=listing.root.rstrip("/"))
+    except MatchError as error:
+        raise ProblemError("invalid-labels", str(error), **error.members) from error
+    labels = {
+        photos[each.photo]: _resolve_labels(each.row.image, each.row.labels, classes)
+        for each in matched
+        if each.row.labels
+    }
     if not labels:
         raise ProblemError("invalid-labels", "expected at least one labeled photo, got none")
-    return [BatchItem(image=photo, labels=labels.get(photo, ())) for photo in photos]
+    items = [BatchItem(image=photo, labels=labels.get(photo, ())) for photo in photos.values()]
+    return items, count_rules(each.rule for each in matched)
 
 
 def _entry_error(entry: str, message: str, *, name: str = "invalid-archive") -> ProblemError:
@@ -166,9 +162,10 @@ def _entry_error(entry: str, message: str, *, name: str = "invalid-archive") -> 
 
 
 def _check_name(entry: ZipInfo) -> None:
-    name = entry.orig_filename
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or _FORBIDDEN.search(name) or not path.parts:
+    name, path = entry.filename, PurePosixPath(entry.filename)
+    # The original name too, which ``zipfile`` cuts at a zero.
+    forbidden = any(map(_FORBIDDEN.search, (name, entry.orig_filename)))
+    if path.is_absolute() or ".." in path.parts or forbidden or not path.parts:
         message = "expected a path below the zip's root, with / between folders"
         raise _entry_error(name, message)
     if max(len(part.encode()) for part in path.parts) > _MAX_NAME_BYTES:
@@ -176,11 +173,6 @@ def _check_name(entry: ZipInfo) -> None:
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise _entry_error(name, "expected a file or a folder, got a link or a device")
-
-
-def _is_hidden(entry: ZipInfo) -> bool:
-    parts = PurePosixPath(entry.filename).parts
-    return parts[0] == "__MACOSX" or any(part.startswith(".") for part in parts)
 
 
 def _check_content(entry: ZipInfo, limits: ZipLimits) -> None:
@@ -214,10 +206,10 @@ def _check_photos(photos: Sequence[ZipInfo], limits: ZipLimits) -> None:
         except ValueError as error:
             raise _entry_error(name, str(error)) from error
         # Their masks would be one file.
-        if other := by_stem.get(path.stem):
-            message = f"expected names that differ without folder and ending, see {other!r}"
-            raise _entry_error(name, message)
-        by_stem[path.stem] = name
+        key = stem_key(name)
+        if other := by_stem.get(key):
+            raise _entry_error(name, f"expected names that differ without folder, ending and case, see {other!r}")
+        by_stem[key] = name
 
 
 def _common_folder(entries: Sequence[ZipInfo]) -> str:
@@ -229,16 +221,17 @@ def _common_folder(entries: Sequence[ZipInfo]) -> str:
 
 def _label_files(listing: _ArchiveListing) -> list[ZipInfo]:
     """Return the one file, or the XML files, with the labels."""
-    at_root = {entry.filename.removeprefix(listing.root): entry for entry in listing.others}
-    found = [[at_root[name]] for name in (_CSV, _NUMBERS) if name in at_root]
-    found += [[entry] for name, entry in at_root.items() if "/" not in name and _ends(entry, ".json")]
+    at_root = [(entry.filename.removeprefix(listing.root).lower(), entry) for entry in listing.others]
+    at_root = [(name, entry) for name, entry in at_root if "/" not in name]
+    found = [[entry] for name, entry in at_root if name in _LABELS or name.endswith(".json")]
     if xml := [entry for entry in listing.others if _ends(entry, ".xml")]:
         found.append(xml)
+    found = found or [[entry] for name, entry in at_root if name.endswith(_NO_LABELS)]
     if len(found) != 1:
         names = ", ".join(repr(source[0].filename) for source in found) or "none"
         raise ProblemError(
             "invalid-labels",
-            f"expected {_CSV}, {_NUMBERS} or COCO's .json at the zip's root, or PASCAL VOC's .xml "
+            f"expected {', '.join(_LABELS)} or COCO's .json at the zip's root, or PASCAL VOC's .xml "
             f"files: one of these, got {names}",
         )
     [source] = found
@@ -264,8 +257,9 @@ def _unpack_labels(archive: ZipFile, source: Sequence[ZipInfo], folder: Path) ->
     path = target
     for number, entry in enumerate(source):
         name = PurePosixPath(entry.filename).name
-        # XML files name their photo themselves; two may have the same name.
-        path = target / (f"{number} {name}" if is_xml else name)
+        # Two XML files may have the same name.
+        path = target / (f"{number}/{name}" if is_xml else name)
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(read_entry(archive, entry))
     return target if is_xml else path
 
@@ -273,7 +267,7 @@ def _unpack_labels(archive: ZipFile, source: Sequence[ZipInfo], folder: Path) ->
 def _unpack_classes(archive: ZipFile, listing: _ArchiveListing, folder: Path) -> Path | None:
     """Unpack the list of classes that ``image_labels.txt`` numbers, if there is one."""
     for entry in listing.others:
-        is_it = entry.filename.removeprefix(listing.root) == _CLASSES
+        is_it = entry.filename.removeprefix(listing.root).lower() == _CLASSES
         if is_it and entry.file_size < MAX_LABEL_BYTES:
             path = folder / _CLASSES
             path.write_bytes(read_entry(archive, entry))

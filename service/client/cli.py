@@ -25,6 +25,7 @@ from rich.progress import (
 from models.data.classes import split_labels
 from models.data.mask_files import OVERLAY
 from models.data.mask_folder import SUMMARY
+from models.data.photos import describe_rules
 from models.io import write_atomically, write_json
 from service.client import (
     Client,
@@ -146,6 +147,8 @@ def _report(outcome: Outcome, output: Path, seconds: float) -> None:
         f"{outcome.made} masks made, {outcome.kept} kept ({outcome.empty} of all empty), "
         f"{len(outcome.failed)} failed in {seconds:.1f} s: {output}"
     )
+    if found := describe_rules(outcome.matched):
+        typer.echo(found)
     if outcome.unlabeled:
         typer.echo(f"{outcome.unlabeled} photos have a row without a label and were passed over")
     if outcome.others:
@@ -184,8 +187,9 @@ def _write(result: Result, photo: Path, output: Path) -> None:
     """Write the files that ``semples predict`` writes."""
     result.save(output / f"{photo.stem}.png")
     write_atomically(output / f"{photo.stem}{OVERLAY}.png", result.overlay_png)
-    orientation = result.job.document["image"]["exif_orientation"]
-    record = {**job_record(result.job, image=photo.name), "exif_orientation": orientation}
+    image = result.job.document["image"]
+    as_read = {"exif_orientation": image["exif_orientation"], "value_range": image.get("value_range")}
+    record = {**job_record(result.job, image=photo.name), **as_read}
     write_json(output / f"{photo.stem}.json", record)
 
 

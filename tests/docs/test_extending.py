@@ -32,7 +32,7 @@ def test_all_together(tiny_config: Config, tiny_data: Path, tmp_path: Path) -> N
     assert content != text
     content = content.replace("pretrain_generator: null", "pretrain_generator: {epochs: 1, crop_size: 64}")
     config = parse_config(content, source="here")
-    labels = tmp_path / "labels.tsv"
+    labels = tmp_path / "labels.tab"
     rows = (tiny_data / "labels.csv").read_text().splitlines()[1:]
     labels.write_text("\\n".join(rows).replace(",", "\\t"))
     classes = classes_of(labels)

@@ -102,6 +102,16 @@ def test_labels_are_choices_or_a_field_or_what_the_segmenter_finds(api: httpx.Cl
     assert [labels_of(each) for each in predictions] == [["Kitty"], ["bowl"], ["bowl"]]
 
 
+def test_labels_are_matched_by_simple_normalization(api: httpx.Client) -> None:
+    choice = {"type": "choices", "from_name": "shows", "value": {"choices": ["CATS", "many cats"]}}
+    chosen = {"data": {"picture": inline()}, "annotations": [{"result": [choice]}]}
+    listed = {"data": {"picture": inline(), "labels": ["Bowls"]}}
+    written = {"data": {"picture": inline(), "labels": "bowls, CAT"}}
+    config = BRUSH.replace("Kitty", "Cats")
+    predictions = predict(api, chosen, listed, written, config=config)
+    assert [labels_of(each) for each in predictions] == [["Cats"], ["bowl"], ["Cats", "bowl"]]
+
+
 def test_a_task_that_cannot_be_predicted_says_why(api: httpx.Client) -> None:
     odd: list[dict[str, Any]] = [
         {},

@@ -8,6 +8,9 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Final, Literal, Self, get_args
 
+from pydantic import Field
+
+from models.data.photos import MatchRule
 from models.inference.masks import MaskOptions
 from worker.queue.jobs import Limits
 from worker.queue.schema import JobFailure, JobRequest, JobResult, ModelRef, Record
@@ -60,6 +63,7 @@ class BatchRecord(Record):
         total: number of items.
         classes: names of the model's classes by their index in label maps.
         limits: of the API that accepted it.
+        matched: number of rows of labels by the rule that found their photo.
     """
 
     request: BatchRequest
@@ -67,6 +71,7 @@ class BatchRecord(Record):
     total: int
     classes: dict[int, str]
     limits: Limits
+    matched: dict[MatchRule, int] = Field(default_factory=dict)
 
     @property
     def id(self) -> str:

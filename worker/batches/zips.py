@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from typing import Final
 from zipfile import BadZipFile, ZipFile, ZipInfo
@@ -23,7 +23,21 @@ DAMAGED: Final = (
 """Errors of reading a damaged zip; none of them is a blob store's own."""
 
 _MAX_OPEN: Final = 8
+_UTF8_FLAG: Final = 0x800
 _CHUNK_BYTES: Final = 2**16
+
+
+def with_utf8_names(archive: ZipFile) -> ZipFile:
+    """Read the names in a zip that do not say their encoding as UTF-8 where they are that; others stay cp437.
+
+    macOS writes UTF-8 without saying so.
+    """
+    for entry in archive.infolist():
+        if not entry.flag_bits & _UTF8_FLAG:
+            with suppress(UnicodeError):
+                entry.filename = entry.filename.encode("cp437").decode()
+                archive.NameToInfo[entry.filename] = entry
+    return archive
 
 
 def read_entry(archive: ZipFile, entry: str | ZipInfo) -> bytes:
@@ -72,6 +86,6 @@ class Zips:
                 self.close(next(iter(self._open)))
             with ExitStack() as stack:
                 file = stack.enter_context(closing(self._blobs.open_file(key)))
-                archive = stack.enter_context(ZipFile(file))
+                archive = stack.enter_context(with_utf8_names(ZipFile(file)))
                 self._open[key] = archive, stack.pop_all()
         return self._open[key][0]

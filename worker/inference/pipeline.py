@@ -141,10 +141,15 @@ def postprocess(
     blobs = upload(segmentation, context, request.options)
     encoded = time.perf_counter()
     height, width = segmentation.label_map.shape
-    orientation = image.image.exif_orientation
+    decoded = image.image
     return JobResult(
         model=model.ref,
-        image=ImageRecord(width=width, height=height, exif_orientation=orientation),
+        image=ImageRecord(
+            width=width,
+            height=height,
+            exif_orientation=decoded.exif_orientation,
+            value_range=decoded.value_range,
+        ),
         labels=request.labels,
         options=request.options,
         classes=segmentation.classes,

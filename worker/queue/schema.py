@@ -122,11 +122,15 @@ class JobRequest(Record):
 
 
 class ImageRecord(Record):
-    """The image as it was worked on: upright, after its EXIF orientation was applied."""
+    """The image as it was worked on: upright, after its EXIF orientation was applied.
+
+    ``value_range`` is the smallest and the largest value of 16-bit gray, if these became black and white.
+    """
 
     width: int
     height: int
     exif_orientation: int
+    value_range: tuple[int, int] | None = None
 
 
 class Timings(Record):

@@ -128,6 +128,7 @@ def test_segment_photos_and_folders(tiny_segmenter_bundle: Path, tiny_data: Path
 def test_a_broken_photo_fails_alone_in_segment(tiny_segmenter_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "bad.jpg").write_bytes(PHOTO.read_bytes()[:300])
+    (tmp_path / "in" / "._good.jpg").write_bytes(b"of macOS")
     (tmp_path / "in" / "good.jpg").write_bytes(PHOTO.read_bytes())
     places = [tmp_path / "in", "--output", tmp_path / "out"]
     done = semples("segment", *places, "--bundle", tiny_segmenter_bundle)

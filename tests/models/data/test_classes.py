@@ -96,10 +96,56 @@ def test_labels_resolve_to_unique_classes_in_channel_order() -> None:
     assert [each.name for each in found] == ["cat", "cup", "dining table"]
 
 
+ODD = ClassList(
+    tuple(
+        ClassInfo(index, name)
+        for index, name in enumerate(
+            ("dining table", "bus", "wine glass", "skis", "cherry", "tv", "hot dog", "hotdog stand", "t shirt", "axe"),
+            1,
+        )
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("DINING_TABLE", "dining table"),
+        ("diningtable", "dining table"),
+        ("Dining-Tables", "dining table"),
+        ("diningTables", "dining table"),
+        ("buses", "bus"),
+        ("Wine Glasses", "wine glass"),
+        ("wineglass", "wine glass"),
+        ("ski", "skis"),
+        ("cherries", "cherry"),
+        ("TVs", "tv"),
+        ("T-Shirts", "t shirt"),
+        ("hotdogs", "hot dog"),
+        ("axes", "axe"),
+    ],
+)
+def test_class_names_by_simple_normalization(label: str, name: str) -> None:
+    assert [each.name for each in ODD.resolve([label])] == [name]
+
+
+@pytest.mark.parametrize("label", ["b", "bu", "glass", "cherr", "table", "s", "dogs", "hot  stand"])
+def test_other_words_are_no_class(label: str) -> None:
+    assert not ODD.knows(label)
+
+
+def test_a_label_that_fits_two_classes_is_refused() -> None:
+    two = ClassList((ClassInfo(1, "tea pot"), ClassInfo(2, "tea pots"), ClassInfo(3, "cafe\u0301")))
+    assert [each.name for each in two.resolve(["tea_pots"])] == ["tea pots"]
+    with pytest.raises(UnknownLabelError, match="nearest known: tea pots, tea pot"):
+        two.resolve(["teapots"])
+    assert two.knows("CAF\u00c9")  # composed or not
+
+
 def test_unknown_labels_come_with_the_nearest() -> None:
-    with pytest.raises(UnknownLabelError, match="got 'cats'; nearest known: cat") as caught:
-        KNOWN.resolve(["bowl", "cats"])
-    assert caught.value.label == "cats"
+    with pytest.raises(UnknownLabelError, match="got 'catt'; nearest known: cat") as caught:
+        KNOWN.resolve(["bowl", "catt"])
+    assert caught.value.label == "catt"
     assert caught.value.nearest[0] == "cat"
     with pytest.raises(UnknownLabelError) as far:
         KNOWN.resolve(["zzzz" * 100_000])

@@ -88,6 +88,35 @@ def test_pixels(data: Callable[[], bytes], expected: list[tuple[int, ...]]) -> N
 
 
 @pytest.mark.parametrize(
+    ("values", "gray", "value_range"),
+    [
+        ([0, 2048, 4095], [0, 128, 255], (0, 4095)),  # 12 bits
+        ([0, 512, 1023], [0, 128, 255], (0, 1023)),  # 10 bits
+        ([383, 8383, 16383], [0, 128, 255], (383, 16383)),  # 14 bits, with an offset
+        ([0, 128, 255], [0, 128, 255], (0, 255)),  # 8 bits
+        ([7, 7, 8], [0, 0, 255], (7, 8)),
+        ([0, 8192, 16384], [0, 32, 64], None),  # a dark picture of 16 bits
+        ([30000, 30001, 30002], [117, 117, 117], None),
+        ([0, 0, 0], [0, 0, 0], None),
+        ([4095, 4095, 4095], [16, 16, 16], None),
+    ],
+)
+def test_sixteen_bit_gray_of_fewer_bits_is_scaled_by_its_own_range(
+    values: list[int], gray: list[int], value_range: tuple[int, int] | None
+) -> None:
+    data = encode(Image.fromarray(np.array([values], dtype=np.uint16)), "PNG")
+    image = read_image(data)
+    assert image.pixels[0].tolist() == [[each] * 3 for each in gray]
+    assert image.value_range == value_range
+    assert check_image(data).width == 3
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "1", "P"])
+def test_only_sixteen_bit_gray_is_scaled(mode: str) -> None:
+    assert read_image(encode(Image.new(mode, (2, 1), 1), "PNG")).value_range is None
+
+
+@pytest.mark.parametrize(
     ("ink", "color"),
     [((255, 0, 0, 0), (0, 255, 255)), ((0, 0, 0, 255), (0, 0, 0)), ((0, 0, 0, 0), (255, 255, 255))],
     ids=["cyan", "black", "paper"],

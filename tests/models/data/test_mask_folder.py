@@ -12,6 +12,7 @@ from models.data import mask_folder
 from models.data.classes import ClassInfo, ClassList, Sample
 from models.data.loaders import MaskCrops
 from models.data.mask_files import label_map_png
+from models.data.photos import MatchRule
 from models.exports.coco import RLE_FILE, write_coco
 from models.exports.cvat import write_cvat
 from models.exports.label_studio import write_label_studio
@@ -41,7 +42,9 @@ def test_a_folder_is_continued_and_summed_up_in_the_order_of_its_samples(tmp_pat
     classes = ClassList((ClassInfo(1, "cat"),))
     settings = {"model": {"name": "tiny", "version": "1"}, "options": {}, "scores": True}
     names = ("a.jpg", "b.jpg", "c.jpg", "d.jpg")
-    samples = [Sample(tmp_path / name, (0,)) for name in names]
+    rules: tuple[MatchRule, ...] = ("tail", "path", "case", "path")
+    matched = {"path": 2, "case": 1, "tail": 1}
+    samples = [Sample(tmp_path / name, (0,), rule=rule) for name, rule in zip(names, rules, strict=True)]
     samples.append(Sample(tmp_path / "unlabeled.jpg", ()))
 
     def add(folder: mask_folder.MaskFolderWriter, sample: Sample) -> None:
@@ -56,23 +59,26 @@ def test_a_folder_is_continued_and_summed_up_in_the_order_of_its_samples(tmp_pat
         for sample in (c, a, d):
             add(folder, sample)
         folder.fail(b, "damaged")
-        assert folder.finish() == mask_folder.Outcome(3, 0, 3, 1, 0, (("b.jpg", "damaged"),))
+        assert folder.finish() == mask_folder.Outcome(3, 0, 3, 1, 0, (("b.jpg", "damaged"),), matched)
     mask_folder.scores_path(tmp_path / "out", "d").unlink()
     with mask_folder.MaskFolderWriter(tmp_path / "out", samples, classes, settings) as folder:
         assert folder.todo == [b, d]
         assert not (tmp_path / "out" / mask_folder.SUMMARY).exists()
         for sample in (d, b):
             add(folder, sample)
-        assert folder.finish() == mask_folder.Outcome(2, 2, 4, 1, 0, ())
+        assert folder.finish() == mask_folder.Outcome(2, 2, 4, 1, 0, (), matched)
     summary = json.loads((tmp_path / "out" / mask_folder.SUMMARY).read_text())
     assert summary["classes"]["cat"]["empty"] == list(names)
     assert (summary["masks"], summary["images"], summary["unlabeled"]) == (4, 5, 1)
+    assert summary["matched"] == matched
     with mask_folder.MaskFolderWriter(tmp_path / "out", samples[:1], classes, settings) as folder:
         assert folder.finish().others == 3
 
 
 def test_photos_come_with_their_masks(tmp_path: Path) -> None:
-    masks = mask_folder.open_mask_folder(*make_folder(tmp_path))
+    run, images = make_folder(tmp_path)
+    (run / "masks" / "._flat.png").touch()  # of macOS
+    masks = mask_folder.open_mask_folder(run, images)
     photos = list(masks.masked_images())
     kept = label_maps()
     assert len(masks) == len(photos) == len(kept)
@@ -186,6 +192,7 @@ def test_masks_become_channel_numbers_by_class_name(tiny_data: Path, masks: Path
     # The run has the same classes in another order and with other indices.
     names = tuple(reversed(CLASSES.names))
     classes = ClassList(tuple(ClassInfo(50 + at, name) for at, name in enumerate(names)))
+    (masks / "masks" / "._photo0.png").touch()  # of macOS
     samples = mask_folder.read_mask_folder(tiny_data / "images", masks, classes)
     assert [sample.image.name for sample in samples] == [f"photo{number}.jpg" for number in range(8)]
     for number, sample in enumerate(samples):

@@ -115,7 +115,11 @@ CASES = {
     "many entries": too_large(packed({**GOOD, **{f"{n}": b"" for n in range(200)}}), "expected at most 120 entries"),
     "one stem twice": bad_archive(
         packed({**GOOD, "folder/a.jpg": png()}),
-        "'folder/a.jpg': expected names that differ without folder and ending, see 'a.png'",
+        "'folder/a.jpg': expected names that differ without folder, ending and case, see 'a.png'",
+    ),
+    "one stem in two cases": bad_archive(packed({**GOOD, "A.png": png()}), "'A.png': expected names that differ"),
+    "one name in two cases": bad_archive(
+        packed({**GOOD, "\u00c9.jpg": png(), "f/e\u0301.png": png()}), "'f/e\u0301.png': expected names that differ"
     ),
     "one name twice": bad_archive(with_entry("b.png").replace(b"b.png", b"a.png"), "'a.png': expected names"),
     "an odd name": bad_archive(packed({**GOOD, "#a.png": png()}), "'#a.png': expected"),
@@ -128,20 +132,21 @@ CASES = {
     "no JSON": bad_labels({"a.png": png(), "a.json": "{"}, "expected JSON in a.json"),
     "deep JSON": bad_labels({"a.png": png(), "a.json": "[" * 99_999}, "recursion"),
     "odd JSON": bad_labels(
-        {"a.png": png(), "a.json": '{"images": [], "annotations": [], "categories": [{"id": 1, "name": 5}]}'},
+        {"a.png": png(), "a.json": '{"images": [], "annotations": [], "categories": [{"id": 1}]}'},
         "expected COCO's instances",
     ),
     "entities": bad_labels(
         {"a.png": png(), "a.xml": '<!DOCTYPE a [<!ENTITY b "c">]><annotation/>'},
-        "expected an annotation of PASCAL VOC in 0 a.xml, got a document type",
+        "expected an annotation of PASCAL VOC in 0/a.xml, got a document type",
     ),
     "no labeled photo": bad_labels({**GOOD, "labels.csv": rows({"a.png": ""})}, "at least one"),
     "many labels": bad_labels(
-        {**GOOD, "labels.csv": rows({"a.png": ";".join(["cat"] * 33)})}, "'a.png': expected at most 32 labels, got 33"
+        {**GOOD, "labels.csv": rows({"a.png": ";".join(f"cat{n}" for n in range(33))})},
+        "'a.png': expected at most 32 labels, got 33",
     ),
     "labels twice": bad_labels(
         {"labels.csv": rows({"p/a.png": "cat", "a.png": "bowl"}), "p/a.png": png(), "b.png": png()},
-        "'a.png': expected labels of a photo once",
+        "'a.png': expected labels of a photo once, got them in the row of 'p/a.png' too",
     ),
     "a document type in UTF-16": bad_labels(
         {"a.png": png(), "a.xml": '<!DOCTYPE a [<!ENTITY b "cat">]><annotation/>'.encode("utf-16")}, "a document type"
@@ -184,6 +189,23 @@ def test_labels_without_photos_are_named(api: httpx.Client) -> None:
     assert (answer.status_code, answer.json()["type"]) == (422, "/problems/invalid-labels")
     assert answer.json()["missing"] == [f"lost{n}.jpg" for n in range(10)]
     assert answer.json()["missing_total"] == 12
+
+
+def test_a_batch_says_how_labels_found_their_photos(api: httpx.Client) -> None:
+    photos = {"a.png": png(), "s/B.png": png(), "c.png": png()}
+    answer = post(api, packed({**photos, "Labels.CSV": "Image;Label\nA;cats\nC:\\s\\b.png;Bowl\nc.png;cat\nA;bowl\n"}))
+    assert answer.status_code == 202
+    assert answer.json()["matched"] == {"path": 1, "ending": 1, "tail": 1}
+    path = answer.json()["links"]["self"]
+    assert api.get(path).json()["matched"] == answer.json()["matched"]
+    found = api.get(f"{path}/items").json()["items"]
+    assert [(each["image"], each["labels"]) for each in found] == [
+        ("a.png", ["cat", "bowl"]),
+        ("s/B.png", ["bowl"]),
+        ("c.png", ["cat"]),
+    ]
+    for status in (200, 204):
+        assert api.delete(path).status_code == status
 
 
 def test_unknown_labels_name_the_nearest_known_ones(api: httpx.Client) -> None:
@@ -229,6 +251,7 @@ def test_photos_are_not_read_when_the_zip_is_posted(api: httpx.Client) -> None:
     data, *_ = CASES["a size that is a lie"]
     answer = post(api, data)
     assert answer.status_code == 202
+    assert answer.json()["matched"] == {"path": 1}
     path = answer.json()["links"]["self"]
     assert api.delete(path).status_code == 200
     assert api.delete(path).status_code == 204
@@ -289,7 +312,7 @@ def labels(files: Mapping[str, bytes | str]) -> dict[str, tuple[str, ...]]:
     """What a zip's photos are labeled with; photos are not looked at here."""
     with open_zip(io.BytesIO(packed(files)), LIMITS) as archive:
         listing = validate_entries(archive, LIMITS)
-        return {each.image: each.labels for each in read_items(archive, listing, CLASSES)}
+        return {each.image: each.labels for each in read_items(archive, listing, CLASSES)[0]}
 
 
 def xml(image: str, *names: str) -> str:
@@ -384,7 +407,7 @@ def test_damage_anywhere_is_a_problem_and_nothing_else(tmp_path: Path) -> None:
         try:
             with open_zip(io.BytesIO(bytes(data)), LIMITS) as archive:
                 listing = validate_entries(archive, LIMITS)
-                items = read_items(archive, listing, CLASSES)
+                items, _ = read_items(archive, listing, CLASSES)
         except ProblemError:
             continue
         accepted += 1

@@ -149,6 +149,15 @@ def test_exif_orientation_is_undone_before_the_model(context: WorkerContext) -> 
     result = work(context, request(context, buffer.getvalue(), "cat"))
     assert (result.image.width, result.image.height) == (20, 30)
     assert result.image.exif_orientation == 6
+    assert result.image.value_range is None
+
+
+def test_sixteen_bit_gray_that_was_scaled_says_so(context: WorkerContext) -> None:
+    buffer = io.BytesIO()
+    values = np.linspace(100, 4000, 600).astype(np.uint16)  # of 12 bits
+    Image.fromarray(values.reshape(20, 30)).save(buffer, "PNG")
+    result = work(context, request(context, buffer.getvalue(), "cat"))
+    assert result.image.value_range == (100, 4000)
 
 
 def test_a_lost_upload_and_a_damaged_one(context: WorkerContext) -> None:
