@@ -24,9 +24,8 @@ _EXIT_CANNOT_START = 3
 _REDIS_TIMEOUT = 3.0  # seconds: a client should soon get an error if Redis cannot be reached
 
 
-def _server_config(app: FastAPI, settings: Settings, *, host: str = "127.0.0.1", port: int = 0) -> uvicorn.Config:
-    """Return uvicorn's configuration, which trusts X-Forwarded-For from the proxies in the settings alone."""
-    proxies = settings.trusted_proxies
+def _server_config(app: FastAPI, *, host: str = "127.0.0.1", port: int = 0) -> uvicorn.Config:
+    """Return uvicorn's configuration."""
     return uvicorn.Config(
         app,
         host=host,
@@ -34,8 +33,7 @@ def _server_config(app: FastAPI, settings: Settings, *, host: str = "127.0.0.1",
         log_config=None,
         access_log=False,  # service.middleware.observability writes one, without queries
         server_header=False,
-        proxy_headers=bool(proxies),
-        forwarded_allow_ips=proxies,  # the default lets every client on this host choose its address
+        proxy_headers=False,  # the app reads them, from the proxies in the settings alone
         timeout_graceful_shutdown=5,
     )
 
@@ -45,6 +43,9 @@ def main(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
     fd: Annotated[int | None, typer.Option(hidden=True, help="A listening socket, instead of an address.")] = None,
     log: Annotated[telemetry.LogFormat, typer.Option(envvar="SEMPLES_LOG", help="Log as text or JSON lines.")] = "text",
+    root_path: Annotated[
+        str, typer.Option(envvar="SEMPLES_ROOT_PATH", help="Path below which a proxy serves the API, such as /ml.")
+    ] = "",
 ) -> None:
     """Serve the HTTP API; REDIS_URL and SEMPLES_BLOBS say where the rest is."""
     telemetry.configure_logging(log)
@@ -53,7 +54,7 @@ def main(
     if listener is not None:
         host = listener.getsockname()[0]
     try:
-        settings = Settings()
+        settings = Settings(root_path=root_path)
         require_auth_for_public_bind(settings, host)
         set_temp_directory(settings.spool)
         if settings.webhook_secret:  # the janitor signs with it; a mistake is found here
@@ -63,7 +64,7 @@ def main(
     except (ValidationError, BlobError, ValueError, OSError) as error:
         typer.echo(f"python -m service: {str(error).replace(chr(10), ' ')}", err=True)
         raise typer.Exit(_EXIT_CANNOT_START) from error
-    config = _server_config(app, settings, host=host, port=port)
+    config = _server_config(app, host=host, port=port)
     uvicorn.Server(config).run(sockets=None if listener is None else [listener])
 
 

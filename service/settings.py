@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
+import re
+from typing import Final
 
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.middleware.conventions import parse_networks, parse_prefix
+
+_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^\s/?#@]+")
 
 
 class Settings(BaseSettings):
@@ -41,7 +46,9 @@ class Settings(BaseSettings):
     open: bool = False  # no keys are needed on any address: something else protects the API
     published: str = ""  # address of a container's published port, instead of the one listened on
     rate: str = ""  # of each client's posts of images, such as "60/minute"; empty for any
-    trusted_proxies: str = ""  # addresses and networks whose X-Forwarded-For is trusted
+    trusted_proxies: str = ""  # addresses and networks whose X-Forwarded-For, -Proto and -Prefix are trusted
+    root_path: str = ""  # below which a proxy serves the API, such as "/ml"
+    cors_origins: str = ""  # of browsers' pages elsewhere that may call the API, such as "https://a.example"; or "*"
 
     webhook_secret: str = Field(default="", repr=False)  # without it no callback_url is accepted
     webhook_private: bool = False  # whether webhooks may go to addresses not on the internet
@@ -53,7 +60,18 @@ class Settings(BaseSettings):
     @field_validator("trusted_proxies")
     @classmethod
     def _are_networks(cls, value: str) -> str:
-        # "*" would let every client pick its address.
+        parse_networks(value)  # "*" would let every client pick its address
+        return value
+
+    @field_validator("root_path")
+    @classmethod
+    def _is_prefix(cls, value: str) -> str:
+        return parse_prefix(value)
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: str) -> str:
         for each in filter(None, map(str.strip, value.split(","))):
-            ip_network(each, strict=False)
+            if each != "*" and not _ORIGIN.fullmatch(each):
+                raise ValueError(f'expected origins such as "https://a.example:8443" without a path, or "*", got {each!r}')
         return value

@@ -156,7 +156,7 @@ class KeyCheck:
             key = _presented_key(Headers(scope=scope))
             owner = self._keys.owner(key) if key else None
             if owner is None:
-                await problem_response(_refusal(wrong=bool(key)))(scope, receive, send)
+                await problem_response(_refusal(wrong=bool(key)), scope)(scope, receive, send)
                 return
             scope.setdefault("state", {})["key_name"] = owner
         await self.app(scope, receive, send)
