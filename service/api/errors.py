@@ -36,10 +36,13 @@ class _ProblemType:
     advice: str
     retry_after: int | None = None
 
+    def path(self, root: str) -> str:
+        """Return where it is explained, below the prefix of the API's paths."""
+        return f"{root}/problems/{self.name}"
+
     def document(self, detail: str, *, root: str = "") -> dict[str, Any]:
         """Return the RFC 9457 document of an occurrence; ``root`` is the prefix of the API's paths."""
-        kind = f"{root}/problems/{self.name}"
-        return {"type": kind, "title": self.title, "status": self.status, "detail": detail}
+        return {"type": self.path(root), "title": self.title, "status": self.status, "detail": detail}
 
 
 _PROBLEM_TYPES: Final = (

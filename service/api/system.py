@@ -45,7 +45,8 @@ async def get_problem(request: Request, name: str) -> ProblemDescription:
     kind = PROBLEMS.get(name)
     if kind is None:
         raise ProblemError("not-found", "no such type of problem")
-    return ProblemDescription(type=kind.document("", root=request.scope.get("root_path", ""))["type"], status=kind.status, title=kind.title, advice=kind.advice)
+    root = request.scope.get("root_path", "")
+    return ProblemDescription(type=kind.path(root), status=kind.status, title=kind.title, advice=kind.advice)
 
 
 @router.get("/models", tags=["models"], responses=problem_responses(503))

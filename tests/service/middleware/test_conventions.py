@@ -157,7 +157,9 @@ def test_odd_prefixes_are_refused(prefix: str) -> None:
         Settings(root_path=prefix)
 
 
-@pytest.mark.parametrize(("text", "prefix"), [("", ""), ("/", ""), ("/ml", "/ml"), ("/ml/", "/ml"), ("/a/b.c", "/a/b.c")])
+@pytest.mark.parametrize(
+    ("text", "prefix"), [("", ""), ("/", ""), ("/ml", "/ml"), ("/ml/", "/ml"), ("/a/b.c", "/a/b.c")]
+)
 def test_prefixes(text: str, prefix: str) -> None:
     assert parse_prefix(text) == prefix
 
@@ -196,14 +198,14 @@ def test_pages_of_the_origins_in_the_setting_may_call(place: Place, origins: str
         assert elsewhere.headers.get("access-control-allow-origin") == ("*" if origins == "*" else None)
 
 
-@pytest.mark.parametrize("origins", ["tool.example", "https://tool.example/", "https://a.example/x", "https://u@a", "null"])
+@pytest.mark.parametrize("origins", ["tool.example", "https://tool.example/", "https://a.example/x", "https://u@a"])
 def test_odd_origins_are_refused(origins: str) -> None:
-    with pytest.raises(ValidationError, match="expected origins such as"):
+    with pytest.raises(ValidationError, match="or origins such as"):
         Settings(cors_origins=origins)
 
 
 def _part(disposition: str, content: bytes) -> bytes:
-    head = f'--B\r\nContent-Disposition: form-data; {disposition}\r\nContent-Type: image/png\r\n\r\n'.encode()
+    head = f"--B\r\nContent-Disposition: form-data; {disposition}\r\nContent-Type: image/png\r\n\r\n".encode()
     return head + content + b"\r\n"
 
 
