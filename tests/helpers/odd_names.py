@@ -13,7 +13,7 @@ _WORDS = (
     *("-rf", "--help", "--output", "-", "a=b", "a,b", "a:b", "a::b", "file:", "s3:", "memory:", "http:__x", "C:", "\\", "a\\b"),
     *("#", "a#b", "%", "%20", "%2F", "%s", "%(name)s", "{0}", "{name}", "a@b", "user:pw@host", "?q=1", "a+b", "a^b"),
     *("..a", "...", "a.", "a..b", "a.b.c", "a.png", "a.json", "a.jpg.png", "CON", "NUL", "aux", "com1", "labels", "masks"),
-    *("classes", "settings", "results", "summary", "[red]a[/red]", "[bold", "<b>a</b>", "&amp;", "<![CDATA[", "]]>", "<!--"),
+    *("classes", "settings", "results", "summary", "[red]a[blue]", "[bold", "<b>a<b>", "&amp;", "<![CDATA[", "]]>", "<!--"),
     *("café", unicodedata.normalize("NFD", "café"), "日本語", "Ω≈ç√", "👩‍👩‍👧", "🏳️‍🌈", "\u202egnp", "\u200bzero", "\ufeffbom", "\u00a0nbsp", "\u2028ls"),
     *("\u0085nel", "\u00adsoft", "ß", "ẞ", "İ", "ı", "ﬁ", "ﷺ", "e\u0301\u0301\u0301", "\U0001f9ff", "\ufffd", "\ufffe", "\uffff", "مرحبا", "עברית"),
     *("caf\udce9", "\udcff\udcfe", "a\udc80b", "日\udce9", "null", "None", "true", "0", "00", "-1", "1e5", "NaN", "=1+1", "@SUM", "'--"),

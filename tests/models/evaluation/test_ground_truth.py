@@ -67,8 +67,7 @@ def _own_palette(label_map: _Map) -> Image.Image:
 )
 def test_what_is_no_ground_truth(truth: Callable[[_Map], _Map], message: str, tmp_path: Path) -> None:
     said = _evaluate(tmp_path, truth, semples_refuses)
-    assert message in said
-    assert said.count("\n") == 1
+    assert message in said.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -90,9 +89,9 @@ def test_values_that_are_off_by_one(
     "truth",
     [
         lambda found: found,
-        lambda found: Image.fromarray(found),  # gray
+        Image.fromarray,  # gray
         lambda found: np.where(found == 3, 255, found).astype(np.uint8),
-        lambda found: np.roll(found, 6, axis=1),  # bad masks are measured, not refused
+        lambda found: np.roll(found, 3, axis=1),  # bad masks are measured, not refused
         lambda found: np.where(found == 2, 1, 0).astype(np.uint8),
     ],
 )
