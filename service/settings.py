@@ -64,7 +64,8 @@ class Settings(BaseSettings):
         try:
             return cls(**given)  # type: ignore[arg-type]
         except ValidationError as error:
-            raise ValueError("; ".join(f"{_variable(each['loc'])}: {each['msg']}" for each in error.errors())) from None
+            found = [(_variable(each["loc"]), each["msg"].removeprefix("Value error, ")) for each in error.errors()]
+            raise ValueError("; ".join(f"{name}: {message}" for name, message in found)) from None
 
     @field_validator("trusted_proxies")
     @classmethod

@@ -315,7 +315,7 @@ def _open_stores(settings: WorkerSettings) -> BlobStore:
     try:
         open_redis(settings.redis_url).ping()
     except (RedisError, ValueError) as error:
-        raise WorkerStartError(f"cannot reach {settings.redis_url}: {error}") from error
+        raise WorkerStartError(f"cannot reach REDIS_URL: {error}") from error
     try:
         blobs = BlobStore.open(settings.blobs)
         # Without it every job would fail here, and no other worker could have it.

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.bundle.manifest import BundleInfo, find_bundle, read_info
+from models.bundle import manifest
+from models.bundle.manifest import BundleInfo
 from models.cli import predict as predict_commands
 from models.data.classes import ClassList
 from models.exports import list_line
@@ -25,6 +27,14 @@ from tests.helpers.service_fixtures import png
 STEMS = odd_stems()
 GOOD = [stem for stem in STEMS if is_utf8(stem)]
 _TOO_LONG = [stem for stem in GOOD if len(f"{stem}_overlay.png".encode()) > 255]
+
+
+_SIZE = {"width": 30, "height": 20}
+
+
+@cache
+def _info() -> BundleInfo:
+    return manifest.read_info(manifest.find_bundle("coco-demo"))
 
 
 class _Stripes:
@@ -50,7 +60,8 @@ class _Stripes:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    info = read_info(find_bundle("coco-demo"))
+    info = _info()
+    monkeypatch.setattr(manifest, "read_info", lambda _: info)
     monkeypatch.setattr(predict_commands, "_load_predictor", lambda *_: _Stripes(info))
 
 
@@ -99,7 +110,7 @@ def test_predict_one_by_one(photos: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    images = [{"id": number, "file_name": f"{stem}.jpg"} for number, stem in enumerate(STEMS, start=1)]
+    images = [{"id": number, "file_name": f"{stem}.jpg", **_SIZE} for number, stem in enumerate(STEMS, start=1)]
     marks = [{"id": each["id"], "image_id": each["id"], "category_id": 1} for each in images]
     document = {"images": images, "categories": [{"id": 1, "name": "cat"}], "annotations": [
         {**mark, "bbox": [0, 0, 1, 1], "area": 1, "iscrowd": 0, "segmentation": [[0, 0, 1, 0, 1, 1]]} for mark in marks

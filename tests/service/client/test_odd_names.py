@@ -30,7 +30,10 @@ def test_a_folder_of_odd_names(api: httpx.Client, tmp_path: Path) -> None:
     photos.mkdir()
     for stem in _STEMS:
         (photos / f"{stem}.jpg").write_bytes(new_photo())
-    images = [{"id": number, "file_name": f"{stem}.jpg"} for number, stem in enumerate(_STEMS, start=1)]
+    images = [
+        {"id": number, "file_name": f"{stem}.jpg", "width": 30, "height": 20}
+        for number, stem in enumerate(_STEMS, start=1)
+    ]
     box = {"category_id": 1, "bbox": [0, 0, 1, 1], "area": 1, "iscrowd": 0, "segmentation": [[0, 0, 1, 0, 1, 1]]}
     marks = [{**box, "id": each["id"], "image_id": each["id"]} for each in images]
     labels = tmp_path / "labels.json"
