@@ -108,7 +108,12 @@ def test_options_of_a_redis_url(options: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    [f"nothing://u:{_SECRET}@bucket", f"ftp2://u:{_SECRET}@h/path?x=1", f"s3:///u:{_SECRET}@", f"x://h?k={_PARTS[0]}"],
+    [
+        f"nothing://u:{_SECRET}@bucket",
+        f"ftp2://u:{_SECRET}@h/path?x=1",
+        f"s3:///u:{_SECRET}@",
+        f"nothing://h?k={_PARTS[0]}",
+    ],
 )
 def test_of_a_blob_store(url: str) -> None:
     with pytest.raises(BlobError) as error:
