@@ -199,3 +199,22 @@ def test_a_pipe_a_broken_link_and_a_folder_do_not_end_a_run(tmp_path: Path) -> N
     assert "1 photos segmented, 4 failed" in done.stdout
     assert [name for name in "abdz" if f"/{name}.jpg: " in done.stderr] == list("abdz")
     assert (output / "zz.json").is_file()
+
+
+@pytest.mark.parametrize("command", ["predict", "segment", "make-pseudo-masks"])
+def test_files_of_others_beside_the_photos_are_kept(command: str, tmp_path: Path) -> None:
+    (tmp_path / "cat.jpg").write_bytes(_jpeg(1))
+    (tmp_path / "labels.csv").write_text("image,labels\ncat.jpg,cat\n")
+    mine = {tmp_path / "cat.json": b'{"shapes": []}', tmp_path / "cat.png": png(), tmp_path / "classes.txt": b"cat\n"}
+    for path, content in mine.items():
+        path.write_bytes(content)
+    arguments = {
+        "predict": [tmp_path / "cat.jpg", "--labels", "cat"],
+        "segment": [tmp_path / "cat.jpg"],
+        "make-pseudo-masks": ["--images", tmp_path, "--labels", tmp_path / "labels.csv"],
+    }[command]
+    named = "classes.txt" if command == "make-pseudo-masks" else "cat.json"
+    assert named in semples_refuses(command, *arguments, "--output", tmp_path)
+    assert {path: path.read_bytes() for path in mine} == mine
+    semples_ok(command, *arguments, "--output", tmp_path, "--overwrite")
+    semples_ok(command, *arguments, "--output", tmp_path)  # ours now
