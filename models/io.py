@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+_MAX_NAME_BYTES: Final = 255
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -16,7 +19,9 @@ def write_atomically(path: Path, data: bytes) -> None:
         OSError: if that fails, with the file's name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.partial")
+    if len(os.fsencode(partial.name)) > _MAX_NAME_BYTES:  # the name itself may be as long as the file system takes
+        partial = path.with_name(f"{hashlib.sha256(os.fsencode(path.name)).hexdigest()}.partial")
     try:
         partial.write_bytes(data)
         partial.replace(path)
@@ -32,7 +37,8 @@ def hash_file(path: Path) -> str:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON for people and programs, whole or not at all."""
-    write_atomically(path, to_json(value).encode())
+    # What is no Unicode, of a file name that is no UTF-8, becomes its escape in JSON.
+    write_atomically(path, to_json(value).encode(errors="backslashreplace"))
 
 
 def read_json(path: Path) -> dict[str, Any]:

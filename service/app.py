@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Final
 
 from anyio import CapacityLimiter
 from fastapi import FastAPI
 from redis import Redis
+from starlette.middleware.cors import CORSMiddleware
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from service.api import batches, errors, jobs, label_studio, masks, openapi, pages, results, system
 from service.api.forms import CallbackRules
@@ -24,6 +26,7 @@ from service.label_studio import LabelStudioBackend, TaskImages
 from service.metrics import HttpMetrics, RedisCollector
 from service.middleware.auth import SCHEMES, ApiKeys, KeyCheck, load_keys
 from service.middleware.body_limit import BodyBounds, BodyLimit
+from service.middleware.conventions import HeadAsGet, PathPrefix, parse_networks
 from service.middleware.observability import RequestLogger, SecurityHeaders
 from service.middleware.rate_limit import RateLimit, parse_rate
 from service.settings import Settings
@@ -34,6 +37,7 @@ from worker.webhooks.urls import Resolve, resolve_host
 
 _MAX_OPEN_ZIPS: Final = 2  # read, and made, at once: each takes a thread and some memory or disk
 _UNPACKED_FACTOR: Final = 4  # photos are compressed already and do not grow
+_EXPOSED_HEADERS: Final = ("Location", "Retry-After", "ETag", "X-Request-ID", "RateLimit", "RateLimit-Policy")
 _DESCRIPTION: Final = """Images with class labels go in, pixel masks come out.
 
 Post an image with the labels of what it shows (`/pseudo-mask`), or without any to a model that finds out itself
@@ -46,7 +50,7 @@ def create_app(settings: Settings, redis: Redis, blobs: BlobStore, *, resolve: R
     """Return the API; ``resolve`` finds the addresses of a callback's host.
 
     Raises:
-        ValueError: if the settings name API keys or a rate that cannot be read.
+        ValueError: if the settings name API keys or a rate that cannot be read, or a root path like a call's.
     """
     keys = load_keys(settings)
     metrics = HttpMetrics()
@@ -75,8 +79,10 @@ def create_app(settings: Settings, redis: Redis, blobs: BlobStore, *, resolve: R
     _add_middleware(app, settings, redis, keys, metrics)
     errors.install(app)
     openapi.install(app)
-    for module in (masks, jobs, results, batches, label_studio, system, pages):
-        app.include_router(module.router)
+    routers = [module.router for module in (masks, jobs, results, batches, label_studio, system, pages)]
+    _check_prefix(settings.root_path, [str(getattr(route, "path", "")) for each in routers for route in each.routes])
+    for router in routers:
+        app.include_router(router)
     return app
 
 
@@ -115,6 +121,7 @@ def _state(settings: Settings, redis: Redis, blobs: BlobStore, metrics: HttpMetr
 
 def _add_middleware(app: FastAPI, settings: Settings, redis: Redis, keys: ApiKeys | None, metrics: HttpMetrics) -> None:
     """Add the middleware, the innermost first: the outer ones see what the inner ones refuse."""
+    app.add_middleware(HeadAsGet)
     app.add_middleware(UploadSlots, slots=settings.max_zips)
     if settings.rate:
         app.add_middleware(RateLimit, rate=parse_rate(settings.rate), redis=redis)
@@ -127,3 +134,19 @@ def _add_middleware(app: FastAPI, settings: Settings, redis: Redis, keys: ApiKey
     app.add_middleware(BodyLimit, bounds=bounds, by_path={"/batches": of_batches})
     app.add_middleware(RequestLogger, metrics=metrics)
     app.add_middleware(SecurityHeaders)
+    if origins := [each.strip() for each in settings.cors_origins.split(",") if each.strip()]:
+        # No credentials: a key is a header that the page itself adds.
+        methods, exposed = ("GET", "HEAD", "POST", "DELETE"), _EXPOSED_HEADERS
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=methods, allow_headers=["*"], expose_headers=exposed
+        )
+    if settings.trusted_proxies:
+        # Uvicorn's, but here: PathPrefix must see the proxy's address, which this replaces by the client's.
+        app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=settings.trusted_proxies)
+    app.add_middleware(PathPrefix, prefix=settings.root_path, trusted=parse_networks(settings.trusted_proxies))
+
+
+def _check_prefix(prefix: str, paths: Iterable[str]) -> None:
+    """Raise ValueError if a path below the prefix could also be a call without it."""
+    if prefix and any(path.split("/")[:2] == prefix.split("/")[:2] for path in paths):
+        raise ValueError(f"expected a root path that does not begin as a call of the API does, got {prefix!r}")

@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
 
+from models.messages import accept_any_output, one_line
 from worker import telemetry
 from worker.queue.failures import DeadLetter, DeadLetterError, dead_letters, requeue
 from worker.queue.registry import janitor_key, live_workers
@@ -78,7 +79,7 @@ def _health(
     except (RedisError, ValueError) as error:
         problem = str(error)
     if problem:
-        typer.echo(f"python -m worker health: {problem}", err=True)
+        typer.echo(one_line(f"python -m worker health: {problem}"), err=True)
         raise typer.Exit(_EXIT_NOT_AT_WORK)
 
 
@@ -163,10 +164,11 @@ def _table(letters: list[DeadLetter]) -> Table:
 
 
 def _failed(program: str, error: Exception) -> typer.Exit:
-    typer.echo(f"semples {program}: {error}", err=True)
+    typer.echo(one_line(f"semples {program}: {error}"), err=True)
     return typer.Exit(_EXIT_CANNOT_START)
 
 
 if __name__ == "__main__":
+    accept_any_output()
     # `semples dead` runs this module as `dead`; `run` and `health` are no commands of `semples`.
     app(prog_name="semples" if sys.argv[1:2] == ["dead"] else "python -m worker")

@@ -26,6 +26,7 @@ from worker.queue.failures import drop_expired_letters, note_abandoned
 from worker.queue.registry import janitor_key
 from worker.queue.rq import job_queues, open_redis
 from worker.settings import JanitorSettings
+from worker.signals import handle
 from worker.storage import BlobStore
 from worker.webhooks.sender import MAX_PER_HOST, Sender, deliver_due, parse_secret
 
@@ -112,8 +113,7 @@ def _tasks(
 
 def _stop_signals() -> threading.Event:
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: stop.set())
+    handle((signal.SIGTERM, signal.SIGINT), lambda _number, _frame: stop.set())
     return stop
 
 

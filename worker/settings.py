@@ -9,13 +9,17 @@ import os
 import socket
 import sys
 import uuid
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeAlias
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic import AliasChoices, Field, PlainValidator, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 from models.data.images import MAX_PIXELS
+from models.messages import one_line
 from worker.queue.schema import BLOB_SECONDS, LEASE_SECONDS
+
+PathText: TypeAlias = Annotated[str, PlainValidator(str)]
+"""A path as the file system takes it: pydantic's own text must be UTF-8."""
 
 
 def _unique_worker_name() -> str:
@@ -42,7 +46,7 @@ class _Settings(BaseSettings):
             description="redis://, rediss:// or unix://",
         ),
     ]
-    blobs: Annotated[str, Field(description="Blob store: a folder or an fsspec URL.")]
+    blobs: Annotated[PathText, Field(description="Blob store: a folder or an fsspec URL.")]
 
     @classmethod
     def from_command_line(cls, arguments: list[str]) -> Self:
@@ -52,7 +56,7 @@ class _Settings(BaseSettings):
         except ValidationError as error:
             program = cls.model_config.get("cli_prog_name")
             parts = "; ".join(f"{_option(each['loc'])}: {each['msg']}" for each in error.errors())
-            print(f"{program}: {parts}", file=sys.stderr)  # noqa: T201
+            print(one_line(f"{program}: {parts}"), file=sys.stderr)  # noqa: T201
             raise SystemExit(2) from None
 
 
@@ -64,7 +68,7 @@ class WorkerSettings(_Settings):
 
     model_config = SettingsConfigDict(cli_prog_name="semples worker")
 
-    bundle: Annotated[str, Field(description="Name or folder of the bundle.")] = "coco-demo"
+    bundle: Annotated[PathText, Field(description="Name or folder of the bundle.")] = "coco-demo"
     device: Annotated[str, Field(description="cpu, cuda, cuda:1 or auto.")] = "auto"
     precision: Annotated[str, Field(description="float32, bfloat16 or float16.")] = "float32"
     threads: Annotated[int, Field(ge=0, description="CPU threads of the model; 0: torch decides.")] = 0

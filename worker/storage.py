@@ -29,6 +29,8 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.spec import AbstractBufferedFile
 
+from models.messages import one_line
+
 BlobKind = Literal["uploads", "results", "archives"]
 Pinned = Callable[[Sequence[str]], frozenset[str]]
 """Returns those of some keys that are still needed, however old."""
@@ -39,6 +41,7 @@ _PART_BYTES: Final = 8 * 2**20
 _KINDS: Final[tuple[BlobKind, ...]] = ("uploads", "results", "archives")
 _KEY: Final = re.compile(r"(uploads|results|archives)/[0-9a-f]{2}/[0-9a-f]{64}")
 _S3: Final = "s3://"
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)")
 # MinIO's full disk and full bucket, Ceph's quota, and an answer without a code of its own.
 _FULL_CODES: Final = (
     *("XMinioStorageFull", "XMinioAdminBucketQuotaExceeded"),
@@ -104,12 +107,14 @@ class BlobStore:
     def open(cls, url: str, *, patience: Patience = _PATIENCE) -> BlobStore:
         """Open the store at a directory or an fsspec URL (file://, memory://, s3://), without a request."""
         try:
+            if not _URL.match(url):  # a path may hold anything, such as fsspec's "::"
+                return cls(LocalFileSystem(), str(Path(url).absolute()))
             if url.startswith(_S3):
                 options = {"timeout": patience.call}
                 return cls(*_open_s3(url, patience), errors=_s3_errors(), options=options)
             return cls(*fsspec.core.url_to_fs(url))
         except (ValueError, ImportError, OSError) as error:
-            raise BlobError(f"cannot open the blob store {url!r}: {error}") from error
+            raise BlobError(one_line(f"cannot open the blob store {url}: {error}")) from error
 
     def check(self) -> None:
         """Raise BlobError unless the store answers and can be listed."""

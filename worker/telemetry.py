@@ -7,7 +7,6 @@ Prometheus's. Traces go through OpenTelemetry's API, which does nothing unless a
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -30,6 +29,7 @@ from prometheus_client.registry import Collector
 from pythonjsonlogger.json import JsonFormatter
 from rq.job import Job
 
+from models.messages import printable, without_secrets
 from worker.queue.schema import Timings
 
 _ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
@@ -50,8 +50,6 @@ _FIELDS: Final = (
 )
 # Loggers with a line for each job or URL; our own lines have ids and no secrets.
 _NOISY: Final = ("rq.worker", "httpx", "httpcore", "urllib3", "uvicorn.access")
-_USER = re.compile(r"(\b[a-z][a-z0-9+.-]*://)\S*@", re.IGNORECASE)  # to the last @: a password may hold any of @/?#
-_QUERY = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s?#'\"]*)\?[^\s'\"]*", re.IGNORECASE)
 
 
 def configure_logging(form: LogFormat, *, stream: TextIO | None = None) -> None:
@@ -61,11 +59,6 @@ def configure_logging(form: LogFormat, *, stream: TextIO | None = None) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for name in _NOISY:
         logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def scrub(text: str) -> str:
-    """Remove user, password and query from every URL in a text."""
-    return _QUERY.sub(r"\1?…", _USER.sub(r"\1…@", text))
 
 
 @contextmanager
@@ -91,9 +84,14 @@ def _ids(record: logging.LogRecord) -> dict[str, str]:
 class _TextLines(logging.Formatter):
     """The message, with ids at the end of its first line."""
 
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        """Return a record's message; see logging. Further lines are indented, so that none looks like a record."""
+        record.message = "\n    ".join(map(printable, record.message.split("\n")))
+        return super().formatMessage(record)
+
     def format(self, record: logging.LogRecord) -> str:
         """Return a record's lines; see logging."""
-        first, newline, rest = scrub(super().format(record)).partition("\n")
+        first, newline, rest = without_secrets(super().format(record)).partition("\n")
         ids = " ".join(f"{name}={value}" for name, value in _ids(record).items())
         return f"{first} [{ids}]{newline}{rest}" if ids else f"{first}{newline}{rest}"
 
@@ -117,7 +115,7 @@ class _JsonLines(JsonFormatter):
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
         """Keep the known fields, scrubbed and in one order."""
         known = {name: log_data[name] for name in _FIELDS if log_data.get(name) is not None}
-        return {name: scrub(value) if isinstance(value, str) else value for name, value in known.items()}
+        return {name: without_secrets(value) if isinstance(value, str) else value for name, value in known.items()}
 
 
 Outcome = Literal["finished", "failed", "canceled", "retried"]

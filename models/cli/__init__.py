@@ -12,6 +12,7 @@ from typer.exceptions import TyperException
 
 from models.cli import bundle, data, evaluate, predict, train
 from models.cli.options import print_error
+from models.messages import accept_any_output
 
 __all__ = ["main"]
 
@@ -107,6 +108,7 @@ def main() -> None:
     """Run a command; wrong input ends in one line on standard error and exit code 2."""
     # Set before torch is imported: idle OpenMP threads that spin slow down other processes on small machines.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    accept_any_output()
     try:
         code = app(standalone_mode=False)
     except TyperException as error:  # a wrong option or argument
@@ -134,7 +136,6 @@ def _exec(module: str, arguments: list[str], *, needs: str, packages: Sequence[s
 
 
 def _fail(message: str, code: int) -> None:
-    line = " ".join(message.split())
-    if line:  # empty without a command, when typer has printed the help
-        print_error(line)
+    if message.strip():  # empty without a command, when typer has printed the help
+        print_error(message)
     sys.exit(code)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
@@ -19,6 +21,7 @@ from models.cli.options import (
     progress,
     require_export_packages,
 )
+from models.messages import printable
 
 if TYPE_CHECKING:
     import torch
@@ -142,6 +145,9 @@ def export(
         str | None,
         typer.Option(help="label-studio: prefix of the photos' URLs. Default: /data/local-files/?d="),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Write into a folder that is not empty, over files of the same names.")
+    ] = False,
 ) -> None:
     """Export pseudo masks as a VOC folder, COCO json, CVAT mask zip or Label Studio json. All photos, or nothing."""
     from models.data.mask_folder import open_mask_folder
@@ -149,10 +155,10 @@ def export(
 
     write = _writer(to, image_prefix)
     masks = open_mask_folder(folder, images)
-    with progress(f"export to {to.value}", len(masks)) as (bar, task), new_folder(output) as new:
+    with progress(f"export to {to.value}", len(masks)) as (bar, task), new_folder(output, overwrite=overwrite) as new:
         photos = bar.track(masks.masked_images(), task_id=task)
         written = write(photos, masks.classes, new)
-    print(f"{output}: {written}")
+    print(f"{printable(output)}: {written}")
 
 
 @contextmanager
@@ -171,9 +177,18 @@ def _report_prepared(prepared: Prepared, output: Path, config: str) -> None:
         "import-checkpoint' wrote (or give it a section pretrain_generator), and then"
     )
     print(
-        f"  semples train-generator work/ --images {prepared.images} --labels {output / 'labels.csv'} "
-        f"--classes {output / 'classes.txt'} --config my.yaml"
+        f"  semples train-generator work/ --images {_shell(prepared.images)} --labels {_shell(output / 'labels.csv')} "
+        f"--classes {_shell(output / 'classes.txt')} --config my.yaml"
     )
+
+
+def _shell(path: Path) -> str:
+    """Return a path as a shell takes it: one word, whatever it holds."""
+    text = str(path)
+    if text.isprintable():
+        return shlex.quote(f"./{text}" if text.startswith("-") else text)
+    octets = (chr(each) if 32 <= each < 127 and each not in b"'\\" else f"\\x{each:02x}" for each in os.fsencode(text))
+    return f"$'{''.join(octets)}'"  # of bash, zsh and POSIX.1-2024
 
 
 def _import_weaktr(file: Path, classes: Path, channels: str, output: Path) -> None:
@@ -187,7 +202,7 @@ def _import_weaktr(file: Path, classes: Path, channels: str, output: Path) -> No
     if output.exists() and output.samefile(file):
         raise ValueError(f"expected an output that keeps {file}, got itself")
     write_tensors(output, imported.tensors)
-    print(f"written to {output}: {len(class_list)} classes; in the configuration")
+    print(f"written to {printable(output)}: {len(class_list)} classes; in the configuration")
     print(f"  generator: {_settings(output, imported.sizes)}")
     print("with 'pooling: avg' if it was trained so, which the file does not tell (older public ones for COCO).")
 

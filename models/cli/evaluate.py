@@ -18,6 +18,7 @@ from models.cli.options import (
     DeviceOption,
     ImagesOption,
     LabelsFileOption,
+    OverwriteOption,
     ThreadsOption,
     WorkArgument,
     percent_progress,
@@ -25,6 +26,7 @@ from models.cli.options import (
     print_error,
     progress,
 )
+from models.messages import printable
 
 if TYPE_CHECKING:
     from models.data.classes import ClassList
@@ -92,23 +94,26 @@ def report(
         typer.Option("--bundle", help="Of this run. Default: WORK/bundle, else packed anew."),
     ] = None,
     ground_truth: Annotated[Path | None, typer.Option("--ground-truth", help="Folder of STEM.png label maps.")] = None,
+    overwrite: OverwriteOption = False,
     photos: Annotated[int, typer.Option(min=0, max=100, help="Of how many photos to show pictures.")] = 6,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
     """Write one HTML file about a run, finished or not: curves, tables, pictures, what the prompts learned."""
     from models.data.labels import read_folder
+    from models.data.photo_files import refuse_foreign
     from models.evaluation.report import Sources, write_report
     from models.training.run import open_run
 
     if masks is not None and not masks.is_dir():
         raise ValueError(f"expected the output folder of make-pseudo-masks, got {masks}")
+    refuse_foreign([output], overwrite=overwrite)
     run = open_run(work, device=pick_device(device, threads))
     samples = read_folder(images, labels, run.classes)
     with _bundle_of(run, bundle) as found, percent_progress("report") as on_fraction:
         sources = Sources(samples, masks or work / "pseudo-masks", found, ground_truth)
         path = write_report(run, sources, output, photos=photos, on_fraction=on_fraction)
-    print(f"written to {path}")
+    print(f"written to {printable(path)}")
 
 
 def _print_measured(measured: Measured, classes: ClassList) -> None:

@@ -24,6 +24,7 @@ from rich.progress import (
 
 from models.data.classes import Vocabulary
 from models.data.labels import FORMS_HELP
+from models.messages import one_line
 from models.refine import REFINERS
 
 if TYPE_CHECKING:
@@ -72,6 +73,9 @@ LabelsFileOption = Annotated[
     ),
 ]
 WorkersOption = Annotated[int, typer.Option(min=0, help="Processes that load photos; 0 loads in this one.")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace files in the output that semples did not make.")
+]
 WorkArgument = Annotated[Path, typer.Argument(help="Work directory of the run.")]
 
 
@@ -184,4 +188,4 @@ def require_single_process(command: str) -> None:
 def print_error(message: str) -> None:
     """Print one line to standard error."""
     console = Console(stderr=True, soft_wrap=True)
-    console.print(f"semples: {message}", markup=False, highlight=False)
+    console.print(one_line(f"semples: {message}"), markup=False, highlight=False)

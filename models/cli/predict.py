@@ -18,6 +18,7 @@ from models.cli.options import (
     DeviceOption,
     ImagesOption,
     LabelsFileOption,
+    OverwriteOption,
     PowerOption,
     RefineOption,
     ThreadsOption,
@@ -28,6 +29,7 @@ from models.cli.options import (
 )
 from models.data.classes import split_labels
 from models.data.photos import describe_rules
+from models.messages import printable
 
 if TYPE_CHECKING:
     from models.bundle.manifest import BundleInfo
@@ -56,6 +58,7 @@ def predict(
     background_threshold: BackgroundOption = None,
     background_power: PowerOption = None,
     min_confidence: ConfidenceOption = None,
+    overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
@@ -63,11 +66,13 @@ def predict(
     from models.bundle.manifest import find_bundle, read_info
     from models.data.classes import with_open_labels
     from models.data.images import read_image
+    from models.data.mask_files import check_results
+    from models.data.photo_files import read_photo
 
     # Photo and labels are checked before the model is loaded, which takes seconds.
     labels = list(split_labels(labels))
-    upright = read_image(image.read_bytes())
-    _check_output(output, image)
+    upright = read_image(read_photo(image))
+    check_results(output, [image], overwrite=overwrite)
     info = read_info(find_bundle(bundle))
     classes = info.classes
     if vocabulary == "open":
@@ -85,7 +90,8 @@ def predict(
     stem = _write_results(output, image, upright, segmentation, options, info=predictor.info)
     for each in segmentation.classes:
         print(each)
-    print(f"written to {stem}.png, {stem}_overlay.png and {stem}.json")
+    shown = printable(stem)
+    print(f"written to {shown}.png, {shown}_overlay.png and {shown}.json")
 
 
 def make_masks(
@@ -104,6 +110,7 @@ def make_masks(
     processes: Annotated[
         int, typer.Option(min=1, help="Processes that share the photos, each with its own model.")
     ] = 1,
+    overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
@@ -127,7 +134,7 @@ def make_masks(
         background_power=background_power,
         min_confidence=min_confidence,
     )
-    job = MaskJob(output, options, save_scores=save_scores, classes=classes)
+    job = MaskJob(output, options, save_scores=save_scores, classes=classes, overwrite=overwrite)
     if processes == 1:
         make = partial(make_here, _load_predictor(bundle, device, threads), job)
     else:
@@ -150,10 +157,11 @@ def rethreshold(
         bool,
         typer.Option("--per-class", help="Estimate a threshold for each class from its scores."),
     ] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Make masks with other thresholds from stored scores: what a new run would give, without the model."""
     from models.bundle.manifest import find_bundle, read_info
-    from models.data.mask_folder import read_settings
+    from models.data.mask_folder import SETTINGS, THRESHOLDS, read_settings
     from models.inference.folder import (
         MaskJob,
         make_pseudo_masks,
@@ -166,6 +174,8 @@ def rethreshold(
 
     if output.resolve() == folder.resolve():
         raise ValueError(f"expected an output folder other than {folder}, got the same")
+    if per_class and not overwrite and (output / THRESHOLDS).exists() and not (output / SETTINGS).exists():
+        raise ValueError(f"expected to overwrite only what semples made (or --overwrite), got {output / THRESHOLDS}")
     info = read_info(find_bundle(bundle))
     samples = stored_samples(folder, info)
     options = fill_defaults(
@@ -181,12 +191,12 @@ def rethreshold(
         # Classes without an estimate keep the bundle's threshold, or --background-threshold.
         thresholds = {**options.class_thresholds, **_estimate_thresholds(folder, samples)}
         options = replace(options, class_thresholds=thresholds)
-    job = MaskJob(output, options, save_scores=False, classes=stored_classes(folder, info))
+    job = MaskJob(output, options, save_scores=False, classes=stored_classes(folder, info), overwrite=overwrite)
     make = partial(redecide, folder, info, job)
     with progress("masks", len(samples)) as (bar, task):
         outcome = make_pseudo_masks(info, samples, job, make, on_image=lambda: bar.advance(task))
     if per_class:
-        write_json(output / "thresholds.json", options.class_thresholds)
+        write_json(output / THRESHOLDS, options.class_thresholds)
     _report_outcome(outcome, output)
 
 
@@ -196,61 +206,39 @@ def segment(
     bundle: BundleOption = _DEFAULT_BUNDLE,
     refine: RefineOption = None,
     min_confidence: ConfidenceOption = None,
+    overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
     """Segment photos without labels: STEM.png, STEM_overlay.png and STEM.json of each."""
     from models.data.images import ImageError, read_image
+    from models.data.mask_files import check_results
+    from models.data.photo_files import find_photos, is_of_one_file, read_photo
 
-    photos = _photos(images)
-    for photo in photos:
-        _check_output(output, photo)
+    photos = find_photos(images)
+    check_results(output, photos, overwrite=overwrite)
     # A single photo is checked before the model is loaded, which takes seconds.
-    single = read_image(photos[0].read_bytes()) if len(photos) == 1 else None
+    single = read_image(read_photo(photos[0])) if len(photos) == 1 else None
     predictor = _load_predictor(bundle, device, threads)
     options = predictor.segment_options(refine=refine, min_confidence=min_confidence)
     failed = 0
     with progress("segment", len(photos)) as (bar, task):
         for photo in bar.track(photos, task_id=task):
             try:
-                upright = single or read_image(photo.read_bytes())
+                upright = single or read_image(read_photo(photo))
+                result = predictor.segment(upright.pixels, options)
+                _write_results(output, photo, upright, result, options, info=predictor.info)
             except (ImageError, OSError) as error:
+                if isinstance(error, OSError) and not is_of_one_file(error):
+                    raise
                 failed += 1
-                print_error(f"{photo}: {error}")
+                print_error(f"{printable(photo)}: {error}")
                 continue
-            result = predictor.segment(upright.pixels, options)
-            _write_results(output, photo, upright, result, options, info=predictor.info)
             found = ", ".join(f"{each.name} {each.area:.1%}" for each in result.classes if each.area)
-            print(f"{photo.name}: {found or 'nothing found'}")
-    print(f"{len(photos) - failed} photos segmented, {failed} failed: {output}")
+            print(f"{printable(photo.name)}: {found or 'nothing found'}")
+    print(f"{len(photos) - failed} photos segmented, {failed} failed: {printable(output)}")
     if failed:
         raise typer.Exit(1)
-
-
-def _photos(paths: Sequence[Path]) -> list[Path]:
-    """The photos of files and folders, each once; their stems name the results, so they must differ."""
-    from models.data.images import PHOTO_SUFFIXES
-    from models.data.photos import is_hidden, stem_key
-
-    photos: dict[str, Path] = {}
-    for path in paths:
-        inside = sorted(path.iterdir()) if path.is_dir() else [path]
-        for photo in inside:
-            if path.is_dir() and (photo.suffix.lower() not in PHOTO_SUFFIXES or photo.is_dir()):
-                continue
-            if path.is_dir() and is_hidden(Path(photo.name)):
-                continue
-            other = photos.setdefault(stem_key(photo.name), photo)
-            if other != photo:
-                raise ValueError(f"expected distinct stems, got {other} and {photo}")
-    if not photos:
-        raise ValueError("expected at least one photo, got none")
-    return list(photos.values())
-
-
-def _check_output(output: Path, image: Path) -> None:
-    if (output / f"{image.stem}.png").resolve() == image.resolve():
-        raise ValueError(f"expected an output folder that keeps {image}, got its own")
 
 
 def _write_results(
@@ -263,29 +251,25 @@ def _write_results(
     info: BundleInfo,
 ) -> Path:
     """Write STEM.png, STEM_overlay.png and STEM.json; returns their path without suffix."""
-    from models.data.mask_files import OVERLAY, describe, mask_png, overlay_png
+    from models.data.mask_files import describe, mask_png, overlay_png, result_paths
     from models.io import write_atomically, write_json
 
-    stem = output / image.stem
-    mask = mask_png(segmentation, info, options)
-    write_atomically(stem.with_name(f"{image.stem}.png"), mask)
-    overlay = overlay_png(upright.pixels, segmentation.label_map)
-    write_atomically(stem.with_name(f"{image.stem}{OVERLAY}.png"), overlay)
-    record = describe(segmentation, info, options, image=image.name)
-    write_json(
-        stem.with_name(f"{image.stem}.json"),
-        {**record, "exif_orientation": upright.exif_orientation, "value_range": upright.value_range},
-    )
-    return stem
+    mask, overlay, record = result_paths(output, image)
+    write_atomically(mask, mask_png(segmentation, info, options))
+    write_atomically(overlay, overlay_png(upright.pixels, segmentation.label_map))
+    described = describe(segmentation, info, options, image=image.name)
+    as_read = {"exif_orientation": upright.exif_orientation, "value_range": upright.value_range}
+    write_json(record, {**described, **as_read})
+    return output / image.stem
 
 
 def _report_outcome(outcome: Outcome, output: Path) -> None:
     """Print the numbers of a folder; exit with code 1 if a photo failed."""
     if found := describe_rules(outcome.matched):
         print(found)
-    print(f"{outcome.made} masks made, {outcome.kept} kept, {len(outcome.failed)} failed: {output}")
+    print(f"{outcome.made} masks made, {outcome.kept} kept, {len(outcome.failed)} failed: {printable(output)}")
     for name, reason in outcome.failed:
-        print_error(f"{name}: {reason}")
+        print_error(f"{printable(name)}: {reason}")
     if outcome.failed:
         raise typer.Exit(1)
 

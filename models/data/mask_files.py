@@ -19,6 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from models.data.classes import BACKGROUND_INDEX, IGNORE_INDEX
+from models.data.photo_files import SOFTWARE, refuse_foreign
 from models.inference.masks import ClassResult, MaskOptions, Segmentation, SoftMaps
 
 OVERLAY = "_overlay"  # follows the stem in the file names of overlays
@@ -45,7 +46,7 @@ def mask_png(segmentation: Segmentation, model: _Model, options: MaskOptions) ->
     names = [each.name for each in segmentation.classes]
     zero_shot = ", ".join(each.name for each in segmentation.classes if each.zero_shot)
     text = {
-        "Software": f"semples {software_version()}",
+        "Software": f"{SOFTWARE} {software_version()}",
         "Model": f"{model.name} {model.version}",
         "Licence": model.licence,
         "Labels": ", ".join(names),
@@ -156,11 +157,18 @@ def _opened_npz(source: Path | BinaryIO) -> Iterator[Any]:
 
 def read_label_map(path: Path) -> NDArray[np.uint8]:
     """Read a label map, (H, W): class index per pixel, 0 background, 255 ignore; ValueError if not of mode L or P."""
+    return read_indexed(path)[0]
+
+
+def read_indexed(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Read a label map as ``read_label_map`` does, and its palette, (256, 3), None where it is gray."""
     with _opened_picture(path) as picture:
         if picture.mode not in ("L", "P"):
             raise ValueError(f"expected a label map in mode L or P in {path}, got {picture.mode}")
         label_map: NDArray[np.uint8] = np.array(picture)
-        return label_map
+        colors = picture.getpalette("RGB") if picture.mode == "P" else None
+        palette = np.array([*(colors or ()), *[0] * 768][:768], dtype=np.uint8).reshape(256, 3)
+        return label_map, None if colors is None else palette
 
 
 def read_mask(source: Path | bytes) -> tuple[NDArray[np.uint8], dict[str, str]]:
@@ -202,6 +210,28 @@ def voc_palette() -> NDArray[np.uint8]:
     return colors
 
 
+def result_paths(output: Path, photo: Path) -> tuple[Path, Path, Path]:
+    """Return where a photo's mask, overlay and record go: STEM.png, STEM_overlay.png and STEM.json."""
+    return tuple(output / f"{photo.stem}{end}" for end in (".png", f"{OVERLAY}.png", ".json"))  # type: ignore[return-value]
+
+
+def check_results(output: Path, photos: Sequence[Path], *, overwrite: bool) -> None:
+    """Check that the results of photos may be written to a folder.
+
+    Raises:
+        ValueError: if they would overwrite a photo, each other or, without ``overwrite``, files that are not ours.
+    """
+    inputs = {photo.resolve(): photo for photo in photos}
+    owners: dict[Path, Path] = {}
+    for photo in photos:
+        for path in result_paths(output, photo):
+            if (kept := inputs.get(path.resolve())) is not None:
+                raise ValueError(f"expected an output folder that keeps {kept}, got its own")
+            if owners.setdefault(path, photo) != photo:
+                raise ValueError(f"expected photos whose results have different names, got {owners[path]} and {photo}")
+    refuse_foreign(owners, overwrite=overwrite)
+
+
 def label_map_png(label_map: NDArray[np.uint8], *, text: Mapping[str, str] | None = None) -> bytes:
     """Encode a label map, (H, W), as a palette PNG in VOC colors with text chunks; pixels are the class indices."""
     picture = Image.fromarray(label_map)
@@ -212,7 +242,8 @@ def label_map_png(label_map: NDArray[np.uint8], *, text: Mapping[str, str] | Non
 def overlay_png(image: NDArray[np.uint8], label_map: NDArray[np.uint8]) -> bytes:
     """Encode ``overlay``'s result as an RGB PNG."""
     mixed = overlay(image, label_map)
-    return _png(Image.fromarray(mixed), {}, compress_level=1)  # speed before size
+    provenance = {"Software": f"{SOFTWARE} {software_version()}"}
+    return _png(Image.fromarray(mixed), provenance, compress_level=1)  # speed before size
 
 
 def overlay(image: NDArray[np.uint8], label_map: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -27,11 +27,13 @@ from models.data.classes import (
 )
 from models.data.images import PHOTO_SUFFIXES, ImageError, ImageHeader, check_image
 from models.data.mask_files import occurring, read_label_map, read_mask
+from models.data.photo_files import refuse_foreign
 from models.data.photos import MatchRule, count_rules, is_hidden, visible_files
 from models.inference.masks import MaskOptions
 from models.io import first_difference, hash_file, read_json, to_json, write_atomically, write_json
 
 RESULTS, SETTINGS, SUMMARY = "results.jsonl", "settings.json", "summary.json"
+CLASSES, THRESHOLDS = "classes.txt", "thresholds.json"
 _RECORD_KEYS = {"stem", "image", "model", "classes"}
 _AVERAGED = ("area", "confidence", "alignment_class", "alignment_background")
 
@@ -57,7 +59,8 @@ class MaskFolderWriter:
     ``failed`` maps a stem to (image, reason). Only names and file positions are kept in memory.
 
     Raises:
-        ValueError: if the settings differ, or the folder's masks would overwrite the images.
+        ValueError: if the settings differ, or the folder's masks would overwrite the images or, without ``overwrite``,
+            files that are not ours.
     """
 
     def __init__(
@@ -66,27 +69,37 @@ class MaskFolderWriter:
         samples: Sequence[Sample],
         classes: ClassList,
         settings: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
     ) -> None:
         masks = (folder / "masks").resolve()
         if any(sample.path.parent.resolve() == masks for sample in samples):
             raise ValueError(f"expected an output folder that keeps the images, got theirs: {folder}")
-        _check_settings(folder, settings)
-        (folder / SUMMARY).unlink(missing_ok=True)  # it says that the folder is complete
-        write_class_list(folder / "classes.txt", classes)
+        begins = _begins(folder, settings, overwrite=overwrite)
         self._folder = folder
         self._samples = samples
         self._names = classes.names
         self._settings = settings
         self.failed: dict[str, tuple[str, str]] = {}
         self._results = folder / RESULTS
-        _truncate_partial_line(self._results)
-        self._positions = {stem: position for position, stem, _ in _records(self._results)}
+        if not begins:
+            _truncate_partial_line(self._results)
+        self._positions = {} if begins else {stem: position for position, stem, _ in _records(self._results)}
         labeled = [sample for sample in samples if sample.channels]
         self.total = len(labeled)
         done = {each.stem for each, record in self._read(labeled) if self._is_done(each, record)}
         self.todo = [sample for sample in labeled if sample.stem not in done]
         self.kept, self.made = len(done), 0
-        self._file = self._results.open("ab")
+        self._refuse_foreign(overwrite=overwrite)
+        if begins:
+            write_json(folder / SETTINGS, settings)
+        (folder / SUMMARY).unlink(missing_ok=True)  # it says that the folder is complete
+        write_class_list(folder / CLASSES, classes)
+        self._file = self._results.open("wb" if begins else "ab")
+
+    def _refuse_foreign(self, *, overwrite: bool) -> None:
+        ends = [_mask_path] + ([scores_path] if self._settings["scores"] else [])
+        refuse_foreign((path(self._folder, each.stem) for each in self.todo for path in ends), overwrite=overwrite)
 
     def __enter__(self) -> Self:
         return self
@@ -213,15 +226,24 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Write ``settings.json``, or check that it holds the same."""
+def _begins(folder: Path, settings: Mapping[str, Any], *, overwrite: bool) -> bool:
+    """Return whether a folder's masks are made from the first one on; False if it is continued.
+
+    Raises:
+        ValueError: without ``overwrite``, if it has other settings, or files of our names and no settings of ours.
+    """
     if not (folder / SETTINGS).exists():
-        write_json(folder / SETTINGS, settings)
-        return
-    # Compared as JSON has them: a tuple comes back as a list.
-    difference = first_difference(read_settings(folder), json.loads(to_json(settings)))
-    if difference:
+        refuse_foreign((folder / name for name in (CLASSES, RESULTS, SUMMARY)), overwrite=overwrite)
+        return True
+    try:
+        # Compared as JSON has them: a tuple comes back as a list.
+        difference = first_difference(read_settings(folder), json.loads(to_json(settings)))
+    except ValueError:  # somebody else's
+        refuse_foreign([folder / SETTINGS], overwrite=overwrite)
+        return True
+    if difference and not overwrite:
         raise ValueError(f"expected {folder} to be new or made with the same model and options, got {difference}")
+    return difference is not None
 
 
 @dataclass
@@ -291,7 +313,7 @@ def read_mask_folder(
     if not files:
         raise ValueError(f"expected the output of make-pseudo-masks in {masks}, got no masks/*.png")
     try:
-        channels = {info.index: classes.channel(info.name) for info in read_class_list(masks / "classes.txt").classes}
+        channels = {info.index: classes.channel(info.name) for info in read_class_list(masks / CLASSES).classes}
     except UnknownLabelError as error:
         raise ValueError(f"{masks / 'classes.txt'}: {error}") from error
     found = _find_images(images.resolve(), {file.stem for file in files}, files[0].parent.resolve())
@@ -416,7 +438,7 @@ def open_mask_folder(folder: Path, images: Path) -> MaskFolder:
     _refuse(expected - found, f"expected in {folder / 'masks'} every mask that {RESULTS} lists", "no ")
     missing = {each.image for each in records.values() if not (images / each.image).is_file()}
     _refuse(missing, f"expected in {images} every photo that has a mask", "no ")
-    return MaskFolder(folder, images, read_class_list(folder / "classes.txt"), records)
+    return MaskFolder(folder, images, read_class_list(folder / CLASSES), records)
 
 
 def _refuse(names: set[str], expectation: str, negation: str = "") -> None:

@@ -16,16 +16,20 @@ from functools import reduce
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from models.data.classes import BACKGROUND_INDEX, IGNORE_INDEX, ClassList
-from models.data.mask_files import OVERLAY, read_label_map, read_soft_maps
+from models.data.mask_files import OVERLAY, occurring, read_indexed, read_label_map, read_soft_maps, voc_palette
 from models.data.photos import visible_files
 from models.inference.masks import SoftMaps, upsample_bilinear
 
 THRESHOLDS: Final = tuple(percent / 100 for percent in range(5, 96))
 
+_SHIFTED: Final = 10  # times the pixels that must agree better one index off
+_MAX_NAMED: Final = 10
 _Pairs: TypeAlias = Sequence[tuple[Path, Path]]  # a file and its ground truth
 
 
@@ -168,10 +172,12 @@ def _evaluate_label_maps(
     """Compare label maps with their ground truth, both in the class list's indices."""
     indices = _count_indices(classes)
     matrix = torch.zeros(indices, indices + 1, dtype=torch.int64)
+    ground_truth = _GroundTruth(classes)
     for prediction, truth in pairs:
         with _named_errors(prediction, truth):
-            matrix += confusion_matrix(_read(truth), _read(prediction), indices=indices)
+            matrix += confusion_matrix(ground_truth.read(truth), _read(prediction), indices=indices)
         on_image()
+    ground_truth.check(matrix[:, :-1])
     return iou_report(matrix, min_pixels=min_pixels)
 
 
@@ -184,15 +190,18 @@ def _sweep_scores(
     on_image: Callable[[], None] = lambda: None,
 ) -> Sweep:
     """Compare stored scores with their ground truth at every background threshold."""
+    ground_truth = _GroundTruth(classes)
 
     def count(scores: Path, truth: Path) -> Tensor:
         with _named_errors(scores, truth):
             maps = read_soft_maps(scores)
-            counts = _count_levels(_read(truth), maps, _count_indices(classes), thresholds)
+            counts = _count_levels(ground_truth.read(truth), maps, _count_indices(classes), thresholds)
         on_image()
         return counts
 
-    return _to_sweep((count(*pair) for pair in pairs), thresholds, min_pixels=min_pixels)
+    total = reduce(operator.add, (count(*pair) for pair in pairs))
+    ground_truth.check(total.sum(dim=-1))
+    return _to_sweep([total], thresholds, min_pixels=min_pixels)
 
 
 def sweep_soft_maps(
@@ -310,6 +319,61 @@ def _best_class(maps: SoftMaps, indices: int) -> tuple[Tensor, Tensor]:
     scores = upsample_bilinear(upsample_bilinear(maps.scores, width, axis=2), height, axis=1)
     best = torch.from_numpy(scores.max(axis=0))
     return torch.from_numpy(maps.indices[scores.argmax(axis=0)]), best
+
+
+class _GroundTruth:
+    """Label maps of what is true, in which listed classes must occur: a figure for others would mean nothing."""
+
+    def __init__(self, classes: ClassList) -> None:
+        self._listed = {each.index for each in classes.classes}
+        self._found: set[int] = set()
+        self._files = 0
+
+    def read(self, path: Path) -> Tensor:
+        """Read a label map, (H, W); ValueError if it holds colors, or values that no listed class has."""
+        label_map, palette = read_indexed(path)
+        values = set(occurring(label_map))
+        self._found |= values
+        self._files += 1
+        self._check_colors(values, palette)
+        if unknown := sorted(values - self._listed - {BACKGROUND_INDEX, IGNORE_INDEX}):
+            raise ValueError(f"expected values of listed classes, 0 or 255 in the ground truth, got {_few(unknown)}")
+        return torch.from_numpy(label_map)
+
+    def _check_colors(self, values: set[int], palette: NDArray[np.uint8] | None) -> None:
+        """Raise ValueError if a palette shows VOC's colors of listed classes at other values, as a converter leaves."""
+        known = {tuple(color): index for index, color in enumerate(voc_palette().tolist())}
+        shown = {} if palette is None else {each: known.get(tuple(palette[each])) for each in values - {IGNORE_INDEX}}
+        meant = {value: index for value, index in shown.items() if value != index}
+        if meant and all(index in self._listed | {BACKGROUND_INDEX, IGNORE_INDEX} for index in shown.values()):
+            value, index = next(iter(sorted(meant.items())))
+            raise ValueError(
+                f"expected class indices as values, got VOC's colors by another palette: {value} has that of {index}"
+            )
+
+    def check(self, counts: Tensor) -> None:
+        """Raise ValueError if no listed class occurs, or all seem to be off by one; ``counts`` are (truth, found)."""
+        if not self._found & self._listed:
+            raise ValueError(
+                f"expected ground truth in which a listed class occurs, got the values {_few(sorted(self._found))} "
+                f"alone in {self._files} files"
+            )
+        # Without the background, which is also where a right ground truth has what was not found.
+        found = counts[1:, 1:]
+        right, total = int(found.diagonal().sum()), int(found.sum())
+        for offset in (-1, 1):
+            agreeing = found.diagonal(offset=-offset)
+            shifted = int(agreeing.sum())
+            # Of several classes: one that is taken for its neighbor in the list is an error of the masks.
+            if int((agreeing > 0).sum()) > 1 and shifted > _SHIFTED * max(right, 1) and 2 * shifted > total:
+                raise ValueError(
+                    f"expected ground truth in the classes' indices, got one that fits {offset:+d} better: {shifted} "
+                    f"pixels agree with it, {right} as it is"
+                )
+
+
+def _few(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values[:_MAX_NAMED])) + (", …" if len(values) > _MAX_NAMED else "")
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from models.config import dump_config
 from models.data.classes import Sample, labeled_samples, read_class_list
 from models.data.mask_files import software_version
 from models.data.mask_folder import SUMMARY
+from models.data.photo_files import SOFTWARE
 from models.evaluation import plots
 from models.evaluation.metrics import IouReport, Sweep, find_files, measure, nan_to_none
 from models.evaluation.plots import Line, Plot, Point, choose_samples, draw, photo_parts, thin
@@ -113,6 +114,7 @@ def write_report(
     samples, masks, truth = sources.samples, sources.masks, sources.ground_truth
     content: dict[str, Any] = {
         "name": run.config.name,
+        "generator": f"{SOFTWARE} {software_version()}",
         "facts": _facts(run, samples),
         "classes": run.classes.names,
         "config": dump_config(run.config),
@@ -138,7 +140,7 @@ def write_report(
             "photos": photo_parts(predictor, chosen, ground_truth=truth, on_fraction=on_fraction),
             "prompts": _prompt_rows(samples, predictor.info),
         }
-    write_atomically(output, _render(content).encode())
+    write_atomically(output, _render(content).encode(errors="backslashreplace"))
     return output
 
 

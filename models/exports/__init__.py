@@ -67,19 +67,31 @@ def list_line(stem: str) -> str:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a folder to write in; it is renamed to ``path`` once everything is written, and removed if that fails."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"expected a new or empty folder for the export, got {path}")
+def new_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a folder to write in; it is renamed to ``path`` once everything is written, and removed if that fails.
+
+    With ``overwrite`` the files go into a folder that is not empty, too, in place of those of the same names.
+    """
+    filled = path.is_dir() and any(path.iterdir())
+    if (path.exists() and not path.is_dir()) or (filled and not overwrite):
+        raise ValueError(f"expected a new or empty folder for the export (or --overwrite), got {path}")
     partial = path.with_name(path.name + ".partial")
     if partial.exists():
         raise ValueError(f"expected no export under way or cut off; if none is running, remove {partial}")
     partial.mkdir(parents=True)
     try:
         yield partial
+        if filled:
+            shutil.copytree(partial, path, copy_function=_replace, dirs_exist_ok=True)
+            shutil.rmtree(partial)
+            return
         if path.exists():
             path.rmdir()
         partial.rename(path)
     except BaseException:  # Ctrl-C as well
         shutil.rmtree(partial)
         raise
+
+
+def _replace(source: str, target: str) -> None:
+    Path(source).replace(target)

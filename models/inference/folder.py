@@ -26,6 +26,7 @@ from models.data.mask_folder import (
     scores_path,
     write_mask,
 )
+from models.data.photo_files import is_of_one_file, read_photo
 from models.inference.masks import MaskOptions, Segmentation, class_result, decide
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class MaskJob:
     options: MaskOptions  # from ``predictor.options``
     save_scores: bool
     classes: ClassList | None = None  # the bundle's and zero-shot ones, if any
+    overwrite: bool = False  # also what is not ours
 
 
 def make_pseudo_masks(
@@ -68,7 +70,7 @@ def make_pseudo_masks(
         scores=job.save_scores,
         zero_shot=[name for name in classes.names if not info.classes.knows(name)],
     )
-    with MaskFolderWriter(job.output, samples, classes, settings) as folder:
+    with MaskFolderWriter(job.output, samples, classes, settings, overwrite=job.overwrite) as folder:
         for _ in range(folder.kept):
             on_image()
         for sample, made in zip(folder.todo, make(folder.todo), strict=True):
@@ -123,9 +125,7 @@ def _make_in_child(job: MaskJob, sample: Sample) -> Made:
 
 def _make_mask(predictor: Predictor, job: MaskJob, sample: Sample) -> Made:
     try:
-        image = read_image(sample.path.read_bytes()).pixels
-    except OSError as error:
-        return ImageError("unreadable", f"cannot read the file: {error.strerror}")
+        image = read_image(read_photo(sample.path, sample.name)).pixels
     except ImageError as error:
         return error
     classes = job.classes or predictor.info.classes
@@ -134,9 +134,14 @@ def _make_mask(predictor: Predictor, job: MaskJob, sample: Sample) -> Made:
     return _write(segmentation, predictor.info, job, sample)
 
 
-def _write(segmentation: Segmentation, info: BundleInfo, job: MaskJob, sample: Sample) -> dict[str, Any]:
+def _write(segmentation: Segmentation, info: BundleInfo, job: MaskJob, sample: Sample) -> Made:
     scores = scores_npz(segmentation) if job.save_scores else None
-    write_mask(job.output, sample.stem, mask_png(segmentation, info, job.options), scores)
+    try:
+        write_mask(job.output, sample.stem, mask_png(segmentation, info, job.options), scores)
+    except OSError as error:
+        if not is_of_one_file(error):
+            raise
+        return ImageError("unreadable", f"cannot write its files: {error.strerror}")
     return describe(segmentation, info, job.options, image=sample.name)
 
 
@@ -186,7 +191,11 @@ def redecide(folder: Path, info: BundleInfo, job: MaskJob, samples: Iterable[Sam
     ``samples`` are from ``stored_samples``; the refiner must be the same. Records have no alignment, which needs CLIP.
     """
     for sample in samples:
-        maps = read_soft_maps(scores_path(folder, sample.stem))
+        try:
+            maps = read_soft_maps(scores_path(folder, sample.stem))
+        except ValueError as error:
+            yield ImageError("unreadable", str(error))
+            continue
         decision = decide(maps, job.options)
         segmentation = Segmentation(
             label_map=decision.label_map,

@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from models.data.classes import UnknownLabelError
 from models.data.images import ImageError, ImageErrorKind
@@ -35,10 +36,13 @@ class _ProblemType:
     advice: str
     retry_after: int | None = None
 
-    def document(self, detail: str) -> dict[str, Any]:
-        """Return the RFC 9457 document of an occurrence."""
-        kind = f"/problems/{self.name}"
-        return {"type": kind, "title": self.title, "status": self.status, "detail": detail}
+    def path(self, root: str) -> str:
+        """Return where it is explained, below the prefix of the API's paths."""
+        return f"{root}/problems/{self.name}"
+
+    def document(self, detail: str, *, root: str = "") -> dict[str, Any]:
+        """Return the RFC 9457 document of an occurrence; ``root`` is the prefix of the API's paths."""
+        return {"type": self.path(root), "title": self.title, "status": self.status, "detail": detail}
 
 
 _PROBLEM_TYPES: Final = (
@@ -59,6 +63,7 @@ _PROBLEM_TYPES: Final = (
     _ProblemType("image-too-large", 413, "Image too large", "Scale the image down."),
     _ProblemType("archive-too-large", 413, "Archive too large", "Send several smaller zips."),
     _ProblemType("not-multipart", 415, "Wrong content type", "Send multipart/form-data."),
+    _ProblemType("content-encoding", 415, "Unsupported content encoding", "Send the body as it is, not packed."),
     _ProblemType("unsupported-image", 415, "Unsupported image", "Send a still JPEG, PNG or WebP."),
     _ProblemType("unsupported-archive", 415, "Unsupported archive", "Send a zip."),
     _ProblemType("invalid-archive", 422, "Invalid archive", "Correct the entry that is named."),
@@ -93,6 +98,7 @@ _STORES: Final[tuple[tuple[type[Exception], str, str], ...]] = (
     (CallbacksFullError, "queue-full", "too many callbacks wait already"),
 )
 _PSEUDO_MASK_FIELDS: Final = ("labels", "vocabulary", "background_threshold", "background_power")
+_FILE_PART: Final = "expected a file, a part whose Content-Disposition has a filename="
 _STATUS_CODES: Final = {
     404: "not-found",
     405: "method-not-allowed",
@@ -145,13 +151,13 @@ def invalid_field(field: str, message: str) -> ProblemError:
     return _invalid_request([{"field": field, "message": message}])
 
 
-def problem_response(error: Exception) -> JSONResponse:
-    """Return the response that an exception is answered with."""
+def problem_response(error: Exception, scope: Scope) -> JSONResponse:
+    """Return the response that an exception is answered with, to the request of an ASGI scope."""
     problem = to_problem(error)
     kind, headers = problem.kind, dict(problem.headers)
     if kind.retry_after is not None:
         headers.setdefault("Retry-After", str(kind.retry_after))
-    content = kind.document(problem.detail) | problem.members
+    content = kind.document(problem.detail, root=scope.get("root_path", "")) | problem.members
     return JSONResponse(content, kind.status, headers, MEDIA_TYPE)
 
 
@@ -183,7 +189,7 @@ async def _handle(request: Request, error: Exception) -> JSONResponse:
     problem = to_problem(error)
     if problem.kind.status >= 500:
         _log.warning("%s %s: %s: %s", request.method, request.url.path, problem.kind.name, error)
-    return problem_response(problem)
+    return problem_response(problem, request.scope)
 
 
 def _framework_problem(error: Exception) -> ProblemError:
@@ -193,9 +199,17 @@ def _framework_problem(error: Exception) -> ProblemError:
     if isinstance(error, HTTPException):
         if _is_disk_error(error.__cause__):  # Starlette writes a form's files to disk
             return ProblemError("storage-full", "there is no room to receive the request")
-        name = _STATUS_CODES.get(error.status_code, "malformed")
-        return ProblemError(name, str(error.detail), headers=error.headers)
+        name, detail = _STATUS_CODES.get(error.status_code, "malformed"), str(error.detail)
+        if detail.startswith("Part exceeded"):  # of Starlette: a field is smaller than a file
+            detail = f"{detail.rstrip('.')}: {_FILE_PART}"
+        return ProblemError(name, detail, headers=_with_head(error.headers or {}))
     return ProblemError("internal-error", "an unexpected error; the server's log has the details")
+
+
+def _with_head(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return headers whose Allow names HEAD beside GET; see HeadAsGet."""
+    allowed = {each.strip() for each in headers.get("Allow", "").split(",") if each.strip()}
+    return {**headers, "Allow": ", ".join(sorted(allowed | {"HEAD"}))} if "GET" in allowed else dict(headers)
 
 
 def _is_disk_error(error: BaseException | None) -> bool:
@@ -215,5 +229,5 @@ def _field_error(location: tuple[int | str, ...], kind: str, message: str) -> di
         hint = "; POST /pseudo-mask does" if field in _PSEUDO_MASK_FIELDS else ""
         message = f"this request takes no such field{hint}"
     elif "UploadFile" in message:
-        message = "expected a file"
+        message = _FILE_PART
     return {"field": field, "message": message.removeprefix("Value error, ")}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Final
+from urllib.request import parse_http_list
 
 from fastapi import Header, Query, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,6 +24,7 @@ from worker.webhooks.urls import CallbackRefusedError, Resolve, find_target, res
 
 _MAX_WAIT_SECONDS: Final = 60.0
 
+_QUALITY: Final = re.compile(r"0(?:\.\d*)?|1(?:\.0*)?")
 _WAIT: Final = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})\"?", re.IGNORECASE)
 
 
@@ -183,7 +186,7 @@ def response_preferences(
         Query(ge=0, le=_MAX_WAIT_SECONDS, description="Seconds to wait for the result."),
     ] = None,
     prefer: Annotated[str | None, Header(description="wait=N: as ?wait=N.")] = None,
-    accept: Annotated[str, Header(description="image/png: the mask, if waited for.")] = "*/*",
+    accept: Annotated[str, Header(description="Prefers image/png, or image/*: the mask, if waited for.")] = "*/*",
     idempotency_key: Annotated[
         str | None,
         Header(
@@ -207,9 +210,29 @@ def _parse_wait(query: float | None, prefer: str | None) -> float:
 
 
 def _wants_png(accept: str) -> bool:
-    """Return whether an Accept header names PNG and not JSON."""
-    kinds = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
-    return "image/png" in kinds and "application/json" not in kinds
+    """Return whether an Accept header prefers PNG to JSON.
+
+    The more specific range decides a type's quality (RFC 9110, 12.5.1). Of equal qualities the one by the more specific
+    range is preferred, then JSON.
+    """
+    ranges = [_media_range(each) for each in parse_http_list(accept)]
+    png, json = (_preference(kind, ranges) for kind in ("image/png", "application/json"))
+    return png[0] > 0 and png > json
+
+
+def _media_range(text: str) -> tuple[str, float]:
+    """Return a media range and its quality, 1 where it says none."""
+    kind, *parameters = (part.strip().lower() for part in text.split(";"))
+    quality = next((value for name, _, value in (each.partition("=") for each in parameters) if name == "q"), "1")
+    return kind, float(quality) if _QUALITY.fullmatch(quality) else 0.0
+
+
+def _preference(kind: str, ranges: Sequence[tuple[str, float]]) -> tuple[float, int]:
+    """Return a media type's quality, and how specific the range is that gives it."""
+    names = ("*/*", f"{kind.partition('/')[0]}/*", kind)
+    found = [(names.index(name), quality) for name, quality in ranges if name in names]
+    specific, quality = max(found, default=(0, 0.0))
+    return quality, specific
 
 
 def require_multipart(content_type: Annotated[str, Header()] = "") -> None:

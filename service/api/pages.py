@@ -55,25 +55,25 @@ _files: Final = _WebFiles(directory=FOLDER)
 # Routes rather than a mount: a request's route is counted in the metrics, and a mount has none.
 
 
-@router.api_route("/", methods=["GET", "HEAD"])
+@router.get("/")
 async def get_page(request: Request) -> Response:
     """Return the page."""
     return await _files.get_response("index.html", request.scope)
 
 
-@router.api_route("/docs", methods=["GET", "HEAD"])
+@router.get("/docs")
 async def get_docs(request: Request) -> Response:
     """Return the list of calls, drawn from /openapi.json."""
     return await _files.get_response("docs.html", request.scope)
 
 
-@router.api_route("/web/{name}", methods=["GET", "HEAD"])
+@router.get("/web/{name}")
 async def get_file(name: str, request: Request) -> Response:
     """Return a script, the style sheet or the icon."""
     return await _files.get_response(name, request.scope)
 
 
-@router.api_route("/web/examples/{name}", methods=["GET", "HEAD"])
+@router.get("/web/examples/{name}")
 async def get_example(name: str, request: Request) -> Response:
     """Return an example photo."""
     return await _files.get_response(f"examples/{name}", request.scope)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
@@ -40,12 +40,13 @@ def get_ready(state: State) -> Readiness:
 
 
 @router.get("/problems/{name}", tags=["health"], responses=problem_responses(404))
-async def get_problem(name: str) -> ProblemDescription:
+async def get_problem(request: Request, name: str) -> ProblemDescription:
     """Say what a problem's type means and what to do about it."""
     kind = PROBLEMS.get(name)
     if kind is None:
         raise ProblemError("not-found", "no such type of problem")
-    return ProblemDescription(type=f"/problems/{kind.name}", status=kind.status, title=kind.title, advice=kind.advice)
+    root = request.scope.get("root_path", "")
+    return ProblemDescription(type=kind.path(root), status=kind.status, title=kind.title, advice=kind.advice)
 
 
 @router.get("/models", tags=["models"], responses=problem_responses(503))

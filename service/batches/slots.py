@@ -66,7 +66,7 @@ class UploadSlots:
         if used >= self._slots or own >= max(1, self._slots // 2):
             state = "received" if direction == "upload" else "made or sent"
             problem = ProblemError("too-many-zips", f"{used} zips are being {state} already, {own} of them yours")
-            await problem_response(problem)(scope, receive, send)
+            await problem_response(problem, scope)(scope, receive, send)
             return
         self._used[slot] += 1
         try:

@@ -23,10 +23,12 @@ from rich.progress import (
 )
 
 from models.data.classes import split_labels
-from models.data.mask_files import OVERLAY
+from models.data.mask_files import OVERLAY, check_results, result_paths
 from models.data.mask_folder import SUMMARY
+from models.data.photo_files import read_photo
 from models.data.photos import describe_rules
 from models.io import write_atomically, write_json
+from models.messages import accept_any_output, one_line, printable
 from service.client import (
     Client,
     NotFound,
@@ -72,6 +74,9 @@ def main(
         float | None, typer.Option(help="Pixels less sure become 255. Default: the model's.")
     ] = None,
     save_scores: Annotated[bool, typer.Option("--save-scores", help="Of a folder: keep soft scores too.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files in the output that semples did not make.")
+    ] = False,
     concurrency: Annotated[int, typer.Option(min=1, help="Photos in flight.")] = 4,
     retries: Annotated[int, typer.Option(min=0, help="Retries of a request.")] = RETRIES,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that the service may stay silent.")] = TIMEOUT_SECONDS,
@@ -88,14 +93,15 @@ def main(
         "background_power": background_power,
         "min_confidence": min_confidence,
     }
+    of_folder = {"concurrency": concurrency, "save_scores": save_scores}
     with (
         _one_line(photos, to),
         Client(to, key=_read_key(key_file), timeout=timeout, retries=retries) as client,
     ):
         if photos.is_dir():
-            _submit_folder(client, photos, labels, output, concurrency, save_scores, options)
+            _submit_folder(client, photos, labels, output, options, **of_folder, overwrite=overwrite)
         else:
-            _submit_photo(client, photos, labels, output, options)
+            _submit_photo(client, photos, labels, output, options, overwrite=overwrite)
 
 
 def _read_key(file: Path | None) -> str | None:
@@ -116,9 +122,8 @@ def _submit_folder(
     photos: Path,
     labels: list[str],
     output: Path,
-    concurrency: int,
-    save_scores: bool,
     options: dict[str, Any],
+    **of_folder: Any,
 ) -> None:
     if len(labels) != 1:
         raise ValueError(f"expected one file of labels for a folder, got {len(labels)}")
@@ -134,9 +139,8 @@ def _submit_folder(
             photos,
             labels[0],
             output,
-            concurrency=concurrency,
-            save_scores=save_scores,
             on_photo=on_photo,
+            **of_folder,
             **options,
         )
     _report(outcome, output, time.monotonic() - started)
@@ -145,7 +149,7 @@ def _submit_folder(
 def _report(outcome: Outcome, output: Path, seconds: float) -> None:
     typer.echo(
         f"{outcome.made} masks made, {outcome.kept} kept ({outcome.empty} of all empty), "
-        f"{len(outcome.failed)} failed in {seconds:.1f} s: {output}"
+        f"{len(outcome.failed)} failed in {seconds:.1f} s: {printable(output)}"
     )
     if found := describe_rules(outcome.matched):
         typer.echo(found)
@@ -153,44 +157,46 @@ def _report(outcome: Outcome, output: Path, seconds: float) -> None:
         typer.echo(f"{outcome.unlabeled} photos have a row without a label and were passed over")
     if outcome.others:
         typer.echo(
-            f"{outcome.others} masks in {output} are of photos that are not among these labels now; export and "
-            "train-segmenter would take them too"
+            f"{outcome.others} masks in {printable(output)} are of photos that are not among these labels now; export "
+            "and train-segmenter would take them too"
         )
     for name, reason in outcome.failed[:_MOST_REASONS]:
-        typer.echo(f"semples submit: {name}: {reason}", err=True)
+        typer.echo(one_line(f"semples submit: {printable(name)}: {reason}"), err=True)
     more = len(outcome.failed) - _MOST_REASONS
     if more > 0:
-        typer.echo(f"semples submit: … and {more} more, see {output / SUMMARY}", err=True)
+        typer.echo(f"semples submit: … and {more} more, see {printable(output / SUMMARY)}", err=True)
     if outcome.failed:
         raise typer.Exit(_EXIT_FAILED)
 
 
-def _submit_photo(client: Client, photo: Path, labels: list[str], output: Path, options: dict[str, Any]) -> None:
-    if (output / f"{photo.stem}.png").resolve() == photo.resolve():
-        raise ValueError(f"expected an output folder that keeps {photo}, got its own")
+def _submit_photo(
+    client: Client, photo: Path, labels: list[str], output: Path, options: dict[str, Any], *, overwrite: bool
+) -> None:
+    content = read_photo(photo)
+    check_results(output, [photo], overwrite=overwrite)
     names = split_labels(labels)
     with _bar(SpinnerColumn(), TimeElapsedColumn()) as bar:
-        task = bar.add_task(photo.name, total=1.0, note="")
+        task = bar.add_task(printable(photo.name), total=1.0, note="")
 
         def on_progress(stage: str, fraction: float) -> None:
             bar.update(task, completed=fraction, note=stage)
 
-        result = client.pseudo_mask(photo, names, on_progress=on_progress, **options)
+        result = client.pseudo_mask(content, names, on_progress=on_progress, **options)
         _write(result, photo, output)
     for each in result.classes:
         typer.echo(each)
-    stem = output / photo.stem
+    stem = printable(output / photo.stem)
     typer.echo(f"written to {stem}.png, {stem}{OVERLAY}.png and {stem}.json")
 
 
 def _write(result: Result, photo: Path, output: Path) -> None:
     """Write the files that ``semples predict`` writes."""
-    result.save(output / f"{photo.stem}.png")
-    write_atomically(output / f"{photo.stem}{OVERLAY}.png", result.overlay_png)
+    mask, overlay, path = result_paths(output, photo)
+    result.save(mask)
+    write_atomically(overlay, result.overlay_png)
     image = result.job.document["image"]
     as_read = {"exif_orientation": image["exif_orientation"], "value_range": image.get("value_range")}
-    record = {**job_record(result.job, image=photo.name), **as_read}
-    write_json(output / f"{photo.stem}.json", record)
+    write_json(path, {**job_record(result.job, image=photo.name), **as_read})
 
 
 def _bar(*columns: ProgressColumn) -> Progress:
@@ -227,11 +233,12 @@ def _one_line(photos: Path, url: str) -> Iterator[None]:
 
 
 def _fail(message: str, code: int, cause: BaseException) -> None:
-    typer.echo(f"semples submit: {' '.join(message.split())}", err=True)
+    typer.echo(one_line(f"semples submit: {message}"), err=True)
     raise typer.Exit(code) from cause
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False)
+    accept_any_output()
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
     app(prog_name="semples submit")

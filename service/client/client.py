@@ -37,6 +37,7 @@ from models.data.classes import Sample, Vocabulary
 from models.data.labels import read_folder
 from models.data.mask_folder import Outcome
 from models.inference.masks import fill_defaults
+from models.messages import without_secrets
 from service.client.errors import NotFound, SemplesError, Unavailable, error_of
 from service.client.folder import FolderJob, Made, OnPhoto
 from service.client.types import (
@@ -221,6 +222,7 @@ class AsyncClient:
         min_confidence: float | None = None,
         concurrency: int = 4,
         save_scores: bool = False,
+        overwrite: bool = False,
         on_photo: OnPhoto | None = None,
     ) -> Outcome:
         """Make the masks of a folder of images, several at once; the files are those of ``make-pseudo-masks``.
@@ -228,10 +230,10 @@ class AsyncClient:
         Interrupted or killed, the same call continues. An error about one image is noted in ``summary.json`` and in the
         outcome; a full queue or a rate limit is waited for. ``labels`` is a labels.csv or another file that
         ``make-pseudo-masks`` takes, ``concurrency`` the number of requests at once; ``save_scores`` keeps ``scores/``
-        too.
+        too. ``overwrite`` also replaces files that are not ours, and masks made with another model or options.
 
         Raises:
-            ValueError: if labels, images and model do not match, or the output was made with another model or options.
+            ValueError: if labels, images and model do not match, or the output holds what is not overwritten.
         """
         if concurrency < 1:
             raise ValueError(f"expected at least one photo in flight, got {concurrency}")
@@ -259,6 +261,7 @@ class AsyncClient:
             save_scores=save_scores,
             make=make,
             on_photo=on_photo,
+            overwrite=overwrite,
         )
         samples = read_folder(Path(images), Path(labels), chosen.classes)
         return await job.run(samples, concurrency=concurrency)
@@ -653,11 +656,12 @@ def _base_url(url: str) -> httpx.URL:
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise ValueError(f"expected the service's URL, got {error}") from error
-    if parsed.userinfo:  # it would be shown in messages
-        raise ValueError("expected a URL without user and password; a key goes into its own argument")
+        # Not its message, which quotes a part: of a password, if that holds a # or a /.
+        raise ValueError("expected the service's URL, http:// or https://, got one that cannot be read") from error
+    if parsed.userinfo or parsed.query or parsed.fragment:  # it would be shown in messages
+        raise ValueError("expected a URL without user, password, ? and #; a key goes into its own argument")
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError(f"expected the service's URL, http:// or https://, got {url!r}")
+        raise ValueError(f"expected the service's URL, http:// or https://, got {without_secrets(url)!r}")
     return parsed
 
 

@@ -10,8 +10,10 @@ from typing import Any, TypeAlias
 import anyio
 
 from models.data.classes import Sample
+from models.data.images import ImageError
 from models.data.mask_files import mask_record
 from models.data.mask_folder import MaskFolderWriter, Outcome, mask_settings, write_mask
+from models.data.photo_files import is_of_one_file, read_photo
 from models.inference.masks import MaskOptions
 from service.client.errors import BadImage, JobCanceled, JobFailed, SemplesError, UnknownLabel
 from service.client.types import Job, Model
@@ -32,12 +34,13 @@ class FolderJob:
     save_scores: bool
     make: Callable[[Sample, bytes], Awaitable[Made]]  # from an image's labels and file
     on_photo: OnPhoto | None  # also called once before the first image
+    overwrite: bool = False  # also what is not ours
 
     async def run(self, samples: Sequence[Sample], *, concurrency: int) -> Outcome:
         """Make the masks that are not there yet. An error about one image is noted; others are raised."""
         settings = mask_settings(self._made_by, self.options, scores=self.save_scores)
         errors: list[BaseException] = []
-        with MaskFolderWriter(self.output, samples, self.model.classes, settings) as folder:
+        with MaskFolderWriter(self.output, samples, self.model.classes, settings, overwrite=self.overwrite) as folder:
             queue = iter(folder.todo)
 
             async def work() -> None:
@@ -63,9 +66,9 @@ class FolderJob:
 
     async def _make_one(self, sample: Sample, folder: MaskFolderWriter) -> None:
         try:
-            image = sample.path.read_bytes()
-        except OSError as error:
-            return folder.fail(sample, f"cannot read the file: {error.strerror}")
+            image = read_photo(sample.path, sample.name)
+        except ImageError as error:
+            return folder.fail(sample, str(error))
         try:
             job, mask, scores = await self.make(sample, image)
         except SemplesError as error:
@@ -78,7 +81,12 @@ class FolderJob:
                 f"expected masks of {self.model.name} {self.model.version}, got {job.model} {job.version}: "
                 "the service has another model now"
             )
-        write_mask(self.output, sample.stem, mask, scores)
+        try:
+            write_mask(self.output, sample.stem, mask, scores)
+        except OSError as error:
+            if not is_of_one_file(error):
+                raise
+            return folder.fail(sample, f"cannot write its files: {error.strerror}")
         return folder.add(sample, record)
 
     def _report(self, folder: MaskFolderWriter) -> None:

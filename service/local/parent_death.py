@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
@@ -25,6 +26,8 @@ def _die_with_parent(arguments: list[str]) -> None:
             raise OSError(ctypes.get_errno(), "cannot ask for a signal at the parent's death")
         if os.getppid() != int(parent):  # it died before we asked
             sys.exit(1)
+    # The parent stops it so, even where the parent itself was started to ignore the signal.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.execv(command[0], command)
 
 

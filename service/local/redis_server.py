@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import stat
+import string
 import tempfile
 import time
 from pathlib import Path
@@ -31,11 +32,13 @@ class EmbeddedError(Exception):
 def socket_path(data: Path) -> Path:
     """Return the socket of a data directory's server.
 
-    In the directory itself, or, if that path is too long for a socket, in a private directory of this user under the
-    system's temporary one, named by the data directory's path; EmbeddedError if others may use that.
+    In the directory itself, or, if that path is too long for a socket or no UTF-8, which a URL must be, in a private
+    directory of this user under the system's temporary one, named by the data directory's path; EmbeddedError if others
+    may use that.
     """
     path = data / "redis" / "valkey.sock"
-    if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
+    encoded = os.fsencode(path)
+    if len(encoded) <= MAX_SOCKET_PATH and encoded == str(path).encode(errors="replace"):
         return path
     digest = hashlib.sha256(os.fsencode(data)).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"semples-{os.getuid()}-{digest}"
@@ -147,5 +150,6 @@ def _binary() -> Path:
 
 
 def _quoted(path: Path) -> str:
-    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    """Return a path as the configuration's quoted text, which is of bytes."""
+    plain = b"/._-" + (string.ascii_letters + string.digits).encode()
+    return '"' + "".join(chr(each) if each in plain else f"\\x{each:02x}" for each in os.fsencode(path)) + '"'

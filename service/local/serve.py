@@ -17,6 +17,7 @@ import typer
 from platformdirs import user_data_path
 from redis.exceptions import RedisError
 
+from models.messages import accept_any_output, one_line
 from service.local import redis_server
 from service.local.supervisor import (
     Command,
@@ -46,6 +47,12 @@ class _Stack:
     data: Path  # of queue, blobs and logs; made if missing
     redis_url: str | None  # the operator's Redis; None for an embedded server
     worker: Sequence[str]  # command line, without the options that say where things are
+    root_path: str = ""  # of the API; empty for what the environment says
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The API's settings that are not the environment's."""
+        return {"root_path": self.root_path} if self.root_path else {}
 
     @property
     def url(self) -> str:
@@ -63,7 +70,7 @@ def serve(stack: _Stack) -> None:
     try:
         _run(stack)
     except SupervisorError as error:
-        typer.echo(f"semples serve: {error}", err=True)
+        _say_error(error)
         raise typer.Exit(_EXIT_CANNOT_START) from error
     except StopRequestedError:  # while it was starting
         pass
@@ -80,9 +87,9 @@ def _worker_command(stack: _Stack, environment: Mapping[str, str]) -> Command:
 def _run(stack: _Stack) -> None:
     with exclusive_lock(stack.data), _listening(stack) as listener, Supervisor(_say) as supervisor:
         try:
-            require_auth_for_public_bind(Settings(), listener.getsockname()[0])
+            require_auth_for_public_bind(Settings.load(**stack.settings), listener.getsockname()[0])
         except ValueError as error:
-            raise SupervisorError(" ".join(str(error).split())) from error
+            raise SupervisorError(str(error)) from error
         environment = {
             "REDIS_URL": _start_redis(stack, supervisor),
             "SEMPLES_BLOBS": str(stack.data / "blobs"),
@@ -107,7 +114,7 @@ def _start_redis(stack: _Stack, supervisor: Supervisor) -> str:
     if stack.redis_url is not None:
         try:
             open_redis(stack.redis_url).ping()
-        except (RedisError, ValueError) as error:
+        except (RedisError, ValueError, OSError) as error:
             raise SupervisorError(f"cannot reach REDIS_URL: {error}") from error
         return stack.redis_url
     try:
@@ -140,8 +147,9 @@ def _janitor_command(stack: _Stack, environment: Mapping[str, str]) -> Command:
 
 def _api_command(stack: _Stack, environment: Mapping[str, str], fd: int) -> Command:
     arguments = [sys.executable, "-P", "-m", "service", "--fd", str(fd)]
-    spool = {"SEMPLES_SPOOL": os.environ.get("SEMPLES_SPOOL") or str(stack.data / "spool")}
-    return Command("api", arguments, stack.log("api"), {**environment, **spool}, pass_fds=(fd,))
+    own = {"SEMPLES_SPOOL": os.environ.get("SEMPLES_SPOOL") or str(stack.data / "spool")}
+    own |= {f"SEMPLES_{name.upper()}": value for name, value in stack.settings.items()}
+    return Command("api", arguments, stack.log("api"), {**environment, **own}, pass_fds=(fd,))
 
 
 @contextmanager
@@ -160,8 +168,24 @@ def _listening(stack: _Stack) -> Iterator[socket.socket]:
         yield listener
 
 
+def _default_data() -> Path:
+    """Return the user's data folder; typer.Exit after one line if the user has no home."""
+    try:
+        path = user_data_path("semples", appauthor=False).expanduser()
+    except (RuntimeError, KeyError):  # no HOME, and nobody knows this uid
+        path = Path()
+    if not path.is_absolute():
+        _say_error("expected --data DIR: this user has no home folder, where the data would be")
+        raise typer.Exit(_EXIT_CANNOT_START)
+    return path
+
+
+def _say_error(message: object) -> None:
+    typer.echo(one_line(f"semples serve: {message}"), err=True)
+
+
 def _say(message: str) -> None:
-    typer.echo(f"semples serve: {message}")
+    typer.echo(one_line(f"semples serve: {message}"))
     sys.stdout.flush()
 
 
@@ -171,6 +195,9 @@ def main(
     data: Annotated[Path | None, typer.Option(help="Queue, images, results, logs. [default: the user's data]")] = None,
     bundle: Annotated[str, typer.Option(envvar="SEMPLES_BUNDLE", help="Name or folder of the bundle.")] = "coco-demo",
     device: Annotated[str, typer.Option(envvar="SEMPLES_DEVICE", help="cpu, cuda, cuda:1 or auto.")] = "auto",
+    root_path: Annotated[
+        str, typer.Option(envvar="SEMPLES_ROOT_PATH", help="Path below which a proxy serves the API, such as /ml.")
+    ] = "",
 ) -> None:
     """Serve pseudo masks: a queue, one worker, a janitor and the HTTP API, until Ctrl-C.
 
@@ -181,14 +208,16 @@ def main(
         _Stack(
             host=host,
             port=port,
-            data=(data or user_data_path("semples", appauthor=False)).absolute(),
+            data=(data or _default_data()).absolute(),
             redis_url=os.environ.get("REDIS_URL") or None,
             worker=worker,
+            root_path=root_path,
         )
     )
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False)
+    accept_any_output()
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
     app(prog_name="semples serve")

@@ -16,6 +16,8 @@ from typing import Final
 
 from filelock import FileLock, Timeout
 
+from worker.signals import STOP_SIGNALS, handle
+
 SECOND_SIGNAL_SECONDS: Final = 1.0
 """A later second signal kills; tools such as make send a pair of signals for one Ctrl-C."""
 
@@ -142,20 +144,19 @@ class _Service:
 class Supervisor:
     """Starts, watches and stops a stack; a context manager for the main thread.
 
-    Inside the context SIGINT, SIGTERM and SIGHUP raise StopRequestedError at the next wait; at its end every child is
-    stopped, the first one started last.
+    Inside the context SIGINT, SIGTERM and SIGHUP raise StopRequestedError at the next wait, unless they were ignored
+    before, as SIGHUP is under nohup; at its end every child is stopped, the first one started last.
     """
 
     def __init__(self, log: Callable[[str], None]) -> None:
         self._log = log
         self._services: list[_Service] = []
         self._first_signal: float | None = None
-        self._handlers: Mapping[int, object] = {}
+        self._handlers: Mapping[signal.Signals, object] = {}
 
     def __enter__(self) -> Supervisor:
         """Install the signal handlers."""
-        kinds = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        self._handlers = {kind: signal.signal(kind, self._on_signal) for kind in kinds}
+        self._handlers = handle(STOP_SIGNALS, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -19,6 +19,7 @@ from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from models.messages import accept_any_output, one_line
 from service.api.errors import ProblemError, problem_response
 from service.settings import Settings
 
@@ -156,7 +157,7 @@ class KeyCheck:
             key = _presented_key(Headers(scope=scope))
             owner = self._keys.owner(key) if key else None
             if owner is None:
-                await problem_response(_refusal(wrong=bool(key)))(scope, receive, send)
+                await problem_response(_refusal(wrong=bool(key)), scope)(scope, receive, send)
                 return
             scope.setdefault("state", {})["key_name"] = owner
         await self.app(scope, receive, send)
@@ -188,7 +189,7 @@ def main(name: Annotated[str, typer.Argument(help="Name of its owner.")]) -> Non
     try:
         key, record = _make_key(name)
     except ValueError as error:
-        typer.echo(f"semples api-key: {error}", err=True)
+        typer.echo(one_line(f"semples api-key: {error}"), err=True)
         raise typer.Exit(2) from error
     typer.echo(f"{name}'s key, which is not shown again: {key}", err=True)
     typer.echo(record.line)
@@ -234,6 +235,7 @@ def _stamp(file: Path | None) -> tuple[int, int, int] | None:
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False)
+    accept_any_output()
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
     app(prog_name="semples api-key")

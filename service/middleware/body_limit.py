@@ -1,4 +1,4 @@
-"""Middleware that bounds request bodies in bytes, whether declared or not, and in seconds."""
+"""Middleware that bounds request bodies in bytes, whether declared or not, and in seconds; packed ones are refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.errors import problem_response
+from service.api.errors import ProblemError, problem_response
 from service.middleware.auth import route_path
 
 _DRAIN_FACTOR: Final = 4
@@ -56,9 +56,9 @@ class BodyLimit:
                     MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
-        if body.declared > bounds.max_bytes:
-            refusal = problem_response(_too_large(bounds.max_bytes))
-            await refusal(scope, receive, send_after_body)
+        refusal = body.refusal()
+        if refusal is not None:
+            await problem_response(refusal, scope)(scope, receive, send_after_body)
             return
         await self.app(scope, body.receive, send_after_body)
 
@@ -70,12 +70,21 @@ class _Body:
         length = headers.get("content-length", "")
         self.declared = int(length) if length.isdecimal() else 0
         self.complete = not self.declared and "transfer-encoding" not in headers
+        self._encoding = headers.get("content-encoding", "").strip()
         self._receive = receive
         self._bounds = bounds
         self._started = time.monotonic()
         self._received = 0
         self._late = False
         self._sent_on_request = "expect" in headers
+
+    def refusal(self) -> Exception | None:
+        """Return the error of a body that is refused by its headers alone; None if it is not."""
+        if not self.complete and self._encoding.lower() not in ("", "identity"):
+            # No form and no JSON would be found in it. The header says what is taken (RFC 9110, 15.5.16).
+            detail = f"expected a body without Content-Encoding, got Content-Encoding: {self._encoding[:80]}"
+            return ProblemError("content-encoding", detail, headers={"Accept-Encoding": "identity"})
+        return _too_large(self._bounds.max_bytes) if self.declared > self._bounds.max_bytes else None
 
     async def receive(self) -> Message:
         """Return the next part, as ASGI's receive; raises HTTPException beyond the bounds."""

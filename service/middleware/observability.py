@@ -80,7 +80,7 @@ class RequestLogger:
                 await self.app(scope, receive, record.send)
             except Exception as error:
                 if not record.status:
-                    await problem_response(error)(scope, receive, record.send)
+                    await problem_response(error, scope)(scope, receive, record.send)
                 raise
             finally:
                 span.update_name(f"{record.method} {record.route}")

@@ -47,7 +47,7 @@ class RateLimit:
         try:
             allowed, seconds, headers = await run_sync(self._count, client_of(scope))
         except RedisError as error:
-            await problem_response(error)(scope, receive, send)
+            await problem_response(error, scope)(scope, receive, send)
             return
 
         async def send_with_headers(message: Message) -> None:
@@ -60,7 +60,7 @@ class RateLimit:
             return
         retry = {"Retry-After": str(seconds)}
         refusal = ProblemError("rate-limited", f"expected at most {self._rate}", headers=retry)
-        await problem_response(refusal)(scope, receive, send_with_headers)
+        await problem_response(refusal, scope)(scope, receive, send_with_headers)
 
     def _count(self, client: str) -> tuple[bool, int, dict[str, str]]:
         """Count a post: whether it is allowed, seconds to the oldest one's expiry, and the response's headers."""

@@ -214,7 +214,7 @@ def http_api(place: Place, *, resolve: Resolve = resolve_host, **settings: Any) 
     """The API on a real socket, with settings of the test's choice; yields a client."""
     chosen = Settings(redis_url=place.url, blobs=str(place.data / "blobs"), **settings)
     app = create_app(chosen, place.redis, place.blobs, resolve=resolve)
-    config = _server_config(app, chosen)
+    config = _server_config(app)
     config.timeout_graceful_shutdown = 2
     server = uvicorn.Server(config)
     listener = socket.create_server(("127.0.0.1", 0))

@@ -26,7 +26,7 @@ from worker.inference.worker import _make_worker
 from worker.queue.rq import fetch_job
 from worker.queue.schema import JobRequest
 from worker.settings import WorkerSettings
-from worker.telemetry import WorkerMetrics, about_job, configure_logging, request_id, scrub
+from worker.telemetry import WorkerMetrics, about_job, configure_logging, request_id
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_text_lines_have_the_ids_at_the_end_of_the_first(stream: io.StringIO) ->
     alone, first, second = stream.getvalue().splitlines()
     assert alone.endswith(" INFO test: alone")
     assert first.endswith(" INFO test: first [job=j1 request=r1]")
-    assert second == "second"
+    assert second == "    second"  # no line of a message looks like a record
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
@@ -107,22 +107,6 @@ def test_no_line_has_a_urls_secrets(stream: io.StringIO, form: Any) -> None:
     logging.getLogger("httpx").info("GET https://host/?token=s3cret")
     assert "s3cret" not in stream.getvalue()
     assert "host.example/hook" in stream.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("text", "scrubbed"),
-    [
-        ("redis://:pw@host:6379/0", "redis://…@host:6379/0"),
-        ("rediss://u:p@h", "rediss://…@h"),
-        ("lost redis://u:a/b@c#d?e@h:1", "lost redis://…@h:1"),
-        ("at 'https://h/a?b=c', then", "at 'https://h/a?…', then"),
-        ("https://h/a?b=c&d=https://x", "https://h/a?…"),
-        ("no url: why? a@b.c", "no url: why? a@b.c"),
-        ("https://h/a", "https://h/a"),
-    ],
-)
-def test_scrub(text: str, scrubbed: str) -> None:
-    assert scrub(text) == scrubbed
 
 
 def values(meters: WorkerMetrics) -> dict[tuple[str, tuple[str, ...]], float]:

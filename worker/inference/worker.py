@@ -14,11 +14,12 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from redis import Redis
 from redis.client import Pipeline
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from rq import Queue, SimpleWorker
 from rq.job import Job
 from rq.serializers import JSONSerializer
@@ -53,8 +54,9 @@ from worker.queue.registry import (
 from worker.queue.rq import AllowedJob, JobQueue, LeasedQueue, open_redis
 from worker.queue.schema import LEASE_SECONDS
 from worker.settings import WorkerSettings
+from worker.signals import ignore, ignored
 from worker.storage import BlobError, BlobStore
-from worker.telemetry import Outcome, WorkerMetrics, about_job, scrub
+from worker.telemetry import Outcome, WorkerMetrics, about_job
 
 if TYPE_CHECKING:
     from models.inference.predictor import Predictor
@@ -143,6 +145,12 @@ class GpuWorker(SimpleWorker):
             workers=lambda: self._workers,
             on_success=test.proved,
         )
+
+    def _set_ip_address(self, connection: Redis) -> None:
+        """Name the connection; RQ would ask for its address too, and cannot read one of a socket with a space."""
+        with suppress(ResponseError):  # of a server that forbids it; or the name has a space
+            connection.client_setname(self.name)
+        self.ip_address = "unknown"
 
     @property
     def stopped_on_request(self) -> bool:
@@ -250,8 +258,10 @@ class GpuWorker(SimpleWorker):
             super().check_for_suspension(burst)
 
     def _install_signal_handlers(self) -> None:
-        """Announce the worker only now: from here on a signal ends it in order."""
+        """Announce the worker only now: from here on a signal ends it in order, but one that was ignored before."""
+        kept = ignored()
         super()._install_signal_handlers()  # type: ignore[no-untyped-call]
+        ignore(kept)
         self._heartbeat_thread.start()
 
 
@@ -305,7 +315,7 @@ def _open_stores(settings: WorkerSettings) -> BlobStore:
     try:
         open_redis(settings.redis_url).ping()
     except (RedisError, ValueError) as error:
-        raise WorkerStartError(f"cannot reach {scrub(settings.redis_url)}: {error}") from error
+        raise WorkerStartError(f"cannot reach REDIS_URL: {error}") from error
     try:
         blobs = BlobStore.open(settings.blobs)
         # Without it every job would fail here, and no other worker could have it.

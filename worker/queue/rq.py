@@ -9,20 +9,22 @@ more; here the steps and the records are the same, for many jobs in a few round 
 from __future__ import annotations
 
 import json
+import re
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal, cast
+from urllib.parse import parse_qs
 from uuid import uuid4
 
 from redis import Redis
 from redis.backoff import ExponentialBackoff
 from redis.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, WatchError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.exceptions import WatchError
 from redis.retry import Retry as RedisRetry
 from rq import Queue, Retry, Worker
 from rq.exceptions import DuplicateJobError, InvalidJobOperation, NoSuchJobError
@@ -57,6 +59,16 @@ MAINTENANCE_LOCK_SECONDS: Final = 10
 RATE_SECONDS: Final = 60
 """How far back ``ended_lately`` counts."""
 
+_SCHEMES: Final = ("redis", "rediss", "unix")
+# Others are objects of Python's, or change the type of answers.
+_URL_OPTIONS: Final = frozenset(
+    [
+        *("db", "username", "password", "protocol", "client_name", "health_check_interval", "max_connections"),
+        *("socket_connect_timeout", "socket_timeout", "socket_keepalive", "ssl_ca_certs", "ssl_ca_data", "ssl_ca_path"),
+        *("ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_keyfile", "ssl_password"),
+    ]
+)
+_NOT_ENCODED: Final = "expected a Redis URL whose user and password are percent-encoded, got one that cannot be read"
 _BY_BATCH: Final = "batch"
 """Value of a cancel flag that a batch has set; a person's is "person"."""
 
@@ -217,24 +229,34 @@ class _QueueStats:
 
 
 def open_redis(url: str, *, timeout: float = 5.0, retries: int = 2) -> Redis:
-    """Return a client that gives up soon; raise ValueError unless the URL is redis://, rediss:// or unix://.
+    """Return a client that gives up soon; ``retries`` are of a command without an answer, which may be carried out.
 
-    ``retries`` are of a command without an answer, which may have been carried out.
+    Raises:
+        ValueError: unless the URL is redis://, rediss:// or unix:// and its options are known; quotes no part of it.
     """
+    scheme, _, rest = url.partition("://")
+    if scheme not in _SCHEMES:
+        raise ValueError(f"expected a Redis URL that begins with {', '.join(f'{each}://' for each in _SCHEMES)}")
+    # A password with # or / would be cut there, and its first part be read as a host or port, which errors name.
+    if "#" in rest or (scheme != "unix" and re.search(r"[/?].*@", rest)):
+        raise ValueError(_NOT_ENCODED)
+    options = parse_qs(url.partition("?")[2]).keys()
+    if odd := options - _URL_OPTIONS:
+        raise ValueError(f"expected options that a Redis URL can have, got {', '.join(sorted(odd))}")
     try:
-        return Redis.from_url(
+        redis = Redis.from_url(
             url,
             socket_timeout=timeout,
             socket_connect_timeout=min(timeout, 2.0),
             retry=RedisRetry(ExponentialBackoff(cap=0.2, base=0.02), retries),
             retry_on_error=[RedisConnectionError, RedisTimeoutError],
         )
-    except ValueError as error:
-        if "scheme" in str(error):
-            raise
-        # Its message would quote a part of the password.
-        message = "expected a Redis URL whose user and password are percent-encoded, got one that cannot be read"
-        raise ValueError(message) from None
+        redis.connection_pool.make_connection()  # without a request: odd options show only here
+    except (ValueError, TypeError, AttributeError, RedisError):
+        # The message would quote a part of the URL.
+        refused = f"expected options of {scheme}:// with values that they take, got {', '.join(sorted(options))}"
+        raise ValueError(refused if options else _NOT_ENCODED) from None
+    return redis
 
 
 def make_job(redis: Redis, request: JobRequest, *, timeout: int) -> Job:

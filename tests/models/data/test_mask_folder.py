@@ -33,6 +33,7 @@ def test_records_of_another_kind_are_passed_over(tmp_path: Path) -> None:
     path.write_text("[]\n3\nno\n" + '{"stem": "b"}\n' + whole + whole[:20])
     assert list(mask_folder.read_results(path)) == ["a"]
     settings = {"model": {"name": "tiny", "version": "1"}, "options": {}, "scores": False}
+    (tmp_path / mask_folder.SETTINGS).write_text(json.dumps(settings))
     with mask_folder.MaskFolderWriter(tmp_path, [], ClassList((ClassInfo(1, "cat"),)), settings):
         pass
     assert path.read_text().endswith(whole)
@@ -46,12 +47,13 @@ def test_a_folder_is_continued_and_summed_up_in_the_order_of_its_samples(tmp_pat
     matched = {"path": 2, "case": 1, "tail": 1}
     samples = [Sample(tmp_path / name, (0,), rule=rule) for name, rule in zip(names, rules, strict=True)]
     samples.append(Sample(tmp_path / "unlabeled.jpg", ()))
+    mask = label_map_png(np.zeros((2, 3), dtype=np.uint8), text={"Software": "semples 0.1"})
 
     def add(folder: mask_folder.MaskFolderWriter, sample: Sample) -> None:
         alignment = {"alignment_class": None, "alignment_background": None}
         result = {"name": "cat", "area": 0.0, "confidence": None, "box": None, **alignment}
         record = {"image": sample.name, "model": settings["model"], "classes": [result]}
-        mask_folder.write_mask(tmp_path / "out", sample.stem, b"png", b"npz")
+        mask_folder.write_mask(tmp_path / "out", sample.stem, mask, b"npz")
         folder.add(sample, record)
 
     with mask_folder.MaskFolderWriter(tmp_path / "out", samples, classes, settings) as folder:

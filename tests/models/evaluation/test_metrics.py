@@ -204,10 +204,8 @@ def test_rules_compare_the_same_photos(folder: Path) -> None:
 
 
 def test_nothing_to_count_is_null_and_no_nan(folder: Path) -> None:
-    for path in (folder / "truth").iterdir():
-        Image.new("L", (50, 40), 255).save(path)
     files = metrics.find_files(folder / "truth", masks=folder / "masks", scores=folder / "scores")
-    measured = metrics.measure(files, CLASSES)
+    measured = metrics.measure(files, CLASSES, min_pixels=10**9)
     found = json.loads(json.dumps(metrics.measured_to_json(measured, CLASSES, files), allow_nan=False))
     assert found["mean_iou"] is None
     assert set(found["oracle"]["curve"].values()) == {None}

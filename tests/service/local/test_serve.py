@@ -60,6 +60,18 @@ def test_it_serves_and_stops(tmp_path: Path) -> None:
         end_in_order(stack, signal.SIGINT)
 
 
+@pytest.mark.parametrize("name", ["Application Support", "a::b #%20"])
+def test_any_data_folder_and_a_path_before_the_api(name: str, tmp_path: Path) -> None:
+    with serving(tmp_path / name, SEMPLES_ROOT_PATH="/ml") as stack:
+        stack.wait_ready()
+        document = post(stack).json()
+        assert document["status"] == "finished"
+        assert httpx.get(f"{stack.url}{document['links']['mask']}").status_code == 200
+        assert document["links"]["mask"].startswith("/ml/jobs/")
+        stack.process.send_signal(signal.SIGTERM)
+        assert stack.outcome()[0] == 0
+
+
 def test_webhooks_with_one_command(stack: Serving, receiver: Receiver) -> None:
     form = {"labels": "cat", "callback_url": receiver.url()}
     job = httpx.post(f"{stack.url}/pseudo-mask", files={"image": png()}, data=form).json()
@@ -161,7 +173,7 @@ def test_a_signal_while_starting(tmp_path: Path) -> None:
         (("--bundle", "broken"), {}, "worker ended at the start: semples worker: cannot load"),
         ((), {"REDIS_URL": "redis://127.0.0.1:1/0"}, "cannot reach REDIS_URL: Error 111"),
         ((), {"REDIS_URL": "http://x"}, "cannot reach REDIS_URL: "),
-        ((), {"SEMPLES_MAX_QUEUE": "many"}, "1 validation error for Settings max_queue"),
+        ((), {"SEMPLES_MAX_QUEUE": "many"}, "SEMPLES_MAX_QUEUE: Input should be a valid integer"),
         ((), {"SEMPLES_RATE": "often"}, "api ended at the start: python -m service: expected a rate"),
     ],
 )
