@@ -364,8 +364,10 @@ class Config(Frozen):
         settings = self.train_segmenter
         if self.segmenter.kind == "mask2former" and (settings.noise_aware or settings.class_balance):
             raise ValueError("expected neither noise_aware nor class_balance for a mask2former, whose loss is of masks")
-        if self.segmenter.kind == "features" and self.generator.kind == "weaktr":
-            raise ValueError("expected a convolutional mask generator for a segmenter on its features, got a weaktr")
+        if self.segmenter.kind == "features" and self.generator.kind not in ("cnn", "zero_shot"):
+            raise ValueError(
+                f"expected a convolutional mask generator for a segmenter on its features, got a {self.generator.kind}"
+            )
         starts_from_texts = self.generator.kind == "zero_shot" and self.pretrain_generator is None
         if self.train_generator.prompt_share or (self.refine_generator.prompt_share and not starts_from_texts):
             raise ValueError(

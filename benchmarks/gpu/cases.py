@@ -28,7 +28,7 @@ from models.build import build_generator, build_segmenter
 from models.bundle.bundle import Bundle
 from models.clip import FrozenClip
 from models.config import Config
-from models.data.classes import with_open_labels
+from models.data.classes import ClassInfo, ClassList, with_open_labels
 from models.data.images import read_image
 from models.generators import MaskGenerator
 from models.generators.cnn import cosine_affinity
@@ -39,9 +39,11 @@ from models.prompts import BackgroundPrompts
 from models.refine import REFINERS, RefinerContext, build_refiner
 from models.refine.regions import superpixels
 from tests.helpers.networks import TINY_MASK2FORMER
+from tests.helpers.vit import TINY_VIT, tiny_vit_clip
 
 BUNDLE: Final = "coco-demo"
 NAMES: Final = ("cat", "cup", "clock")  # K = 3, what the demo's photos show, in their order
+CLASSES: Final = ClassList(tuple(ClassInfo(index, name) for index, name in enumerate(NAMES, start=1)))
 OPEN_LABELS: Final = ("whiskers", "saucer", "dial")
 SIDE = 128  # of inputs, in pixels
 PROMPT_TOKENS = 4
@@ -52,6 +54,7 @@ GENERATORS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         "cnn": {"backbone": "test_resnet", "pretrained": False},
         "zero_shot": {},
         "weaktr": {"native_size": 64, "width": 48, "depth": 3, "heads": 3},
+        "clip_vit": {},
     }
 )
 SEGMENTERS: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
@@ -134,10 +137,18 @@ def _tiny_towers() -> tuple[CLIP, SimpleTokenizer, dict[str, Any]]:
     return model, tokenizer, config
 
 
+def _tiny_clip_with_vit() -> FrozenClip:
+    with torch.random.fork_rng(devices=[]):
+        model = tiny_vit_clip()
+    return FrozenClip(model, SimpleTokenizer(), config=TINY_VIT, mean=[MEAN] * 3, std=[STD] * 3)
+
+
 def tiny_networks(kind: str, device: torch.device) -> tuple[MaskGenerator, FrozenClip]:
     """A tiny mask generator and CLIP on a device; their weights are drawn on the CPU."""
-    clip = tiny_clip()
-    generator = build_generator(_config(generator=kind), clip, clip.embed_classes(NAMES), device=device)
+    clip = _tiny_clip_with_vit() if kind == "clip_vit" else tiny_clip()
+    generator = build_generator(
+        _config(generator=kind), clip, clip.embed_classes(NAMES), device=device, classes=CLASSES
+    )
     return generator, clip.to(device)
 
 
@@ -164,7 +175,7 @@ def _generator(kind: str, device: torch.device, precision: str) -> Outputs:
     generator, _ = tiny_networks(kind, device)
     images, labels = _inputs(device)
     with computing(precision, device):
-        cams = multi_scale_cams(generator, images, labels.nonzero(), scales=(1.0, 1.5), flip=True)
+        cams = multi_scale_cams(generator.cams_of, images, labels.nonzero(), scales=(1.0, 1.5), flip=True)
         features = generator.features(images)
     return {"CAMs": cams, "affinity": generator.affinity(features.float())}
 
