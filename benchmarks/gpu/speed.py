@@ -15,6 +15,7 @@ from typing import Final
 
 import torch
 
+from benchmarks.clip_vit import build
 from benchmarks.gpu.cases import BUNDLE, NAMES, demo_bundle, tiny_networks, tiny_prompts
 from benchmarks.gpu.compare import FLOAT32
 from benchmarks.gpu.steps import PAPER_STAGES, TrainingStep, generator_step, step_seconds
@@ -67,8 +68,17 @@ PREDICTORS: Final[Mapping[str, Callable[[torch.device, int | None], Bundle]]] = 
         "a random WeakTr (DeiT-S)": lambda device, size: with_weaktr(
             replace(demo_bundle(device, image_size=size), segmenter=None)
         ),
+        "clip_vit, a random ViT-B/16": lambda device, size: with_clip_vit(demo_bundle(device, image_size=size)),
     }
 )
+
+
+def with_clip_vit(bundle: Bundle) -> Bundle:
+    """Return a bundle whose mask generator is a ViT-B/16 that knows nothing; its time is the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        generator = build(len(bundle.info.classes)).eval().requires_grad_(False)
+    return replace(bundle, segmenter=None, generator=generator.to(bundle.class_text.device))
 
 
 def predictor_items(sizes: Sizes, device: torch.device) -> Iterator[Item]:
