@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +33,10 @@ pytest_plugins = [
     "tests.helpers.client_fixtures",
     "tests.helpers.webhooks",
 ]
+
+# In the background or under nohup, pytest starts with these ignored, and so would the programs that tests stop by them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Tests run beside servers and workers: more threads only wait for each other.
 torch.set_num_threads(1)

@@ -182,7 +182,7 @@ def test_it_outlives_redis_even_at_the_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "environment", "message"),
     [
-        (["--redis-url", "http://x"], {}, "Redis URL must specify"),
+        (["--redis-url", "http://x"], {}, "expected a Redis URL that begins with redis://"),
         (["--blobs", "nowhere://x"], {}, "cannot open the blob store"),
         ([], {"SEMPLES_WEBHOOK_SECRET": "password"}, "expected as webhook secret whsec_"),
     ],
