@@ -204,7 +204,7 @@ def _read_text(path: Path) -> str:
     try:
         return data.decode("utf-16" if is_utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8, got {error}") from error
+        raise ValueError(f"{path}: expected UTF-8 (in Excel: save as 'CSV UTF-8'), got {error}") from error
 
 
 def _to_rows(rows: _Rows) -> list[LabelRow]:
