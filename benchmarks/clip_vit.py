@@ -15,12 +15,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.stage_speed import forget_peak, megabytes
 from models.clip import load_clip
 from models.clip_vit_options import ClipVitOptions
 from models.generators.clip_blocks import embed_patches
@@ -47,7 +47,7 @@ def main() -> None:
         take_turn(side, int(count))
         return
     print("| labels |", *(f"{side} s |" for side in SIDES), "plain / ours | CLIP-ES / ours |", end=" ")
-    print(*(f"{side} MB |" for side in SIDES), "\n|" + "---|" * 9)
+    print(*(f"{side} MiB |" for side in SIDES), "\n|" + "---|" * 9)
     for count in LABELS:
         turns = [[_in_process(side, count, arguments.threads) for side in SIDES] for _ in range(arguments.turns)]
         found = [list(zip(*side, strict=True)) for side in zip(*turns, strict=True)]
@@ -64,17 +64,16 @@ def _in_process(side: str, count: int, threads: int) -> tuple[float, float]:
 
 
 def take_turn(side: str, count: int) -> None:
-    """Print the seconds of one photo's CAMs, and how many MB they take at most beyond those found."""
+    """Print the seconds of one photo's CAMs, and how many MiB they take at most beyond those found."""
     torch.manual_seed(0)
     generator = build(count)
     photo = torch.rand(1, 3, *PHOTO)
     work = sides(generator, photo, count)[side]
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak of building
-    before = _megabytes("VmRSS")
+    before = forget_peak()
     work()
     started = time.process_time()  # other programs on the machine matter less than to a clock
     work()
-    print(time.process_time() - started, _megabytes("VmHWM") - before)
+    print(time.process_time() - started, megabytes("VmHWM") - before)
 
 
 def build(classes: int) -> ClipVitGenerator:
@@ -168,14 +167,6 @@ def _cam(activations: Tensor) -> Tensor:
 
 def _mean(maps: list[Tensor]) -> Tensor:
     return torch.stack(maps)[-8:].mean(dim=0)[0, 1:, 1:].detach()
-
-
-def _megabytes(field: str) -> float:
-    """A size in /proc/self/status, in MB of 10^6 bytes."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1.024e-3
-    raise RuntimeError(f"expected {field} in /proc/self/status, got none")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     bundle = load_bundle(find_bundle(arguments.bundle), device=torch.device("cpu"))
     classes, default = bundle.info.classes, bundle.info.mask_options.refine
-    photos = list(read_photos(arguments.data, classes, None))
+    photos = list(read_photos(arguments.data, classes))
     heads = {
         "trained": without_fusion(Predictor(bundle)),
         "zero-shot": without_fusion(Predictor(forgetful(bundle))),

@@ -93,7 +93,7 @@ def main() -> None:
             )
 
 
-def read_photos(data: Path, classes: ClassList, split: str | None) -> Iterator[Photo]:
+def read_photos(data: Path, classes: ClassList, split: str | None = None) -> Iterator[Photo]:
     """Read the labeled photos of a folder, or a split of the generated world, with their label maps."""
     known = {(each.index, each.name) for each in classes.classes}
     if unknown := {(each.index, each.name) for each in read_class_list(data / "classes.txt").classes} - known:

@@ -315,7 +315,7 @@ def read_mask_folder(
     try:
         channels = {info.index: classes.channel(info.name) for info in read_class_list(masks / CLASSES).classes}
     except UnknownLabelError as error:
-        raise ValueError(f"{masks / 'classes.txt'}: {error}") from error
+        raise ValueError(f"{masks / CLASSES}: {error}") from error
     found = _find_images(images.resolve(), {file.stem for file in files}, files[0].parent.resolve())
     lost = [file.name for file in files if file.stem not in found]
     if lost:
