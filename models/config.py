@@ -329,11 +329,15 @@ class InferenceConfig(Frozen):
     image_size: Annotated[int, Field(ge=32, le=2048)] = 448  # longer side of the working image
     scales: Annotated[tuple[Annotated[float, Field(gt=0, le=4)], ...], Field(min_length=1)] = (1.0,)
     flip: bool = True
+    # The share of the strongest other label's evidence that is taken from a label's own, at each place of an image.
+    competition: Annotated[float, Field(ge=0, lt=1)] = 0.0
     refine: str = "pamr"
     # Folder or hub name of a SAM ("facebook/sam-vit-base") for region_vote's proposals; null for superpixels.
     sam: Annotated[str, Field(min_length=1)] | None = None
     background_threshold: Share = 0.4
     class_thresholds: dict[str, Share] = {}  # by class name, in place of background_threshold
+    # How much higher the threshold is for a class whose map is small: see MaskOptions.
+    threshold_slope: Annotated[float, Field(ge=0, le=1)] = 0.0
     min_confidence: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 

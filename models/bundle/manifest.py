@@ -156,6 +156,7 @@ class BundleInfo(Manifest):
             min_confidence=self.inference.min_confidence,
             background_threshold=self.inference.background_threshold,
             class_thresholds=self.inference.class_thresholds,
+            threshold_slope=self.inference.threshold_slope,
         )
 
     @property
@@ -194,6 +195,7 @@ class BundleInfo(Manifest):
             "kind": self.kind,
             "background_threshold": options.background_threshold,
             "class_thresholds": options.class_thresholds,
+            "threshold_slope": options.threshold_slope,
             "min_confidence": options.min_confidence,
             "refine": options.refine,
             "can_segment": self.can_segment,
@@ -228,6 +230,7 @@ class ModelDescription(BaseModel):
     min_confidence: float
     background_threshold: float
     class_thresholds: dict[str, float] = {}
+    threshold_slope: float = 0.0
     can_segment: bool = False
     untaught: tuple[str, ...] = ()  # classes that the segmenter does not know
     segment: _SegmentDefaults | None = None
@@ -249,6 +252,7 @@ class ModelDescription(BaseModel):
             min_confidence=self.min_confidence,
             background_threshold=self.background_threshold,
             class_thresholds=self.class_thresholds,
+            threshold_slope=self.threshold_slope,
         )
 
     @property

@@ -175,9 +175,11 @@ def describe_masks(part: _MasksPart) -> str:
 def _describe_options(options: Mapping[str, Any]) -> str:
     """Describe mask options: refiner chain, background, minimum confidence."""
     power, thresholds, least = (options[key] for key in ("background_power", "class_thresholds", "min_confidence"))
+    slope = options.get("threshold_slope")  # masks of an earlier version have none
     words = [
         "not refined" if options["refine"] == NO_REFINER else f"refined by {options['refine']}",
         f"background threshold {options['background_threshold']}" if power is None else f"background power {power}",
+        f"higher for small maps by a slope of {slope}" if slope else "",
         f"thresholds of their own for {len(thresholds)} classes" if thresholds else "",
         f"least confidence {least}" if least else "",
     ]

@@ -81,6 +81,7 @@ def forward_cam(
         _present(known, names, chosen).to(working.device),
         scales=inference.scales,
         flip=inference.flip,
+        competition=inference.competition,
         on_scale=lambda done: on_progress("cam", 0.7 * done),
     )
     maps = list(torch.split(cams, [len(classes) for classes in chosen]))

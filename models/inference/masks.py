@@ -24,7 +24,8 @@ MIN_PHOTOS: Final = 3
 
 _BAND_VALUES = 2**22  # scores decided at once, so that memory hardly grows with the image
 _BINS = 256
-_LOWEST, _HIGHEST = 0.1, 0.9  # estimated thresholds are clipped to this range
+_LOWEST, _HIGHEST = 0.1, 0.9  # computed thresholds are clipped to this range
+_USUAL_MEAN = 0.25  # of a class's scores, where the slope changes nothing
 
 
 class CannotSegmentError(ValueError):
@@ -41,14 +42,17 @@ class MaskOptions:
     """How scores are refined and become a label map.
 
     The background's score is a constant, or a power of what the best class leaves, or (with neither, as for segmenters)
-    what all classes leave, 1 - sum. ValueError if a number is out of range, or both rules are given.
+    what all classes leave, 1 - sum. A slope s raises the constant t against a class whose map is small, to
+    ``t + s * (0.25 - mean score)``: CAMs are coarse, so the smaller a thing, the more its map spreads beyond it.
+    ValueError if a number is out of range, or both rules are given.
     """
 
     refine: str  # refiner chain, "none" for no refinement
     min_confidence: float  # less confident pixels become 255, in [0, 1)
     background_threshold: float | None = None  # constant score, in (0, 1)
     background_power: float | None = None  # p of (1 - max)^p, in (0, 10]
-    class_thresholds: Mapping[str, float] = field(default_factory=dict)  # constants, by class name
+    class_thresholds: Mapping[str, float] = field(default_factory=dict)  # constants, by class name, without a slope
+    threshold_slope: float = 0.0  # of background_threshold, in [0, 1]
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_confidence < 1:
@@ -60,6 +64,8 @@ class MaskOptions:
             )
         if power is not None and not 0 < power <= 10:
             raise ValueError(f"expected background_power in (0, 10], got {power}")
+        if not 0 <= self.threshold_slope <= 1:
+            raise ValueError(f"expected threshold_slope in [0, 1], got {self.threshold_slope}")
         named = {f"the threshold of {name}": value for name, value in self.class_thresholds.items()}
         if threshold is not None:
             named["background_threshold"] = threshold
@@ -90,6 +96,7 @@ def fill_defaults(
         background_threshold=background_threshold if own_background else defaults.background_threshold,
         background_power=background_power if own_background else defaults.background_power,
         class_thresholds={} if own_background else defaults.class_thresholds,
+        threshold_slope=0.0 if own_background else defaults.threshold_slope,
     )
 
 
@@ -188,7 +195,7 @@ def decide(maps: SoftMaps, options: MaskOptions) -> Decision:
     own = None
     if maps.background is not None:
         own = upsample_bilinear(maps.background[None], width, axis=2)
-    thresholds = _thresholds(options, maps.names)
+    thresholds = _thresholds(options, maps)
     palette = maps.indices.astype(np.uint8) if maps.names else np.zeros(1, dtype=np.uint8)
     columns = upsample_bilinear(maps.scores, width, axis=2)
     rows = max(1, _BAND_VALUES // (width * max(len(palette), 1)))
@@ -214,12 +221,15 @@ def decide(maps: SoftMaps, options: MaskOptions) -> Decision:
     return Decision(label_map, confidence)
 
 
-def _thresholds(options: MaskOptions, names: tuple[str, ...]) -> NDArray[np.float32] | None:
+def _thresholds(options: MaskOptions, maps: SoftMaps) -> NDArray[np.float32] | None:
     """The background's constant score against each class; None if it is not constant."""
-    default = options.background_threshold
-    if default is None:
+    if options.background_threshold is None:
         return None
-    found = [options.class_thresholds.get(name, default) for name in names]
+    means = maps.scores.mean(axis=(1, 2), dtype=np.float64)
+    defaults = options.background_threshold + options.threshold_slope * (_USUAL_MEAN - means)
+    if options.threshold_slope:
+        defaults = defaults.clip(_LOWEST, _HIGHEST)
+    found = [options.class_thresholds.get(name, default) for name, default in zip(maps.names, defaults, strict=True)]
     return np.array(found, dtype=np.float32)
 
 

@@ -32,14 +32,16 @@ def multi_scale_cams(
     *,
     scales: Sequence[float],
     flip: bool,
+    competition: float = 0.0,
     on_scale: Callable[[float], None] = lambda _: None,
 ) -> Tensor:
     """Sum the CAMs of several scales, with and without flip, at the images' size; then min-max per class.
 
     Method of SemPLeS and its predecessors: bicubic images, bilinear CAMs (corners not aligned), unflipped, summed.
     ``cams_of`` maps images, (B, 3, H, W) in [0, 1], and (image, class) index pairs, (N, 2), to CAMs, (N, h, w); scales
-    are relative to the images' size. ``on_scale`` is called before each scale with the share done; what it raises stops
-    the work.
+    are relative to the images' size. ``competition`` is the share of an image's strongest other CAM that is taken from
+    each, at each place and scale; with 0 each is what it is alone. ``on_scale`` is called before each scale with the
+    share done; what it raises stops the work.
 
     Returns:
         CAMs in [0, 1], (N, H, W), in the order of the pairs; a class without any evidence is 0 everywhere.
@@ -59,8 +61,18 @@ def multi_scale_cams(
             chosen = both[: len(present)] + both[len(present) :].flip(-1)
         else:
             chosen = cams_of(scaled, present).float()
+        if competition:
+            chosen = _compete(chosen, present[:, 0], share=competition)
         total += F.interpolate(chosen[:, None], size=(height, width), mode="bilinear", align_corners=False)
     return normalize_cams(total[:, 0])
+
+
+def _compete(cams: Tensor, images: Tensor, *, share: float) -> Tensor:
+    """Take from each CAM, (N, h, w), a share of the highest other CAM of its image; ``images`` are indices, (N,)."""
+    rows = torch.arange(len(cams), device=cams.device)
+    others = (images[:, None] == images) & (rows[:, None] != rows)
+    rivals = torch.stack([cams[other].amax(dim=0) if other.any() else torch.zeros_like(cams[0]) for other in others])
+    return (cams - share * rivals).relu()
 
 
 def normalize_cams(cams: Tensor, *, epsilon: float = 1e-8) -> Tensor:

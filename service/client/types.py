@@ -124,6 +124,7 @@ class Model:
                 min_confidence=float(model["min_confidence"]),
                 background_threshold=float(model["background_threshold"]),
                 class_thresholds=dict(model.get("class_thresholds", {})),
+                threshold_slope=float(model.get("threshold_slope", 0)),
             ),
             document=document,
         )

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
 from models.inference import masks
-from models.inference.masks import Decision, MaskOptions, SoftMaps, decide, upsample_bilinear
+from models.inference.masks import Decision, MaskOptions, SoftMaps, decide, fill_defaults, upsample_bilinear
 
 
 def run(
@@ -50,6 +52,28 @@ def test_the_background_that_classes_leave_by_hand() -> None:
     decision = run(scores, (1, 3), None)
     assert decision.label_map.tolist() == [[3, 0, 0]]
     np.testing.assert_allclose(decision.confidence, [[0.5, 0.7, 0.5]], atol=1e-3)
+
+
+def test_a_small_map_stands_against_a_higher_threshold() -> None:
+    scores = np.zeros((2, 2, 10))
+    scores[0, 0, :3] = 1.0, 0.5, 0.5  # mean 0.1
+    scores[1, 1] = 0.5  # mean 0.25
+    scores[1, 1, :3] = 1.0, 0.45, 0.05
+    maps = SoftMaps(scores.astype(np.float16), np.array([3, 9]), ("cat", "cup"), (2, 10))
+    plain = MaskOptions("none", 0.0, background_threshold=0.4)
+    assert (decide(maps, plain).label_map > 0).sum(axis=1).tolist() == [3, 9]
+    sloped = replace(plain, threshold_slope=1.0)  # 0.55 against the cat, 0.4 against the cup
+    assert (decide(maps, sloped).label_map > 0).sum(axis=1).tolist() == [1, 9]
+    # A class with a threshold of its own keeps it, and computed ones stay within 0.1 and 0.9.
+    own = replace(sloped, class_thresholds={"cat": 0.45})
+    assert (decide(maps, own).label_map > 0).sum(axis=1).tolist() == [3, 9]
+    low = replace(sloped, background_threshold=0.95)
+    assert (decide(maps, low).label_map > 0).sum(axis=1).tolist() == [1, 1]
+    # A request's own background rule is meant as it is.
+    assert fill_defaults(sloped, background_threshold=0.3).threshold_slope == 0
+    assert fill_defaults(sloped, refine="pamr").threshold_slope == 1
+    with pytest.raises(ValueError, match=r"expected threshold_slope in \[0, 1\], got 1.5"):
+        replace(plain, threshold_slope=1.5)
 
 
 def test_a_class_stands_against_its_own_threshold() -> None:

@@ -166,6 +166,24 @@ def test_an_image_is_the_same_alone_and_in_a_batch() -> None:
     torch.testing.assert_close(cams(images)[1:2], cams(images[1:2]))
 
 
+def test_labels_of_an_image_compete_at_each_place() -> None:
+    pixels = torch.zeros(2, 3, 32, 64)
+    pixels[0, 0] = torch.tensor([0.8, 0.4]).repeat_interleave(32)
+    pixels[0, 2] = torch.tensor([0.4, 0.6]).repeat_interleave(32)
+    pixels[1, 0] = 1.0  # another image, and one without a rival
+    present = torch.tensor([(0, 0), (0, 2), (1, 0)])
+
+    def found(cams_of: Tensor) -> list[float]:
+        return multi_scale._compete(cams_of, present[:, 0], share=0.5)[:, 0, [0, -1]].flatten().tolist()
+
+    # 0.8 - 0.2, 0.4 - 0.3; 0.4 - 0.4, 0.6 - 0.2; 1, 1
+    assert found(blocks(pixels, present)) == pytest.approx([0.6, 0.1, 0.0, 0.4, 1.0, 1.0], abs=1e-6)
+    whole = multi_scale.multi_scale_cams(blocks, pixels, present, scales=(1.0,), flip=False, competition=0.5)
+    assert whole[0, 0, [0, -1]].tolist() == pytest.approx([1, 0], abs=1e-6)
+    assert whole[1, 0, [0, -1]].tolist() == pytest.approx([0, 1], abs=1e-6)
+    assert not whole[2].any()  # constant evidence
+
+
 def test_scales_report_and_can_stop() -> None:
     seen: list[float] = []
     images = torch.rand(1, 3, 64, 64)

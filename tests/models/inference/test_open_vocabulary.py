@@ -10,7 +10,7 @@ from benchmarks.open_vocabulary import forgetful
 from models.bundle.bundle import load_bundle
 from models.data.classes import with_open_labels
 from models.generators.cnn import zero_shot_generator
-from models.inference.masks import Segmentation, _thresholds
+from models.inference.masks import Segmentation, SoftMaps, _thresholds
 from models.inference.open_vocabulary import _CACHE_SIZE, OpenVocabulary
 from models.inference.predictor import LabeledImage, Predictor
 from models.training.export import export_bundle
@@ -110,7 +110,8 @@ def test_a_segmentation_says_what_was_not_trained_on(predictor: Predictor, refin
         assert each.alignment_background is None
     # The bundle's one threshold, whatever it says of its classes.
     options = replace(predictor.options(), class_thresholds={"cup": 0.9})
-    assert _thresholds(options, ("cup", "zebra")).tolist() == pytest.approx([0.9, 0.4])
+    maps = SoftMaps(np.zeros((2, 1, 1), dtype=np.float16), np.array([7, 11]), ("cup", "zebra"), (1, 1))
+    assert _thresholds(options, maps).tolist() == pytest.approx([0.9, 0.4])
 
 
 def test_a_label_is_read_once_and_not_kept_forever(tiny_open_bundle: Path) -> None:
