@@ -46,6 +46,7 @@ _JOB: Final[dict[str, Any]] = {
         "min_confidence": 0.0,
         "background_threshold": 0.4,
         "class_thresholds": {},
+        "threshold_slope": 0.0,
     },
     "image": {"width": 640, "height": 480, "exif_orientation": 1},
     "classes": [

@@ -109,8 +109,10 @@ class JobRequest(Record):
 
     @model_serializer(mode="wrap")
     def _omit_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out a closed vocabulary, so that job ids are those from before there was an open one."""
+        """Leave out a closed vocabulary and a slope of 0, so that job ids are those from before there was another."""
         content: dict[str, Any] = dump(self)
+        if not self.options.threshold_slope:
+            content["options"].pop("threshold_slope", None)
         if self.vocabulary == "closed":
             content.pop("vocabulary", None)
         return content

@@ -53,7 +53,7 @@ def test_predict(tiny_bundle: Path, tmp_path: Path) -> None:
     assert record["model"]["name"] == "tiny"
     assert record["options"] == {
         "refine": "none", "min_confidence": 0.0, "background_threshold": 0.4,
-        "background_power": None, "class_thresholds": {},
+        "background_power": None, "class_thresholds": {}, "threshold_slope": 0.0,
     }  # fmt: skip
     assert record["exif_orientation"] == 6
     assert {"area", "confidence", "alignment_class", "alignment_background"} <= set(record["classes"][0])

@@ -224,7 +224,12 @@ def test_segment_needs_no_labels(api: httpx.Client) -> None:
     assert [(each["index"], each["name"]) for each in document["classes"]] == [(2, "bowl")]
     assert document["classes"][0]["box"] == [0, 0, 15, 20]
     # The model's own defaults for this task; the background is what the classes leave.
-    assert document["options"] == {"refine": "pamr", "min_confidence": 0.1, "class_thresholds": {}}
+    assert document["options"] == {
+        "refine": "pamr",
+        "min_confidence": 0.1,
+        "class_thresholds": {},
+        "threshold_slope": 0,
+    }
     assert np.unique(pixels(api.get(document["links"]["mask"]).content)).tolist() == [0, 2]
     assert pixels(api.get(document["links"]["overlay"]).content).shape == (20, 30, 3)
     with np.load(io.BytesIO(api.get(document["links"]["scores"]).content)) as scores:

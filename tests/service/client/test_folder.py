@@ -76,6 +76,7 @@ def test_a_folder_as_the_command_line_lays_it_out(client: Client, api: httpx.Cli
         "background_threshold": 0.4,
         "background_power": None,
         "class_thresholds": {"bowl": 0.6},
+        "threshold_slope": 0.0,
     }
     assert [each["name"] for each in record["classes"]] == ["cat", "bowl"]
     summary = json.loads((output / "summary.json").read_text())

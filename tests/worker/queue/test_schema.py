@@ -44,6 +44,7 @@ def test_equal_requests_are_one_job_and_survive_json() -> None:
                 refine="none", min_confidence=0.0, background_threshold=0.4, class_thresholds={"cat": 0.5}
             )
         },
+        {"options": MaskOptions(refine="none", min_confidence=0.0, background_threshold=0.4, threshold_slope=0.1)},
         {"task": "segment"},
         {"vocabulary": "open"},
         {"model": ModelRef(name="m", version="2")},
@@ -54,7 +55,7 @@ def test_whatever_decides_the_result_decides_the_job(change: dict[str, object]) 
     assert request(**change).job_id() != request().job_id()
 
 
-def test_a_closed_vocabulary_is_no_part_of_the_job() -> None:
+def test_a_closed_vocabulary_and_no_slope_are_no_part_of_the_job() -> None:
     assert request().job_id() == "0a1dd85bb0a197a5e16e2b58d1d87ba3"  # as before there was another
     assert "vocabulary" not in json.loads(request().model_dump_json())
     opened = request(vocabulary="open")
