@@ -142,8 +142,8 @@ class MaskCrops(Dataset[tuple[Tensor, Tensor]]):
 class RandomBatches(Generic[BatchT]):
     """Random batches, in another order each epoch; an incomplete last batch is dropped unless it is the only one.
 
-    ``items`` maps an epoch's seed to its items; with ``views`` every so many epochs have the same. The batch size is of all processes together; ``share`` is (rank, number
-    of processes), and each process gets its share of every batch.
+    ``items`` maps an epoch's seed to its items; with ``views`` the epochs go round that many seeds. The batch size is
+    of all processes together; ``share`` is (rank, number of processes), and each process gets its share of every batch.
     """
 
     items: Callable[[int], Dataset[BatchT]]

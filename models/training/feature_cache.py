@@ -68,7 +68,7 @@ class FeatureCache:
         if new:
             found = self.generator.pack_features(self.generator.features(images[new]))
             if found.requires_grad:
-                raise ValueError("expected views: null for a mask generator of which more than the head learns, got views")
+                raise ValueError("expected a mask generator of which the head alone learns for views, got another")
             self._keep([known[at] for at in new], found.cpu().half().numpy())
         return torch.stack([torch.from_numpy(self._file[self._rows[key]]) for key in known])
 

@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
-import open_clip
 import pytest
 import torch
 from PIL import Image
 
+from models import clip
 from models.bundle.bundle import load_bundle
 from models.bundle.manifest import TOWER_FILE
 from models.clip import load_clip
@@ -84,10 +85,9 @@ def test_a_known_class_is_the_label_that_says_the_same(new_bundle: Path) -> None
 
 
 def test_without_a_network_it_says_which_file_to_fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def fail(*_: object, **__: object) -> str:
-        raise OSError("no route to host")
+    monkeypatch.setattr(clip, "_answers", lambda _: False)
 
-    monkeypatch.setattr(open_clip.factory, "download_pretrained", fail)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     message = semples_refuses("new-bundle", tmp_path / "out", "--clip", "ViT-B-32", "--pretrained", "openai")
     assert message.count("\n") == 1
     assert "https://huggingface.co/timm/vit_base_patch32_clip_224.openai/resolve/main/open_clip_model.saf" in message
@@ -97,6 +97,8 @@ def test_without_a_network_it_says_which_file_to_fetch(monkeypatch: pytest.Monke
 
 def test_what_it_refuses(tmp_path: Path, tiny_clip_folder: Path) -> None:
     out = tmp_path / "out"
+    wrong = semples_refuses("new-bundle", out, "--clip", "ViT-B-16", "--pretrained", tmp_path / "weights.bin")
+    assert f"got '{tmp_path / 'weights.bin'}', which is neither" in wrong
     assert "expected --pretrained with" in semples_refuses("new-bundle", out, "--clip", "ViT-B-16")
     local = f"local-dir:{tiny_clip_folder}"
     assert "open_clip's VisionTransformer" in semples_refuses("new-bundle", out, "--clip", local, "--name", "x")

@@ -45,7 +45,9 @@ def test_cams_and_gradients_are_those_of_features_computed_anew(head_learns: Mas
 
     def learned(cams: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         parameters = [each for each in head_learns.parameters() if each.requires_grad]
-        gradients = torch.autograd.grad((cams * torch.linspace(0, 1, cams[0].numel()).view_as(cams[0])).sum(), parameters)
+        gradients = torch.autograd.grad(
+            (cams * torch.linspace(0, 1, cams[0].numel()).view_as(cams[0])).sum(), parameters
+        )
         return cams.detach(), torch.cat([each.flatten() for each in gradients])
 
     expected = learned(head_learns.cams_of(images, PRESENT))
@@ -79,11 +81,13 @@ def test_what_it_refuses(monkeypatch: pytest.MonkeyPatch, tiny_clip: FrozenClip,
     trunk_learns.let_learn("all")
     fusion_learns = WeakTrGenerator(WeakTrSizes(native_size=64, width=48, depth=2, heads=3), classes=3)
     for generator in (trunk_learns, fusion_learns):
-        with pytest.raises(ValueError, match="expected views: null for a mask generator of which more than the head"):
+        with pytest.raises(ValueError, match="expected a mask generator of which the head alone learns"):
             FeatureCache(generator, tmp_path, capacity=1).cams_of(images, present, KEYS[:1])
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 9, 1))
-    with pytest.raises(ValueError, match=r"expected 0\.\d GB free in .* for the features of 999 crops, got 0\.0 GB; set"):
+    with pytest.raises(
+        ValueError, match=r"expected 0\.\d GB free in .* for the features of 999 crops, got 0\.0 GB; set"
+    ):
         FeatureCache(vit_generator(), tmp_path, capacity=999).cams_of(images, present, KEYS[:1])
     with pytest.raises(ValueError, match="expected mask: minmax with views, got sigmoid"):
         GeneratorStageConfig(views=2, mask="sigmoid")
@@ -113,7 +117,11 @@ def test_every_second_epoch_has_the_same_crops(tiny_samples: list[Sample]) -> No
 
 @pytest.mark.parametrize("size", [None, 3])
 def test_a_stage_learns_the_same(
-    size: int | None, monkeypatch: pytest.MonkeyPatch, tiny_vit_weights: Path, tiny_samples: list[Sample], tmp_path: Path
+    size: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_vit_weights: Path,
+    tiny_samples: list[Sample],
+    tmp_path: Path,
 ) -> None:
     stage = {
         "epochs": 4, "batch_size": 4, "crop_size": 64, "learning_rate": 0.01, "views": 2, "micro_batch_size": size,
