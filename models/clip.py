@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -249,7 +250,7 @@ def load_clip(model: str, pretrained: str | None, *, normalization: str = "clip"
         raise ValueError(f"expected normalization 'clip' or 'imagenet', got {normalization!r}")
     _check_weights(model, pretrained)
     try:
-        with _without_waiting_for_the_hub(model, pretrained):
+        with _asking_the_hub(model, pretrained):
             network = open_clip.create_model(
                 model,
                 pretrained=pretrained,
@@ -297,15 +298,20 @@ def _check_weights(model: str, pretrained: str | None) -> None:
 
 
 @contextmanager
-def _without_waiting_for_the_hub(model: str, pretrained: str | None) -> Iterator[None]:
-    """Let the hub's client look into its cache alone if the hub does not answer: it would try again for a minute."""
+def _asking_the_hub(model: str, pretrained: str | None) -> Iterator[None]:
+    """Let the hub's client look into its cache alone if the hub does not answer: it would try again for a minute.
+
+    open_clip logs what it raises, too.
+    """
     known = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else None
     asks = bool(known and known.get("hf_hub")) or model.startswith("hf-hub:")
-    before = huggingface_hub.constants.HF_HUB_OFFLINE
+    before, level = huggingface_hub.constants.HF_HUB_OFFLINE, logging.root.manager.disable
     huggingface_hub.constants.HF_HUB_OFFLINE = before or (asks and not _answers(huggingface_hub.constants.ENDPOINT))
+    logging.disable(logging.ERROR)
     try:
         yield
     finally:
+        logging.disable(level)
         huggingface_hub.constants.HF_HUB_OFFLINE = before
 
 

@@ -134,17 +134,17 @@ class Experiment:
         folder: for everything that is made.
         config: of the stages; its seed is that of the world, and CLIP is set here.
         sizes: scenes of each split.
-        tower: of its CLIP's images.
         clip_epochs: over the captions; None for the tower's own.
         say: called with what begins.
+        tower: of its CLIP's images.
     """
 
     folder: Path
     config: Config
     sizes: Sizes = field(default_factory=Sizes)
-    tower: Tower = "cnn"
     clip_epochs: int | None = None
     say: Callable[[str], None] = print
+    tower: Tower = "cnn"
 
     @property
     def data(self) -> Path:

@@ -3,13 +3,11 @@
 import json
 from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from models import clip
 from models.bundle.bundle import load_bundle
 from models.bundle.manifest import TOWER_FILE
 from models.clip import load_clip
@@ -17,7 +15,7 @@ from models.data.classes import with_open_labels
 from models.inference.predictor import LabeledImage, Predictor
 from models.tensors import read_tensors
 from tests.conftest import CPU
-from tests.helpers.command import semples_ok, semples_refuses
+from tests.helpers.command import semples_ok, semples_process, semples_refuses
 from tests.helpers.paths import PHOTO
 
 LABELS = ("zeppelin", "quokka", "astrolabe")
@@ -85,10 +83,11 @@ def test_a_known_class_is_the_label_that_says_the_same(new_bundle: Path) -> None
 
 
 def test_without_a_network_it_says_which_file_to_fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(clip, "_answers", lambda _: False)
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    message = semples_refuses("new-bundle", tmp_path / "out", "--clip", "ViT-B-32", "--pretrained", "openai")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    done = semples_process("new-bundle", tmp_path / "out", "--clip", "ViT-B-32", "--pretrained", "openai")
+    assert done.returncode == 2
+    message = done.stderr
     assert message.count("\n") == 1
     assert "https://huggingface.co/timm/vit_base_patch32_clip_224.openai/resolve/main/open_clip_model.saf" in message
     assert "with the model ViT-B-32-quickgelu" in message
