@@ -1,10 +1,12 @@
-"""Grad-CAMs of a ViT-B/16 for one photo, against the plain formulation and CLIP-ES's: seconds and peak memory.
+"""What a ViT-B/16 costs as a mask generator: Grad-CAMs of one photo, and a step of stage (c); random weights.
 
-Random weights, a photo of 500×375 on the grid of 32, with the affinity that the random walk refines by. "Plain" stores
-the attention of all blocks and runs a backward pass through everything for each label. "CLIP-ES" differentiates the
-last block alone, and runs it and its backward pass once a label, as the public code does. All sides take turns, each
-turn a process of its own (for its peak of memory) with one run to warm up and one that counts; seconds are the
-processor's, the median of the turns, memory is the highest.
+The photo is of 500×375 on the grid of 32, with the affinity that the random walk refines by. "Plain" stores the
+attention of all blocks and runs a backward pass through everything for each label. "CLIP-ES" differentiates the last
+block alone, and runs it and its backward pass once a label, as the public code does. The step is of a batch of crops
+with two labels each, its features computed, or read from the cache that ``views`` makes.
+
+All sides take turns, each turn a process of its own (for its peak of memory) with a run of a small photo to warm up and
+one that counts; seconds are the processor's, the median of the turns, memory is the highest.
 """
 
 from __future__ import annotations
@@ -13,22 +15,30 @@ import argparse
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.stage_speed import forget_peak, megabytes
-from models.clip import load_clip
+from benchmarks.stage_speed import backward, forget_peak, megabytes
+from models.build import build_masks
+from models.clip import FrozenClip, load_clip
 from models.clip_vit_options import ClipVitOptions
 from models.generators.clip_blocks import embed_patches
 from models.generators.clip_vit import BackgroundTexts, ClipVitGenerator
+from models.training.feature_cache import FeatureCache
+from models.training.generator import Refinement, generator_losses
 
 PHOTO = (384, 512)
 LABELS = (1, 3, 8)
 SIDES = ("plain", "CLIP-ES", "ours")
+BLOCKS = (6, 12)
+STEPS = ("computed", "cached")
+CROPS, CROP = 2, 224
 MODEL = "ViT-B-16-quickgelu"
 
 Work = Callable[[], object]
@@ -39,50 +49,84 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)  # one turn's own process
+    parser.add_argument("--only", nargs=3, help=argparse.SUPPRESS)  # one turn's own process
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.only:
-        side, count = arguments.only
-        take_turn(side, int(count))
+        side, labels, blocks = arguments.only
+        take_turn(side, int(labels), int(blocks))
         return
-    print("| labels |", *(f"{side} s |" for side in SIDES), "plain / ours | CLIP-ES / ours |", end=" ")
-    print(*(f"{side} MiB |" for side in SIDES), "\n|" + "---|" * 9)
-    for count in LABELS:
-        turns = [[_in_process(side, count, arguments.threads) for side in SIDES] for _ in range(arguments.turns)]
-        found = [list(zip(*side, strict=True)) for side in zip(*turns, strict=True)]
-        seconds, peaks = [statistics.median(side[0]) for side in found], [max(side[1]) for side in found]
-        ratios = [each / seconds[-1] for each in seconds[:-1]]
-        print(f"| {count} |", *(f"{each:.2f} |" for each in (*seconds, *ratios)), *(f"{each:.0f} |" for each in peaks))
+    print("| labels | blocks |", *(f"{side} s |" for side in SIDES), "plain / ours | CLIP-ES / ours |", end=" ")
+    print(*(f"{side} MiB |" for side in SIDES), "\n|" + "---|" * 10)
+    for labels, blocks in [(LABELS[0], BLOCKS[0]), *((labels, BLOCKS[1]) for labels in LABELS)]:
+        _print_row((labels, blocks), SIDES, arguments)
+    print("\n| labels a crop | blocks |", *(f"{side} s |" for side in STEPS), "ratio |", end=" ")
+    print(*(f"{side} MiB |" for side in STEPS), "\n|" + "---|" * 7)
+    _print_row((2, BLOCKS[1]), STEPS, arguments)
 
 
-def _in_process(side: str, count: int, threads: int) -> tuple[float, float]:
-    command = [sys.executable, "-m", "benchmarks.clip_vit", f"--threads={threads}", "--only", side, str(count)]
+def _print_row(of: tuple[int, int], names: Sequence[str], arguments: argparse.Namespace) -> None:
+    turns = [[_in_process(name, of, arguments.threads) for name in names] for _ in range(arguments.turns)]
+    found = [list(zip(*side, strict=True)) for side in zip(*turns, strict=True)]
+    seconds, peaks = [statistics.median(side[0]) for side in found], [max(side[1]) for side in found]
+    ratios = [each / seconds[-1] for each in seconds[:-1]]
+    cells = [*map(str, of), *(f"{each:.2f}" for each in (*seconds, *ratios)), *(f"{each:.0f}" for each in peaks)]
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def _in_process(side: str, of: tuple[int, int], threads: int) -> tuple[float, float]:
+    command = [sys.executable, "-m", "benchmarks.clip_vit", f"--threads={threads}", "--only", side, *map(str, of)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     seconds, peak = done.stdout.split()
     return float(seconds), float(peak)
 
 
-def take_turn(side: str, count: int) -> None:
-    """Print the seconds of one photo's CAMs, and how many MiB they take at most beyond those found."""
+def take_turn(side: str, labels: int, blocks: int) -> None:
+    """Print a run's processor seconds, and how many MiB it takes at most beyond those found."""
     torch.manual_seed(0)
-    generator = build(count)
-    photo = torch.rand(1, 3, *PHOTO)
-    work = sides(generator, photo, count)[side]
+    clip, generator = networks(labels)
+    generator.backbone.transformer.resblocks = generator.backbone.transformer.resblocks[:blocks]
+    if side in STEPS:
+        # The first step fills the cache.
+        warm_up = work = step(clip, generator, cached=side == "cached")
+    else:
+        warm_up, work = (sides(generator, torch.rand(1, 3, *size), labels)[side] for size in ((64, 64), PHOTO))
+    warm_up()
     before = forget_peak()
-    work()
     started = time.process_time()  # other programs on the machine matter less than to a clock
     work()
     print(time.process_time() - started, megabytes("VmHWM") - before)
 
 
-def build(classes: int) -> ClipVitGenerator:
-    """Return a mask generator on a random ViT-B/16, with random texts."""
+def networks(classes: int) -> tuple[FrozenClip, ClipVitGenerator]:
+    """Return a random ViT-B/16, and a mask generator on it, with random texts."""
     clip, options = load_clip(MODEL, None), ClipVitOptions()
     stuff = len(options.background_texts)
     texts = torch.randn(classes + stuff, clip.visual.output_dim)
     background = BackgroundTexts(texts[classes:], torch.zeros(classes, stuff, dtype=torch.bool))
-    return ClipVitGenerator(clip, texts[:classes], background=background, logit_scale=100, options=options)
+    return clip, ClipVitGenerator(clip, texts[:classes], background=background, logit_scale=100, options=options)
+
+
+def build(classes: int) -> ClipVitGenerator:
+    """Return the mask generator of ``networks`` alone."""
+    return networks(classes)[1]
+
+
+def step(clip: FrozenClip, generator: ClipVitGenerator, *, cached: bool) -> Work:
+    """Return a step of stage (c), for crops that show all of the generator's classes."""
+    generator.let_learn("head")
+    text = F.normalize(generator.head.weight.detach(), dim=1)
+    cache = FeatureCache(generator, Path(tempfile.gettempdir()), CROPS)
+    losses_of = generator_losses(
+        build_masks(generator, clip, mask="minmax", epsilon=0.1, cams_of=cache.cams_of if cached else None),
+        clip,
+        text,
+        background_weight=2.4,
+        refinement=Refinement(text.flip(0), 0.05),
+    )
+    images, labels = torch.rand(CROPS, 3, CROP, CROP), torch.ones(CROPS, len(text))
+    keys = torch.stack([torch.zeros(CROPS), torch.arange(CROPS)], dim=1).long()
+    return lambda: backward(losses_of((images, labels, keys) if cached else (images, labels)))
 
 
 def sides(generator: ClipVitGenerator, photo: Tensor, count: int) -> dict[str, Work]:

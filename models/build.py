@@ -246,12 +246,22 @@ def _names_of(config: Config, classes: ClassList) -> list[tuple[str, ...]]:
     return [(caption, each.name, *each.synonyms) for caption, each in zip(captions, named, strict=True)]
 
 
-def build_masks(generator: MaskGenerator, clip: FrozenClip, *, mask: str, epsilon: float) -> MasksOf:
-    """Return the function from a batch to soft masks of its present classes at CLIP's input size."""
-    size = clip.input_size
+def build_masks(
+    generator: MaskGenerator,
+    clip: FrozenClip,
+    *,
+    mask: str,
+    epsilon: float,
+    cams_of: Callable[..., Tensor] | None = None,
+) -> MasksOf:
+    """Return the function from a batch to soft masks of its present classes at CLIP's input size.
+
+    ``cams_of`` stands for the generator's own, for mask "minmax"; what follows images and present pairs is passed on.
+    """
+    size, read = clip.input_size, cams_of or generator.cams_of
     if mask == "minmax":
-        return lambda images, present: soft_masks(
-            generator.cams_of(images, present).float(), size=size, epsilon=epsilon
+        return lambda images, present, *keys: soft_masks(
+            read(images, present, *keys).float(), size=size, epsilon=epsilon
         )
     if not isinstance(generator, CnnGenerator):
         raise ValueError(f"expected mask 'minmax' for a {type(generator).__name__}, got {mask!r}")

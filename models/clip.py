@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
+import huggingface_hub
 import open_clip
 import torch
 import torch.nn.functional as F
@@ -36,6 +41,7 @@ class NormalizedModule(nn.Module):
 CLASS_TEMPLATE = "a photo of {}."
 _LOCAL = "local-dir:"
 _HUB_FILE = "open_clip_model.safetensors"  # open_clip's name for weights in a repository of the hub
+_HUB_SECONDS = 10  # to wait for the hub's first answer
 _TEXT_BATCH = 256
 _CACHED_WORDS = 10_000
 _IMAGE_PARTS = ("visual.", "logit_")
@@ -242,15 +248,17 @@ def load_clip(model: str, pretrained: str | None, *, normalization: str = "clip"
     """
     if normalization not in ("clip", "imagenet"):
         raise ValueError(f"expected normalization 'clip' or 'imagenet', got {normalization!r}")
+    _check_weights(model, pretrained)
     try:
-        network = open_clip.create_model(
-            model,
-            pretrained=pretrained,
-            # open_clip only warns when weights were trained with the other activation.
-            force_quick_gelu=_needs_quick_gelu(model, pretrained),
-            # A folder without its weights would give a random network.
-            require_pretrained=model.startswith(_LOCAL),
-        )
+        with _asking_the_hub(model, pretrained):
+            network = open_clip.create_model(
+                model,
+                pretrained=pretrained,
+                # open_clip only warns when weights were trained with the other activation.
+                force_quick_gelu=_needs_quick_gelu(model, pretrained),
+                # A folder without its weights would give a random network.
+                require_pretrained=model.startswith(_LOCAL),
+            )
         tokenizer = open_clip.get_tokenizer(model)
     except (OSError, RuntimeError, KeyError, SafetensorError) as error:
         if "ailed to download" in str(error):
@@ -275,6 +283,47 @@ def join_towers(image: FrozenImageTower, text: FrozenTextTower, config: Mapping[
     model.visual = image.visual
     mean, std = (buffer.flatten().tolist() for buffer in (image.mean, image.std))
     return FrozenClip(model, text.tokenizer, config=config, mean=mean, std=std)
+
+
+def _check_weights(model: str, pretrained: str | None) -> None:
+    """Check that weights are a file, or known to open_clip by name, before it builds a network for them."""
+    if not pretrained or open_clip.get_model_config(model) is None:
+        return
+    if not open_clip.get_pretrained_cfg(model, pretrained) and not Path(pretrained).is_file():
+        known = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
+        raise ValueError(
+            f"expected a file of weights, or the name of those that open_clip knows of {model} ({known}); got "
+            f"{pretrained!r}, which is neither"
+        )
+
+
+@contextmanager
+def _asking_the_hub(model: str, pretrained: str | None) -> Iterator[None]:
+    """Let the hub's client look into its cache alone if the hub does not answer: it would try again for a minute.
+
+    open_clip logs what it raises, too.
+    """
+    known = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else None
+    asks = bool(known and known.get("hf_hub")) or model.startswith("hf-hub:")
+    before, level = huggingface_hub.constants.HF_HUB_OFFLINE, logging.root.manager.disable
+    huggingface_hub.constants.HF_HUB_OFFLINE = before or (asks and not _answers(huggingface_hub.constants.ENDPOINT))
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(level)
+        huggingface_hub.constants.HF_HUB_OFFLINE = before
+
+
+def _answers(address: str) -> bool:
+    """Whether a server answers, whatever it says."""
+    try:
+        with urlopen(Request(address, method="HEAD"), timeout=_HUB_SECONDS):
+            return True
+    except HTTPError:
+        return True
+    except OSError:
+        return False
 
 
 def _how_to_fetch(model: str, pretrained: str | None) -> str:

@@ -310,6 +310,15 @@ class GeneratorStageConfig(_StageConfig):
     mask: Literal["minmax", "sigmoid"] = "minmax"
     trainable: Literal["head", "all"] = "all"
     augmentation: Literal["strong", "light"] = "strong"
+    # Crops of each image, if only the head learns; each epoch uses the next one. What the head reads of a crop is
+    # computed once and kept on the disk. null: new crops in each epoch, and nothing is kept.
+    views: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def _keeps_what_the_head_reads(self) -> Self:
+        if self.views is not None and self.mask == "sigmoid":
+            raise ValueError("expected mask: minmax with views, got sigmoid")
+        return self
 
 
 class PromptStageConfig(_StageConfig):

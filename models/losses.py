@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MasksOf = Callable[[Tensor, Tensor], Tensor]
+# (images, present pairs, and what else their batch has) → masks
+MasksOf = Callable[..., Tensor]
 """(images, present) → soft masks (N, H, W) at CLIP's input size."""
 
 _MIN_COSINE, _MAX_COSINE = 1e-4, 0.9999

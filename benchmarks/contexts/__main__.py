@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.contexts.experiment import Experiment, ablate, compare
-from benchmarks.contexts.tables import ablation_table, generator_table, write_sheet
+from benchmarks.contexts.tables import ablation_table, background_table, generator_table, write_sheet
+from benchmarks.contexts.vit import compare_backgrounds, compare_vit
 from models.config import load_config
 
 
@@ -25,12 +26,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--config", default="contexts")
-    parser.add_argument("--generators", action="store_true", help="the second table too")
+    parser.add_argument("--generators", action="store_true", help="the tables of generators and backgrounds too")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     config = load_config(arguments.config)
-    rows, others = [], []
+    rows, others, backgrounds = [], [], []
     for seed in arguments.seeds:
         experiment = Experiment(
             arguments.output / f"seed{seed}",
@@ -41,10 +42,11 @@ def main() -> None:
         rows.append(ablate(experiment))
         write_sheet(experiment, experiment.folder / "cams.png")
         if arguments.generators:
-            others.append(compare(experiment))
+            others.append([*compare(experiment), compare_vit(experiment)])
+            backgrounds.append(compare_backgrounds(experiment))
     print(ablation_table(rows))
     if others:
-        print("\n" + generator_table(others))
+        print("\n" + generator_table(others) + "\n\n" + background_table(backgrounds))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.contexts.tiny_clip import load_captioned, train_clip
+from benchmarks.contexts.tiny_clip import EPOCHS, Tower, load_captioned, train_clip
 from benchmarks.contexts.world import (
     CLASSES,
     CONTEXTS,
@@ -123,7 +123,7 @@ _WEIGHTS = "generator.safetensors"
 # A prompt's embeddings, (K, D), in place of learned ones.
 Substitute = Callable[[Config, FrozenClip], Tensor]
 # Values that differ from a configuration's, by section; of the generator all that are not defaults.
-Changes = Mapping[str, Mapping[str, object]]
+Changes = Mapping[str, Mapping[str, object] | None]
 
 
 @dataclass(frozen=True)
@@ -134,38 +134,54 @@ class Experiment:
         folder: for everything that is made.
         config: of the stages; its seed is that of the world, and CLIP is set here.
         sizes: scenes of each split.
-        clip_epochs: over the captions.
+        clip_epochs: over the captions; None for the tower's own.
         say: called with what begins.
+        tower: of its CLIP's images.
     """
 
     folder: Path
     config: Config
     sizes: Sizes = field(default_factory=Sizes)
-    clip_epochs: int = 10
+    clip_epochs: int | None = None
     say: Callable[[str], None] = print
+    tower: Tower = "cnn"
 
     @property
     def data(self) -> Path:
         """The data set's folder."""
         return self.folder / "data"
 
+    @property
+    def clip(self) -> Path:
+        """The CLIP's folder."""
+        return self.folder / ("clip" if self.tower == "cnn" else f"clip-{self.tower}")
+
     def prepare(self) -> None:
         """Make the scenes and the CLIP, unless they are there."""
         write_dataset(self.data, self.sizes, seed=self.config.seed)
-        clip = self.folder / "clip"
-        if (clip / WEIGHTS_NAME).is_file():
+        if (self.clip / WEIGHTS_NAME).is_file():
             return
-        self.say("CLIP")
+        self.say(self.clip.name)
         train_clip(
             load_captioned(read_captions(self.data, "captions")),
-            clip,
-            epochs=self.clip_epochs,
+            self.clip,
+            tower=self.tower,
+            epochs=self.clip_epochs or EPOCHS[self.tower],
             seed=self.config.seed,
         )
 
+    def changed(self, changes: Changes) -> Experiment:
+        """Return the experiment with changes of its configuration."""
+        values = self.config.model_dump()
+        for section, changed in changes.items():
+            # Another kind of generator has other values; a section that is None is left out.
+            start = values[section] if section != "generator" else {}
+            values[section] = None if changed is None else {**start, **changed}
+        return replace(self, config=Config.model_validate(values))
+
     def run(self, name: str, *, base: Run | None = None) -> Run:
         """Open the work directory of a variant; its generator starts as the base leaves it, if there is one."""
-        clip = ClipConfig(model=f"local-dir:{self.folder / 'clip'}", pretrained=None)
+        clip = ClipConfig(model=f"local-dir:{self.clip}", pretrained=None)
         config = (base.config if base else self.config).model_copy(update={"clip": clip})
         if base is not None:
             weights = str(base.existing(BASE, _WEIGHTS))
@@ -181,11 +197,7 @@ class Experiment:
 
     def pretrain(self, name: str, changes: Changes | None = None) -> Run:
         """Make the base network, and open a run whose configuration has the changes."""
-        values = self.config.model_dump()
-        for section, changed in (changes or {}).items():
-            # Another kind of generator has other values.
-            values[section] = {**(values[section] if section != "generator" else {}), **changed}
-        run = replace(self, config=Config.model_validate(values)).run(name)
+        run = self.changed(changes or {}).run(name)
         self._once(run, BASE, _WEIGHTS, pretrain_generator)
         return run
 
@@ -215,12 +227,15 @@ class Experiment:
 
     def scores(self, run: Run, stage: str) -> dict[str, Score]:
         """Measure the generator that a stage left, on both held-out splits."""
-        path = run.work / stage / "scores.json"
+        return self.measured(run.work / stage / "scores.json", lambda: self.generator(run, stage))
+
+    def measured(self, path: Path, load: Callable[[], MaskGenerator]) -> dict[str, Score]:
+        """Measure a generator on both held-out splits, unless its scores are in a file."""
         if path.is_file():
             stored = json.loads(path.read_text(encoding="utf-8"))
             return {split: Score(**values) for split, values in stored.items()}
-        generator = self.generator(run, stage)
-        found = {split: measure(generator, self.data, split, run.config.inference) for split in HELD_OUT}
+        generator = load()
+        found = {split: measure(generator, self.data, split, self.config.inference) for split in HELD_OUT}
         content = to_json({split: asdict(score) for split, score in found.items()})
         write_atomically(path, content.encode())
         return found

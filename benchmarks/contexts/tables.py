@@ -36,6 +36,13 @@ def ablation_table(seeds: Sequence[Sequence[Row]]) -> str:
     return "\n".join(lines)
 
 
+def background_table(seeds: Sequence[Sequence[Row]]) -> str:
+    """Return a table of every background; rows of each seed in the same order."""
+    lines = _head("background", *(f"{split}, {rule}" for split in HELD_OUT for rule in RULES))
+    lines += [_line(same[0].name, *_cells(same)) for same in zip(*seeds, strict=True)]
+    return "\n".join(lines)
+
+
 def generator_table(seeds: Sequence[Sequence[tuple[str, Sequence[Row]]]]) -> str:
     """Return a table of every generator, at the fixed threshold."""
     stages = [row.name for row in seeds[0][0][1]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.offline_clip.anchor import anchor, with_projection_bias
+from benchmarks.offline_clip.anchor import anchor, weakest_direction, with_projection_bias
 from benchmarks.offline_clip.build import save_clip
 from models.training.loop import Optimization, ParameterGroup, Step, fit
 from models.training.prompts import RegionBatches
@@ -28,18 +28,25 @@ PREPROCESS = {
 }  # fmt: skip
 
 
-def model_config() -> dict[str, Any]:
+Tower = Literal["cnn", "vit"]
+TOWERS: dict[Tower, dict[str, Any]] = {
+    "cnn": {
+        "timm_model_name": "test_resnet",
+        "timm_model_pretrained": False,
+        "timm_pool": "avg",
+        "timm_proj": "linear",
+        "timm_proj_bias": False,
+    },
+    "vit": {"patch_size": 8, "width": 64, "layers": 3, "head_width": 32},
+}
+EPOCHS: dict[Tower, int] = {"cnn": 10, "vit": 30}
+
+
+def model_config(tower: Tower) -> dict[str, Any]:
     """Return open_clip's ``model_cfg``."""
     return {
         "embed_dim": 64,
-        "vision_cfg": {
-            "timm_model_name": "test_resnet",
-            "timm_model_pretrained": False,
-            "timm_pool": "avg",
-            "timm_proj": "linear",
-            "timm_proj_bias": False,
-            "image_size": IMAGE_SIZE,
-        },
+        "vision_cfg": {**TOWERS[tower], "image_size": IMAGE_SIZE},
         "text_cfg": {
             "context_length": CONTEXT_LENGTH,
             "vocab_size": 49408,
@@ -122,6 +129,7 @@ def train_clip(
     data: Captioned,
     folder: Path,
     *,
+    tower: Tower,
     epochs: int,
     seed: int,
     on_step: Callable[[Step], None] = lambda _: None,
@@ -132,6 +140,7 @@ def train_clip(
     Args:
         data: pictures with sentences.
         folder: to write.
+        tower: of the images.
         epochs: over all pictures.
         seed: of weights and batches.
         on_step: called after each step.
@@ -139,7 +148,7 @@ def train_clip(
             off 0, where the method's losses have no gradient (see ``benchmarks.offline_clip.anchor``).
     """
     torch.manual_seed(seed)
-    config = model_config()
+    config = model_config(tower)
     model = CLIP(**config).train()
     with torch.no_grad():  # so far apart that two layers can tell the words
         model.token_embedding.weight.mul_(10)
@@ -151,10 +160,22 @@ def train_clip(
         Optimization(epochs, 1e-3, 0.05, seed=seed),
         on_step=on_step,
     )
-    config, lifted = with_projection_bias(config, model.eval())
-    text, image = typical_norms(lifted, data, tokens)
-    anchor(lifted, text_shift=anchors[0] * text, image_shift=anchors[1] * image)
-    save_clip(lifted, folder, config=config, preprocess=PREPROCESS)
+    model.eval()
+    text, image = typical_norms(model, data, tokens)
+    if tower == "cnn":
+        config, model = with_projection_bias(config, model)
+        anchor(model, text_shift=anchors[0] * text, image_shift=anchors[1] * image)
+    else:
+        _anchor_vit(model, text_shift=anchors[0] * text, image_shift=anchors[1] * image)
+    save_clip(model, folder, config=config, preprocess=PREPROCESS)
+
+
+@torch.no_grad()
+def _anchor_vit(model: CLIP, *, text_shift: float, image_shift: float) -> None:
+    """Do as ``anchor`` with a tower whose projection has no bias: the last norms' biases shift the embeddings."""
+    weak = weakest_direction(model.text_projection)
+    model.ln_final.bias += text_shift * weak.shift
+    model.visual.ln_post.bias += image_shift * weak.direction @ torch.linalg.pinv(model.visual.proj)
 
 
 @torch.no_grad()

@@ -6,12 +6,14 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
 from models.cli import bundle, data, evaluate, predict, train
 from models.cli.options import print_error
+from models.data.mask_files import software_version
 from models.messages import accept_any_output
 
 __all__ = ["main"]
@@ -50,7 +52,6 @@ def _submit(context: typer.Context) -> None:
 
 app = typer.Typer(
     name="semples",
-    help="Pixel masks from image-level labels: make masks, train, serve.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -97,6 +98,22 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
 # Commands of the service and the worker parse their own options; this package imports neither.
 _FORWARDED = (_submit, _serve, _api_key, _worker, _janitor, _dead)
 _FORWARD = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(software_version())
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Pixel masks from image-level labels: make masks, train, serve."""
+
 
 for _panel, _commands in _PANELS.items():
     for _name, _command in _commands.items():

@@ -27,6 +27,8 @@ from models.data.mask_folder import MaskSample
 
 # images (B, 3, H, W) in [0, 1] and labels (B, K) multi-hot
 Batch: TypeAlias = tuple[Tensor, Tensor]
+# the same with the key of each crop, (B, 2)
+KeyedBatch: TypeAlias = tuple[Tensor, Tensor, Tensor]
 # images (B, 3, S, S) in [0, 1] and label maps (B, S, S) int64 of class channels, 255 ignored
 MaskBatch: TypeAlias = tuple[Tensor, Tensor]
 Transform = Callable[[NDArray[np.uint8]], Tensor]  # image (H, W, 3) → crop (3, S, S) in [0, 1]
@@ -140,8 +142,8 @@ class MaskCrops(Dataset[tuple[Tensor, Tensor]]):
 class RandomBatches(Generic[BatchT]):
     """Random batches, in another order each epoch; an incomplete last batch is dropped unless it is the only one.
 
-    ``items`` maps an epoch's seed to its items. The batch size is of all processes together; ``share`` is (rank, number
-    of processes), and each process gets its share of every batch.
+    ``items`` maps an epoch's seed to its items; with ``views`` the epochs go round that many seeds. The batch size is
+    of all processes together; ``share`` is (rank, number of processes), and each process gets its share of every batch.
     """
 
     items: Callable[[int], Dataset[BatchT]]
@@ -151,6 +153,7 @@ class RandomBatches(Generic[BatchT]):
     seed: int
     workers: int = 0
     share: tuple[int, int] = (0, 1)
+    views: int | None = None
 
     def __post_init__(self) -> None:
         self.batch_size = min(self.batch_size, self.count)
@@ -166,7 +169,7 @@ class RandomBatches(Generic[BatchT]):
         rank, processes = self.share
         starts = range(skip * self.batch_size, len(self) * self.batch_size, self.batch_size)
         batches = [order[at : at + self.batch_size][rank::processes] for at in starts]
-        items = self.items(derive_seed(self.seed, number, 1))
+        items = self.items(derive_seed(self.seed, number % self.views if self.views else number, 1))
         # With its own generator, as the loader would draw its workers' seeds from the global one.
         loader = DataLoader(items, batch_sampler=batches, num_workers=self.workers, generator=torch.Generator())
         with _plain_errors():

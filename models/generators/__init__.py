@@ -71,6 +71,14 @@ class MaskGenerator(NormalizedModule, ABC):
     def use_prompts(self, prompts: Tensor) -> None:
         """Take the learned background prompts' embeddings, (K, D); most generators have no use for them."""
 
+    def pack_features(self, features: Tensor) -> Tensor:
+        """Return what ``chosen_cams`` needs of features, to keep it, one row an image."""
+        return features
+
+    def unpack_features(self, packed: Tensor) -> Tensor:
+        """Return features that ``chosen_cams`` takes, from ``pack_features``."""
+        return packed
+
     @abstractmethod
     def affinity(self, features: Tensor) -> Tensor:
         """Read the affinity of all places to each other from features, (B, h, w, h, w), not negative."""

@@ -149,6 +149,16 @@ class ClipVitGenerator(MaskGenerator):
         maps = torch.cat([read(some, text, keep, count, grid) for some, text, keep in parts])
         return torch.unflatten(maps[present[:, 0], places], 1, grid)
 
+    def pack_features(self, features: Tensor) -> Tensor:
+        """Leave out the attention, and keep the class token once: one more row of the map, (B, C, h + 1, w)."""
+        width = self.backbone.transformer.width
+        return torch.cat([features[:, :width], features[:, width : 2 * width, :1]], dim=2)
+
+    def unpack_features(self, packed: Tensor) -> Tensor:
+        """Return features without attention, (B, 2 C, h, w), from ``pack_features``."""
+        patches, first = packed[:, :, :-1], packed[:, :, -1:]
+        return torch.cat([patches, first.expand_as(patches)], dim=1)
+
     def affinity(self, features: Tensor) -> Tensor:
         """Return the attention of patches to each other, (B, h, w, h, w), a mean over the last eight blocks."""
         _, attention = self._unpack(features)

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from models.build import build_generator, build_masks, build_transform, load_generator
 from models.clip import FrozenClip
 from models.config import GeneratorStageConfig, PretrainConfig, WeakTrConfig
 from models.data.classes import Sample, labeled_samples
-from models.data.loaders import Batch, Crops
+from models.data.loaders import Batch, Crops, KeyedBatch
 from models.generators import MaskGenerator
 from models.inference.multi_scale import resize_images
 from models.losses import (
@@ -25,6 +27,7 @@ from models.losses import (
     semantic_refinement,
 )
 from models.training.distributed import data_parallel
+from models.training.feature_cache import FeatureCache, KeyedCrops
 from models.training.loop import LossesOf, ParameterGroup, Split, fit, micro_batches
 from models.training.prompts import learned_prompts
 from models.training.run import FINAL_STAGE, GENERATOR_WEIGHTS, PRETRAIN_STAGE, OnStep, Run, supervision
@@ -96,17 +99,18 @@ def generator_losses(
     *,
     background_weight: float,
     refinement: Refinement | None = None,
-) -> LossesOf[Batch]:
+) -> LossesOf[Batch | KeyedBatch]:
     """Return the losses of a batch: L_match, and with a refinement L_refine.
 
-    ``class_text`` are the class text embeddings, (K, D), L2-normalized; ``background_weight`` is w_b.
+    ``class_text`` are the class text embeddings, (K, D), L2-normalized; ``background_weight`` is w_b. ``masks_of`` gets
+    the keys of crops, if the batch has them.
     """
 
-    def losses_of(batch: Batch) -> Mapping[str, Tensor]:
-        images, labels = (tensor.to(class_text.device) for tensor in batch)
+    def losses_of(batch: Batch | KeyedBatch) -> Mapping[str, Tensor]:
+        images, labels = (tensor.to(class_text.device) for tensor in batch[:2])
         present = present_pairs(labels)
         seen = clip.normalize(resize_images(images, clip.input_size))
-        regions = mask_images(seen, masks_of(images, present), present)
+        regions = mask_images(seen, masks_of(images, present, *batch[2:]), present)
         # One forward pass for both, which is faster; single precision, for logarithms of cosines near 0 and 1.
         both = clip.embed_images(torch.cat([regions.foreground, regions.background])).float()
         foreground, background = both.tensor_split(2)
@@ -145,8 +149,12 @@ def _fit_to_clip(run: Run, samples: Sequence[Sample], on_step: OnStep, *, stage:
     generator.let_learn(settings.trainable)
     if prompts is not None:
         generator.use_prompts(prompts)
+    cams_of = None
+    if settings.views is not None:
+        capacity = settings.views * len(labeled_samples(samples))
+        cams_of = FeatureCache(generator, run.work / stage, capacity).cams_of
     losses_of = generator_losses(
-        build_masks(generator, clip, mask=settings.mask, epsilon=settings.epsilon),
+        build_masks(generator, clip, mask=settings.mask, epsilon=settings.epsilon, cams_of=cams_of),
         clip,
         class_text,
         background_weight=settings.background_weight,
@@ -167,19 +175,21 @@ def _fit(
     samples: Sequence[Sample],
     on_step: OnStep,
     generator: MaskGenerator,
-    losses_of: LossesOf[Batch],
+    losses_of: LossesOf[Any],
     *,
     stage: str,
-    split: Split[Batch] | None = None,
+    split: Split[Any] | None = None,
 ) -> Path:
     """Fit the trainable parameters to augmented crops of the labeled photos."""
     settings: GeneratorStageConfig | PretrainConfig = getattr(run.config, stage.replace("-", "_"))
     photos, transform = labeled_samples(samples), build_transform(settings)
-    batches = run.batches(
-        lambda seed: Crops(photos, classes=len(run.classes), transform=transform, seed=seed),
-        len(photos),
-        batch_size=settings.batch_size,
-    )
+    views = getattr(settings, "views", None)
+
+    def crops(seed: int) -> Dataset[Any]:
+        found = Crops(photos, classes=len(run.classes), transform=transform, seed=seed)
+        return found if views is None else KeyedCrops(found)
+
+    batches = run.batches(crops, len(photos), batch_size=settings.batch_size, views=views)
     with run.logged(stage, on_step) as report:
         fit(
             [ParameterGroup(generator.parameters())],

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ BatchT_co = TypeVar("BatchT_co", covariant=True)
 LossesOf: TypeAlias = Callable[[BatchT], Mapping[str, Tensor]]  # batch → loss terms by name
 # batch → micro-batches, each with the factor of its loss in the whole batch's loss
 Split: TypeAlias = Callable[[BatchT], Sequence[tuple[BatchT, float]]]
-_Pair: TypeAlias = tuple[Tensor, Tensor]  # images and targets
+_Tensors: TypeAlias = tuple[Tensor, ...]  # images, targets, and what else a batch has
 
 _POLY_POWER = 0.9
 
@@ -137,7 +137,7 @@ def micro_batches(
     size: int | None,
     processes: Processes,
     device: torch.device,
-) -> Split[_Pair]:
+) -> Split[Any]:
     """Return a function that splits batches of images and targets into at most ``size`` images for ``fit``.
 
     A loss that is a mean over items (image and class pairs, labeled pixels) of a whole batch equals the mean of its
@@ -145,11 +145,10 @@ def micro_batches(
     holds for the average over processes.
     """
 
-    def split(batch: _Pair) -> list[tuple[_Pair, float]]:
-        images, targets = batch
-        length = size or max(len(images), 1)
-        pieces = list(zip(torch.split(images, length), torch.split(targets, length), strict=True))
-        counts = torch.stack([count(piece).sum() for _, piece in pieces]).to(device).double()
+    def split(batch: _Tensors) -> list[tuple[_Tensors, float]]:
+        length = size or max(len(batch[0]), 1)
+        pieces = list(zip(*(torch.split(each, length) for each in batch), strict=True))
+        counts = torch.stack([count(piece[1]).sum() for piece in pieces]).to(device).double()
         total = processes.sum(counts.sum())
         # Without any item all losses are 0, whatever their weight.
         weights = counts * (processes.count / total if total else 1.0)

@@ -111,7 +111,9 @@ class Run:
             seed=derive_seed(self.config.seed, self.processes.rank),  # each process its own dropout
         )
 
-    def batches(self, items: Callable[[int], Dataset[BatchT]], count: int, *, batch_size: int) -> RandomBatches[BatchT]:
+    def batches(
+        self, items: Callable[[int], Dataset[BatchT]], count: int, *, batch_size: int, views: int | None = None
+    ) -> RandomBatches[BatchT]:
         """Return random batches of items, this process's share of each; see RandomBatches."""
         return RandomBatches(
             items,
@@ -120,6 +122,7 @@ class Run:
             seed=self.config.seed,
             workers=self.workers,
             share=(self.processes.rank, self.processes.count),
+            views=views,
         )
 
     def checkpoint(self, stage: str, module: nn.Module, samples: Sequence[object]) -> Checkpoint:

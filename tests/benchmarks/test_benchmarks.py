@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import benchmarks
-from benchmarks import plain_stages
+from benchmarks import clip_vit, plain_stages
 from benchmarks.boundary import boundary_scores
 from models.clip import FrozenClip
 from models.generators.weaktr import WeakTrGenerator
@@ -17,6 +17,7 @@ from models.training.generator import Refinement, generator_losses
 from models.training.prompts import embed_backgrounds, prompt_losses
 from models.weaktr_sizes import WeakTrSizes
 from tests.conftest import CPU
+from tests.helpers.vit import vit_generator
 
 PROGRAMS = [each.name for each in pkgutil.walk_packages(benchmarks.__path__, "benchmarks.")]
 
@@ -80,6 +81,15 @@ def test_sizes_must_agree() -> None:
 
 
 NAMES = ("cat", "bowl", "cup")
+
+
+def test_three_ways_to_grad_cams_agree() -> None:
+    ways = clip_vit.sides(vit_generator(classes=2), torch.rand(1, 3, 64, 96), 2)
+    maps, attention = ways["ours"]()
+    assert maps.shape == (2, 4, 6)
+    for other in ("plain", "CLIP-ES"):
+        for one, same in zip(ways[other](), (maps, attention), strict=True):
+            torch.testing.assert_close(one, same, atol=1e-4, rtol=1e-4)
 
 
 def test_plain_and_library_agree(tiny_clip: FrozenClip) -> None:

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from benchmarks.contexts import world
 from benchmarks.contexts.experiment import GENERATORS, Experiment, Row, Score, ablate, compare
-from benchmarks.contexts.tables import ablation_table, generator_table, spread, write_sheet
+from benchmarks.contexts.tables import ablation_table, background_table, generator_table, spread, write_sheet
 from benchmarks.contexts.tiny_clip import soft_holes
+from benchmarks.contexts.vit import compare_backgrounds, compare_vit
 from models.clip import load_clip
 from models.config import Config, load_config
 
@@ -191,6 +193,29 @@ def test_other_generators_start_from_their_own_base(experiment: Experiment) -> N
         assert expected.items() <= base.generator.model_dump().items()
     text = generator_table([table, table])
     assert text.count("\n") == 1 + len(table)
+
+
+def test_a_clip_with_a_vit_is_a_generator_too(experiment: Experiment) -> None:
+    name, rows = compare_vit(experiment)
+    assert [row.name for row in rows] == ["base", "(a)", "(c)"]
+    assert len({row.scores["usual"].oracle for row in rows}) > 1
+    start, learned = (
+        load_file(experiment.folder / work / "train-generator" / "generator.safetensors")
+        for work in ("base-vit", "learned-vit")
+    )
+    assert {key for key, value in start.items() if not torch.equal(value, learned[key])} == {"head.weight"}
+    clip = load_clip(f"local-dir:{experiment.folder / 'clip-vit'}", None)
+    assert (clip.embed_images(torch.rand(4, 3, 64, 64)) @ clip.embed_classes(world.THINGS).T).min() > -0.3
+    backgrounds = compare_backgrounds(experiment)
+    assert [row.name for row in backgrounds] == [
+        "texts: backdrops", "prompts", "both: backdrops",
+        "texts: backdrops and contexts", "both: backdrops and contexts",
+    ]  # fmt: skip
+    assert backgrounds[0].scores == rows[0].scores
+    assert len({row.scores["usual"].oracle for row in backgrounds}) > 2
+    assert compare_backgrounds(experiment) == backgrounds
+    assert generator_table([[(name, rows)]]).count("\n") == 2
+    assert background_table([backgrounds] * 2).count("\n") == 6
 
 
 def test_tables_show_mean_and_spread() -> None:

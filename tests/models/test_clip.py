@@ -1,7 +1,10 @@
 import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import open_clip
 import pytest
 import torch
@@ -90,9 +93,10 @@ def test_openais_weights_get_their_activation(monkeypatch: pytest.MonkeyPatch) -
         return create(model, **{**options, "pretrained": None, "require_pretrained": False})
 
     monkeypatch.setattr(open_clip, "create_model", without_download)
-    clip = load_clip("ViT-B-32", "openai")
-    tower = build_image_tower(clip.vision_config, mean=[0.5] * 3, std=[0.5] * 3)
-    for network in (clip.visual, clip.model.transformer, tower.visual):
+    monkeypatch.setattr(clip, "_answers", lambda _: True)
+    loaded = load_clip("ViT-B-32", "openai")
+    tower = build_image_tower(loaded.vision_config, mean=[0.5] * 3, std=[0.5] * 3)
+    for network in (loaded.visual, loaded.model.transformer, tower.visual):
         kinds = {type(each).__name__ for each in network.modules()}
         assert "QuickGELU" in kinds
         assert "GELU" not in kinds
@@ -105,6 +109,43 @@ def test_no_weights_and_no_model_are_refused(tiny_clip_folder: Path, tmp_path: P
         load_clip(f"local-dir:{tmp_path}", None)
     with pytest.raises(ValueError, match=r"expected a CLIP that open_clip loads .* got 'ViT-Z'"):
         load_clip("ViT-Z", None)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_the_hub_is_asked_again_only_if_it_answers(answers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def look(*_: object, **__: object) -> None:
+        seen.append(huggingface_hub.constants.HF_HUB_OFFLINE)
+        raise OSError("stop")
+
+    monkeypatch.setattr(open_clip, "create_model", look)
+    monkeypatch.setattr(clip, "_answers", lambda _: answers)
+    for pretrained in ("openai", None):  # without weights nothing is asked
+        with pytest.raises(ValueError, match="stop"):
+            load_clip("ViT-B-32", pretrained)
+    assert seen == [not answers, False]
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
+
+
+def test_a_server_answers_whatever_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(BaseHTTPRequestHandler, "log_message", lambda *_: None)
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:  # says 501
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert clip._answers(address)
+        server.shutdown()
+        thread.join()
+    assert not clip._answers(address)
+
+
+def test_weights_that_are_neither_a_name_nor_a_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a file of weights, or .* \(openai, .*got 'opena1', which"):
+        load_clip("ViT-B-32", "opena1")
+    with pytest.raises(ValueError, match="which is neither"):
+        load_clip("ViT-B-32", str(tmp_path))
 
 
 def test_a_named_model_takes_the_same_path() -> None:

@@ -8,6 +8,7 @@ from PIL import Image
 
 from models.config import Config, dump_config
 from models.data.classes import write_class_list
+from models.data.mask_files import software_version
 from tests.conftest import CLASSES
 from tests.helpers.command import Done, semples, semples_ok, semples_process, semples_refuses
 from tests.helpers.paths import PHOTO
@@ -21,6 +22,10 @@ def test_help_names_every_command() -> None:
         "report", "serve", "worker", "segment", "train-segmenter", "run-all",
     ):  # fmt: skip
         assert f" {command} " in listed
+
+
+def test_version() -> None:
+    assert semples_ok("--version") == f"{software_version()}\n"
 
 
 @pytest.mark.parametrize("command", ["serve", "worker", "api-key", "janitor", "dead"])

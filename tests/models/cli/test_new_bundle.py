@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -16,7 +15,7 @@ from models.data.classes import with_open_labels
 from models.inference.predictor import LabeledImage, Predictor
 from models.tensors import read_tensors
 from tests.conftest import CPU
-from tests.helpers.command import semples_ok, semples_refuses
+from tests.helpers.command import semples_ok, semples_process, semples_refuses
 from tests.helpers.paths import PHOTO
 
 LABELS = ("zeppelin", "quokka", "astrolabe")
@@ -84,11 +83,11 @@ def test_a_known_class_is_the_label_that_says_the_same(new_bundle: Path) -> None
 
 
 def test_without_a_network_it_says_which_file_to_fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def fail(*_: object, **__: object) -> str:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(open_clip.factory, "download_pretrained", fail)
-    message = semples_refuses("new-bundle", tmp_path / "out", "--clip", "ViT-B-32", "--pretrained", "openai")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    done = semples_process("new-bundle", tmp_path / "out", "--clip", "ViT-B-32", "--pretrained", "openai")
+    assert done.returncode == 2
+    message = done.stderr
     assert message.count("\n") == 1
     assert "https://huggingface.co/timm/vit_base_patch32_clip_224.openai/resolve/main/open_clip_model.saf" in message
     assert "with the model ViT-B-32-quickgelu" in message
@@ -97,6 +96,8 @@ def test_without_a_network_it_says_which_file_to_fetch(monkeypatch: pytest.Monke
 
 def test_what_it_refuses(tmp_path: Path, tiny_clip_folder: Path) -> None:
     out = tmp_path / "out"
+    wrong = semples_refuses("new-bundle", out, "--clip", "ViT-B-16", "--pretrained", tmp_path / "weights.bin")
+    assert f"got '{tmp_path / 'weights.bin'}', which is neither" in wrong
     assert "expected --pretrained with" in semples_refuses("new-bundle", out, "--clip", "ViT-B-16")
     local = f"local-dir:{tiny_clip_folder}"
     assert "open_clip's VisionTransformer" in semples_refuses("new-bundle", out, "--clip", local, "--name", "x")
