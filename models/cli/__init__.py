@@ -120,6 +120,11 @@ def main() -> None:
         _fail(str(error), 2)
     except FloatingPointError as error:
         _fail(str(error), 1)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in {"", "models", "service", "worker"}:
+            raise
+        _fail(f"expected the packages of semples[all], got an installation without {missing}", 2)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
     else:
@@ -128,7 +133,8 @@ def main() -> None:
 
 def _exec(module: str, arguments: list[str], *, needs: str, packages: Sequence[str] = ("rq",)) -> None:
     """Replace this process by ``python -m module``, so that signals reach the program itself."""
-    if any(find_spec(name) is None for name in (module, *packages)):
+    # The packages first: finding a module imports the package around it.
+    if any(find_spec(name) is None for name in (*packages, module)):
         raise ValueError(f"expected the packages of {needs}, got an installation without them")
     sys.stdout.flush()
     # -P: a models.py or worker.py in the working directory must not be imported instead of ours.
