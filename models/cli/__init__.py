@@ -121,10 +121,7 @@ def main() -> None:
     except FloatingPointError as error:
         _fail(str(error), 1)
     except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        if missing in {"", "models", "service", "worker"}:
-            raise
-        _fail(f"expected the packages of semples[all], got an installation without {missing}", 2)
+        _fail(_missing_package(error), 2)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
     else:
@@ -139,6 +136,13 @@ def _exec(module: str, arguments: list[str], *, needs: str, packages: Sequence[s
     sys.stdout.flush()
     # -P: a models.py or worker.py in the working directory must not be imported instead of ours.
     os.execv(sys.executable, [sys.executable, "-P", "-m", module, *arguments])
+
+
+def _missing_package(error: ModuleNotFoundError) -> str:
+    name = (error.name or "").partition(".")[0]
+    if name in {"", "models", "service", "worker"}:  # a bug of ours
+        raise error
+    return f"expected the packages of semples[all], got an installation without {name}"
 
 
 def _fail(message: str, code: int) -> None:
