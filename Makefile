@@ -1,5 +1,7 @@
 # README's two commands are `make demo` and `make test`; both set up .venv first if it is missing.
-PYTHON ?= python3.11
+# The newest Python that the constraints were tried with, else any that there is from 3.11 on, with venv.
+PYTHON ?= $(shell for name in python3.12 python3.11 python3 python; do \
+    "$$name" -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$name" && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -14,6 +16,8 @@ export OMP_WAIT_POLICY ?= passive
 setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt tests/readers.txt
+	@test -x $(BIN)/python || test -n "$(PYTHON)" || \
+	    { echo "expected Python 3.11 or later with venv, got none; name one: make PYTHON=/path/to/python" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/pip install --quiet --no-deps --requirement tests/readers.txt

@@ -137,6 +137,8 @@ def main() -> None:
         _fail(str(error), 2)
     except FloatingPointError as error:
         _fail(str(error), 1)
+    except ModuleNotFoundError as error:
+        _fail(_missing_package(error), 2)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
     else:
@@ -145,11 +147,19 @@ def main() -> None:
 
 def _exec(module: str, arguments: list[str], *, needs: str, packages: Sequence[str] = ("rq",)) -> None:
     """Replace this process by ``python -m module``, so that signals reach the program itself."""
-    if any(find_spec(name) is None for name in (module, *packages)):
+    # The packages first: finding a module imports the package around it.
+    if any(find_spec(name) is None for name in (*packages, module)):
         raise ValueError(f"expected the packages of {needs}, got an installation without them")
     sys.stdout.flush()
     # -P: a models.py or worker.py in the working directory must not be imported instead of ours.
     os.execv(sys.executable, [sys.executable, "-P", "-m", module, *arguments])
+
+
+def _missing_package(error: ModuleNotFoundError) -> str:
+    name = (error.name or "").partition(".")[0]
+    if name in {"", "models", "service", "worker"}:  # a bug of ours
+        raise error
+    return f"expected the packages of semples[all], got an installation without {name}"
 
 
 def _fail(message: str, code: int) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from models.messages import printable
 
 if TYPE_CHECKING:
     from models.bundle.manifest import BundleInfo
-    from models.data.classes import Sample
+    from models.data.classes import Sample, Vocabulary
     from models.data.images import UprightImage
     from models.data.mask_folder import Outcome
     from models.inference.masks import MaskOptions, Segmentation
@@ -65,20 +66,19 @@ def predict(
     """Make the pseudo mask of one photo: STEM.png, STEM_overlay.png and STEM.json."""
     from models.bundle.manifest import find_bundle, read_info
     from models.data.classes import with_open_labels
-    from models.data.images import read_image
     from models.data.mask_files import check_results
-    from models.data.photo_files import read_photo
 
     # Photo and labels are checked before the model is loaded, which takes seconds.
     labels = list(split_labels(labels))
-    upright = read_image(read_photo(image))
+    upright = _read_only_photo(image)
     check_results(output, [image], overwrite=overwrite)
     info = read_info(find_bundle(bundle))
     classes = info.classes
     if vocabulary == "open":
         _require_open_vocabulary(info)
         classes = with_open_labels(classes, labels)
-    classes.resolve(labels)
+    with _hint_at_open_vocabulary(info, vocabulary):
+        classes.resolve(labels)
     predictor = _load_predictor(bundle, device, threads)
     options = predictor.options(
         refine=refine,
@@ -126,7 +126,8 @@ def make_masks(
     if vocabulary == "open":
         _require_open_vocabulary(info)
         classes = classes_with_open_labels(labels, classes)
-    samples = read_folder(images, labels, classes)
+    with _hint_at_open_vocabulary(info, vocabulary):
+        samples = read_folder(images, labels, classes)
     options = fill_defaults(
         info.mask_options,
         refine=refine,
@@ -218,7 +219,7 @@ def segment(
     photos = find_photos(images)
     check_results(output, photos, overwrite=overwrite)
     # A single photo is checked before the model is loaded, which takes seconds.
-    single = read_image(read_photo(photos[0])) if len(photos) == 1 else None
+    single = _read_only_photo(photos[0]) if len(photos) == 1 else None
     predictor = _load_predictor(bundle, device, threads)
     options = predictor.segment_options(refine=refine, min_confidence=min_confidence)
     failed = 0
@@ -239,6 +240,17 @@ def segment(
     print(f"{len(photos) - failed} photos segmented, {failed} failed: {printable(output)}")
     if failed:
         raise typer.Exit(1)
+
+
+def _read_only_photo(path: Path) -> UprightImage:
+    """Read the one photo of a command; an error names it."""
+    from models.data.images import ImageError, read_image
+    from models.data.photo_files import read_photo
+
+    try:
+        return read_image(read_photo(path))
+    except ImageError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _write_results(
@@ -293,6 +305,20 @@ def _require_open_vocabulary(info: BundleInfo) -> None:
 
     if not info.open_vocabulary:
         raise ValueError(f"expected a bundle with an open vocabulary, got {info.name!r}: {why_closed(info.kind)}")
+
+
+@contextmanager
+def _hint_at_open_vocabulary(info: BundleInfo, vocabulary: Vocabulary) -> Iterator[None]:
+    """Say of an unknown label how it would be accepted, if the bundle can."""
+    from models.data.classes import UnknownLabelError
+
+    try:
+        yield
+    except ValueError as error:
+        unknown = any(isinstance(each, UnknownLabelError) for each in (error, error.__cause__))
+        if not unknown or vocabulary == "open" or not info.open_vocabulary:
+            raise
+        raise ValueError(f"{error}; --vocabulary open accepts other labels") from error
 
 
 def _load_predictor(bundle: str, device: str, threads: int) -> Predictor:

@@ -70,7 +70,12 @@ _PROBLEM_TYPES: Final = (
     _ProblemType("invalid-labels", 422, "Invalid labels", "Correct the zip's labels."),
     _ProblemType("cannot-export", 422, "Cannot export", "Take another format."),
     _ProblemType("unreadable-image", 422, "Unreadable image", "Check that the file is complete."),
-    _ProblemType("unknown-label", 422, "Unknown label", "Take one of GET /models."),
+    _ProblemType(
+        "unknown-label",
+        422,
+        "Unknown label",
+        "Take one of GET /models; if its open_vocabulary is true, vocabulary=open accepts others.",
+    ),
     _ProblemType("closed-vocabulary", 422, "Closed vocabulary", "Take a model whose open_vocabulary is true."),
     _ProblemType("invalid-request", 422, "Invalid request", "Correct the fields named in errors."),
     _ProblemType("rate-limited", 429, "Too many requests", "Wait as long as Retry-After says.", 1),

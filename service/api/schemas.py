@@ -42,9 +42,9 @@ _JOB: Final[dict[str, Any]] = {
     "labels": ["cat"],
     "vocabulary": "closed",
     "options": {
-        "refine": "pamr",
+        "refine": "random_walk+pamr+region_vote",
         "min_confidence": 0.0,
-        "background_threshold": 0.4,
+        "background_threshold": 0.45,
         "class_thresholds": {},
         "threshold_slope": 0.0,
     },

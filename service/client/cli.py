@@ -23,6 +23,7 @@ from rich.progress import (
 )
 
 from models.data.classes import split_labels
+from models.data.images import ImageError
 from models.data.mask_files import OVERLAY, check_results, result_paths
 from models.data.mask_folder import SUMMARY
 from models.data.photo_files import read_photo
@@ -172,7 +173,10 @@ def _report(outcome: Outcome, output: Path, seconds: float) -> None:
 def _submit_photo(
     client: Client, photo: Path, labels: list[str], output: Path, options: dict[str, Any], *, overwrite: bool
 ) -> None:
-    content = read_photo(photo)
+    try:
+        content = read_photo(photo)
+    except ImageError as error:
+        raise ValueError(f"{photo}: {error}") from error
     check_results(output, [photo], overwrite=overwrite)
     names = split_labels(labels)
     with _bar(SpinnerColumn(), TimeElapsedColumn()) as bar:

@@ -10,7 +10,7 @@ from models.config import Config, dump_config
 from models.data.classes import write_class_list
 from models.data.mask_files import software_version
 from tests.conftest import CLASSES
-from tests.helpers.command import Done, semples, semples_ok, semples_process, semples_refuses
+from tests.helpers.command import Done, python, semples, semples_ok, semples_process, semples_refuses
 from tests.helpers.paths import PHOTO
 
 
@@ -34,6 +34,35 @@ def test_programs_call_themselves_as_people_call_them(command: str) -> None:
     assert shown.returncode == 0
     assert f"usage: semples {command} " in shown.stdout.lower()
     assert "python -m" not in shown.stdout
+
+
+_WITHOUT = "import sys; sys.modules.update(dict.fromkeys({missing!r})); from models.cli import main; main()"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing", "message"),
+    [
+        (
+            ["predict", PHOTO, "--labels", "cat", "--output", "OUT"],
+            ["torch"],
+            "semples[all], got an installation without torch",
+        ),
+        (["segment", PHOTO, "--output", "OUT"], ["torch", "timm"], "semples[all], got an installation without "),
+        (["evaluate", "--ground-truth", ".", "--classes", "c.txt"], ["torch"], "without torch"),
+        (["submit", PHOTO, "--labels", "cat", "--to", "http://127.0.0.1:9"], ["anyio", "httpx"], "semples[client]"),
+        (["serve"], ["rq"], "semples[all]"),
+        (["api-key", "alice"], ["rq"], "semples[api]"),
+    ],
+)
+def test_an_installation_without_packages_gets_one_line(
+    arguments: list[object], missing: list[str], message: str, tmp_path: Path
+) -> None:
+    given = (str(tmp_path) if each == "OUT" else str(each) for each in arguments)
+    done = python("-c", _WITHOUT.format(missing=missing), *given, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("semples: expected the packages of ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_predict(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 import zlib
 from pathlib import Path
 
@@ -65,9 +66,12 @@ def test_bad_photos_get_one_line(
         (tmp_path / name).write_bytes(content)
     options = ["--labels", "cat", "--output", tmp_path / "out", "--bundle", tiny_bundle]
     semples_refuses("predict", tmp_path / name, *options)
-    [line] = capfd.readouterr().err.splitlines()
-    assert line.startswith("semples: ")
-    assert message in line
+    semples_refuses("segment", tmp_path / name, *options[2:])
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert line.startswith(f"semples: {tmp_path / name}: ")
+        assert message in line
     assert not (tmp_path / "out").exists()
 
 
@@ -95,6 +99,24 @@ def test_bad_options_get_one_line(
     assert line.startswith("semples: ")
     assert message in line
     assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_label_hints_at_the_open_vocabulary_where_there_is_one(
+    tiny_bundle: Path, tiny_open_bundle: Path, tmp_path: Path
+) -> None:
+    shutil.copy(PHOTO, tmp_path)
+    (tmp_path / "labels.csv").write_text("image,labels\ncat.jpg,whiskers\n")
+    one = ("predict", PHOTO, "--labels", "whiskers")
+    folder = ("make-pseudo-masks", "--images", tmp_path, "--labels", tmp_path / "labels.csv")
+    for command in (one, folder):
+        refused = semples_refuses(*command, "--output", tmp_path / "out", "--bundle", tiny_open_bundle)
+        assert "got 'whiskers'" in refused
+        assert refused.endswith("; --vocabulary open accepts other labels\n")
+        refused = semples_refuses(*command, "--output", tmp_path / "out", "--bundle", tiny_bundle)
+        assert "got 'whiskers'" in refused
+        assert "--vocabulary" not in refused
+    refused = semples_refuses(*folder, "--output", PHOTO, "--bundle", tiny_open_bundle, "--vocabulary", "open")
+    assert "whiskers" not in refused
 
 
 def test_the_photo_itself_is_never_overwritten(tiny_bundle: Path, tmp_path: Path) -> None:

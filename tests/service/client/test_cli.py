@@ -173,7 +173,8 @@ def test_refusals_of_a_folder(url: str, tmp_path: Path) -> None:
         (["--labels", "a", "--labels", "b"], "expected one file of labels for a folder, got 2"),
     ):
         assert_refused(tmp_path, *labels, "--to", url, key=KEY, message=message)
-    assert_refused(nowhere, "--labels", "cat", "--to", url, key=KEY, message="cannot read the file: No such file")
+    message = f"{nowhere}: cannot read the file: No such file"
+    assert_refused(nowhere, "--labels", "cat", "--to", url, key=KEY, message=message)
     assert list(tmp_path.iterdir()) == []
 
 
