@@ -7,11 +7,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DATA ?= ../shared/data
 CLIP := build/offline-clip
+LABEL_STUDIO := build/label-studio
 SEED ?= 0
 # Idle OpenMP threads that spin stall everything else on a small machine.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup demo test test-long check format chaos offline-clip demo-bundle benchmark-contexts clean
+.PHONY: setup demo test test-long check format chaos label-studio offline-clip demo-bundle benchmark-contexts clean
 
 setup: $(READY)
 
@@ -45,6 +46,14 @@ format: $(READY)
 
 chaos: $(READY) ## a thousand jobs while workers and Valkey are killed; ten minutes
 	$(BIN)/python -m benchmarks.chaos --jobs 1000 --seed $(SEED)
+
+label-studio: $(READY) $(LABEL_STUDIO)/.ready ## a round trip through a real Label Studio; ten minutes, 1 GB
+	$(BIN)/python -m benchmarks.label_studio --environment $(LABEL_STUDIO)
+
+$(LABEL_STUDIO)/.ready:
+	$(PYTHON) -m venv $(LABEL_STUDIO)
+	$(LABEL_STUDIO)/bin/pip install --quiet label-studio==1.23.2
+	touch $(LABEL_STUDIO)/.ready
 
 benchmark-contexts: $(READY) ## the ablation on the controlled world, three seeds
 	$(BIN)/python -m benchmarks.contexts --output build/contexts --generators

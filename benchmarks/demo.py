@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import socket
 import subprocess
@@ -116,14 +117,23 @@ def _at_height(path: Path, height: int) -> Image.Image:
         return picture.convert("RGB").resize((picture.width * height // picture.height, height))
 
 
+def free_port() -> int:
+    """Return a port of the loopback address that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
-def serving(bundle: str) -> Iterator[str]:
-    """Run ``semples serve`` in a temporary data directory on a free port; yield its URL once it is ready."""
+def serving(bundle: str, **settings: str) -> Iterator[str]:
+    """Run ``semples serve`` in a temporary data directory on a free port; yield its URL once it is ready.
+
+    ``settings`` are variables of its environment.
+    """
     with tempfile.TemporaryDirectory(prefix="semples-demo-") as data:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = probe.getsockname()[1]
+        port = free_port()
         command = [sys.executable, "-m", "service.local.serve", "--port", str(port), "--data", data]
-        server = subprocess.Popen([*command, "--bundle", bundle], stdout=subprocess.DEVNULL)
+        command += ["--bundle", bundle]
+        server = subprocess.Popen(command, env={**os.environ, **settings}, stdout=subprocess.DEVNULL)
         try:
             url = f"http://127.0.0.1:{port}"
             wait_until_ready(url, server)

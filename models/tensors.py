@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from models.data.provenance import SOFTWARE
 from models.io import write_atomically
 
 
@@ -44,7 +45,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # Serialized in memory: for a full disk, safetensors raises an error of its own.
-    write_atomically(path, save(plain))
+    write_atomically(path, save(plain, {"software": SOFTWARE}))
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], *, source: str) -> None:

@@ -66,11 +66,15 @@ class LabelStudioBackend:
         self.redis.set(_project_key(project), _labels_field(extra_params), ex=_PROJECT_SECONDS)
         return _version(model)
 
-    async def predict(self, tasks: Sequence[Mapping[str, Any]], *, project: str, config: str) -> list[_Prediction]:
-        """Return a prediction for each task; an empty one with an ``error`` where that is not possible.
+    async def predict(
+        self, tasks: Sequence[Mapping[str, Any]], *, project: str, config: str, interactive: bool = False
+    ) -> list[_Prediction]:
+        """Return a prediction for each task; where that is not possible, an ``error``.
 
-        A task that takes longer than a minute has an empty one as well; asked again, it is there. Raises ProblemError
-        if the interface is invalid, there is no model, or the queue is full.
+        A task that takes longer than a minute has one as well; asked again, its prediction is there. Beside an error
+        there is no ``result``, not even an empty one, which Label Studio would store, and then never ask again; but it
+        is there for a person who waits (``interactive``), for whom nothing is stored. Raises ProblemError if the
+        interface is invalid, there is no model, or the queue is full.
         """
         interface = _parse_interface(config, field="label_config")
         key = _project_key(project)
@@ -78,9 +82,10 @@ class LabelStudioBackend:
         field = cast("bytes", stored or _LABELS_FIELD.encode()).decode()
         submitted = [await self._submit(task, interface, field) for task in tasks]
         deadline = time.monotonic() + _WAIT_SECONDS
-        return [
+        found = [
             each if isinstance(each, dict) else await self._prediction(*each, interface, deadline) for each in submitted
         ]
+        return [{"result": [], **each} if interactive else each for each in found]
 
     async def _submit(
         self, task: Mapping[str, Any], interface: _Interface, field: str
@@ -95,7 +100,7 @@ class LabelStudioBackend:
             problem = to_problem(error)
             if problem.kind.status >= 500:
                 raise
-            return {"result": [], "error": problem.detail}
+            return {"error": problem.detail}
         submit = partial(self.jobs.submit, checked.request, content, pixels=checked.pixels)
         return await run_sync(submit), model
 
@@ -113,12 +118,12 @@ class LabelStudioBackend:
 
     async def _prediction(self, job: Job, model: ModelInfo, interface: _Interface, deadline: float) -> _Prediction:
         await self.events.wait_for_job(job.id, deadline - time.monotonic())
-        empty = {"model_version": _version(model), "result": []}
+        version = {"model_version": _version(model)}
         try:
             make = partial(self._describe, job.id, model, interface)
-            return empty | await run_sync(make, limiter=self.decoders)
+            return version | await run_sync(make, limiter=self.decoders)
         except ProblemError as problem:  # not done yet, or failed
-            return empty | {"error": problem.detail}
+            return version | {"error": problem.detail}
 
     def _describe(self, job_id: str, model: ModelInfo, interface: _Interface) -> _Prediction:
         job = self.jobs.finished(job_id)
@@ -137,7 +142,7 @@ class TaskImages:
     """
 
     url: str  # of the Label Studio; empty for none
-    token: str  # of a user there
+    token: str  # of a user there: a personal access token, or a legacy one
     max_bytes: int
 
     async def fetch(self, source: object) -> bytes:
@@ -161,19 +166,32 @@ class TaskImages:
         return address.geturl()
 
     async def _download(self, address: str) -> bytes:
-        headers = {"Authorization": f"Token {self.token}"} if self.token else {}
         try:
             async with (
                 asyncio.timeout(_FETCH_SECONDS),
                 # Without the environment's proxies: they would make the request in our place.
                 httpx.AsyncClient(trust_env=False, follow_redirects=False) as client,
-                client.stream("GET", address, headers=headers) as response,
+                client.stream("GET", address, headers=await self._authorization(client)) as response,
             ):
                 if response.status_code != 200:
                     raise _unreadable(f"Label Studio answers {response.status_code} for the image")
                 return await self._read(response)
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             raise _unreadable("the image cannot be fetched from Label Studio") from error
+
+    async def _authorization(self, client: httpx.AsyncClient) -> dict[str, str]:
+        """Return the header for the token; a personal access token is exchanged for one of a few minutes first."""
+        if not self.token:
+            return {}
+        if self.token.count(".") != 2:  # no JSON web token
+            return {"Authorization": f"Token {self.token}"}
+        answer = await client.post(f"{self.url.rstrip('/')}/api/token/refresh/", json={"refresh": self.token})
+        if answer.status_code != 200:
+            raise _unreadable(f"Label Studio answers {answer.status_code} for SEMPLES_LABEL_STUDIO_TOKEN")
+        try:
+            return {"Authorization": f"Bearer {answer.json()['access']}"}
+        except (KeyError, TypeError, ValueError) as error:
+            raise _unreadable("Label Studio gives no access for SEMPLES_LABEL_STUDIO_TOKEN") from error
 
     async def _read(self, response: httpx.Response) -> bytes:
         content = bytearray()

@@ -262,6 +262,12 @@ class ModelDescription(BaseModel):
         return MaskOptions(segment.refine, segment.min_confidence)
 
 
+def bundle_paths(folder: Path) -> list[Path]:
+    """Return where the files of a bundle are, those that not every bundle has included."""
+    names = (MANIFEST, GENERATOR_FILE, PROMPTS_FILE, TOWER_FILE, SEGMENTER_FILE, TEXT_TOWER_FILE)
+    return [folder / name for name in names]
+
+
 def find_bundle(name_or_path: str) -> Path:
     """Return the folder of a shipped bundle by name, or of any bundle by path.
 

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from models.cli.options import DeviceOption, ThreadsOption, WorkArgument, pick_device
+from models.cli.options import DeviceOption, OverwriteOption, ThreadsOption, WorkArgument, pick_device
 
 if TYPE_CHECKING:
     from models.bundle.manifest import BundleInfo, Measurement, NearNoun
@@ -34,18 +34,21 @@ def new(
     method: Annotated[str, typer.Option(help="gradcam (CLIP-ES) or dense (NACLIP).")] = "gradcam",
     name: Annotated[str | None, typer.Option(help="Name of the bundle. Default: after the CLIP.")] = None,
     licence: Annotated[str, typer.Option(help="Under which others may use the weights.")] = "as the CLIP's weights",
+    overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
     """Make a bundle that serves from a CLIP alone, without training: its classes, or any label."""
-    from models.bundle.manifest import find_bundle, read_info
+    from models.bundle.manifest import bundle_paths, find_bundle, read_info
     from models.config import training_free_config
     from models.data.classes import read_class_list
+    from models.data.provenance import refuse_foreign
     from models.training.export import export_bundle
     from models.training.run import Run
 
     if pretrained is None and not clip.startswith(("local-dir:", "bundle:")):
         raise ValueError(f"expected --pretrained with the name or the file of its weights for {clip}, got none")
+    refuse_foreign(bundle_paths(output), overwrite=overwrite)
     config = training_free_config(
         name or re.sub("[^a-z0-9]+", "-", Path(clip.rpartition(":")[2]).name.lower()).strip("-"),
         clip,
@@ -89,14 +92,18 @@ def export(
             help="Include CLIP's text tower, for labels that the bundle was not trained on.",
         ),
     ] = False,
+    overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
     """Pack what a run has trained into the one folder that predict and serve load."""
+    from models.bundle.manifest import bundle_paths
+    from models.data.provenance import refuse_foreign
     from models.io import read_json
     from models.training.export import BundlePart, export_bundle, with_class_thresholds
     from models.training.run import open_run
 
+    refuse_foreign(bundle_paths(output), overwrite=overwrite)
     run = open_run(work, device=pick_device(device, threads))
     if class_thresholds:
         run = with_class_thresholds(run, read_json(class_thresholds))

@@ -15,6 +15,7 @@ import typer
 
 from models.cli.options import (
     DeviceOption,
+    OverwriteOption,
     ThreadsOption,
     pick_device,
     print_error,
@@ -66,6 +67,7 @@ def voc(
     output: _OutputOption,
     photos: _PhotosOption = None,
     thorough: _ThoroughOption = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """PASCAL VOC 2012 (VOCtrainval_11-May-2012.tar), with the masks of SBD (benchmark.tgz) if they are there.
 
@@ -74,7 +76,7 @@ def voc(
     require_export_packages()
     from models.prepare.voc import prepare_voc
 
-    prepared = prepare_voc(root, output, photos=photos, thorough=thorough, watch=_progress_bar)
+    prepared = prepare_voc(root, output, photos=photos, thorough=thorough, overwrite=overwrite, watch=_progress_bar)
     _report_prepared(prepared, output, "voc")
 
 
@@ -83,6 +85,7 @@ def coco(
     output: _OutputOption,
     photos: _PhotosOption = None,
     thorough: _ThoroughOption = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """MS COCO 2014 (train2014.zip, val2014.zip, annotations_trainval2014.zip).
 
@@ -91,7 +94,7 @@ def coco(
     require_export_packages()
     from models.prepare.coco import prepare_coco
 
-    prepared = prepare_coco(root, output, photos=photos, thorough=thorough, watch=_progress_bar)
+    prepared = prepare_coco(root, output, photos=photos, thorough=thorough, overwrite=overwrite, watch=_progress_bar)
     _report_prepared(prepared, output, "coco")
 
 
@@ -118,19 +121,25 @@ def import_checkpoint(
             "by-index (index - 1, as COCO's category ids), or a file of 'class-index channel' lines."
         ),
     ] = _IN_ORDER,
+    overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
     """Convert public WeakTr checkpoints and released background prompts into files of this project."""
+    from models.data.provenance import refuse_foreign
+
     if kind is _Kind.WEAKTR:
         if output is None or classes is None or work is not None or config is not None:
             raise ValueError("expected --classes and --output with weaktr, no --work or --config")
+        if output.exists() and output.samefile(file):
+            raise ValueError(f"expected an output that keeps {file}, got itself")
+        refuse_foreign([output], overwrite=overwrite)
         _import_weaktr(file, classes, channels, output)
         return
     if work is None or output is not None or (config is None) != (classes is None):
         raise ValueError("expected --work with prompts, --config and --classes if it is new")
     chosen = pick_device(device, threads)
-    print(f"written to {_import_prompts(file, channels, work, config, classes, chosen)}")
+    print(f"written to {_import_prompts(file, channels, work, config, classes, chosen, overwrite=overwrite)}")
     print(
         "They are read with CLIP's '.' at the end of a word; the released ones were trained with the '.' inside a word."
     )
@@ -199,8 +208,6 @@ def _import_weaktr(file: Path, classes: Path, channels: str, output: Path) -> No
     class_list = read_class_list(classes)
     chosen = _channel_map(channels, class_list)
     imported = weaktr_weights(read_torch_file(file), class_list, channels=chosen, source=str(file))
-    if output.exists() and output.samefile(file):
-        raise ValueError(f"expected an output that keeps {file}, got itself")
     write_tensors(output, imported.tensors)
     print(f"written to {printable(output)}: {len(class_list)} classes; in the configuration")
     print(f"  generator: {_settings(output, imported.sizes)}")
@@ -234,6 +241,8 @@ def _import_prompts(
     config: str | None,
     classes: Path | None,
     device: torch.device,
+    *,
+    overwrite: bool,
 ) -> Path:
     from models.config import load_config
     from models.data.classes import read_class_list
@@ -246,7 +255,7 @@ def _import_prompts(
     settings, class_list = load_config(config), read_class_list(classes)
     context = _context(file, channels, class_list)
     # The work directory is created only after the file was read.
-    return adopt_prompts(start_run(settings, class_list, work, device=device), context)
+    return adopt_prompts(start_run(settings, class_list, work, device=device, overwrite=overwrite), context)
 
 
 def _context(file: Path, channels: str, classes: ClassList) -> Tensor:

@@ -46,6 +46,7 @@ def evaluate(
         typer.Option("--scores", help="Folder of STEM.npz: sweep the background threshold (oracle)."),
     ] = None,
     curve: Annotated[Path | None, typer.Option("--curve", help="CSV file for the mean IoU at each threshold.")] = None,
+    overwrite: OverwriteOption = False,
     min_pixels: Annotated[int, typer.Option(min=0, help="Classes with fewer true pixels stay out of the mean.")] = 0,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Leave out photos without a ground truth.")
@@ -54,6 +55,7 @@ def evaluate(
 ) -> None:
     """Measure masks against ground truth: label maps (fixed), stored scores at every threshold (oracle), or both."""
     from models.data.classes import read_class_list
+    from models.data.provenance import refuse_foreign
     from models.evaluation.metrics import curve_csv, find_files, measure, measured_to_json
     from models.io import write_atomically
 
@@ -61,6 +63,8 @@ def evaluate(
         raise ValueError("expected --predictions and --scores, or one of them, got neither")
     if curve is not None and scores is None:
         raise ValueError("expected --scores beside --curve, got none")
+    if curve is not None:
+        refuse_foreign([curve], overwrite=overwrite)
     class_list = read_class_list(classes)
     files = find_files(ground_truth, masks=predictions, scores=scores, allow_missing=allow_missing)
     with progress("evaluate", len(files.masks) + len(files.scores)) as (bar, task):
@@ -101,7 +105,7 @@ def report(
 ) -> None:
     """Write one HTML file about a run, finished or not: curves, tables, pictures, what the prompts learned."""
     from models.data.labels import read_folder
-    from models.data.photo_files import refuse_foreign
+    from models.data.provenance import refuse_foreign
     from models.evaluation.report import Sources, write_report
     from models.training.run import open_run
 

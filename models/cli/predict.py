@@ -163,6 +163,7 @@ def rethreshold(
     """Make masks with other thresholds from stored scores: what a new run would give, without the model."""
     from models.bundle.manifest import find_bundle, read_info
     from models.data.mask_folder import SETTINGS, THRESHOLDS, read_settings
+    from models.data.provenance import refuse_foreign
     from models.inference.folder import (
         MaskJob,
         make_pseudo_masks,
@@ -175,8 +176,8 @@ def rethreshold(
 
     if output.resolve() == folder.resolve():
         raise ValueError(f"expected an output folder other than {folder}, got the same")
-    if per_class and not overwrite and (output / THRESHOLDS).exists() and not (output / SETTINGS).exists():
-        raise ValueError(f"expected to overwrite only what semples made (or --overwrite), got {output / THRESHOLDS}")
+    if per_class and not (output / SETTINGS).exists():
+        refuse_foreign([output / THRESHOLDS], overwrite=overwrite)
     info = read_info(find_bundle(bundle))
     samples = stored_samples(folder, info)
     options = fill_defaults(

@@ -11,6 +11,7 @@ from models.cli.options import (
     DeviceOption,
     ImagesOption,
     LabelsFileOption,
+    OverwriteOption,
     ThreadsOption,
     WorkArgument,
     WorkersOption,
@@ -42,6 +43,7 @@ def pretrain_generator(
     labels: LabelsFileOption,
     config: _ConfigOption,
     classes: _ClassesOption = None,
+    overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
     workers: WorkersOption = 0,
@@ -52,7 +54,9 @@ def pretrain_generator(
 
     settings, class_list, samples = _read(images, labels, config, classes)
     with training_processes(device, threads) as (chosen, processes):
-        run = start_run(settings, class_list, work, device=chosen, workers=workers, processes=processes)
+        run = start_run(
+            settings, class_list, work, device=chosen, workers=workers, processes=processes, overwrite=overwrite
+        )
         generator.pretrain_settings(run)
         run_stage(generator.pretrain_generator, run, samples, PRETRAIN_STAGE)
 
@@ -63,6 +67,7 @@ def train_generator(
     labels: LabelsFileOption,
     config: _ConfigOption,
     classes: _ClassesOption = None,
+    overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
     workers: WorkersOption = 0,
@@ -73,7 +78,9 @@ def train_generator(
 
     settings, class_list, samples = _read(images, labels, config, classes)
     with training_processes(device, threads) as (chosen, processes):
-        run = start_run(settings, class_list, work, device=chosen, workers=workers, processes=processes)
+        run = start_run(
+            settings, class_list, work, device=chosen, workers=workers, processes=processes, overwrite=overwrite
+        )
         run_stage(generator.train_generator, run, samples, "train-generator")
 
 
@@ -144,12 +151,15 @@ def run_all(
     output: Annotated[Path | None, typer.Option("--output", help="The bundle's folder. Default: WORK/bundle.")] = None,
     licence: Annotated[str, typer.Option(help="Under which others may use the weights.")] = "unspecified",
     trained_on: Annotated[str, typer.Option(help="What it was trained on, in words.")] = "unspecified",
+    overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
     workers: WorkersOption = 0,
 ) -> None:
     """From photos with labels to a bundle that segments: all stages, without those that are done already."""
+    from models.bundle.manifest import bundle_paths
     from models.data.classes import labeled_samples
+    from models.data.provenance import refuse_foreign
     from models.evaluation.report import describe_masks, masks_part
     from models.training.pipeline import MASKS, REPORT, build_stages, check_samples
     from models.training.run import start_run
@@ -157,8 +167,10 @@ def run_all(
 
     require_single_process("run-all")
     settings, class_list, samples = _read(images, labels, config, classes)
-    run = start_run(settings, class_list, work, device=pick_device(device, threads), workers=workers)
     bundle = output or work / "bundle"
+    refuse_foreign([*bundle_paths(bundle), work / REPORT], overwrite=overwrite)
+    chosen = pick_device(device, threads)
+    run = start_run(settings, class_list, work, device=chosen, workers=workers, overwrite=overwrite)
     stages = build_stages(run, samples, images, bundle, licence=licence, trained_on=trained_on)
     if not all(stage.done or stage.always for stage in stages):
         check_segmenter(run, photos=len(labeled_samples(samples)))

@@ -201,8 +201,12 @@ def read_class_list(path: Path) -> ClassList:
 
 def write_class_list(path: Path, classes: ClassList) -> None:
     """Write ``classes.txt`` with the background first, as VOC-style tools expect."""
-    lines = [f"{index} {name}\n" for index, name in classes.names_by_index.items()]
-    path.write_text("".join(lines), encoding="utf-8")
+    path.write_bytes(class_list_txt(classes))
+
+
+def class_list_txt(classes: ClassList) -> bytes:
+    """Return the content of ``classes.txt``."""
+    return "".join(f"{index} {name}\n" for index, name in classes.names_by_index.items()).encode()
 
 
 def _open_name(label: str) -> str:

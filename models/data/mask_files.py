@@ -19,7 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from models.data.classes import BACKGROUND_INDEX, IGNORE_INDEX
-from models.data.photo_files import SOFTWARE, refuse_foreign
+from models.data.provenance import SOFTWARE, refuse_foreign
 from models.inference.masks import ClassResult, MaskOptions, Segmentation, SoftMaps
 
 OVERLAY = "_overlay"  # follows the stem in the file names of overlays

@@ -27,8 +27,8 @@ from models.data.classes import (
 )
 from models.data.images import PHOTO_SUFFIXES, ImageError, ImageHeader, check_image
 from models.data.mask_files import occurring, read_label_map, read_mask
-from models.data.photo_files import refuse_foreign
 from models.data.photos import MatchRule, count_rules, is_hidden, visible_files
+from models.data.provenance import refuse_foreign
 from models.inference.masks import MaskOptions
 from models.io import first_difference, hash_file, read_json, to_json, write_atomically, write_json
 

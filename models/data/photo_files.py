@@ -1,30 +1,16 @@
-"""Photo files and the files beside them: which of a folder are taken, how they are read, what may be overwritten.
-
-One bad photo fails alone, and no command overwrites what is not ours. Free of torch.
-"""
+"""Photo files: which of a folder are taken, and how they are read. One bad photo fails alone. Free of torch."""
 
 from __future__ import annotations
 
 import errno
-import json
-import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
-
-from PIL import Image
 
 from models.data.images import PHOTO_SUFFIXES, ImageError
 from models.data.photos import is_hidden, stem_key
 from models.messages import printable
 
-SOFTWARE: Final = "semples"
-"""What the text chunk "Software" of our PNGs and the generator of our pages begin with."""
-_GENERATOR: Final = f'<meta name="generator" content="{SOFTWARE} '.encode()
-_RECORD_KEYS: Final = {"image", "size", "model", "options", "classes"}
-_SCORES: Final = {"scores.npy", "class_index.npy", "class_name.npy", "image_size.npy"}
-_HEAD_BYTES: Final = 4096
-_MAX_NAMED: Final = 5
 # About one file; others, such as a full disk, are about all of them.
 _OF_ONE_FILE: Final = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EILSEQ, errno.EINVAL, errno.ELOOP)
 
@@ -72,38 +58,3 @@ def read_photo(path: Path, name: str | None = None) -> bytes:
 def is_of_one_file(error: OSError) -> bool:
     """Return whether the next file may be written although this one cannot."""
     return error.errno in _OF_ONE_FILE
-
-
-def refuse_foreign(paths: Iterable[Path], *, overwrite: bool) -> None:
-    """Raise ValueError if one of some files exists and is not ours, by its provenance; not with ``overwrite``."""
-    foreign = [] if overwrite else [path for path in paths if _exists(path) and not _is_ours(path)]
-    if foreign:
-        named = ", ".join(map(printable, foreign[:_MAX_NAMED]))
-        more = f" and {len(foreign) - _MAX_NAMED} more" if len(foreign) > _MAX_NAMED else ""
-        raise ValueError(f"expected to overwrite only what semples made (or --overwrite), got {named}{more}")
-
-
-def _exists(path: Path) -> bool:
-    try:
-        path.lstat()
-    except OSError:  # a name that is too long among them, of which the writing will tell
-        return False
-    return True
-
-
-def _is_ours(path: Path) -> bool:
-    """Return whether one of our commands wrote a file: a mask, an overlay, a record, scores or a page."""
-    try:
-        if path.suffix == ".png":
-            with Image.open(path, formats=("PNG",)) as picture:
-                return str(picture.info.get("Software", "")).startswith(f"{SOFTWARE} ")
-        if path.suffix == ".json":
-            content = json.loads(path.read_bytes())
-            return isinstance(content, dict) and content.keys() >= _RECORD_KEYS
-        if path.suffix == ".npz":
-            with zipfile.ZipFile(path) as stored:
-                return set(stored.namelist()) >= _SCORES
-        with path.open("rb") as file:
-            return _GENERATOR in file.read(_HEAD_BYTES)
-    except (OSError, ValueError, SyntaxError, zipfile.BadZipFile, Image.DecompressionBombError):
-        return False

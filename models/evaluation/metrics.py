@@ -24,6 +24,7 @@ from torch import Tensor
 from models.data.classes import BACKGROUND_INDEX, IGNORE_INDEX, ClassList
 from models.data.mask_files import OVERLAY, occurring, read_indexed, read_label_map, read_soft_maps, voc_palette
 from models.data.photos import visible_files
+from models.data.provenance import CURVE_HEADER
 from models.inference.masks import SoftMaps, upsample_bilinear
 
 THRESHOLDS: Final = tuple(percent / 100 for percent in range(5, 96))
@@ -247,7 +248,7 @@ def _report_to_json(report: IouReport, classes: ClassList, *, images: int) -> di
 def curve_csv(sweep: Sweep) -> str:
     """Return the mean IoU, in [0, 1], at each threshold as CSV; an empty field where it is undefined."""
     rows = (f"{threshold},{'' if mean is None else mean}" for threshold, mean in _curve(sweep).items())
-    return "\n".join(["threshold,mean_iou", *rows]) + "\n"
+    return "\n".join([CURVE_HEADER, *rows]) + "\n"
 
 
 def nan_to_none(value: float) -> float | None:

@@ -24,7 +24,7 @@ from models.config import dump_config
 from models.data.classes import Sample, labeled_samples, read_class_list
 from models.data.mask_files import software_version
 from models.data.mask_folder import SUMMARY
-from models.data.photo_files import SOFTWARE
+from models.data.provenance import SOFTWARE
 from models.evaluation import plots
 from models.evaluation.metrics import IouReport, Sweep, find_files, measure, nan_to_none
 from models.evaluation.plots import Line, Plot, Point, choose_samples, draw, photo_parts, thin

@@ -6,28 +6,31 @@ These are ``labels.csv``, ``labels_SPLIT.csv``, ``classes.txt`` and ``ground_tru
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from models.data.classes import BACKGROUND_INDEX, ClassList, Sample, write_class_list
+from models.data.classes import BACKGROUND_INDEX, ClassList, Sample, class_list_txt
 from models.data.images import ImageError, check_image
 from models.data.labels import label_rows_csv
-from models.data.mask_files import label_map_png
+from models.data.mask_files import label_map_png, software_version
 from models.data.official import Archive, evenly_spaced
-from models.io import write_atomically
+from models.data.provenance import SOFTWARE, refuse_foreign
+from models.io import write_atomically, write_json
 
 # Shows a progress bar with a title and a number of steps; gives a function that is called after each step.
 Watch: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[], object]]]
 
+_RECORD: Final = "prepared.json"
 _SAMPLE = 100  # photos of a data set that are decoded
 
 
@@ -99,17 +102,43 @@ def check_archives(root: Path, archives: Iterable[Archive], *, watch: Watch) -> 
     return f"{root}: {len(found)} archives, with the published MD5"
 
 
-def write_labels(output: Path, splits: Mapping[str, Sequence[Sample]], classes: ClassList) -> list[str]:
-    """Write the class list and a label file for each split, ``labels.csv`` for the first; returns what to print."""
-    output.mkdir(parents=True, exist_ok=True)
-    write_class_list(output / "classes.txt", classes)
+def write_labels(
+    output: Path, splits: Mapping[str, Sequence[Sample]], classes: ClassList, *, overwrite: bool
+) -> list[str]:
+    """Write the class list and a label file for each split, ``labels.csv`` for the first; returns what to print.
+
+    ``prepared.json`` keeps their hashes, by which a later call knows them as ours.
+
+    Raises:
+        ValueError: without ``overwrite``, if there are such files that are not ours, or were changed since.
+    """
+    contents = {output / "classes.txt": class_list_txt(classes)}
     lines = [f"{output / 'classes.txt'}: {len(classes)} classes"]
     for number, (split, samples) in enumerate(splits.items()):
         path = output / (f"labels_{split}.csv" if number else "labels.csv")
         rows = {sample.path.name: [classes.names[channel] for channel in sample.channels] for sample in samples}
-        write_atomically(path, label_rows_csv(rows))
+        contents[path] = label_rows_csv(rows)
         lines.append(f"{path}: {len(rows)} photos of {split}")
+    hashes = [hashlib.sha256(content).hexdigest() for content in contents.values()]
+    refuse_foreign(contents, overwrite=overwrite, hashes=[*hashes, *_recorded(output / _RECORD, overwrite=overwrite)])
+    for path, content in contents.items():
+        write_atomically(path, content)
+    write_json(output / _RECORD, {"software": f"{SOFTWARE} {software_version()}", "sha256": hashes})
     return lines
+
+
+def _recorded(path: Path, *, overwrite: bool) -> list[str]:
+    """Return the hashes of files that an earlier call wrote; ValueError if the record is somebody else's."""
+    try:
+        record = json.loads(path.read_bytes())
+        if record["software"].startswith(SOFTWARE):
+            return [str(each) for each in record["sha256"]]
+    except FileNotFoundError:
+        return []
+    except (AttributeError, KeyError, TypeError, ValueError):
+        pass
+    refuse_foreign([path], overwrite=overwrite)
+    return []
 
 
 def missing_maps(folder: Path, stems: Sequence[str]) -> list[str]:

@@ -38,7 +38,9 @@ _SUSPECTS = {
 }
 
 
-def prepare_coco(root: Path, output: Path, *, photos: int | None, thorough: bool, watch: Watch) -> Prepared:
+def prepare_coco(
+    root: Path, output: Path, *, photos: int | None, thorough: bool, overwrite: bool, watch: Watch
+) -> Prepared:
     """Check a download in ``root`` and write labels, classes and the ground truth that ``output`` lacks.
 
     At most ``photos`` of each list are taken; ``thorough`` decodes all photos, and checks archives in ``root``.
@@ -51,7 +53,7 @@ def prepare_coco(root: Path, output: Path, *, photos: int | None, thorough: bool
     if thorough:
         archives = (*COCO_PHOTOS.values(), COCO_ANNOTATIONS)
         lines.append(check_archives(root, archives, watch=watch))
-    lines += write_labels(output, splits, COCO_CLASSES)
+    lines += write_labels(output, splits, COCO_CLASSES, overwrite=overwrite)
     for split, samples in splits.items():
         truth, path = output / "ground_truth" / split, coco_instances(root, split)
         lines += _finish(path, samples, truth, notes.append, thorough=thorough, watch=watch)

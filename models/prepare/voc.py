@@ -42,7 +42,9 @@ _KNOWN_PHOTO = "657b36fed1ea84a44fde2ad641d52726947e9ff23652836273730f7b1ee0d7d8
 _KNOWN_MAP = "cfcbdf78655f98db73f03031aa11efe37a24dd8d03e96d016af2b9bbd8bf517c"
 
 
-def prepare_voc(root: Path, output: Path, *, photos: int | None, thorough: bool, watch: Watch) -> Prepared:
+def prepare_voc(
+    root: Path, output: Path, *, photos: int | None, thorough: bool, overwrite: bool, watch: Watch
+) -> Prepared:
     """Check a download and write labels, classes and the ground truth that ``output`` lacks.
 
     ``root`` is the folder that the archives were unpacked in, or ``VOC2012`` itself. At most ``photos`` of each list
@@ -64,7 +66,7 @@ def prepare_voc(root: Path, output: Path, *, photos: int | None, thorough: bool,
             watch=watch,
         )
     )
-    lines += write_labels(output, splits, VOC_CLASSES)
+    lines += write_labels(output, splits, VOC_CLASSES, overwrite=overwrite)
     notes = _known_pair(folder)
     for split, samples in splits.items():
         if split == "train_aug" and folder.additional is None:

@@ -19,7 +19,7 @@ from models.io import write_atomically
 from models.training.export import export_bundle
 from models.training.generator import pretrain_generator, refine_generator, train_generator
 from models.training.prompts import has_adopted_prompts, learn_prompts
-from models.training.run import FINAL_STAGE, GENERATOR_WEIGHTS, PRETRAIN_STAGE, SEGMENTER_STAGE, Run
+from models.training.run import FINAL_STAGE, GENERATOR_WEIGHTS, PHOTOS, PRETRAIN_STAGE, SEGMENTER_STAGE, Run
 from models.training.segmenter import SEGMENTER_WEIGHTS, segmenter_epochs, train_segmenter
 
 _OnFraction = Callable[[float], None]  # called with the completed fraction of a stage, in [0, 1]
@@ -44,9 +44,9 @@ class Stage:
 
 
 def check_samples(run: Run, samples: Sequence[Sample]) -> None:
-    """Write the photos and labels to ``photos.txt``, or check that existing results were made from the same ones."""
+    """Write the photos and labels to PHOTOS, or check that existing results were made from the same ones."""
     content = "".join(f"{each.name} {each.path.stat().st_size} {each.channels}\n" for each in samples)
-    path = run.work / "photos.txt"
+    path = run.work / PHOTOS
     has_results = any(run.work.glob("*/*.safetensors"))
     if has_results and path.is_file() and path.read_text(encoding="utf-8") != content:
         raise ValueError(

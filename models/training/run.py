@@ -30,8 +30,9 @@ from models.config import (
     dump_config,
     load_config,
 )
-from models.data.classes import ClassList, read_class_list, write_class_list
+from models.data.classes import ClassList, class_list_txt, read_class_list, write_class_list
 from models.data.loaders import RandomBatches, derive_seed
+from models.data.provenance import CONFIG_HEADER, refuse_foreign
 from models.io import first_difference, hash_file, read_json, write_atomically, write_json
 from models.tensors import write_tensors
 from models.training.checkpoint import Checkpoint
@@ -46,6 +47,7 @@ PRETRAIN_STAGE = "pretrain-generator"
 FINAL_STAGE = "refine-generator"  # of the mask generator
 SEGMENTER_STAGE = "train-segmenter"
 GENERATOR_WEIGHTS = "generator.safetensors"
+PHOTOS = "photos.txt"
 
 _BUNDLE = "bundle:"  # before the name or folder of a bundle whose CLIP is meant
 _CHECKPOINT = "checkpoint.pt"
@@ -177,11 +179,13 @@ def start_run(
     device: torch.device,
     workers: int = 0,
     processes: Processes | None = None,
+    overwrite: bool = False,
 ) -> Run:
     """Create the work directory, or open one of the same configuration and classes.
 
     Raises:
-        ValueError: if a backbone is unknown, or the directory has results of another configuration or other classes.
+        ValueError: if a backbone is unknown, or the directory has results of another configuration or other classes
+            or, without ``overwrite``, files of our names that are not ours.
     """
     for place, name in config.backbones.items():
         require_backbone(name, place=place)
@@ -198,12 +202,22 @@ def start_run(
                 f"expected {work} to be new, or of this configuration and these classes, got "
                 f"{difference or 'other indices'}"
             )
+    else:
+        _refuse_foreign(work, classes, overwrite=overwrite)
     run = Run(config, classes, work, device, workers, processes or Processes())
     if run.processes.is_main_process:
         work.mkdir(parents=True, exist_ok=True)
-        write_atomically(work / "config.yaml", dump_config(config).encode())
+        write_atomically(work / "config.yaml", f"{CONFIG_HEADER}\n{dump_config(config)}".encode())
         write_class_list(work / "classes.txt", classes)
     return run
+
+
+def _refuse_foreign(work: Path, classes: ClassList, *, overwrite: bool) -> None:
+    """Raise ValueError if a folder without results has a user's own files where a run's are written."""
+    refuse_foreign([work / "config.yaml"], overwrite=overwrite)
+    if not (work / "config.yaml").exists():
+        same = hashlib.sha256(class_list_txt(classes)).hexdigest()
+        refuse_foreign([work / "classes.txt", work / PHOTOS], overwrite=overwrite, hashes=[same])
 
 
 def open_run(

@@ -53,6 +53,7 @@ class Predict(BaseModel):
     tasks: list[dict[str, Any]] = Field(max_length=100)
     project: str = Field(default="", max_length=200)
     label_config: str = Field(max_length=2**20)
+    params: dict[str, Any] = Field(default={}, description="Has a `context` where a person waits for the answer.")
 
 
 class Predictions(BaseModel):
@@ -87,7 +88,17 @@ async def post_predict(asked: Predict, state: State) -> Predictions:
 
     Labels come from choices in a task's annotations and from a field of its data; a task without any is segmented
     without labels. Images are `data:` URLs, or lie on the Label Studio that this service is configured for. A task that
-    cannot be predicted has an empty result, and says why in `error`.
+    cannot be predicted has an `error` that says why, and no `result`: Label Studio stores nothing and asks again.
     """
-    results = await state.label_studio.predict(asked.tasks, project=asked.project, config=asked.label_config)
+    results = await state.label_studio.predict(
+        asked.tasks,
+        project=asked.project,
+        config=asked.label_config,
+        interactive=asked.params.get("context") is not None,
+    )
     return Predictions(results=results)
+
+
+@router.post("/webhook", status_code=204)
+async def post_event() -> None:
+    """Take an event of a project, which Label Studio posts for each annotation and task; none matters here."""

@@ -8,6 +8,7 @@ import logging
 import re
 import secrets
 import socket
+from base64 import b64decode
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -196,9 +197,23 @@ def main(name: Annotated[str, typer.Argument(help="Name of its owner.")]) -> Non
 
 
 def _presented_key(headers: Headers) -> str:
-    """Return a request's Bearer token, else its X-API-Key, else an empty string."""
+    """Return a request's Bearer token, else its X-API-Key, else its Basic password, else an empty string.
+
+    Label Studio can send a user's name and a password alone.
+    """
     scheme, _, token = headers.get("authorization", "").partition(" ")
-    return (token if scheme.lower() == "bearer" else headers.get("x-api-key", "")).strip()
+    if scheme.lower() == "bearer":
+        return token.strip()
+    if "x-api-key" not in headers and scheme.lower() == "basic":
+        return _basic_password(token)
+    return headers.get("x-api-key", "").strip()
+
+
+def _basic_password(credentials: str) -> str:
+    try:
+        return b64decode(credentials, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
 
 
 def _refusal(*, wrong: bool) -> ProblemError:

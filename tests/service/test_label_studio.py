@@ -1,6 +1,7 @@
 """Label Studio's ML backend protocol, and which images it can make this service fetch."""
 
 import io
+import json
 import threading
 from base64 import b64encode
 from collections.abc import Iterator
@@ -127,11 +128,27 @@ def test_a_task_that_cannot_be_predicted_says_why(api: httpx.Client) -> None:
         {"data": {"picture": inline(), "labels": {"a": 1}}, "annotations": [3, {"result": [None]}]},
     ]
     good = {"data": {"picture": inline(), "labels": "cat"}}
-    *failed, fine = predict(api, *odd, good)
-    assert all(each["result"] == [] for each in failed)
-    assert all(each["error"] for each in failed[:-1])
+    *failed, without_labels, fine = predict(api, *odd, good)
+    # Label Studio stores every "result", even an empty one, and then does not ask for the task again.
+    assert all(each["error"] and "result" not in each for each in failed)
     assert "unicorn" in failed[8]["error"]
+    assert without_labels["result"] == []
     assert labels_of(fine) == ["Kitty"]
+
+
+@pytest.mark.parametrize("context", [{}, {"result": []}])
+def test_a_person_who_waits_gets_an_empty_result_too(api: httpx.Client, context: dict[str, Any]) -> None:
+    unknown = {"data": {"picture": inline(), "labels": "unicorn"}}
+    asked = {"login": None, "password": None, "context": context}
+    (failed,) = predict(api, unknown, params=asked)
+    assert failed["result"] == []
+    assert "unicorn" in failed["error"]
+
+
+def test_events_of_a_project_are_taken(api: httpx.Client) -> None:
+    for event in ({"action": "ANNOTATION_CREATED", "annotation": {"id": 1}}, {"action": "TASKS_DELETED"}, {}):
+        answer = api.post("/label-studio/webhook", json=event)
+        assert (answer.status_code, answer.content) == (204, b"")
 
 
 @pytest.mark.parametrize(
@@ -164,15 +181,28 @@ def test_bodies_that_are_no_tasks(api: httpx.Client, body: bytes) -> None:
         assert answer.headers["content-type"] == "application/problem+json"
 
 
+PERSONAL = "eyJhbGciOiJIUzI1NiJ9.eyJ0b2tlbl90eXBlIjoicmVmcmVzaCJ9.c2lnbmVk"
+
+
 class Studio(BaseHTTPRequestHandler):
     """Serves one image to who has the token; redirects elsewhere; sends without end."""
 
     asked: list[str]
     image: bytes
 
+    def do_POST(self) -> None:
+        """Exchange a personal access token for one that opens images for a few minutes."""
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path != "/ls/api/token/refresh/" or asked != {"refresh": PERSONAL}:
+            self.send_error(401)
+            return
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"access": "short-lived"}')
+
     def do_GET(self) -> None:
         self.asked.append(self.path)
-        if self.headers["Authorization"] != "Token secret":
+        if self.headers["Authorization"] not in ("Token secret", "Bearer short-lived"):
             self.send_error(401)
         elif self.path == "/ls/moved.png":
             self.send_response(302)
@@ -229,3 +259,16 @@ def test_images_of_the_configured_label_studio_alone(place: Place, studio: tuple
     with http_api(place, **{**settings, "label_studio_token": "wrong"}) as api:
         (refused,) = predict(api, {"data": {"picture": "/data/a.png", "labels": "cat"}})
         assert "401" in refused["error"]
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_images_by_a_personal_access_token(place: Place, studio: tuple[str, type[Studio]], slash: str) -> None:
+    url, _ = studio
+    task = {"data": {"picture": "/ls/data/a.png", "labels": "cat"}}
+    with http_api(place, label_studio_url=url + slash, label_studio_token=PERSONAL) as api:
+        (prediction,) = predict(api, task)
+        assert labels_of(prediction) == ["Kitty"]
+    with http_api(place, label_studio_url=url, label_studio_token=PERSONAL + "x") as api:
+        (refused,) = predict(api, task)
+        assert refused["error"] == "Label Studio answers 401 for SEMPLES_LABEL_STUDIO_TOKEN"
+        assert PERSONAL not in str(refused)

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import re
 import socket
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,10 @@ def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
+def basic(user: str, password: str) -> dict[str, str]:
+    return {"Authorization": f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"}
+
+
 def assert_refused(response: httpx.Response, challenge: str) -> None:
     assert response.status_code == 401
     assert response.json()["type"] == "/problems/unauthorized"
@@ -151,6 +156,9 @@ def assert_refused(response: httpx.Response, challenge: str) -> None:
         {"Authorization": f"bearer  {ALICE}"},
         {"X-API-Key": ALICE},
         {"X-API-Key": BOB, "Authorization": "Basic dXNlcjpwYXNz"},  # a proxy's own
+        basic("", ALICE),
+        basic("label studio", BOB),
+        {"Authorization": basic("a", BOB)["Authorization"].replace("Basic", "BASIC")},
     ],
 )
 def test_a_valid_key(guarded: httpx.Client, headers: dict[str, str]) -> None:
@@ -166,6 +174,10 @@ def test_a_valid_key(guarded: httpx.Client, headers: dict[str, str]) -> None:
         ({}, "Bearer"),
         ({"Authorization": "Bearer"}, "Bearer"),
         ({"Authorization": f"Basic {ALICE}"}, "Bearer"),
+        (basic(ALICE, ""), "Bearer"),
+        (basic("a", ALICE[:-1]), 'Bearer error="invalid_token"'),
+        (basic("a", f"x:{ALICE}"), 'Bearer error="invalid_token"'),
+        ({"Authorization": "Basic /w=="}, "Bearer"),
         (bearer(ALICE[:-1]), 'Bearer error="invalid_token"'),
         (bearer(ALICES.digest), 'Bearer error="invalid_token"'),
         ({**bearer("wrong"), "X-API-Key": ALICE}, 'Bearer error="invalid_token"'),
