@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -190,7 +191,7 @@ def clip_es_cams(generator: ClipVitGenerator, image: Tensor, texts: Tensor, coun
     return torch.stack(cams).unflatten(1, grid), _mean([*maps, attention.detach()])
 
 
-def _run(block: torch.nn.Module, tokens: Tensor, normalized: Tensor) -> tuple[Tensor, Tensor]:
+def _run(block: Any, tokens: Tensor, normalized: Tensor) -> tuple[Tensor, Tensor]:
     output, attention = block.attn(normalized, normalized, normalized, need_weights=True)
     tokens = tokens + output
     return tokens + block.mlp(block.ln_2(tokens)), attention
@@ -204,6 +205,8 @@ def _probabilities(generator: ClipVitGenerator, output: Tensor, texts: Tensor) -
 
 
 def _cam(activations: Tensor) -> Tensor:
+    if activations.grad is None:
+        raise RuntimeError("expected a backward pass before, got no gradient")
     weights = activations.grad[0, 1:].mean(dim=0)
     cam = (activations.detach()[0, 1:] @ weights).relu()
     return (cam - cam.min()) / (cam.max() - cam.min())

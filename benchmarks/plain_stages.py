@@ -117,7 +117,8 @@ class PlainStages:
         size = (image.shape[-2], image.shape[-1])
         total = torch.zeros(1, len(self.names), *size)
         for scale in scales:
-            scaled = resize_images(image, tuple(round(side * scale / 32) * 32 for side in size))
+            height, width = (round(side * scale / 32) * 32 for side in size)
+            scaled = resize_images(image, (height, width))
             for flipped in (False, True):
                 cams = plain_cams(self.generator, scaled.flip(-1) if flipped else scaled)
                 up = F.interpolate(cams, size=size, mode="bilinear", align_corners=False)

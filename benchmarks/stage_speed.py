@@ -188,7 +188,7 @@ def embed(generator: MaskGenerator, clip: FrozenClip, batch: Batch) -> RegionEmb
 
 def backward(losses: Mapping[str, torch.Tensor]) -> None:
     """Run the backward pass of a loss's terms."""
-    torch.stack([*losses.values()]).sum().backward()  # type: ignore[no-untyped-call]
+    torch.stack([*losses.values()]).sum().backward()
 
 
 def forget_peak() -> float:

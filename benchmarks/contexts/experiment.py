@@ -328,7 +328,7 @@ def ablate(experiment: Experiment) -> list[Row]:
 
 def compare(experiment: Experiment) -> list[tuple[str, Sequence[Row]]]:
     """Train and measure the three stages on every generator."""
-    table = []
+    table: list[tuple[str, Sequence[Row]]] = []
     for number, (name, changes) in enumerate(GENERATORS.items()):
         # The first is the ablation's own.
         base = experiment.pretrain(f"base{number or ''}", changes)

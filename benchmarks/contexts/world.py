@@ -222,10 +222,10 @@ def smooth_noise(random: np.random.Generator, side: int, cells: int) -> Pixels:
     return np.asarray(coarse.resize((side, side), Image.Resampling.BILINEAR))
 
 
-def _paint(low: tuple[float, ...], high: tuple[float, ...], share: Pixels) -> Pixels:
+def _paint(low: tuple[float, ...], high: tuple[float, ...], share: NDArray[np.floating]) -> Pixels:
     """Mix two colors by a share in [0, 1], (S, S)."""
     first, second = np.array(low, np.float32), np.array(high, np.float32)
-    return first + (second - first) * share[..., None].clip(0, 1)
+    return (first + (second - first) * share[..., None].clip(0, 1)).astype(np.float32)
 
 
 def _grid(random: np.random.Generator, side: int) -> tuple[Pixels, Pixels]:

@@ -121,7 +121,7 @@ def tiny_clip() -> FrozenClip:
 def _tiny_towers() -> tuple[CLIP, SimpleTokenizer, dict[str, Any]]:
     # Fewer dimensions than the text tower's width: of a square random projection, the anchor needs a direction that it
     # hardly reaches, at the cost of half precision.
-    config = {**model_config(), "embed_dim": 32}
+    config = {**model_config("cnn"), "embed_dim": 32}
     config["vision_cfg"]["timm_proj_bias"] = True
     tokenizer = SimpleTokenizer(context_length=CONTEXT_LENGTH)
     with torch.random.fork_rng(devices=[]):

@@ -241,7 +241,7 @@ def distill(
         embeddings = encode_cropped(model, batch.tokens, positions=batch.positions)
         loss = 1 - functional.cosine_similarity(embeddings, batch.targets, dim=-1).mean()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         on_step(step + 1, loss.item())

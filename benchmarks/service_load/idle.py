@@ -45,6 +45,7 @@ def load(settings: WorkerSettings) -> Any:
 
 if __name__ == "__main__":
     sys.argv[0] = IDLE
-    consumer.preprocess = _once(consumer.preprocess)
-    batcher.postprocess = _once(batcher.postprocess)
+    # Imported by these modules, and replaced there.
+    consumer.preprocess = _once(consumer.preprocess)  # type: ignore[attr-defined]
+    batcher.postprocess = _once(batcher.postprocess)  # type: ignore[attr-defined]
     run_worker(sys.argv[1:], load=load)

@@ -10,6 +10,7 @@ Annotations are evaluated here, not kept as text: LitServe chooses by them how t
 import argparse
 import signal
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import litserve
@@ -34,12 +35,12 @@ class MaskAPI(litserve.LitAPI):
     def __init__(self, bundle: str, *, refine: str, threads: int, batch: int) -> None:
         timeout = BATCH_SECONDS if batch > 1 else 0.0
         super().__init__(max_batch_size=batch, batch_timeout=timeout)
-        self._model = {"bundle": bundle, "refine": refine, "threads": threads}
+        self._load = partial(MaskMaker, bundle=bundle, refine=refine, threads=threads)
 
     def setup(self, device: str) -> None:
         """Load the model."""
         del device
-        self._maker = MaskMaker(**self._model)
+        self._maker = self._load()
 
     def decode_request(self, request: litserve.Request) -> Photo:
         """Read the form, which is what LitServe hands over for a multipart request."""

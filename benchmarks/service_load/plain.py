@@ -31,7 +31,7 @@ def nothing() -> None:
 def same(request: dict[str, Any]) -> dict[str, Any]:
     """Do what our worker does for a job."""
     # By its import path: RQ imports this module again, beside the one that runs as a program.
-    context = sys.modules["__main__"]._context[0]  # type: ignore[attr-defined]
+    context = sys.modules["__main__"]._context[0]
     return run_steps(JobRequest.model_validate(request), context).model_dump(mode="json")
 
 
