@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# (images, present pairs, and what else their batch has) → masks
 MasksOf = Callable[..., Tensor]
-"""(images, present) → soft masks (N, H, W) at CLIP's input size."""
+"""(images, present, and what else a batch has) → soft masks (N, H, W) at CLIP's input size."""
 
 _MIN_COSINE, _MAX_COSINE = 1e-4, 0.9999
 

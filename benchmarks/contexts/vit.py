@@ -16,7 +16,13 @@ from models.training.run import Run, supervision
 NAME = "CLIP's own ViT, Grad-CAM"
 # This CLIP knows the world's nouns alone, in this template. Backdrops are what a list of common stuff may miss least.
 GENERATOR = {"kind": "clip_vit", "template": "a photo of {}.", "background_texts": BACKDROPS}
-CHANGES: Changes = {"generator": GENERATOR, "pretrain_generator": None}
+# One vector of each class takes larger steps than a network.
+CHANGES: Changes = {
+    "generator": GENERATOR,
+    "pretrain_generator": None,
+    "train_generator": {"learning_rate": 5e-3},
+    "refine_generator": {"learning_rate": 5e-3},
+}
 TEXTS = {"backdrops": BACKDROPS, "backdrops and contexts": (*BACKDROPS, *CONTEXTS)}
 # What competes with a scene's labels, and which texts stand for "texts".
 BACKGROUNDS = (
