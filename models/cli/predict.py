@@ -70,7 +70,7 @@ def predict(
 
     # Photo and labels are checked before the model is loaded, which takes seconds.
     labels = list(split_labels(labels))
-    upright = _read_only_photo(image)
+    upright = _read_single_photo(image)
     check_results(output, [image], overwrite=overwrite)
     info = read_info(find_bundle(bundle))
     classes = info.classes
@@ -220,7 +220,7 @@ def segment(
     photos = find_photos(images)
     check_results(output, photos, overwrite=overwrite)
     # A single photo is checked before the model is loaded, which takes seconds.
-    single = _read_only_photo(photos[0]) if len(photos) == 1 else None
+    single = _read_single_photo(photos[0]) if len(photos) == 1 else None
     predictor = _load_predictor(bundle, device, threads)
     options = predictor.segment_options(refine=refine, min_confidence=min_confidence)
     failed = 0
@@ -243,7 +243,7 @@ def segment(
         raise typer.Exit(1)
 
 
-def _read_only_photo(path: Path) -> UprightImage:
+def _read_single_photo(path: Path) -> UprightImage:
     """Read the one photo of a command; an error names it."""
     from models.data.images import ImageError, read_image
     from models.data.photo_files import read_photo
@@ -251,7 +251,7 @@ def _read_only_photo(path: Path) -> UprightImage:
     try:
         return read_image(read_photo(path))
     except ImageError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{printable(path)}: {error}") from error
 
 
 def _write_results(

@@ -176,7 +176,7 @@ def _submit_photo(
     try:
         content = read_photo(photo)
     except ImageError as error:
-        raise ValueError(f"{photo}: {error}") from error
+        raise ValueError(f"{printable(photo)}: {error}") from error
     check_results(output, [photo], overwrite=overwrite)
     names = split_labels(labels)
     with _bar(SpinnerColumn(), TimeElapsedColumn()) as bar:

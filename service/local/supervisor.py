@@ -233,6 +233,6 @@ def exclusive_lock(data: Path) -> Iterator[None]:
         message = f"{data} is in use by another semples serve (process {owner})"
         raise SupervisorError(message) from error
     except OSError as error:
-        raise SupervisorError(f"cannot use the data directory {data}: {error.strerror}") from error
+        raise SupervisorError(f"cannot use the data directory {data}: {error.strerror} (--data DIR)") from error
     with lock:
         yield

@@ -1,6 +1,7 @@
 """docs/http.md: every snippet runs against a live server and gives what the page shows."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import re
@@ -12,7 +13,10 @@ from typing import Any
 import httpx
 import pytest
 
+from models.bundle.manifest import find_bundle, read_info
+from models.inference.masks import fill_defaults
 from service.api.errors import PROBLEMS
+from service.api.schemas import _JOB
 from service.middleware.auth import _make_key
 from service.settings import Settings
 from tests.helpers.markdown import DOCS, Block, blocks
@@ -140,6 +144,20 @@ def _has_the_files(folder: Path) -> None:
     assert "cat.jpg" in (folder / "results" / "cvat.xml").read_text()
     assert json.loads((folder / "results" / "coco.json").read_text())["annotations"]
     assert (folder / "strict.png").read_bytes() != (folder / "results" / "mask.png").read_bytes()
+
+
+def test_samples_have_the_settings_of_the_shipped_bundle() -> None:
+    info = read_info(find_bundle("coco-demo"))
+    fresh = dataclasses.asdict(fill_defaults(info.mask_options))
+    samples = [json.loads(block.text) for block in blocks(PAGE) if block.language == "json"]
+    shown = [each["options"] for each in samples if "options" in each]
+    shown.append(_JOB["options"])
+    assert len(shown) == 3
+    for options in shown:
+        assert options == {name: fresh[name] for name in options}
+    [model] = [each["models"][0]["model"] for each in samples if each.get("models")]
+    assert model["background_threshold"] == fresh["background_threshold"]
+    assert model["refine"] == fresh["refine"]
 
 
 def operations() -> list[tuple[str, str]]:

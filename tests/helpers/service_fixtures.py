@@ -175,15 +175,16 @@ class WorkerProcess:
         child = Child(Command("worker", arguments, log=self.place.data / "worker.log", grace=20))
         self.child = child
         if ready:
-            # A job may have ended it before anybody looked.
-            wait_for(
-                lambda: (
-                    child.exit_code is not None
-                    or any(worker.pid == child.pid for worker in live_workers(self.place.redis))
-                ),
-                what="the worker",
-            )
+            wait_for(lambda: self._has_started(child), what="the worker")
         return child
+
+    def _has_started(self, child: Child) -> bool:
+        code = child.exit_code
+        if code == -signal.SIGKILL:  # by the job "kills", before anybody looked
+            return True
+        if code is not None:
+            raise RuntimeError(f"expected a worker that runs, got exit code {code}: {self.log()[-2000:]}")
+        return any(worker.pid == child.pid for worker in live_workers(self.place.redis))
 
     def ensure(self) -> Child:
         """The running process; a new one if a job has killed it."""

@@ -115,8 +115,6 @@ def test_an_unknown_label_hints_at_the_open_vocabulary_where_there_is_one(
         refused = semples_refuses(*command, "--output", tmp_path / "out", "--bundle", tiny_bundle)
         assert "got 'whiskers'" in refused
         assert "--vocabulary" not in refused
-    refused = semples_refuses(*folder, "--output", PHOTO, "--bundle", tiny_open_bundle, "--vocabulary", "open")
-    assert "whiskers" not in refused
 
 
 def test_the_photo_itself_is_never_overwritten(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import typer
 
 from models.cli.data import _shell
 from service.local import redis_server, serve
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import PHOTO, ROOT
 from tests.helpers.service_fixtures import valkey
 from worker.queue.registry import live_workers
 from worker.queue.rq import open_redis
@@ -113,6 +114,41 @@ def test_an_unknown_user_without_a_home() -> None:
     command = [sys.executable, "-c", _NOBODY]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100, check=False)
     assert "expected --data DIR" in done.stderr.splitlines()[0]
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "home"
+    folder.mkdir(mode=0o555)
+    yield folder
+    folder.chmod(0o755)
+
+
+def run_with_home(home: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """``semples`` in a folder and with a home that it cannot write to, root's rights to write anywhere taken away."""
+    as_others = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"] if os.getuid() == 0 else []
+    code = "from models.cli import main; main()"
+    environment = {"PATH": os.environ["PATH"], "HOME": str(home), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*as_others, sys.executable, "-c", code, *map(str, arguments)],
+        cwd=home, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.timeout(600)
+def test_a_mask_with_a_read_only_home(read_only: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    done = run_with_home(read_only, "predict", PHOTO, "--labels", "cat", "--bundle", tiny_bundle, "--output", output)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {path.suffix for path in output.iterdir()} == {".png", ".json"}
+    assert list(read_only.iterdir()) == []
+
+
+def test_serve_says_where_it_cannot_write_and_what_to_do(read_only: Path) -> None:
+    done = run_with_home(read_only, "serve")
+    assert done.returncode == 3
+    folder = read_only / ".local" / "share" / "semples"
+    assert done.stderr == f"semples serve: cannot use the data directory {folder}: Permission denied (--data DIR)\n"
 
 
 _HELP = """

@@ -204,4 +204,4 @@ def test_a_file_as_data_directory(tmp_path: Path) -> None:
     refused = Serving(tmp_path / "file")
     code, _, errors = refused.outcome()
     assert code == 3
-    assert errors == (f"semples serve: cannot use the data directory {tmp_path / 'file'}: File exists\n")
+    assert errors == (f"semples serve: cannot use the data directory {tmp_path / 'file'}: File exists (--data DIR)\n")

@@ -132,6 +132,11 @@ def test_a_model_that_does_not_work_is_one_line_and_never_ready(
     assert {each.name for each in live_workers(place.redis)} == before
 
 
+def test_the_helper_takes_no_early_end_for_a_start(place: Place) -> None:
+    with pytest.raises(RuntimeError, match=r"expected a worker that runs, got exit code 3: (.|\n)*cannot load bundle"):
+        WorkerProcess(place, bundle="broken").start()
+
+
 def test_the_lease_runs_out_by_itself(place: Place, worker: WorkerProcess) -> None:
     worker.kill()
     assert len(live_workers(place.redis)) == 1  # the lease holds for a while
