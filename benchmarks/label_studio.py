@@ -65,7 +65,7 @@ class _Studio:
 
     def ask(self, method: str, path: str, **more: Any) -> Any:
         """Return the answer of a call, JSON; SystemExit if it is none."""
-        headers = {"X-CSRFToken": self.api.cookies.get("csrftoken", "")}
+        headers = {"X-CSRFToken": self.api.cookies.get("csrftoken") or ""}
         answer = self.api.request(method, path, headers=headers, **more)
         if not answer.is_success:
             sys.exit(f"expected Label Studio to take {method} {path}, got {answer.status_code}: {answer.text[:2000]}")
@@ -212,7 +212,7 @@ def _label_studio(environment: Path, data: Path) -> Iterator[_Studio]:
         "FRONTEND_SENTRY_DSN": "",
         "LABEL_STUDIO_BASE_DATA_DIR": str(data),
     }
-    command = [environment / "bin" / "label-studio", "start", "--no-browser", "--internal-host", "127.0.0.1"]
+    command = [str(environment / "bin" / "label-studio"), "start", "--no-browser", "--internal-host", "127.0.0.1"]
     command += ["--port", str(port), "--data-dir", str(data), "--username", email, "--password", password]
     log = data / "label-studio.log"
     with log.open("wb") as output:

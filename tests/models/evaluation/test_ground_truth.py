@@ -137,9 +137,10 @@ def test_no_class_that_counts(tmp_path: Path) -> None:
 def test_masks_that_are_their_own_ground_truth(same: Callable[[Path, Path], None] | None, tmp_path: Path) -> None:
     _evaluate(tmp_path, lambda found: found, semples_ok)
     truth = tmp_path / "true" if same else tmp_path / "found"
-    for path in (tmp_path / "found").iterdir() if same else ():
-        (truth / path.name).unlink()
-        same(truth / path.name, path)
+    if same:
+        for path in (tmp_path / "found").iterdir():
+            (truth / path.name).unlink()
+            same(truth / path.name, path)
     folders = ["--ground-truth", truth, "--predictions", tmp_path / "found", "--classes", tmp_path / "classes.txt"]
     assert "got one file for both" in semples_refuses("evaluate", *folders)
 
