@@ -8,11 +8,12 @@ READY := $(VENV)/.ready
 DATA ?= ../shared/data
 CLIP := build/offline-clip
 LABEL_STUDIO := build/label-studio
+FIFTYONE := build/fiftyone
 SEED ?= 0
 # Idle OpenMP threads that spin stall everything else on a small machine.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: setup demo test test-long check format chaos label-studio offline-clip demo-bundle benchmark-contexts clean
+.PHONY: setup demo test test-long check format chaos label-studio fiftyone offline-clip demo-bundle benchmark-contexts clean
 
 setup: $(READY)
 
@@ -54,6 +55,14 @@ $(LABEL_STUDIO)/.ready:
 	$(PYTHON) -m venv $(LABEL_STUDIO)
 	$(LABEL_STUDIO)/bin/pip install --quiet label-studio==1.23.2
 	touch $(LABEL_STUDIO)/.ready
+
+fiftyone: $(READY) $(FIFTYONE)/.ready ## FiftyOne, datumaro and pycocotools read our files back
+	FIFTYONE_PYTHON=$(abspath $(FIFTYONE))/bin/python $(BIN)/python -m pytest tests/models/exports/test_consumers.py
+
+$(FIFTYONE)/.ready:
+	$(PYTHON) -m venv $(FIFTYONE)
+	$(FIFTYONE)/bin/pip install --quiet fiftyone==1.22.1 pycocotools==2.0.11
+	touch $(FIFTYONE)/.ready
 
 benchmark-contexts: $(READY) ## the ablation on the controlled world, three seeds
 	$(BIN)/python -m benchmarks.contexts --output build/contexts --generators

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import isnan
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -130,7 +131,8 @@ def _print_measured(measured: Measured, classes: ClassList) -> None:
     reports = {rule: report for rule, report in found.items() if report is not None}
     Console().print(_table(reports, classes, measured.images))
     for rule, report in reports.items():
-        print(f"mean IoU, {rule}: {100 * report.mean_iou:.2f} % ({rules[rule]})")
+        figure = "none, no class has so many pixels" if isnan(report.mean_iou) else f"{100 * report.mean_iou:.2f} %"
+        print(f"mean IoU, {rule}: {figure} ({rules[rule]})")
 
 
 def _table(reports: dict[str, IouReport], classes: ClassList, images: int) -> Table:

@@ -19,6 +19,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from models.data.classes import BACKGROUND_INDEX, IGNORE_INDEX, ClassList
@@ -30,6 +31,7 @@ from models.inference.masks import SoftMaps, upsample_bilinear
 THRESHOLDS: Final = tuple(percent / 100 for percent in range(5, 96))
 
 _SHIFTED: Final = 10  # times the pixels that must agree better one index off
+_REORDERED: Final = 3  # classes that another order must move: two may be an error of the masks
 _MAX_NAMED: Final = 10
 _Pairs: TypeAlias = Sequence[tuple[Path, Path]]  # a file and its ground truth
 
@@ -141,6 +143,8 @@ def _matching_files(
     pairs = [(path, ground_truth / f"{path.stem}.png") for path in _predictions(predictions, suffix)]
     if not pairs:
         raise ValueError(f"expected *{suffix} files in {predictions}, got none")
+    if same := [path for path, truth in pairs if truth.exists() and path.samefile(truth)]:
+        raise ValueError(f"expected masks beside their ground truth, got one file for both: {same[0]}")
     missing = [truth.name for _, truth in pairs if not truth.is_file()]
     if missing and not (allow_missing and len(missing) < len(pairs)):
         raise ValueError(f"expected {missing[0]} in {ground_truth}, got no such file ({len(missing)} missing)")
@@ -178,7 +182,7 @@ def _evaluate_label_maps(
         with _named_errors(prediction, truth):
             matrix += confusion_matrix(ground_truth.read(truth), _read(prediction), indices=indices)
         on_image()
-    ground_truth.check(matrix[:, :-1])
+    ground_truth.check(matrix, min_pixels=min_pixels)
     return iou_report(matrix, min_pixels=min_pixels)
 
 
@@ -201,7 +205,7 @@ def _sweep_scores(
         return counts
 
     total = reduce(operator.add, (count(*pair) for pair in pairs))
-    ground_truth.check(total.sum(dim=-1))
+    ground_truth.check(total.sum(dim=-1), min_pixels=min_pixels)
     return _to_sweep([total], thresholds, min_pixels=min_pixels)
 
 
@@ -352,15 +356,21 @@ class _GroundTruth:
                 f"expected class indices as values, got VOC's colors by another palette: {value} has that of {index}"
             )
 
-    def check(self, counts: Tensor) -> None:
-        """Raise ValueError if no listed class occurs, or all seem to be off by one; ``counts`` are (truth, found)."""
+    def check(self, counts: Tensor, *, min_pixels: int) -> None:
+        """Raise ValueError if no listed class counts, or all seem to be off by one, or in another order.
+
+        ``counts`` are pixels by (truth, found), which may have a column for ignored ones at its end.
+        """
         if not self._found & self._listed:
             raise ValueError(
                 f"expected ground truth in which a listed class occurs, got the values {_few(sorted(self._found))} "
                 f"alone in {self._files} files"
             )
+        most = max(int(counts[index].sum()) for index in self._listed)
+        if most < min_pixels <= int(counts[BACKGROUND_INDEX].sum()):  # the mean would be the background's
+            raise ValueError(f"expected a listed class of at least {min_pixels} true pixels, got at most {most}")
         # Without the background, which is also where a right ground truth has what was not found.
-        found = counts[1:, 1:]
+        found = counts[1:, 1 : len(counts)]
         right, total = int(found.diagonal().sum()), int(found.sum())
         for offset in (-1, 1):
             agreeing = found.diagonal(offset=-offset)
@@ -371,6 +381,16 @@ class _GroundTruth:
                     f"expected ground truth in the classes' indices, got one that fits {offset:+d} better: {shifted} "
                     f"pixels agree with it, {right} as it is"
                 )
+        truths, guesses = linear_sum_assignment(found.numpy(), maximize=True)
+        agreeing = found[truths, guesses]
+        moved = [(t + 1, g + 1) for t, g, n in zip(truths, guesses, agreeing.tolist(), strict=True) if n and t != g]
+        ordered = int(agreeing.sum())
+        if len(moved) >= _REORDERED and ordered > _SHIFTED * max(right, 1) and 2 * ordered > total:
+            pairs = ", ".join(f"{true} is found as {guess}" for true, guess in moved[:_MAX_NAMED])
+            raise ValueError(
+                f"expected ground truth in the classes' indices, got one that fits in another order: {pairs}; "
+                f"{ordered} pixels agree so, {right} as it is"
+            )
 
 
 def _few(values: Sequence[int]) -> str:

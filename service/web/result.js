@@ -78,9 +78,14 @@ export class Result {
   }
 
   #describe() {
-    const { model, options, timings } = this.document;
+    const { model, options, timings, image } = this.document;
     const seconds = timings ? `, ${timings.model.toFixed(1)} s` : "";
-    byId("origin").textContent = `${model.name} ${model.version.slice(0, 8)}, refinement ${options.refine.replaceAll("+", ", ")}${seconds}${this.photo ? "" : ". The photo itself is no longer in this browser"}`;
+    const range = image?.value_range?.map((each) => each.toLocaleString("en"));
+    byId("origin").textContent = [
+      `${model.name} ${model.version.slice(0, 8)}, refinement ${options.refine.replaceAll("+", ", ")}${seconds}`,
+      ...(range ? [`16-bit gray: its values, ${range[0]} to ${range[1]}, were read as black to white`] : []),
+      ...(this.photo ? [] : ["The photo itself is no longer in this browser"]),
+    ].join(". ");
     byId("result-title").textContent = this.scores.names.length ? "What was found" : "Nothing was found";
     announce(`Done: ${this.#names || "nothing found"}`);
   }

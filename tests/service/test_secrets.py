@@ -101,6 +101,18 @@ def test_odd_options_are_named(options: str) -> None:
         open_redis(f"redis://127.0.0.1:1/0?{options}")
 
 
+@pytest.mark.parametrize("path", ["abc", "0/1", "1.5", "-1?db=3", _SECRET.replace("@", "").partition("#")[0]])
+def test_databases_are_numbers(path: str) -> None:
+    with pytest.raises(ValueError, match="expected a number after the host in the Redis URL") as error:
+        open_redis(f"redis://127.0.0.1:1/{path}")
+    assert path not in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["", "/", "/0", "/3/", "/3?client_name=a"])
+def test_databases_of_a_redis_url(path: str) -> None:
+    open_redis(f"redis://127.0.0.1:1{path}").close()
+
+
 @pytest.mark.parametrize("options", ["", "?db=3", "?health_check_interval=5&client_name=a", "?socket_keepalive=yes"])
 def test_options_of_a_redis_url(options: str) -> None:
     open_redis(f"redis://u:p%40%23@127.0.0.1:1/0{options}").close()

@@ -240,6 +240,9 @@ def open_redis(url: str, *, timeout: float = 5.0, retries: int = 2) -> Redis:
     # A password with # or / would be cut there, and its first part be read as a host or port, which errors name.
     if "#" in rest or (scheme != "unix" and re.search(r"[/?].*@", rest)):
         raise ValueError(_NOT_ENCODED)
+    database = rest.partition("?")[0].partition("/")[2].strip("/")
+    if scheme != "unix" and database and not database.isdecimal():  # redis-py would take the first one
+        raise ValueError("expected a number after the host in the Redis URL, that of a database, got something else")
     options = parse_qs(url.partition("?")[2]).keys()
     if odd := options - _URL_OPTIONS:
         raise ValueError(f"expected options that a Redis URL can have, got {', '.join(sorted(odd))}")

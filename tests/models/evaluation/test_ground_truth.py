@@ -45,6 +45,10 @@ def _own_palette(label_map: _Map) -> Image.Image:
     return _colored(label_map).convert("P", palette=Image.Palette.ADAPTIVE)
 
 
+def _ordered(label_map: _Map, order: dict[int, int]) -> _Map:
+    return np.array([order.get(value, value) for value in range(256)], dtype=np.uint8)[label_map]
+
+
 @pytest.mark.parametrize(
     ("truth", "message"),
     [
@@ -63,6 +67,23 @@ def _own_palette(label_map: _Map) -> Image.Image:
         (lambda found: Image.fromarray(found > 0), "mode L or P"),
         (lambda found: Image.fromarray(found.astype(np.uint16)), "mode L or P"),
         (_own_palette, "VOC's colors by another palette"),
+        # No listed class.
+        (lambda found: np.where(found > 0, 200, 0).astype(np.uint8), "0 or 255 in the ground truth, got 200"),
+        (lambda found: (found > 0).astype(np.uint8) * 128, "0 or 255 in the ground truth, got 128"),
+        (lambda found: np.where(found > 0, 0, 255).astype(np.uint8), "a listed class occurs, got the values 0, 255"),
+        # Another size.
+        (lambda found: found.repeat(2, axis=0).repeat(2, axis=1), "of the ground truth's size"),
+        (lambda found: found[:1, :1], "of the ground truth's size"),
+        (lambda found: np.pad(found, 1), "of the ground truth's size"),
+        # In colors.
+        (lambda found: _colored(found).convert("RGBA"), "mode L or P"),
+        (lambda found: Image.fromarray(found).convert("LA"), "mode L or P"),
+        (lambda found: _colored(found).quantize(16), "VOC's colors by another palette"),
+        (lambda found: _colored(found).convert("L"), "0 or 255 in the ground truth, got"),
+        # In another order.
+        (lambda found: _ordered(found, {1: 7, 2: 3, 3: 2, 7: 1}), "fits in another order: 1 is found as 7, 2 is"),
+        (lambda found: _ordered(found, {1: 3, 3: 2, 2: 7, 7: 1}), "fits in another order"),
+        (lambda found: _ordered(found, {1: 3, 2: 7, 3: 1, 7: 2}), "fits in another order"),
     ],
 )
 def test_what_is_no_ground_truth(truth: Callable[[_Map], _Map], message: str, tmp_path: Path) -> None:
@@ -93,10 +114,35 @@ def test_values_that_are_off_by_one(
         lambda found: np.where(found == 3, 255, found).astype(np.uint8),
         lambda found: np.roll(found, 3, axis=1),  # bad masks are measured, not refused
         lambda found: np.where(found == 2, 1, 0).astype(np.uint8),
+        lambda found: _ordered(found, {1: 2, 2: 1}),  # cats taken for cups, and cups for cats
     ],
 )
 def test_what_is_measured(truth: Callable[[_Map], _Map], tmp_path: Path) -> None:
     assert json.loads(_evaluate(tmp_path, truth, semples_ok))["images"] == 3
+
+
+def test_no_class_that_counts(tmp_path: Path) -> None:
+    _evaluate(tmp_path, lambda found: np.where(found == 2, 2, 0).astype(np.uint8), semples_ok)
+    folders = ["--ground-truth", tmp_path / "true", "--predictions", tmp_path / "found"]
+    command = ["evaluate", *folders, "--classes", tmp_path / "classes.txt", "--min-pixels"]
+    assert " % (masks as they are" in semples_ok(*command, 144)
+    for least in (145, 300, 432):  # of the background alone
+        assert f"at least {least} true pixels, got at most 144" in semples_refuses(*command, least)
+    for least in (433, 10**12):
+        assert "mean IoU, fixed: none" in semples_ok(*command, least)
+        assert json.loads(semples_ok(*command, least, "--json"))["mean_iou"] is None
+
+
+@pytest.mark.parametrize("same", [Path.symlink_to, Path.hardlink_to, None])
+def test_masks_that_are_their_own_ground_truth(same: Callable[[Path, Path], None] | None, tmp_path: Path) -> None:
+    _evaluate(tmp_path, lambda found: found, semples_ok)
+    truth = tmp_path / "true" if same else tmp_path / "found"
+    if same:
+        for path in (tmp_path / "found").iterdir():
+            (truth / path.name).unlink()
+            same(truth / path.name, path)
+    folders = ["--ground-truth", truth, "--predictions", tmp_path / "found", "--classes", tmp_path / "classes.txt"]
+    assert "got one file for both" in semples_refuses("evaluate", *folders)
 
 
 def test_scores_are_held_against_the_same_ground_truth(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The page in a real browser: photo and labels in, mask out, from a real API and a real worker process."""
 
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 from playwright.sync_api import FileChooser, expect
 
 from models.refine import REFINERS, parse_chain
@@ -39,6 +41,35 @@ def test_a_photo_and_labels_become_a_mask(visit: Open, api: httpx.Client) -> Non
     assert page.download("Scores NPZ") == api.get(document["links"]["scores"]).content
     named = json.loads(page.download("COCO"))
     assert named["images"][0]["file_name"] == "photo.png"
+
+
+def gray(top: int, dtype: str = "uint16") -> bytes:
+    """Return a gray photo whose values go from a tenth of the largest to the largest."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.linspace(top // 10, top, 40 * 60).reshape(40, 60).astype(dtype)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "note"),
+    [
+        (gray(4095), "16-bit gray: its values, 409 to 4,095, were read as black to white"),
+        (gray(900), "16-bit gray: its values, 90 to 900, were read as black to white"),
+        (gray(65535), None),
+        (gray(255, "uint8"), None),
+    ],
+)
+def test_dark_gray_of_many_bits_is_said_to_be_scaled(
+    visit: Open, api: httpx.Client, content: bytes, note: str | None
+) -> None:
+    page = visit(api)
+    page.make(content, "cat")
+    origin = page.page.locator("#origin")
+    expect(origin).to_contain_text("refinement")
+    if note:
+        expect(origin).to_contain_text(note)
+    else:
+        expect(origin).not_to_contain_text("16-bit")
 
 
 def test_views_opacity_and_classes_change_the_picture(visit: Open, api: httpx.Client) -> None:
