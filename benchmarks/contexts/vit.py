@@ -21,7 +21,7 @@ CHANGES: Changes = {
     "generator": GENERATOR,
     "pretrain_generator": None,
     "train_generator": {"learning_rate": 5e-3},
-    "refine_generator": {"learning_rate": 5e-3},
+    "refine_generator": {"learning_rate": 5e-3, "refinement_weight": 0.2},
 }
 TEXTS = {"backdrops": BACKDROPS, "backdrops and contexts": (*BACKDROPS, *CONTEXTS)}
 # What competes with a scene's labels, and which texts stand for "texts".
