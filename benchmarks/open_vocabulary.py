@@ -60,9 +60,8 @@ def forgetful(bundle: Bundle) -> Bundle:
 
 
 def measure(predictor: Predictor, photos: Sequence[Photo], classes: ClassList, refine: str) -> torch.Tensor:
-    """Segment all photos at the bundle's one threshold; return the confusion matrix of the classes' own indices."""
-    default = predictor.info.inference.background_threshold
-    options = predictor.options(refine=refine, background_threshold=default)
+    """Segment all photos by the bundle's one threshold; return the confusion matrix of the classes' own indices."""
+    options = replace(predictor.options(refine=refine), class_thresholds={})
     indices = max(info.index for info in classes.classes) + 1
     matrix = torch.zeros(indices, indices + 1, dtype=torch.int64)
     for photo in photos:

@@ -23,7 +23,7 @@ from models import find_bundle, load_bundle
 from models.data.classes import ClassList, read_class_list
 from models.data.images import read_image
 from models.data.labels import read_folder
-from models.evaluation.metrics import sweep_soft_maps
+from models.evaluation.metrics import confusion_matrix, iou_report, sweep_soft_maps
 from models.inference.masks import Segmentation, SoftMaps
 from models.inference.predictor import Predictor
 
@@ -129,22 +129,26 @@ def without_fusion(predictor: Predictor) -> Predictor:
 
 def measure(predictor: Predictor, photos: list[Photo], chain: str, *, min_pixels: int) -> Row:
     """Segment all photos with a chain and compare with their label maps."""
-    default = predictor.info.inference.background_threshold
-    # One constant for all chains: thresholds for each class would suit the chain that they were estimated from.
-    options = predictor.options(refine=chain, background_threshold=default)
+    # One rule for all chains: thresholds for each class would suit the chain that they were estimated from.
+    options = replace(predictor.options(refine=chain), class_thresholds={})
     started = time.perf_counter()
     made = [predictor.pseudo_mask(photo.pixels, photo.labels, options) for photo in photos]
     seconds = (time.perf_counter() - started) / len(photos)
     sweep = sweep_soft_maps(
         zip((torch.from_numpy(photo.truth) for photo in photos), map(soft_maps, made), strict=True),
         predictor.info.classes,
-        thresholds=sorted({default, *THRESHOLDS}),
+        thresholds=THRESHOLDS,
         min_pixels=min_pixels,
     )
     threshold, oracle = sweep.best
-    fixed = sweep.reports[sweep.thresholds.index(default)]
+    indices = len(oracle.pixels)
+    pairs = (
+        (torch.from_numpy(photo.truth), torch.from_numpy(each.label_map))
+        for photo, each in zip(photos, made, strict=True)
+    )
+    matrix = torch.stack([confusion_matrix(*pair, indices=indices) for pair in pairs]).sum(dim=0)
     return Row(
-        fixed=fixed.mean_iou,
+        fixed=iou_report(matrix, min_pixels=min_pixels).mean_iou,
         oracle=oracle.mean_iou,
         threshold=threshold,
         boundary=mean_boundary(photos, made, lambda index: oracle.pixels[index] >= min_pixels),
