@@ -44,7 +44,7 @@ TOWERS: dict[Tower, dict[str, Any]] = {
 EPOCHS: dict[Tower, int] = {"cnn": 10, "vit": 20}
 
 
-def model_config(tower: Tower) -> dict[str, Any]:
+def model_config(tower: Tower = "cnn") -> dict[str, Any]:
     """Return open_clip's ``model_cfg``."""
     return {
         "embed_dim": 64,
