@@ -104,7 +104,7 @@ def needed(asked: list[Requirement], version: str) -> Iterator[Requirement]:
 
 def of_package(name: str, extra: str, python: dict[str, str]) -> Iterator[Requirement]:
     with suppress(PackageNotFoundError):  # of other versions of Python
-        supported = metadata(name)["Requires-Python"] or ""
+        supported = metadata(name).get("Requires-Python", "")
         assert python["python_full_version"] in SpecifierSet(supported), f"{name} needs Python {supported}"
         for each in map(Requirement, requires(name) or ()):
             if each.marker is None or each.marker.evaluate({"extra": extra, **python}):
