@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-import yaml
 from PIL import Image
 
 from models.messages import printable
@@ -56,7 +55,7 @@ def _is_ours(path: Path, hashes: Collection[str]) -> bool:
     says_so = _BY_ENDING.get(path.suffix, _is_our_text)
     try:
         return says_so(path) or (bool(hashes) and hashlib.sha256(path.read_bytes()).hexdigest() in hashes)
-    except (OSError, ValueError, SyntaxError, zipfile.BadZipFile, Image.DecompressionBombError, yaml.YAMLError):
+    except (OSError, ValueError, SyntaxError, zipfile.BadZipFile, Image.DecompressionBombError):
         return False
 
 
@@ -88,7 +87,12 @@ def _is_our_yaml(path: Path) -> bool:
     """Know a work directory's configuration by its first line, and a bundle's manifest by its keys."""
     if _is_our_text(path):
         return True
-    content = yaml.safe_load(path.read_bytes())
+    import yaml  # noqa: PLC0415 (the client needs none of this, and does not require it)
+
+    try:
+        content = yaml.safe_load(path.read_bytes())
+    except yaml.YAMLError:
+        return False
     return isinstance(content, dict) and content.keys() >= _BUNDLE_KEYS
 
 

@@ -44,9 +44,9 @@ _JOB: Final[dict[str, Any]] = {
     "options": {
         "refine": "random_walk+pamr+region_vote",
         "min_confidence": 0.0,
-        "background_threshold": 0.45,
+        "background_threshold": 0.5,
         "class_thresholds": {},
-        "threshold_slope": 0.0,
+        "threshold_slope": 0.45,
     },
     "image": {"width": 640, "height": 480, "exif_orientation": 1},
     "classes": [

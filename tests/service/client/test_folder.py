@@ -1,6 +1,7 @@
 """A folder of images through the service: its files, what continues them, what is refused."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -90,7 +91,8 @@ def test_other_commands_take_it(client: Client, tmp_path: Path) -> None:
     images, output = tmp_path / "images", tmp_path / "out"
     client.batch(images, labels, output)
     classes = read_class_list(output / "classes.txt")
-    pairs = _matching_files(output / "masks", output / "masks", ".png")
+    truth = shutil.copytree(output / "masks", tmp_path / "truth")
+    pairs = _matching_files(output / "masks", truth, ".png")
     report = _evaluate_label_maps(pairs, classes, min_pixels=0, on_image=lambda: None)
     assert report.mean_iou == 1
     assert len(list(open_mask_folder(output, images).masked_images())) == 4
