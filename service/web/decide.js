@@ -3,6 +3,7 @@
 
 const { fround } = Math;
 const IGNORE = 255;
+const [USUAL_MEAN, LOWEST, HIGHEST] = [0.25, 0.1, 0.9]; // of thresholds with a slope
 
 /** Read scores.npz: what `decide` needs, and the `cams`, or the scores where a segmenter has none. */
 export async function readScores(blob) {
@@ -104,14 +105,23 @@ function decide(maps, options) {
 }
 
 /** Return the function of a background's score: a threshold, a power of 1 - best, or a segmenter's own score. */
-function backgroundRule({ names }, options) {
+function backgroundRule({ names, scores }, options) {
   const { background_threshold: threshold, background_power: power, class_thresholds: perClass = {} } = options;
+  const slope = options.threshold_slope ?? 0;
   if (threshold !== undefined) {
-    const thresholds = Float32Array.from(names, (name) => perClass[name] ?? threshold);
+    const sloped = (k) => Math.min(Math.max(threshold + slope * (USUAL_MEAN - mean(scores, k)), LOWEST), HIGHEST);
+    const thresholds = Float32Array.from(names, (name, k) => perClass[name] ?? (slope ? sloped(k) : threshold));
     return (winner) => thresholds[winner];
   }
   if (power !== undefined) return (_, best) => fround(Math.max(fround(1 - best), 0) ** fround(power));
   return (_winner, _best, sum, own) => own ?? Math.max(fround(1 - sum), 0);
+}
+
+/** The mean of map k of (n, h, w). */
+function mean({ data, shape: [, height, width] }, k) {
+  let sum = 0;
+  for (let at = k * height * width; at < (k + 1) * height * width; at++) sum += data[at];
+  return sum / (height * width);
 }
 
 /** Upsample (n, h, w) maps, corners not aligned: the result's `row(y, k)` is row y of map k, valid until the next call. */

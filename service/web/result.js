@@ -192,7 +192,7 @@ class Sliders {
     const options = { ...this.#jobOptions, min_confidence: Number(this.#confidence.value) };
     if (!this.thresholdMoved) return options;
     const { background_power: _, ...rest } = options;
-    return { ...rest, background_threshold: Number(this.#threshold.value), class_thresholds: {} };
+    return { ...rest, background_threshold: Number(this.#threshold.value), class_thresholds: {}, threshold_slope: 0 };
   }
 
   /** The different thresholds of the job's classes. */
