@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 from PIL import Image
@@ -136,26 +136,32 @@ def serving(bundle: str, **settings: str) -> Iterator[str]:
         server = subprocess.Popen(command, env={**os.environ, **settings}, stdout=subprocess.DEVNULL)
         try:
             url = f"http://127.0.0.1:{port}"
-            wait_until_ready(url, server)
+            wait_until_ready(f"{url}/ready", server, "semples serve", seconds=READY_SECONDS)
             yield url
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait(timeout=60)
 
 
-def wait_until_ready(url: str, server: subprocess.Popen[bytes]) -> None:
-    """Poll /ready until it is 200."""
-    deadline = time.monotonic() + READY_SECONDS
+def wait_until_ready(
+    url: str, server: subprocess.Popen[bytes], name: str, *, seconds: float, log: Path | None = None
+) -> None:
+    """Poll a server's URL until it answers with success; SystemExit, with the end of its log, if it never does."""
+    deadline = time.monotonic() + seconds
+
+    def give_up(instead: str) -> NoReturn:
+        sys.exit(f"expected {name} to be ready, got {instead}" + (f":\n{log.read_text()[-2000:]}" if log else ""))
+
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            sys.exit(f"expected semples serve to run, got exit code {server.returncode}")
+            give_up(f"exit code {server.returncode}")
         try:
-            if httpx.get(f"{url}/ready", timeout=5).status_code == 200:
+            if httpx.get(url, timeout=5).is_success:
                 return
         except httpx.TransportError:
             pass
         time.sleep(0.2)
-    sys.exit(f"expected {url}/ready within {READY_SECONDS:.0f} s, got nothing")
+    give_up(f"no success from {url} in {seconds:.0f} s")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import secrets
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.demo import PHOTOS, free_port, serving
+from benchmarks.demo import PHOTOS, free_port, serving, wait_until_ready
 
 _START_SECONDS = 600.0  # it makes its database first
 _PHOTOS = {"cat": "cat", "clock": "clock", "coffee": "cup, dining table", "café & (1)": ""}  # names, labels
@@ -214,14 +213,14 @@ def _label_studio(environment: Path, data: Path) -> Iterator[_Studio]:
     }
     command = [str(environment / "bin/label-studio"), "start", "--no-browser", "--internal-host", "127.0.0.1"]
     command += ["--port", str(port), "--data-dir", str(data), "--username", email, "--password", password]
-    log = data / "label-studio.log"
+    url, log = f"http://127.0.0.1:{port}", data / "label-studio.log"
     with log.open("wb") as output:
         server = subprocess.Popen(
             command, env={**os.environ, **settings}, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
         )
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120, follow_redirects=True) as api:
-            _wait(api, server, log)
+        with httpx.Client(base_url=url, timeout=120, follow_redirects=True) as api:
+            wait_until_ready(f"{url}/health", server, "Label Studio", seconds=_START_SECONDS, log=log)
             studio = _Studio(api, "", environment / "bin" / "python")
             api.get("/user/login/")
             login = {"email": email, "password": password, "csrfmiddlewaretoken": api.cookies["csrftoken"]}
@@ -230,20 +229,6 @@ def _label_studio(environment: Path, data: Path) -> Iterator[_Studio]:
     finally:
         server.terminate()
         server.wait(timeout=60)
-
-
-def _wait(api: httpx.Client, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            sys.exit(f"expected Label Studio to run, got exit code {server.returncode}:\n{log.read_text()[-2000:]}")
-        try:
-            if api.get("/health", timeout=5).is_success:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.5)
-    sys.exit(f"expected Label Studio within {_START_SECONDS:.0f} s, got nothing:\n{log.read_text()[-2000:]}")
 
 
 if __name__ == "__main__":

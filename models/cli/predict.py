@@ -245,13 +245,11 @@ def segment(
 
 def _read_single_photo(path: Path) -> UprightImage:
     """Read the one photo of a command; an error names it."""
-    from models.data.images import ImageError, read_image
-    from models.data.photo_files import read_photo
+    from models.data.images import read_image
+    from models.data.photo_files import naming, read_photo
 
-    try:
+    with naming(path):
         return read_image(read_photo(path))
-    except ImageError as error:
-        raise ValueError(f"{printable(path)}: {error}") from error
 
 
 def _write_results(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -53,6 +54,15 @@ def read_photo(path: Path, name: str | None = None) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ImageError("unreadable", f"cannot read the file: {error.strerror}") from error
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the photo in an ImageError, for commands about a single one: a ValueError."""
+    try:
+        yield
+    except ImageError as error:
+        raise ValueError(f"{printable(path)}: {error}") from error
 
 
 def is_of_one_file(error: OSError) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -11,6 +10,7 @@ from typing import Final
 
 from PIL import Image
 
+from models.io import hash_file
 from models.messages import printable
 
 SOFTWARE: Final = "semples"
@@ -54,7 +54,7 @@ def _is_ours(path: Path, hashes: Collection[str]) -> bool:
     """Return whether one of our commands wrote a file."""
     says_so = _BY_ENDING.get(path.suffix, _is_our_text)
     try:
-        return says_so(path) or (bool(hashes) and hashlib.sha256(path.read_bytes()).hexdigest() in hashes)
+        return says_so(path) or (bool(hashes) and hash_file(path) in hashes)
     except (OSError, ValueError, SyntaxError, zipfile.BadZipFile, Image.DecompressionBombError):
         return False
 

@@ -225,10 +225,10 @@ def _thresholds(options: MaskOptions, maps: SoftMaps) -> NDArray[np.float32] | N
     """The background's constant score against each class; None if it is not constant."""
     if options.background_threshold is None:
         return None
-    means = maps.scores.mean(axis=(1, 2), dtype=np.float64)
-    defaults = options.background_threshold + options.threshold_slope * (_USUAL_MEAN - means)
+    defaults = np.full(len(maps.names), options.background_threshold)
     if options.threshold_slope:
-        defaults = defaults.clip(_LOWEST, _HIGHEST)
+        means = maps.scores.mean(axis=(1, 2), dtype=np.float64)
+        defaults = (defaults + options.threshold_slope * (_USUAL_MEAN - means)).clip(_LOWEST, _HIGHEST)
     found = [options.class_thresholds.get(name, default) for name, default in zip(maps.names, defaults, strict=True)]
     return np.array(found, dtype=np.float32)
 

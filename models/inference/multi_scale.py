@@ -69,9 +69,9 @@ def multi_scale_cams(
 
 def _compete(cams: Tensor, images: Tensor, *, share: float) -> Tensor:
     """Take from each CAM, (N, h, w), a share of the highest other CAM of its image; ``images`` are indices, (N,)."""
-    rows = torch.arange(len(cams), device=cams.device)
-    others = (images[:, None] == images) & (rows[:, None] != rows)
-    rivals = torch.stack([cams[other].amax(dim=0) if other.any() else torch.zeros_like(cams[0]) for other in others])
+    others = (images[:, None] == images).fill_diagonal_(False)
+    # CAMs are not negative, so 0 stands for those of other images.
+    rivals = (others[:, :, None, None] * cams).amax(dim=1)
     return (cams - share * rivals).relu()
 
 

@@ -23,10 +23,9 @@ from rich.progress import (
 )
 
 from models.data.classes import split_labels
-from models.data.images import ImageError
 from models.data.mask_files import OVERLAY, check_results, result_paths
 from models.data.mask_folder import SUMMARY
-from models.data.photo_files import read_photo
+from models.data.photo_files import naming, read_photo
 from models.data.photos import describe_rules
 from models.io import write_atomically, write_json
 from models.messages import accept_any_output, one_line, printable
@@ -173,10 +172,8 @@ def _report(outcome: Outcome, output: Path, seconds: float) -> None:
 def _submit_photo(
     client: Client, photo: Path, labels: list[str], output: Path, options: dict[str, Any], *, overwrite: bool
 ) -> None:
-    try:
+    with naming(photo):
         content = read_photo(photo)
-    except ImageError as error:
-        raise ValueError(f"{printable(photo)}: {error}") from error
     check_results(output, [photo], overwrite=overwrite)
     names = split_labels(labels)
     with _bar(SpinnerColumn(), TimeElapsedColumn()) as bar:
