@@ -24,7 +24,7 @@ from models.data.classes import (
 )
 from models.data.coco import read_instances
 from models.data.images import PHOTO_SUFFIXES
-from models.data.photos import LabelRow, MatchError, list_files, match_rows, spelled, stem_key
+from models.data.photos import LabelRow, MatchError, list_files, match_rows, same_mask, spelled, stem_key
 from models.data.voc import read_annotations
 
 _DELIMITERS = ",;\t"
@@ -105,7 +105,7 @@ def read_folder(images: Path, labels: Path, classes: ClassList) -> list[Sample]:
     for each in matched:
         other = stems.setdefault(stem_key(each.photo), each.photo)
         if other != each.photo:
-            raise ValueError(f"{labels}: expected distinct stems, got {other!r} and {each.photo!r}")
+            raise ValueError(f"{labels}: {same_mask(repr(other), repr(each.photo))}")
         try:
             channels = tuple(sorted({classes.channel(label) for label in each.row.labels}))
         except UnknownLabelError as error:

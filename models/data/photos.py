@@ -96,6 +96,14 @@ def stem_key(name: str) -> str:
     return _folded(unicodedata.normalize("NFC", PurePath(name).stem))
 
 
+def same_mask(name: object, other: object) -> str:
+    """Return what is wrong with two photos of one ``stem_key``."""
+    return (
+        "expected photos whose names differ without folder, ending and case, because each mask has its photo's name, "
+        f"got {name} and {other}"
+    )
+
+
 def spelled(name: str) -> str:
     """Return a path in one spelling: composed Unicode, ``/`` between folders, no ``.``, no blanks around names."""
     parts = (part.strip() for part in unicodedata.normalize("NFC", name).replace("\\", "/").split("/"))

@@ -14,7 +14,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 from models.data.classes import ClassList, UnknownLabelError, read_class_list
 from models.data.images import PHOTO_SUFFIXES
 from models.data.labels import read_labels
-from models.data.photos import LabelRow, MatchError, MatchRule, count_rules, is_hidden, match_rows, stem_key
+from models.data.photos import LabelRow, MatchError, MatchRule, count_rules, is_hidden, match_rows, same_mask, stem_key
 from models.exports import list_line
 from service.api.errors import ProblemError
 from service.batches.slots import TEMP_PREFIX
@@ -205,10 +205,9 @@ def _check_photos(photos: Sequence[ZipInfo], limits: ZipLimits) -> None:
             list_line(str(path.with_suffix("")))
         except ValueError as error:
             raise _entry_error(name, str(error)) from error
-        # Their masks would be one file.
         key = stem_key(name)
         if other := by_stem.get(key):
-            raise _entry_error(name, f"expected names that differ without folder, ending and case, see {other!r}")
+            raise _entry_error(name, same_mask(repr(other), repr(name)))
         by_stem[key] = name
 
 

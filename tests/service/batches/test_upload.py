@@ -115,13 +115,13 @@ CASES = {
     "many entries": too_large(packed({**GOOD, **{f"{n}": b"" for n in range(200)}}), "expected at most 120 entries"),
     "one stem twice": bad_archive(
         packed({**GOOD, "folder/a.jpg": png()}),
-        "'folder/a.jpg': expected names that differ without folder, ending and case, see 'a.png'",
+        "'folder/a.jpg': expected photos whose names differ without folder, ending and case, because",
     ),
-    "one stem in two cases": bad_archive(packed({**GOOD, "A.png": png()}), "'A.png': expected names that differ"),
+    "one stem in two cases": bad_archive(packed({**GOOD, "A.png": png()}), "'A.png': expected photos whose names"),
     "one name in two cases": bad_archive(
-        packed({**GOOD, "\u00c9.jpg": png(), "f/e\u0301.png": png()}), "'f/e\u0301.png': expected names that differ"
+        packed({**GOOD, "\u00c9.jpg": png(), "f/e\u0301.png": png()}), "'f/e\u0301.png': expected photos whose names"
     ),
-    "one name twice": bad_archive(with_entry("b.png").replace(b"b.png", b"a.png"), "'a.png': expected names"),
+    "one name twice": bad_archive(with_entry("b.png").replace(b"b.png", b"a.png"), "'a.png': expected photos"),
     "an odd name": bad_archive(packed({**GOOD, "#a.png": png()}), "'#a.png': expected"),
     "no photo": bad_archive(packed({"labels.csv": rows({})}), "expected photos"),
     "no labels": bad_labels({"a.png": png()}, "at the zip's root, or PASCAL VOC's .xml files: one of these, got none"),
