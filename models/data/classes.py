@@ -252,12 +252,14 @@ def with_open_labels(classes: ClassList, labels: Iterable[str]) -> ClassList:
 class Sample:
     """An image file and its image-level labels: class channels, sorted, each once.
 
-    Image names are relative to ``folder``; None for names without folders. ``rule`` found the image of a row of labels.
+    Image names are relative to ``folder``; None for names without folders. ``mask_name`` is the name of its masks,
+    without ending, where it is not the image's. ``rule`` found the image of a row of labels.
     """
 
     path: Path
     channels: tuple[int, ...]
     folder: Path | None = None
+    mask_name: str | None = None
     rule: MatchRule | None = field(default=None, repr=False, compare=False)  # decides nothing that is made of the image
 
     @property
@@ -267,8 +269,8 @@ class Sample:
 
     @property
     def stem(self) -> str:
-        """The file name without suffix, which is also that of the image's masks."""
-        return self.path.stem
+        """The name of the image's masks, without ending."""
+        return self.path.stem if self.mask_name is None else self.mask_name
 
 
 def labeled_samples(samples: Iterable[Sample]) -> list[Sample]:

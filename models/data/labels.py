@@ -24,7 +24,7 @@ from models.data.classes import (
 )
 from models.data.coco import read_instances
 from models.data.images import PHOTO_SUFFIXES
-from models.data.photos import LabelRow, MatchError, list_files, match_rows, same_mask, spelled, stem_key
+from models.data.photos import LabelRow, MatchError, SameNameError, list_files, mask_names, match_rows, spelled
 from models.data.voc import read_annotations
 
 _DELIMITERS = ",;\t"
@@ -90,29 +90,26 @@ def read_folder(images: Path, labels: Path, classes: ClassList) -> list[Sample]:
     Rows find their images as ``match_rows`` says.
 
     Raises:
-        ValueError: if a label is unknown, an image is missing, two images share a stem (their masks would overwrite
-            each other), or nothing is labeled.
+        ValueError: if a label is unknown, an image is missing, the masks of two images would be one file, or nothing is
+            labeled.
     """
     rows = read_labels(labels, classes)
     if not images.is_dir():
         raise ValueError(f"expected a folder of images, got no such folder: {images}")
     try:
         matched = match_rows(rows, list_files(images), root=images.resolve().name)
-    except MatchError as error:
+        names = mask_names([each.photo for each in matched])
+    except (MatchError, SameNameError) as error:
         raise ValueError(f"{labels}: {error} (photos in {images})") from error
     samples = []
-    stems: dict[str, str] = {}
     for each in matched:
-        other = stems.setdefault(stem_key(each.photo), each.photo)
-        if other != each.photo:
-            raise ValueError(f"{labels}: {same_mask(repr(other), repr(each.photo))}")
         try:
             channels = tuple(sorted({classes.channel(label) for label in each.row.labels}))
         except UnknownLabelError as error:
             raise ValueError(f"{labels}: {each.row.image}: {error}") from error
         if len(channels) > MAX_LABELS:
             raise ValueError(f"{labels}: {each.row.image}: expected at most {MAX_LABELS} labels, got {len(channels)}")
-        samples.append(Sample(images / each.photo, channels, images, each.rule))
+        samples.append(Sample(images / each.photo, channels, images, names[each.photo], each.rule))
     if not labeled_samples(samples):
         raise ValueError(f"{labels}: expected at least one labeled image, got none")
     return samples

@@ -27,7 +27,7 @@ from models.data.classes import (
 )
 from models.data.images import PHOTO_SUFFIXES, ImageError, ImageHeader, check_image
 from models.data.mask_files import occurring, read_label_map, read_mask
-from models.data.photos import MatchRule, count_rules, is_hidden, visible_files
+from models.data.photos import MatchRule, count_rules, is_hidden, path_name, visible_files
 from models.data.provenance import refuse_foreign
 from models.inference.masks import MaskOptions
 from models.io import first_difference, hash_file, read_json, to_json, write_atomically, write_json
@@ -301,7 +301,7 @@ class MaskSample:
 def read_mask_folder(
     images: Path, masks: Path, classes: ClassList, *, min_alignment: float | None = None
 ) -> list[MaskSample]:
-    """Pair every ``masks/STEM.png`` with the image of that stem anywhere below ``images``, for training.
+    """Pair every mask with the image of its name (see ``mask_names``) anywhere below ``images``, for training.
 
     Classes are matched by name, since indices may differ. With ``min_alignment``, a class of an image whose mask is
     less aligned (cosine to its class text minus cosine to its learned background) is ignored there.
@@ -325,13 +325,14 @@ def read_mask_folder(
 
 
 def _find_images(folder: Path, stems: set[str], masks: Path) -> dict[str, Path]:
-    """Return the images below a folder by stem, without the masks, which may be in it."""
+    """Return the images below a folder by the name of their masks, which may be in the folder, too."""
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
-        if path.stem not in stems or path.suffix.lower() not in PHOTO_SUFFIXES:
+        if path.suffix.lower() not in PHOTO_SUFFIXES or path.parent == masks:
             continue
-        if path.parent != masks and found.setdefault(path.stem, path) != path:
-            raise ValueError(f"expected one photo a stem, got {found[path.stem]} and {path}")
+        for name in stems & {path.stem, path_name(path.relative_to(folder).as_posix())}:
+            if found.setdefault(name, path) != path:
+                raise ValueError(f"expected one photo for the mask {name}.png, got {found[name]} and {path}")
     return found
 
 
@@ -354,16 +355,12 @@ class MaskedImage:
 
     path: Path
     name: str  # with the folders below that of all images
+    stem: str  # the name of its mask, without ending
     header: ImageHeader  # format, upright size, EXIF orientation
     label_map: NDArray[np.uint8]  # (H, W), upright
     text: Mapping[str, str]  # the mask's PNG text chunks
     model: str  # name and version
     confidence: Mapping[int, float]  # in (0, 1], by class index; none without a pixel
-
-    @property
-    def stem(self) -> str:
-        """The name of its mask file."""
-        return self.path.stem
 
     @property
     def regions(self) -> list[int]:
@@ -412,7 +409,7 @@ class MaskFolder:
             unknown = set(occurring(label_map)) - known
             if unknown:
                 raise ValueError(f"expected indices of classes.txt, got {min(unknown)} in {mask}")
-            yield MaskedImage(image, record.image, header, label_map, text, record.model, record.confidence)
+            yield MaskedImage(image, record.image, stem, header, label_map, text, record.model, record.confidence)
 
 
 def open_mask_folder(folder: Path, images: Path) -> MaskFolder:
@@ -432,6 +429,10 @@ def open_mask_folder(folder: Path, images: Path) -> MaskFolder:
     }
     if not records:
         raise ValueError(f"expected at least one mask, got none in {folder / RESULTS}")
+    owners: dict[str, str] = {}
+    for stem, each in records.items():  # a photo's mask has another name once a photo of the same name has come
+        if (other := owners.setdefault(each.image, stem)) != stem:
+            raise ValueError(f"expected one mask of {each.image}, got {other}.png and {stem}.png; make the folder anew")
     found = {path.name for path in (folder / "masks").iterdir() if not is_hidden(Path(path.name))}
     expected = {f"{stem}.png" for stem in records}
     _refuse(found - expected, f"expected only masks that {RESULTS} lists in {folder / 'masks'}")
@@ -455,7 +456,7 @@ def _exported_record(stem: str, content: Mapping[str, Any]) -> _Record | None:
     except (KeyError, TypeError):
         return None
     # A folder from elsewhere must not make us read other files.
-    if image.stem != stem or image.is_absolute() or ".." in image.parts:
+    if stem not in (image.stem, path_name(str(image))) or image.is_absolute() or ".." in image.parts:
         raise ValueError(f"expected {RESULTS} to name photos below their folder, got {image}")
     known = {index: value for index, value in confidence.items() if value is not None}
     return _Record(str(image), model, known)

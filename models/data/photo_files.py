@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from models.data.images import PHOTO_SUFFIXES, ImageError
-from models.data.photos import is_hidden, same_mask, stem_key
+from models.data.photos import SameNameError, is_hidden, stem_key
 from models.messages import printable
 
 # About one file; others, such as a full disk, are about all of them.
@@ -27,7 +27,7 @@ def find_photos(paths: Sequence[Path]) -> list[Path]:
         for photo in sorted(filter(_is_photo, path.iterdir())) if path.is_dir() else [path]:
             other = photos.setdefault(stem_key(photo.name), photo)
             if other != photo:
-                raise ValueError(same_mask(other, photo))
+                raise SameNameError(str(photo), str(other))
     if not photos:
         raise ValueError("expected at least one photo, got none")
     return list(photos.values())

@@ -91,17 +91,45 @@ def visible_files(folder: Path, suffix: str) -> list[Path]:
     return sorted(path for path in folder.glob(f"*{suffix}") if not is_hidden(PurePath(path.name)))
 
 
-def stem_key(name: str) -> str:
-    """Return what must differ between photos, whose masks are ``STEM.png`` on any file system."""
-    return _folded(unicodedata.normalize("NFC", PurePath(name).stem))
+class SameNameError(ValueError):
+    """Two photos whose masks would be one file on some file system."""
+
+    def __init__(self, photo: str, other: str) -> None:
+        super().__init__(
+            f"expected photos whose names differ in more than ending and case, as masks are named after them, got "
+            f"{other!r} and {photo!r}"
+        )
+        self.photo = photo
 
 
-def same_mask(name: object, other: object) -> str:
-    """Return what is wrong with two photos of one ``stem_key``."""
-    return (
-        "expected photos whose names differ without folder, ending and case, because each mask has its photo's name, "
-        f"got {name} and {other}"
-    )
+def mask_names(photos: Collection[str]) -> dict[str, str]:
+    """Return the name of each photo's mask, without ending, from the photos' relative paths.
+
+    It is the photo's own; where photos of several folders share one, ``path_name`` tells them apart.
+
+    Raises:
+        SameNameError: if that is not enough.
+    """
+    sharing = Counter(map(stem_key, photos))
+    names: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    for photo in photos:
+        names[photo] = path_name(photo) if sharing[stem_key(photo)] > 1 else PurePath(photo).stem
+        key = _folded(names[photo])
+        if key in owners:
+            raise SameNameError(photo, owners[key])
+        owners[key] = photo
+    return names
+
+
+def path_name(photo: str) -> str:
+    """Return a name, without ending, that tells a photo's folders too: ``cats__1`` for ``cats/1.jpg``."""
+    return "__".join(PurePath(photo).with_suffix("").parts)
+
+
+def stem_key(photo: str) -> str:
+    """Return a photo's name without folders and ending, equal for names that are one file on some file system."""
+    return _folded(PurePath(photo).stem)
 
 
 def spelled(name: str) -> str:
@@ -208,7 +236,7 @@ def _last(path: str) -> str:
 
 
 def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name.casefold())
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def _without_ending(name: str) -> str:

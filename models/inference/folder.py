@@ -180,8 +180,9 @@ def stored_samples(folder: Path, info: BundleInfo) -> list[Sample]:
             Path(record["image"]),
             tuple(sorted(classes.channel(each["name"]) for each in record["classes"])),
             folder=Path(),
+            mask_name=stem,
         )
-        for record in records.values()
+        for stem, record in records.items()
     ]
 
 

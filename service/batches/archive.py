@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final, Literal
@@ -15,6 +15,7 @@ from models.data.classes import ClassInfo, ClassList
 from models.data.images import ImageHeader, check_image
 from models.data.mask_files import read_mask, software_version
 from models.data.mask_folder import MaskedImage
+from models.data.photos import mask_names
 from models.exports.coco import write_coco
 from models.exports.cvat import write_cvat
 from models.exports.voc import write_voc
@@ -56,9 +57,11 @@ def pack_archive(store: BatchStore, blobs: BlobStore, batch: BatchState, form: A
         output, photos = Path(folder) / "archive", Path(folder) / "photos"
         output.mkdir()
         photos.mkdir()
-        failed = [_failed(*row) for row in rows_without_mask(store, record.id)]
+        without_mask = list(rows_without_mask(store, record.id))
+        failed = [_failed(*row) for row in without_mask]
         rows = store.rows(record.id, "finished")
-        masks = _masks(rows, blobs, record, photos if form == "voc" else None, failed)
+        names = mask_names([item.image for _, item, _ in (*without_mask, *store.rows(record.id, "finished"))])
+        masks = _masks(rows, names, blobs, record, photos if form == "voc" else None, failed)
         try:
             _WRITERS[form](masks, classes, output)
         except ValueError as error:
@@ -76,6 +79,7 @@ def rows_without_mask(store: BatchStore, batch_id: str) -> Iterator[Row]:
 
 def _masks(
     rows: Iterable[Row],
+    names: Mapping[str, str],
     blobs: BlobStore,
     record: BatchRecord,
     folder: Path | None,
@@ -88,7 +92,7 @@ def _masks(
             if outcome.result is None:
                 continue
             try:
-                masked = _mask(blobs, record, item, outcome.result)
+                masked = _mask(blobs, record, item, outcome.result, names[item.image])
                 if folder is None:
                     yield masked
                     continue
@@ -105,12 +109,13 @@ def _masks(
         zips.close_others(set())
 
 
-def _mask(blobs: BlobStore, record: BatchRecord, item: BatchItem, result: ItemResult) -> MaskedImage:
+def _mask(blobs: BlobStore, record: BatchRecord, item: BatchItem, result: ItemResult, stem: str) -> MaskedImage:
     label_map, text = read_mask(blobs.get(result.mask))
     model = record.request.model
     return MaskedImage(
         path=Path(item.image),
         name=item.image,
+        stem=stem,
         header=ImageHeader(result.width, result.height, result.exif_orientation, ""),
         label_map=label_map,
         text=text,

@@ -14,7 +14,16 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 from models.data.classes import ClassList, UnknownLabelError, read_class_list
 from models.data.images import PHOTO_SUFFIXES
 from models.data.labels import read_labels
-from models.data.photos import LabelRow, MatchError, MatchRule, count_rules, is_hidden, match_rows, same_mask, stem_key
+from models.data.photos import (
+    LabelRow,
+    MatchError,
+    MatchRule,
+    SameNameError,
+    count_rules,
+    is_hidden,
+    mask_names,
+    match_rows,
+)
 from models.exports import list_line
 from service.api.errors import ProblemError
 from service.batches.slots import TEMP_PREFIX
@@ -168,11 +177,16 @@ def _check_name(entry: ZipInfo) -> None:
     if path.is_absolute() or ".." in path.parts or forbidden or not path.parts:
         message = "expected a path below the zip's root, with / between folders"
         raise _entry_error(name, message)
-    if max(len(part.encode()) for part in path.parts) > _MAX_NAME_BYTES:
-        raise _entry_error(name, f"expected names of at most {_MAX_NAME_BYTES} bytes")
+    for part in path.parts:
+        _check_length(name, part)
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise _entry_error(name, "expected a file or a folder, got a link or a device")
+
+
+def _check_length(entry: str, name: str) -> None:
+    if len(name.encode()) > _MAX_NAME_BYTES:
+        raise _entry_error(entry, f"expected names of at most {_MAX_NAME_BYTES} bytes, got {len(name.encode())}")
 
 
 def _check_content(entry: ZipInfo, limits: ZipLimits) -> None:
@@ -193,22 +207,22 @@ def _check_photos(photos: Sequence[ZipInfo], limits: ZipLimits) -> None:
     if len(photos) > limits.photos:
         detail = f"expected at most {limits.photos} photos, got {len(photos)}"
         raise ProblemError("archive-too-large", detail)
-    by_stem: dict[str, str] = {}
     for entry in photos:
         name = entry.filename
         if entry.file_size > limits.photo_bytes:
             message = f"expected a photo of at most {limits.photo_bytes} bytes"
             raise _entry_error(name, message, name="archive-too-large")
-        path = PurePosixPath(name)
+    try:
+        names = mask_names([entry.filename for entry in photos])
+    except SameNameError as error:
+        raise _entry_error(error.photo, str(error)) from error
+    for photo, name in names.items():
+        _check_length(photo, name)
         try:  # the exports' lists of photos must be able to hold both
-            list_line(path.stem)
-            list_line(str(path.with_suffix("")))
+            list_line(name)
+            list_line(str(PurePosixPath(photo).with_suffix("")))
         except ValueError as error:
-            raise _entry_error(name, str(error)) from error
-        key = stem_key(name)
-        if other := by_stem.get(key):
-            raise _entry_error(name, same_mask(repr(other), repr(name)))
-        by_stem[key] = name
+            raise _entry_error(photo, str(error)) from error
 
 
 def _common_folder(entries: Sequence[ZipInfo]) -> str:

@@ -110,6 +110,7 @@ class JobResults:
         return MaskedImage(
             path=Path(name),
             name=name,
+            stem=Path(name).stem,
             header=ImageHeader(width, height, 1, ""),
             label_map=self.label_map,
             text={},

@@ -76,7 +76,7 @@ def photo(name: str, found: NDArray[np.uint8]) -> MaskedImage:
     """A photo that exists in memory only."""
     height, width = found.shape
     header = ImageHeader(width, height, 1, "JPEG")
-    return MaskedImage(Path(name), name, header, found, {}, "tiny 1", {})
+    return MaskedImage(Path(name), name, Path(name).stem, header, found, {}, "tiny 1", {})
 
 
 def reader(name: str) -> Any:

@@ -184,6 +184,24 @@ def test_odd_folders(name: str, tmp_path: Path) -> None:
     assert np.asarray(Image.open(output / "cat.png")).shape == (20, 30)
 
 
+def test_photos_of_two_folders_share_a_name(tmp_path: Path) -> None:
+    photos, masks = tmp_path / "photos", tmp_path / "masks"
+    for number, name in enumerate(("cats/1.jpg", "dogs/1.jpg", "dogs/2.jpg")):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).write_bytes(_jpeg(number))
+    labels = tmp_path / "labels.csv"
+    labels.write_text("image,labels\ncats/1.jpg,cat\ndogs/1.jpg,dog\ndogs/2.jpg,dog\n")
+    make = ("make-pseudo-masks", "--images", photos, "--labels", labels, "--output", masks, "--save-scores")
+    assert "3 masks made, 0 kept" in semples_ok(*make)
+    assert "0 masks made, 3 kept" in semples_ok(*make)
+    names = {"cats__1.png", "dogs__1.png", "2.png"}
+    assert {each.name for each in (masks / "masks").iterdir()} == names
+    semples_ok("rethreshold", masks, "--output", tmp_path / "again", "--background-threshold", 0.3)
+    assert {each.name for each in (tmp_path / "again" / "masks").iterdir()} == names
+    for form in ("voc", "coco", "cvat", "label-studio"):
+        semples_ok("export", masks, "--images", photos, "--format", form, "--output", tmp_path / form)
+
+
 def test_a_pipe_a_broken_link_and_a_folder_do_not_end_a_run(tmp_path: Path) -> None:
     photos, output = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()

@@ -16,6 +16,7 @@ from models.data.photos import MatchRule
 from models.exports.coco import RLE_FILE, write_coco
 from models.exports.cvat import write_cvat
 from models.exports.label_studio import write_label_studio
+from models.exports.voc import write_voc
 from tests.conftest import CLASSES
 from tests.helpers.export_folder import label_maps, make_folder
 
@@ -111,6 +112,34 @@ def test_photos_may_lie_in_folders(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "annotations.zip") as archive:
         assert "sub/flat" in archive.read("ImageSets/Segmentation/default.txt").decode().split()
         assert "SegmentationClass/sub/flat.png" in archive.namelist()
+
+
+def test_photos_of_two_folders_may_share_a_name(tmp_path: Path) -> None:
+    run, images = make_folder(tmp_path)
+    for city in ("paris", "rome"):
+        (images / city).mkdir()
+        (images / city / "flat.jpg").write_bytes((images / "flat.jpg").read_bytes())
+        (run / "masks" / f"{city}__flat.png").write_bytes((run / "masks" / "flat.png").read_bytes())
+    (images / "flat.jpg").unlink()
+    (run / "masks" / "flat.png").unlink()
+    path = run / "results.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    [flat, *_] = [line for line in lines if "flat.jpg" in line]
+    twins = [
+        flat.replace('"flat"', f'"{city}__flat"').replace("flat.jpg", f"{city}/flat.jpg") for city in ("paris", "rome")
+    ]
+    path.write_text("".join([line for line in lines if line != flat] + twins))
+    masks = mask_folder.open_mask_folder(run, images)
+    found = {each.stem: each.name for each in masks.masked_images()}
+    assert (found["paris__flat"], found["rome__flat"]) == ("paris/flat.jpg", "rome/flat.jpg")
+    write_voc(masks.masked_images(), masks.classes, tmp_path / "voc")
+    assert (tmp_path / "voc/SegmentationClass/rome__flat.png").is_file()
+    assert (tmp_path / "voc/JPEGImages/paris__flat.jpg").is_file()
+    path.write_text(path.read_text() + twins[0].replace("paris__flat", "flat"))
+    with pytest.raises(ValueError, match=r"expected one mask of paris/flat.jpg, got flat.png and paris__flat.png"):
+        mask_folder.open_mask_folder(run, images)
+    pairs = mask_folder.read_mask_folder(images, run, masks.classes)
+    assert {each.mask.stem: each.image for each in pairs}["rome__flat"] == (images / "rome/flat.jpg").resolve()
 
 
 Spoil = Callable[[Path], object]

@@ -13,6 +13,7 @@ from models.data.images import ImageError
 from models.data.mask_files import check_results, label_map_png, overlay_png, software_version
 from models.data.mask_folder import MaskFolderWriter
 from models.data.photo_files import find_photos, read_photo
+from models.data.photos import SameNameError, mask_names
 from models.exports import new_folder
 from models.io import write_atomically
 from tests.helpers.service_fixtures import png
@@ -34,6 +35,37 @@ def test_results_keep_the_photos_and_each_other(photos: list[str], message: str,
         (tmp_path / name).write_bytes(png())
     with pytest.raises(ValueError, match=message):
         check_results(tmp_path, [tmp_path / name for name in photos], overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("photos", "names"),
+    [
+        (["a.jpg", "s/b.jpg", "dots.in.it.png"], ["a", "b", "dots.in.it"]),
+        (["cats/1.jpg", "dogs/1.jpg", "dogs/2.jpg"], ["cats__1", "dogs__1", "2"]),
+        (["1.jpg", "dogs/1.png", "a/b/1.jpg"], ["1", "dogs__1", "a__b__1"]),
+        (["s/A.jpg", "t/a.jpg"], ["s__A", "t__a"]),
+        (["s/caf\u00e9.jpg", "t/cafe\u0301.jpg"], ["s__caf\u00e9", "t__cafe\u0301"]),
+    ],
+)
+def test_masks_are_named_after_photos(photos: list[str], names: list[str]) -> None:
+    assert mask_names(photos) == dict(zip(photos, names, strict=True))
+
+
+@pytest.mark.parametrize(
+    "photos",
+    [
+        ["a.jpg", "a.png"],
+        ["s/a.jpg", "s/A.jpg"],
+        ["s/caf\u00e9.jpg", "s/cafe\u0301.jpg"],
+        ["s/a.jpg", "S/a.jpg"],
+        ["s/a.jpg", "t/a.jpg", "s__a.png"],
+        ["a.jpg", "a.jpg"],
+    ],
+)
+def test_masks_that_would_be_one_file(photos: list[str]) -> None:
+    with pytest.raises(SameNameError, match="expected photos whose names differ") as caught:
+        mask_names(photos)
+    assert caught.value.photo == photos[-1]
 
 
 def test_photos_of_a_folder(tmp_path: Path) -> None:

@@ -114,14 +114,19 @@ CASES = {
     ),
     "many entries": too_large(packed({**GOOD, **{f"{n}": b"" for n in range(200)}}), "expected at most 120 entries"),
     "one stem twice": bad_archive(
-        packed({**GOOD, "folder/a.jpg": png()}),
-        "'folder/a.jpg': expected photos whose names differ without folder, ending and case, because",
+        packed({**GOOD, "a.jpg": png()}),
+        "'a.jpg': expected photos whose names differ in more than ending and case, as masks are named after them, got "
+        "'a.png' and 'a.jpg'",
     ),
     "one stem in two cases": bad_archive(packed({**GOOD, "A.png": png()}), "'A.png': expected photos whose names"),
     "one name in two cases": bad_archive(
-        packed({**GOOD, "\u00c9.jpg": png(), "f/e\u0301.png": png()}), "'f/e\u0301.png': expected photos whose names"
+        packed({**GOOD, "f/\u00c9.jpg": png(), "f/e\u0301.png": png()}), "'f/e\u0301.png': expected photos whose names"
     ),
-    "one name twice": bad_archive(with_entry("b.png").replace(b"b.png", b"a.png"), "'a.png': expected photos"),
+    "one name twice": bad_archive(with_entry("b.png").replace(b"b.png", b"a.png"), "'a.png': expected photos whose"),
+    "a name that is too long with its folder": bad_archive(
+        packed({**GOOD, f"{'f' * 120}/{'g' * 70}/b.png": png(), f"{'f' * 120}/{'g' * 119}/b.jpg": png()}),
+        "expected names of at most 240 bytes, got 244",
+    ),
     "an odd name": bad_archive(packed({**GOOD, "#a.png": png()}), "'#a.png': expected"),
     "no photo": bad_archive(packed({"labels.csv": rows({})}), "expected photos"),
     "no labels": bad_labels({"a.png": png()}, "at the zip's root, or PASCAL VOC's .xml files: one of these, got none"),
