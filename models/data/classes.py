@@ -253,14 +253,15 @@ class Sample:
     """An image file and its image-level labels: class channels, sorted, each once.
 
     Image names are relative to ``folder``; None for names without folders. ``mask_name`` is the name of its masks,
-    without ending, where it is not the image's. ``rule`` found the image of a row of labels.
+    without ending, where it is not the image's. ``rule`` found the image of a row of labels. Neither of the last two
+    decides anything that is made of the image: they are no part of what a continued training compares.
     """
 
     path: Path
     channels: tuple[int, ...]
     folder: Path | None = None
-    mask_name: str | None = None
-    rule: MatchRule | None = field(default=None, repr=False, compare=False)  # decides nothing that is made of the image
+    mask_name: str | None = field(default=None, repr=False, compare=False)
+    rule: MatchRule | None = field(default=None, repr=False, compare=False)
 
     @property
     def name(self) -> str:

@@ -90,15 +90,15 @@ def read_folder(images: Path, labels: Path, classes: ClassList) -> list[Sample]:
     Rows find their images as ``match_rows`` says.
 
     Raises:
-        ValueError: if a label is unknown, an image is missing, the masks of two images would be one file, or nothing is
-            labeled.
+        ValueError: if a label is unknown, an image is missing, the masks of two images would have one name, or nothing
+            is labeled.
     """
     rows = read_labels(labels, classes)
     if not images.is_dir():
         raise ValueError(f"expected a folder of images, got no such folder: {images}")
     try:
         matched = match_rows(rows, list_files(images), root=images.resolve().name)
-        names = mask_names([each.photo for each in matched])
+        names = mask_names([each.photo for each in matched if each.row.labels])
     except (MatchError, SameNameError) as error:
         raise ValueError(f"{labels}: {error} (photos in {images})") from error
     samples = []
@@ -109,7 +109,7 @@ def read_folder(images: Path, labels: Path, classes: ClassList) -> list[Sample]:
             raise ValueError(f"{labels}: {each.row.image}: {error}") from error
         if len(channels) > MAX_LABELS:
             raise ValueError(f"{labels}: {each.row.image}: expected at most {MAX_LABELS} labels, got {len(channels)}")
-        samples.append(Sample(images / each.photo, channels, images, names[each.photo], each.rule))
+        samples.append(Sample(images / each.photo, channels, images, names.get(each.photo), each.rule))
     if not labeled_samples(samples):
         raise ValueError(f"{labels}: expected at least one labeled image, got none")
     return samples

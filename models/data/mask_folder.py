@@ -84,8 +84,8 @@ class MaskFolderWriter:
         self._results = folder / RESULTS
         if not begins:
             _truncate_partial_line(self._results)
-        self._positions = {} if begins else {stem: position for position, stem, _ in _records(self._results)}
         labeled = [sample for sample in samples if sample.channels]
+        self._positions = {} if begins else self._known_records(labeled)
         self.total = len(labeled)
         done = {each.stem for each, record in self._read(labeled) if self._is_done(each, record)}
         self.todo = [sample for sample in labeled if sample.stem not in done]
@@ -96,6 +96,19 @@ class MaskFolderWriter:
         (folder / SUMMARY).unlink(missing_ok=True)  # it says that the folder is complete
         write_class_list(folder / CLASSES, classes)
         self._file = self._results.open("wb" if begins else "ab")
+
+    def _known_records(self, samples: Sequence[Sample]) -> dict[str, int]:
+        """Return the records' positions by stem, and delete masks of images that now have masks of other names."""
+        stems = {sample.name: sample.stem for sample in samples}
+        taken = {*stems.values()}
+        found: dict[str, int] = {}
+        for position, stem, record in _records(self._results):
+            if stems.get(record["image"], stem) == stem or stem in taken:
+                found[stem] = position
+                continue
+            for path in (_mask_path(self._folder, stem), scores_path(self._folder, stem)):
+                path.unlink(missing_ok=True)
+        return found
 
     def _refuse_foreign(self, *, overwrite: bool) -> None:
         ends = [_mask_path] + ([scores_path] if self._settings["scores"] else [])
@@ -188,11 +201,18 @@ def write_mask(folder: Path, stem: str, mask: bytes, scores: bytes | None) -> No
 
 
 def read_results(path: Path) -> dict[str, dict[str, Any]]:
-    """Read ``results.jsonl``: records by stem, in order; of an image made twice, the later one.
+    """Read ``results.jsonl``: records by stem, in order; of a stem or an image made twice, the later one.
 
     Lines that a kill or a power loss left unreadable are skipped. A missing file has no record.
     """
-    return {stem: record for _, stem, record in _records(path)}
+    found: dict[str, dict[str, Any]] = {}
+    stems: dict[str, str] = {}  # by image, whose mask may have had another name
+    for _, stem, record in _records(path):
+        before = stems.get(record["image"], stem)
+        if before != stem and found[before]["image"] == record["image"]:
+            del found[before]
+        found[stem], stems[record["image"]] = record, stem
+    return found
 
 
 def _records(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
@@ -301,7 +321,7 @@ class MaskSample:
 def read_mask_folder(
     images: Path, masks: Path, classes: ClassList, *, min_alignment: float | None = None
 ) -> list[MaskSample]:
-    """Pair every mask with the image of its name (see ``mask_names``) anywhere below ``images``, for training.
+    """Pair every mask with the image of its record below ``images``, or else of its name, for training.
 
     Classes are matched by name, since indices may differ. With ``min_alignment``, a class of an image whose mask is
     less aligned (cosine to its class text minus cosine to its learned background) is ignored there.
@@ -316,23 +336,37 @@ def read_mask_folder(
         channels = {info.index: classes.channel(info.name) for info in read_class_list(masks / CLASSES).classes}
     except UnknownLabelError as error:
         raise ValueError(f"{masks / CLASSES}: {error}") from error
-    found = _find_images(images.resolve(), {file.stem for file in files}, files[0].parent.resolve())
+    records = read_results(masks / RESULTS)
+    found = _recorded_images(images.resolve(), records)
+    others = {file.stem for file in files} - found.keys()
+    found |= _find_images(images.resolve(), others, files[0].parent.resolve()) if others else {}
     lost = [file.name for file in files if file.stem not in found]
     if lost:
         raise ValueError(f"expected a photo in {images} for each mask, got none for {lost[0]}")
-    records = {} if min_alignment is None else read_results(masks / RESULTS)
     return [MaskSample(found[file.stem], file, channels, _distrusted(file, records, min_alignment)) for file in files]
 
 
+def _recorded_images(folder: Path, records: Mapping[str, Mapping[str, Any]]) -> dict[str, Path]:
+    """Return the images of records that are in a folder, by stem."""
+    names = {stem: PurePosixPath(record["image"]) for stem, record in records.items()}
+    return {stem: folder / name for stem, name in names.items() if _is_below(name) and (folder / name).is_file()}
+
+
+def _is_below(image: PurePosixPath) -> bool:
+    """Whether a record names an image below a folder: one from elsewhere must not make us read other files."""
+    return bool(image.name) and not image.is_absolute() and ".." not in image.parts
+
+
 def _find_images(folder: Path, stems: set[str], masks: Path) -> dict[str, Path]:
-    """Return the images below a folder by the name of their masks, which may be in the folder, too."""
+    """Return the images anywhere below a folder by the name of their masks, which may be in the folder, too."""
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() not in PHOTO_SUFFIXES or path.parent == masks:
             continue
-        for name in stems & {path.stem, path_name(path.relative_to(folder).as_posix())}:
-            if found.setdefault(name, path) != path:
-                raise ValueError(f"expected one photo for the mask {name}.png, got {found[name]} and {path}")
+        name = path_name(path.relative_to(folder).as_posix())
+        name = name if name in stems else path.stem
+        if name in stems and found.setdefault(name, path) != path:
+            raise ValueError(f"expected one photo for the mask {name}.png, got {found[name]} and {path}")
     return found
 
 
@@ -429,10 +463,6 @@ def open_mask_folder(folder: Path, images: Path) -> MaskFolder:
     }
     if not records:
         raise ValueError(f"expected at least one mask, got none in {folder / RESULTS}")
-    owners: dict[str, str] = {}
-    for stem, each in records.items():  # a photo's mask has another name once a photo of the same name has come
-        if (other := owners.setdefault(each.image, stem)) != stem:
-            raise ValueError(f"expected one mask of {each.image}, got {other}.png and {stem}.png; make the folder anew")
     found = {path.name for path in (folder / "masks").iterdir() if not is_hidden(Path(path.name))}
     expected = {f"{stem}.png" for stem in records}
     _refuse(found - expected, f"expected only masks that {RESULTS} lists in {folder / 'masks'}")
@@ -455,8 +485,7 @@ def _exported_record(stem: str, content: Mapping[str, Any]) -> _Record | None:
         confidence = {each["index"]: each["confidence"] for each in content["classes"]}
     except (KeyError, TypeError):
         return None
-    # A folder from elsewhere must not make us read other files.
-    if stem not in (image.stem, path_name(str(image))) or image.is_absolute() or ".." in image.parts:
+    if not _is_below(image) or stem not in (image.stem, path_name(str(image))):
         raise ValueError(f"expected {RESULTS} to name photos below their folder, got {image}")
     known = {index: value for index, value in confidence.items() if value is not None}
     return _Record(str(image), model, known)

@@ -27,7 +27,7 @@ def find_photos(paths: Sequence[Path]) -> list[Path]:
         for photo in sorted(filter(_is_photo, path.iterdir())) if path.is_dir() else [path]:
             other = photos.setdefault(stem_key(photo.name), photo)
             if other != photo:
-                raise SameNameError(str(photo), str(other))
+                raise SameNameError(str(photo), str(other), photo.stem)
     if not photos:
         raise ValueError("expected at least one photo, got none")
     return list(photos.values())

@@ -92,12 +92,11 @@ def visible_files(folder: Path, suffix: str) -> list[Path]:
 
 
 class SameNameError(ValueError):
-    """Two photos whose masks would be one file on some file system."""
+    """Two photos whose results would be one file, on a file system that may not tell letter cases apart."""
 
-    def __init__(self, photo: str, other: str) -> None:
+    def __init__(self, photo: str, other: str, name: str) -> None:
         super().__init__(
-            f"expected photos whose names differ in more than ending and case, as masks are named after them, got "
-            f"{other!r} and {photo!r}"
+            f"expected photos whose results have different names, got {other!r} and {photo!r}: both are {name}.png"
         )
         self.photo = photo
 
@@ -117,7 +116,7 @@ def mask_names(photos: Collection[str]) -> dict[str, str]:
         names[photo] = path_name(photo) if sharing[stem_key(photo)] > 1 else PurePath(photo).stem
         key = _folded(names[photo])
         if key in owners:
-            raise SameNameError(photo, owners[key])
+            raise SameNameError(photo, owners[key], names[photo])
         owners[key] = photo
     return names
 

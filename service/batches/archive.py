@@ -57,10 +57,9 @@ def pack_archive(store: BatchStore, blobs: BlobStore, batch: BatchState, form: A
         output, photos = Path(folder) / "archive", Path(folder) / "photos"
         output.mkdir()
         photos.mkdir()
-        without_mask = list(rows_without_mask(store, record.id))
-        failed = [_failed(*row) for row in without_mask]
+        failed = [_failed(*row) for row in rows_without_mask(store, record.id)]
         rows = store.rows(record.id, "finished")
-        names = mask_names([item.image for _, item, _ in (*without_mask, *store.rows(record.id, "finished"))])
+        names = mask_names([item.image for item in store.items(record.id, range(1, record.total + 1))])
         masks = _masks(rows, names, blobs, record, photos if form == "voc" else None, failed)
         try:
             _WRITERS[form](masks, classes, output)

@@ -39,7 +39,7 @@ _ENTRIES_PER_PHOTO: Final = 4  # a photo, its XML file, and what macOS adds to e
 _DIRECTORY_SIGNATURE: Final = b"PK\x01\x02"
 _ENCRYPTED: Final = 0x1 | 0x40
 _BOMB_BYTES: Final = 2**20  # a smaller entry is no bomb, however well it was packed
-_MAX_NAME_BYTES: Final = 240  # without folders, so that file systems can hold it with another ending
+_MAX_NAME_BYTES: Final = 240  # of a part of a path, and of a mask: so that file systems can hold it with another ending
 _FORBIDDEN: Final = re.compile(r"[\x00-\x1f\x7f\\]|^[A-Za-z]:")
 _LABELS, _CLASSES = ("labels.csv", "labels.tsv", "image_labels.txt"), "classes.txt"
 _NO_LABELS: Final = (".npy", ".npz", ".pkl", ".pickle", ".xlsx")  # which ``read_labels`` refuses with advice
@@ -177,16 +177,11 @@ def _check_name(entry: ZipInfo) -> None:
     if path.is_absolute() or ".." in path.parts or forbidden or not path.parts:
         message = "expected a path below the zip's root, with / between folders"
         raise _entry_error(name, message)
-    for part in path.parts:
-        _check_length(name, part)
+    if max(len(part.encode()) for part in path.parts) > _MAX_NAME_BYTES:
+        raise _entry_error(name, f"expected names of at most {_MAX_NAME_BYTES} bytes")
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise _entry_error(name, "expected a file or a folder, got a link or a device")
-
-
-def _check_length(entry: str, name: str) -> None:
-    if len(name.encode()) > _MAX_NAME_BYTES:
-        raise _entry_error(entry, f"expected names of at most {_MAX_NAME_BYTES} bytes, got {len(name.encode())}")
 
 
 def _check_content(entry: ZipInfo, limits: ZipLimits) -> None:
@@ -217,12 +212,18 @@ def _check_photos(photos: Sequence[ZipInfo], limits: ZipLimits) -> None:
     except SameNameError as error:
         raise _entry_error(error.photo, str(error)) from error
     for photo, name in names.items():
-        _check_length(photo, name)
-        try:  # the exports' lists of photos must be able to hold both
-            list_line(name)
-            list_line(str(PurePosixPath(photo).with_suffix("")))
-        except ValueError as error:
-            raise _entry_error(photo, str(error)) from error
+        _check_mask_name(photo, name)
+
+
+def _check_mask_name(photo: str, name: str) -> None:
+    if (length := len(name.encode())) > _MAX_NAME_BYTES:
+        got = f"got {length} for {name[:40]}….png"
+        raise _entry_error(photo, f"expected names of masks, with folders, of at most {_MAX_NAME_BYTES} bytes, {got}")
+    try:  # the exports' lists of photos must be able to hold both
+        list_line(name)
+        list_line(str(PurePosixPath(photo).with_suffix("")))
+    except ValueError as error:
+        raise _entry_error(photo, str(error)) from error
 
 
 def _common_folder(entries: Sequence[ZipInfo]) -> str:

@@ -190,8 +190,11 @@ def test_photos_of_two_folders_share_a_name(tmp_path: Path) -> None:
         (photos / name).parent.mkdir(parents=True, exist_ok=True)
         (photos / name).write_bytes(_jpeg(number))
     labels = tmp_path / "labels.csv"
-    labels.write_text("image,labels\ncats/1.jpg,cat\ndogs/1.jpg,dog\ndogs/2.jpg,dog\n")
     make = ("make-pseudo-masks", "--images", photos, "--labels", labels, "--output", masks, "--save-scores")
+    labels.write_text("image,labels\ncats/1.jpg,cat\ndogs/1.jpg,\n")
+    assert "1 masks made, 0 kept" in semples_ok(*make)
+    assert [each.name for each in (masks / "masks").iterdir()] == ["1.png"]
+    labels.write_text("image,labels\ncats/1.jpg,cat\ndogs/1.jpg,dog\ndogs/2.jpg,dog\n")
     assert "3 masks made, 0 kept" in semples_ok(*make)
     assert "0 masks made, 3 kept" in semples_ok(*make)
     names = {"cats__1.png", "dogs__1.png", "2.png"}
@@ -200,6 +203,14 @@ def test_photos_of_two_folders_share_a_name(tmp_path: Path) -> None:
     assert {each.name for each in (tmp_path / "again" / "masks").iterdir()} == names
     for form in ("voc", "coco", "cvat", "label-studio"):
         semples_ok("export", masks, "--images", photos, "--format", form, "--output", tmp_path / form)
+    labels.write_text("image,labels\ncats/1.jpg,cat\ndogs/2.jpg,dog\n")
+    assert "1 masks made, 1 kept" in semples_ok(*make)
+    assert {each.name for each in (masks / "masks").iterdir()} == {"1.png", "2.png", "dogs__1.png"}
+    assert {each.name for each in (masks / "scores").iterdir()} == {"1.npz", "2.npz", "dogs__1.npz"}
+    coco = tmp_path / "again.coco"
+    semples_ok("export", masks, "--images", photos, "--format", "coco", "--output", coco)
+    names = [each["file_name"] for each in json.loads((coco / "annotations_rle.json").read_text())["images"]]
+    assert sorted(names) == ["cats/1.jpg", "dogs/1.jpg", "dogs/2.jpg"]
 
 
 def test_a_pipe_a_broken_link_and_a_folder_do_not_end_a_run(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_a_broken_photo_fails_alone_in_segment(tiny_segmenter_bundle: Path, tmp_
         (["{photo}", "--bundle", "{able}", "--min-confidence", "2"], "in [0, 1), got 2.0"),
         (["{empty}", "--bundle", "{able}"], "expected at least one photo, got none"),
         (["{missing}", "--bundle", "{able}"], "No such file"),
-        (["{photo}", "{photo}", "{twin}", "--bundle", "{able}"], "expected photos whose names differ"),
+        (["{photo}", "{photo}", "{twin}", "--bundle", "{able}"], "expected photos whose results have different names"),
     ],
 )
 def test_mistakes_of_segment_are_one_line(

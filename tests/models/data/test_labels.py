@@ -154,7 +154,10 @@ def test_folder(tmp_path: Path) -> None:
         ("image,labels\na.jpg,cat,cup\n", ":2: expected 'image,label;label'"),
         ("image,labels\na.jpg,dog\n", "a.jpg: expected a known label, got 'dog'"),
         ("image,labels\nz.jpg,cat\n", "got none for 1: 'z.jpg'"),
-        ("image,labels\na.jpg,cat\na.png,cat\n", "as masks are named after them, got 'a.jpg' and 'a.png'"),
+        (
+            "image,labels\na.jpg,cat\na.png,cat\n",
+            "results have different names, got 'a.jpg' and 'a.png': both are a.png",
+        ),
         ("image,labels\na.jpg,\n", "expected at least one labeled image"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from models.data import mask_folder
-from models.data.classes import ClassInfo, ClassList, Sample
+from models.data.classes import ClassInfo, ClassList, Sample, write_class_list
 from models.data.loaders import MaskCrops
 from models.data.mask_files import label_map_png
 from models.data.photos import MatchRule
@@ -135,11 +135,41 @@ def test_photos_of_two_folders_may_share_a_name(tmp_path: Path) -> None:
     write_voc(masks.masked_images(), masks.classes, tmp_path / "voc")
     assert (tmp_path / "voc/SegmentationClass/rome__flat.png").is_file()
     assert (tmp_path / "voc/JPEGImages/paris__flat.jpg").is_file()
-    path.write_text(path.read_text() + twins[0].replace("paris__flat", "flat"))
-    with pytest.raises(ValueError, match=r"expected one mask of paris/flat.jpg, got flat.png and paris__flat.png"):
-        mask_folder.open_mask_folder(run, images)
     pairs = mask_folder.read_mask_folder(images, run, masks.classes)
     assert {each.mask.stem: each.image for each in pairs}["rome__flat"] == (images / "rome/flat.jpg").resolve()
+    path.write_text(path.read_text() + twins[0].replace("paris__flat", "flat"))  # its mask has another name now
+    assert {"flat", "rome__flat"} <= mask_folder.read_results(path).keys()
+    assert "paris__flat" not in mask_folder.read_results(path)
+
+
+@pytest.mark.parametrize(
+    ("photos", "masks"),
+    [
+        (["1.jpg", "dogs/1.jpg", "a/b/1.jpg"], ["1", "dogs__1", "a__b__1"]),
+        (["a__1.jpg", "a/1.jpg"], ["a__1", "1"]),  # by the records alone
+        (["cats/1.jpg", "dogs/1.jpg"], ["1"]),  # the other has no label
+    ],
+)
+@pytest.mark.parametrize("recorded", [True, False])
+def test_masks_find_their_photos(photos: list[str], masks: list[str], recorded: bool, tmp_path: Path) -> None:
+    images, run = tmp_path / "images", tmp_path / "run"
+    (run / "masks").mkdir(parents=True)
+    write_class_list(run / "classes.txt", CLASSES)
+    for name in photos:
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        (images / name).touch()
+    records = []
+    for name, mask in zip(photos, masks, strict=False):
+        (run / "masks" / f"{mask}.png").touch()
+        records.append(json.dumps({"stem": mask, "image": name, "model": {}, "classes": []}) + "\n")
+    (run / "results.jsonl").write_text("".join(records) if recorded else "")
+    if recorded or len(masks) == 3:
+        found = mask_folder.read_mask_folder(images, run, CLASSES)
+        expected = {mask: images.resolve() / name for name, mask in zip(photos, masks, strict=False)}
+        assert {each.mask.stem: each.image for each in found} == expected
+    else:
+        with pytest.raises(ValueError, match="expected one photo for the mask "):
+            mask_folder.read_mask_folder(images, run, CLASSES)
 
 
 Spoil = Callable[[Path], object]

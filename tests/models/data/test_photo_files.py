@@ -63,7 +63,7 @@ def test_masks_are_named_after_photos(photos: list[str], names: list[str]) -> No
     ],
 )
 def test_masks_that_would_be_one_file(photos: list[str]) -> None:
-    with pytest.raises(SameNameError, match="expected photos whose names differ") as caught:
+    with pytest.raises(SameNameError, match="expected photos whose results have different names") as caught:
         mask_names(photos)
     assert caught.value.photo == photos[-1]
 

@@ -115,17 +115,17 @@ CASES = {
     "many entries": too_large(packed({**GOOD, **{f"{n}": b"" for n in range(200)}}), "expected at most 120 entries"),
     "one stem twice": bad_archive(
         packed({**GOOD, "a.jpg": png()}),
-        "'a.jpg': expected photos whose names differ in more than ending and case, as masks are named after them, got "
-        "'a.png' and 'a.jpg'",
+        "'a.jpg': expected photos whose results have different names, got 'a.png' and 'a.jpg': both are a.png",
     ),
-    "one stem in two cases": bad_archive(packed({**GOOD, "A.png": png()}), "'A.png': expected photos whose names"),
+    "one stem in two cases": bad_archive(packed({**GOOD, "A.png": png()}), "'A.png': expected photos whose results"),
     "one name in two cases": bad_archive(
-        packed({**GOOD, "f/\u00c9.jpg": png(), "f/e\u0301.png": png()}), "'f/e\u0301.png': expected photos whose names"
+        packed({**GOOD, "f/\u00c9.jpg": png(), "f/e\u0301.png": png()}),
+        "'f/e\u0301.png': expected photos whose results",
     ),
     "one name twice": bad_archive(with_entry("b.png").replace(b"b.png", b"a.png"), "'a.png': expected photos whose"),
     "a name that is too long with its folder": bad_archive(
         packed({**GOOD, f"{'f' * 120}/{'g' * 70}/b.png": png(), f"{'f' * 120}/{'g' * 119}/b.jpg": png()}),
-        "expected names of at most 240 bytes, got 244",
+        "expected names of masks, with folders, of at most 240 bytes, got 244 for ffff",
     ),
     "an odd name": bad_archive(packed({**GOOD, "#a.png": png()}), "'#a.png': expected"),
     "no photo": bad_archive(packed({"labels.csv": rows({})}), "expected photos"),
