@@ -85,34 +85,37 @@ class MaskFolderWriter:
         if not begins:
             _truncate_partial_line(self._results)
         labeled = [sample for sample in samples if sample.channels]
-        self._positions = {} if begins else self._known_records(labeled)
+        self._positions, renamed = ({}, []) if begins else self._known_records(labeled)
         self.total = len(labeled)
         done = {each.stem for each, record in self._read(labeled) if self._is_done(each, record)}
         self.todo = [sample for sample in labeled if sample.stem not in done]
         self.kept, self.made = len(done), 0
-        self._refuse_foreign(overwrite=overwrite)
+        self._refuse_foreign(renamed, overwrite=overwrite)
+        for path in renamed:
+            path.unlink(missing_ok=True)
         if begins:
             write_json(folder / SETTINGS, settings)
         (folder / SUMMARY).unlink(missing_ok=True)  # it says that the folder is complete
         write_class_list(folder / CLASSES, classes)
         self._file = self._results.open("wb" if begins else "ab")
 
-    def _known_records(self, samples: Sequence[Sample]) -> dict[str, int]:
-        """Return the records' positions by stem, and delete masks of images that now have masks of other names."""
+    def _known_records(self, samples: Sequence[Sample]) -> tuple[dict[str, int], list[Path]]:
+        """Return the records' positions by stem, and the files of samples whose masks now have other names."""
         stems = {sample.name: sample.stem for sample in samples}
         taken = {*stems.values()}
         found: dict[str, int] = {}
+        renamed: list[Path] = []
         for position, stem, record in _records(self._results):
             if stems.get(record["image"], stem) == stem or stem in taken:
                 found[stem] = position
-                continue
-            for path in (_mask_path(self._folder, stem), scores_path(self._folder, stem)):
-                path.unlink(missing_ok=True)
-        return found
+            else:
+                renamed += [_mask_path(self._folder, stem), scores_path(self._folder, stem)]
+        return found, renamed
 
-    def _refuse_foreign(self, *, overwrite: bool) -> None:
+    def _refuse_foreign(self, renamed: Sequence[Path], *, overwrite: bool) -> None:
         ends = [_mask_path] + ([scores_path] if self._settings["scores"] else [])
-        refuse_foreign((path(self._folder, each.stem) for each in self.todo for path in ends), overwrite=overwrite)
+        written = (path(self._folder, each.stem) for each in self.todo for path in ends)
+        refuse_foreign((*renamed, *written), overwrite=overwrite)
 
     def __enter__(self) -> Self:
         return self
@@ -206,13 +209,10 @@ def read_results(path: Path) -> dict[str, dict[str, Any]]:
     Lines that a kill or a power loss left unreadable are skipped. A missing file has no record.
     """
     found: dict[str, dict[str, Any]] = {}
-    stems: dict[str, str] = {}  # by image, whose mask may have had another name
+    latest: dict[str, str] = {}  # stem by image: a mask may have had another name
     for _, stem, record in _records(path):
-        before = stems.get(record["image"], stem)
-        if before != stem and found[before]["image"] == record["image"]:
-            del found[before]
-        found[stem], stems[record["image"]] = record, stem
-    return found
+        found[stem], latest[record["image"]] = record, stem
+    return {stem: record for stem, record in found.items() if latest[record["image"]] == stem}
 
 
 def _records(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:

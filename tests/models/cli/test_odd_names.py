@@ -204,6 +204,11 @@ def test_photos_of_two_folders_share_a_name(tmp_path: Path) -> None:
     for form in ("voc", "coco", "cvat", "label-studio"):
         semples_ok("export", masks, "--images", photos, "--format", form, "--output", tmp_path / form)
     labels.write_text("image,labels\ncats/1.jpg,cat\ndogs/2.jpg,dog\n")
+    ours = (masks / "masks" / "cats__1.png").read_bytes()
+    Image.open(masks / "masks" / "cats__1.png").save(masks / "masks" / "cats__1.png")  # corrected by hand
+    assert "cats__1.png" in semples_refuses(*make)
+    assert (masks / "masks" / "cats__1.png").is_file()
+    (masks / "masks" / "cats__1.png").write_bytes(ours)
     assert "1 masks made, 1 kept" in semples_ok(*make)
     assert {each.name for each in (masks / "masks").iterdir()} == {"1.png", "2.png", "dogs__1.png"}
     assert {each.name for each in (masks / "scores").iterdir()} == {"1.npz", "2.npz", "dogs__1.npz"}

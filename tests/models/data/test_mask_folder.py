@@ -172,6 +172,15 @@ def test_masks_find_their_photos(photos: list[str], masks: list[str], recorded: 
             mask_folder.read_mask_folder(images, run, CLASSES)
 
 
+def test_the_last_record_of_an_image_counts(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    made = [("1", "z/1.jpg"), ("1", "b/1.jpg"), ("b__1", "b/1.jpg"), ("z__1", "z/1.jpg"), ("1", "1.jpg")]
+    for count, expected in ((2, {"1": "b/1.jpg"}), (4, {"b__1": "b/1.jpg", "z__1": "z/1.jpg"}), (5, dict(made[2:]))):
+        lines = [json.dumps({"stem": stem, "image": name, "model": {}, "classes": []}) for stem, name in made[:count]]
+        path.write_text("\n".join(lines) + "\n")
+        assert {stem: each["image"] for stem, each in mask_folder.read_results(path).items()} == expected
+
+
 Spoil = Callable[[Path], object]
 RECORDS, MASK, PHOTO = "run/results.jsonl", "run/masks/flat.png", "images/flat.jpg"
 UNKNOWN = label_map_png(np.full((40, 50), 77, dtype=np.uint8))

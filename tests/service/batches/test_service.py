@@ -259,8 +259,8 @@ def turned() -> bytes:
 def batch(running_worker: WorkerProcess, running_janitor: Child, api: httpx.Client) -> str:
     """A batch with photos in folders, one on its side, ignored pixels, and one that failed."""
     running_worker.ensure()
-    labels = {"a.png": "cat;bowl", "große/Katze.jpg": "cat", "B/a.jpg": "dining_table", "no.png": "cat"}
-    files = {"a.png": new_photo(), "große/Katze.jpg": turned(), "B/a.jpg": new_photo(width=50)}
+    labels = {"a.png": "cat;bowl", "große/Katze.jpg": "cat", "B/a.webp": "dining_table", "no.png": "cat"}
+    files = {"a.png": new_photo(), "große/Katze.jpg": turned(), "B/a.webp": new_photo(width=50)}
     archive = packed({"labels.csv": rows(labels), **files, "no.png": b"no picture"})
     path = accepted(api, archive, min_confidence="0.65")
     assert ended(api, path)["counts"]["finished"] == 3
@@ -303,7 +303,7 @@ def unpack(api: httpx.Client, batch: str, form: str, folder: Path) -> dict[str, 
 
 def by_stem(masks: dict[str, LabelMap]) -> dict[str, LabelMap]:
     """The masks as a VOC folder names them: two photos are called a."""
-    return {{"B/a.jpg": "B__a"}.get(name, Path(name).stem): mask for name, mask in masks.items()}
+    return {{"B/a.webp": "B__a"}.get(name, Path(name).stem): mask for name, mask in masks.items()}
 
 
 def test_voc_archive(api: httpx.Client, batch: str, masks: dict[str, LabelMap], tmp_path: Path) -> None:
