@@ -34,7 +34,7 @@ from models.inference.multi_scale import multi_scale_cams
 from models.prompts import BackgroundPrompts
 from models.training.generator import Refinement, generator_losses
 from models.training.loop import LossesOf
-from models.training.prompts import RegionEmbeddings, embed_backgrounds, prompt_losses
+from models.training.prompts import RegionEmbeddings, embed_regions, prompt_losses
 from models.weaktr_sizes import WeakTrSizes
 
 NAMES = tuple(f"thing number {number}" for number in range(20))
@@ -183,7 +183,7 @@ def embed(generator: MaskGenerator, clip: FrozenClip, batch: Batch) -> RegionEmb
     """Embed the background regions of a batch, as stage (b) does once."""
     views = list(zip(*(torch.split(each, 32) for each in batch), strict=True))
     masks_of = build_masks(generator, clip, mask="minmax", epsilon=EPSILON)
-    return embed_backgrounds(views, masks_of, clip, device=clip.mean.device)
+    return embed_regions(views, masks_of, clip, device=clip.mean.device)
 
 
 def backward(losses: Mapping[str, torch.Tensor]) -> None:

@@ -307,6 +307,9 @@ class GeneratorStageConfig(_StageConfig):
     refinement_weight: Annotated[float, Field(ge=0)] = 0.05  # used by (c) only
     # In (c), a zero_shot generator (no other) starts from class texts less this share of the background prompts.
     prompt_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # A prompt has the whole share if its cosine to its class's background is by this much above that to the foreground,
+    # less in proportion, none if it is not above. 0: each prompt has the whole share.
+    full_share_margin: Annotated[float, Field(ge=0, lt=1)] = 0.0
     mask: Literal["minmax", "sigmoid"] = "minmax"
     trainable: Literal["head", "all"] = "all"
     augmentation: Literal["strong", "light"] = "strong"
@@ -318,6 +321,12 @@ class GeneratorStageConfig(_StageConfig):
     def _keeps_what_the_head_reads(self) -> Self:
         if self.views is not None and self.mask == "sigmoid":
             raise ValueError("expected mask: minmax with views, got sigmoid")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_share_to_reduce(self) -> Self:
+        if self.full_share_margin and not self.prompt_share:
+            raise ValueError("expected prompt_share with full_share_margin, got 0")
         return self
 
 

@@ -55,13 +55,12 @@ def pretrain_generator(run: Run, samples: Sequence[Sample], on_step: OnStep) -> 
 
 def train_generator(run: Run, samples: Sequence[Sample], on_step: OnStep) -> Path:
     """Stage (a): fit the mask generator to L_match; returns its weights' file."""
-    return _fit_to_clip(run, samples, on_step, stage="train-generator", prompts=None)
+    return _fit_to_clip(run, samples, on_step, stage="train-generator", learned=None)
 
 
 def refine_generator(run: Run, samples: Sequence[Sample], on_step: OnStep) -> Path:
     """Stage (c): fit the mask generator, from its initial weights, to L_match + L_refine; returns its weights' file."""
-    prompts = learned_prompts(run)["embeddings"]
-    return _fit_to_clip(run, samples, on_step, stage=FINAL_STAGE, prompts=prompts)
+    return _fit_to_clip(run, samples, on_step, stage=FINAL_STAGE, learned=learned_prompts(run))
 
 
 def pretrain_settings(run: Run) -> PretrainConfig:
@@ -141,14 +140,20 @@ def classification_losses(
     return losses_of
 
 
-def _fit_to_clip(run: Run, samples: Sequence[Sample], on_step: OnStep, *, stage: str, prompts: Tensor | None) -> Path:
+def _fit_to_clip(
+    run: Run, samples: Sequence[Sample], on_step: OnStep, *, stage: str, learned: Mapping[str, Tensor] | None
+) -> Path:
+    """Fit the mask generator to L_match, and with the tensors that stage (b) learned to L_refine, too."""
     settings: GeneratorStageConfig = getattr(run.config, stage.replace("-", "_"))
     clip, class_text = supervision(run)
-    start = class_text if prompts is None else class_text - settings.prompt_share * prompts
+    start, refinement = class_text, None
+    if learned is not None:
+        start = class_text - _prompt_shares(learned, settings) * learned["embeddings"]
+        refinement = Refinement(learned["embeddings"], settings.refinement_weight)
     generator = initial_generator(run, clip, start)
     generator.let_learn(settings.trainable)
-    if prompts is not None:
-        generator.use_prompts(prompts)
+    if refinement is not None:
+        generator.use_prompts(refinement.prompts)
     cams_of = None
     if settings.views is not None:
         capacity = settings.views * len(labeled_samples(samples))
@@ -158,7 +163,7 @@ def _fit_to_clip(run: Run, samples: Sequence[Sample], on_step: OnStep, *, stage:
         clip,
         class_text,
         background_weight=settings.background_weight,
-        refinement=None if prompts is None else Refinement(prompts, settings.refinement_weight),
+        refinement=refinement,
     )
     # The losses are means over the present (image, class) pairs.
     split = micro_batches(
@@ -168,6 +173,19 @@ def _fit_to_clip(run: Run, samples: Sequence[Sample], on_step: OnStep, *, stage:
         device=run.device,
     )
     return _fit(run, samples, on_step, generator, losses_of, stage=stage, split=split)
+
+
+def _prompt_shares(learned: Mapping[str, Tensor], settings: GeneratorStageConfig) -> Tensor:
+    """Return the share of its background prompt that each class's text loses, (K, 1)."""
+    shares = torch.full_like(learned["embeddings"][:, :1], settings.prompt_share)
+    if not settings.full_share_margin:
+        return shares
+    if "margins" not in learned:
+        raise ValueError(
+            "expected prompts with margins from 'semples learn-prompts' for refine_generator.full_share_margin, got "
+            "imported ones or an earlier version's; set it to 0, or learn the prompts again"
+        )
+    return shares * (learned["margins"] / settings.full_share_margin).clamp(0, 1)[:, None]
 
 
 def _fit(

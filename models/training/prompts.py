@@ -1,10 +1,9 @@
-"""Stage (b): background prompts are fitted to embeddings of background regions, L_prompt."""
+"""Stage (b): background prompts are fitted to embeddings of background regions, L_prompt, and then judged by them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -34,10 +33,14 @@ _EMBEDDING_BATCH = 32  # images
 
 @dataclass(frozen=True)
 class RegionEmbeddings:
-    """Embeddings of all background regions of a data set, (N, D), L2-normalized, and their class channels, (N,)."""
+    """L2-normalized embeddings of all background regions of a data set, (N, D), and their class channels, (N,).
+
+    ``foreground`` has the embeddings of the first n foreground regions, (n, D).
+    """
 
     background: Tensor
     channels: Tensor
+    foreground: Tensor
 
 
 def learn_prompts(
@@ -46,7 +49,7 @@ def learn_prompts(
     on_step: OnStep,
     on_images: Callable[[int], None] = lambda _: None,
 ) -> Path:
-    """Stage (b): fit the background prompts to L_prompt; returns their file.
+    """Stage (b): fit the background prompts to L_prompt; returns their file, which has their margins, too.
 
     Before the first step the background regions of all views are embedded; ``on_images`` receives the number of images
     of each batch.
@@ -54,7 +57,7 @@ def learn_prompts(
     settings = run.config.learn_prompts
     clip, class_text = supervision(run)
     weights = run.existing("train-generator", GENERATOR_WEIGHTS)
-    regions = _background_regions(run, samples, clip, class_text, weights, on_images)
+    regions = _embed_views(run, samples, clip, class_text, weights, on_images)
     prompts = build_prompts(run.config, clip, run.classes.names)
     batches = RegionBatches(
         len(regions.channels),
@@ -71,7 +74,8 @@ def learn_prompts(
             on_step=report,
             checkpoint=run.checkpoint(_STAGE, prompts, samples),
         )
-    return _save(run, clip, class_text, prompts.context.detach())
+    learned = _embedded(clip, class_text, prompts.context.detach())
+    return run.save(_STAGE, _PROMPTS, {**learned, "margins": prompt_margins(learned["embeddings"], regions)})
 
 
 def adopt_prompts(run: Run, context: Tensor) -> Path:
@@ -86,7 +90,7 @@ def adopt_prompts(run: Run, context: Tensor) -> Path:
             f"expected prompts {expected} for these classes, prompts.tokens and {run.config.clip.model}, "
             f"got {tuple(context.shape)}"
         )
-    return _save(run, clip, class_text, context.to(run.device))
+    return run.save(_STAGE, _PROMPTS, _embedded(clip, class_text, context.to(run.device)))
 
 
 def has_prompts(run: Run) -> bool:
@@ -100,36 +104,56 @@ def has_adopted_prompts(run: Run) -> bool:
 
 
 def learned_prompts(run: Run) -> dict[str, Tensor]:
-    """Return the prompts' embeddings, (K, D), and context, (K, M, width), on the run's device."""
+    """Return the prompts' embeddings, (K, D), context, (K, M, width), and margins, (K,), on the run's device.
+
+    Imported prompts have no margins.
+    """
     path = run.existing(_STAGE, _PROMPTS)
     return read_tensors(path, "embeddings", "context", device=run.device)
 
 
 @torch.no_grad()
-def embed_backgrounds(
+def embed_regions(
     batches: Iterable[Batch],
     masks_of: MasksOf,
     clip: FrozenClip,
     *,
     device: torch.device,
+    foregrounds: bool = False,
     on_images: Callable[[int], None] = lambda _: None,
 ) -> RegionEmbeddings:
-    """Embed the background region of every (image, present class) pair of the batches.
+    """Embed the background region of every (image, present class) pair of the batches, and maybe the foreground.
 
     They are constants in stage (b), where only the prompts learn: each epoch is a few matrix products.
     """
-    backgrounds, channels = [], []
+    backgrounds, fronts, channels = [], [], []
     for images, labels in batches:
         present = present_pairs(labels.to(device))
         on_device = images.to(device)
         seen = clip.normalize(resize_images(on_device, clip.input_size))
         regions = mask_images(seen, masks_of(on_device, present), present)
         backgrounds.append(clip.embed_images(regions.background).float())
+        if foregrounds:
+            fronts.append(clip.embed_images(regions.foreground).float())
         channels.append(present[:, 1])
         on_images(len(images))
     if not sum(len(each) for each in channels):
         raise ValueError("expected at least one labeled image, got none")
-    return RegionEmbeddings(torch.cat(backgrounds), torch.cat(channels))
+    background = torch.cat(backgrounds)
+    return RegionEmbeddings(background, torch.cat(channels), torch.cat([background[:0], *fronts]))
+
+
+def prompt_margins(prompts: Tensor, regions: RegionEmbeddings) -> Tensor:
+    """Return how much nearer each prompt, (K, D), is to its class's background than to its foreground, (K,).
+
+    The mean difference of the cosines over the regions whose foreground is embedded; 0 for a class without any. A
+    prompt with a small margin describes the object as much as its surroundings.
+    """
+    channels = regions.channels[: len(regions.foreground)]
+    nearer = ((regions.background[: len(channels)] - regions.foreground) * prompts[channels]).sum(dim=1)
+    zeros = torch.zeros(len(prompts), device=prompts.device)
+    counts = zeros.index_add(0, channels, torch.ones_like(nearer))
+    return zeros.index_add(0, channels, nearer) / counts.clamp(min=1)
 
 
 class RegionBatches:
@@ -181,7 +205,7 @@ def prompt_losses(
     return losses_of
 
 
-def _background_regions(
+def _embed_views(
     run: Run,
     samples: Sequence[Sample],
     clip: FrozenClip,
@@ -189,22 +213,26 @@ def _background_regions(
     weights: Path,
     on_images: Callable[[int], None],
 ) -> RegionEmbeddings:
-    """Embed the background regions of all augmented views of the labeled photos."""
+    """Embed the background regions of all augmented views of the labeled photos, and the foreground of the first."""
     settings = run.config.learn_prompts
     generator = load_generator(run.config, clip, class_text, weights, device=run.device)
     masks_of = build_masks(generator, clip, mask="minmax", epsilon=settings.epsilon)
     transform = light_augmentation(settings.crop_size, min_area=settings.crop_min_area)
     photos, seed = labeled_samples(samples), run.config.seed
-    crops = (
-        Crops(photos, classes=len(run.classes), transform=transform, seed=derive_seed(seed, view))
-        for view in range(settings.views)
+
+    def embed(view: int) -> RegionEmbeddings:
+        crops = Crops(photos, classes=len(run.classes), transform=transform, seed=derive_seed(seed, view))
+        batches = ordered_batches(crops, batch_size=_EMBEDDING_BATCH, workers=run.workers)
+        return embed_regions(batches, masks_of, clip, device=run.device, foregrounds=view == 0, on_images=on_images)
+
+    views = [embed(view) for view in range(settings.views)]
+    return RegionEmbeddings(
+        torch.cat([each.background for each in views]),
+        torch.cat([each.channels for each in views]),
+        views[0].foreground,
     )
-    views = (ordered_batches(each, batch_size=_EMBEDDING_BATCH, workers=run.workers) for each in crops)
-    return embed_backgrounds(chain.from_iterable(views), masks_of, clip, device=run.device, on_images=on_images)
 
 
 @torch.no_grad()
-def _save(run: Run, clip: FrozenClip, class_text: Tensor, context: Tensor) -> Path:
-    embeddings = clip.embed_prompts(context)
-    tensors = {"context": context, "embeddings": embeddings, "class_text": class_text}
-    return run.save(_STAGE, _PROMPTS, tensors)
+def _embedded(clip: FrozenClip, class_text: Tensor, context: Tensor) -> dict[str, Tensor]:
+    return {"context": context, "embeddings": clip.embed_prompts(context), "class_text": class_text}

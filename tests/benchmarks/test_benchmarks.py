@@ -14,7 +14,7 @@ from models.inference.multi_scale import multi_scale_cams
 from models.losses import soft_masks
 from models.prompts import BackgroundPrompts
 from models.training.generator import Refinement, generator_losses
-from models.training.prompts import embed_backgrounds, prompt_losses
+from models.training.prompts import embed_regions, prompt_losses
 from models.weaktr_sizes import WeakTrSizes
 from tests.conftest import CPU
 from tests.helpers.vit import vit_generator
@@ -124,7 +124,7 @@ def test_plain_and_library_agree(tiny_clip: FrozenClip) -> None:
     expected = prompts.context.grad
     assert expected is not None
     prompts.zero_grad()
-    regions = embed_backgrounds([(images, labels)], masks_of, tiny_clip, device=CPU)
+    regions = embed_regions([(images, labels)], masks_of, tiny_clip, device=CPU)
     losses = prompt_losses(prompts, tiny_clip, regions, text, text_weight=plain_stages.TEXT_WEIGHT)
     losses(torch.arange(4))["prompt"].backward()
     torch.testing.assert_close(prompts.context.grad, expected, atol=1e-5, rtol=1e-3)

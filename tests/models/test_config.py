@@ -35,6 +35,15 @@ def test_round_trip() -> None:
         ("name: a\nqqq: {}", "f.yaml: qqq: expected a known key, got 'qqq'"),
         ("name: a\ninference: {refine: crf9}", "f.yaml: inference.refine: expected one of none, pamr"),
         ("name: a\ninference: {scales: []}", "f.yaml: inference.scales"),
+        (
+            "name: a\ngenerator: {kind: zero_shot}\ntrain_generator: {prompt_share: 0.2}",
+            "f.yaml: .*expected prompt_share in refine_generator alone",
+        ),
+        ("name: a\nrefine_generator: {prompt_share: 0.2}", "f.yaml: .*expected prompt_share .* for a zero_shot"),
+        (
+            "name: a\nrefine_generator: {full_share_margin: 0.05}",
+            "f.yaml: refine_generator: .*expected prompt_share with full_share_margin, got 0",
+        ),
         ("name: A B", "f.yaml: name: String should match"),
         ("- a", "f.yaml: the top level"),
         ("a: [", "f.yaml: expected YAML"),

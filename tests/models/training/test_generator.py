@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from models.build import build_generator
 from models.bundle.bundle import load_bundle
@@ -26,7 +26,15 @@ from models.training import run as run_module
 from models.training.export import export_bundle
 from models.training.generator import refine_generator, train_generator
 from models.training.pipeline import build_stages
-from models.training.prompts import RegionBatches, adopt_prompts, embed_backgrounds, learn_prompts, learned_prompts
+from models.training.prompts import (
+    RegionBatches,
+    RegionEmbeddings,
+    adopt_prompts,
+    embed_regions,
+    learn_prompts,
+    learned_prompts,
+    prompt_margins,
+)
 from models.training.run import OnStep, Run, open_run, start_run, supervision
 from tests.conftest import CLASSES, CPU, copy_run, with_stage
 from tests.models.bundle.test_import_checkpoint import public_weaktr
@@ -68,13 +76,36 @@ def test_a_batch_without_labels_is_zero_not_nan(tiny_clip: FrozenClip, tiny_conf
 
 def test_backgrounds_are_embedded_once_each(tiny_clip: FrozenClip) -> None:
     batches = [(torch.rand(2, 3, 64, 64), torch.tensor([[1.0, 0, 0, 1], [0, 0, 1, 0]]))] * 2
-    regions = embed_backgrounds(batches, masks_of_everything, tiny_clip, device=CPU)
+    regions = embed_regions(batches, masks_of_everything, tiny_clip, device=CPU)
     assert regions.channels.tolist() == [0, 3, 2] * 2
     # The mask is one half everywhere, so the background is half the normalized image.
     halved = tiny_clip.embed_images(tiny_clip.normalize(batches[0][0]) / 2)
     torch.testing.assert_close(regions.background[:3], halved[[0, 0, 1]])
+    assert not len(regions.foreground)
     with pytest.raises(ValueError, match="expected at least one labeled image"):
-        embed_backgrounds([(torch.rand(1, 3, 64, 64), torch.zeros(1, 4))], masks_of_everything, tiny_clip, device=CPU)
+        embed_regions([(torch.rand(1, 3, 64, 64), torch.zeros(1, 4))], masks_of_everything, tiny_clip, device=CPU)
+
+
+def test_foregrounds_are_embedded_where_asked_for(tiny_clip: FrozenClip) -> None:
+    def quarter(images: Tensor, present: Tensor) -> Tensor:
+        return torch.full((len(present), *images.shape[-2:]), 0.25)
+
+    images = torch.rand(1, 3, 64, 64)
+    batches = [(images, torch.tensor([[0, 1.0, 0, 0]]))]
+    regions = embed_regions(batches, quarter, tiny_clip, device=CPU, foregrounds=True)
+    expected = tiny_clip.embed_images(tiny_clip.normalize(images) / 4)
+    torch.testing.assert_close(regions.foreground, expected)
+
+
+def test_a_margin_is_the_mean_difference_of_cosines() -> None:
+    x, y = torch.eye(2)
+    regions = RegionEmbeddings(
+        background=torch.stack([x, x, y, y]),
+        channels=torch.tensor([0, 0, 2, 0]),
+        foreground=torch.stack([y, x, x]),  # of the first three
+    )
+    margins = prompt_margins(torch.stack([x, x, (x + y) / 2**0.5]), regions)
+    torch.testing.assert_close(margins, torch.tensor([0.5, 0.0, 0.0]))
 
 
 def test_region_batches_cover_each_region_once() -> None:
@@ -173,6 +204,29 @@ def test_c_may_start_from_texts_less_a_share_of_the_prompts(
     expected = text_initialized_head(clip, class_text - 0.25 * learned_prompts(run)["embeddings"])
     torch.testing.assert_close(found[:, :, 0, 0], expected)
     assert not torch.allclose(expected, text_initialized_head(clip, class_text), atol=1e-2)
+
+
+def test_prompts_that_are_near_the_object_count_less(tiny_run: Run, tiny_samples: list[Sample], tmp_path: Path) -> None:
+    run = copy_run(tiny_run, tmp_path / "work")
+    settings = {"epochs": 0, "prompt_share": 0.25, "full_share_margin": 0.02}
+    run = replace(run, config=with_stage(run.config, "refine_generator", **settings))
+    path = run.existing("learn-prompts", "prompts.safetensors")
+    learned = load_file(path)
+    assert torch.isfinite(learned["margins"]).all()
+    write_tensors(path, learned | {"margins": torch.tensor([-0.1, 0.01, 0.02, 0.5])})
+    found = load_file(refine_generator(run, tiny_samples, lambda step: None))["head.weight"]
+    clip, class_text = supervision(run)
+    shares = torch.tensor([[0], [0.125], [0.25], [0.25]])
+    expected = text_initialized_head(clip, class_text - shares * learned["embeddings"])
+    torch.testing.assert_close(found[:, :, 0, 0], expected)
+
+
+def test_imported_prompts_have_no_margins(tiny_config: Config, tiny_samples: list[Sample], tmp_path: Path) -> None:
+    config = with_stage(tiny_config, "refine_generator", prompt_share=0.25, full_share_margin=0.02)
+    run = start_run(config, CLASSES, tmp_path, device=CPU)
+    adopt_prompts(run, torch.rand(4, 4, 16))
+    with pytest.raises(ValueError, match=r"for refine_generator\.full_share_margin, got imported ones"):
+        refine_generator(run, tiny_samples, lambda step: None)
 
 
 def test_a_stage_leaves_its_log_and_files(tiny_run: Run) -> None:
