@@ -45,7 +45,7 @@ WHAT = {
     "a": "(a) step",
     "c": "(c) step",
     "b": "(b) epoch",
-    "embed": "(b) once: embed a view of each photo",
+    "embed": "(b) once: embed the backgrounds of a view",
     "cam": "CAMs, 1.0 and 1.2 with flip",
 }
 
@@ -180,7 +180,7 @@ def our_losses(
 
 
 def embed(generator: MaskGenerator, clip: FrozenClip, batch: Batch) -> RegionEmbeddings:
-    """Embed the background regions of a batch, as stage (b) does once."""
+    """Embed the background regions of a batch, as stage (b) does once; it also embeds the first view's foreground."""
     views = list(zip(*(torch.split(each, 32) for each in batch), strict=True))
     masks_of = build_masks(generator, clip, mask="minmax", epsilon=EPSILON)
     return embed_regions(views, masks_of, clip, device=clip.mean.device)
