@@ -307,8 +307,9 @@ class GeneratorStageConfig(_StageConfig):
     refinement_weight: Annotated[float, Field(ge=0)] = 0.05  # used by (c) only
     # In (c), a zero_shot generator (no other) starts from class texts less this share of the background prompts.
     prompt_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    # A prompt has the whole share if its cosine to its class's background is by this much above that to the foreground,
-    # less in proportion, none if it is not above. 0: each prompt has the whole share.
+    # How much nearer (difference of cosines) a prompt must be to its class's backgrounds than to its objects to count
+    # with the whole prompt_share. With half of this it counts half; not at all if it is not nearer, or its class has no
+    # photo. 0: every prompt counts whole.
     full_share_margin: Annotated[float, Field(ge=0, lt=1)] = 0.0
     mask: Literal["minmax", "sigmoid"] = "minmax"
     trainable: Literal["head", "all"] = "all"
@@ -321,12 +322,6 @@ class GeneratorStageConfig(_StageConfig):
     def _keeps_what_the_head_reads(self) -> Self:
         if self.views is not None and self.mask == "sigmoid":
             raise ValueError("expected mask: minmax with views, got sigmoid")
-        return self
-
-    @model_validator(mode="after")
-    def _has_a_share_to_reduce(self) -> Self:
-        if self.full_share_margin and not self.prompt_share:
-            raise ValueError("expected prompt_share with full_share_margin, got 0")
         return self
 
 
@@ -391,10 +386,17 @@ class Config(Frozen):
                 f"expected a convolutional mask generator for a segmenter on its features, got a {self.generator.kind}"
             )
         starts_from_texts = self.generator.kind == "zero_shot" and self.pretrain_generator is None
-        if self.train_generator.prompt_share or (self.refine_generator.prompt_share and not starts_from_texts):
+        match, refine = (
+            {"prompt_share": stage.prompt_share, "full_share_margin": stage.full_share_margin}
+            for stage in (self.train_generator, self.refine_generator)
+        )
+        if any(match.values()) or (any(refine.values()) and not starts_from_texts):
             raise ValueError(
-                "expected prompt_share in refine_generator alone, and for a zero_shot generator that is not pre-trained"
+                "expected prompt_share and full_share_margin in refine_generator alone, and for a zero_shot generator "
+                "that is not pre-trained"
             )
+        if self.refine_generator.full_share_margin and not self.refine_generator.prompt_share:
+            raise ValueError("expected refine_generator.prompt_share with full_share_margin, got 0")
         return self
 
     @property

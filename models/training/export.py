@@ -58,7 +58,8 @@ def export_bundle(
         raise ValueError(f"expected a stage of {', '.join(STAGES)}, got {stage!r}")
     clip, class_text = supervision(run)
     generator = _generator(run, stage, clip, class_text)
-    prompts = learned_prompts(run) if has_prompts(run) else {}
+    learned = learned_prompts(run) if has_prompts(run) else {}
+    prompts: dict[str, Tensor] = {name: learned[name] for name in ("context", "embeddings") if name in learned}
     spec, segmenter = (trained_segmenter(run) if "segmenter" in parts else None) or (None, None)
     if isinstance(spec, FeatureSegmenterSpec) and stage != FINAL_STAGE:
         spec, segmenter = None, None  # it reads the features of the last stage's generator

@@ -182,8 +182,8 @@ def _prompt_shares(learned: Mapping[str, Tensor], settings: GeneratorStageConfig
         return shares
     if "margins" not in learned:
         raise ValueError(
-            "expected prompts with margins from 'semples learn-prompts' for refine_generator.full_share_margin, got "
-            "imported ones or an earlier version's; set it to 0, or learn the prompts again"
+            "expected the prompts' margins from 'semples learn-prompts' for refine_generator.full_share_margin, got an "
+            "earlier version's prompts; learn them again"
         )
     return shares * (learned["margins"] / settings.full_share_margin).clamp(0, 1)[:, None]
 

@@ -1,4 +1,4 @@
-"""Stage (b): background prompts are fitted to embeddings of background regions, L_prompt, and then judged by them."""
+"""Stage (b): background prompts are fitted to embeddings of background regions, L_prompt."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ _EMBEDDING_BATCH = 32  # images
 class RegionEmbeddings:
     """L2-normalized embeddings of all background regions of a data set, (N, D), and their class channels, (N,).
 
-    ``foreground`` has the embeddings of the first n foreground regions, (n, D).
+    Row i of ``foreground``, (n, D) with n ≤ N, is of the same photo and class as row i of ``background``; n is 0 unless
+    the foreground was asked for.
     """
 
     background: Tensor
@@ -49,10 +50,11 @@ def learn_prompts(
     on_step: OnStep,
     on_images: Callable[[int], None] = lambda _: None,
 ) -> Path:
-    """Stage (b): fit the background prompts to L_prompt; returns their file, which has their margins, too.
+    """Stage (b): fit the background prompts to L_prompt; returns their file.
 
     Before the first step the background regions of all views are embedded; ``on_images`` receives the number of images
-    of each batch.
+    of each batch. If stage (c) asks for ``prompt_margins``, the foreground of the first view is embedded, too, and the
+    file has the margins.
     """
     settings = run.config.learn_prompts
     clip, class_text = supervision(run)
@@ -75,7 +77,9 @@ def learn_prompts(
             checkpoint=run.checkpoint(_STAGE, prompts, samples),
         )
     learned = _embedded(clip, class_text, prompts.context.detach())
-    return run.save(_STAGE, _PROMPTS, {**learned, "margins": prompt_margins(learned["embeddings"], regions)})
+    if run.config.refine_generator.full_share_margin:
+        learned["margins"] = prompt_margins(learned["embeddings"], regions)
+    return run.save(_STAGE, _PROMPTS, learned)
 
 
 def adopt_prompts(run: Run, context: Tensor) -> Path:
@@ -83,6 +87,11 @@ def adopt_prompts(run: Run, context: Tensor) -> Path:
     if has_prompts(run):
         path = run.work / _STAGE / _PROMPTS
         raise ValueError(f"expected a run without prompts, got {path}; delete it to replace them")
+    if margin := run.config.refine_generator.full_share_margin:
+        raise ValueError(
+            f"expected refine_generator.full_share_margin 0 for imported prompts, of which no margins are known, "
+            f"got {margin}"
+        )
     clip, class_text = supervision(run)
     expected = (len(run.classes), run.config.prompts.tokens, clip.prompt_width)
     if context.shape != expected:
@@ -104,10 +113,7 @@ def has_adopted_prompts(run: Run) -> bool:
 
 
 def learned_prompts(run: Run) -> dict[str, Tensor]:
-    """Return the prompts' embeddings, (K, D), context, (K, M, width), and margins, (K,), on the run's device.
-
-    Imported prompts have no margins.
-    """
+    """Return the prompts' embeddings, (K, D), context, (K, M, width), and maybe margins, (K,), on the run's device."""
     path = run.existing(_STAGE, _PROMPTS)
     return read_tensors(path, "embeddings", "context", device=run.device)
 
@@ -122,7 +128,7 @@ def embed_regions(
     foregrounds: bool = False,
     on_images: Callable[[int], None] = lambda _: None,
 ) -> RegionEmbeddings:
-    """Embed the background region of every (image, present class) pair of the batches, and maybe the foreground.
+    """Embed the background region of every (image, present class) pair of the batches; on request the foreground, too.
 
     They are constants in stage (b), where only the prompts learn: each epoch is a few matrix products.
     """
@@ -146,8 +152,7 @@ def embed_regions(
 def prompt_margins(prompts: Tensor, regions: RegionEmbeddings) -> Tensor:
     """Return how much nearer each prompt, (K, D), is to its class's background than to its foreground, (K,).
 
-    The mean difference of the cosines over the regions whose foreground is embedded; 0 for a class without any. A
-    prompt with a small margin describes the object as much as its surroundings.
+    The mean difference of the two cosines over the regions whose foreground is embedded; 0 for a class without any.
     """
     channels = regions.channels[: len(regions.foreground)]
     nearer = ((regions.background[: len(channels)] - regions.foreground) * prompts[channels]).sum(dim=1)
@@ -213,17 +218,19 @@ def _embed_views(
     weights: Path,
     on_images: Callable[[int], None],
 ) -> RegionEmbeddings:
-    """Embed the background regions of all augmented views of the labeled photos, and the foreground of the first."""
+    """Embed the background regions of all augmented views of the labeled photos."""
     settings = run.config.learn_prompts
     generator = load_generator(run.config, clip, class_text, weights, device=run.device)
     masks_of = build_masks(generator, clip, mask="minmax", epsilon=settings.epsilon)
     transform = light_augmentation(settings.crop_size, min_area=settings.crop_min_area)
     photos, seed = labeled_samples(samples), run.config.seed
+    measures_margins = run.config.refine_generator.full_share_margin > 0
 
     def embed(view: int) -> RegionEmbeddings:
         crops = Crops(photos, classes=len(run.classes), transform=transform, seed=derive_seed(seed, view))
         batches = ordered_batches(crops, batch_size=_EMBEDDING_BATCH, workers=run.workers)
-        return embed_regions(batches, masks_of, clip, device=run.device, foregrounds=view == 0, on_images=on_images)
+        foregrounds = measures_margins and view == 0
+        return embed_regions(batches, masks_of, clip, device=run.device, foregrounds=foregrounds, on_images=on_images)
 
     views = [embed(view) for view in range(settings.views)]
     return RegionEmbeddings(

@@ -37,12 +37,20 @@ def test_round_trip() -> None:
         ("name: a\ninference: {scales: []}", "f.yaml: inference.scales"),
         (
             "name: a\ngenerator: {kind: zero_shot}\ntrain_generator: {prompt_share: 0.2}",
-            "f.yaml: .*expected prompt_share in refine_generator alone",
+            "f.yaml: .*expected prompt_share and full_share_margin in refine_generator alone",
         ),
-        ("name: a\nrefine_generator: {prompt_share: 0.2}", "f.yaml: .*expected prompt_share .* for a zero_shot"),
+        ("name: a\nrefine_generator: {prompt_share: 0.2}", "f.yaml: .*expected prompt_share and .* for a zero_shot"),
         (
             "name: a\nrefine_generator: {full_share_margin: 0.05}",
-            "f.yaml: refine_generator: .*expected prompt_share with full_share_margin, got 0",
+            "f.yaml: .*expected prompt_share and full_share_margin .* for a zero_shot",
+        ),
+        (
+            "name: a\ngenerator: {kind: zero_shot}\ntrain_generator: {full_share_margin: 0.05}",
+            "f.yaml: .*expected prompt_share and full_share_margin in refine_generator alone",
+        ),
+        (
+            "name: a\ngenerator: {kind: zero_shot}\nrefine_generator: {full_share_margin: 0.05}",
+            "f.yaml: .*expected refine_generator.prompt_share with full_share_margin, got 0",
         ),
         ("name: A B", "f.yaml: name: String should match"),
         ("- a", "f.yaml: the top level"),

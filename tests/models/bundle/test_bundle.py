@@ -27,6 +27,7 @@ def test_a_bundle_is_what_was_trained(tiny_bundle: Path, tiny_run: Run) -> None:
     learned = load_file(tiny_run.existing("learn-prompts", "prompts.safetensors"))
     assert bundle.prompts is not None
     torch.testing.assert_close(bundle.prompts, learned["embeddings"], atol=1e-3, rtol=0)
+    assert load_file(tiny_bundle / "prompts.safetensors").keys() == {"class_text", "context", "embeddings"}
     assert bundle.info.classes == CLASSES.with_synonyms({"cup": ["mug"]})
     assert bundle.info.stage == "refine-generator"
     assert not any(each.requires_grad for each in bundle.generator.parameters())

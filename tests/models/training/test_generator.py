@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from models.build import build_generator
+from models.build import build_generator, build_masks, load_generator
 from models.bundle.bundle import load_bundle
 from models.bundle.import_checkpoint import weaktr_weights
 from models.clip import FrozenClip
 from models.config import CnnConfig, Config, PretrainConfig, parse_config
 from models.data.classes import Sample
+from models.data.loaders import Crops, derive_seed, light_augmentation, ordered_batches
 from models.generators.cnn import text_initialized_head
 from models.inference.predictor import Predictor
 from models.tensors import write_tensors
@@ -39,6 +40,13 @@ from models.training.run import OnStep, Run, open_run, start_run, supervision
 from tests.conftest import CLASSES, CPU, copy_run, with_stage
 from tests.models.bundle.test_import_checkpoint import public_weaktr
 from tests.models.training.test_loop import Killed, kill_at
+
+
+def with_margins(run: Run) -> Run:
+    """Let stage (c) start, without training, from prompts that count by their margins."""
+    settings = {"epochs": 0, "prompt_share": 0.25, "full_share_margin": 0.02}
+    return replace(run, config=with_stage(run.config, "refine_generator", **settings))
+
 
 Stage = Callable[[Run, Sequence[Sample], OnStep], Path]
 
@@ -207,12 +215,11 @@ def test_c_may_start_from_texts_less_a_share_of_the_prompts(
 
 
 def test_prompts_that_are_near_the_object_count_less(tiny_run: Run, tiny_samples: list[Sample], tmp_path: Path) -> None:
-    run = copy_run(tiny_run, tmp_path / "work")
-    settings = {"epochs": 0, "prompt_share": 0.25, "full_share_margin": 0.02}
-    run = replace(run, config=with_stage(run.config, "refine_generator", **settings))
+    run = with_margins(copy_run(tiny_run, tmp_path / "work"))
     path = run.existing("learn-prompts", "prompts.safetensors")
     learned = load_file(path)
-    assert torch.isfinite(learned["margins"]).all()
+    with pytest.raises(ValueError, match=r"expected the prompts' margins .* got an earlier version's prompts"):
+        refine_generator(run, tiny_samples, lambda step: None)
     write_tensors(path, learned | {"margins": torch.tensor([-0.1, 0.01, 0.02, 0.5])})
     found = load_file(refine_generator(run, tiny_samples, lambda step: None))["head.weight"]
     clip, class_text = supervision(run)
@@ -221,12 +228,31 @@ def test_prompts_that_are_near_the_object_count_less(tiny_run: Run, tiny_samples
     torch.testing.assert_close(found[:, :, 0, 0], expected)
 
 
-def test_imported_prompts_have_no_margins(tiny_config: Config, tiny_samples: list[Sample], tmp_path: Path) -> None:
-    config = with_stage(tiny_config, "refine_generator", prompt_share=0.25, full_share_margin=0.02)
-    run = start_run(config, CLASSES, tmp_path, device=CPU)
-    adopt_prompts(run, torch.rand(4, 4, 16))
-    with pytest.raises(ValueError, match=r"for refine_generator\.full_share_margin, got imported ones"):
-        refine_generator(run, tiny_samples, lambda step: None)
+def test_b_measures_the_margins_on_the_first_view(tiny_run: Run, tiny_samples: list[Sample], tmp_path: Path) -> None:
+    run = with_margins(copy_run(tiny_run, tmp_path / "work"))
+    learn_prompts(run, tiny_samples, lambda step: None)
+    learned = learned_prompts(run)
+
+    settings = run.config.learn_prompts
+    assert settings.views == 2
+    clip, class_text = supervision(run)
+    weights = run.existing("train-generator", "generator.safetensors")
+    matched = load_generator(run.config, clip, class_text, weights, device=CPU)
+    masks_of = build_masks(matched, clip, mask="minmax", epsilon=settings.epsilon)
+    transform = light_augmentation(settings.crop_size, min_area=settings.crop_min_area)
+    crops = Crops(tiny_samples, classes=4, transform=transform, seed=derive_seed(run.config.seed, 0))
+    batches = ordered_batches(crops, batch_size=3, workers=0)
+    regions = embed_regions(batches, masks_of, clip, device=CPU, foregrounds=True)
+    expected = prompt_margins(learned["embeddings"], regions)
+    torch.testing.assert_close(learned["margins"], expected, atol=1e-5, rtol=1e-3)
+    assert expected.abs().max() > 1e-4
+
+
+def test_imported_prompts_have_no_margins(tiny_config: Config, tmp_path: Path) -> None:
+    run = with_margins(start_run(tiny_config, CLASSES, tmp_path, device=CPU))
+    with pytest.raises(ValueError, match=r"expected refine_generator.full_share_margin 0 for imported .* got 0\.02"):
+        adopt_prompts(run, torch.rand(4, 4, 16))
+    assert not (tmp_path / "learn-prompts").exists()
 
 
 def test_a_stage_leaves_its_log_and_files(tiny_run: Run) -> None:
