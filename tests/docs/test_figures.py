@@ -41,6 +41,13 @@ def test_the_bundles_figures(data: str, in_readme: str) -> None:
     assert (row[3], row[-1]) == (alone, published(data, "segmenter", "all classes"))
 
 
+def test_the_segmenters_classes_are_counted() -> None:
+    info = read_info(find_bundle("coco-demo"))
+    known = len(info.classes) - len(info.untaught)
+    assert f"knows {known} of the {len(info.classes)} classes" in README
+    assert f"knows the {known} classes" in RESULTS
+
+
 def test_readmes_spreads_are_those_of_the_results() -> None:
     spreads = re.findall(r"\d+\.\d ± \d+\.\d", README)
     assert spreads
