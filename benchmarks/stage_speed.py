@@ -180,7 +180,7 @@ def our_losses(
 
 
 def embed(generator: MaskGenerator, clip: FrozenClip, batch: Batch) -> RegionEmbeddings:
-    """Embed the background regions of a batch, as stage (b) does once; it also embeds the first view's foreground."""
+    """Embed the background regions of a batch, as stage (b) does once."""
     views = list(zip(*(torch.split(each, 32) for each in batch), strict=True))
     masks_of = build_masks(generator, clip, mask="minmax", epsilon=EPSILON)
     return embed_regions(views, masks_of, clip, device=clip.mean.device)

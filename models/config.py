@@ -386,11 +386,9 @@ class Config(Frozen):
                 f"expected a convolutional mask generator for a segmenter on its features, got a {self.generator.kind}"
             )
         starts_from_texts = self.generator.kind == "zero_shot" and self.pretrain_generator is None
-        match, refine = (
-            {"prompt_share": stage.prompt_share, "full_share_margin": stage.full_share_margin}
-            for stage in (self.train_generator, self.refine_generator)
-        )
-        if any(match.values()) or (any(refine.values()) and not starts_from_texts):
+        stages = (self.train_generator, self.refine_generator)
+        matching, refining = (stage.prompt_share or stage.full_share_margin for stage in stages)
+        if matching or (refining and not starts_from_texts):
             raise ValueError(
                 "expected prompt_share and full_share_margin in refine_generator alone, and for a zero_shot generator "
                 "that is not pre-trained"

@@ -89,7 +89,7 @@ def adopt_prompts(run: Run, context: Tensor) -> Path:
         raise ValueError(f"expected a run without prompts, got {path}; delete it to replace them")
     if margin := run.config.refine_generator.full_share_margin:
         raise ValueError(
-            f"expected refine_generator.full_share_margin 0 for imported prompts, of which no margins are known, "
+            "expected refine_generator.full_share_margin 0 for imported prompts, of which no margins are known, "
             f"got {margin}"
         )
     clip, class_text = supervision(run)

@@ -41,14 +41,13 @@ from tests.conftest import CLASSES, CPU, copy_run, with_stage
 from tests.models.bundle.test_import_checkpoint import public_weaktr
 from tests.models.training.test_loop import Killed, kill_at
 
+Stage = Callable[[Run, Sequence[Sample], OnStep], Path]
+
 
 def with_margins(run: Run) -> Run:
     """Let stage (c) start, without training, from prompts that count by their margins."""
     settings = {"epochs": 0, "prompt_share": 0.25, "full_share_margin": 0.02}
     return replace(run, config=with_stage(run.config, "refine_generator", **settings))
-
-
-Stage = Callable[[Run, Sequence[Sample], OnStep], Path]
 
 
 def digest(module: nn.Module) -> str:
